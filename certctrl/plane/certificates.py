@@ -141,8 +141,8 @@ class Certificates:
         if device_id is not None:  # the row may have changed while the key was generated
             self._require_renewable(row, device_id)
         issue_id = self._store(cert_id, issued, "renew", reason, device_id)
-        for holder in self._holders(cert_id):
-            self._stream.append(holder, "cert.renewed", {"cert_id": cert_id, "serial": issued.serial_number})
+        renewed = {"cert_id": cert_id, "serial": issued.serial_number}
+        self._stream.append_to_all(self._holders(cert_id), "cert.renewed", renewed)
         return self._issue(issue_id)
 
     async def revoke(self, user_id: int, cert_id: int, *, reason: str = "") -> dict[str, Any]:
@@ -163,8 +163,7 @@ class Certificates:
                 cert_id,
             )
             self._log(cert_id, "revoke", reason, None, row["serial_number"])
-            for holder in self._holders(cert_id):
-                self._stream.append(holder, "cert.revoked", {"cert_id": cert_id})
+            self._stream.append_to_all(self._holders(cert_id), "cert.revoked", {"cert_id": cert_id})
         return self.show(user_id, cert_id)
 
     async def assign(self, user_id: int, device_id: int, cert_id: int) -> dict[str, Any]:

@@ -41,6 +41,7 @@ from certctrl.plane.sessions import DeviceSession, Sessions
 from certctrl.plane.settings import PlaneSettings
 from certctrl.plane.storage.data_dir import DataDir, locked, make_data_dir, write_file
 from certctrl.plane.storage.database import Database, P, T
+from certctrl.plane.storage.gathering import Gathering
 from certctrl.plane.storage.keyring import Keyring
 from certctrl.plane.storage.signal_stream import Page, SignalStream, Waiter
 from certctrl.plane.storage.sqlite import SqliteDatabase
@@ -127,6 +128,7 @@ class Plane:
         self._free_pages = FreePages()
         self.jobs = Jobs(db, wall_now)
         self._plan_housekeeping()
+        self._gathering = Gathering(db)
         self._closing = contextlib.ExitStack()
 
     @classmethod
@@ -203,6 +205,10 @@ class Plane:
         """Run a synchronous function of the parts in one unit of work; see ``Database.work``."""
         return await self.database.work(function, *args, **kwargs)
 
+    async def work_together(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a unit of work of a device's request in one transaction with those of others; see ``Gathering.work``."""
+        return await self._gathering.work(function, *args, **kwargs)
+
     def begin_poll(self, session: DeviceSession, poll: Poll) -> HeldPoll:
         """Read the first page, as part of a unit of work; ErrorResponse 400, 409 and 429."""
         device_id = session.device_id
@@ -231,7 +237,7 @@ class Plane:
                 if not await waiter.wait(page.cursor, until):
                     break
                 try:
-                    page = await self.work(self._next_page, held.session, page.cursor, poll.limit)
+                    page = await self.work_together(self._next_page, held.session, page.cursor, poll.limit)
                 except DatabaseAwayError:
                     continue  # stay, rather than make all devices poll a database that is away
         if not DEFAULT_LIMIT <= poll.limit == len(page.signals):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,16 +13,22 @@ from certctrl.plane.clones import CloneDetector
 from certctrl.plane.errors import bad_request, conflict, device_revoked, not_found
 from certctrl.plane.installs import Installs
 from certctrl.plane.sessions import Sessions
-from certctrl.plane.storage.database import Database, Row
+from certctrl.plane.storage.database import Database, Row, marks
 from certctrl.plane.storage.signal_stream import SignalStream
 
 FIRST_USER = 1
 """The user that every plane starts with."""
 
+LONGEST_PAGE = 500
+"""Devices read together."""
+
 RECENT_SECONDS = 86_400.0
 """Outcomes of this time are counted for a device: what failed long ago says nothing about now."""
 
 
+_SHOWN = (
+    "id", "user_id", "device_public_id", "status", "name", "platform", "model", "app_version", "key_fingerprint",
+)  # fmt: skip
 _SAVED_WITHIN_SECONDS = 60.0
 """A plane saves its sightings within this time: a stored one this much newer is another plane's, otherwise of a clock
 that was set back."""
@@ -203,14 +209,20 @@ class Devices:
 
     def show_all(self, user_id: int) -> list[dict[str, Any]]:
         """Return all devices of a user as operators see them."""
+        shown: list[dict[str, Any]] = []
+        while page := self.page(user_id, shown[-1]["id"] if shown else 0, LONGEST_PAGE):
+            shown += page
+        return shown
+
+    def page(self, user_id: int, after_id: int, limit: int) -> list[dict[str, Any]]:
+        """Return up to ``limit`` devices of a user with ids above ``after_id``, in order of id."""
         self.require_user(user_id)
-        return [
-            self._shown(row) for row in self._db.all("SELECT * FROM devices WHERE user_id = ? ORDER BY id", user_id)
-        ]
+        sql = "SELECT * FROM devices WHERE user_id = ? AND id > ? ORDER BY id LIMIT ?"
+        return self._shown(self._db.all(sql, user_id, after_id, limit))
 
     def show(self, user_id: int, device_id: int) -> dict[str, Any]:
         """Return one device as operators see it."""
-        return self._shown(self.row(user_id, device_id))
+        return self._shown([self.row(user_id, device_id)])[0]
 
     def seen(self, device_id: int, address: str, cursor: str) -> None:
         """Note the time, address and cursor of a poll."""
@@ -241,32 +253,45 @@ class Devices:
             if self._sightings.get(device_id) is sighting:
                 del self._sightings[device_id]
 
-    def _shown(self, row: Row) -> dict[str, Any]:
-        seen = _Sighting(row["last_seen_at"] or 0.0, row["last_address"], row["last_cursor"])
-        seen = max(seen, self._sightings.get(row["id"], seen), key=lambda sighting: sighting.at)
-        counts = self._db.all(
-            "SELECT outcome, count(*) AS n FROM outcomes WHERE device_id = ? AND at > ? GROUP BY 1",
-            row["id"],
-            self._wall_now() - RECENT_SECONDS,
-        )
-        return {
-            "id": row["id"],
-            "user_id": row["user_id"],
-            "device_public_id": row["device_public_id"],
-            "status": row["status"],
-            "name": row["name"],
-            "platform": row["platform"],
-            "model": row["model"],
-            "app_version": row["app_version"],
-            "key_fingerprint": row["key_fingerprint"],
-            "created_at": when(row["created_at"]),
-            "registered_at": when(row["registered_at"]),
-            "revoked_at": when(row["revoked_at"]),
-            "revoke_reason": row["revoke_reason"],
-            "last_seen_at": when(seen.at or None),
-            "last_address": seen.address,
-            "copies_suspected": self._clones.suspected(row["copies_at"]),
-            "signals_waiting": self._stream.waiting(row["id"], seen.cursor),
-            "install_version": self._installs.version(row["id"]),
-            "outcomes": {count["outcome"]: count["n"] for count in counts},
-        }
+    def _shown(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
+        """Return devices as operators see them, with one statement for each kind of detail."""
+        if not rows:
+            return []
+        seen = {row["id"]: self._last_seen(row) for row in rows}
+        waiting = self._stream.waiting({device_id: sighting.cursor for device_id, sighting in seen.items()})
+        versions = self._installs.versions(list(seen))
+        outcomes = self._outcomes(list(seen))
+        shown = []
+        for row in rows:
+            sighting = seen[row["id"]]
+            shown.append(
+                {name: row[name] for name in _SHOWN}
+                | {
+                    "created_at": when(row["created_at"]),
+                    "registered_at": when(row["registered_at"]),
+                    "revoked_at": when(row["revoked_at"]),
+                    "revoke_reason": row["revoke_reason"],
+                    "last_seen_at": when(sighting.at or None),
+                    "last_address": sighting.address,
+                    "copies_suspected": self._clones.suspected(row["copies_at"]),
+                    "signals_waiting": waiting.get(row["id"], 0),
+                    "install_version": versions[row["id"]],
+                    "outcomes": outcomes.get(row["id"], {}),
+                }
+            )
+        return shown
+
+    def _last_seen(self, row: Row) -> _Sighting:
+        stored = _Sighting(row["last_seen_at"] or 0.0, row["last_address"], row["last_cursor"])
+        return max(stored, self._sightings.get(row["id"], stored), key=lambda sighting: sighting.at)
+
+    def _outcomes(self, device_ids: Sequence[int]) -> dict[int, dict[str, int]]:
+        """Return the number of recent outcomes of each kind, for devices that have any."""
+        counts: dict[int, dict[str, int]] = {}
+        for row in self._db.all(
+            f"SELECT device_id, outcome, count(*) AS n FROM outcomes WHERE device_id IN ({marks(device_ids)}) AND at > ?"
+            " GROUP BY device_id, outcome ORDER BY device_id, outcome",
+            *(*device_ids, self._wall_now() - RECENT_SECONDS),
+        ):
+            counts.setdefault(row["device_id"], {})[row["outcome"]] = row["n"]
+        return counts

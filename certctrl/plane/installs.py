@@ -8,13 +8,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from certctrl.errors import PlanError
 from certctrl.plane.clock import rfc3339
 from certctrl.plane.errors import bad_request, not_found
-from certctrl.plane.storage.database import Database, Row
+from certctrl.plane.storage.database import Database, Row, marks
 from certctrl.plane.storage.signal_stream import SignalStream
 from certctrl.protocol.wire.install_config import items_from_operator
 from certctrl.protocol.wire.reader import Misfit
@@ -89,9 +89,10 @@ class Installs:
         row = self._row(device_id)
         return f"v{row['version']}-{row['installs_hash_b64'][:16]}"
 
-    def version(self, device_id: int) -> int:
-        """Return the current version."""
-        return int(self._row(device_id)["version"])
+    def versions(self, device_ids: Sequence[int]) -> dict[int, int]:
+        """Return the current version of each device."""
+        sql = f"SELECT device_id, version FROM install_configs WHERE device_id IN ({marks(device_ids)})"
+        return {row["device_id"]: row["version"] for row in self._db.all(sql, *device_ids)}
 
     def _row(self, device_id: int) -> Row:
         row = self._db.one("SELECT * FROM install_configs WHERE device_id = ?", device_id)

@@ -83,6 +83,7 @@ async def serve_plane(
                 nursery.start_soon(plane.run_housekeeping)
                 nursery.start_soon(plane.storage_check.run)
                 nursery.start_soon(plane.exchange_wakes)
+                nursery.start_soon(plane.stream.pace_wakes)
                 nursery.start_soon(_renew_forever, certificate)
                 log.info("control plane at %s", url)
                 task_status.started(_address(url, plane.data))

@@ -27,8 +27,8 @@ _NAME = "certctrl-plane"
 _MAX_TOKEN = 4096
 _EXPLAINED_SECONDS = 30 * DAY
 """How long an expired refresh token is still distinguished from an unknown one."""
-_MAX_VERIFIED = 10_000
-"""Verified tokens kept in memory."""
+_MAX_VERIFIED = 200_000
+"""Verified tokens kept in memory, about 200 bytes each: two of each device for the largest fleet of one process."""
 
 
 @lean.frozen
@@ -44,6 +44,15 @@ class DeviceSession:
     """When two agents of the device were last noticed."""
 
 
+@lean.frozen
+class _Claims:
+    """What a verified access token says; the device may have been removed since."""
+
+    device_id: int
+    session: int
+    expires_at: float
+
+
 class Sessions:
     """Issues and verifies the tokens of devices."""
 
@@ -54,7 +63,7 @@ class Sessions:
         self._settings = settings
         self._wall_now = wall_now
         self._key = _signing_key(database, keyring)
-        self._verified: OrderedDict[bytes, dict[str, Any]] = OrderedDict()
+        self._verified: OrderedDict[bytes, _Claims] = OrderedDict()
         self._lock = threading.Lock()
 
     def start(self, device_id: int) -> dict[str, Any]:
@@ -98,27 +107,24 @@ class Sessions:
 
         ErrorResponse 403 for a revoked device, even if its token has expired; 401 for any other invalid token.
         """
-        claims, device_id = self._claims(token), self.claimed_device(token)
+        claims = self._claims(token)
         row = self._db.one(
             "SELECT user_id, status, session, revoked_at, revoke_reason, instance, copies_at FROM devices WHERE id = ?",
-            device_id,
+            claims.device_id,
         )
         if row is None:
             raise invalid_token("Access token is not valid")
         if row["status"] == "revoked":
             raise device_revoked(row["revoked_at"], row["revoke_reason"])
-        if claims["exp"] <= self._wall_now():
-            raise token_expired(claims["exp"])
-        if claims.get("session") != row["session"]:
+        if claims.expires_at <= self._wall_now():
+            raise token_expired(claims.expires_at)
+        if claims.session != row["session"]:
             raise invalid_token("This session has ended: the device was registered again")
-        return DeviceSession(device_id, row["user_id"], row["session"], row["instance"], row["copies_at"])
+        return DeviceSession(claims.device_id, row["user_id"], row["session"], row["instance"], row["copies_at"])
 
     def claimed_device(self, token: str) -> int:
         """Return the device of a token that we signed, which may be void; ErrorResponse 401 for any other token."""
-        device_id = self._claims(token).get("device_id")
-        if not isinstance(device_id, int):
-            raise invalid_token("Access token is not valid")
-        return device_id
+        return self._claims(token).device_id
 
     def still_valid(self, session: DeviceSession) -> None:
         """Raise as ``authenticate`` would, except for expiry; for requests that have waited."""
@@ -134,7 +140,7 @@ class Sessions:
         """Delete refresh tokens that have expired."""
         self._db.run("DELETE FROM refresh_tokens WHERE expires_at <= ?", self._wall_now() - _EXPLAINED_SECONDS)
 
-    def _claims(self, token: str) -> dict[str, Any]:
+    def _claims(self, token: str) -> _Claims:
         """Return the claims of a token that we signed; ErrorResponse 401 for any other.
 
         A device polls many times with one token, so each signature is verified once.
@@ -149,7 +155,7 @@ class Sessions:
                     self._verified.popitem(last=False)
         return claims
 
-    def _verify(self, token: str) -> dict[str, Any]:
+    def _verify(self, token: str) -> _Claims:
         try:
             if len(token) > _MAX_TOKEN:
                 raise invalid_token("Access token is not valid")
@@ -160,7 +166,10 @@ class Sessions:
             )
         except jwt.PyJWTError:
             raise invalid_token("Access token is not valid") from None
-        return claims
+        device_id, session = claims.get("device_id"), claims.get("session")
+        if not isinstance(device_id, int) or not isinstance(session, int):
+            raise invalid_token("Access token is not valid")
+        return _Claims(device_id, session, claims["exp"])
 
     def _access_token(self, device_id: int) -> dict[str, Any]:
         row = self._db.one("SELECT user_id, session FROM devices WHERE id = ?", device_id)

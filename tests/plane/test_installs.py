@@ -137,14 +137,14 @@ async def test_invalid_items_are_refused_and_change_nothing(world: World, items:
     assert (reply.status, reply.key) == (400, "BAD_REQUEST")
     assert expected in reply.json["error"]["what"]
     assert (await device.poll()).status == 204
-    assert world.plane.installs.version(device.id) == 1
+    assert world.plane.installs.versions([device.id])[device.id] == 1
 
 
 async def test_an_unchecked_put_accepts_any_items(world: World) -> None:
     device = await world.device()
     assert (await put(world, device, [{"id": 1, "type": "wipe"}], "?unchecked=1")).data["version"] == 2
     await world.plane.installs.put(device.id, [{"id": 1, "type": "wipe-more"}], check=False)
-    assert world.plane.installs.version(device.id) == 3
+    assert world.plane.installs.versions([device.id])[device.id] == 3
 
 
 @given(

@@ -15,7 +15,7 @@ _NO_STORE = {"cache-control": "no-store"}
 
 def data_answer(data: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """Return a success response with ``data``."""
-    return _json_answer({"data": data}, status, headers or {})
+    return json_answer(json_of({"data": data}), status, headers)
 
 
 def empty_answer(status: int = 204, headers: Mapping[str, str] | None = None) -> Response:
@@ -30,9 +30,14 @@ def error_answer(error: ErrorResponse) -> Response:
         headers["retry-after"] = str(int(error.retry_after))
     if error.status == 401:
         headers["www-authenticate"] = 'Bearer realm="certctrl"'
-    return _json_answer({"error": error.body()}, error.status or 500, headers)
+    return json_answer(json_of({"error": error.body()}), error.status or 500, headers)
 
 
-def _json_answer(document: Mapping[str, Any], status: int, headers: Mapping[str, str]) -> Response:
-    body = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
-    return Response(body, status, _NO_STORE | dict(headers), "application/json")
+def json_of(value: Any) -> bytes:
+    """Return the JSON text of a value."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def json_answer(body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Return a response with a JSON text."""
+    return Response(body, status, _NO_STORE | dict(headers or {}), "application/json")

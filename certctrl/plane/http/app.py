@@ -12,6 +12,7 @@ from certctrl.plane.http.middleware import App, Middleware
 from certctrl.plane.http.operator_api import OperatorApi
 from certctrl.plane.http.operator_resources import OperatorResources
 from certctrl.plane.http.pages.approval import ApprovalPage
+from certctrl.plane.http.routing import DirectRoutes
 
 __all__ = ["Plane", "make_app"]
 
@@ -21,12 +22,13 @@ def make_app(plane: Plane, *, faults: Faults | None = None) -> App:
 
     ``faults`` injects scripted faults before all routes, for tests.
     """
+    of_devices = DeviceApi(plane).routes()
     routes = [
         *Health(plane).routes(),
-        *DeviceApi(plane).routes(),
+        *of_devices,
         *OperatorApi(plane).routes(),
         *OperatorResources(plane).routes(),
         *ApprovalPage(plane).routes(),
     ]
-    app: App = Middleware(plane, Router(routes, redirect_slashes=False))
+    app: App = Middleware(plane, DirectRoutes(of_devices, Router(routes, redirect_slashes=False)))
     return app if faults is None else faults.around(app)

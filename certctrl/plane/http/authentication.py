@@ -29,7 +29,7 @@ class Authenticator:
     async def as_device(self, request: Request, function: Callable[[DeviceSession], T]) -> T:
         """Authenticate the calling device and call a function with its session, in one unit of work.
 
-        ErrorResponse 401 or 403 for other callers.
+        The function raises its own ErrorResponses before it changes anything. ErrorResponse 401 or 403 for other callers.
         """
         token, known = bearer_token(request), False
 
@@ -40,7 +40,7 @@ class Authenticator:
             return function(session)
 
         try:
-            return await self._plane.work(unit)
+            return await self._plane.work_together(unit)
         finally:
             if known:
                 note_authenticated(request)

@@ -20,11 +20,11 @@ from certctrl.plane.http.answers import data_answer, empty_answer
 from certctrl.plane.http.authentication import Authenticator, address_of, etag_of
 from certctrl.plane.http.bodies import GrantAction, body_of, read_as
 from certctrl.plane.http.reading import LARGE_BODY_CAP, clean_line, read_object, whole_number
+from certctrl.plane.http.routing import SELF
 from certctrl.plane.limits import caller_of
 from certctrl.plane.sessions import DeviceSession
 from certctrl.protocol.wire.poll import FREE_HEADER, FREE_VALUE
 
-_SELF = "/apiv1/devices/self"
 _MAX_PAGE = 500
 
 
@@ -38,14 +38,14 @@ class DeviceApi:
     def routes(self) -> list[Route]:
         """Return the routes, the most used first."""
         return [
-            Route(f"{_SELF}/updates", self.updates),
-            Route(f"{_SELF}/notify", self.notify, methods=["POST"]),
-            Route(f"{_SELF}/certificates", self.certificates),
-            Route(f"{_SELF}/certificates/{{cert_id}}", self.certificate),
-            Route(f"{_SELF}/certificates/{{cert_id}}/deploy-materials", self.materials),
-            Route(f"{_SELF}/install-config", self.install_config),
-            Route(f"{_SELF}/cas", self.authorities),
-            Route(f"{_SELF}/cas/{{ca_id}}/bundle", self.authority),
+            Route(f"{SELF}/updates", self.updates),
+            Route(f"{SELF}/notify", self.notify, methods=["POST"]),
+            Route(f"{SELF}/certificates", self.certificates),
+            Route(f"{SELF}/certificates/{{cert_id}}", self.certificate),
+            Route(f"{SELF}/certificates/{{cert_id}}/deploy-materials", self.materials),
+            Route(f"{SELF}/install-config", self.install_config),
+            Route(f"{SELF}/cas", self.authorities),
+            Route(f"{SELF}/cas/{{ca_id}}/bundle", self.authority),
             Route("/auth/token/refresh", self.refresh, methods=["POST"]),
             Route("/auth/device", self.grant, methods=["POST"]),
             Route("/apiv1/device/registration", self.register, methods=["POST"]),

@@ -2,19 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from certctrl.plane.http.middleware import App, Receive, Scope, Send
 from certctrl.plane.http.reading import whole_number
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
+SELF = "/apiv1/devices/self"
 USER = "/apiv1/users/{uid}"
 DEVICE = f"{USER}/devices/{{did}}"
 CERTIFICATE = f"{USER}/certificates/{{cid}}"
+
+
+class DirectRoutes:
+    """Finds the routes of devices by method and path; all other requests go to a router.
+
+    Devices send nearly all requests, and a router tries its routes one by one and wraps each call twice.
+    """
+
+    def __init__(self, routes: Sequence[Route], others: App) -> None:
+        self._others = others
+        plain = [route for route in routes if not route.param_convertors]
+        self._plain = {(method, route.path): route for route in plain for method in route.methods or ()}
+        self._patterns = [route for route in routes if route.param_convertors]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        found = self._find(scope) if scope["type"] == "http" else None
+        if found is None:
+            await self._others(scope, receive, send)
+            return
+        route, scope["path_params"] = found
+        scope["route"], scope["endpoint"] = route, route.endpoint
+        response = await route.endpoint(Request(scope, receive, send))
+        await response(scope, receive, send)
+
+    def _find(self, scope: Scope) -> tuple[Route, dict[str, str]] | None:
+        method, path = scope["method"], scope["path"]
+        route = self._plain.get((method, path))
+        if route is not None:
+            return route, {}
+        if path.startswith(SELF):
+            for route in self._patterns:
+                match = route.path_regex.match(path)
+                if match is not None and method in (route.methods or ()):
+                    return route, match.groupdict()
+        return None
 
 
 def routes_of(table: Iterable[tuple[str, str, Endpoint]]) -> list[Route]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 P = ParamSpec("P")
@@ -90,6 +90,10 @@ class Database(ABC):
         """Return the first row, which no other unit of work changes or locks until this one ends."""
         return self.one(sql, *parameters)
 
+    def all_locked(self, sql: str, *parameters: Any) -> list[Row]:
+        """Return the rows, which no other unit of work changes or locks until this one ends."""
+        return self.all(sql, *parameters)
+
     def all_unlocked(self, sql: str, *parameters: Any) -> list[Row]:
         """Return the rows that no other unit of work has locked, locked until this one ends."""
         return self.all(sql, *parameters)
@@ -98,6 +102,11 @@ class Database(ABC):
         """Return a value of the table ``settings``; empty if it is not set."""
         row = self.one("SELECT value FROM settings WHERE name = ?", name)
         return "" if row is None else str(row["value"])
+
+
+def marks(values: Sequence[Any]) -> str:
+    """Return as many placeholders as there are values, for ``IN (...)``."""
+    return ", ".join("?" * len(values))
 
 
 class Callbacks:

@@ -106,6 +106,10 @@ class PostgresDatabase(Database):
         """Return the first row, locked; rows that refer to it may still be added."""
         return self.one(f"{sql} FOR NO KEY UPDATE", *parameters)
 
+    def all_locked(self, sql: str, *parameters: Any) -> list[Row]:
+        """Return the rows, locked; rows that refer to them may still be added."""
+        return self.all(f"{sql} FOR NO KEY UPDATE", *parameters)
+
     def all_unlocked(self, sql: str, *parameters: Any) -> list[Row]:
         """Return rows, skipping those that are locked."""
         return self.all(f"{sql} FOR UPDATE SKIP LOCKED", *parameters)

@@ -15,6 +15,7 @@ import json
 import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import trio
@@ -22,9 +23,11 @@ import trio
 from certctrl import lean
 from certctrl.model.signals import IDENTITY_FIELDS
 from certctrl.plane.errors import cursor_expired, not_found
-from certctrl.plane.storage.database import Database, Row
+from certctrl.plane.storage.database import Database, Row, marks
 
-_SWEPT_TOGETHER = 1000
+_TOGETHER = 1000
+"""Streams per statement."""
+_WOKEN_TOGETHER = 16
 _CURSOR = re.compile(r"(0|[1-9]\d{0,14})-(0|[1-9]\d{0,8})", re.ASCII)
 
 
@@ -77,6 +80,10 @@ class SignalStream:
         self._length = length
         self._wall_now = wall_now
         self._waiters: dict[int, set[Waiter]] = {}
+        self._paced = False
+        self._due: dict[Waiter, None] = {}
+        """To be woken by ``pace_wakes``."""
+        self._any_due = trio.Event()
         self.announce: Callable[[int], object] | None = None
         """Tells the other planes on this database of a device with new signals."""
 
@@ -95,8 +102,7 @@ class SignalStream:
                 ms += 1
             else:
                 seq = stream["last_seq"] + 1
-        text = json.dumps(ref, ensure_ascii=False, separators=(",", ":"))
-        self._db.run("INSERT INTO signals VALUES (?, ?, ?, ?, ?)", device_id, ms, seq, type_, text)
+        self._db.run("INSERT INTO signals VALUES (?, ?, ?, ?, ?)", device_id, ms, seq, type_, _json(ref))
         self._db.run(
             "UPDATE streams SET last_ms = ?, last_seq = ?, length = length + 1 WHERE device_id = ?", ms, seq, device_id
         )
@@ -104,6 +110,31 @@ class SignalStream:
             self.trim(device_id, self._length)
         self.wake_after_commit(device_id)
         return ms
+
+    def append_to_all(self, device_ids: Sequence[int], type_: str, ref: Mapping[str, Any]) -> None:
+        """Add one signal to many streams, as ``append``, with few statements for those that get the same id."""
+        now = int(self._wall_now() * 1000)
+        for start in range(0, len(device_ids), _TOGETHER):
+            some = device_ids[start : start + _TOGETHER]
+            rows = self._db.all_locked(
+                f"SELECT device_id FROM streams WHERE device_id IN ({marks(some)}) AND last_ms < ? AND length < ?"
+                " ORDER BY device_id",
+                *(*some, now, self._length),
+            )
+            alike = [row["device_id"] for row in rows]
+            self._append_alike(alike, now, type_, _json(ref))
+            for device_id in sorted(set(some) - set(alike)):
+                self.append(device_id, type_, ref)
+
+    def _append_alike(self, device_ids: Sequence[int], ms: int, type_: str, ref: str) -> None:
+        if not device_ids:
+            return
+        chosen = f"WHERE device_id IN ({marks(device_ids)})"
+        sql = f"INSERT INTO signals SELECT device_id, ?, 0, ?, ? FROM streams {chosen}"
+        self._db.run(sql, ms, type_, ref, *device_ids)
+        self._db.run(f"UPDATE streams SET last_ms = ?, last_seq = 0, length = length + 1 {chosen}", ms, *device_ids)
+        for device_id in device_ids:
+            self.wake_after_commit(device_id)
 
     def read(self, device_id: int, after: str | None, limit: int) -> Page:
         """Return up to ``limit`` signals after a cursor; None: from the oldest. ErrorResponse 409 for a void one."""
@@ -147,7 +178,28 @@ class SignalStream:
     def wake(self, device_id: int) -> None:
         """Make the waiters of a device read again."""
         for waiter in tuple(self._waiters.get(device_id, ())):
-            waiter.wake()
+            if self._paced:
+                self._due[waiter] = None
+                self._any_due.set()
+            else:
+                waiter.wake()
+
+    async def pace_wakes(self) -> None:
+        """Wake few waiters in each turn of the event loop, forever, so that a wave does not hold up other requests."""
+        self._paced = True
+        try:
+            while True:
+                await self._any_due.wait()
+                for waiter in list(islice(self._due, _WOKEN_TOGETHER)):
+                    del self._due[waiter]
+                    waiter.wake()
+                if not self._due:
+                    self._any_due = trio.Event()
+                await trio.lowlevel.checkpoint()
+        finally:
+            self._paced = False
+            while self._due:
+                self._due.popitem()[0].wake()
 
     def wake_all(self) -> None:
         """Make all waiters read again."""
@@ -173,11 +225,10 @@ class SignalStream:
     def _heads(self, devices: Sequence[int]) -> dict[int, str]:
         """Return the last cursor of each stream."""
         rows: list[Row] = []
-        for start in range(0, len(devices), _SWEPT_TOGETHER):
-            some = devices[start : start + _SWEPT_TOGETHER]
-            marks = ", ".join("?" * len(some))
+        for start in range(0, len(devices), _TOGETHER):
+            some = devices[start : start + _TOGETHER]
             rows += self._db.all(
-                f"SELECT device_id, last_ms, last_seq FROM streams WHERE device_id IN ({marks})", *some
+                f"SELECT device_id, last_ms, last_seq FROM streams WHERE device_id IN ({marks(some)})", *some
             )
         return {row["device_id"]: f"{row['last_ms']}-{row['last_seq']}" for row in rows}
 
@@ -201,15 +252,20 @@ class SignalStream:
             )
         return dropped
 
-    def waiting(self, device_id: int, after: str) -> int:
-        """Count the signals after a cursor."""
-        match = _CURSOR.fullmatch(after)
-        row = self._db.one(
-            "SELECT count(*) AS n FROM signals WHERE device_id = ? AND (ms, seq) > (?, ?)",
-            device_id,
-            *(int(part) for part in (match.groups() if match else ("0", "0"))),
+    def waiting(self, cursors: Mapping[int, str]) -> dict[int, int]:
+        """Count the signals of each device after its cursor; devices without any are left out."""
+        positions: list[int] = []
+        for device_id, cursor in cursors.items():
+            match = _CURSOR.fullmatch(cursor)
+            positions += [device_id, *(int(part) for part in (match.groups() if match else ("0", "0")))]
+        if not positions:
+            return {}
+        rows = self._db.all(
+            f"SELECT v.column1 AS device_id, count(*) AS n FROM (VALUES {', '.join(['(?, ?, ?)'] * len(cursors))}) AS v"
+            " JOIN signals s ON s.device_id = v.column1 AND (s.ms, s.seq) > (v.column2, v.column3) GROUP BY v.column1",
+            *positions,
         )
-        return int(row["n"]) if row is not None else 0
+        return {row["device_id"]: row["n"] for row in rows}
 
     def _stream(self, device_id: int) -> Row:
         """Return the stream of a device, locked, so that its signals get their ids in the order of their commits."""
@@ -222,6 +278,10 @@ class SignalStream:
         rows = self._db.all("SELECT ref FROM signals WHERE device_id = ? AND ms = ? AND type = ?", device_id, ms, type_)
         ids = [ref.get(name) for name in IDENTITY_FIELDS]
         return any([json.loads(row["ref"]).get(name) for name in IDENTITY_FIELDS] == ids for row in rows)
+
+
+def _json(ref: Mapping[str, Any]) -> str:
+    return json.dumps(ref, ensure_ascii=False, separators=(",", ":"))
 
 
 def _page(after: str, rows: Sequence[Row]) -> Page:

@@ -273,3 +273,22 @@ async def test_odd_values_in_a_report_are_tolerated(world: World) -> None:
     (row,) = (await world.operator("GET", f"{device.home}/outcomes")).data
     assert row["signal"] == {"type": "7", "ts_ms": 0, "ref": {}}
     assert (row["detail"], row["deployed"], row["duration_ms"]) == ("", [], 0)
+
+
+async def test_devices_are_listed_in_pages_or_all_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("certctrl.plane.http.operator_api.LONGEST_PAGE", 2)
+    path = "/apiv1/users/1/devices"
+    made = [
+        (await world.operator("POST", path, {"device_public_id": f"{n:08}-0000-4000-8000-000000000000"})).data["id"]
+        for n in range(5)
+    ]
+
+    async def ids(query: str) -> list[int]:
+        return [row["id"] for row in (await world.operator("GET", path + query)).data]
+
+    assert await ids("") == made
+    assert await ids("?after_id=" + str(made[1])) == made[2:]
+    assert await ids("?limit=2") == made[:2]
+    assert await ids(f"?after_id={made[3]}&limit=2") == made[4:]
+    for query in ("?limit=0", "?limit=3", "?limit=x", "?after_id=-1"):
+        assert (await world.operator("GET", path + query)).status == 400

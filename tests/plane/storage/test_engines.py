@@ -125,7 +125,7 @@ async def test_signals_are_read_in_order_and_trimmed(database: Database) -> None
     rest = await plane.work(plane.stream.read, device_id, page.cursor, 2)
     assert [signal["ref"]["cert_id"] for signal in rest.signals] == [2]
     assert await plane.work(plane.stream.read, device_id, rest.cursor, 2) == type(rest)(rest.cursor, ())
-    assert await plane.work(plane.stream.waiting, device_id, page.cursor) == 1
+    assert await plane.work(plane.stream.waiting, {device_id: page.cursor}) == {device_id: 1}
     await append(5)
     with pytest.raises(ErrorResponse) as caught:
         await plane.work(plane.stream.read, device_id, start, 10)

@@ -1,0 +1,203 @@
+"""Units of work in one transaction, waves to many streams, paced wakes, and lists of devices: with both engines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from engine_plane import new_device, plane_on, registered
+
+from certctrl.errors import DiskError
+from certctrl.model.plan import OutcomeKind
+from certctrl.plane.core import Plane
+from certctrl.plane.devices import DeviceFacts
+from certctrl.plane.errors import conflict
+from certctrl.plane.reports import Ack
+from certctrl.plane.storage.database import Database
+from certctrl.plane.storage.gathering import MOST_TOGETHER, Gathering
+from certctrl.plane.storage.signal_stream import Waiter
+
+
+@pytest.fixture
+def plane(open_database: Callable[[], Database]) -> Plane:
+    return plane_on(open_database())
+
+
+async def together(*calls: Callable[[], Any], plane: Plane) -> tuple[list[Any], int]:
+    """Run units at once; return what each returned or raised, and the number of transactions."""
+    results: list[Any] = [None] * len(calls)
+    transactions = 0
+    work = plane.database.work
+
+    async def counted(*args: Any) -> Any:
+        nonlocal transactions
+        transactions += 1
+        return await work(*args)
+
+    plane.database.work = counted  # type: ignore[method-assign]
+    gathering = Gathering(plane.database)
+
+    async def run(number: int) -> None:
+        try:
+            results[number] = await gathering.work(calls[number])
+        except Exception as error:
+            results[number] = error
+
+    async with trio.open_nursery() as nursery:
+        for number in range(len(calls)):
+            nursery.start_soon(run, number)
+    plane.database.work = work  # type: ignore[method-assign]
+    return results, transactions
+
+
+async def names(plane: Plane) -> list[str]:
+    return [user["name"] for user in await plane.work(plane.devices.users)]
+
+
+async def test_units_that_come_together_share_a_transaction(plane: Plane) -> None:
+    calls = [lambda number=number: plane.devices.add_user(f"user-{number}")["name"] for number in range(5)]
+    results, transactions = await together(*calls, plane=plane)
+    assert (results, transactions) == ([f"user-{number}" for number in range(5)], 1)
+    results, transactions = await together(*[lambda: 7] * (MOST_TOGETHER + 1), plane=plane)
+    assert (results, transactions) == ([7] * (MOST_TOGETHER + 1), 2)
+
+
+async def test_a_refused_unit_does_not_fail_the_others(plane: Plane) -> None:
+    error = conflict("This name is taken")
+
+    def refuse() -> None:
+        raise error
+
+    results, transactions = await together(refuse, lambda: plane.devices.add_user("a")["name"], plane=plane)
+    assert (results, transactions) == ([error, "a"], 1)
+    assert await names(plane) == ["operator", "a"]
+
+
+async def test_a_failed_unit_is_rolled_back_alone(plane: Plane) -> None:
+    def fail() -> None:
+        plane.devices.add_user("b")
+        raise ZeroDivisionError
+
+    results, _ = await together(fail, lambda: plane.devices.add_user("a")["name"], plane=plane)
+    assert isinstance(results[0], ZeroDivisionError) and results[1] == "a"
+    assert await names(plane) == ["operator", "a"]
+
+
+async def test_a_failing_database_fails_all_units(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def full(*args: Any) -> None:
+        raise DiskError("no space", path="x")
+
+    gathering = Gathering(plane.database)
+    monkeypatch.setattr(plane.database, "work", full)
+    errors = []
+
+    async def run() -> None:
+        try:
+            await gathering.work(lambda: 7)
+        except DiskError as error:
+            errors.append(error)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        nursery.start_soon(run)
+    assert len(errors) == 2
+
+
+async def test_a_cancelled_unit_does_not_hold_up_the_others(plane: Plane) -> None:
+    gathering, done = Gathering(plane.database), []
+
+    async def run(number: int) -> None:
+        done.append(await gathering.work(lambda: number))
+
+    async with trio.open_nursery() as nursery:
+        scope = trio.CancelScope()
+
+        async def leave() -> None:
+            with scope:
+                await run(1)
+
+        nursery.start_soon(leave)
+        nursery.start_soon(run, 2)
+        scope.cancel()
+    assert 2 in done
+
+
+# --- waves ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_wave_is_as_appending_to_each_stream(open_database: Callable[[], Database]) -> None:
+    """Also for streams that have a signal of this millisecond, and for full ones."""
+    plane = plane_on(open_database(), stream_length=2)
+    devices = [await new_device(plane, f"device-{number}") for number in range(4)]
+    stream = plane.stream
+    await plane.work(stream.append, devices[1], "cert.renewed", {"cert_id": 1})
+    for number in range(2):
+        await plane.work(stream.append, devices[2], "cert.renewed", {"cert_id": number + 5})
+    await plane.work(stream.append_to_all, devices[:3], "cert.renewed", {"cert_id": 1})
+    await plane.work(stream.append_to_all, [], "cert.renewed", {"cert_id": 1})
+    pages = [(await plane.work(stream.read, device, None, 10)).signals for device in devices]
+    assert [[signal["ref"]["cert_id"] for signal in page] for page in pages] == [[1], [1, 1], [6, 1], []]
+    first, second = (signal["ts_ms"] for signal in pages[1])
+    assert first < second, "a repeat has a time of its own"
+    await plane.work(stream.append_to_all, devices, "cert.renewed", {"cert_id": 2})
+    assert [(await plane.work(stream.read, device, None, 10)).signals[-1]["ref"]["cert_id"] for device in devices] == [
+        2
+    ] * 4
+
+
+async def test_paced_wakes_reach_all_waiters_and_also_those_left_at_the_end(plane: Plane) -> None:
+    devices = [await new_device(plane, f"device-{number}") for number in range(40)]
+    woken = []
+
+    async def wait(device: int, task_status: trio.TaskStatus[Waiter]) -> None:
+        with plane.stream.waiter(device) as waiter:
+            task_status.started(waiter)
+            assert await waiter.wait("")
+            woken.append(device)
+
+    async with trio.open_nursery() as nursery:
+        for device in devices:
+            await nursery.start(wait, device)
+        async with trio.open_nursery() as pacing:
+            pacing.start_soon(plane.stream.pace_wakes)
+            await trio.testing.wait_all_tasks_blocked()
+            plane.stream.wake_all()
+            await trio.lowlevel.checkpoint()
+            assert len(woken) < len(devices)
+            pacing.cancel_scope.cancel()
+    assert sorted(woken) == devices
+
+
+# --- lists of devices -------------------------------------------------------------------------------------------------
+
+
+async def test_a_list_shows_each_device_as_it_is_shown_alone(plane: Plane) -> None:
+    devices = [(await registered(plane, f"device-{number}"))[0] for number in range(3)]
+    await new_device(plane, "silent")
+    cursors = []
+    for device in devices:
+        cursors.append((await plane.work(plane.stream.read, device, None, 10)).cursor)
+        await plane.work(plane.stream.append, device, "cert.renewed", {"cert_id": 1})
+    ack = Ack(type="cert.renewed", ts_ms=1, ref={"cert_id": 1}, outcome=OutcomeKind.FAILED)
+    await plane.work(plane.reports.store, devices[0], [ack])
+    plane.devices.seen(devices[0], "192.0.2.1", cursors[0])
+    await plane.work(plane.devices.save_sightings)
+    plane.devices.seen(devices[1], "192.0.2.2", (await plane.work(plane.stream.read, devices[1], None, 10)).cursor)
+    listed = await plane.work(plane.devices.show_all, 1)
+    assert listed == [await plane.work(plane.devices.show, 1, row["id"]) for row in listed]
+    assert [row["signals_waiting"] for row in listed] == [1, 0, 1, 0]
+    assert [row["outcomes"] for row in listed] == [{"failed": 1}, {}, {}, {}]
+    assert [row["last_address"] for row in listed] == ["192.0.2.1", "192.0.2.2", "", ""]
+
+
+async def test_pages_of_devices(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("certctrl.plane.devices.LONGEST_PAGE", 2)
+    devices = [await new_device(plane, f"device-{number}") for number in range(5)]
+    other = await plane.work(plane.devices.add_user, "other")
+    await plane.work(plane.devices.expect, other["id"], DeviceFacts(device_public_id="foreign"))
+    pages = [await plane.work(plane.devices.page, 1, after, 2) for after in (0, devices[1], devices[3], devices[4])]
+    assert [[row["id"] for row in page] for page in pages] == [devices[:2], devices[2:4], devices[4:], []]
+    assert [row["id"] for row in await plane.work(plane.devices.show_all, 1)] == devices
