@@ -32,8 +32,8 @@ class Overwrite(NamedTuple):
 def overwrite(fs: Fs, files: Sequence[Overwrite]) -> None:
     """Write files over, one immediately after the other, durably.
 
-    Rights are narrowed before the bytes and widened after them, so that no one reads bytes who may not read both old
-    and new ones. Raises DiskError, before any bytes are written if a file was replaced since it was judged, or its owner
+    Rights are narrowed before the bytes and widened once these are durable, so that no one reads bytes who may not read
+    both old and new ones, not even after a power cut. Raises DiskError, before any bytes are written if a file was replaced since it was judged, or its owner
     or mode cannot be set.
     """
     with ExitStack() as stack:
@@ -46,6 +46,7 @@ def overwrite(fs: Fs, files: Sequence[Overwrite]) -> None:
                 fs.truncate(handle, len(file.data))
         for handle, file in zip(handles, files, strict=True):
             if fs.fstat(handle).mode != file.mode:
+                fs.fsync(handle)
                 fs.chmod(handle, file.mode)
         for handle in handles:
             fs.fsync(handle)
