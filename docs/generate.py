@@ -15,11 +15,12 @@ from typing import Any
 
 import attrs
 
-from certctrl.agent.counters import POLL_BUCKETS, Counters, Duration
+from certctrl.agent.counters import POLL_BUCKETS, Counters
 from certctrl.agent.log_lines import Line
 from certctrl.errors import ExitStatus
 from certctrl.model.certificate import CertFacts
 from certctrl.model.config import CONFIG_FILES, AgentConfig
+from certctrl.model.duration import Duration
 from certctrl.model.plan import OutcomeKind
 from certctrl.model.policy import HostPolicy, MaintenanceWindow, NamedCommand, TrustStore
 from certctrl.model.records import CertRecord
@@ -260,15 +261,51 @@ Cost: 2 MiB of memory, 60 ms at start and about 15 ms of CPU per scrape with 100
 
 """
 
+PLANE_METRICS = """
+## The reference control plane
+
+`cert-ctrl plane serve … --metrics 127.0.0.1:9465` serves `GET /metrics` without a key, on loopback only unless
+`--metrics-public` is given. `deploy/prometheus/plane-alerts.yml` has alert rules, `deploy/grafana/cert-ctrl-plane.json` a
+dashboard. Each control plane has its own; those of devices, certificates and jobs are of the shared database, so use `max`, not
+`sum`. The most important conditions:
+
+```
+certctrl_plane_ready == 0                                                           # see certctrl_plane_problem
+sum(rate(certctrl_plane_requests_total{code=~"5.."}[5m])) > 0                       # requests fail
+histogram_quantile(0.99, rate(certctrl_plane_wake_duration_seconds_bucket[5m])) > 5 # signals arrive late
+max(certctrl_plane_certificates{state="ending"}) > 0                                # a certificate is not renewed
+```
+
+"""
+
 
 def metrics() -> str:
     """Return docs/metrics.md."""
+    heads = ("name", "type", "labels", "meaning")
+    page = GENERATED + METRICS + table(heads, _metric_rows(sample_families()))
+    return page + PLANE_METRICS + table(heads, _metric_rows(plane_families()))
+
+
+def _metric_rows(families: list[Any]) -> list[tuple[str, ...]]:
     rows = []
-    for family in sample_families():
+    for family in families:
         labels = sorted({label for sample in family.samples for label in sample.labels} - {"le"})
         name = f"{family.name}_total" if family.type == "counter" else family.name
         rows.append((f"`{name}`", family.type, ", ".join(labels), family.documentation))
-    return GENERATED + METRICS + table(("name", "type", "labels", "meaning"), rows)
+    return rows
+
+
+def plane_families() -> list[Any]:
+    """Return every metric family of the plane with at least one sample."""
+    from certctrl.plane.counters import DatabaseCalls, PlaneCounters
+    from certctrl.plane.metric_families import View, families
+
+    counters, calls = PlaneCounters(), DatabaseCalls()
+    counters.request("GET", "/x", "200", 0.1)
+    counters.jobs["x", "ok"] += 1
+    calls.results["ok"] += 1
+    census = {"devices": {"active": 1}, "certificates": {"active": 1}, "jobs": {"x": {"due": 1}}}
+    return list(families(View(counters=counters, database=calls, census=census)))
 
 
 def sample_families() -> list[Any]:

@@ -48,6 +48,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "store.deployments": (*BELOW_STORE, "store.disk", "store.layout", "store.decode", "store.structure"),
     "net": BELOW_STORE,
     "net.transport": (*GROUND, "model", "net.explain", "net.http", "net.pools", "net.tls"),
+    "net.metrics_listener": (),
+    "net.prometheus": ("model.duration",),
     "net.tls": ("errors", "text", "lean", "model"),
     "logs": ("errors", "text", "lean", "model", "store"),
     "install": (),
@@ -61,7 +63,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "install.installer": (*BELOW_STORE, "store", "install"),
     "agent": (*BELOW_STORE, "store", "net", "logs", "install"),
     "cli": (*BELOW_STORE, "store", "net", "logs", "install", "agent"),
-    "plane": (*GROUND, "model", "protocol.wire", "net.transport", "net.tls"),
+    "plane": (
+        *GROUND, "model", "protocol.wire", "net.transport", "net.tls", "net.metrics_listener", "net.prometheus",
+    ),
     "sandbox": (*BELOW_STORE, "store", "net", "logs", "install", "agent", "plane"),
     "__main__": ("errors", "cli", "agent.early_signals"),
 }  # fmt: skip
@@ -73,10 +77,10 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "httpcore": ("certctrl.net.transport",),
     "typer": ("certctrl.cli",),
     "rich": ("certctrl.cli", "certctrl.sandbox.live_table"),
-    "h11": ("certctrl.agent.metrics", "certctrl.plane.http.connection"),
+    "h11": ("certctrl.net.metrics_listener", "certctrl.plane.http.connection"),
     "starlette": ("certctrl.plane",),
     "sqlite3": ("certctrl.plane",),
-    "prometheus_client": ("certctrl.agent",),
+    "prometheus_client": ("certctrl.agent", "certctrl.net.prometheus", "certctrl.plane"),
     "subprocess": ("certctrl.install.process", "certctrl.plane", "certctrl.sandbox"),
 }
 """Library -> the only places that may import it."""

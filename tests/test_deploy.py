@@ -161,16 +161,22 @@ def test_the_sample_directory_is_accepted(tmp_path: Path) -> None:
 def exposed_names() -> set[str]:
     from certctrl.agent.counters import Counters
     from certctrl.agent.metric_families import AgentCollector, View
+    from certctrl.plane import metric_families as plane
+    from certctrl.plane.counters import DatabaseCalls, PlaneCounters
 
     names = set()
-    for family in AgentCollector(View(counters=Counters(), status={}, records=())).collect():
+    agents = AgentCollector(View(counters=Counters(), status={}, records=())).collect()
+    for family in (*agents, *plane.families(plane.View(counters=PlaneCounters(), database=DatabaseCalls()))):
         names.add(family.name)
         names |= {f"{family.name}_total"} if family.type == "counter" else set()
         names |= {f"{family.name}_{end}" for end in ("bucket", "sum", "count")} if family.type == "histogram" else set()
     return names
 
 
-@pytest.mark.parametrize("file", ["prometheus/alerts.yml", "grafana/cert-ctrl.json"])
+@pytest.mark.parametrize(
+    "file",
+    ["prometheus/alerts.yml", "prometheus/plane-alerts.yml", "grafana/cert-ctrl.json", "grafana/cert-ctrl-plane.json"],
+)
 def test_metrics_named_in_deploy_exist(file: str) -> None:
     pytest.importorskip("prometheus_client")
     used = set(re.findall(r"\bcertctrl_[a-z_]+", (DEPLOY / file).read_text(encoding="utf-8")))
@@ -178,16 +184,18 @@ def test_metrics_named_in_deploy_exist(file: str) -> None:
     assert used <= exposed_names()
 
 
-def test_every_alert_names_its_fix() -> None:
-    text = (DEPLOY / "prometheus" / "alerts.yml").read_text(encoding="utf-8")
+@pytest.mark.parametrize("file", ["alerts.yml", "plane-alerts.yml"])
+def test_every_alert_names_its_fix(file: str) -> None:
+    text = (DEPLOY / "prometheus" / file).read_text(encoding="utf-8")
     alerts = text.split("- alert: ")[1:]
     assert len(alerts) >= 10
     for alert in alerts:
         assert all(f"{key}:" in alert for key in ("expr", "severity", "summary", "description")), alert
 
 
-def test_the_dashboard_is_complete() -> None:
-    board = json.loads((DEPLOY / "grafana" / "cert-ctrl.json").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("file", ["cert-ctrl.json", "cert-ctrl-plane.json"])
+def test_the_dashboard_is_complete(file: str) -> None:
+    board = json.loads((DEPLOY / "grafana" / file).read_text(encoding="utf-8"))
     panels = board["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels) >= 10
     assert all(target["expr"] for panel in panels for target in panel["targets"])

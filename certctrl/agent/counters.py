@@ -10,33 +10,13 @@ from collections import Counter
 import attrs
 
 from certctrl import lean
+from certctrl.model.duration import Duration
 from certctrl.model.plan import OutcomeKind
 from certctrl.model.signals import KNOWN_TYPES, Signal
 
 UNKNOWN_TYPE = "unknown"
 POLL_BUCKETS = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 30.0, 60.0)
 SIGNAL_BUCKETS = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0, 120.0, 600.0)
-
-
-@lean.define
-class Duration:
-    """A histogram: counts per bucket (upper bounds in seconds), sum and count."""
-
-    bounds: tuple[float, ...]
-    counts: list[int] = attrs.field(init=False)
-    total: float = 0.0
-    count: int = 0
-
-    def __attrs_post_init__(self) -> None:
-        self.counts = [0] * len(self.bounds)
-
-    def add(self, seconds: float) -> None:
-        """Count one observation."""
-        self.total += seconds
-        self.count += 1
-        for index, bound in enumerate(self.bounds):
-            if seconds <= bound:
-                self.counts[index] += 1
 
 
 @lean.define

@@ -1,8 +1,6 @@
-"""Metric families as Prometheus text: counters, the current status, and the facts of each certificate.
+"""Metric families of the agent: counters, the current status, and the facts of each certificate.
 
-Only this module imports prometheus_client, and only enabled metrics import this module. There are no global
-collectors: each scrape builds its families from plain counters. Names follow the conventions of Prometheus (base
-units, ``_total``); ``docs/metrics.md`` describes each.
+Only enabled metrics import this module.
 """
 
 from __future__ import annotations
@@ -11,18 +9,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from certctrl import lean
-from certctrl.agent.counters import Counters, Duration
+from certctrl.agent.counters import Counters
 from certctrl.model.records import CertRecord
 from certctrl.model.status import Health
+from certctrl.net.prometheus import Families, exposition
 
-PREFIX = "certctrl"
-LONGEST_LABEL = 200
+_FAMILIES = Families("certctrl")
+_gauge, _one_of, _counter = _FAMILIES.gauge, _FAMILIES.one_of, _FAMILIES.counter
 
 
 @lean.frozen(kw_only=True)
@@ -56,25 +53,26 @@ class AgentCollector(Collector):
 
 def render(view: View) -> bytes:
     """Return the exposition as UTF-8 text."""
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(AgentCollector(view))
-    return generate_latest(registry)
+    return exposition(AgentCollector(view).collect())
 
 
 def _counted(counters: Counters) -> Iterator[Metric]:
     yield _counter("polls", "Polls by HTTP status; `none`: no answer.", "code", counters.polls)
-    yield _histogram("poll_duration_seconds", "Request to answer of polls that do not wait.", counters.poll_seconds)
-    signals = CounterMetricFamily(f"{PREFIX}_signals", "Signals handled.", labels=["type", "outcome"])
-    for (kind, outcome), count in sorted(counters.signals.items()):
-        signals.add_metric([_label(kind), _label(outcome)], count)
-    yield signals
-    yield _histograms("signal_duration_seconds", "Handling time by signal type.", "type", counters.signal_seconds)
+    yield _FAMILIES.histogram(
+        "poll_duration_seconds", "Request to answer of polls that do not wait.", counters.poll_seconds
+    )
+    yield _FAMILIES.counters("signals", "Signals handled.", ("type", "outcome"), counters.signals.items())
+    yield _FAMILIES.histograms(
+        "signal_duration_seconds", "Handling time by signal type.", "type", counters.signal_seconds
+    )
     yield _counter("token_refreshes", "Token refreshes by result.", "result", counters.token_refreshes)
     yield _counter("errors", "Errors by kind.", "kind", counters.errors)
     yield _counter("alerts", "Alerts raised by kind.", "kind", counters.alerts)
     yield _counter("reconciles", "Full comparisons with the plane by result.", "result", counters.reconciles)
-    yield _plain_counter("acks_sent", "Outcomes reported to the plane.", counters.acks_sent)
-    yield _plain_counter("acks_dropped", "Outcomes dropped because their queue was full.", counters.acks_dropped)
+    yield _FAMILIES.plain_counter("acks_sent", "Outcomes reported to the plane.", counters.acks_sent)
+    yield _FAMILIES.plain_counter(
+        "acks_dropped", "Outcomes dropped because their queue was full.", counters.acks_dropped
+    )
 
 
 def _now(status: Mapping[str, Any]) -> Iterator[Metric]:
@@ -146,49 +144,3 @@ def _certificates(records: Sequence[CertRecord], attempts: Mapping[int, int]) ->
     )  # fmt: skip
     for name, about, samples in values:
         yield _gauge(f"certificate_{name}", about, samples)
-
-
-def _gauge(name: str, about: str, samples: Iterable[tuple[Mapping[str, str], float]]) -> Metric:
-    rows = list(samples)
-    family = GaugeMetricFamily(f"{PREFIX}_{name}", about, labels=list(rows[0][0]) if rows else None)
-    for labels, value in rows:
-        family.add_metric([_label(text) for text in labels.values()], value)
-    return family
-
-
-def _one_of(name: str, about: str, label: str, names: Iterable[str], present: str) -> Metric:
-    return _gauge(name, about, [({label: each}, int(each == present)) for each in names])
-
-
-def _counter(name: str, about: str, label: str, counts: Mapping[str, int]) -> Metric:
-    family = CounterMetricFamily(f"{PREFIX}_{name}", about, labels=[label])
-    for key, count in sorted(counts.items()):
-        family.add_metric([_label(key)], count)
-    return family
-
-
-def _plain_counter(name: str, about: str, count: int) -> Metric:
-    return CounterMetricFamily(f"{PREFIX}_{name}", about, value=count)
-
-
-def _histogram(name: str, about: str, duration: Duration) -> Metric:
-    family = HistogramMetricFamily(f"{PREFIX}_{name}", about)
-    family.add_metric([], _buckets(duration), duration.total)
-    return family
-
-
-def _histograms(name: str, about: str, label: str, durations: Mapping[str, Duration]) -> Metric:
-    family = HistogramMetricFamily(f"{PREFIX}_{name}", about, labels=[label])
-    for key, duration in sorted(durations.items()):
-        family.add_metric([_label(key)], _buckets(duration), duration.total)
-    return family
-
-
-def _buckets(duration: Duration) -> list[tuple[str, float]]:
-    bounds = [(str(bound), float(count)) for bound, count in zip(duration.bounds, duration.counts, strict=True)]
-    return [*bounds, ("+Inf", float(duration.count))]
-
-
-def _label(text: str) -> str:
-    """Return a label value of limited length for any text from the server."""
-    return text if len(text) <= LONGEST_LABEL else f"{text[: LONGEST_LABEL - 1]}…"

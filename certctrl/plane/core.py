@@ -24,8 +24,10 @@ from certctrl.plane import clock
 from certctrl.plane.anchor import Anchor
 from certctrl.plane.authorities import Authorities
 from certctrl.plane.ca.issuer import BuiltinCa, Issuer, inline
+from certctrl.plane.census import Census
 from certctrl.plane.certificates import Certificates
 from certctrl.plane.clones import CloneDetector
+from certctrl.plane.counters import PlaneCounters
 from certctrl.plane.devices import Devices
 from certctrl.plane.enrolment import Enrolment
 from certctrl.plane.errors import DatabaseAwayError, bad_request
@@ -35,6 +37,7 @@ from certctrl.plane.jobs import Jobs
 from certctrl.plane.key_proofs import KeyProofs
 from certctrl.plane.limits import Buckets, FreePages
 from certctrl.plane.operators import Operators
+from certctrl.plane.planes import Planes
 from certctrl.plane.problems import ProblemName, Problems
 from certctrl.plane.reports import Reports
 from certctrl.plane.sessions import DeviceSession, Sessions
@@ -107,8 +110,6 @@ class Plane:
         self.wall_now = wall_now
         self.draining = False
         """Whether the plane is stopping and no longer holds polls."""
-        self.problems = Problems(wall_now)
-        self.storage_check = StorageCheck(database, self.problems, None if data is None else data.root)
         self.database, self.keyring = db, keys = database, keyring
         self.ca = BuiltinCa(db, keys, wall_now, offload)
         self.anchor = Anchor(db, keys, wall_now, offload, self.ca)
@@ -127,9 +128,18 @@ class Plane:
         self._polls = Buckets(settings.poll_rate, settings.poll_burst, monotonic)
         self._free_pages = FreePages()
         self.jobs = Jobs(db, wall_now)
+        self._observe()
         self._plan_housekeeping()
         self._gathering = Gathering(db)
         self._closing = contextlib.ExitStack()
+
+    def _observe(self) -> None:
+        """Assemble the parts for health, metrics and ``plane status``."""
+        self.counters = PlaneCounters()
+        self.problems = Problems(self.wall_now)
+        self.storage_check = StorageCheck(self.database, self.problems, None if self.data is None else self.data.root)
+        self.planes = Planes(self.database, self.jobs.owner, self.wall_now)
+        self.census = Census(self.database, self.wall_now)
 
     @classmethod
     def open(
@@ -187,6 +197,9 @@ class Plane:
         """Save the sightings in memory and close the database."""
         with self._closing:
             self.devices.save_sightings()
+            if self.planes.noted:
+                with contextlib.suppress(CertctrlError), self.database.transaction():
+                    self.planes.leave()
 
     def __enter__(self) -> Self:
         return self
@@ -231,15 +244,18 @@ class Plane:
         count against the rate limit. ``waiter`` exists since before ``begin_poll``; ``until`` returns when the client
         is gone. ErrorResponse 409, also 401 and 403 if the session ends or the device is revoked during the wait.
         """
-        poll, page = held.poll, held.page
+        poll, page, parked = held.poll, held.page, False
         with trio.move_on_after(poll.wait):
             while poll.wait and not page.signals and not self.draining:
+                parked = True
                 if not await waiter.wait(page.cursor, until):
                     break
                 try:
                     page = await self.work_together(self._next_page, held.session, page.cursor, poll.limit)
                 except DatabaseAwayError:
                     continue  # stay, rather than make all devices poll a database that is away
+        if parked and page.signals:
+            self.counters.wake_seconds.add(max(0.0, self.wall_now() - page.signals[0]["ts_ms"] / 1000))
         if not DEFAULT_LIMIT <= poll.limit == len(page.signals):
             return page
         self._free_pages.offer(held.session.device_id, page.cursor)
@@ -277,18 +293,22 @@ class Plane:
         while True:
             await trio.sleep(every)
             try:
-                await self.work(self.tidy)
+                self.counters.jobs[_HOUSEKEEPING, "ok"] += await self.work(self.tidy)
                 await self.anchor.follow_switch()
             except CertctrlError as error:  # a full disk must not end the plane; the next round tries again
+                self.counters.jobs[_HOUSEKEEPING, "failed"] += 1
                 self.storage_check.note_failure(error)
                 log.error("housekeeping failed: %s", error)
 
-    def tidy(self) -> None:
-        """Save sightings; one of the planes on a database also deletes expired rows."""
+    def tidy(self) -> int:
+        """Save sightings; one of the planes on a database also deletes expired rows. Return the number of jobs done."""
         self.devices.save_sightings()
-        for job in self.jobs.claim(_HOUSEKEEPING, limit=1, lease_seconds=HOUSEKEEPING_SECONDS):
+        self.planes.note(polls=self.stream.waiting_polls())
+        jobs = self.jobs.claim(_HOUSEKEEPING, limit=1, lease_seconds=HOUSEKEEPING_SECONDS)
+        for job in jobs:
             self._delete_expired()
             self.jobs.again(job, self.wall_now() + HOUSEKEEPING_SECONDS / 2)
+        return len(jobs)
 
     def _plan_housekeeping(self) -> None:
         """Plan the first housekeeping, or the next one if the clock was set back since."""
@@ -301,3 +321,4 @@ class Plane:
         self.operators.delete_expired()
         self.sessions.delete_expired()
         self.certificates.delete_expired()
+        self.planes.delete_expired()

@@ -85,6 +85,7 @@ class Devices:
         self._wall_now = wall_now
         self._sightings: dict[int, _Sighting] = {}
         """Not yet stored: a poll writes nothing, ``save_sightings`` stores them together."""
+        self.sightings_saved = 0
         if self._db.one("SELECT 1 FROM users WHERE id = ?", FIRST_USER) is None:
             self.add_user("operator")
 
@@ -248,7 +249,12 @@ class Devices:
                 )
             self._db.after_commit(partial(self._forget_saved, sightings))
 
+    def sightings_waiting(self) -> int:
+        """Return the number of sightings that are not stored yet."""
+        return len(self._sightings)
+
     def _forget_saved(self, sightings: dict[int, _Sighting]) -> None:
+        self.sightings_saved += len(sightings)
         for device_id, sighting in sightings.items():
             if self._sightings.get(device_id) is sighting:
                 del self._sightings[device_id]

@@ -15,7 +15,8 @@ from urllib.parse import urlsplit
 import trio
 
 from certctrl import lean
-from certctrl.errors import CertctrlError
+from certctrl.errors import CertctrlError, ConfigError, TransportError
+from certctrl.net.metrics_listener import answer_scrapes
 from certctrl.plane.core import Plane
 from certctrl.plane.http.app import make_app
 from certctrl.plane.http.faults import Faults
@@ -40,6 +41,8 @@ class PlaneAddress:
     ca_file: Path
     """The root CA of the plane's own certificate, in PEM."""
     operator_key_file: Path
+    metrics_url: str = ""
+    """Address of the metrics; empty: off."""
 
     @property
     def issuing_ca_file(self) -> Path:
@@ -57,13 +60,14 @@ async def serve_plane(
     faults: Faults | None = None,
     connect: Callable[[], Database] | None = None,
     proxies: Proxies = NO_PROXIES,
+    metrics: tuple[str, int] | None = None,
     task_status: trio.TaskStatus[PlaneAddress] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve the plane of a data directory until cancelled; ``started`` returns its address.
 
     ``hostnames`` go into the plane's certificate, the first also into its URL; ``connect`` opens the database if it is
-    not in the data directory; ``proxies`` may name clients. Raises TransportError if it cannot listen, and the errors
-    of ``Plane.open``.
+    not in the data directory; ``proxies`` may name clients; ``metrics`` is the address of Prometheus metrics. Raises
+    TransportError if it cannot listen, and the errors of ``Plane.open``.
     """
     with Plane.open(data, settings=settings, offload=trio.to_thread.run_sync, connect=connect) as plane:
         assert plane.data is not None
@@ -79,6 +83,9 @@ async def serve_plane(
             write_file(plane.data.local_address, f"https://{local_host(host)}:{port}\n".encode(), mode=0o600)
             async with trio.open_nursery() as nursery:
                 server = Server(make_app(plane, faults=faults), sock, certificate.context, proxies=proxies)
+                plane.planes.connections = lambda: server.connections
+                plane.planes.address = url
+                metrics_url = "" if metrics is None else await nursery.start(_serve_metrics, plane, *metrics)
                 await nursery.start(_run_server, plane, server)
                 nursery.start_soon(plane.run_housekeeping)
                 nursery.start_soon(plane.storage_check.run)
@@ -86,7 +93,29 @@ async def serve_plane(
                 nursery.start_soon(plane.stream.pace_wakes)
                 nursery.start_soon(_renew_forever, certificate)
                 log.info("control plane at %s", url)
-                task_status.started(_address(url, plane.data))
+                task_status.started(_address(url, plane.data, metrics_url))
+
+
+async def _serve_metrics(
+    plane: Plane, host: str, port: int, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Serve metrics until cancelled; ``started`` returns the URL.
+
+    Raises TransportError if it cannot listen, ConfigError without the library.
+    """
+    try:
+        from certctrl.plane.metric_families import scraped
+    except ModuleNotFoundError:
+        what = "metrics need the Python package prometheus-client"
+        raise ConfigError(what, fix="pip install 'certctrl[metrics]'") from None
+    try:
+        listeners = await trio.open_tcp_listeners(port, host=host)
+    except OSError as error:
+        what = f"cannot listen on {host}:{port}: {error.strerror or error}"
+        raise TransportError(what, fix="choose another --metrics HOST:PORT") from None
+    port = listeners[0].socket.getsockname()[1]
+    task_status.started(f"http://{local_host(host)}:{port}/metrics")
+    await answer_scrapes(listeners, partial(scraped, plane))
 
 
 async def _run_server(
@@ -138,5 +167,5 @@ async def _replace_anchor(plane: Plane, certificate: ServerCertificate) -> None:
         log.info("the control plane's own certificate is from its own CA now: %s", plane.anchor.own.root_fingerprint)
 
 
-def _address(url: str, data: DataDir) -> PlaneAddress:
-    return PlaneAddress(url, data.ca.absolute(), data.operator_key.absolute())
+def _address(url: str, data: DataDir, metrics_url: str) -> PlaneAddress:
+    return PlaneAddress(url, data.ca.absolute(), data.operator_key.absolute(), metrics_url)

@@ -38,7 +38,7 @@ async def test_metrics_without_their_package(
     setting: dict[str, str], monkeypatch: pytest.MonkeyPatch, forget_modules: Callable[..., None]
 ) -> None:
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
-    forget_modules("certctrl.agent.metrics", "certctrl.agent.metric_families")
+    forget_modules("certctrl.agent.metrics", "certctrl.agent.metric_families", "certctrl.net.prometheus")
     agent = agent_with(AgentConfig(application=attrs.evolve(ApplicationConfig(), **setting)))
     await publish_metrics_if_enabled(agent)
     ((what, fix),) = agent.problems.values()

@@ -9,7 +9,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from fleet import USER, Fleet, Plane, wait_for
+from fleet import PROGRAM, USER, Fleet, Plane, run_cli, wait_for
 from prometheus_client.parser import text_string_to_metric_families
 
 pytestmark = pytest.mark.integration
@@ -74,3 +74,24 @@ def test_a_public_metrics_address_needs_metrics_public(fleet: Fleet, plane: Plan
     assert done.returncode == 78
     assert "metrics_listen" in done.stderr
     assert "metrics_public" in done.stderr
+
+
+def test_the_control_plane_has_the_documented_metrics(fleet: Fleet) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    options = ["--data", fleet.root / "plane", "--listen", "127.0.0.1:0", "--metrics", f"127.0.0.1:{port}"]
+    child = fleet.child([*PROGRAM, "plane", "serve", *options], "plane.log")
+    child.says("operator key", f"metrics        http://127.0.0.1:{port}/metrics")
+    families = {family.name: family for family in text_string_to_metric_families(scrape(port))}
+    ours = {name.removesuffix("_info") for name in families if name.startswith("certctrl_plane_")}
+    assert ours == {
+        name.removesuffix("_total").removesuffix("_info") for name in DOCUMENTED if name.startswith("certctrl_plane_")
+    }
+    assert families["certctrl_plane_ready"].samples[0].value == 1
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        used = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = run_cli("plane", "serve", "--data", fleet.root / "two", "--listen", "127.0.0.1:0", "--metrics", used)
+    assert done.returncode == 69 and f"cannot listen on {used}" in done.stderr
+    done = run_cli("plane", "serve", "--data", fleet.root / "two", "--metrics", "0.0.0.0:9465")
+    assert done.returncode == 2 and "loopback" in done.stderr and "--metrics-public" in done.stderr
+    assert child.stop() == 0

@@ -25,6 +25,15 @@ from certctrl.cli.plane.database import (
 from certctrl.errors import UsageError
 
 DEFAULT_LISTEN = "127.0.0.1:8443"
+Data = Annotated[str | None, typer.Option("--data", metavar="DIR", help=f"Data directory; also ${DATA_VARIABLE}.")]
+Listen = Annotated[
+    str, typer.Option("--listen", metavar="HOST:PORT", help="Address to listen on; port 0: any free port.")
+]
+Hostnames = Annotated[
+    list[str] | None,
+    typer.Option("--hostname", metavar="NAME", help="DNS name or address that agents use; may be repeated."),
+]
+PublicUrl = Annotated[str, typer.Option("--public-url", metavar="URL", help="Browser URL; default: the agents' URL.")]
 AllowUnprovenKeys = Annotated[
     bool,
     typer.Option(
@@ -33,11 +42,6 @@ AllowUnprovenKeys = Annotated[
         "for a data directory of version 0.1.",
     ),
 ]
-Hostnames = Annotated[
-    list[str] | None,
-    typer.Option("--hostname", metavar="NAME", help="DNS name or address that agents use; may be repeated."),
-]
-PublicUrl = Annotated[str, typer.Option("--public-url", metavar="URL", help="Browser URL; default: the agents' URL.")]
 ProxyOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -55,6 +59,13 @@ HttpProxyOption = Annotated[
         help="Addresses of HTTP proxies whose X-Forwarded-For names the client. May be repeated.",
     ),
 ]
+MetricsListen = Annotated[
+    str,
+    typer.Option("--metrics", metavar="HOST:PORT", help="Serve Prometheus metrics here, without a key; default: off."),
+]
+MetricsPublic = Annotated[
+    bool, typer.Option("--metrics-public", help="Allow --metrics on an address that is not loopback.")
+]
 _GC_THRESHOLDS = (50_000, 50, 100)
 """Garbage collection thresholds that scan thousands of waiting polls ten times less often."""
 
@@ -63,12 +74,8 @@ _MAX_OPEN_FILES = 65_536
 
 def serve(
     ctx: typer.Context,
-    data: Annotated[
-        str | None, typer.Option("--data", metavar="DIR", help=f"Data directory; also ${DATA_VARIABLE}.")
-    ] = None,
-    listen: Annotated[
-        str, typer.Option("--listen", metavar="HOST:PORT", help="Address to listen on; port 0: any free port.")
-    ] = DEFAULT_LISTEN,
+    data: Data = None,
+    listen: Listen = DEFAULT_LISTEN,
     hostname: Hostnames = None,
     public_url: PublicUrl = "",
     allow_unproven_keys: AllowUnprovenKeys = False,
@@ -76,6 +83,8 @@ def serve(
     http_proxy: HttpProxyOption = None,
     database: DatabaseUrl = "",
     database_file: DatabaseFile = "",
+    metrics: MetricsListen = "",
+    metrics_public: MetricsPublic = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the addresses and files as JSON.")] = False,
 ) -> None:
     """Run the control plane in the foreground until SIGTERM or Ctrl-C.
@@ -95,6 +104,7 @@ def serve(
         raise UsageError("no data directory for the control plane", fix="add --data DIR")
     host, port = parse_listen(listen)
     _check_public_url(public_url)
+    metrics_address = parse_metrics(metrics, public=metrics_public)
     note_duplicates(hostname or ())
     connect = connector(database_address(database, database_file, os.environ))
     with needed_modules("plane"):
@@ -107,8 +117,8 @@ def serve(
     become_owner(directory)
     with lossy_stderr(wall_now):
         _log(debug=invocation(ctx).debug)
-        serving = partial(certctrl.plane.serve.serve_plane, Path(directory), host=host, port=port)
-        serving = partial(serving, connect=connect, proxies=_proxies(proxy or (), http_proxy or ()))
+        serving = partial(certctrl.plane.serve.serve_plane, Path(directory), host=host, port=port, connect=connect)
+        serving = partial(serving, proxies=_proxies(proxy or (), http_proxy or ()), metrics=metrics_address)
         run(_serve, serving, names, public_url, as_json, allow_unproven_keys)
 
 
@@ -149,6 +159,19 @@ def parse_listen(text: str) -> tuple[str, int]:
     return host.strip("[]") or "0.0.0.0", int(port)
 
 
+def parse_metrics(text: str, *, public: bool) -> tuple[str, int] | None:
+    """Return host and port for metrics; None: off. Raises UsageError, also for an address that is not loopback."""
+    from certctrl.model.config import listen_address
+
+    if not text:
+        return None
+    try:
+        return listen_address(text, public=public)
+    except ValueError:
+        what = f"--metrics {text!r} is not {'an' if public else 'a loopback'} address with a port"
+        raise UsageError(what, fix="use 127.0.0.1:9465, or add --metrics-public for other addresses") from None
+
+
 async def _serve(
     serving: Callable[..., Any],
     hostnames: tuple[str, ...],
@@ -185,12 +208,15 @@ def _announce(address: Any, approval_url: str, *, as_json: bool) -> None:
     names = ("ca_file", "issuing_ca_file", "operator_key_file")
     files = {name: str(getattr(address, name)) for name in names}
     if as_json:
-        write_json({"url": address.url, "approval_url": approval_url, **files}, pretty=False)
+        metrics = {"metrics_url": address.metrics_url} if address.metrics_url else {}
+        write_json({"url": address.url, "approval_url": approval_url, **files, **metrics}, pretty=False)
     else:
         write_line(f"control plane  {address.url}")
         write_line(f"approve hosts  {approval_url}")
         write_line(f"CA file        {address.ca_file}")
         write_line(f"operator key   {address.operator_key_file}")
+        if address.metrics_url:
+            write_line(f"metrics        {address.metrics_url}")
     sys.stdout.flush()
 
 

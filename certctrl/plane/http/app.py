@@ -8,6 +8,7 @@ from certctrl.plane.core import Plane
 from certctrl.plane.http.device_api import DeviceApi
 from certctrl.plane.http.faults import Faults
 from certctrl.plane.http.health import Health
+from certctrl.plane.http.measuring import Measured
 from certctrl.plane.http.middleware import App, Middleware
 from certctrl.plane.http.operator_api import OperatorApi
 from certctrl.plane.http.operator_resources import OperatorResources
@@ -31,4 +32,5 @@ def make_app(plane: Plane, *, faults: Faults | None = None) -> App:
         *ApprovalPage(plane).routes(),
     ]
     app: App = Middleware(plane, DirectRoutes(of_devices, Router(routes, redirect_slashes=False)))
-    return app if faults is None else faults.around(app)
+    app = app if faults is None else faults.around(app)
+    return Measured(plane.counters, app, (route.path for route in routes))

@@ -46,7 +46,8 @@ class Server:
         self._tls = context
         self._connections: set[Connection] = set()
         self._refusals = _Refusals()
-        self._open = 0
+        self.connections = 0
+        """Connections that are open now."""
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         files = 2 * CONNECTIONS if files == resource.RLIM_INFINITY else files
         self._most = min(CONNECTIONS, max(files - _OTHER_FILES, files // 2))
@@ -71,16 +72,16 @@ class Server:
 
     async def _handle(self, stream: trio.SocketStream) -> None:
         """Serve a connection, or refuse it before the handshake, which is expensive."""
-        self._open += 1
+        self.connections += 1
         try:
-            if self._open > self._most:
+            if self.connections > self._most:
                 self._refusals.note("all", f"{self._most} connections are open")
             elif (client := await self._client(stream)) is not None:
                 await self._serve(stream, client)
         except Exception:  # isolate failing connections
             log.exception("a connection failed")
         finally:
-            self._open -= 1
+            self.connections -= 1
             await trio.aclose_forcefully(stream)
 
     async def _client(self, stream: trio.SocketStream) -> Address | None:

@@ -97,6 +97,7 @@ def begin_epoch(database: SqliteDatabase, now: float) -> None:
     database.run("UPDATE install_configs SET version = version + ?", VERSION_GAP)
     database.run("DELETE FROM page_sessions")
     database.run("DELETE FROM grants")
+    database.run("DELETE FROM planes")
     database.run("DELETE FROM settings WHERE name = ?", TAKEN_AT)
     for table in _GIVEN_OUT:
         database.run(

@@ -11,7 +11,10 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, ParamSpec, Protocol, TypeVar
+
+from certctrl.plane.counters import DatabaseCalls
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -41,9 +44,20 @@ class Waiting(Protocol):
 class Database(ABC):
     """An engine; its methods raise DiskError if the database fails or cannot be reached."""
 
-    @abstractmethod
+    engine: str
+    """Name of the engine, for operators."""
+
+    def __init__(self) -> None:
+        self.calls = DatabaseCalls()
+
     async def work(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a unit of work and return its result, after the commit and the callbacks of ``after_commit``."""
+        with self.calls.measured():
+            return await self._work(partial(function, *args, **kwargs))
+
+    @abstractmethod
+    async def _work(self, unit: Callable[[], T]) -> T:
+        """Run a unit of work."""
 
     @abstractmethod
     def transaction(self) -> contextlib.AbstractContextManager[None]:

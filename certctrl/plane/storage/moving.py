@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # its driver is an extra
 TABLES = (
     "secrets", "settings", "users", "devices", "refresh_tokens", "grants", "enrolment_tokens", "enrolments",
     "page_sessions", "certificates", "issues", "assignments", "authorities", "authority_assignments",
-    "install_configs", "streams", "signals", "outcomes", "jobs", "limits",
+    "install_configs", "streams", "signals", "outcomes", "jobs", "limits", "planes",
 )  # fmt: skip
 """All tables, each after those it refers to."""
 

@@ -15,7 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import psycopg
@@ -26,7 +26,7 @@ from psycopg.rows import dict_row, tuple_row
 
 from certctrl.errors import ConfigError, DiskError
 from certctrl.plane.errors import DatabaseAwayError
-from certctrl.plane.storage.database import Callbacks, Database, P, Row, T, Waiting
+from certctrl.plane.storage.database import Callbacks, Database, Row, T, Waiting
 from certctrl.plane.storage.postgres_wakes import Wakes
 from certctrl.plane.storage.schema import postgres_script, scripts_to_run
 from certctrl.text import one_line
@@ -54,12 +54,15 @@ log = logging.getLogger("certctrl.Plane")
 class PostgresDatabase(Database):
     """A database of a PostgreSQL server; `close` it."""
 
+    engine = "PostgreSQL"
+
     def __init__(self, url: str, *, password: str | None = None, connections: int = CONNECTIONS) -> None:
         """Connect, and create or migrate the tables.
 
         ``url`` is a connection URI of libpq; a password in it counts only without ``password``. Raises ConfigError for
         an unusable URL, server or schema, and DatabaseAwayError if the server does not answer.
         """
+        super().__init__()
         self._parameters = _parameters(url, password)
         self.name = _name_of(self._parameters)
         """Host and database, for messages."""
@@ -74,9 +77,8 @@ class PostgresDatabase(Database):
             self.close()
             raise
 
-    async def work(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def _work(self, unit: Callable[[], T]) -> T:
         """Run the unit in a worker thread, again if it lost a race."""
-        unit = partial(function, *args, **kwargs)
         result, callbacks = await trio.to_thread.run_sync(self._repeated, unit, limiter=self._limiter)
         callbacks.call()
         return result

@@ -138,6 +138,12 @@ ALTER TABLE devices ADD COLUMN instance TEXT NOT NULL DEFAULT '';
 ALTER TABLE devices ADD COLUMN earlier_instances TEXT NOT NULL DEFAULT '{}';
 ALTER TABLE devices ADD COLUMN copies_at REAL;
 """,
+    """
+CREATE TABLE planes (
+  name TEXT PRIMARY KEY, host TEXT NOT NULL, address TEXT NOT NULL, version TEXT NOT NULL,
+  started_at REAL NOT NULL, seen_at REAL NOT NULL, polls INTEGER NOT NULL, connections INTEGER NOT NULL
+) WITHOUT ROWID;
+""",
 )
 """One script per schema version, oldest first, in the words of SQLite; the database counts those that have run.
 

@@ -175,6 +175,10 @@ class SignalStream:
             if not waiters and self._waiters.get(device_id) is waiters:
                 del self._waiters[device_id]
 
+    def waiting_polls(self) -> int:
+        """Return the number of polls that wait for signals."""
+        return sum(1 for waiters in self._waiters.values() for waiter in waiters if waiter.cursor)
+
     def wake(self, device_id: int) -> None:
         """Make the waiters of a device read again."""
         for waiter in tuple(self._waiters.get(device_id, ())):

@@ -18,7 +18,7 @@ from typing import Any
 
 from certctrl.errors import ConfigError, DiskError
 from certctrl.plane.storage.data_dir import make_private
-from certctrl.plane.storage.database import Callbacks, Database, P, Row, T, Waiting, calling
+from certctrl.plane.storage.database import Callbacks, Database, Row, T, Waiting, calling
 from certctrl.plane.storage.schema import scripts_to_run
 
 _ERRNO = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_READONLY: errno.EROFS}
@@ -29,8 +29,11 @@ MOVED = "moved_to"
 class SqliteDatabase(Database):
     """A database file, or a database in memory."""
 
+    engine = "SQLite"
+
     def __init__(self, path: Path | None) -> None:
         """Open (and create or migrate) a database file of mode 0600, or one in memory."""
+        super().__init__()
         self._file = path
         self._path = "memory" if path is None else str(path)
         self._callbacks = Callbacks()
@@ -47,10 +50,10 @@ class SqliteDatabase(Database):
             self._connection.close()
             raise
 
-    async def work(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def _work(self, unit: Callable[[], T]) -> T:
         """Run the unit inline, without a checkpoint."""
         with self._transaction("BEGIN"):
-            return function(*args, **kwargs)
+            return unit()
 
     def transaction(self) -> contextlib.AbstractContextManager[None]:
         """Commit the block as a whole; see ``Database.transaction``."""

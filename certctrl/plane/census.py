@@ -1,0 +1,68 @@
+"""Census: how many devices, certificates and jobs there are, and in which state, for metrics and ``plane status``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from certctrl.plane.storage.database import Database
+
+SILENT_SECONDS = 900.0
+"""An active device that has not polled for so long counts as silent."""
+_ENDING_LIFE = 0.2
+"""A certificate with less than this part of its life left should have been renewed."""
+OVERDUE_SECONDS = 60.0
+_KINDS = 50
+
+
+class Census:
+    """Reads the counts."""
+
+    def __init__(self, database: Database, wall_now: Callable[[], float]) -> None:
+        self._db = database
+        self._wall_now = wall_now
+
+    def taken(self) -> dict[str, Any]:
+        """Return ``devices``, ``certificates`` and ``jobs`` by state, in the caller's unit of work."""
+        return {"devices": self._devices(), "certificates": self._certificates(), "jobs": self._jobs()}
+
+    def _devices(self) -> dict[str, int]:
+        counts = dict.fromkeys(("expected", "active", "revoked"), 0)
+        for row in self._db.all("SELECT status, count(*) AS n FROM devices GROUP BY status"):
+            counts[row["status"]] = int(row["n"])
+        silent = self._db.one(
+            "SELECT count(*) AS n FROM devices WHERE status = 'active' AND coalesce(last_seen_at, registered_at) < ?",
+            self._wall_now() - SILENT_SECONDS,
+        )
+        return counts | {"silent": int(silent["n"]) if silent is not None else 0}
+
+    def _certificates(self) -> dict[str, int]:
+        """Count active certificates, and of those that a device has, those that end soon or have ended."""
+        now = self._wall_now()
+        row = self._db.one(
+            "SELECT count(*) AS active, coalesce(sum(CASE WHEN used AND not_after <= ? THEN 1 ELSE 0 END), 0) AS ended,"
+            " coalesce(sum(CASE WHEN used AND not_after > ? AND not_after - ? < (not_after - not_before) * ?"
+            " THEN 1 ELSE 0 END), 0) AS ending"
+            " FROM (SELECT not_before, not_after,"
+            " EXISTS (SELECT 1 FROM assignments a WHERE a.cert_id = c.id) AS used"
+            " FROM certificates c WHERE status = 'active') AS present",
+            *(now, now, now, _ENDING_LIFE),
+        )
+        names = ("active", "ending", "ended")
+        return {name: int(row[name]) if row is not None else 0 for name in names}
+
+    def _jobs(self) -> dict[str, dict[str, int]]:
+        """Count the jobs of each kind that are due, overdue by a minute, running, and scheduled for later."""
+        now = self._wall_now()
+        rows = self._db.all(
+            "SELECT kind, sum(CASE WHEN lease > ? THEN 1 ELSE 0 END) AS running,"
+            " sum(CASE WHEN lease <= ? AND due <= ? AND due > ? THEN 1 ELSE 0 END) AS due,"
+            " sum(CASE WHEN lease <= ? AND due <= ? THEN 1 ELSE 0 END) AS overdue, count(*) AS n"
+            " FROM jobs GROUP BY kind ORDER BY kind LIMIT ?",
+            *(now, now, now, now - OVERDUE_SECONDS, now, now - OVERDUE_SECONDS, _KINDS),
+        )
+        counts = {}
+        for row in rows:
+            known = {state: int(row[state]) for state in ("due", "overdue", "running")}
+            counts[row["kind"]] = known | {"scheduled": int(row["n"]) - sum(known.values())}
+        return counts

@@ -1,0 +1,68 @@
+"""Counters of one plane since its start, as plain numbers; ``metric_families.py`` shows them to Prometheus."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import perf_counter
+
+import attrs
+
+from certctrl import lean
+from certctrl.errors import DiskError, PlaneError
+from certctrl.model.duration import Duration
+from certctrl.plane.errors import DatabaseAwayError
+
+REQUEST_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+WAKE_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 10.0, 30.0)
+
+
+@lean.define
+class DatabaseCalls:
+    """The units of work of one database."""
+
+    results: Counter[str] = attrs.field(factory=Counter)
+    """By ``ok``, ``away``, ``storage`` and ``bug``."""
+    seconds: Duration = attrs.field(factory=lambda: Duration(REQUEST_BUCKETS))
+    """From the call to its end, including the wait for a free connection."""
+
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        """Count the block as one unit of work."""
+        started, result = perf_counter(), "bug"
+        try:
+            yield
+            result = "ok"
+        except PlaneError:
+            result = "ok"  # the unit answered that it refuses
+            raise
+        except DatabaseAwayError:
+            result = "away"
+            raise
+        except DiskError:
+            result = "storage"
+            raise
+        finally:
+            self.results[result] += 1
+            self.seconds.add(perf_counter() - started)
+
+
+@lean.define
+class PlaneCounters:
+    """What one plane has done."""
+
+    requests: Counter[tuple[str, str, str]] = attrs.field(factory=Counter)
+    """By method, route and status."""
+    request_seconds: dict[str, Duration] = attrs.field(factory=dict)
+    """By route; without polls that may wait."""
+    wake_seconds: Duration = attrs.field(factory=lambda: Duration(WAKE_BUCKETS))
+    """From a signal, whichever plane appended it, to the answer of the poll that waited for it."""
+    jobs: Counter[tuple[str, str]] = attrs.field(factory=Counter)
+    """By kind and ``ok`` or ``failed``."""
+
+    def request(self, method: str, route: str, status: str, seconds: float | None) -> None:
+        """Count a request; ``seconds`` None: it may have waited."""
+        self.requests[method, route, status] += 1
+        if seconds is not None:
+            self.request_seconds.setdefault(route, Duration(REQUEST_BUCKETS)).add(seconds)

@@ -1,0 +1,69 @@
+"""Planes: which planes serve a database, as each of them notes with its housekeeping."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from certctrl import __version__
+from certctrl.plane.clock import rfc3339
+from certctrl.plane.storage.database import Database
+
+_FORGOTTEN_SECONDS = 86_400.0
+RUNNING_SECONDS = 90.0
+"""A plane that has not noted itself for so long has probably ended."""
+
+
+class Planes:
+    """The table of planes; methods run in the caller's unit of work."""
+
+    def __init__(self, database: Database, name: str, wall_now: Callable[[], float]) -> None:
+        """``name`` identifies this plane."""
+        self._db = database
+        self._name = name
+        self._wall_now = wall_now
+        self.started_at = wall_now()
+        self.address = ""
+        """URL of this plane on its own machine; empty before it listens."""
+        self.connections: Callable[[], int] = lambda: 0
+        """Returns the number of this plane's open connections."""
+        self.noted = False
+        """Whether this plane may be in the table."""
+
+    def note(self, *, polls: int) -> None:
+        """Store that this plane is running, with its waiting polls and its connections."""
+        now, connections, self.noted = self._wall_now(), self.connections(), True
+        self._db.run(
+            "INSERT INTO planes VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET"
+            " address = excluded.address, seen_at = excluded.seen_at, polls = excluded.polls,"
+            " connections = excluded.connections",
+            *(self._name, socket.gethostname(), self.address, __version__, self.started_at, now, polls, connections),
+        )
+
+    def delete_expired(self) -> None:
+        """Delete planes that ended long ago."""
+        self._db.run("DELETE FROM planes WHERE seen_at < ?", self._wall_now() - _FORGOTTEN_SECONDS)
+
+    def leave(self) -> None:
+        """Delete this plane, which is ending."""
+        self.noted = False
+        self._db.run("DELETE FROM planes WHERE name = ?", self._name)
+
+    def shown(self) -> list[dict[str, Any]]:
+        """Return all planes as operators see them, the longest running first."""
+        now = self._wall_now()
+        return [
+            {
+                "host": row["host"],
+                "address": row["address"],
+                "version": row["version"],
+                "started_at": rfc3339(row["started_at"]),
+                "seen_at": rfc3339(row["seen_at"]),
+                "running": abs(now - row["seen_at"]) < RUNNING_SECONDS,
+                "this": row["name"] == self._name,
+                "polls": row["polls"],
+                "connections": row["connections"],
+            }
+            for row in self._db.all("SELECT * FROM planes ORDER BY started_at, name")
+        ]

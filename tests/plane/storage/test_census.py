@@ -1,0 +1,70 @@
+"""The counts of devices, certificates and jobs, and the planes of a database, with each engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from engine_plane import WALL, new_device, plane_on, registered
+
+from certctrl.errors import DiskError
+from certctrl.plane.errors import DatabaseAwayError, conflict
+from certctrl.plane.storage.database import Database
+
+
+async def test_the_counts_by_state(open_database: Callable[[], Database]) -> None:
+    clock = [WALL]
+    plane = plane_on(open_database(), wall_now=lambda: clock[0])
+    device_id, _ = await registered(plane, "first-device")
+    await new_device(plane, "second-device")
+    row = await plane.certificates.issue(1, ["a.example"], device_ids=[device_id])
+    await plane.certificates.issue(1, ["unused.example"])
+    taken = await plane.work(plane.census.taken)
+    assert taken["devices"] == {"expected": 1, "active": 1, "revoked": 0, "silent": 0}
+    assert taken["certificates"] == {"active": 2, "ending": 0, "ended": 0}
+    assert taken["jobs"] == {"housekeeping": {"due": 0, "overdue": 1, "running": 0, "scheduled": 0}}
+    await plane.work(plane.tidy)
+    clock[0] += 20
+    assert (await plane.work(plane.census.taken))["jobs"]["housekeeping"]["due"] == 1
+    await plane.work(lambda: plane.jobs.claim("housekeeping", limit=1, lease_seconds=9))
+    assert (await plane.work(plane.census.taken))["jobs"]["housekeeping"]["running"] == 1
+    clock[0] += 80 * 86_400
+    taken = await plane.work(plane.census.taken)
+    assert taken["devices"]["silent"] == 1
+    assert taken["certificates"] == {"active": 2, "ending": 1, "ended": 0}, f"{row['id']}: only where it is used"
+    clock[0] += 30 * 86_400
+    assert (await plane.work(plane.census.taken))["certificates"] == {"active": 2, "ending": 0, "ended": 1}
+
+
+async def test_planes_see_each_other(open_database: Callable[[], Database]) -> None:
+    clock = [WALL]
+    one = plane_on(open_database(), wall_now=lambda: clock[0])
+    one.planes.address, one.planes.connections = "https://one", lambda: 7
+    await one.work(one.tidy)
+    clock[0] += 120
+    two = plane_on(open_database(), one.keyring, wall_now=lambda: clock[0])
+    await two.work(two.tidy)
+    shown = await two.work(two.planes.shown)
+    assert [(row["this"], row["running"], row["address"], row["connections"]) for row in shown] == [
+        (False, False, "https://one", 7), (True, True, "", 0),
+    ]  # fmt: skip
+    await one.work(one.tidy)
+    assert [row["running"] for row in await two.work(two.planes.shown)] == [True, True]
+    await two.work(two.planes.leave)
+    clock[0] += 100_000
+    await one.work(one.planes.delete_expired)
+    assert await one.work(one.planes.shown) == []
+
+
+async def test_units_of_work_are_counted_by_result(open_database: Callable[[], Database]) -> None:
+    database = open_database()
+    for error in (conflict("no"), DatabaseAwayError("away"), DiskError("full"), ZeroDivisionError()):
+
+        def fail(error: Exception = error) -> None:
+            raise error
+
+        with pytest.raises(type(error)):
+            await database.work(fail)
+    await database.work(database.one, "SELECT 1")
+    assert database.calls.results == {"ok": 2, "away": 1, "storage": 1, "bug": 1}
+    assert database.calls.seconds.count == 5
