@@ -14,6 +14,8 @@ import h11
 import trio
 
 from certctrl.plane.http.middleware import App, Message, Scope
+from certctrl.plane.http.proxies import Address
+from certctrl.plane.http.tls_stream import TlsStream
 
 HANDSHAKE_SECONDS = 10.0
 HEAD_SECONDS = 10.0
@@ -30,16 +32,13 @@ _NO_BODY = (204, 304)
 _WEBSOCKET = "websocket."
 _DISCONNECT: Message = {"type": "http.disconnect"}
 
-Address = tuple[str, int]
 log = logging.getLogger("certctrl.Plane.server")
 
 
 class Connection:
     """A TLS connection and its requests, one after the other."""
 
-    def __init__(
-        self, app: App, stream: trio.SSLStream[trio.SocketStream], client: Address, state: dict[str, Any]
-    ) -> None:
+    def __init__(self, app: App, stream: TlsStream, client: Address, state: dict[str, Any]) -> None:
         """Serve a stream whose handshake is still to be made; ``state`` goes into the scope of each request."""
         self.app = app
         self._stream = stream
@@ -97,8 +96,8 @@ class Connection:
 
     async def read(self) -> bool:
         """Wait for more bytes; return whether there were any."""
-        data = await self._stream.receive_some(_MAX_RECEIVED)
-        self._h11.receive_data(bytes(data))
+        data = await self._stream.receive_some()
+        self._h11.receive_data(data)
         self._gone = self._gone or not data
         return bool(data)
 
@@ -135,16 +134,9 @@ class Connection:
             "root_path": "",
             "headers": headers,
             "client": self._client,
-            "server": self._server(),
+            "server": self._stream.local_address(),
             "state": self._state,
         }
-
-    def _server(self) -> Address | None:
-        try:
-            host, port = self._stream.transport_stream.socket.getsockname()[:2]
-        except OSError:
-            return None
-        return host, port
 
     def next_event(self) -> Any:
         """Return the next part of the request's body; PAUSED if it is complete."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import resource
 import socket
@@ -13,9 +14,10 @@ import trio
 
 from certctrl.errors import TransportError
 from certctrl.plane.http.authentication import CONNECTION
-from certctrl.plane.http.connection import HEAD_SECONDS, Address, Connection
+from certctrl.plane.http.connection import HEAD_SECONDS, Connection
 from certctrl.plane.http.middleware import App
-from certctrl.plane.http.proxies import ForwardedFor, Proxies, ProxyHeaderError, read_header
+from certctrl.plane.http.proxies import Address, ForwardedFor, Proxies, ProxyHeaderError, read_header
+from certctrl.plane.http.tls_stream import TlsStream
 from certctrl.plane.limits import UnauthenticatedConnections, caller_of, plain_address
 
 UNAUTHENTICATED_PER_ADDRESS = 1000
@@ -111,15 +113,20 @@ class Server:
         if admitted is None:
             self._refusals.note("unauthenticated", f"too many unauthenticated ones, the last of {client[0]}")
             return
-        secure = trio.SSLStream(stream, self._tls, server_side=True, https_compatible=True)
-        connection = Connection(self._app, secure, client, {CONNECTION: admitted})
+        try:
+            with scope, contextlib.closing(TlsStream(stream, self._tls)) as secure:
+                await self._converse(Connection(self._app, secure, client, {CONNECTION: admitted}))
+        except trio.BrokenResourceError:
+            pass
+        finally:
+            admitted.leave()
+
+    async def _converse(self, connection: Connection) -> None:
         self._connections.add(connection)
         try:
-            with scope:
-                await connection.run()
+            await connection.run()
         finally:
             self._connections.discard(connection)
-            admitted.leave()
 
 
 class _Refusals:
