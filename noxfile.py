@@ -119,6 +119,14 @@ def daemon(session: nox.Session) -> None:
 
 
 @nox.session
+def planes(session: nox.Session) -> None:
+    """Kill three planes, PostgreSQL and its connections at random, and fail over to a standby, during 1 000 appends."""
+    session.install("-e", ".[dev]")
+    files = [f"tests/integration/test_{name}.py" for name in ("planes_killed", "standby")]
+    session.run("pytest", *files, "-m", "campaign", *(session.posargs or ["-s", "--timeout", "3600"]))
+
+
+@nox.session
 def simulation(session: nox.Session) -> None:
     """Run 100 000 random histories of the whole agent under a virtual clock."""
     session.install("-e", ".[dev]")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from fleet import Fleet, Plane
+from postgres_server import PostgresServer, postgres_server
 
 
 @pytest.fixture
@@ -27,3 +28,11 @@ def shared_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 def plane(shared_fleet: Fleet) -> Plane:
     """Return the plane of a file: `cert-ctrl plane serve` with a high rate limit."""
     return shared_fleet.plane(poll_rate=1000.0, poll_burst=1000)
+
+
+@pytest.fixture
+def own_postgres(need: Callable[[str], str], need_module: Callable[[str], None]) -> Iterator[PostgresServer]:
+    """Yield a PostgreSQL server for one test, which may stop it."""
+    need_module("psycopg")
+    with postgres_server(need) as server:
+        yield server

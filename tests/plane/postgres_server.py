@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -67,6 +67,22 @@ class PostgresServer:
         self._process.send_signal(how)
         self._process.wait()
 
+    def kill(self) -> None:
+        """Send SIGKILL to the server and all of its processes."""
+        assert self._process is not None
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+        for pid in (self._process.pid, *map(int, children)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._process.wait()
+
+    def kill_backend(self, pid: int) -> None:
+        """Send SIGKILL to one process of the server, which then ends all connections and recovers."""
+        assert self._process is not None
+        with contextlib.suppress(OSError):
+            if int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) == self._process.pid:
+                os.kill(pid, signal.SIGKILL)
+
     def database(self) -> str:
         """Create an empty database and return its URL."""
         self._made += 1
@@ -84,23 +100,60 @@ class PostgresServer:
 @contextlib.contextmanager
 def postgres_server(need: Callable[[str], str]) -> Iterator[PostgresServer]:
     """Start a server, and remove it in the end."""
-    initdb, postgres, psql = (find_program(need, name) for name in ("initdb", "postgres", "psql"))
+    with _place(need) as (root, become):
+        options = ["--auth=trust", "--no-sync", "--no-instructions", "--encoding=UTF8", "--username=plane"]
+        _run([*become, find_program(need, "initdb"), "-D", root / "data", *options])
+        with _started(need, root, become, SETTINGS) as server:
+            yield server
+
+
+@contextlib.contextmanager
+def standby_of(need: Callable[[str], str], primary: PostgresServer) -> Iterator[PostgresServer]:
+    """Start a standby of a server, and remove it in the end."""
+    with _place(need) as (root, become):
+        copy(need, primary, root, become)
+        with _started(need, root, become) as server:
+            yield server
+
+
+def copy(need: Callable[[str], str], primary: PostgresServer, root: Path, become: Sequence[str] = ()) -> None:
+    """Replace the data of a stopped server by a standby's."""
+    become = become or _become(need)[0]
+    shutil.rmtree(root / "data", ignore_errors=True)
+    source = f"host={primary.root} user={primary.user} application_name=standby"
+    options = ["-D", root / "data", "-d", source, "--write-recovery-conf", "--no-sync", "--checkpoint=fast"]
+    _run([*become, find_program(need, "pg_basebackup"), *options])
+    with (root / "data" / "postgresql.conf").open("a") as settings:
+        settings.write(f"unix_socket_directories = '{root}'\n")
+
+
+@contextlib.contextmanager
+def _place(need: Callable[[str], str]) -> Iterator[tuple[Path, list[str]]]:
+    """Provide a directory, and the words before commands of the user to whom it belongs."""
     become, user = _become(need)
     root = Path(tempfile.mkdtemp(prefix="pg-"))  # short: the path of a socket has at most 107 bytes
     try:
         shutil.chown(root, user.pw_uid, user.pw_gid)
         root.chmod(0o755)
-        data = root / "data"
-        options = ["--auth=trust", "--no-sync", "--no-instructions", "--encoding=UTF8", "--username=plane"]
-        subprocess.run([*become, initdb, "-D", data, *options], check=True, stdout=subprocess.DEVNULL, cwd="/")
-        with (data / "postgresql.conf").open("a") as settings:
-            settings.write(SETTINGS.format(socket=root))
-        ask = [psql, "-h", str(root), "-U", "plane", "-d", "postgres", "-XAtq"]
-        server = PostgresServer(root, "plane", [*become, postgres, "-D", str(data)], ask)
-        server.start()
-        try:
-            yield server
-        finally:
-            server.stop()
+        yield root, become
     finally:
         shutil.rmtree(root)
+
+
+def _run(command: Sequence[str | Path]) -> None:
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd="/")
+
+
+@contextlib.contextmanager
+def _started(
+    need: Callable[[str], str], root: Path, become: Sequence[str], settings: str = ""
+) -> Iterator[PostgresServer]:
+    with (root / "data" / "postgresql.conf").open("a") as file:
+        file.write(settings.format(socket=root))
+    ask = [find_program(need, "psql"), "-h", str(root), "-U", "plane", "-d", "postgres", "-XAtq"]
+    server = PostgresServer(root, "plane", [*become, find_program(need, "postgres"), "-D", str(root / "data")], ask)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()

@@ -27,9 +27,8 @@ from psycopg.rows import dict_row, tuple_row
 from certctrl.errors import ConfigError, DiskError
 from certctrl.plane.errors import DatabaseAwayError
 from certctrl.plane.storage.database import Callbacks, Database, Row, T, Waiting
-from certctrl.plane.storage.postgres_wakes import Wakes
+from certctrl.plane.storage.postgres_wakes import Wakes, first_line
 from certctrl.plane.storage.schema import postgres_script, scripts_to_run
-from certctrl.text import one_line
 
 Connection = psycopg.Connection[dict[str, Any]]
 
@@ -254,10 +253,10 @@ class PostgresDatabase(Database):
             yield
         except _NO_ROOM as error:
             number = errno.ENOSPC if isinstance(error, errors.DiskFull) else errno.EROFS
-            what = f"{self.name}: {_first_line(error)}"
+            what = f"{self.name}: {first_line(error)}"
             raise DiskError(what, path=self.name, errno=number, fix="check the server") from None
         except (*_AWAY, errors.SerializationFailure, errors.DeadlockDetected) as error:
-            failure = DatabaseAwayError(f"{self.name}: {_first_line(error)}", fix="check the server and its log")
+            failure = DatabaseAwayError(f"{self.name}: {first_line(error)}", fix="check the server and its log")
             self._note_away(failure)
             raise failure from None
         except DatabaseAwayError as failure:
@@ -265,7 +264,7 @@ class PostgresDatabase(Database):
             raise
         if self._away:
             self._away = False
-            log.info("database %s answers again", self.name)
+            log.warning("database %s answers again", self.name)
 
     def _note_away(self, failure: DatabaseAwayError) -> None:
         if not self._away:
@@ -286,7 +285,7 @@ class PostgresDatabase(Database):
                 self._migrate()
             except errors.InsufficientPrivilege as error:
                 raise ConfigError(
-                    _first_line(error), file=self.name, fix="let this user create tables: make it the database's owner"
+                    first_line(error), file=self.name, fix="let this user create tables: make it the database's owner"
                 ) from None
 
     def _migrate(self) -> None:
@@ -320,7 +319,7 @@ def _parameters(url: str, password: str | None) -> dict[str, Any]:
         parameters = conninfo_to_dict(url)
     except psycopg.ProgrammingError as error:
         raise ConfigError(
-            f"the database URL is not valid: {_first_line(error)}", fix="use postgresql://USER@HOST/DATABASE"
+            f"the database URL is not valid: {first_line(error)}", fix="use postgresql://USER@HOST/DATABASE"
         ) from None
     return _CONNECTION | parameters | ({} if password is None else {"password": password})
 
@@ -328,8 +327,3 @@ def _parameters(url: str, password: str | None) -> dict[str, Any]:
 def _name_of(parameters: dict[str, Any]) -> str:
     host = parameters.get("host") or parameters.get("hostaddr") or "local"
     return f"postgresql://{host}/{parameters.get('dbname') or parameters.get('user') or ''}"
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return one_line(lines[0], 300)

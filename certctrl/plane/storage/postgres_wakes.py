@@ -95,7 +95,7 @@ class Wakes:
                 try:
                     self._listen_once(token)
                 except psycopg.Error as error:
-                    log.warning("lost the connection for wakes: %s; reconnecting", one_line(str(error), 200))
+                    log.warning("lost the connection for wakes: %s; reconnecting", first_line(error))
                     self._ending.wait(_RECONNECT_SECONDS)
 
     def _listen_once(self, token: trio.lowlevel.TrioToken) -> None:
@@ -131,3 +131,9 @@ def payloads(sender: str, devices: Iterable[int]) -> Iterator[str]:
         length += len(text) + 1
     if batch:
         yield f"{sender}:{','.join(batch)}"
+
+
+def first_line(error: Exception) -> str:
+    """Return what an error of the server says in its first line."""
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return one_line(lines[0], 300)

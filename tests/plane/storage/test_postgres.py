@@ -142,7 +142,9 @@ def test_a_long_list_of_devices_is_sent_in_parts(need_module: Callable[[str], No
 # --- a server that goes away --------------------------------------------------------------------------------------------
 
 
-async def test_a_restarted_server_costs_at_most_an_error(server: PostgresServer, connect: Connect) -> None:
+async def test_a_restarted_server_costs_at_most_an_error(
+    server: PostgresServer, connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
     plane = plane_on(connect(server.database()))
     device_id, _ = await registered(plane)
     cursor = (await plane.work(plane.stream.read, device_id, None, 1)).cursor
@@ -161,6 +163,9 @@ async def test_a_restarted_server_costs_at_most_an_error(server: PostgresServer,
         await append(plane, device_id, 1)
         await until(lambda: len(seen) == 2)
     assert seen == ["held", [{"cert_id": 1}]]
+    away, back = caplog.messages
+    assert away.startswith("database does not answer: ") and back.endswith(" answers again")
+    assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"], "both are shown by plane serve"
 
 
 async def test_connections_that_the_server_closed_cost_nothing(server: PostgresServer, connect: Connect) -> None:
