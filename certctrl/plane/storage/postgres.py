@@ -34,6 +34,8 @@ Connection = psycopg.Connection[dict[str, Any]]
 
 CONNECTIONS = 8
 """Units of work at a time, each with a connection."""
+COMMIT_SECONDS = 10.0
+"""Longest wait of a commit for the synchronous standby."""
 _OLDEST = 150_000
 _ATTEMPTS = 6
 _FIRST_PAUSE = 0.005
@@ -69,6 +71,8 @@ class PostgresDatabase(Database):
         self._limiter = trio.CapacityLimiter(connections)
         self._local = threading.local()
         self._away = False
+        self._commits: dict[Connection, float] = {}
+        """Commits under way, and when they began."""
         try:
             with self._explained():
                 self._prepare()
@@ -168,11 +172,14 @@ class PostgresDatabase(Database):
     def connect(self) -> Connection:
         """Return a new connection, which the caller closes."""
         connection: Connection = psycopg.connect(**self._parameters, row_factory=dict_row)
+        connection.add_notice_handler(self._note_warning)
         return connection
 
     async def exchange_wakes(self, waiting: Waiting) -> None:
         """Exchange wakes with the other planes; see ``Database.exchange_wakes``."""
-        await Wakes(self, self.connect, waiting).run()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._end_long_commits)
+            nursery.start_soon(Wakes(self, self.connect, waiting).run)
 
     def close(self) -> None:
         """Close the connections that no unit uses."""
@@ -210,12 +217,7 @@ class PostgresDatabase(Database):
                 yield callbacks
             finally:
                 self._local.connection = None
-            try:
-                connection.commit()
-            except _LOST_RACE:
-                raise
-            except _AWAY as error:  # it may be stored or not: never repeat it here
-                raise DatabaseAwayError(f"{self.name}: lost the connection during a commit") from error
+            self._commit(connection)
         except BaseException:
             with contextlib.suppress(psycopg.Error):
                 connection.rollback()
@@ -225,6 +227,33 @@ class PostgresDatabase(Database):
                 connection.close()
             else:
                 self._idle.append(connection)
+
+    def _commit(self, connection: Connection) -> None:
+        """Commit; raises DatabaseAwayError if that may be stored or not, or only here: it must not be repeated here."""
+        self._local.warned, self._commits[connection] = False, time.monotonic()
+        try:
+            connection.commit()
+        except _LOST_RACE:
+            raise
+        except _AWAY as error:
+            raise DatabaseAwayError(f"{self.name}: lost the connection during a commit") from error
+        finally:
+            del self._commits[connection]
+        if self._local.warned:  # a commit that no longer waits for its standby succeeds with a warning
+            what = f"{self.name}: no synchronous standby has confirmed a commit"
+            raise DatabaseAwayError(what, fix="check the standby and pg_stat_replication")
+
+    def _note_warning(self, notice: errors.Diagnostic) -> None:
+        self._local.warned = notice.severity_nonlocalized == "WARNING"
+
+    async def _end_long_commits(self) -> None:
+        """End the wait of commits for a standby that is away, forever: PostgreSQL's time limits leave them alone."""
+        while True:
+            await trio.sleep(1)
+            for connection, since in tuple(self._commits.items()):
+                if time.monotonic() - since >= COMMIT_SECONDS:
+                    with contextlib.suppress(psycopg.Error):
+                        await trio.to_thread.run_sync(connection.cancel_safe, abandon_on_cancel=True)
 
     def _take(self) -> Connection:
         with contextlib.suppress(IndexError):
