@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,7 +18,7 @@ import attrs
 import trio
 
 from certctrl import lean
-from certctrl.errors import CertctrlError, ConfigError
+from certctrl.errors import CertctrlError, ConfigError, DiskError
 from certctrl.model.offload import Offload
 from certctrl.plane import clock
 from certctrl.plane.anchor import Anchor
@@ -30,7 +30,7 @@ from certctrl.plane.clones import CloneDetector
 from certctrl.plane.counters import PlaneCounters
 from certctrl.plane.devices import Devices
 from certctrl.plane.enrolment import Enrolment
-from certctrl.plane.errors import DatabaseAwayError, bad_request
+from certctrl.plane.errors import DatabaseAwayError, DatabaseLockedError, bad_request
 from certctrl.plane.grants import Grants
 from certctrl.plane.installs import Installs
 from certctrl.plane.jobs import Jobs
@@ -42,7 +42,7 @@ from certctrl.plane.problems import ProblemName, Problems
 from certctrl.plane.reports import Reports
 from certctrl.plane.sessions import DeviceSession, Sessions
 from certctrl.plane.settings import PlaneSettings
-from certctrl.plane.storage.data_dir import DataDir, locked, make_data_dir, write_file
+from certctrl.plane.storage.data_dir import DataDir, keep_file, locked, make_data_dir
 from certctrl.plane.storage.database import Database, P, T
 from certctrl.plane.storage.gathering import Gathering
 from certctrl.plane.storage.keyring import Keyring
@@ -190,13 +190,16 @@ class Plane:
     def write_cas(self) -> None:
         """Write the anchor that agents pin, and the CA of their certificates, to the data directory."""
         if self.data is not None:
-            write_file(self.data.ca, self.anchor.ca.root_pem.encode(), mode=0o644)
-            write_file(self.data.issuing_ca, self.ca.root_pem.encode(), mode=0o644)
+            keep_file(self.data.ca, self.anchor.ca.root_pem.encode(), mode=0o644)
+            keep_file(self.data.issuing_ca, self.ca.root_pem.encode(), mode=0o644)
 
     def close(self) -> None:
         """Save the sightings in memory and close the database."""
         with self._closing:
-            self.devices.save_sightings()
+            try:
+                self.devices.save_sightings()
+            except CertctrlError as error:
+                log.error("the last polls of devices are not saved: %s", error)
             if self.planes.noted:
                 with contextlib.suppress(CertctrlError), self.database.transaction():
                     self.planes.leave()
@@ -252,7 +255,7 @@ class Plane:
                     break
                 try:
                     page = await self.work_together(self._next_page, held.session, page.cursor, poll.limit)
-                except DatabaseAwayError:
+                except (DatabaseAwayError, DatabaseLockedError):
                     continue  # stay, rather than make all devices poll a database that is away
         if parked and page.signals:
             self.counters.wake_seconds.add(max(0.0, self.wall_now() - page.signals[0]["ts_ms"] / 1000))
@@ -269,6 +272,27 @@ class Plane:
         """Approve a device grant for a user, or deny it; ErrorResponse 404, or 409 if it was already decided."""
         self.devices.require_user(user_id)
         return self.grants.decide(user_code, approve=approve, user_id=user_id)
+
+    async def refresh(self, refresh_token: str, device_public_id: str, anchors: Collection[str]) -> dict[str, Any]:
+        """Return a new access token, with the anchor that the plane is going to use; see ``Sessions.refresh``.
+
+        It also succeeds if nothing can be stored, unless refresh tokens rotate.
+        """
+        try:
+            return await self.work(self._refresh, refresh_token, device_public_id, anchors)
+        except DiskError as error:
+            if self.settings.rotate_refresh_tokens:
+                raise
+            self.storage_check.note_failure(error)
+        return await self.work(self._refresh, refresh_token, device_public_id, None)
+
+    def _refresh(self, refresh_token: str, device_public_id: str, anchors: Collection[str] | None) -> dict[str, Any]:
+        """Refresh a token; ``anchors`` are those that the device trusts, None: store nothing."""
+        store = anchors is not None
+        answer = self.sessions.refresh(refresh_token, device_public_id, store=store)
+        if anchors is not None:
+            self.anchor.note(self.sessions.claimed_device(answer["access_token"]), anchors)
+        return answer | self.anchor.offer()
 
     async def resync(self, user_id: int, device_id: int, reason: str = "") -> None:
         """Make a device fetch everything again (signal ``state.resync_required``)."""
@@ -313,6 +337,8 @@ class Plane:
     def _plan_housekeeping(self) -> None:
         """Plan the first housekeeping, or the next one if the clock was set back since."""
         planned = self.database.one("SELECT due FROM jobs WHERE kind = ?", _HOUSEKEEPING)
+        if self.database.is_read_only():
+            return
         if planned is None or planned["due"] > self.wall_now() + HOUSEKEEPING_SECONDS:
             self.jobs.put(_HOUSEKEEPING, "", 0.0)
 

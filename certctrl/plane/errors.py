@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from certctrl.errors import CertctrlError, ExitStatus, PlaneError
+from certctrl.errors import CertctrlError, DiskError, ExitStatus, PlaneError
 
 
 class ErrorResponse(PlaneError):
@@ -37,6 +37,12 @@ class DatabaseAwayError(CertctrlError):
     """The server of the plane's database does not answer, or is too busy."""
 
     exit_status = ExitStatus.UNAVAILABLE
+
+
+class DatabaseLockedError(DiskError):
+    """Another process has had a lock on the database for too long."""
+
+    exit_status = ExitStatus.BUSY
 
 
 def bad_request(what: str, **params: Any) -> ErrorResponse:
@@ -105,7 +111,7 @@ def rate_limited(retry_after: float, allowed: str, what: str = "Rate limit excee
     return ErrorResponse(what, status=429, key="RATE_LIMITED", code=4029, params=params, retry_after=seconds)
 
 
-def unavailable(what: str, retry_after: int) -> ErrorResponse:
-    """Return 503 with the seconds until a retry."""
-    params = {"retry_after": retry_after}
+def unavailable(what: str, retry_after: int, problem: str = "") -> ErrorResponse:
+    """Return 503 with the seconds until a retry, and the key of the problem in ``/health``."""
+    params: dict[str, Any] = {"retry_after": retry_after} | ({"problem": problem} if problem else {})
     return ErrorResponse(what, status=503, key="SERVICE_UNAVAILABLE", code=5003, params=params, retry_after=retry_after)

@@ -30,6 +30,8 @@ class ProblemName(StrEnum):
     """As ``STORAGE``, for lack of space."""
     READ_ONLY = "read_only"
     """As ``STORAGE``: the data were opened read-only, or their server or file system is read-only."""
+    DATABASE_LOCKED = "database_locked"
+    """As ``STORAGE``: another process has a lock on the SQLite file."""
     SCHEMA_NEWER = "schema_newer"
     """A newer release has migrated the database, so that this one can no longer use it."""
     DISK_LOW = "disk_low"
@@ -57,6 +59,7 @@ _SUMMARIES = {
     ProblemName.STORAGE: "The database cannot store changes",
     ProblemName.DISK_FULL: "The disk of the database is full: nothing can be changed",
     ProblemName.READ_ONLY: "The database is read-only: nothing can be changed",
+    ProblemName.DATABASE_LOCKED: "Another process has locked the database: nothing can be changed",
     ProblemName.SCHEMA_NEWER: "The database was migrated by a newer release, which must be run",
     ProblemName.DISK_LOW: "The disk of the data directory is almost full",
     ProblemName.OVERLOAD: "Requests are refused because there are too many",

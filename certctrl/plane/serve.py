@@ -22,8 +22,9 @@ from certctrl.plane.http.app import make_app
 from certctrl.plane.http.faults import Faults
 from certctrl.plane.http.proxies import Proxies
 from certctrl.plane.http.server import NO_PROXIES, Server, listen
+from certctrl.plane.problems import ProblemName
 from certctrl.plane.settings import PlaneSettings
-from certctrl.plane.storage.data_dir import DataDir, write_file
+from certctrl.plane.storage.data_dir import DataDir, keep_file
 from certctrl.plane.storage.database import Database
 from certctrl.plane.tls import ServerCertificate, host_for_url, local_host, names_of
 
@@ -79,8 +80,8 @@ async def serve_plane(
         with listen(host, port) as sock:
             port = sock.getsockname()[1]
             url = f"https://{host_for_url(host, hostnames)}:{port}"
-            write_file(plane.data.address, f"{url}\n".encode(), mode=0o600)
-            write_file(plane.data.local_address, f"https://{local_host(host)}:{port}\n".encode(), mode=0o600)
+            keep_file(plane.data.address, f"{url}\n".encode(), mode=0o600)
+            keep_file(plane.data.local_address, f"https://{local_host(host)}:{port}\n".encode(), mode=0o600)
             async with trio.open_nursery() as nursery:
                 server = Server(make_app(plane, faults=faults), sock, certificate.context, proxies=proxies)
                 plane.planes.connections = lambda: server.connections
@@ -91,7 +92,7 @@ async def serve_plane(
                 nursery.start_soon(plane.storage_check.run)
                 nursery.start_soon(plane.exchange_wakes)
                 nursery.start_soon(plane.stream.pace_wakes)
-                nursery.start_soon(_renew_forever, certificate)
+                nursery.start_soon(_renew_forever, plane, certificate)
                 log.info("control plane at %s", url)
                 task_status.started(_address(url, plane.data, metrics_url))
 
@@ -140,14 +141,15 @@ async def _run_server(
             scope.deadline = trio.current_time() + _STOP_SECONDS
 
 
-async def _renew_forever(certificate: ServerCertificate) -> None:
+async def _renew_forever(plane: Plane, certificate: ServerCertificate) -> None:
     while True:
         await trio.sleep(_CERTIFICATE_CHECK_SECONDS)
         try:
             if await certificate.renew_when_due():
                 log.info("renewed the plane's own certificate")
+            plane.problems.clear(ProblemName.TLS_CERTIFICATE)
         except CertctrlError as error:
-            log.error("cannot renew the plane's own certificate: %s", error)
+            plane.problems.report(ProblemName.TLS_CERTIFICATE, str(error))
 
 
 def _reserve(plane: Plane, names: Sequence[str]) -> None:

@@ -73,8 +73,11 @@ class Sessions:
         refresh_token = self._new_refresh_token(device_id)
         return self._access_token(device_id) | {"refresh_token": refresh_token}
 
-    def refresh(self, refresh_token: str, device_public_id: str) -> dict[str, Any]:
-        """Return a new access token, with a new refresh token if they rotate; ErrorResponse 401 or 403 is final."""
+    def refresh(self, refresh_token: str, device_public_id: str, *, store: bool = True) -> dict[str, Any]:
+        """Return a new access token, with a new refresh token if they rotate; ErrorResponse 401 or 403 is final.
+
+        Without ``store``, the refresh token expires when it would have, and does not rotate.
+        """
         name, _, secret = refresh_token.partition(".")
         row = self._db.one(
             "SELECT t.*, d.device_public_id, d.status, d.revoked_at, d.revoke_reason, d.session AS current"
@@ -92,15 +95,15 @@ class Sessions:
             raise invalid_token("Refresh token is from an earlier registration")
         if row["expires_at"] <= now:
             raise invalid_token(f"Refresh token expired at {when(row['expires_at'])}")
-        with self._db.transaction():
-            answer = self._access_token(row["device_id"])
-            if self._settings.rotate_refresh_tokens:
+        if store and self._settings.rotate_refresh_tokens:
+            with self._db.transaction():
+                answer = self._access_token(row["device_id"])
                 self._db.run("DELETE FROM refresh_tokens WHERE id = ?", name)
-                answer["refresh_token"] = self._new_refresh_token(row["device_id"])
-            else:
-                expires_at = now + self._settings.refresh_token_seconds
-                self._db.run("UPDATE refresh_tokens SET expires_at = ? WHERE id = ?", expires_at, name)
-        return answer
+                return answer | {"refresh_token": self._new_refresh_token(row["device_id"])}
+        expires_at = now + self._settings.refresh_token_seconds
+        if store and expires_at - row["expires_at"] > min(DAY, self._settings.refresh_token_seconds / 10):
+            self._db.run("UPDATE refresh_tokens SET expires_at = ? WHERE id = ?", expires_at, name)
+        return self._access_token(row["device_id"])
 
     def authenticate(self, token: str) -> DeviceSession:
         """Return the session of an access token.

@@ -14,7 +14,7 @@ class PlaneSettings:
 
     access_token_seconds: int = 900
     refresh_token_seconds: int = 90 * DAY
-    """From the last refresh; a host that is offline longer must register again."""
+    """From the last refresh, within a day; a host that is offline longer must register again."""
     rotate_refresh_tokens: bool = False
     """Whether each refresh replaces the refresh token; the spec does not rotate."""
     poll_rate: float = 1.0

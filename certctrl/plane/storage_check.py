@@ -13,7 +13,7 @@ from pathlib import Path
 import trio
 
 from certctrl.errors import CertctrlError, ConfigError, DiskError
-from certctrl.plane.errors import DatabaseAwayError
+from certctrl.plane.errors import DatabaseAwayError, DatabaseLockedError
 from certctrl.plane.problems import ProblemName, Problems
 from certctrl.plane.storage.database import Database
 from certctrl.plane.storage.schema import scripts_to_run
@@ -22,7 +22,7 @@ CHECK_SECONDS = 2.0
 _SLOW_SECONDS = 5.0
 """Without an answer for so long, the database counts as away."""
 _LOW_BYTES = 64 * 1024 * 1024
-_WRITES = (ProblemName.READ_ONLY, ProblemName.DISK_FULL, ProblemName.STORAGE)
+_WRITES = (ProblemName.READ_ONLY, ProblemName.DISK_FULL, ProblemName.STORAGE, ProblemName.DATABASE_LOCKED)
 """Problems that end when something can be stored."""
 _BY_ERRNO = {
     errno.ENOSPC: ProblemName.DISK_FULL,
@@ -68,10 +68,9 @@ class StorageCheck:
 
     def note_failure(self, error: Exception) -> None:
         """Report the problem that an exception of the database shows; a later check ends it."""
-        if isinstance(error, DatabaseAwayError):
-            self._problems.report(ProblemName.DATABASE_AWAY, str(error))
-        elif isinstance(error, DiskError):
-            self._problems.report(_BY_ERRNO.get(error.errno, ProblemName.STORAGE), str(error))
+        name = problem_of(error)
+        if name is not None:
+            self._problems.report(name, str(error))
 
     def _note(self, name: ProblemName, present: bool) -> None:
         if present:
@@ -113,3 +112,14 @@ class StorageCheck:
         except OSError:
             return False
         return found.f_bavail * found.f_frsize < _LOW_BYTES
+
+
+def problem_of(error: Exception) -> ProblemName | None:
+    """Return the problem that an exception of the database shows."""
+    if isinstance(error, DatabaseAwayError):
+        return ProblemName.DATABASE_AWAY
+    if isinstance(error, DatabaseLockedError):
+        return ProblemName.DATABASE_LOCKED
+    if isinstance(error, DiskError):
+        return _BY_ERRNO.get(error.errno, ProblemName.STORAGE)
+    return None

@@ -12,6 +12,7 @@ from certctrl.errors import DiskError
 from certctrl.plane.ca.domains import clean_names, is_address
 from certctrl.plane.ca.x509 import KEY_TYPES, PrivateKey, key_pem
 from certctrl.plane.core import Plane
+from certctrl.plane.problems import ProblemName
 from certctrl.plane.settings import DAY
 from certctrl.plane.storage.data_dir import DataDir, write_file
 
@@ -40,9 +41,14 @@ class ServerCertificate:
         self.context.set_alpn_protocols(["http/1.1"])
 
     async def load(self) -> None:
-        """Load the certificate into the context; issue one first if none is usable."""
+        """Load the certificate into the context; issue one first if none is usable, or if the files can be written."""
         if self._is_due():
-            await self._renew()
+            try:
+                await self._renew()
+            except DiskError as error:
+                if not self._data.tls_certificate.exists():
+                    raise
+                self._plane.problems.report(ProblemName.TLS_CERTIFICATE, str(error))
         self._load()
 
     async def renew_when_due(self) -> bool:

@@ -107,14 +107,9 @@ class DeviceApi:
     async def refresh(self, request: Request) -> Response:
         """Return a new access token for a refresh token, and the anchor that the plane is going to use."""
         body = await read_as(bodies.Refresh, request)
-
-        def refresh() -> dict[str, Any]:
-            answer = self._plane.sessions.refresh(body.refresh_token, body.device_public_id)
-            device_id = self._plane.sessions.claimed_device(answer["access_token"])
-            self._plane.anchor.note(device_id, body.plane_anchors_sha256)
-            return answer | self._plane.anchor.offer()
-
-        return data_answer(await self._plane.work(refresh))
+        return data_answer(
+            await self._plane.refresh(body.refresh_token, body.device_public_id, body.plane_anchors_sha256)
+        )
 
     # --- updates and reports -------------------------------------------------------------------------------
 

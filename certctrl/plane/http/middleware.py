@@ -11,10 +11,11 @@ from typing import Any
 import trio
 from starlette.exceptions import HTTPException
 
-from certctrl.errors import DiskError
 from certctrl.plane.core import Plane
-from certctrl.plane.errors import DatabaseAwayError, ErrorResponse, bad_request, unavailable
+from certctrl.plane.errors import ErrorResponse, bad_request, unavailable
 from certctrl.plane.http.answers import error_answer
+from certctrl.plane.problems import ProblemName
+from certctrl.plane.storage_check import problem_of
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -25,6 +26,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 _STATUS_KEYS = {404: ("NOT_FOUND", 4004), 405: ("METHOD_NOT_ALLOWED", 4005)}
 _VERSIONS = ("1.0", "1.1")
 """The plane is not tested with others."""
+_RETRY_AFTER = {ProblemName.DATABASE_AWAY: 5, ProblemName.DATABASE_LOCKED: 5}
 _DRAIN_SECONDS = 5.0
 
 log = logging.getLogger("certctrl.Plane")
@@ -136,11 +138,11 @@ def error_response_of(error: Exception) -> ErrorResponse:
     if isinstance(error, HTTPException):
         key, code = _STATUS_KEYS.get(error.status_code, ("BAD_REQUEST", 4000))
         return ErrorResponse(str(error.detail), status=error.status_code, key=key, code=code)
-    if isinstance(error, DatabaseAwayError):
-        return unavailable("The plane's database does not answer", 5)
-    if isinstance(error, DiskError):
-        log.error("storage failed: %s", error)
-        return unavailable("The plane cannot store anything now", 30)
+    problem = problem_of(error)
+    if problem is not None:
+        if problem is not ProblemName.DATABASE_AWAY:  # which the engine has logged
+            log.error("storage failed: %s", error)
+        return unavailable(problem.summary, _RETRY_AFTER.get(problem, 30), problem)
     request_id = f"req_{secrets.token_hex(8)}"
     log.error("request %s failed", request_id, exc_info=error)
     params = {"request_id": request_id}

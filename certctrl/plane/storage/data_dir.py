@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -12,6 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from certctrl.errors import BusyError, ConfigError, DiskError
+
+UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
+"""Errors of files and directories that can only be read."""
 
 log = logging.getLogger("certctrl.Plane")
 
@@ -72,22 +76,52 @@ def make_data_dir(root: Path) -> DataDir:
 
 @contextlib.contextmanager
 def locked(data: DataDir) -> Iterator[None]:
-    """Hold the directory's lock; raises BusyError with the process that has it. A killed process releases it."""
-    with disk_errors(data.lock):
-        fd = os.open(data.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    """Hold the directory's lock; raises BusyError with the process that has it. A killed process releases it.
+
+    In a directory that cannot be written, an existing lock file is locked, and a missing one is not needed.
+    """
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
-            raise BusyError(
-                f"{data.root} is served by another plane (process {holder})", fix="stop it, or use another --data"
-            ) from None
+        with disk_errors(data.lock):
+            fd = os.open(data.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except DiskError as error:
+        if error.errno not in UNWRITABLE or not data.database.exists():
+            raise
+        with _locked_read_only(data):
+            yield
+        return
+    try:
+        _lock(data, fd)
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
         os.close(fd)
+
+
+@contextlib.contextmanager
+def _locked_read_only(data: DataDir) -> Iterator[None]:
+    try:
+        fd = os.open(data.lock, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        yield
+        return
+    except OSError as error:
+        raise DiskError(f"{data.lock}: {error.strerror}", path=str(data.lock), errno=error.errno or 0) from None
+    try:
+        _lock(data, fd)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _lock(data: DataDir, fd: int) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
+        raise BusyError(
+            f"{data.root} is served by another plane (process {holder})", fix="stop it, or use another --data"
+        ) from None
 
 
 def write_file(path: Path, data: bytes, *, mode: int) -> None:
@@ -106,6 +140,19 @@ def write_file(path: Path, data: bytes, *, mode: int) -> None:
             temp.unlink(missing_ok=True)
             raise
         sync_directory(path.parent)
+
+
+def keep_file(path: Path, data: bytes, *, mode: int) -> None:
+    """Write a file unless it has these contents; in a directory that cannot be written, keep what it has and log it."""
+    with contextlib.suppress(OSError):
+        if path.read_bytes() == data:
+            return
+    try:
+        write_file(path, data, mode=mode)
+    except DiskError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        log.warning("not written: %s", error)
 
 
 def sync_directory(path: Path) -> None:

@@ -59,6 +59,15 @@ class Database(ABC):
     async def _work(self, unit: Callable[[], T]) -> T:
         """Run a unit of work."""
 
+    async def work_now(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a unit of work, as ``work``, without waiting for other processes that lock the whole database."""
+        with self.calls.measured():
+            return await self._work_now(partial(function, *args, **kwargs))
+
+    async def _work_now(self, unit: Callable[[], T]) -> T:
+        """Run a unit of work, without waiting for other processes that lock the whole database."""
+        return await self._work(unit)
+
     @abstractmethod
     def transaction(self) -> contextlib.AbstractContextManager[None]:
         """Commit the block as a whole, durably, or roll it back; inside a unit of work, the block joins it."""

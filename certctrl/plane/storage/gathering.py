@@ -14,7 +14,7 @@ import attrs
 import trio
 
 from certctrl import lean
-from certctrl.errors import CertctrlError
+from certctrl.errors import CertctrlError, DiskError
 from certctrl.plane.errors import ErrorResponse
 from certctrl.plane.storage.database import Database, P, T
 
@@ -27,6 +27,8 @@ class _Unit:
     call: Callable[[], Any]
     result: Any = None
     error: Exception | None = None
+    alone: bool = False
+    """Whether its request has to run it, because those together failed."""
     done: trio.Event = attrs.field(factory=trio.Event)
 
 
@@ -49,6 +51,8 @@ class Gathering:
                 await trio.lowlevel.checkpoint()
                 await self._run_all()
         await unit.done.wait()
+        if unit.alone:
+            return await self._database.work(unit.call)
         if unit.error is not None:
             raise unit.error
         result: T = unit.result
@@ -66,14 +70,13 @@ class Gathering:
 
     async def _run(self, units: Sequence[_Unit]) -> None:
         try:
-            await self._database.work(_call_all, units)
+            await self._database.work_now(_call_all, units)
         except Exception as error:
-            if len(units) > 1 and not isinstance(error, CertctrlError):
-                for unit in units:
-                    await self._run([unit])
-                return
-            for unit in units:  # the database fails or is away
-                unit.error = error
+            for unit in units:
+                if isinstance(error, CertctrlError) and not isinstance(error, DiskError):
+                    unit.error = error  # the database is away
+                else:
+                    unit.alone = True  # one that changes nothing may still succeed
 
 
 def _call_all(units: Sequence[_Unit]) -> None:

@@ -3,27 +3,43 @@
 A read takes 0.02 ms and a durable write one fsync, less than a thread switch, and inline calls work under a virtual
 clock. WAL with ``synchronous=FULL``: acknowledged changes survive kill -9 and power loss.
 
-No other task can run during a transaction, so no lock is needed.
+No other task can run during a transaction, so no lock is needed. A unit of work that finds a lock of another process is
+repeated for a while, without blocking other tasks. A database that cannot be written is opened read-only.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
+import random
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import trio
+
 from certctrl.errors import ConfigError, DiskError
-from certctrl.plane.storage.data_dir import make_private
+from certctrl.plane.errors import DatabaseLockedError
+from certctrl.plane.storage.data_dir import UNWRITABLE, make_private
 from certctrl.plane.storage.database import Callbacks, Database, Row, T, Waiting, calling
 from certctrl.plane.storage.schema import scripts_to_run
 
-_ERRNO = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_READONLY: errno.EROFS}
+_ERRNO = {
+    sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_READONLY: errno.EROFS, sqlite3.SQLITE_CANTOPEN: errno.EACCES,
+    sqlite3.SQLITE_PERM: errno.EACCES,
+}  # fmt: skip
+_LOCKED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+_LOCKED_SECONDS = 5.0
+"""How long a unit of work waits for another process to unlock the database."""
+_LOCKED_PAUSE = (0.01, 0.05)
 MOVED = "moved_to"
 """Name of the setting that says where the data have been moved."""
+
+
+log = logging.getLogger("certctrl.Plane")
 
 
 class SqliteDatabase(Database):
@@ -37,27 +53,71 @@ class SqliteDatabase(Database):
         self._file = path
         self._path = "memory" if path is None else str(path)
         self._callbacks = Callbacks()
-        if path is not None:
-            make_private(path)
+        self.read_only = False
+        """Whether the file could only be opened for reading."""
         try:
-            self._connection = sqlite3.connect(":memory:" if path is None else path, isolation_level=None, timeout=5)
+            if path is not None:
+                make_private(path)
+            self._open(":memory:" if path is None else path.absolute().as_uri())
+        except DiskError as error:
+            if path is None or error.errno not in UNWRITABLE or not _has_content(path):
+                raise
+            self._open_read_only(path, error)
+
+    def _open(self, uri: str) -> None:
+        """Connect and prepare the connection."""
+        try:
+            self._connection = sqlite3.connect(uri, isolation_level=None, timeout=_LOCKED_SECONDS, uri=True)
             self._connection.row_factory = sqlite3.Row
         except sqlite3.DatabaseError as error:
             raise self._failure(error) from None
+        self._patience = _LOCKED_SECONDS
         try:
             self._prepare()
         except BaseException:
             self._connection.close()
             raise
 
+    def _open_read_only(self, path: Path, cause: DiskError) -> None:
+        """Open a database that cannot be written; without access to its directory only if no journal is left."""
+        self.read_only = True
+        journal = path.with_name(f"{path.name}-wal")
+        try:
+            self._open(f"{path.absolute().as_uri()}?mode=ro")
+        except DiskError:
+            if _has_content(journal):
+                raise
+            self._open(f"{path.absolute().as_uri()}?immutable=1")
+        log.warning("%s; opened read-only: nothing can be changed until the next start", cause)
+
     async def _work(self, unit: Callable[[], T]) -> T:
-        """Run the unit inline, without a checkpoint."""
+        """Run the unit inline, without a checkpoint unless another process has locked the database."""
+        deadline = trio.current_time() + _LOCKED_SECONDS
+        while True:
+            try:
+                return await self._work_now(unit)
+            except DatabaseLockedError:
+                if trio.current_time() >= deadline:
+                    raise
+            await trio.sleep(random.uniform(*_LOCKED_PAUSE))
+
+    async def _work_now(self, unit: Callable[[], T]) -> T:
+        """Run the unit inline, without a checkpoint. Raises DatabaseLockedError if it finds a lock."""
+        self._wait_for_locks(0.0)
         with self._transaction("BEGIN"):
             return unit()
 
     def transaction(self) -> contextlib.AbstractContextManager[None]:
-        """Commit the block as a whole; see ``Database.transaction``."""
+        """Commit the block as a whole; see ``Database.transaction``. Outside of units of work, locks are waited for."""
+        if not self._connection.in_transaction:
+            self._wait_for_locks(_LOCKED_SECONDS)
         return self._transaction("BEGIN IMMEDIATE")
+
+    def _wait_for_locks(self, seconds: float) -> None:
+        """Wait, blocking, so long for locks of other processes from now on."""
+        if self._patience != seconds:
+            self._patience = seconds
+            self._connection.execute(f"PRAGMA busy_timeout = {int(seconds * 1000)}")
 
     def after_commit(self, callback: Callable[[], object]) -> None:
         """Call back after the commit; see ``Database.after_commit``."""
@@ -106,9 +166,9 @@ class SqliteDatabase(Database):
         return 0 if row is None else int(row["user_version"])
 
     def is_read_only(self) -> bool:
-        """Return whether the file system of the database is read-only."""
-        if self._file is None:
-            return False
+        """Return whether the database was opened read-only, or its file system is read-only."""
+        if self._file is None or self.read_only:
+            return self.read_only
         try:
             return bool(os.statvfs(self._file).f_flag & os.ST_RDONLY)
         except OSError as error:
@@ -140,10 +200,14 @@ class SqliteDatabase(Database):
         """Return the exception for an SQLite error."""
         if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):
             return error  # violated schema or misused library: our bug
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code in _LOCKED:
+            fix = f"end the process that has it open: fuser {self._path}"
+            return DatabaseLockedError(f"{self._path}: locked by another process", path=self._path, fix=fix)
         fix = "restore it from a backup"
         if isinstance(error, sqlite3.OperationalError):
             fix = "check free space and permissions"
-        number = _ERRNO.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, 0)
+        number = _ERRNO.get(code, 0)
         return DiskError(f"{self._path}: {error}", path=self._path, errno=number, fix=fix)
 
     def _refuse_moved(self) -> None:
@@ -155,13 +219,27 @@ class SqliteDatabase(Database):
 
     def _prepare(self) -> None:
         """Configure the connection and migrate the schema."""
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "secure_delete = ON"):
+        pragmas = ["foreign_keys = ON"]
+        if not self.read_only:
+            pragmas += ["journal_mode = WAL", "synchronous = FULL", "secure_delete = ON"]
+        for pragma in pragmas:
             self.run(f"PRAGMA {pragma}")
         version = self.schema_version()
         if version:
             self._refuse_moved()
-        for number, script in enumerate(scripts_to_run(version, self._path), start=version + 1):
+        scripts = scripts_to_run(version, self._path)
+        if scripts and self.read_only:
+            what = f"{self._path}: must be migrated and is read-only"
+            raise DiskError(what, path=self._path, errno=errno.EROFS, fix="make it writable for one start")
+        for number, script in enumerate(scripts, start=version + 1):
             try:
                 self._connection.executescript(f"BEGIN IMMEDIATE;{script}PRAGMA user_version = {number};COMMIT;")
             except sqlite3.DatabaseError as error:
                 raise self._failure(error) from None
+
+
+def _has_content(path: Path) -> bool:
+    try:
+        return path.stat().st_size > 0
+    except OSError:
+        return False

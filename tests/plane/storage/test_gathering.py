@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ from certctrl.plane.core import Plane
 from certctrl.plane.devices import DeviceFacts
 from certctrl.plane.errors import conflict
 from certctrl.plane.reports import Ack
+from certctrl.plane.storage import gathering
 from certctrl.plane.storage.database import Database
 from certctrl.plane.storage.gathering import MOST_TOGETHER, Gathering
 from certctrl.plane.storage.signal_stream import Waiter
@@ -30,16 +31,20 @@ async def together(*calls: Callable[[], Any], plane: Plane) -> tuple[list[Any], 
     """Run units at once; return what each returned or raised, and the number of transactions."""
     results: list[Any] = [None] * len(calls)
     transactions = 0
-    work = plane.database.work
 
-    async def counted(*args: Any) -> Any:
+    def counted(units: Any) -> Any:
         nonlocal transactions
         transactions += 1
-        return await work(*args)
+        return call_all(units)
 
-    plane.database.work = counted  # type: ignore[method-assign]
-    gathering = Gathering(plane.database)
+    call_all = gathering._call_all
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gathering, "_call_all", counted)
+        await run_together(Gathering(plane.database), calls, results)
+    return results, transactions
 
+
+async def run_together(gathering: Gathering, calls: Sequence[Callable[[], Any]], results: list[Any]) -> None:
     async def run(number: int) -> None:
         try:
             results[number] = await gathering.work(calls[number])
@@ -49,8 +54,6 @@ async def together(*calls: Callable[[], Any], plane: Plane) -> tuple[list[Any], 
     async with trio.open_nursery() as nursery:
         for number in range(len(calls)):
             nursery.start_soon(run, number)
-    plane.database.work = work  # type: ignore[method-assign]
-    return results, transactions
 
 
 async def names(plane: Plane) -> list[str]:
@@ -92,6 +95,7 @@ async def test_a_failing_database_fails_all_units(plane: Plane, monkeypatch: pyt
 
     gathering = Gathering(plane.database)
     monkeypatch.setattr(plane.database, "work", full)
+    monkeypatch.setattr(plane.database, "work_now", full)
     errors = []
 
     async def run() -> None:
@@ -104,6 +108,16 @@ async def test_a_failing_database_fails_all_units(plane: Plane, monkeypatch: pyt
         nursery.start_soon(run)
         nursery.start_soon(run)
     assert len(errors) == 2
+
+
+async def test_reads_succeed_together_with_a_change_that_cannot_be_stored(plane: Plane) -> None:
+    def change() -> None:
+        raise DiskError("no space", path="x")
+
+    results, _ = await together(lambda: 7, change, plane.devices.users, plane=plane)
+    assert results[0] == 7
+    assert isinstance(results[1], DiskError)
+    assert [user["name"] for user in results[2]] == ["operator"]
 
 
 async def test_a_cancelled_unit_does_not_hold_up_the_others(plane: Plane) -> None:

@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from engine_plane import new_device, plane_on, registered
+from engine_plane import WALL, new_device, plane_on, registered
 from postgres_server import PostgresServer, postgres_server
 
 from certctrl.errors import BusyError, ConfigError, DiskError, ExitStatus
 from certctrl.plane.core import Plane, Poll
 from certctrl.plane.errors import DatabaseAwayError, ErrorResponse
+from certctrl.plane.problems import ProblemName
 from certctrl.plane.sessions import DeviceSession
 from certctrl.plane.storage.data_dir import DataDir, locked
 from certctrl.plane.storage.database import Database
@@ -184,12 +185,21 @@ async def test_a_statement_outside_of_a_unit_is_a_bug(postgres: PostgresServer, 
 
 async def test_a_read_only_database_serves_reads(postgres: PostgresServer, connect: Connect) -> None:
     url = postgres.database()
-    plane_on(connect(url)).close()
+    with plane_on(connect(url)) as plane:
+        device_id, _ = await registered(plane)
+        token = (await plane.work(plane.sessions.start, device_id))["refresh_token"]
     postgres.sql(f"ALTER DATABASE plane{postgres._made} SET default_transaction_read_only = on")
     database = connect(url)
     assert await database.work(database.one, "SELECT count(*) AS n FROM users") == {"n": 1}
     with pytest.raises(DiskError, match="read-only"):
         await database.work(database.run, "DELETE FROM page_sessions")
+    plane = plane_on(database, plane.keyring, lambda: WALL + 30 * 86_400)
+    answer = await plane.refresh(token, "device-1", [])
+    session = await plane.work(plane.sessions.authenticate, answer["access_token"])
+    with plane.stream.waiter(device_id):
+        assert not (await plane.work(plane.begin_poll, session, Poll())).page.signals
+    await plane.storage_check.once()
+    assert ProblemName.READ_ONLY in plane.problems
 
 
 # --- bad input ------------------------------------------------------------------------------------------------------------
