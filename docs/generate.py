@@ -336,7 +336,10 @@ EXIT_MEANINGS: dict[ExitStatus, tuple[str, str]] = {
     ExitStatus.DONE: ("success; the daemon was asked to stop and stopped", "Nothing."),
     ExitStatus.FAILED: ("failure, or a bug", "Follow the message; for a bug, run again with `--debug`."),
     ExitStatus.USAGE: ("invalid command line", "See the command's `--help`."),
-    ExitStatus.NOT_RUNNING: ("`status` only: the daemon is not running", "Start it."),
+    ExitStatus.NOT_RUNNING: (
+        "`status` and `plane status` only: the daemon or control plane is not running",
+        "Start it.",
+    ),
     ExitStatus.UNAVAILABLE: ("the control plane cannot be reached, or refused", "Run `cert-ctrl -c DIR doctor`."),
     ExitStatus.DISK: ("a file operation failed, or a state file is damaged", "The message names the file and a fix."),
     ExitStatus.BUSY: (
@@ -368,6 +371,7 @@ Some commands say more with theirs:
 | `doctor` | 0 no operator needed, 1 an operator is needed |
 | `policy allow` | 0 allowed or nothing refused, 1 nothing was added |
 | `trust reset` | 0 reset, 1 not confirmed |
+| `plane status` | 0 well; 1 a problem, an overdue job or an expired certificate; 3 not running |
 | `sandbox` | 0 only if everything issued was also served |
 
 A command ends with its own status even if the reader of its output has gone (`status | head -1`) or a standard stream is

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from certctrl.plane.storage.database import Database
+from certctrl.plane.clock import rfc3339
+from certctrl.plane.storage.database import Reader
 
 SILENT_SECONDS = 900.0
 """An active device that has not polled for so long counts as silent."""
@@ -18,13 +19,24 @@ _KINDS = 50
 class Census:
     """Reads the counts."""
 
-    def __init__(self, database: Database, wall_now: Callable[[], float]) -> None:
+    def __init__(self, database: Reader, wall_now: Callable[[], float]) -> None:
         self._db = database
         self._wall_now = wall_now
 
     def taken(self) -> dict[str, Any]:
         """Return ``devices``, ``certificates`` and ``jobs`` by state, in the caller's unit of work."""
         return {"devices": self._devices(), "certificates": self._certificates(), "jobs": self._jobs()}
+
+    def ending(self, limit: int = 20) -> list[dict[str, Any]]:
+        """Return the certificates of devices that end soon or have ended, the most urgent first."""
+        rows = self._db.all(
+            "SELECT id, user_id, domain_name, not_after FROM certificates c WHERE status = 'active'"
+            " AND not_after - ? < (not_after - not_before) * ?"
+            " AND EXISTS (SELECT 1 FROM assignments a WHERE a.cert_id = c.id) ORDER BY not_after, id LIMIT ?",
+            *(self._wall_now(), _ENDING_LIFE, limit),
+        )
+        shown = ("id", "user_id", "domain_name")
+        return [{name: row[name] for name in shown} | {"not_after": rfc3339(row["not_after"])} for row in rows]
 
     def _devices(self) -> dict[str, int]:
         counts = dict.fromkeys(("expected", "active", "revoked"), 0)

@@ -315,7 +315,6 @@ class Plane:
     async def run_housekeeping(self, every: float = HOUSEKEEPING_SECONDS) -> None:
         """Save sightings, delete expired rows and follow other planes periodically, forever."""
         while True:
-            await trio.sleep(every)
             try:
                 self.counters.jobs[_HOUSEKEEPING, "ok"] += await self.work(self.tidy)
                 await self.anchor.follow_switch()
@@ -323,6 +322,7 @@ class Plane:
                 self.counters.jobs[_HOUSEKEEPING, "failed"] += 1
                 self.storage_check.note_failure(error)
                 log.error("housekeeping failed: %s", error)
+            await trio.sleep(every)
 
     def tidy(self) -> int:
         """Save sightings; one of the planes on a database also deletes expired rows. Return the number of jobs done."""

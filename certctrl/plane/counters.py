@@ -61,6 +61,10 @@ class PlaneCounters:
     jobs: Counter[tuple[str, str]] = attrs.field(factory=Counter)
     """By kind and ``ok`` or ``failed``."""
 
+    def job_runs(self, result: str) -> int:
+        """Return the number of runs of all kinds with a result."""
+        return sum(count for (_, found), count in self.jobs.items() if found == result)
+
     def request(self, method: str, route: str, status: str, seconds: float | None) -> None:
         """Count a request; ``seconds`` None: it may have waited."""
         self.requests[method, route, status] += 1

@@ -8,7 +8,7 @@ from typing import Any
 
 from certctrl import __version__
 from certctrl.plane.clock import rfc3339
-from certctrl.plane.storage.database import Database
+from certctrl.plane.storage.database import Database, Reader
 
 _FORGOTTEN_SECONDS = 86_400.0
 RUNNING_SECONDS = 90.0
@@ -18,9 +18,9 @@ RUNNING_SECONDS = 90.0
 class Planes:
     """The table of planes; methods run in the caller's unit of work."""
 
-    def __init__(self, database: Database, name: str, wall_now: Callable[[], float]) -> None:
-        """``name`` identifies this plane."""
-        self._db = database
+    def __init__(self, reader: Reader, name: str, wall_now: Callable[[], float]) -> None:
+        """``name`` identifies this plane; without a database that can be changed, only ``shown`` works."""
+        self._reader = reader
         self._name = name
         self._wall_now = wall_now
         self.started_at = wall_now()
@@ -34,7 +34,7 @@ class Planes:
     def note(self, *, polls: int) -> None:
         """Store that this plane is running, with its waiting polls and its connections."""
         now, connections, self.noted = self._wall_now(), self.connections(), True
-        self._db.run(
+        self._changed().run(
             "INSERT INTO planes VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET"
             " address = excluded.address, seen_at = excluded.seen_at, polls = excluded.polls,"
             " connections = excluded.connections",
@@ -43,12 +43,16 @@ class Planes:
 
     def delete_expired(self) -> None:
         """Delete planes that ended long ago."""
-        self._db.run("DELETE FROM planes WHERE seen_at < ?", self._wall_now() - _FORGOTTEN_SECONDS)
+        self._changed().run("DELETE FROM planes WHERE seen_at < ?", self._wall_now() - _FORGOTTEN_SECONDS)
 
     def leave(self) -> None:
         """Delete this plane, which is ending."""
         self.noted = False
-        self._db.run("DELETE FROM planes WHERE name = ?", self._name)
+        self._changed().run("DELETE FROM planes WHERE name = ?", self._name)
+
+    def _changed(self) -> Database:
+        assert isinstance(self._reader, Database)
+        return self._reader
 
     def shown(self) -> list[dict[str, Any]]:
         """Return all planes as operators see them, the longest running first."""
@@ -65,5 +69,5 @@ class Planes:
                 "polls": row["polls"],
                 "connections": row["connections"],
             }
-            for row in self._db.all("SELECT * FROM planes ORDER BY started_at, name")
+            for row in self._reader.all("SELECT * FROM planes ORDER BY started_at, name")
         ]

@@ -23,6 +23,7 @@ from certctrl.cli.plane.connection import (
 from certctrl.cli.plane.database import backup, migrate_to, restore
 from certctrl.cli.plane.documents import ca, install_config, joined
 from certctrl.cli.plane.serve import serve
+from certctrl.cli.plane.status import status
 from certctrl.cli.plane.tls import tls
 from certctrl.errors import ExitStatus
 
@@ -31,6 +32,7 @@ plane.command("serve")(serve)
 plane.command("migrate-to")(migrate_to)
 plane.command("backup")(backup)
 plane.command("restore")(restore)
+plane.command(cls=OperatorCommand)(status)
 
 Devices = Annotated[
     list[str] | None, typer.Option("--device", metavar="ID|NAME", help="Assign it to this device; may be repeated.")

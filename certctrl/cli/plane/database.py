@@ -122,13 +122,13 @@ def needed_modules(extra: str) -> Iterator[None]:
         ) from None
 
 
-def connector(address: DatabaseAddress | None) -> Callable[[], Any] | None:
-    """Return the function that opens a database; None: the one in the data directory."""
+def connector(address: DatabaseAddress | None, *, migrate: bool = True) -> Callable[[], Any] | None:
+    """Return the function that opens a database; None: the one in the data directory. ``migrate``: so that it fits."""
     if address is None:
         return None
     with needed_modules("plane-postgres"):
         from certctrl.plane.storage.postgres import PostgresDatabase
-    return lambda: PostgresDatabase(address.url, password=address.password)
+    return lambda: PostgresDatabase(address.url, password=address.password, migrate=migrate)
 
 
 def migrate_to(

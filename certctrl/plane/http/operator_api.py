@@ -23,9 +23,11 @@ from certctrl.plane.http.routing import (
     routes_of,
     user_and_device,
 )
+from certctrl.plane.status import running_status
 
 _USERS = "/apiv1/users"
 _TLS = "/apiv1/plane/tls"
+_STATUS = "/apiv1/plane/status"
 
 
 class OperatorApi:
@@ -47,7 +49,7 @@ class OperatorApi:
             ("DELETE", f"{USER}/enrolment-tokens/{{tid}}", self.end_enrolment_token),
             ("GET", "/apiv1/device-grants", self.grants), ("GET", "/apiv1/device-grants/{code}", self.grant),
             ("POST", "/apiv1/device-grants/{code}", self.decide_grant),
-            ("GET", _TLS, self.tls), ("POST", _TLS, self.switch_tls),
+            ("GET", _TLS, self.tls), ("POST", _TLS, self.switch_tls), ("GET", _STATUS, self.status),
         ]  # fmt: skip
         return routes_of(
             [(method, path, self._authenticator.operators_only(endpoint)) for method, path, endpoint in guarded]
@@ -157,6 +159,10 @@ class OperatorApi:
         return data_answer(decided)
 
     # --- the plane itself ---------------------------------------------------------------------------------------
+
+    async def status(self, request: Request) -> Response:
+        """Return the status of the plane and what its database contains."""
+        return data_answer(await running_status(self._plane))
 
     async def tls(self, request: Request) -> Response:
         """Return the CA of the plane's own certificate, and the devices that do not trust it yet."""

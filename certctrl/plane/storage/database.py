@@ -26,6 +26,24 @@ class Row(Protocol):
     def __getitem__(self, column: str, /) -> Any: ...
 
 
+class Reader(Protocol):
+    """A database that can be read."""
+
+    engine: str
+
+    def one(self, sql: str, *parameters: Any) -> Row | None:
+        """Return the first row, or None."""
+
+    def all(self, sql: str, *parameters: Any) -> list[Row]:
+        """Return all rows."""
+
+    def schema_version(self) -> int:
+        """Return the number of schema scripts that have run."""
+
+    def size(self) -> int:
+        """Return the bytes that it uses on disk."""
+
+
 class Waiting(Protocol):
     """The polls that wait for signals: the part of the signal stream that planes exchange wakes for."""
 
@@ -91,6 +109,10 @@ class Database(ABC):
     @abstractmethod
     def schema_version(self) -> int:
         """Return the number of schema scripts that have run in the database."""
+
+    @abstractmethod
+    def size(self) -> int:
+        """Return the bytes that the database uses on disk; 0: in memory."""
 
     @abstractmethod
     def is_read_only(self) -> bool:

@@ -57,8 +57,10 @@ class PostgresDatabase(Database):
 
     engine = "PostgreSQL"
 
-    def __init__(self, url: str, *, password: str | None = None, connections: int = CONNECTIONS) -> None:
-        """Connect, and create or migrate the tables.
+    def __init__(
+        self, url: str, *, password: str | None = None, connections: int = CONNECTIONS, migrate: bool = True
+    ) -> None:
+        """Connect, and create or migrate the tables, or with ``migrate`` False only check that there are some.
 
         ``url`` is a connection URI of libpq; a password in it counts only without ``password``. Raises ConfigError for
         an unusable URL, server or schema, and DatabaseAwayError if the server does not answer.
@@ -75,7 +77,7 @@ class PostgresDatabase(Database):
         """Commits under way, and when they began."""
         try:
             with self._explained():
-                self._prepare()
+                self._prepare(migrate=migrate)
         except BaseException:
             self.close()
             raise
@@ -132,6 +134,11 @@ class PostgresDatabase(Database):
         """Return the number of schema scripts that have run."""
         row = self.one("SELECT version FROM schema_version")
         return 0 if row is None else int(row["version"])
+
+    def size(self) -> int:
+        """Return the bytes of the database."""
+        row = self.one("SELECT pg_database_size(current_database()) AS n")
+        return 0 if row is None else int(row["n"])
 
     def is_read_only(self) -> bool:
         """Return whether the server is a standby, or accepts no changes by its settings."""
@@ -302,7 +309,7 @@ class PostgresDatabase(Database):
 
     # --- the schema -----------------------------------------------------------------------------------------------
 
-    def _prepare(self) -> None:
+    def _prepare(self, *, migrate: bool) -> None:
         """Migrate the schema, one plane at a time."""
         with self._transaction():
             server = self._require_connection().info.server_version
@@ -310,6 +317,10 @@ class PostgresDatabase(Database):
                 raise ConfigError(
                     f"the server is PostgreSQL {server // 10_000}", file=self.name, fix="use PostgreSQL 15 or later"
                 )
+            if not migrate:
+                if not self._has_schema():
+                    raise ConfigError("contains no control plane", file=self.name, fix="check --database")
+                return
             try:
                 self._migrate()
             except errors.InsufficientPrivilege as error:
@@ -317,9 +328,12 @@ class PostgresDatabase(Database):
                     first_line(error), file=self.name, fix="let this user create tables: make it the database's owner"
                 ) from None
 
+    def _has_schema(self) -> bool:
+        row = self.one("SELECT to_regclass('schema_version') IS NOT NULL AS known")
+        return row is not None and bool(row["known"])
+
     def _migrate(self) -> None:
-        exists = self.one("SELECT to_regclass('schema_version') IS NOT NULL AS known")
-        if exists is not None and exists["known"] and not scripts_to_run(self.schema_version(), self.name):
+        if self._has_schema() and not scripts_to_run(self.schema_version(), self.name):
             return  # the usual start needs no lock and no write
         self.one("SELECT pg_advisory_xact_lock(?)", _MIGRATION_LOCK)
         self.run("CREATE TABLE IF NOT EXISTS schema_version (version BIGINT NOT NULL)")

@@ -165,6 +165,10 @@ class SqliteDatabase(Database):
         row = self.one("PRAGMA user_version")
         return 0 if row is None else int(row["user_version"])
 
+    def size(self) -> int:
+        """Return the bytes of the file and its journal."""
+        return 0 if self._file is None else bytes_of(self._file)
+
     def is_read_only(self) -> bool:
         """Return whether the database was opened read-only, or its file system is read-only."""
         if self._file is None or self.read_only:
@@ -243,3 +247,12 @@ def _has_content(path: Path) -> bool:
         return path.stat().st_size > 0
     except OSError:
         return False
+
+
+def bytes_of(path: Path) -> int:
+    """Return the bytes of a database file and its journal."""
+    total = 0
+    for suffix in ("", "-wal"):
+        with contextlib.suppress(FileNotFoundError):
+            total += os.stat(f"{path}{suffix}").st_size
+    return total

@@ -32,6 +32,7 @@ ENDPOINTS = [
     ("DELETE", "/apiv1/users/1/enrolment-tokens/1"),
     ("GET", "/apiv1/device-grants"), ("GET", "/apiv1/device-grants/ABCD-EFGH"),
     ("POST", "/apiv1/device-grants/ABCD-EFGH"), ("GET", "/apiv1/plane/tls"), ("POST", "/apiv1/plane/tls"),
+    ("GET", "/apiv1/plane/status"),
 ]  # fmt: skip
 
 
