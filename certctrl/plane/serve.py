@@ -7,6 +7,7 @@ Cancelling stops it. The server runs shielded: it stops accepting, the plane ans
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -62,13 +63,15 @@ async def serve_plane(
     connect: Callable[[], Database] | None = None,
     proxies: Proxies = NO_PROXIES,
     metrics: tuple[str, int] | None = None,
+    listening: socket.socket | None = None,
     task_status: trio.TaskStatus[PlaneAddress] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve the plane of a data directory until cancelled; ``started`` returns its address.
 
     ``hostnames`` go into the plane's certificate, the first also into its URL; ``connect`` opens the database if it is
-    not in the data directory; ``proxies`` may name clients; ``metrics`` is the address of Prometheus metrics. Raises
-    TransportError if it cannot listen, and the errors of ``Plane.open``.
+    not in the data directory; ``proxies`` may name clients; ``metrics`` is the address of Prometheus metrics; ``listening`` is
+    a socket of ``listen`` for the same host, to be used instead of a new one. Raises TransportError if it cannot listen,
+    and the errors of ``Plane.open``.
     """
     with Plane.open(data, settings=settings, offload=trio.to_thread.run_sync, connect=connect) as plane:
         assert plane.data is not None
@@ -77,7 +80,7 @@ async def serve_plane(
         await plane.work(_reserve, plane, names)
         await certificate.load()
         plane.anchor.on_switch = partial(_replace_anchor, plane, certificate)
-        with listen(host, port) as sock:
+        with listening or listen(host, port) as sock:
             port = sock.getsockname()[1]
             url = f"https://{host_for_url(host, hostnames)}:{port}"
             keep_file(plane.data.address, f"{url}\n".encode(), mode=0o600)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -66,6 +66,17 @@ MetricsListen = Annotated[
 MetricsPublic = Annotated[
     bool, typer.Option("--metrics-public", help="Allow --metrics on an address that is not loopback.")
 ]
+Workers = Annotated[
+    int,
+    typer.Option(
+        "--workers",
+        metavar="N",
+        min=1,
+        max=64,
+        help="Serve with N processes, for example one per processor; needs --database. --metrics of worker 2 is one port "
+        "above that of worker 1, and so on.",
+    ),
+]
 _GC_THRESHOLDS = (50_000, 50, 100)
 """Garbage collection thresholds that scan thousands of waiting polls ten times less often."""
 
@@ -85,6 +96,7 @@ def serve(
     database_file: DatabaseFile = "",
     metrics: MetricsListen = "",
     metrics_public: MetricsPublic = False,
+    workers: Workers = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print the addresses and files as JSON.")] = False,
 ) -> None:
     """Run the control plane in the foreground until SIGTERM or Ctrl-C.
@@ -107,19 +119,54 @@ def serve(
     metrics_address = parse_metrics(metrics, public=metrics_public)
     note_duplicates(hostname or ())
     connect = connector(database_address(database, database_file, os.environ))
+    if workers > 1 and connect is None:
+        raise UsageError("--workers needs a database on a server", fix="add --database, or remove --workers")
     with needed_modules("plane"):
         import certctrl.plane.serve
+
+    serving = partial(certctrl.plane.serve.serve_plane, host=host, port=port, connect=connect)
+    serving = partial(serving, proxies=_proxies(proxy or (), http_proxy or ()), hostnames=tuple(hostname or ()))
+    become_owner(directory)
+    worker, place = None, Path(directory)
+    if workers > 1:
+        sock, worker = _start_workers(host, port, workers, debug=invocation(ctx).debug)
+        serving, place = partial(serving, listening=sock), worker.directory(place)
+        metrics_address = _metrics_of(worker.number, metrics_address)
+    _run(partial(serving, place, metrics=metrics_address), ctx, public_url, as_json, allow_unproven_keys, worker)
+
+
+def _metrics_of(worker: int, address: tuple[str, int] | None) -> tuple[str, int] | None:
+    """Return a worker's own address for metrics; port 0 is any free port for each."""
+    return address and (address[0], address[1] + worker - 1 if address[1] else 0)
+
+
+def _run(serving: Callable[..., Any], ctx: typer.Context, *args: Any) -> None:
     from certctrl.agent.clock import wall_now
     from certctrl.cli.runtime import run
     from certctrl.logs.stderr import lossy_stderr
 
-    names = tuple(hostname or ())
-    become_owner(directory)
     with lossy_stderr(wall_now):
         _log(debug=invocation(ctx).debug)
-        serving = partial(certctrl.plane.serve.serve_plane, Path(directory), host=host, port=port, connect=connect)
-        serving = partial(serving, proxies=_proxies(proxy or (), http_proxy or ()), metrics=metrics_address)
-        run(_serve, serving, names, public_url, as_json, allow_unproven_keys)
+        run(_serve, serving, *args)
+
+
+def _start_workers(host: str, port: int, count: int, *, debug: bool) -> tuple[Any, Any]:
+    """Return the listening socket and the worker that this process has become; the supervisor ends here."""
+    from certctrl.agent.systemd import Notifier
+    from certctrl.plane.http.server import listen
+    from certctrl.plane.workers import Worker, supervise
+
+    _allow_many_connections()
+    _log(debug=debug)
+    notifier, sock = Notifier(os.environ), listen(host, port)
+    became = supervise(
+        count,
+        ready=lambda: notifier.ready(f"serving with {count} workers"),
+        stopping=lambda: notifier.stopping("stopping"),
+    )
+    if isinstance(became, Worker):
+        return sock, became
+    raise typer.Exit(became)
 
 
 def _check_public_url(url: str) -> None:
@@ -174,11 +221,12 @@ def parse_metrics(text: str, *, public: bool) -> tuple[str, int] | None:
 
 async def _serve(
     serving: Callable[..., Any],
-    hostnames: tuple[str, ...],
     public_url: str,
     as_json: bool = False,
     allow_unproven_keys: bool = False,
+    worker: Any = None,
 ) -> None:
+    """Serve until asked to stop; ``worker`` is this process if it is one of several."""
     import gc
     import signal
 
@@ -189,19 +237,36 @@ async def _serve(
     from certctrl.plane.settings import PlaneSettings
 
     _allow_many_connections()
-    notifier, early = Notifier(os.environ), early_signals()
+    notifier, early = Notifier({} if worker is not None else os.environ), early_signals()
     settings = PlaneSettings(public_url=public_url, allow_unproven_keys=allow_unproven_keys)
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
-            address = await nursery.start(partial(serving, hostnames=hostnames, settings=settings))
+            address = await nursery.start(partial(serving, settings=settings))
             gc.freeze()
             gc.set_threshold(*_GC_THRESHOLDS)
-            _announce(address, f"{public_url.rstrip('/') or address.url}/device", as_json=as_json)
+            if worker is None or worker.number == 1:
+                _announce(address, f"{public_url.rstrip('/') or address.url}/device", as_json=as_json)
             notifier.ready(f"serving {address.url}")
             if not early.take():
-                await anext(aiter(signals))
+                await _asked_to_stop(signals, worker)
             notifier.stopping("stopping")
             nursery.cancel_scope.cancel()
+
+
+async def _asked_to_stop(signals: AsyncIterator[int], worker: Any) -> None:
+    """Return at a stop signal, and in a worker also when its supervisor has ended."""
+    import trio
+
+    async with trio.open_nursery() as nursery:
+
+        async def end(wait: Callable[[], Awaitable[object]]) -> None:
+            await wait()
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(end, partial(anext, signals))
+        if worker is not None:
+            worker.serves()
+            nursery.start_soon(end, worker.until_orphaned)
 
 
 def _announce(address: Any, approval_url: str, *, as_json: bool) -> None:

@@ -1,0 +1,113 @@
+"""``plane serve --workers N`` on one real PostgreSQL: killed workers, a killed supervisor, and an orderly stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from fleet import PROGRAM, Child, Fleet, Plane, run_cli, wait_for
+from postgres_server import PostgresServer, postgres_server
+
+from certctrl.sandbox.servers import HOST
+
+pytestmark = pytest.mark.integration
+
+WORKERS = 2
+
+
+class Workers(Plane):
+    """A plane of several processes."""
+
+    def __init__(self, fleet: Fleet, database: str) -> None:
+        self._database = database
+        super().__init__(fleet, {})
+        assert self.child.stop() == 0
+        moved = run_cli("plane", "migrate-to", database, "--data", self.data)
+        assert moved.returncode == 0, moved.stderr
+        self.child = self.supervisor("0")
+        self._port = int((self.data / "address").read_text().rpartition(":")[2])
+        self.url = f"https://{HOST}:{self._port}"
+        self.operator._address = f"{HOST}:{self._port}"
+
+    def supervisor(self, port: str) -> Child:
+        options = ["--data", self.data, "--listen", f"{HOST}:{port}", "--database", self._database]
+        child = self._fleet.child([*PROGRAM, "plane", "serve", *options, "--workers", str(WORKERS)], "workers.log")
+        child.says("operator key")
+        wait_for(lambda: len(children_of(child.pid)) == WORKERS, "all workers to run")
+        return child
+
+
+def children_of(pid: int) -> set[int]:
+    """Return the processes that a process has started and that have not ended."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+        except OSError:  # it has just ended
+            continue
+        if int(parent) == pid and state != "Z":
+            found.add(int(stat.parent.name))
+    return found
+
+
+@pytest.fixture
+def server(need: Callable[[str], str], need_module: Callable[[str], None]) -> Iterator[PostgresServer]:
+    need_module("psycopg")
+    with postgres_server(need) as server:
+        yield server
+
+
+def test_agents_live_on_when_workers_are_killed(fleet: Fleet, server: PostgresServer) -> None:
+    plane = Workers(fleet, server.database())
+    agents = [fleet.agent(plane, name) for name in ("first", "second", "third")]
+    for agent in agents:
+        agent.start()
+    row = plane.operator.issue("shared.example", *(agent.device_id for agent in agents))
+    for agent in agents:
+        agent.catches_up()
+    for victim in sorted(children_of(plane.child.pid)):
+        os.kill(victim, signal.SIGKILL)
+        wait_for(
+            lambda victim=victim: (
+                victim not in children_of(plane.child.pid) and len(children_of(plane.child.pid)) == WORKERS
+            ),
+            "the worker to be started again",
+        )
+        plane.operator.renew(row["id"])
+        for agent in agents:
+            agent.catches_up()
+    assert all(agent.daemon.running for agent in agents)
+    workers = children_of(plane.child.pid)
+    assert plane.child.stop() == 0, plane.child.text
+    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
+
+
+def test_workers_end_with_a_killed_supervisor(fleet: Fleet, server: PostgresServer) -> None:
+    plane = Workers(fleet, server.database())
+    workers = children_of(plane.child.pid)
+    plane.child.kill()
+    wait_for(lambda: not any(is_running(worker) for worker in workers), "the workers to end")
+    again = plane.supervisor(str(plane._port))
+    assert plane.operator.call("GET", "/apiv1/users")
+    assert again.stop(signal.SIGINT) == 0
+
+
+def test_a_first_worker_that_cannot_serve_ends_the_command(fleet: Fleet, tmp_path: Path) -> None:
+    data = tmp_path / "plane"
+    words = ["plane", "serve", "--data", str(data), "--listen", f"{HOST}:0", "--workers", "2"]
+    done = run_cli(*words)
+    assert done.returncode == 2 and "fix: add --database" in done.stderr
+    done = run_cli(*words, "--database", "postgresql://nobody@127.0.0.1:1/none")
+    assert done.returncode in (69, 78), done.stderr
+    assert done.stderr.count("cert-ctrl: error: ") == 1
+
+
+def is_running(pid: int) -> bool:
+    """Return whether a process has not ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
