@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -20,7 +19,7 @@ import trio
 
 from certctrl import lean
 from certctrl.backoff import grown
-from certctrl.plane.storage.data_dir import DataDir, disk_errors, make_data_dir
+from certctrl.plane.storage.data_dir import DataDir, disk_errors, keep_file, make_data_dir
 
 _HEALTHY_SECONDS = 30.0
 """A worker that has lived so long is started again immediately."""
@@ -50,10 +49,8 @@ class Worker:
         folder = root / "workers"
         main, own = DataDir(root), make_data_dir(make_data_dir(folder).root / str(self.number))
         for source, copy in ((main.storage_key, own.storage_key), (main.operator_key, own.operator_key)):
-            with disk_errors(copy), contextlib.suppress(FileNotFoundError):
-                fresh = copy.with_suffix(".new")
-                shutil.copy2(source, fresh)
-                fresh.rename(copy)
+            with disk_errors(source), contextlib.suppress(FileNotFoundError):
+                keep_file(copy, source.read_bytes(), mode=0o600)
         return own.root
 
     def serves(self) -> None:
