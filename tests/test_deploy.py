@@ -48,6 +48,17 @@ def test_systemd_does_not_restart_after_statuses_that_need_an_operator(name: str
     assert unit["LimitCORE"] == ["0"]  # a core dump would contain keys and tokens
 
 
+def test_the_control_plane_is_as_hardened_as_the_agent() -> None:
+    agent, plane = settings_of("cert-ctrl.service"), settings_of("cert-ctrl-plane.service")
+    first, last = list(agent).index("CapabilityBoundingSet"), list(agent).index("KeyringMode")
+    sandbox = list(agent)[first : last + 1]
+    assert "ProtectSystem" in sandbox and "SystemCallFilter" in sandbox
+    assert {key: plane[key] for key in sandbox} == {key: agent[key] for key in sandbox}
+    assert "ReadWritePaths" not in plane and plane["StateDirectoryMode"] == ["0700"]
+    assert plane["LimitCORE"] == ["0"] and plane["RestartPreventExitStatus"] == ["2 78"]
+    assert plane["LoadCredential"] == ["certctrl-database", "certctrl-storage-key", "certctrl-operator-key"]
+
+
 def test_the_instances_differ_from_the_single_agent_only_in_their_directory() -> None:
     single, instance = settings_of("cert-ctrl.service"), settings_of("cert-ctrl@.service")
     for unit in (single, instance):

@@ -17,6 +17,7 @@ EXPOSURE = {  # highest exposure level of systemd-analyze security, from 0 to 10
     "cert-ctrl@.service": 1.5,
     "cert-ctrl-reload@.service": 1.5,
     "cert-ctrl-root.service": 2.8,
+    "cert-ctrl-plane.service": 1.5,
 }
 
 pytestmark = pytest.mark.integration
@@ -70,12 +71,13 @@ def test_every_hardened_unit_has_a_limit() -> None:
     assert set(UNITS) - set(EXPOSURE) == {"cert-ctrl-plain.service"}
 
 
-def test_sysusers_makes_the_user(need: Callable[[str], str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "home"), [("cert-ctrl", "/etc"), ("cert-ctrl-plane", "/var/lib")])
+def test_sysusers_makes_the_user(need: Callable[[str], str], tmp_path: Path, name: str, home: str) -> None:
     (tmp_path / "etc").mkdir()
-    done = run(need("systemd-sysusers"), f"--root={tmp_path}", DEPLOY / "sysusers.d" / "cert-ctrl.conf")
+    done = run(need("systemd-sysusers"), f"--root={tmp_path}", DEPLOY / "sysusers.d" / f"{name}.conf")
     assert done.returncode == 0, done.stderr
-    user = next(line for line in (tmp_path / "etc/passwd").read_text().splitlines() if line.startswith("cert-ctrl:"))
-    assert user.split(":")[5] == "/etc/cert-ctrl"
+    user = next(line for line in (tmp_path / "etc/passwd").read_text().splitlines() if line.startswith(f"{name}:"))
+    assert user.split(":")[5] == f"{home}/{name}"
     assert user.endswith("nologin")
 
 

@@ -233,7 +233,7 @@ async def _serve(
     import trio
 
     from certctrl.agent.early_signals import early_signals
-    from certctrl.agent.systemd import Notifier
+    from certctrl.agent.systemd import Notifier, feed_watchdog
     from certctrl.plane.settings import PlaneSettings
 
     _allow_many_connections()
@@ -247,6 +247,7 @@ async def _serve(
             if worker is None or worker.number == 1:
                 _announce(address, f"{public_url.rstrip('/') or address.url}/device", as_json=as_json)
             notifier.ready(f"serving {address.url}")
+            nursery.start_soon(feed_watchdog, notifier)
             if not early.take():
                 await _asked_to_stop(signals, worker)
             notifier.stopping("stopping")

@@ -21,14 +21,14 @@ log = logging.getLogger("certctrl.Plane")
 
 
 class DataDir:
-    """The paths below ``plane serve --data``."""
+    """The paths below ``plane serve --data``; systemd credentials replace the files of its keys."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.database = root / "plane.db"
         self.lock = root / "plane.lock"
-        self.storage_key = root / "storage.key"
-        self.operator_key = root / "operator.key"
+        self.storage_key = credential("certctrl-storage-key") or root / "storage.key"
+        self.operator_key = credential("certctrl-operator-key") or root / "operator.key"
         self.ca = root / "ca.pem"
         """The CA of the plane's own certificate, for agents and operators."""
         self.issuing_ca = root / "issuing-ca.pem"
@@ -39,6 +39,13 @@ class DataDir:
         """URL of the current or last server, as agents use it."""
         self.local_address = root / "local_address"
         """URL of that server on this machine, for the operator commands."""
+
+
+def credential(name: str) -> Path | None:
+    """Return the file of a systemd credential; None if there is none."""
+    directory = os.environ.get("CREDENTIALS_DIRECTORY", "")
+    path = Path(directory) / name
+    return path if directory and path.exists() else None
 
 
 @contextlib.contextmanager
