@@ -94,9 +94,10 @@ class _Supervisor:
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         return Worker(number, readied, self._alive)
 
-    def supervise(self) -> Worker | None:
+    def supervise(self, alive: Callable[[], object]) -> Worker | None:
         """Restart workers until a stop signal; return one in its process, and None in this one."""
         while True:
+            alive()
             now = time.monotonic()
             for number in [number for number, due in self._due.items() if due <= now]:
                 del self._due[number]
@@ -150,12 +151,15 @@ class _Supervisor:
         log.error("worker %d ended with %s; starting it again in %.0f s", number, how, pause)
 
 
-def supervise(count: int, *, ready: Callable[[], object], stopping: Callable[[], object]) -> Worker | int:
+def supervise(
+    count: int, *, ready: Callable[[], object], alive: Callable[[], object], stopping: Callable[[], object]
+) -> Worker | int:
     """Fork workers and supervise them until SIGTERM or Ctrl-C.
 
     Returns a `Worker` in the process of each worker, and in this one the exit status, after all have ended. The first
     worker starts alone, because it creates what all share; if it cannot serve, its status is returned. ``ready`` is
-    called when all have been started, ``stopping`` before they are stopped. No other thread may be running.
+    called when all have been started, ``alive`` at least once a minute from then on, ``stopping`` before they are
+    stopped. No other thread may be running.
     """
     supervisor = _Supervisor(count)
     for number in range(1, count + 1):
@@ -167,7 +171,7 @@ def supervise(count: int, *, ready: Callable[[], object], stopping: Callable[[],
         if not serves and number == 1:
             return supervisor.end_of(number)
     ready()
-    worker = supervisor.supervise()
+    worker = supervisor.supervise(alive)
     if worker is not None:
         return worker
     stopping()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from fleet import PROGRAM, Child, Fleet, Plane, run_cli, wait_for
+from fleet import PATIENCE, PROGRAM, Child, Fleet, Plane, run_cli, wait_for
 from postgres_server import PostgresServer, postgres_server
 
 from certctrl.sandbox.servers import HOST
@@ -32,9 +33,11 @@ class Workers(Plane):
         self.url = f"https://{HOST}:{self._port}"
         self.operator._address = f"{HOST}:{self._port}"
 
-    def supervisor(self, port: str) -> Child:
+    def supervisor(self, port: str, **extra: str) -> Child:
         options = ["--data", self.data, "--listen", f"{HOST}:{port}", "--database", self._database]
-        child = self._fleet.child([*PROGRAM, "plane", "serve", *options, "--workers", str(WORKERS)], "workers.log")
+        child = self._fleet.child(
+            [*PROGRAM, "plane", "serve", *options, "--workers", str(WORKERS)], "workers.log", **extra
+        )
         child.says("operator key")
         wait_for(lambda: len(children_of(child.pid)) == WORKERS, "all workers to run")
         return child
@@ -93,6 +96,17 @@ def test_workers_end_with_a_killed_supervisor(fleet: Fleet, server: PostgresServ
     again = plane.supervisor(str(plane._port))
     assert plane.operator.call("GET", "/apiv1/users")
     assert again.stop(signal.SIGINT) == 0
+
+
+def test_systemd_hears_that_the_supervisor_is_alive(fleet: Fleet, server: PostgresServer, tmp_path: Path) -> None:
+    plane = Workers(fleet, server.database())
+    assert plane.child.stop() == 0
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(PATIENCE)
+        plane.supervisor(str(plane._port), NOTIFY_SOCKET=str(tmp_path / "notify"), WATCHDOG_USEC="120000000")
+        assert b"READY=1" in systemd.recv(4096)
+        assert systemd.recv(4096) == b"WATCHDOG=1"
 
 
 def test_a_first_worker_that_cannot_serve_ends_the_command(fleet: Fleet, tmp_path: Path) -> None:

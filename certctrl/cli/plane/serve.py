@@ -162,6 +162,7 @@ def _start_workers(host: str, port: int, count: int, *, debug: bool) -> tuple[An
     became = supervise(
         count,
         ready=lambda: notifier.ready(f"serving with {count} workers"),
+        alive=notifier.watchdog,
         stopping=lambda: notifier.stopping("stopping"),
     )
     if isinstance(became, Worker):
