@@ -42,7 +42,7 @@ from certctrl.plane.problems import ProblemName, Problems
 from certctrl.plane.reports import Reports
 from certctrl.plane.sessions import DeviceSession, Sessions
 from certctrl.plane.settings import PlaneSettings
-from certctrl.plane.storage.data_dir import DataDir, keep_file, locked, make_data_dir
+from certctrl.plane.storage.data_dir import DataDir, GivenKeys, keep_file, locked, make_data_dir
 from certctrl.plane.storage.database import Database, P, T
 from certctrl.plane.storage.gathering import Gathering
 from certctrl.plane.storage.keyring import Keyring
@@ -152,14 +152,15 @@ class Plane:
         offload: Offload = inline,
         issuer: Issuer | None = None,
         connect: Callable[[], Database] | None = None,
+        keys: GivenKeys | None = None,
     ) -> Self:
         """Open the plane of a data directory, and create it if needed; None: a plane in memory.
 
-        ``connect`` opens the database of a fleet, which has its secrets already. Raises ConfigError (another user's
+        ``connect`` opens the database of a fleet, which has its secrets already; ``keys`` replace those of the directory. Raises ConfigError (another user's
         directory, missing keys), BusyError (in use by another plane), DiskError and DatabaseAwayError.
         """
         with contextlib.ExitStack() as stack:
-            directory = None if data is None else make_data_dir(data)
+            directory = None if data is None else make_data_dir(data, keys)
             if directory is not None:
                 stack.enter_context(locked(directory))
             keyring = Keyring.open(directory, create=connect is None)

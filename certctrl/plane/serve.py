@@ -25,7 +25,7 @@ from certctrl.plane.http.proxies import Proxies
 from certctrl.plane.http.server import NO_PROXIES, Server, listen
 from certctrl.plane.problems import ProblemName
 from certctrl.plane.settings import PlaneSettings
-from certctrl.plane.storage.data_dir import DataDir, keep_file
+from certctrl.plane.storage.data_dir import DataDir, GivenKeys, keep_file
 from certctrl.plane.storage.database import Database
 from certctrl.plane.tls import ServerCertificate, host_for_url, local_host, names_of
 
@@ -61,6 +61,7 @@ async def serve_plane(
     settings: PlaneSettings | None = None,
     faults: Faults | None = None,
     connect: Callable[[], Database] | None = None,
+    keys: GivenKeys | None = None,
     proxies: Proxies = NO_PROXIES,
     metrics: tuple[str, int] | None = None,
     listening: socket.socket | None = None,
@@ -69,11 +70,11 @@ async def serve_plane(
     """Serve the plane of a data directory until cancelled; ``started`` returns its address.
 
     ``hostnames`` go into the plane's certificate, the first also into its URL; ``connect`` opens the database if it is
-    not in the data directory; ``proxies`` may name clients; ``metrics`` is the address of Prometheus metrics; ``listening`` is
-    a socket of ``listen`` for the same host, to be used instead of a new one. Raises TransportError if it cannot listen,
-    and the errors of ``Plane.open``.
+    not in the data directory, and ``keys`` are those that are not; ``proxies`` may name clients; ``metrics`` is the
+    address of Prometheus metrics; ``listening`` is a socket of ``listen`` for the same host, to be used instead of a new
+    one. Raises TransportError if it cannot listen, and the errors of ``Plane.open``.
     """
-    with Plane.open(data, settings=settings, offload=trio.to_thread.run_sync, connect=connect) as plane:
+    with Plane.open(data, settings=settings, offload=trio.to_thread.run_sync, connect=connect, keys=keys) as plane:
         assert plane.data is not None
         names = names_of(host, hostnames)
         certificate = ServerCertificate(plane, plane.data, names)

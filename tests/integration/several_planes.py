@@ -33,7 +33,10 @@ backend planes
 
 
 class Planes(Plane):
-    """Planes on one database, as one to agents and operators: the address is the load balancer's."""
+    """Planes on one database, as one to agents and operators: the address is the load balancer's.
+
+    The first two have their keys in their data directories, the others from systemd's credentials.
+    """
 
     def __init__(self, fleet: Fleet, haproxy: str, database: str, count: int = 2) -> None:
         self._fleet, self._database, self._logs = fleet, database, 0
@@ -76,13 +79,17 @@ class Planes(Plane):
         assert moved.returncode == 0, moved.stderr
         for place in self._places[1:]:
             place.mkdir(mode=0o700)
-            for key in ("storage.key", "operator.key"):
-                shutil.copy(self.data / key, place / key)
+        credentials = self._fleet.root / "credentials"
+        credentials.mkdir(mode=0o700)
+        for key in ("storage.key", "operator.key"):
+            shutil.copy(self.data / key, self._places[1] / key)
+            shutil.copy(self.data / key, credentials / f"certctrl-{key.replace('.', '-')}")
 
     def _serve(self, place: Path, port: str) -> Child:
         options = ["--data", place, "--listen", f"{HOST}:{port}", "--database", self._database]
         self._logs += 1
-        return self._fleet.child([*PROGRAM, "plane", "serve", *options], f"{place.name}.{self._logs}.log")
+        extra = {} if place in self._places[:2] else {"CREDENTIALS_DIRECTORY": str(self._fleet.root / "credentials")}
+        return self._fleet.child([*PROGRAM, "plane", "serve", *options], f"{place.name}.{self._logs}.log", **extra)
 
     def _balance(self, haproxy: str) -> int:
         """Start HAProxy and return its port."""

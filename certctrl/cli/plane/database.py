@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -15,13 +14,13 @@ import typer
 
 from certctrl.cli.output import write_json, write_line
 from certctrl.cli.owner import become_owner
+from certctrl.cli.plane.secrets import OperatorKeyFile, StorageKeyFile, given_keys, read_secret
 from certctrl.errors import ConfigError, UsageError
 
 _SCHEMES = ("postgresql", "postgres")
 _EXAMPLE = "postgresql://USER@HOST/DATABASE"
 CREDENTIAL = "certctrl-database"
 """Name of the systemd credential with the password or the whole URL."""
-_MAX_BYTES = 4096
 
 DatabaseUrl = Annotated[
     str,
@@ -62,7 +61,8 @@ def database_address(url: str, file: str, environ: Mapping[str, str]) -> Databas
     """
     if url:
         _check_url(url)
-    secret = _secret(file, environ)
+    found = read_secret(file, CREDENTIAL, environ, "the password or the URL")
+    secret = found.text if found else ""
     if "://" in secret:
         if url:
             raise UsageError("two databases are given", fix="give either --database or a file with the whole URL")
@@ -87,28 +87,6 @@ def _check_url(url: str) -> None:
         )
     if parts.scheme not in _SCHEMES:
         raise UsageError(f"--database {url!r} is not a PostgreSQL URL", fix=f"use {_EXAMPLE}")
-
-
-def _secret(file: str, environ: Mapping[str, str]) -> str:
-    """Return the text of the file or the credential; empty without both."""
-    directory = environ.get("CREDENTIALS_DIRECTORY", "")
-    credential = Path(directory) / CREDENTIAL
-    if not file and not (directory and credential.exists()):
-        return ""
-    path = Path(file) if file else credential
-    try:
-        with path.open("rb") as opened:
-            mode = stat.S_IMODE(os.fstat(opened.fileno()).st_mode)
-            text = opened.read(_MAX_BYTES).decode("utf-8").strip()
-    except UnicodeDecodeError:
-        raise ConfigError("is not text", file=str(path), fix="write the password or the URL to it") from None
-    except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror or error}", file=str(path)) from None
-    if file and mode & 0o077:
-        raise ConfigError("is readable by other users", file=str(path), fix=f"chmod 0600 {path}")
-    if not text or "\n" in text:
-        raise ConfigError("must contain one line: the password or the URL", file=str(path))
-    return text
 
 
 @contextlib.contextmanager
@@ -197,11 +175,13 @@ def restore(
     data: DataDirectory = "",
     database: DatabaseUrl = "",
     database_file: DatabaseFile = "",
+    storage_key_file: StorageKeyFile = "",
+    operator_key_file: OperatorKeyFile = "",
     as_json: AsJson = False,
 ) -> None:
     """Replace all data of a stopped control plane by those of a backup.
 
-    The directory must contain the storage.key of the backup. Every agent compares its host with the control plane at its
+    The directory must contain the storage.key of the backup, unless it is given. Every agent compares its host with the control plane at its
     next poll and keeps what is in use. What has happened since the backup is forgotten: revoke again what was revoked,
     and register again the devices that were registered.
 
@@ -209,13 +189,14 @@ def restore(
     cert-ctrl plane restore /backup/plane-2026-11-29.db --data /var/lib/plane
     """
     connect = connector(database_address(database, database_file, os.environ))
+    keys = given_keys(storage_key_file, operator_key_file, os.environ)
     root = _owned(data)
     from certctrl.plane.clock import rfc3339, wall_now
     from certctrl.plane.storage.backup import BEFORE_RESTORE
     from certctrl.plane.storage.backup import restore as restore_backup
     from certctrl.plane.storage.data_dir import DataDir
 
-    directory = DataDir(root)
+    directory = DataDir(root, keys)
     contents = restore_backup(directory, Path(file), now=wall_now(), connect=connect)
     if as_json:
         write_json(contents._asdict(), pretty=False)

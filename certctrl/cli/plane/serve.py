@@ -22,6 +22,7 @@ from certctrl.cli.plane.database import (
     database_address,
     needed_modules,
 )
+from certctrl.cli.plane.secrets import OperatorKeyFile, StorageKeyFile, given_keys
 from certctrl.errors import UsageError
 
 DEFAULT_LISTEN = "127.0.0.1:8443"
@@ -94,6 +95,8 @@ def serve(
     http_proxy: HttpProxyOption = None,
     database: DatabaseUrl = "",
     database_file: DatabaseFile = "",
+    storage_key_file: StorageKeyFile = "",
+    operator_key_file: OperatorKeyFile = "",
     metrics: MetricsListen = "",
     metrics_public: MetricsPublic = False,
     workers: Workers = 1,
@@ -118,13 +121,12 @@ def serve(
     _check_public_url(public_url)
     metrics_address = parse_metrics(metrics, public=metrics_public)
     note_duplicates(hostname or ())
-    connect = connector(database_address(database, database_file, os.environ))
-    if workers > 1 and connect is None:
-        raise UsageError("--workers needs a database on a server", fix="add --database, or remove --workers")
+    connect = _connector(database, database_file, workers)
     with needed_modules("plane"):
         import certctrl.plane.serve
 
-    serving = partial(certctrl.plane.serve.serve_plane, host=host, port=port, connect=connect)
+    keys = given_keys(storage_key_file, operator_key_file, os.environ)
+    serving = partial(certctrl.plane.serve.serve_plane, host=host, port=port, connect=connect, keys=keys)
     serving = partial(serving, proxies=_proxies(proxy or (), http_proxy or ()), hostnames=tuple(hostname or ()))
     become_owner(directory)
     worker, place = None, Path(directory)
@@ -133,6 +135,14 @@ def serve(
         serving, place = partial(serving, listening=sock), worker.directory(place)
         metrics_address = _metrics_of(worker.number, metrics_address)
     _run(partial(serving, place, metrics=metrics_address), ctx, public_url, as_json, allow_unproven_keys, worker)
+
+
+def _connector(url: str, file: str, workers: int) -> Callable[[], Any] | None:
+    """Return the function that opens a database on a server; None: the one in the data directory. Raises UsageError."""
+    connect = connector(database_address(url, file, os.environ))
+    if workers > 1 and connect is None:
+        raise UsageError("--workers needs a database on a server", fix="add --database, or remove --workers")
+    return connect
 
 
 def _metrics_of(worker: int, address: tuple[str, int] | None) -> tuple[str, int] | None:

@@ -12,6 +12,9 @@ import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import attrs
+
+from certctrl import lean
 from certctrl.errors import BusyError, ConfigError, DiskError
 
 UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -20,15 +23,34 @@ UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 log = logging.getLogger("certctrl.Plane")
 
 
-class DataDir:
-    """The paths below ``plane serve --data``; systemd credentials replace the files of its keys."""
+@lean.frozen
+class GivenKey:
+    """A key that does not come from the data directory."""
 
-    def __init__(self, root: Path) -> None:
+    text: str = attrs.field(repr=False)
+    path: Path
+    """The file that it was read from."""
+
+
+@lean.frozen(kw_only=True)
+class GivenKeys:
+    """The keys of a plane that do not come from its data directory."""
+
+    storage: GivenKey | None = None
+    operator: GivenKey | None = None
+
+
+class DataDir:
+    """The paths below ``plane serve --data``."""
+
+    def __init__(self, root: Path, given: GivenKeys | None = None) -> None:
+        """``given`` keys replace those in the directory."""
         self.root = root
+        self.given = given or GivenKeys()
         self.database = root / "plane.db"
         self.lock = root / "plane.lock"
-        self.storage_key = credential("certctrl-storage-key") or root / "storage.key"
-        self.operator_key = credential("certctrl-operator-key") or root / "operator.key"
+        self.storage_key = self.given.storage.path if self.given.storage else root / "storage.key"
+        self.operator_key = self.given.operator.path if self.given.operator else root / "operator.key"
         self.ca = root / "ca.pem"
         """The CA of the plane's own certificate, for agents and operators."""
         self.issuing_ca = root / "issuing-ca.pem"
@@ -41,13 +63,6 @@ class DataDir:
         """URL of that server on this machine, for the operator commands."""
 
 
-def credential(name: str) -> Path | None:
-    """Return the file of a systemd credential; None if there is none."""
-    directory = os.environ.get("CREDENTIALS_DIRECTORY", "")
-    path = Path(directory) / name
-    return path if directory and path.exists() else None
-
-
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """Turn OSError into DiskError about a path."""
@@ -58,7 +73,7 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise DiskError(what, path=str(path), errno=error.errno or 0) from None
 
 
-def make_data_dir(root: Path) -> DataDir:
+def make_data_dir(root: Path, given: GivenKeys | None = None) -> DataDir:
     """Create the directory with mode 0700, or restrict an existing one to it.
 
     Raises ConfigError if it is not a directory or belongs to another user.
@@ -78,7 +93,7 @@ def make_data_dir(root: Path) -> DataDir:
         if stat.S_IMODE(found.st_mode) & 0o077:
             log.warning("%s was accessible to other users; set its mode to 0700", root)
             root.chmod(0o700)
-    return DataDir(root)
+    return DataDir(root, given)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import base64
 import hashlib
 import hmac
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -18,7 +18,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from certctrl.errors import ConfigError
-from certctrl.plane.storage.data_dir import DataDir, secret_file
+from certctrl.plane.storage.data_dir import DataDir, GivenKey, secret_file
 
 _NONCE_BYTES = 12
 
@@ -26,14 +26,16 @@ _NONCE_BYTES = 12
 class Keyring:
     """The two keys of one plane; neither appears in a repr."""
 
-    def __init__(self, storage_key: bytes, operator_key: str) -> None:
+    def __init__(self, storage_key: bytes, operator_key: str, file: Path | None = None) -> None:
+        """``file`` is that of the storage key, for messages."""
+        self._file = file
         self._storage = AESGCM(storage_key)
         self._key = storage_key
         self.operator_key = operator_key
 
     @classmethod
     def open(cls, data: DataDir | None, *, create: bool = True) -> Self:
-        """Read both keys, or create them; None: new ones in memory.
+        """Read both keys, or create those that are not given; None: new ones in memory.
 
         Without ``create``, missing ones are an error: all planes of a database share them.
         """
@@ -47,21 +49,18 @@ class Keyring:
                 file=str(data.storage_key),
                 fix="restore it from the backup that the database came from",
             )
-        text = secret_file(data.storage_key, lambda: base64.b64encode(_new_storage_key()) + b"\n")
+        own, given = data.root / "storage.key", data.given
         try:
-            storage = base64.b64decode(text, validate=False)
+            storage = base64.b64decode(_text(own, given.storage, _new_storage_text), validate=False)
             AESGCM(storage)
         except ValueError:
             raise ConfigError("is not a 32-byte key in base64", file=str(data.storage_key), fix="restore it") from None
-        raw = secret_file(data.operator_key, lambda: f"{_new_operator_key()}\n".encode())
+        raw = _text(data.root / "operator.key", given.operator, lambda: f"{_new_operator_key()}\n".encode())
         operator = raw.decode("ascii", "replace").strip()
         if len(operator) < 20:
-            raise ConfigError(
-                "contains no operator key",
-                file=str(data.operator_key),
-                fix="delete it; the next start creates a new one",
-            )
-        return cls(storage, operator)
+            fix = "write it to the file" if given.operator else "delete it; the next start creates a new one"
+            raise ConfigError("contains no operator key", file=str(data.operator_key), fix=fix)
+        return cls(storage, operator, data.storage_key)
 
     def seal(self, purpose: str, plain: bytes) -> bytes:
         """Return nonce and ciphertext of ``plain``, bound to ``purpose``."""
@@ -74,7 +73,8 @@ class Keyring:
             return self._storage.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], purpose.encode())
         except (InvalidTag, ValueError):
             raise ConfigError(
-                f"storage.key does not decrypt the stored {purpose}",
+                f"does not decrypt the stored {purpose}",
+                file=str(self._file or "storage.key"),
                 fix="use the storage.key that belongs to the database",
             ) from None
 
@@ -105,6 +105,22 @@ def _require(paths: Sequence[Path]) -> None:
                 file=str(path),
                 fix="copy it, mode 0600, from the data directory that was moved into the database",
             )
+
+
+def _text(own: Path, given: GivenKey | None, make: Callable[[], bytes]) -> bytes:
+    """Return the text of a key that is given, or of the one in the data directory."""
+    if given is None:
+        return secret_file(own, make)
+    text = given.text.encode()
+    if own.exists() and secret_file(own, make).strip() != text.strip():
+        raise ConfigError(
+            f"differs from {own}", file=str(given.path), fix="remove the one that does not belong to the database"
+        )
+    return text
+
+
+def _new_storage_text() -> bytes:
+    return base64.b64encode(_new_storage_key()) + b"\n"
 
 
 def _new_storage_key() -> bytes:

@@ -330,6 +330,6 @@ async def test_another_storage_key_is_refused(postgres: PostgresServer, connect:
     for name in ("one", "two"):
         await sqlite_plane(tmp_path / name)
     move(DataDir(tmp_path / "one"), partial(connect, url))
-    with pytest.raises(ConfigError, match=r"storage\.key does not decrypt") as caught:
+    with pytest.raises(ConfigError, match=r"two/storage\.key: does not decrypt") as caught:
         Plane.open(tmp_path / "two", connect=partial(connect, url))
     assert "belongs to the database" in str(caught.value.fix)

@@ -311,22 +311,3 @@ async def test_the_certificate_is_kept_while_usable_and_renewed_in_time(data: Pa
         assert await load(now + 61 * day, ("a.example", "b.example")) not in (third, fourth), (
             "a mismatched pair is replaced"
         )
-
-
-def test_systemd_credentials_replace_the_keys_of_the_directory(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with opened(data) as plane:
-        sealed, key = plane.keyring.seal("x", b"secret"), plane.operator_key
-    credentials = tmp_path / "credentials"
-    credentials.mkdir()
-    for name in ("storage.key", "operator.key"):
-        (data / name).rename(credentials / f"certctrl-{name.replace('.', '-')}")
-    for path in credentials.iterdir():
-        path.chmod(0o400)
-    with pytest.raises(ConfigError, match="is missing"):
-        opened(data)
-    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(credentials))
-    with opened(data) as plane:
-        assert (plane.keyring.unseal("x", sealed), plane.operator_key) == (b"secret", key)
-    assert not (data / "storage.key").exists() and not (data / "operator.key").exists()
