@@ -202,6 +202,14 @@ def put_new(fs: Fs, places: Sequence[Place]) -> None:
     overwrite(fs, overwrites)
 
 
+def sync_in_place(fs: Fs, places: Sequence[Place]) -> None:
+    """Make durable what was written over, before the copies of its bytes are removed. Raises DiskError."""
+    for place in places:
+        if place.entry.in_place:
+            with closing(fs, fs.open_file(Path(place.entry.path).name, at=place.parent)) as handle:
+                fs.fsync(handle)
+
+
 def rename_new(fs: Fs, place: Place) -> None:
     """Rename the new file into place. Raises DiskError."""
     path = place.entry.path
@@ -256,11 +264,16 @@ def _new(fs: Fs, place: Place) -> Overwrite | None:
 
 
 def _old(fs: Fs, place: Place) -> Overwrite | None:
-    """Return how to write the old bytes over new ones; None if others changed them, or all is as before."""
+    """Return how to write the old bytes over new ones; None if others changed them.
+
+    A file that is as before is made durable only: a killed process may have restored it.
+    """
     found, kept, old = observe(fs, place), _read_aside(fs, place, place.entry.backup), place.entry.old
     if old is None or kept is None or not _is_ours(fs, place, found):
         return None
-    return None if FileState.of(found) == old else _overwrite(place, found, kept, old)
+    if FileState.of(found) == old and found.refusal is not None:
+        return None
+    return _overwrite(place, found, kept, old)
 
 
 def _is_ours(fs: Fs, place: Place, found: DestinationFact) -> bool:

@@ -69,8 +69,10 @@ def _is_cleared(layout: ConfigDir, fs: Fs, name: str) -> bool:
         one = Journal(fs, layout, name)
         entries, armed = one.load()
         with _opened(layout, fs, entries) as here:
-            if armed and not _is_settled(fs, here):
-                return False
+            if armed:
+                if not _is_settled(fs, here):
+                    return False
+                journal.sync_in_place(fs, here)
             for place in here:
                 journal.drop_leftovers(fs, place.entry, place.side)
             journal.sync_parents(fs, [place.side for place in here])

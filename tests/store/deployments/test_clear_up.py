@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import random
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -73,6 +74,8 @@ def test_a_disk_that_fails_at_any_operation_leaves_nothing_for_long(work: Work, 
             cleared += 1
             assert leftovers(fs) == [], after
             assert leftovers(fs.settled()) == [], "durably"
+            crashed = fs.crash_states(20, random.Random(after))
+            assert [one for one in map(bytes_at, crashed) if one != before] == [], "what has no copy is durable"
         else:
             waiting += 1
             assert before not in (OLD, NEW) or in_place, "only what is half done waits for the next start"

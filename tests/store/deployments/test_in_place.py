@@ -248,7 +248,7 @@ def mounted() -> tuple[ModelFs, ConfigDir]:
     return fs, layout
 
 
-PEM = Path("/srv/site.pem")
+PEM, KEY = Path("/srv/site.pem"), Path("/srv/site.key")
 
 
 def test_a_mount_point_is_refused_and_the_option_named(mounted: tuple[ModelFs, ConfigDir]) -> None:
@@ -305,6 +305,30 @@ def test_a_power_cut_opens_no_secret_bytes(
     copies.undo()
     assert {before, after} <= seen
     assert (fs.tree()[str(PEM)].data, fs.tree()[str(PEM)].mode) == before
+
+
+def test_a_power_cut_after_a_kill_mixes_no_files(mounted: tuple[ModelFs, ConfigDir]) -> None:
+    """Found by the campaign: recovery removed the copies of files that a killed undo had restored, but not synced."""
+    fs, layout = mounted
+    old, new = {PEM: b"old", KEY: b"old key"}, {PEM: b"new", KEY: b"new key"}
+    fs.put(str(KEY), old[KEY])
+    fs.mount_on(str(KEY))
+    killed = list[ModelFs]()
+    copies = FileSet(layout, fs)
+    copies.begin([FileWrite(path=path, data=data, mode=0o644, in_place=True) for path, data in new.items()])
+    fs.observer = lambda fs, _operation: killed.append(fs.copy())
+    copies.commit()
+    copies.undo()
+    for number, disk in enumerate(killed):
+        cut = list[ModelFs]()
+        chance = random.Random(number)
+        disk.observer = lambda fs, _operation, cut=cut, chance=chance: cut.extend(fs.crash_states(10, chance))
+        recover(layout, disk, [])
+        for one in (disk, *cut):
+            one.observer = None
+            recover(layout, one, [])
+            found = {path: one.tree()[str(path)].data for path in old}
+            assert found in (old, new), f"kill {number}"
 
 
 def test_removing_a_mount_point_empties_it(mounted: tuple[ModelFs, ConfigDir]) -> None:
