@@ -58,9 +58,9 @@ def _catch_signals(arguments: "list[str]") -> None:
 
         catch_early_signals()
     elif "plane" in arguments and "serve" in arguments:
-        from certctrl.agent.early_signals import STOPPING, catch_early_signals
+        from certctrl.agent.early_signals import PLANE, catch_early_signals
 
-        catch_early_signals(STOPPING)
+        catch_early_signals(PLANE)
 
 
 class _Pipe(io.FileIO):

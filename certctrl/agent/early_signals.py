@@ -15,6 +15,8 @@ if TYPE_CHECKING:  # importing typing would slow down every start
 
 CAUGHT = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 STOPPING = (signal.SIGTERM, signal.SIGINT)
+PLANE = (*STOPPING, signal.SIGHUP)
+"""The signals of a control plane."""
 
 
 class EarlySignals:

@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import trio
+from trio_util import RepeatedEvent
 
 from certctrl import lean
 from certctrl.errors import CertctrlError, ConfigError, TransportError
@@ -65,6 +66,7 @@ async def serve_plane(
     proxies: Proxies = NO_PROXIES,
     metrics: tuple[str, int] | None = None,
     listening: socket.socket | None = None,
+    reload: RepeatedEvent | None = None,
     task_status: trio.TaskStatus[PlaneAddress] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve the plane of a data directory until cancelled; ``started`` returns its address.
@@ -72,7 +74,8 @@ async def serve_plane(
     ``hostnames`` go into the plane's certificate, the first also into its URL; ``connect`` opens the database if it is
     not in the data directory, and ``keys`` are those that are not; ``proxies`` may name clients; ``metrics`` is the
     address of Prometheus metrics; ``listening`` is a socket of ``listen`` for the same host, to be used instead of a new
-    one. Raises TransportError if it cannot listen, and the errors of ``Plane.open``.
+    one; ``reload`` makes it read its TLS certificate again. Raises TransportError if it cannot listen, and the errors
+    of ``Plane.open``.
     """
     with Plane.open(data, settings=settings, offload=trio.to_thread.run_sync, connect=connect, keys=keys) as plane:
         assert plane.data is not None
@@ -92,13 +95,20 @@ async def serve_plane(
                 plane.planes.address = url
                 metrics_url = "" if metrics is None else await nursery.start(_serve_metrics, plane, *metrics)
                 await nursery.start(_run_server, plane, server)
-                nursery.start_soon(plane.run_housekeeping)
-                nursery.start_soon(plane.storage_check.run)
-                nursery.start_soon(plane.exchange_wakes)
-                nursery.start_soon(plane.stream.pace_wakes)
-                nursery.start_soon(_renew_forever, plane, certificate)
+                _start_tasks(nursery, plane, certificate, reload)
                 log.info("control plane at %s", url)
                 task_status.started(_address(url, plane.data, metrics_url))
+
+
+def _start_tasks(
+    nursery: trio.Nursery, plane: Plane, certificate: ServerCertificate, reload: RepeatedEvent | None
+) -> None:
+    tasks = plane.run_housekeeping, plane.storage_check.run, plane.exchange_wakes, plane.stream.pace_wakes
+    for task in tasks:
+        nursery.start_soon(task)
+    nursery.start_soon(_renew_forever, plane, certificate)
+    if reload is not None:
+        nursery.start_soon(_reload_forever, plane, certificate, reload)
 
 
 async def _serve_metrics(
@@ -151,9 +161,18 @@ async def _renew_forever(plane: Plane, certificate: ServerCertificate) -> None:
         try:
             if await certificate.renew_when_due():
                 log.info("renewed the plane's own certificate")
-            plane.problems.clear(ProblemName.TLS_CERTIFICATE)
         except CertctrlError as error:
             plane.problems.report(ProblemName.TLS_CERTIFICATE, str(error))
+
+
+async def _reload_forever(plane: Plane, certificate: ServerCertificate, reload: RepeatedEvent) -> None:
+    async for _ in reload.events(repeat_last=False):
+        try:
+            await certificate.load()
+            log.info("read the TLS certificate again")
+        except CertctrlError as error:
+            plane.problems.report(ProblemName.TLS_CERTIFICATE, str(error))
+            log.error("TLS certificate rejected, keeping the old one: %s", error)
 
 
 def _reserve(plane: Plane, names: Sequence[str]) -> None:

@@ -1,4 +1,7 @@
-"""The plane's own TLS certificate: issued by the CA in ``Plane.anchor``, stored in two files, renewed while serving."""
+"""The plane's TLS certificate: issued by the CA in ``Plane.anchor``, stored in two files, renewed while serving.
+
+A certificate of another CA in these files is the operator's: it is used, and never replaced.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,19 @@ from collections.abc import Sequence
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from certctrl.errors import DiskError
+from certctrl.errors import ConfigError, DiskError
 from certctrl.plane.ca.domains import clean_names, is_address
+from certctrl.plane.ca.issuer import ISSUING, PLANE_TLS
 from certctrl.plane.ca.x509 import KEY_TYPES, PrivateKey, key_pem
+from certctrl.plane.clock import rfc3339
 from certctrl.plane.core import Plane
 from certctrl.plane.problems import ProblemName
 from certctrl.plane.settings import DAY
 from certctrl.plane.storage.data_dir import DataDir, write_file
 
 _VALIDITY = 90 * DAY
+_OPERATORS_WARNING = 7 * DAY
+_OUR_ISSUERS = tuple(purpose.intermediate_name for purpose in (ISSUING, PLANE_TLS))
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 """Names in the certificate of every plane."""
 _ALL_INTERFACES = ("0.0.0.0", "::", "")
@@ -41,7 +48,14 @@ class ServerCertificate:
         self.context.set_alpn_protocols(["http/1.1"])
 
     async def load(self) -> None:
-        """Load the certificate into the context; issue one first if none is usable, or if the files can be written."""
+        """Load the files into the context, for new connections; issue a certificate first if none is usable.
+
+        Raises DiskError, and ConfigError for an unusable certificate of the operator's; the context is unchanged then.
+        """
+        if self._is_operators():
+            self._load("put a certificate with its chain into tls.pem and its key into tls.key, or delete both")
+            self._note_end()
+            return
         if self._is_due():
             try:
                 await self._renew()
@@ -49,24 +63,56 @@ class ServerCertificate:
                 if not self._data.tls_certificate.exists():
                     raise
                 self._plane.problems.report(ProblemName.TLS_CERTIFICATE, str(error))
-        self._load()
+        self._load("delete tls.pem and tls.key; the plane creates new ones")
 
     async def renew_when_due(self) -> bool:
         """Replace the certificate if it expires soon; open connections are kept. Return whether it was replaced."""
+        if self._is_operators():
+            self._note_end()
+            return False
         due = self._is_due()
         if due:
             await self._renew()
-            self._load()
+            self._load("delete tls.pem and tls.key; the plane creates new ones")
+        self._plane.problems.clear(ProblemName.TLS_CERTIFICATE)
         return due
 
-    def _load(self) -> None:
+    def _load(self, fix: str) -> None:
+        path = self._data.tls_certificate
         try:
-            self.context.load_cert_chain(self._data.tls_certificate, self._data.tls_key)
+            for context in (ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), self.context):  # the first is a trial
+                context.load_cert_chain(path, self._data.tls_key, password=lambda: b"")
         except (OSError, ssl.SSLError) as error:
-            path = str(self._data.tls_certificate)
-            raise DiskError(
-                f"{path}: {error}", path=path, fix="delete tls.pem and tls.key; the plane creates new ones"
-            ) from None
+            if self._is_operators():
+                what = f"cannot be used with {self._data.tls_key.name}: {error.strerror or error}"
+                raise ConfigError(what, file=str(path), fix=fix) from None
+            raise DiskError(f"{path}: {error}", path=str(path), fix=fix) from None
+
+    def _is_operators(self) -> bool:
+        """Return whether the certificate was not issued by a CA of a plane."""
+        certificate = self._certificate()
+        if certificate is None:
+            return False
+        names = certificate.issuer.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
+        return not any(name.value in _OUR_ISSUERS for name in names)
+
+    def _certificate(self) -> x509.Certificate | None:
+        try:
+            return x509.load_pem_x509_certificate(self._data.tls_certificate.read_bytes())
+        except (OSError, ValueError):
+            return None
+
+    def _note_end(self) -> None:
+        """Report that the operator's certificate ends soon, or that it no longer does."""
+        certificate = self._certificate()
+        if certificate is None:
+            return
+        end = certificate.not_valid_after_utc.timestamp()
+        if end - self._plane.wall_now() > _OPERATORS_WARNING:
+            self._plane.problems.clear(ProblemName.TLS_CERTIFICATE)
+            return
+        what = f"{self._data.tls_certificate} ends at {rfc3339(end)}; replace it and its key, then send SIGHUP"
+        self._plane.problems.report(ProblemName.TLS_CERTIFICATE, what)
 
     async def _renew(self) -> None:
         issued = await self._plane.anchor.ca.issue(self._names, key_type=KEY_TYPES[0], validity_seconds=_VALIDITY)

@@ -25,12 +25,12 @@ _HEALTHY_SECONDS = 30.0
 """A worker that has lived so long is started again immediately."""
 _LONGEST_PAUSE = 30.0
 _STOP_SECONDS = 20.0
-_AWAITED = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
+_AWAITED = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP)
 
 log = logging.getLogger("certctrl.Plane.workers")
 
 
-@lean.frozen
+@lean.define
 class Worker:
     """One worker, in its own process."""
 
@@ -40,6 +40,8 @@ class Worker:
     """A pipe to the supervisor, written when the worker serves."""
     _supervisor: int
     """A pipe that ends with the supervisor."""
+    _root: Path | None = None
+    """The data directory of the first worker; None in that one."""
 
     def directory(self, root: Path) -> Path:
         """Return this worker's data directory; the keys of the plane are copied into it."""
@@ -51,7 +53,21 @@ class Worker:
         for source, copy in ((main.storage_key, own.storage_key), (main.operator_key, own.operator_key)):
             with disk_errors(source), contextlib.suppress(FileNotFoundError):
                 keep_file(copy, source.read_bytes(), mode=0o600)
+        self._root = root
+        self.copy_certificate()
         return own.root
+
+    def copy_certificate(self) -> None:
+        """Copy the TLS certificate and its key from the data directory of the first worker."""
+        if self._root is None:
+            return
+        main, own = DataDir(self._root), DataDir(self._root / "workers" / str(self.number))
+        for source, copy in ((main.tls_key, own.tls_key), (main.tls_certificate, own.tls_certificate)):
+            with disk_errors(source):
+                try:
+                    keep_file(copy, source.read_bytes(), mode=0o600)
+                except FileNotFoundError:
+                    copy.unlink(missing_ok=True)
 
     def serves(self) -> None:
         """Tell the supervisor that this worker serves."""
@@ -106,15 +122,16 @@ class _Supervisor:
                     return started
                 os.close(started)
             received = signal.sigtimedwait(_AWAITED, max(0.0, min(self._due.values(), default=now + 60.0) - now))
-            if received is not None and received.si_signo != signal.SIGCHLD:
+            if received is not None and received.si_signo == signal.SIGHUP:
+                self._send(signal.SIGHUP)
+            elif received is not None and received.si_signo != signal.SIGCHLD:
                 return None
             for process, status in self._reaped():
                 self._plan(process, status)
 
     def stop(self) -> None:
         """End all workers: their polls are answered, and what is left after a while is cut."""
-        for pid in self._running:
-            os.kill(pid, signal.SIGTERM)
+        self._send(signal.SIGTERM)
         deadline = time.monotonic() + _STOP_SECONDS
         while self._running and (left := deadline - time.monotonic()) > 0:
             signal.sigtimedwait((signal.SIGCHLD,), left)
@@ -123,6 +140,10 @@ class _Supervisor:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+
+    def _send(self, signum: int) -> None:
+        for pid in self._running:
+            os.kill(pid, signum)
 
     def end_of(self, number: int) -> int:
         """Wait for the end of a worker and return its exit status."""

@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import ssl
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from fleet import PATIENCE, PROGRAM, Child, Fleet, Plane, run_cli, wait_for
+from operators_certificate import write_certificate
 from postgres_server import PostgresServer, postgres_server
 
+from certctrl.plane.ca.x509 import new_root
 from certctrl.sandbox.servers import HOST
 
 pytestmark = pytest.mark.integration
@@ -125,3 +129,24 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_sighup_gives_all_workers_the_operators_certificate(fleet: Fleet, server: PostgresServer) -> None:
+    plane = Workers(fleet, server.database())
+    workers = children_of(plane.child.pid)
+    write_certificate(plane.data, new_root("Example CA", not_before=time.time() - 60, not_after=time.time() + 86_400))
+    new = (plane.data / "tls.pem").read_text()
+
+    def all_have_it() -> bool:
+        plane.child.send(signal.SIGHUP)
+        return all(served_certificate(plane.url) == new for _ in range(8))
+
+    wait_for(all_have_it, "all workers to serve the new certificate")
+    assert (plane.data / "workers" / "2" / "tls.pem").read_text() == new
+    assert children_of(plane.child.pid) == workers, "none has ended"
+    assert plane.child.stop() == 0
+
+
+def served_certificate(url: str) -> str:
+    host, _, port = url.rpartition("//")[2].rpartition(":")
+    return ssl.get_server_certificate((host, int(port)), timeout=60)

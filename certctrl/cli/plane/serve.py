@@ -111,6 +111,9 @@ def serve(
     With --database, the data are on a PostgreSQL server, into which plane migrate-to has moved them; DIR then contains
     the keys and what this process needs.
 
+    SIGHUP makes it read tls.pem and tls.key in DIR again. If their certificate is from another CA than those in DIR, it
+    is never replaced.
+
     \b
     cert-ctrl plane serve --data /var/lib/plane --listen 0.0.0.0:8443 --hostname plane.example.com
     """
@@ -239,30 +242,45 @@ async def _serve(
 ) -> None:
     """Serve until asked to stop; ``worker`` is this process if it is one of several."""
     import gc
-    import signal
 
     import trio
+    from trio_util import RepeatedEvent
 
-    from certctrl.agent.early_signals import early_signals
+    from certctrl.agent.early_signals import PLANE, STOPPING, early_signals
     from certctrl.agent.systemd import Notifier, feed_watchdog
     from certctrl.plane.settings import PlaneSettings
 
     _allow_many_connections()
-    notifier, early = Notifier({} if worker is not None else os.environ), early_signals()
+    notifier, early, reload = Notifier({} if worker is not None else os.environ), early_signals(), RepeatedEvent()
     settings = PlaneSettings(public_url=public_url, allow_unproven_keys=allow_unproven_keys)
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    with trio.open_signal_receiver(*PLANE) as signals:
         async with trio.open_nursery() as nursery:
-            address = await nursery.start(partial(serving, settings=settings))
+            address = await nursery.start(partial(serving, settings=settings, reload=reload))
             gc.freeze()
             gc.set_threshold(*_GC_THRESHOLDS)
             if worker is None or worker.number == 1:
                 _announce(address, f"{public_url.rstrip('/') or address.url}/device", as_json=as_json)
             notifier.ready(f"serving {address.url}")
             nursery.start_soon(feed_watchdog, notifier)
-            if not early.take():
-                await _asked_to_stop(signals, worker)
+            if not any(signum in STOPPING for signum in early.take()):
+                await _asked_to_stop(_reloading(signals, worker, reload, notifier), worker)
             notifier.stopping("stopping")
             nursery.cancel_scope.cancel()
+
+
+async def _reloading(signals: AsyncIterator[int], worker: Any, reload: Any, notifier: Any) -> AsyncIterator[int]:
+    """Yield the stop signals; reload at SIGHUP."""
+    from certctrl.agent.early_signals import STOPPING
+
+    async for signum in signals:
+        if signum in STOPPING:
+            yield signum
+            continue
+        notifier.reloading()
+        if worker is not None:
+            worker.copy_certificate()
+        reload.set()
+        notifier.ready("read the TLS certificate again")
 
 
 async def _asked_to_stop(signals: AsyncIterator[int], worker: Any) -> None:

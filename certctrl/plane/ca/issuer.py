@@ -68,6 +68,11 @@ class Purpose:
     subject: str
     """Start of the common names of its certificates."""
 
+    @property
+    def intermediate_name(self) -> str:
+        """The common name of its intermediates, which issue its certificates."""
+        return f"{self.subject} intermediate CA"
+
 
 ISSUING = Purpose("ca", "certctrl")
 """The certificates of devices."""
@@ -150,7 +155,7 @@ class BuiltinCa:
         stored = self._load("intermediate")
         if stored is not None and not self._is_due(stored, now):
             return stored
-        name = f"{self._purpose.subject} intermediate CA"
+        name = self._purpose.intermediate_name
         end = self._end_of_intermediate(now)
         return self._store("intermediate", new_intermediate(self._root, name, not_before=now - DAY, not_after=end))
 
