@@ -93,6 +93,11 @@ def held(server: Server, herd: Herd, fleet: Fleet, signals: int) -> Figures:
         server.process.send_signal(signal.SIGTERM)
         server.process.wait(60)
         found["drain"] = time.monotonic() - began
+        began = time.monotonic()
+        with served_plane(fleet, port=server.port):
+            herd.obey("parked")
+            found["back"] = time.monotonic() - began
+        found["refused"] = herd.obey("stat")["refused"]
     return found
 
 
@@ -163,6 +168,8 @@ def held_rows(count: int, found: dict[str, Figures]) -> Iterator[dict[str, Any]]
             note += f"; first answer {ours['first']:.2f}, stored {ours['published']:.2f}"
         yield row(name + case, ours[key], peer[key], must=1.0, aim=round(min(aim, 1.0), 2), digits=digits, note=note)
     yield row(name + "drain at SIGTERM, seconds", ours["drain"], must=5)
+    note = f"agents come back within 10 s of the end; refused requests: {ours['refused']}"
+    yield row(name + "restart, seconds until all wait again", ours["back"], must=60, note=note)
 
 
 def idle_rows(count: int, server: Server, herd: Herd, wait: int) -> Iterator[dict[str, Any]]:

@@ -123,9 +123,9 @@ class Operator:
 
 
 @contextlib.contextmanager
-def served_plane(fleet: Fleet, *options: str) -> Iterator[Server]:
+def served_plane(fleet: Fleet, *options: str, port: int = 0) -> Iterator[Server]:
     """Serve the plane of a fleet."""
-    argv = [*PROGRAM, "serve", "--data", str(fleet.data), "--listen", "127.0.0.1:0", "--json", *options]
+    argv = [*PROGRAM, "serve", "--data", str(fleet.data), "--listen", f"127.0.0.1:{port}", "--json", *options]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

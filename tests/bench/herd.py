@@ -6,6 +6,7 @@ executes one JSON object per line of standard input and answers each with one li
 - ``{"op": "connect"}``: connect all agents, each with a first poll that does not wait → ``{"seconds"}``.
 - ``{"op": "park", "wait": W, "work": BOOL, "spread": BOOL}``: poll for ever. An agent that works fetches the
   certificate of each signal and acknowledges it; if spread, first polls have random lengths → ``{}`` when all are sent.
+- ``{"op": "parked"}``: wait until all agents have sent a poll that is not answered → ``{}``.
 - ``{"op": "mark"}``: forget what was counted.
 - ``{"op": "until", "count": N, "of": "answered" | "acked"}``: wait for N agents → ``{"first", "half", "last"}``.
 - ``{"op": "stat"}`` → ``{"polls", "lost", "refused"}``: answers to polls, connections that ended, answers above 299.
@@ -106,7 +107,7 @@ class Herd:
         self.handshakes = trio.CapacityLimiter(AT_ONCE)
         self.wait, self.work, self.spread = 0, False, False
         self.go = trio.Event()
-        self.connected = self.sent = 0
+        self.connected = self.sent = self.parked = 0
         self.changed = trio.Event()
         self.mark()
 
@@ -154,7 +155,12 @@ class Herd:
         self.sent += 1
 
     async def poll(self, line: Line, token: str, cursor: str, wait: int) -> str:
-        status, tag, body = await self.ask(line, token, f"GET {UPDATES}?limit=20&wait={wait}&cursor={cursor}")
+        self.parked += 1
+        try:
+            self.tell()
+            status, tag, body = await self.ask(line, token, f"GET {UPDATES}?limit=20&wait={wait}&cursor={cursor}")
+        finally:
+            self.parked -= 1
         self.counts["polls"] += 1
         if status >= 300:
             await trio.sleep(random.uniform(1, 3))
@@ -205,6 +211,8 @@ async def obey(herd: Herd, nursery: trio.Nursery, order: dict[str, Any]) -> dict
             herd.go.set()
             while herd.sent < len(herd.tokens):
                 await trio.sleep(0.01)
+        case "parked":
+            await herd.until(lambda: herd.parked >= len(herd.tokens))
         case "mark":
             herd.mark()
         case "until":

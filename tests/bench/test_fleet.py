@@ -1,0 +1,44 @@
+"""A stop and a restart under a herd of agents: each held poll is answered, and all come back."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def rig(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    import fleet_rig
+
+    return fleet_rig
+
+
+@pytest.mark.parametrize("count", [50, pytest.param(10_000, marks=[pytest.mark.campaign, pytest.mark.timeout(3600)])])
+def test_held_polls_are_answered_at_a_stop_and_agents_return_after_the_restart(
+    rig: Any, tmp_path: Path, count: int
+) -> None:
+    rig.allow_files()
+    fleet = rig.make_fleet(tmp_path / "plane", count)
+    with rig.served_plane(fleet) as plane, rig.running_herd(plane, fleet.tokens, count) as herd:
+        herd.obey("connect")
+        herd.obey("park", wait=30, work=True, spread=False)
+        plane.wait_quiet()
+        herd.obey("mark")
+        plane.process.send_signal(signal.SIGTERM)
+        assert plane.process.wait(rig.PATIENCE) == 0
+        stopped = herd.obey("stat")
+        assert (stopped["polls"], stopped["refused"]) == (count, 0)
+        with rig.served_plane(fleet, port=plane.port) as again:
+            herd.obey("parked")
+            herd.begin("until", of="acked", count=count)
+            operator = again.operator()
+            operator.call("POST", f"/apiv1/users/1/certificates/{fleet.cert_id}/issues", {"action": "renew"})
+            herd.answer()
+            operator.close()
+            assert herd.obey("stat")["refused"] == 0
