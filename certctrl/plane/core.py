@@ -249,15 +249,15 @@ class Plane:
         is gone. ErrorResponse 409, also 401 and 403 if the session ends or the device is revoked during the wait.
         """
         poll, page, parked = held.poll, held.page, False
-        with trio.move_on_after(poll.wait):
-            while poll.wait and not page.signals and not self.draining:
-                parked = True
-                if not await waiter.wait(page.cursor, until):
-                    break
-                try:
-                    page = await self.work_together(self._next_page, held.session, page.cursor, poll.limit)
-                except (DatabaseAwayError, DatabaseLockedError):
-                    continue  # stay, rather than make all devices poll a database that is away
+        deadline = trio.current_time() + poll.wait
+        while poll.wait and not page.signals and not self.draining:
+            parked = True
+            if not await waiter.wait(page.cursor, until, deadline):
+                break
+            try:
+                page = await self.work_together(self._next_page, held.session, page.cursor, poll.limit)
+            except (DatabaseAwayError, DatabaseLockedError):
+                continue  # stay, rather than make all devices poll a database that is away
         if parked and page.signals:
             self.counters.wake_seconds.add(max(0.0, self.wall_now() - page.signals[0]["ts_ms"] / 1000))
         if not DEFAULT_LIMIT <= poll.limit == len(page.signals):

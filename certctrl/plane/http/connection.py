@@ -104,10 +104,14 @@ class Connection:
     async def send(self, *events: Any) -> None:
         """Send events in one write: one TLS record and one system call."""
         data = b"".join(self._h11.send(event) or b"" for event in events)
-        with trio.move_on_after(
-            _SEND_SECONDS, shield=True
-        ) as scope:  # a partial response would be worse than a slow stop
-            await self._stream.send_all(data)
+        sent = self._stream.send_now(data)
+        if sent == len(data):
+            if self.unread:  # the next request need not be waited for: let others run
+                await trio.lowlevel.cancel_shielded_checkpoint()
+            return
+        # A partial response would be worse than a slow stop.
+        with trio.move_on_after(_SEND_SECONDS, shield=True) as scope:
+            await self._stream.send_all(data[sent:])
         if scope.cancelled_caught:
             raise trio.BrokenResourceError("the client does not read")
 

@@ -46,6 +46,15 @@ class TlsStream:
                 return b""
             raise
 
+    def send_now(self, data: bytes) -> int:
+        """Send what the socket takes without waiting; return the number of bytes."""
+        try:
+            return self._socket.send(data)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return 0
+        except (OSError, ValueError) as error:
+            raise trio.BrokenResourceError from error
+
     async def send_all(self, data: bytes) -> None:
         """Send all bytes."""
         left = memoryview(data)

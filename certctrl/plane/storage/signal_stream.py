@@ -16,6 +16,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
+from math import inf
 from typing import Any
 
 import trio
@@ -27,7 +28,7 @@ from certctrl.plane.storage.database import Database, Row, marks
 
 _TOGETHER = 1000
 """Streams per statement."""
-_WOKEN_TOGETHER = 16
+_WOKEN_TOGETHER = 8
 _CURSOR = re.compile(r"(0|[1-9]\d{0,14})-(0|[1-9]\d{0,8})", re.ASCII)
 
 
@@ -51,13 +52,15 @@ class Waiter:
     _woken: bool = False
     _scope: trio.CancelScope | None = None
 
-    async def wait(self, cursor: str, until: Callable[[], Awaitable[object]] = trio.sleep_forever) -> bool:
-        """Wait until there may be signals after the cursor just read (True), or ``until()`` returns (False).
+    async def wait(
+        self, cursor: str, until: Callable[[], Awaitable[object]] = trio.sleep_forever, deadline: float = inf
+    ) -> bool:
+        """Wait until there may be signals after the cursor just read (True), or ``until()`` returns or time is up (False).
 
         It waits in one task: ``wake`` cancels the scope around ``until``.
         """
         if not self._woken:
-            with trio.CancelScope() as self._scope:
+            with trio.CancelScope(deadline=deadline) as self._scope:
                 self.cursor = cursor
                 await until()
             self.cursor, self._scope = "", None
