@@ -100,7 +100,7 @@ class PostgresServer:
 @contextlib.contextmanager
 def postgres_server(need: Callable[[str], str]) -> Iterator[PostgresServer]:
     """Start a server, and remove it in the end."""
-    with _place(need) as (root, become):
+    with unprivileged(need) as (root, become):
         options = ["--auth=trust", "--no-sync", "--no-instructions", "--encoding=UTF8", "--username=plane"]
         _run([*become, find_program(need, "initdb"), "-D", root / "data", *options])
         with _started(need, root, become, SETTINGS) as server:
@@ -110,7 +110,7 @@ def postgres_server(need: Callable[[str], str]) -> Iterator[PostgresServer]:
 @contextlib.contextmanager
 def standby_of(need: Callable[[str], str], primary: PostgresServer) -> Iterator[PostgresServer]:
     """Start a standby of a server, and remove it in the end."""
-    with _place(need) as (root, become):
+    with unprivileged(need) as (root, become):
         copy(need, primary, root, become)
         with _started(need, root, become) as server:
             yield server
@@ -128,7 +128,7 @@ def copy(need: Callable[[str], str], primary: PostgresServer, root: Path, become
 
 
 @contextlib.contextmanager
-def _place(need: Callable[[str], str]) -> Iterator[tuple[Path, list[str]]]:
+def unprivileged(need: Callable[[str], str]) -> Iterator[tuple[Path, list[str]]]:
     """Provide a directory, and the words before commands of the user to whom it belongs."""
     become, user = _become(need)
     root = Path(tempfile.mkdtemp(prefix="pg-"))  # short: the path of a socket has at most 107 bytes

@@ -41,6 +41,17 @@ def test_the_password_or_the_url_is_read_from_a_file_or_a_credential(tmp_path: P
     assert "s3cret" not in repr(database_address(URL, password, {}))
 
 
+def test_notifications_may_have_a_url_of_their_own(tmp_path: Path) -> None:
+    direct = "postgresql://plane@direct.example.com/plane"
+    password = secret_file(tmp_path / "password", "s3cret\n")
+    assert database_address(URL, password, {}, direct) == DatabaseAddress(URL, "s3cret", direct)
+    with pytest.raises(UsageError, match="no database is given"):
+        database_address("", "", {}, direct)
+    with pytest.raises(UsageError, match="--listen-database contains a password") as caught:
+        database_address(URL, "", {}, "postgresql://plane:hunter2@db.example.com/plane")
+    assert "hunter2" not in f"{caught.value}{caught.value.fix}"
+
+
 @pytest.mark.parametrize(
     ("url", "words"),
     [

@@ -26,6 +26,15 @@ DatabaseUrl = Annotated[
     str,
     typer.Option("--database", metavar="URL", help=f"PostgreSQL database, {_EXAMPLE}; default: a file in DIR."),
 ]
+ListenDatabaseUrl = Annotated[
+    str,
+    typer.Option(
+        "--listen-database",
+        metavar="URL",
+        help="The PostgreSQL server itself, for notifications, if --database is a pooler such as PgBouncer in "
+        "transaction mode.",
+    ),
+]
 DatabaseFile = Annotated[
     str,
     typer.Option(
@@ -49,18 +58,28 @@ class DatabaseAddress(NamedTuple):
     url: str
     password: str | None
     """None: in the URL, or libpq finds it."""
+    listen_url: str = ""
+    """The server itself, if ``url`` is that of a pooler."""
 
     def __repr__(self) -> str:
         return "DatabaseAddress(…)"
 
 
-def database_address(url: str, file: str, environ: Mapping[str, str]) -> DatabaseAddress | None:
+def database_address(url: str, file: str, environ: Mapping[str, str], listen_url: str = "") -> DatabaseAddress | None:
     """Return the database of the options and the credential; None: the one in the data directory.
 
     Raises UsageError for a URL that is not one or contains a password, and ConfigError for an unusable file.
     """
-    if url:
-        _check_url(url)
+    for option, text in (("--database", url), ("--listen-database", listen_url)):
+        if text:
+            _check_url(option, text)
+    found = _address(url, file, environ)
+    if listen_url and found is None:
+        raise UsageError("--listen-database, but no database is given", fix=f"add --database {_EXAMPLE}")
+    return found and found._replace(listen_url=listen_url)
+
+
+def _address(url: str, file: str, environ: Mapping[str, str]) -> DatabaseAddress | None:
     found = read_secret(file, CREDENTIAL, environ, "the password or the URL")
     secret = found.text if found else ""
     if "://" in secret:
@@ -74,19 +93,19 @@ def database_address(url: str, file: str, environ: Mapping[str, str]) -> Databas
     return DatabaseAddress(url, secret or None) if url else None
 
 
-def _check_url(url: str) -> None:
+def _check_url(option: str, url: str) -> None:
     try:
         parts = urlsplit(url)
         secret = parts.password is not None or "password" in parse_qs(parts.query)
     except ValueError:
-        raise UsageError("--database is not a URL", fix=f"use {_EXAMPLE}") from None
+        raise UsageError(f"{option} is not a URL", fix=f"use {_EXAMPLE}") from None
     if secret:
         raise UsageError(
-            "--database contains a password, which all users of this machine can read",
+            f"{option} contains a password, which all users of this machine can read",
             fix="remove it, write it to a file of mode 0600, and add --database-file FILE",
         )
     if parts.scheme not in _SCHEMES:
-        raise UsageError(f"--database {url!r} is not a PostgreSQL URL", fix=f"use {_EXAMPLE}")
+        raise UsageError(f"{option} {url!r} is not a PostgreSQL URL", fix=f"use {_EXAMPLE}")
 
 
 @contextlib.contextmanager
@@ -106,7 +125,8 @@ def connector(address: DatabaseAddress | None, *, migrate: bool = True) -> Calla
         return None
     with needed_modules("plane-postgres"):
         from certctrl.plane.storage.postgres import PostgresDatabase
-    return lambda: PostgresDatabase(address.url, password=address.password, migrate=migrate)
+    url, password, listen_url = address
+    return lambda: PostgresDatabase(url, password=password, listen_url=listen_url, migrate=migrate)
 
 
 def migrate_to(

@@ -18,6 +18,7 @@ from certctrl.cli.plane.connection import DATA_VARIABLE, note_duplicates
 from certctrl.cli.plane.database import (
     DatabaseFile,
     DatabaseUrl,
+    ListenDatabaseUrl,
     connector,
     database_address,
     needed_modules,
@@ -95,6 +96,7 @@ def serve(
     http_proxy: HttpProxyOption = None,
     database: DatabaseUrl = "",
     database_file: DatabaseFile = "",
+    listen_database: ListenDatabaseUrl = "",
     storage_key_file: StorageKeyFile = "",
     operator_key_file: OperatorKeyFile = "",
     metrics: MetricsListen = "",
@@ -117,14 +119,12 @@ def serve(
     \b
     cert-ctrl plane serve --data /var/lib/plane --listen 0.0.0.0:8443 --hostname plane.example.com
     """
-    directory = data or os.environ.get(DATA_VARIABLE, "")
-    if not directory:
-        raise UsageError("no data directory for the control plane", fix="add --data DIR")
+    directory = _data_directory(data)
     host, port = parse_listen(listen)
     _check_public_url(public_url)
     metrics_address = parse_metrics(metrics, public=metrics_public)
     note_duplicates(hostname or ())
-    connect = _connector(database, database_file, workers)
+    connect = _connector(database, database_file, listen_database, workers)
     with needed_modules("plane"):
         import certctrl.plane.serve
 
@@ -140,9 +140,16 @@ def serve(
     _run(partial(serving, place, metrics=metrics_address), ctx, public_url, as_json, allow_unproven_keys, worker)
 
 
-def _connector(url: str, file: str, workers: int) -> Callable[[], Any] | None:
+def _data_directory(data: str | None) -> str:
+    directory = data or os.environ.get(DATA_VARIABLE, "")
+    if not directory:
+        raise UsageError("no data directory for the control plane", fix="add --data DIR")
+    return directory
+
+
+def _connector(url: str, file: str, listen_url: str, workers: int) -> Callable[[], Any] | None:
     """Return the function that opens a database on a server; None: the one in the data directory. Raises UsageError."""
-    connect = connector(database_address(url, file, os.environ))
+    connect = connector(database_address(url, file, os.environ, listen_url))
     if workers > 1 and connect is None:
         raise UsageError("--workers needs a database on a server", fix="add --database, or remove --workers")
     return connect

@@ -58,15 +58,25 @@ class PostgresDatabase(Database):
     engine = "PostgreSQL"
 
     def __init__(
-        self, url: str, *, password: str | None = None, connections: int = CONNECTIONS, migrate: bool = True
+        self,
+        url: str,
+        *,
+        password: str | None = None,
+        listen_url: str = "",
+        connections: int = CONNECTIONS,
+        migrate: bool = True,
     ) -> None:
         """Connect, and create or migrate the tables, or with ``migrate`` False only check that there are some.
 
-        ``url`` is a connection URI of libpq; a password in it counts only without ``password``. Raises ConfigError for
-        an unusable URL, server or schema, and DatabaseAwayError if the server does not answer.
+        ``url`` is a connection URI of libpq; a password in it counts only without ``password``. ``listen_url`` leads to
+        the server itself if ``url`` is that of a pooler, whose connections may change with each transaction. Raises
+        ConfigError for an unusable URL, server or schema, and DatabaseAwayError if the server does not answer.
         """
         super().__init__()
-        self._parameters = _parameters(url, password)
+        self._parameters = self._listen_parameters = _parameters(url, password)
+        if listen_url:
+            self._listen_parameters = _parameters(listen_url, password or self._parameters.get("password"))
+            self._parameters = _for_pooler(self._parameters)
         self.name = _name_of(self._parameters)
         """Host and database, for messages."""
         self._idle: deque[Connection] = deque()
@@ -182,11 +192,16 @@ class PostgresDatabase(Database):
         connection.add_notice_handler(self._note_warning)
         return connection
 
+    def connect_to_listen(self) -> Connection:
+        """Return a new connection for LISTEN, which the caller closes."""
+        connection: Connection = psycopg.connect(**self._listen_parameters, row_factory=dict_row)
+        return connection
+
     async def exchange_wakes(self, waiting: Waiting) -> None:
         """Exchange wakes with the other planes; see ``Database.exchange_wakes``."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._end_long_commits)
-            nursery.start_soon(Wakes(self, self.connect, waiting).run)
+            nursery.start_soon(Wakes(self, self.connect_to_listen, waiting).run)
 
     def close(self) -> None:
         """Close the connections that no unit uses."""
@@ -365,6 +380,13 @@ def _parameters(url: str, password: str | None) -> dict[str, Any]:
             f"the database URL is not valid: {first_line(error)}", fix="use postgresql://USER@HOST/DATABASE"
         ) from None
     return _CONNECTION | parameters | ({} if password is None else {"password": password})
+
+
+def _for_pooler(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Return the parameters without what belongs to one connection of the server."""
+    if parameters.get("options") == _CONNECTION["options"]:
+        parameters = {name: value for name, value in parameters.items() if name != "options"}
+    return parameters | {"prepare_threshold": None}
 
 
 def _name_of(parameters: dict[str, Any]) -> str:
