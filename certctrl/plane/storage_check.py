@@ -21,6 +21,8 @@ from certctrl.plane.storage.schema import scripts_to_run
 CHECK_SECONDS = 2.0
 _SLOW_SECONDS = 5.0
 """Without an answer for so long, the database counts as away."""
+MAX_BACKLOG = 3.0
+"""Seconds that units of work may wait for a connection; beyond, the plane is overloaded."""
 _LOW_BYTES = 64 * 1024 * 1024
 _WRITES = (ProblemName.READ_ONLY, ProblemName.DISK_FULL, ProblemName.STORAGE, ProblemName.DATABASE_LOCKED)
 """Problems that end when something can be stored."""
@@ -64,6 +66,8 @@ class StorageCheck:
                 elif any(name in self._problems for name in _WRITES):
                     await self._write_again()
             self._note(ProblemName.DISK_LOW, self._is_low())
+            if self._database.backlog() < MAX_BACKLOG:
+                self._problems.clear(ProblemName.OVERLOAD)
             nursery.cancel_scope.cancel()
 
     def note_failure(self, error: Exception) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
 from email.utils import formatdate
@@ -15,7 +16,7 @@ from certctrl.plane.core import Plane
 from certctrl.plane.errors import ErrorResponse, bad_request, unavailable
 from certctrl.plane.http.answers import error_answer
 from certctrl.plane.problems import ProblemName
-from certctrl.plane.storage_check import problem_of
+from certctrl.plane.storage_check import MAX_BACKLOG, problem_of
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -28,6 +29,8 @@ _VERSIONS = ("1.0", "1.1")
 """The plane is not tested with others."""
 _RETRY_AFTER = {ProblemName.DATABASE_AWAY: 5, ProblemName.DATABASE_LOCKED: 5}
 _DRAIN_SECONDS = 5.0
+_OVERLOAD_RETRY = (5, 10)
+HEALTH = "/health"
 
 log = logging.getLogger("certctrl.Plane")
 
@@ -53,6 +56,7 @@ class Middleware:
         try:
             if scope["http_version"] not in _VERSIONS:
                 raise HTTPException(505, "Use HTTP/1.1")
+            self._refuse_if_overloaded(scope)
             await self._inner(scope, exchange.receive, exchange.send)
         except Exception as error:
             if exchange.started:
@@ -62,6 +66,20 @@ class Middleware:
             if isinstance(error, HTTPException):
                 answer.headers.update(error.headers or {})
             await answer(scope, exchange.receive, exchange.send)
+
+    def _refuse_if_overloaded(self, scope: Scope) -> None:
+        """Raise ErrorResponse 503, before the body is read, while the database is too slow for what arrives.
+
+        Operators and health are served: they find out why.
+        """
+        plane = self._plane
+        waited = plane.database.backlog()
+        if waited < MAX_BACKLOG or scope["path"].startswith(HEALTH):
+            return
+        if any(plane.keyring.is_operator(token) for token in _bearer_tokens(scope)):
+            return
+        plane.problems.report(ProblemName.OVERLOAD, f"requests have waited {waited:.1f} s for the database")
+        raise unavailable(ProblemName.OVERLOAD.summary, random.randint(*_OVERLOAD_RETRY), ProblemName.OVERLOAD)
 
     async def _refuse_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer an upgrade with 400 (RFC 6455 §4.2.2); without an answer the server would send 500."""
@@ -129,6 +147,11 @@ class _Exchange:
     async def _discard(self) -> None:
         while (await self.receive())["type"] != "http.disconnect":
             pass
+
+
+def _bearer_tokens(scope: Scope) -> list[str]:
+    values = [value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"]
+    return [value[7:].strip() for value in values if value[:7].lower() == "bearer "]
 
 
 def error_response_of(error: Exception) -> ErrorResponse:

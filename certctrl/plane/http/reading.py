@@ -9,13 +9,16 @@ from typing import Any
 import trio
 from starlette.requests import Request
 
-from certctrl.plane.errors import bad_request, too_large, unsupported_media
+from certctrl.plane.errors import bad_request, too_large, unavailable, unsupported_media
+from certctrl.plane.problems import ProblemName
 from certctrl.protocol.wire.reader import MAX_VALUES, has_too_many_values
 from certctrl.text import one_line
 
 BODY_CAP = 64 * 1024
 LARGE_BODY_CAP = 1024 * 1024
 """For install configs and reports."""
+MAX_ARRIVING = 128 * 1024 * 1024
+"""Bytes of all bodies that are arriving: thousands of slow ones must not fill the memory."""
 MAX_ID = 2**53
 _MAX_DEPTH = 32
 _BODY_SECONDS = 15.0
@@ -25,23 +28,49 @@ _BODY_SECONDS = 15.0
 async def read_body(request: Request, cap: int) -> bytes:
     """Return the body of a request.
 
-    ErrorResponse 413 beyond ``cap`` bytes, 400 if it does not arrive in time.
+    ErrorResponse 413 beyond ``cap`` bytes, 400 if it does not arrive in time, 503 if the bodies that are arriving need
+    too much memory.
     """
     declared = request.headers.get("content-length", "")
     if declared.isascii() and declared.isdigit() and int(declared[:20]) > cap:
         raise too_large(cap)
     body = bytearray()
-    with trio.move_on_after(_BODY_SECONDS):
-        while True:
-            message = await request.receive()
-            if message["type"] == "http.disconnect":
-                break
-            body += message.get("body", b"")
-            if len(body) > cap:
-                raise too_large(cap)
-            if not message.get("more_body", False):
-                return bytes(body)
+    try:
+        with trio.move_on_after(_BODY_SECONDS):
+            while True:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    break
+                part = message.get("body", b"")
+                body += part
+                _arriving.take(len(part))
+                if len(body) > cap:
+                    raise too_large(cap)
+                if not message.get("more_body", False):
+                    return bytes(body)
+    finally:
+        _arriving.release(len(body))
     raise bad_request("The request body did not arrive")
+
+
+class _Memory:
+    """The memory of the bodies that are arriving."""
+
+    def __init__(self) -> None:
+        self.used = 0
+
+    def take(self, count: int) -> None:
+        """Use more memory; ErrorResponse 503 if it is too much."""
+        self.used += count
+        if self.used > MAX_ARRIVING:
+            raise unavailable(ProblemName.OVERLOAD.summary, 5, ProblemName.OVERLOAD)
+
+    def release(self, count: int) -> None:
+        """Use less memory."""
+        self.used -= count
+
+
+_arriving = _Memory()
 
 
 async def read_json(request: Request, cap: int = BODY_CAP) -> Any:

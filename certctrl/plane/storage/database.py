@@ -118,6 +118,10 @@ class Database(ABC):
     def is_read_only(self) -> bool:
         """Return whether the database accepts no changes at present."""
 
+    def backlog(self) -> float:
+        """Return for how many seconds the next unit of work has been waiting for a connection."""
+        return 0.0
+
     @abstractmethod
     async def exchange_wakes(self, waiting: Waiting) -> None:
         """Exchange wakes with other processes on this database, forever; return if there can be none."""

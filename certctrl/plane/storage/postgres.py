@@ -28,6 +28,7 @@ from certctrl.errors import ConfigError, DiskError
 from certctrl.plane.errors import DatabaseAwayError
 from certctrl.plane.storage.database import Callbacks, Database, Row, T, Waiting
 from certctrl.plane.storage.postgres_wakes import Wakes, first_line
+from certctrl.plane.storage.queue import Queue
 from certctrl.plane.storage.schema import postgres_script, scripts_to_run
 
 Connection = psycopg.Connection[dict[str, Any]]
@@ -81,6 +82,7 @@ class PostgresDatabase(Database):
         """Host and database, for messages."""
         self._idle: deque[Connection] = deque()
         self._limiter = trio.CapacityLimiter(connections)
+        self._queue = Queue()
         self._local = threading.local()
         self._away = False
         self._commits: dict[Connection, float] = {}
@@ -94,9 +96,14 @@ class PostgresDatabase(Database):
 
     async def _work(self, unit: Callable[[], T]) -> T:
         """Run the unit in a worker thread, again if it lost a race."""
-        result, callbacks = await trio.to_thread.run_sync(self._repeated, unit, limiter=self._limiter)
+        with self._queue.place() as place:
+            result, callbacks = await trio.to_thread.run_sync(self._run, place, unit, limiter=self._limiter)
         callbacks.call()
         return result
+
+    def backlog(self) -> float:
+        """Return for how many seconds the next unit of work has been waiting for a connection."""
+        return self._queue.longest_wait()
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
@@ -209,6 +216,10 @@ class PostgresDatabase(Database):
             self._idle.pop().close()
 
     # --- one transaction ------------------------------------------------------------------------------------------
+
+    def _run(self, place: object, unit: Callable[[], T]) -> tuple[T, Callbacks]:
+        self._queue.leave(place)
+        return self._repeated(unit)
 
     def _repeated(self, unit: Callable[[], T]) -> tuple[T, Callbacks]:
         """Return the result and the callbacks of a unit that has been committed."""
