@@ -62,11 +62,12 @@ def read_secret(file: str, credential: str, environ: Mapping[str, str], contents
     except UnicodeDecodeError:
         raise ConfigError("is not text", file=str(path), fix=f"write {contents} to it") from None
     except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror or error}", file=str(path)) from None
+        fix = f"write {contents} to it, mode 0600, or name another file"
+        raise ConfigError(f"cannot be read: {error.strerror or error}", file=str(path), fix=fix) from None
     if file and mode & 0o077:
         raise ConfigError("is readable by other users", file=str(path), fix=f"chmod 0600 {path}")
     if not text or "\n" in text:
-        raise ConfigError(f"must contain one line: {contents}", file=str(path))
+        raise ConfigError(f"must contain one line: {contents}", file=str(path), fix=f"write {contents} to it")
     return Secret(text, path)
 
 
