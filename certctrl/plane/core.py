@@ -37,7 +37,7 @@ from certctrl.plane.jobs import Jobs
 from certctrl.plane.key_proofs import KeyProofs
 from certctrl.plane.limits import Buckets, FreePages
 from certctrl.plane.operators import Operators
-from certctrl.plane.planes import Planes
+from certctrl.plane.planes import Planes, plane_name
 from certctrl.plane.problems import ProblemName, Problems
 from certctrl.plane.reports import Reports
 from certctrl.plane.sessions import DeviceSession, Sessions
@@ -138,7 +138,8 @@ class Plane:
         self.counters = PlaneCounters()
         self.problems = Problems(self.wall_now)
         self.storage_check = StorageCheck(self.database, self.problems, None if self.data is None else self.data.root)
-        self.planes = Planes(self.database, self.jobs.owner, self.wall_now)
+        name = self.jobs.owner if self.data is None else plane_name(self.data.root)
+        self.planes = Planes(self.database, name, self.wall_now)
         self.census = Census(self.database, self.wall_now)
 
     @classmethod

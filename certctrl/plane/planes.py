@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from certctrl import __version__
@@ -13,6 +15,11 @@ from certctrl.plane.storage.database import Database, Reader
 _FORGOTTEN_SECONDS = 86_400.0
 RUNNING_SECONDS = 90.0
 """A plane that has not noted itself for so long has probably ended."""
+
+
+def plane_name(directory: Path) -> str:
+    """Return the name of the plane of a data directory: one that was killed is replaced by its successor."""
+    return hashlib.sha256(f"{socket.gethostname()}:{directory.absolute()}".encode()).hexdigest()[:16]
 
 
 class Planes:
@@ -36,7 +43,8 @@ class Planes:
         now, connections, self.noted = self._wall_now(), self.connections(), True
         self._changed().run(
             "INSERT INTO planes VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET"
-            " address = excluded.address, seen_at = excluded.seen_at, polls = excluded.polls,"
+            " host = excluded.host, address = excluded.address, version = excluded.version,"
+            " started_at = excluded.started_at, seen_at = excluded.seen_at, polls = excluded.polls,"
             " connections = excluded.connections",
             *(self._name, socket.gethostname(), self.address, __version__, self.started_at, now, polls, connections),
         )

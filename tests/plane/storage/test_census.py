@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from engine_plane import WALL, new_device, plane_on, registered
 
 from certctrl.errors import DiskError
+from certctrl.plane.clock import rfc3339
+from certctrl.plane.core import Plane
 from certctrl.plane.errors import DatabaseAwayError, conflict
+from certctrl.plane.planes import plane_name
 from certctrl.plane.storage.database import Database
 
 
@@ -68,3 +72,14 @@ async def test_units_of_work_are_counted_by_result(open_database: Callable[[], D
     await database.work(database.one, "SELECT 1")
     assert database.calls.results == {"ok": 2, "away": 1, "storage": 1, "bug": 1}
     assert database.calls.seconds.count == 5
+
+
+async def test_a_plane_replaces_the_one_that_was_killed_in_its_directory(tmp_path: Path) -> None:
+    killed = Plane.open(tmp_path)
+    await killed.work(killed.tidy)
+    killed._closing.close()
+    with Plane.open(tmp_path) as plane:
+        await plane.work(plane.tidy)
+        (row,) = plane.planes.shown()
+        assert row["this"] and row["started_at"] == rfc3339(plane.planes.started_at)
+        assert plane_name(tmp_path) != plane_name(tmp_path / "other")
