@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -30,7 +30,7 @@ from certctrl.plane.clones import CloneDetector
 from certctrl.plane.counters import PlaneCounters
 from certctrl.plane.devices import Devices
 from certctrl.plane.enrolment import Enrolment
-from certctrl.plane.errors import DatabaseAwayError, DatabaseLockedError, bad_request
+from certctrl.plane.errors import DatabaseAwayError, DatabaseLockedError, ErrorResponse, bad_request
 from certctrl.plane.grants import Grants
 from certctrl.plane.installs import Installs
 from certctrl.plane.jobs import Jobs
@@ -256,7 +256,7 @@ class Plane:
             if not await waiter.wait(page.cursor, until, deadline):
                 break
             try:
-                page = await self.work_together(self._next_page, held.session, page.cursor, poll.limit)
+                page = await self._gathering.work_alike(self._next_pages, (held.session, page.cursor, poll.limit))
             except (DatabaseAwayError, DatabaseLockedError):
                 continue  # stay, rather than make all devices poll a database that is away
         if parked and page.signals:
@@ -266,9 +266,11 @@ class Plane:
         self._free_pages.offer(held.session.device_id, page.cursor)
         return attrs.evolve(page, next_is_free=True)
 
-    def _next_page(self, session: DeviceSession, cursor: str, limit: int) -> Page:
-        self.sessions.still_valid(session)
-        return self.stream.read(session.device_id, cursor, limit)
+    def _next_pages(self, polls: Sequence[tuple[DeviceSession, str, int]]) -> list[Page | ErrorResponse]:
+        """Return for each session, cursor and limit the next page, or why there is none."""
+        ends = self.sessions.ends([session for session, _, _ in polls])
+        pages = self.stream.read_many([(session.device_id, cursor, limit) for session, cursor, limit in polls])
+        return [end or page for end, page in zip(ends, pages, strict=True)]
 
     def decide(self, user_code: str, *, approve: bool, user_id: int) -> dict[str, Any]:
         """Approve a device grant for a user, or deny it; ErrorResponse 404, or 409 if it was already decided."""

@@ -10,16 +10,16 @@ import hmac
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jwt
 
 from certctrl import lean
 from certctrl.plane.clock import when
-from certctrl.plane.errors import device_revoked, invalid_token, token_expired
+from certctrl.plane.errors import ErrorResponse, device_revoked, invalid_token, token_expired
 from certctrl.plane.settings import DAY, PlaneSettings
-from certctrl.plane.storage.database import Database
+from certctrl.plane.storage.database import Database, Row, marks
 from certctrl.plane.storage.keyring import Keyring, digest
 
 _NAME = "certctrl-plane"
@@ -129,15 +129,15 @@ class Sessions:
         """Return the device of a token that we signed, which may be void; ErrorResponse 401 for any other token."""
         return self._claims(token).device_id
 
-    def still_valid(self, session: DeviceSession) -> None:
-        """Raise as ``authenticate`` would, except for expiry; for requests that have waited."""
-        row = self._db.one(
-            "SELECT status, session, revoked_at, revoke_reason FROM devices WHERE id = ?", session.device_id
-        )
-        if row is None or (row["status"] != "revoked" and row["session"] != session.number):
-            raise invalid_token("This session has ended: the device was registered again")
-        if row["status"] == "revoked":
-            raise device_revoked(row["revoked_at"], row["revoke_reason"])
+    def ends(self, sessions: Sequence[DeviceSession]) -> list[ErrorResponse | None]:
+        """Return for each session the error that ``authenticate`` would raise, except for expiry.
+
+        For requests that have waited; one statement.
+        """
+        ids = [session.device_id for session in sessions]
+        sql = f"SELECT id, status, session, revoked_at, revoke_reason FROM devices WHERE id IN ({marks(ids)})"
+        rows = {row["id"]: row for row in self._db.all(sql, *ids)}
+        return [_end(session, rows.get(session.device_id)) for session in sessions]
 
     def delete_expired(self) -> None:
         """Delete refresh tokens that have expired."""
@@ -197,6 +197,14 @@ class Sessions:
             device_id,
         )
         return f"{name}.{secret}"
+
+
+def _end(session: DeviceSession, row: Row | None) -> ErrorResponse | None:
+    if row is not None and row["status"] == "revoked":
+        return device_revoked(row["revoked_at"], row["revoke_reason"])
+    if row is None or row["session"] != session.number:
+        return invalid_token("This session has ended: the device was registered again")
+    return None
 
 
 def _signing_key(database: Database, keyring: Keyring) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import socket
 from pathlib import Path
@@ -56,6 +57,11 @@ class Planes(Plane):
     def logs(self) -> str:
         """Everything that the planes have printed."""
         return "".join(path.read_text(errors="replace") for path in sorted(self._fleet.root.glob("plane-?.*.log")))
+
+    @property
+    def faults(self) -> list[str]:
+        """Requests that failed for no reason that the protocol knows, and other internal errors."""
+        return re.findall(r"request req_\w+ failed.*|Traceback.*", self.logs)
 
     def restart(self, number: int) -> None:
         """Start a plane that ended, on its port; again, as systemd does, while the database is away."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 import trio
@@ -18,6 +18,7 @@ from certctrl.errors import CertctrlError, DiskError
 from certctrl.plane.errors import ErrorResponse
 from certctrl.plane.storage.database import Database, P, T
 
+A = TypeVar("A")
 MOST_TOGETHER = 32
 """Units per transaction: on SQLite, they hold up the event loop together."""
 
@@ -25,6 +26,9 @@ MOST_TOGETHER = 32
 @lean.define(eq=False)
 class _Unit:
     call: Callable[[], Any]
+    alike: Callable[[Sequence[Any]], Sequence[Any]] | None = None
+    """The function that does the same for the items of several units, such as this one's."""
+    item: Any = None
     result: Any = None
     error: Exception | None = None
     alone: bool = False
@@ -44,7 +48,18 @@ class Gathering:
 
         The function must raise an ErrorResponse only before its first change.
         """
-        unit = _Unit(partial(function, *args, **kwargs))
+        result: T = await self._work(_Unit(partial(function, *args, **kwargs)))
+        return result
+
+    async def work_alike(self, function: Callable[[Sequence[A]], Sequence[T | ErrorResponse]], item: A) -> T:
+        """Run a unit of work for an item; the function is called once for the items of all units that share it.
+
+        It returns a result or an error for each item, in order, and changes nothing.
+        """
+        result: T = await self._work(_Unit(partial(_one, function, item), function, item))
+        return result
+
+    async def _work(self, unit: _Unit) -> Any:
         self._waiting.append(unit)
         if len(self._waiting) == 1:
             with trio.CancelScope(shield=True):  # others depend on it
@@ -55,8 +70,7 @@ class Gathering:
             return await self._database.work(unit.call)
         if unit.error is not None:
             raise unit.error
-        result: T = unit.result
-        return result
+        return unit.result
 
     async def _run_all(self) -> None:
         units, self._waiting = self._waiting, []
@@ -80,9 +94,26 @@ class Gathering:
 
 
 def _call_all(units: Sequence[_Unit]) -> None:
+    alike: dict[Callable[[Sequence[Any]], Sequence[Any]], list[_Unit]] = {}
     for unit in units:
         unit.error = None
+        if unit.alike is not None:
+            alike.setdefault(unit.alike, []).append(unit)
+            continue
         try:
             unit.result = unit.call()
         except ErrorResponse as error:
             unit.error = error
+    for function, some in alike.items():
+        for unit, result in zip(some, function([unit.item for unit in some]), strict=True):
+            if isinstance(result, ErrorResponse):
+                unit.error = result
+            else:
+                unit.result = result
+
+
+def _one(function: Callable[[Sequence[A]], Sequence[T | ErrorResponse]], item: A) -> T:
+    (result,) = function([item])
+    if isinstance(result, ErrorResponse):
+        raise result
+    return result

@@ -15,7 +15,7 @@ import json
 import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from math import inf
 from typing import Any
 
@@ -23,7 +23,7 @@ import trio
 
 from certctrl import lean
 from certctrl.model.signals import IDENTITY_FIELDS
-from certctrl.plane.errors import cursor_expired, not_found
+from certctrl.plane.errors import ErrorResponse, cursor_expired, not_found
 from certctrl.plane.storage.database import Database, Row, marks
 
 _TOGETHER = 1000
@@ -152,18 +152,25 @@ class SignalStream:
             device_id,
             limit + 1,
         )
-        if not rows:
-            raise not_found("No such stream")
-        floor = rows[0]["floor_ms"], rows[0]["floor_seq"]
-        signals = [row for row in rows if row["ms"] is not None]
-        # A valid cursor is the floor or a stored signal, so that nothing after it is missing.
-        if after is None:
-            after = f"{floor[0]}-{floor[1]}"
-        elif (ms, seq) != floor:
-            if not signals or (signals[0]["ms"], signals[0]["seq"]) != (ms, seq):
-                raise cursor_expired()
-            del signals[0]
-        return _page(after, signals[:limit])
+        return _page_after(after, rows, limit)
+
+    def read_many(self, reads: Sequence[tuple[int, str, int]]) -> list[Page | ErrorResponse]:
+        """Return what ``read`` returns or raises for each device, cursor and limit, in one statement.
+
+        For cursors near the end of their streams, because no limit is applied before the rows are here.
+        """
+        values = [(number, device_id, *_position(after)) for number, (device_id, after, _) in enumerate(reads)]
+        rows = self._db.all(
+            f"WITH wanted (number, device_id, ms, seq) AS (VALUES {', '.join(['(?, ?, ?, ?)'] * len(values))})"
+            " SELECT wanted.number, t.floor_ms, t.floor_seq, s.ms, s.seq, s.type, s.ref FROM wanted"
+            " JOIN streams t ON t.device_id = wanted.device_id LEFT JOIN signals s ON s.device_id = t.device_id"
+            " AND (s.ms, s.seq) >= (wanted.ms, wanted.seq) ORDER BY wanted.number, s.ms, s.seq",
+            *chain.from_iterable(values),
+        )
+        of_each: list[list[Row]] = [[] for _ in reads]
+        for row in rows:
+            of_each[row["number"]].append(row)
+        return [_page_or_error(*read[1:], found) for read, found in zip(reads, of_each, strict=True)]
 
     @contextlib.contextmanager
     def waiter(self, device_id: int) -> Iterator[Waiter]:
@@ -289,6 +296,32 @@ class SignalStream:
 
 def _json(ref: Mapping[str, Any]) -> str:
     return json.dumps(ref, ensure_ascii=False, separators=(",", ":"))
+
+
+def _page_after(after: str | None, rows: Sequence[Row], limit: int) -> Page:
+    """Return the page of a stream's rows; ErrorResponse 404 without rows, 409 for a void cursor.
+
+    Each row has the floor, and a signal unless there is none from the cursor on.
+    """
+    if not rows:
+        raise not_found("No such stream")
+    floor = rows[0]["floor_ms"], rows[0]["floor_seq"]
+    signals = [row for row in rows if row["ms"] is not None]
+    # A valid cursor is the floor or a stored signal, so that nothing after it is missing.
+    if after is None:
+        after = f"{floor[0]}-{floor[1]}"
+    elif (position := _position(after)) != floor:
+        if not signals or (signals[0]["ms"], signals[0]["seq"]) != position:
+            raise cursor_expired()
+        del signals[0]
+    return _page(after, signals[:limit])
+
+
+def _page_or_error(after: str, limit: int, rows: Sequence[Row]) -> Page | ErrorResponse:
+    try:
+        return _page_after(after, rows, limit)
+    except ErrorResponse as error:
+        return error
 
 
 def _page(after: str, rows: Sequence[Row]) -> Page:

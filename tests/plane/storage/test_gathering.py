@@ -12,14 +12,15 @@ from engine_plane import new_device, plane_on, registered
 
 from certctrl.errors import DiskError
 from certctrl.model.plan import OutcomeKind
-from certctrl.plane.core import Plane
+from certctrl.plane.core import Plane, Poll
 from certctrl.plane.devices import DeviceFacts
-from certctrl.plane.errors import conflict
+from certctrl.plane.errors import ErrorResponse, conflict
 from certctrl.plane.reports import Ack
+from certctrl.plane.sessions import DeviceSession
 from certctrl.plane.storage import gathering
 from certctrl.plane.storage.database import Database
 from certctrl.plane.storage.gathering import MOST_TOGETHER, Gathering
-from certctrl.plane.storage.signal_stream import Waiter
+from certctrl.plane.storage.signal_stream import Page, Waiter
 
 
 @pytest.fixture
@@ -215,3 +216,96 @@ async def test_pages_of_devices(plane: Plane, monkeypatch: pytest.MonkeyPatch) -
     pages = [await plane.work(plane.devices.page, 1, after, 2) for after in (0, devices[1], devices[3], devices[4])]
     assert [[row["id"] for row in page] for page in pages] == [devices[:2], devices[2:4], devices[4:], []]
     assert [row["id"] for row in await plane.work(plane.devices.show_all, 1)] == devices
+
+
+# --- reads after a wave ---------------------------------------------------------------------------------------------
+
+
+async def test_units_that_are_alike_are_one_call(plane: Plane) -> None:
+    calls: list[list[int]] = []
+    missing = conflict("No such number")
+
+    def doubled(numbers: Sequence[int]) -> list[int | ErrorResponse]:
+        calls.append(list(numbers))
+        return [missing if number == 2 else 2 * number for number in numbers]
+
+    results: list[Any] = [None] * 4
+    gathering = Gathering(plane.database)
+
+    async def run(number: int) -> None:
+        try:
+            results[number] = await gathering.work_alike(doubled, number)
+        except ErrorResponse as error:
+            results[number] = error
+
+    async with trio.open_nursery() as nursery:
+        for number in range(4):
+            nursery.start_soon(run, number)
+    assert sorted(calls[0]) == [0, 1, 2, 3] and len(calls) == 1
+    assert results == [0, 2, missing, 6]
+
+
+async def test_many_streams_are_read_as_one(plane: Plane) -> None:
+    """A page for each device, and the errors that single reads raise."""
+    devices = [(await registered(plane, f"device-{number}"))[0] for number in range(5)]
+    cursors = [(await plane.work(plane.stream.read, device_id, None, 1)).cursor for device_id in devices]
+
+    def change() -> None:
+        for device_id in (devices[1], devices[2], devices[2], devices[2]):
+            plane.stream.append(device_id, "cert.renewed", {"cert_id": 1})
+        for _ in range(4):
+            plane.stream.append(devices[3], "cert.renewed", {"cert_id": 1})
+        plane.stream.trim(devices[3], 2)
+
+    await plane.work(change)
+    end = (await plane.work(plane.stream.read, devices[2], None, 9)).cursor
+    reads = [*zip(devices, cursors, [9, 9, 2, 9, 9], strict=True), (devices[2], end, 9), (999, "1-1", 9)]
+
+    def single(device_id: int, cursor: str, limit: int) -> Any:
+        try:
+            return plane.stream.read(device_id, cursor, limit)
+        except ErrorResponse as error:
+            return error.key
+
+    expected = [await plane.work(single, *read) for read in reads]
+    found = await plane.work(plane.stream.read_many, reads)
+    assert [one.key if isinstance(one, ErrorResponse) else one for one in found] == expected
+    assert [len(one.signals) if isinstance(one, Page) else one for one in expected] == [
+        0, 1, 2, "CURSOR_EXPIRED", 0, 0, "NOT_FOUND",
+    ]  # fmt: skip
+
+
+async def test_a_wave_is_read_with_two_statements(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = [(await registered(plane, f"device-{number}"))[0] for number in range(MOST_TOGETHER)]
+    pages: dict[int, Page] = {}
+    held = 0
+
+    async def poll(device_id: int) -> None:
+        nonlocal held
+        cursor = (await plane.work(plane.stream.read, device_id, None, 1)).cursor
+        with plane.stream.waiter(device_id) as waiter:
+            session = DeviceSession(device_id, 1, 1)
+            begun = await plane.work(plane.begin_poll, session, Poll(cursor=cursor, wait=30))
+            held += 1
+            pages[device_id] = await plane.finish_poll(begun, waiter)
+
+    statements: list[str] = []
+    read = plane.database.all
+
+    def counted(sql: str, *parameters: Any) -> Any:
+        statements.append(sql)
+        return read(sql, *parameters)
+
+    def change() -> None:
+        plane.stream.append_to_all(devices, "cert.renewed", {"cert_id": 1})
+        plane.database.after_commit(lambda: monkeypatch.setattr(plane.database, "all", counted))
+
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            for device_id in devices:
+                nursery.start_soon(poll, device_id)
+            while held < len(devices):
+                await trio.sleep(0.01)
+            await plane.work(change)
+    assert {len(page.signals) for page in pages.values()} == {1} and len(pages) == len(devices)
+    assert len([sql for sql in statements if "FROM devices" in sql or "FROM wanted" in sql]) == 2
