@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -21,6 +22,8 @@ from certctrl.plane.storage.schema import scripts_to_run
 CHECK_SECONDS = 2.0
 _SLOW_SECONDS = 5.0
 """Without an answer for so long, the database counts as away."""
+_BUSY_SECONDS = 20.0
+"""How much longer while other units of work wait: an overloaded control plane must not send its agents to others."""
 MAX_BACKLOG = 3.0
 """Seconds that units of work may wait for a connection; beyond, the plane is overloaded."""
 _LOW_BYTES = 64 * 1024 * 1024
@@ -65,7 +68,7 @@ class StorageCheck:
                     self._note(ProblemName.READ_ONLY, True)
                 elif any(name in self._problems for name in _WRITES):
                     await self._write_again()
-            self._note(ProblemName.DISK_LOW, self._is_low())
+            self._note_space()
             if self._database.backlog() < MAX_BACKLOG:
                 self._problems.clear(ProblemName.OVERLOAD)
             nursery.cancel_scope.cancel()
@@ -84,6 +87,8 @@ class StorageCheck:
 
     async def _notice_slow(self) -> None:
         await trio.sleep(_SLOW_SECONDS)
+        if self._database.backlog():  # the check waits for its turn, too
+            await trio.sleep(_BUSY_SECONDS)
         self._problems.report(ProblemName.DATABASE_AWAY, f"no answer for {_SLOW_SECONDS:g} s")
 
     def _inspect(self) -> tuple[bool, bool]:
@@ -108,14 +113,17 @@ class StorageCheck:
         self._database.run("DELETE FROM settings WHERE name = 'write_check'")
         self._database.run("INSERT INTO settings VALUES ('write_check', '')")
 
-    def _is_low(self) -> bool:
+    def _note_space(self) -> None:
+        """Report a data directory with little space left."""
         if self._directory is None:
-            return False
-        try:
+            return
+        with contextlib.suppress(OSError):
             found = os.statvfs(self._directory)
-        except OSError:
-            return False
-        return found.f_bavail * found.f_frsize < _LOW_BYTES
+            free = found.f_bavail * found.f_frsize
+            if free < _LOW_BYTES:
+                self._problems.report(ProblemName.DISK_LOW, f"{self._directory}: {free >> 10} KiB free")
+            else:
+                self._problems.clear(ProblemName.DISK_LOW)
 
 
 def problem_of(error: Exception) -> ProblemName | None:

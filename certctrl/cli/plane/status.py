@@ -90,7 +90,8 @@ def _lines(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "control plane", running
         yield "agents", f"waiting polls: {found['polls']}, connections: {found['connections']}"
     for problem in found.get("problems", ()):
-        yield "problem", f"{problem['what']} (since {problem['since']}): {problem['detail']}"
+        detail = f": {problem['detail']}" if problem["detail"] != problem["what"] else ""
+        yield "problem", f"{problem['what']} (since {problem['since']}){detail}"
     yield from _of_database(found["database"])
     if "job_runs" in found:
         runs = found["job_runs"]

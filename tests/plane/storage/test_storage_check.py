@@ -100,6 +100,24 @@ async def test_a_database_that_does_not_answer_in_time_is_away(autojump_clock: t
     database.close()
 
 
+async def test_a_busy_database_gets_more_time(autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    database = SqliteDatabase(None)
+    check, present = check_of(database)
+    seen: list[set[ProblemName]] = []
+
+    async def slow(*args: object) -> tuple[bool, bool]:
+        for seconds in (20, 10):
+            await trio.sleep(seconds)
+            seen.append(present())
+        return False, False
+
+    monkeypatch.setattr(database, "work", slow)
+    monkeypatch.setattr(database, "backlog", lambda: 3)
+    await check.once()
+    assert seen == [set(), {ProblemName.DATABASE_AWAY}]
+    database.close()
+
+
 async def test_a_read_only_file_system_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     database = SqliteDatabase(tmp_path / "plane.db")
     check, present = check_of(database)
