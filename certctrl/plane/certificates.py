@@ -15,7 +15,7 @@ from certctrl.plane.devices import require_device, require_user
 from certctrl.plane.errors import bad_request, conflict, gone, not_found
 from certctrl.plane.settings import DAY, PlaneSettings
 from certctrl.plane.shared_limits import SharedBuckets
-from certctrl.plane.storage.database import Database, Row
+from certctrl.plane.storage.database import Database, Row, marks
 from certctrl.plane.storage.keyring import Keyring
 from certctrl.plane.storage.signal_stream import SignalStream
 
@@ -190,15 +190,15 @@ class Certificates:
             raise not_found("Not assigned to this device")
         self._stream.append(device_id, "cert.unassigned", {"cert_id": cert_id})
 
-    def show_all(self, user_id: int) -> list[dict[str, Any]]:
-        """Return all certificates of a user as operators see them."""
+    def page_of_user(self, user_id: int, after_id: int, limit: int) -> list[dict[str, Any]]:
+        """Return up to ``limit`` certificates of a user with ids above ``after_id``, by id, as operators see them."""
         require_user(self._db, user_id)
-        rows = self._db.all("SELECT * FROM certificates WHERE user_id = ? ORDER BY id", user_id)
-        return [self._shown(row) for row in rows]
+        sql = "SELECT * FROM certificates WHERE user_id = ? AND id > ? ORDER BY id LIMIT ?"
+        return self._shown(self._db.all(sql, user_id, after_id, limit))
 
     def show(self, user_id: int, cert_id: int) -> dict[str, Any]:
         """Return one certificate as operators see it."""
-        return self._shown(self._row(user_id, cert_id))
+        return self._shown([self._row(user_id, cert_id)])[0]
 
     def page(self, device_id: int, after_id: int, limit: int) -> list[dict[str, Any]]:
         """Return summaries of a device's certificates with ids above ``after_id``, by id."""
@@ -350,11 +350,23 @@ class Certificates:
             "updated_at": when(row["updated_at"]),
         }
 
-    def _shown(self, row: Row) -> dict[str, Any]:
-        return self._summary(row) | {
-            "key_type": row["key_type"],
-            "validity_seconds": row["validity_seconds"],
-            "revoked_at": when(row["revoked_at"]),
-            "revoke_reason": row["revoke_reason"],
-            "device_ids": self._holders(row["id"]),
-        }
+    def _shown(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
+        holders: dict[int, list[int]] = {row["id"]: [] for row in rows}
+        if holders:
+            for found in self._db.all(
+                f"SELECT cert_id, device_id FROM assignments WHERE cert_id IN ({marks(list(holders))})"
+                " ORDER BY cert_id, device_id",
+                *holders,
+            ):
+                holders[found["cert_id"]].append(found["device_id"])
+        return [
+            self._summary(row)
+            | {
+                "key_type": row["key_type"],
+                "validity_seconds": row["validity_seconds"],
+                "revoked_at": when(row["revoked_at"]),
+                "revoke_reason": row["revoke_reason"],
+                "device_ids": holders[row["id"]],
+            }
+            for row in rows
+        ]

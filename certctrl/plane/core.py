@@ -55,6 +55,7 @@ MAX_WAIT_SECONDS = 30
 DEFAULT_LIMIT = 20
 HOUSEKEEPING_SECONDS = 30.0
 _HOUSEKEEPING = "housekeeping"
+_SIGHTINGS_TOGETHER = 200
 
 log = logging.getLogger("certctrl.Plane")
 
@@ -320,6 +321,7 @@ class Plane:
         """Save sightings, delete expired rows and follow other planes periodically, forever."""
         while True:
             try:
+                await self._save_sightings()
                 self.counters.jobs[_HOUSEKEEPING, "ok"] += await self.work(self.tidy)
                 await self.anchor.follow_switch()
             except CertctrlError as error:  # a full disk must not end the plane; the next round tries again
@@ -327,6 +329,12 @@ class Plane:
                 self.storage_check.note_failure(error)
                 log.error("housekeeping failed: %s", error)
             await trio.sleep(every)
+
+    async def _save_sightings(self) -> None:
+        """Save the sightings of a large fleet in parts, between which other requests are answered."""
+        for _ in range(0, self.devices.sightings_waiting(), _SIGHTINGS_TOGETHER):
+            await self.work(self.devices.save_sightings, _SIGHTINGS_TOGETHER)
+            await trio.lowlevel.checkpoint()
 
     def tidy(self) -> int:
         """Save sightings; one of the planes on a database also deletes expired rows. Return the number of jobs done."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from certctrl import lean
@@ -229,9 +230,9 @@ class Devices:
         """Note the time, address and cursor of a poll."""
         self._sightings[device_id] = _Sighting(self._wall_now(), address, cursor)
 
-    def save_sightings(self) -> None:
-        """Store the polls noted since the last call."""
-        sightings = dict(self._sightings)
+    def save_sightings(self, most: int | None = None) -> None:
+        """Store the polls noted since the last call, of at most so many devices."""
+        sightings = dict(islice(self._sightings.items(), most))
         if not sightings:
             return
         with self._db.transaction():

@@ -60,7 +60,7 @@ class Operators:
     # --- certificates -----------------------------------------------------------------------------------------
 
     def certificates(self, *statuses: str) -> list[dict[str, Any]]:
-        found = self.plane.certificates.show_all(USER)
+        found = self.plane.certificates.page_of_user(USER, 0, 500)
         return [one for one in found if not statuses or one["status"] in statuses]
 
     async def issue(self) -> None:

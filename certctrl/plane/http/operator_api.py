@@ -9,11 +9,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from certctrl.plane.core import Plane
-from certctrl.plane.devices import LONGEST_PAGE, DeviceFacts
+from certctrl.plane.devices import DeviceFacts
 from certctrl.plane.http import bodies
-from certctrl.plane.http.answers import data_answer, empty_answer, json_answer, json_of
+from certctrl.plane.http.answers import data_answer, empty_answer
 from certctrl.plane.http.authentication import Authenticator
 from certctrl.plane.http.bodies import body_of, read_as
+from certctrl.plane.http.listing import listed
 from certctrl.plane.http.reading import read_object, whole_number
 from certctrl.plane.http.routing import (
     DEVICE,
@@ -68,18 +69,7 @@ class OperatorApi:
 
     async def devices(self, request: Request) -> Response:
         """Return a user's devices: keys, versions, last poll, outcomes by kind; ``?after_id=&limit=`` for a page."""
-        user_id, asked = number(request, "uid"), request.query_params
-        after_id = whole_number(asked.get("after_id", "0"), "after_id", 0)
-        if "limit" in asked:
-            limit = whole_number(asked["limit"], "limit", 1, LONGEST_PAGE)
-            return data_answer(await self._plane.work(self._plane.devices.page, user_id, after_id, limit))
-        texts = []
-        while page := await self._plane.work(self._plane.devices.page, user_id, after_id, LONGEST_PAGE):
-            texts.append(json_of(page)[1:-1])  # page by page, so that a long list does not hold up other requests
-            after_id = page[-1]["id"]
-            if len(page) < LONGEST_PAGE:
-                break
-        return json_answer(b'{"data":[' + b",".join(texts) + b"]}")
+        return await listed(self._plane, request, self._plane.devices.page)
 
     async def expect_device(self, request: Request) -> Response:
         """Add a device ahead of its registration: ``{"device_public_id", "name"?, "platform"?}``."""

@@ -19,6 +19,7 @@ from certctrl.plane.http.answers import data_answer, empty_answer
 from certctrl.plane.http.authentication import Authenticator
 from certctrl.plane.http.bodies import read_as
 from certctrl.plane.http.device_api import install_config_answer
+from certctrl.plane.http.listing import listed
 from certctrl.plane.http.reading import LARGE_BODY_CAP, read_json
 from certctrl.plane.http.routing import (
     CERTIFICATE,
@@ -91,8 +92,8 @@ class OperatorResources:
     # --- certificates -------------------------------------------------------------------------------------------
 
     async def certificates(self, request: Request) -> Response:
-        """Return a user's certificates."""
-        return data_answer(await self._plane.work(self._plane.certificates.show_all, number(request, "uid")))
+        """Return a user's certificates; ``?after_id=&limit=`` for a page."""
+        return await listed(self._plane, request, self._plane.certificates.page_of_user)
 
     async def issue(self, request: Request) -> Response:
         """Issue a certificate: ``{"domain_name", "sans"?, "key_type"?, "validity_seconds"?, "device_ids"?}``."""

@@ -136,8 +136,7 @@ class SignalStream:
         sql = f"INSERT INTO signals SELECT device_id, ?, 0, ?, ? FROM streams {chosen}"
         self._db.run(sql, ms, type_, ref, *device_ids)
         self._db.run(f"UPDATE streams SET last_ms = ?, last_seq = 0, length = length + 1 {chosen}", ms, *device_ids)
-        for device_id in device_ids:
-            self.wake_after_commit(device_id)
+        self._db.after_commit(partial(self._all_changed, device_ids))
 
     def read(self, device_id: int, after: str | None, limit: int) -> Page:
         """Return up to ``limit`` signals after a cursor; None: from the oldest. ErrorResponse 409 for a void one."""
@@ -223,6 +222,10 @@ class SignalStream:
     def wake_after_commit(self, device_id: int) -> None:
         """Make the waiters of a device read again once the caller's transaction is committed."""
         self._db.after_commit(partial(self._changed, device_id))
+
+    def _all_changed(self, device_ids: Sequence[int]) -> None:
+        for device_id in device_ids:
+            self._changed(device_id)
 
     def _changed(self, device_id: int) -> None:
         self.wake(device_id)

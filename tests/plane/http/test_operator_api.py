@@ -276,13 +276,14 @@ async def test_odd_values_in_a_report_are_tolerated(world: World) -> None:
     assert (row["detail"], row["deployed"], row["duration_ms"]) == ("", [], 0)
 
 
-async def test_devices_are_listed_in_pages_or_all_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("certctrl.plane.http.operator_api.LONGEST_PAGE", 2)
-    path = "/apiv1/users/1/devices"
-    made = [
-        (await world.operator("POST", path, {"device_public_id": f"{n:08}-0000-4000-8000-000000000000"})).data["id"]
-        for n in range(5)
+@pytest.mark.parametrize("kind", ["devices", "certificates"])
+async def test_lists_come_in_pages_or_all_at_once(world: World, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setattr("certctrl.plane.http.listing.LONGEST_PAGE", 2)
+    path = f"/apiv1/users/1/{kind}"
+    bodies: list[dict[str, str]] = [
+        {"device_public_id": f"{n:08}-0000-4000-8000-000000000000", "domain_name": f"n{n}.example"} for n in range(5)
     ]
+    made = [(await world.operator("POST", path, body)).data["id"] for body in bodies]
 
     async def ids(query: str) -> list[int]:
         return [row["id"] for row in (await world.operator("GET", path + query)).data]

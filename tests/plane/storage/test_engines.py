@@ -180,7 +180,7 @@ async def test_certificates_are_issued_renewed_and_revoked(plane: Plane) -> None
     page = await plane.work(plane.stream.read, device_id, None, 10)
     kinds = [signal["type"] for signal in page.signals]
     assert kinds == ["cert.renewed", "cert.renewed", "cert.revoked", "cert.unassigned"]
-    assert (await plane.work(plane.certificates.show_all, 1))[0]["device_ids"] == []
+    assert (await plane.work(plane.certificates.page_of_user, 1, 0, 500))[0]["device_ids"] == []
 
 
 async def test_install_configs_and_cas_reach_a_device(plane: Plane) -> None:

@@ -1,0 +1,35 @@
+"""Lists for operators: a page, or everything page by page, so that a long list does not hold up other requests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import trio
+from starlette.requests import Request
+from starlette.responses import Response
+
+from certctrl.plane.core import Plane
+from certctrl.plane.devices import LONGEST_PAGE
+from certctrl.plane.http.answers import data_answer, json_answer, json_of
+from certctrl.plane.http.reading import whole_number
+from certctrl.plane.http.routing import number
+
+Page = Callable[[int, int, int], list[dict[str, Any]]]
+
+
+async def listed(plane: Plane, request: Request, page_of: Page) -> Response:
+    """Return what ``page_of(user_id, after_id, limit)`` reads, in order of id: a page with ``?limit=``, otherwise all."""
+    user_id, asked = number(request, "uid"), request.query_params
+    after_id = whole_number(asked.get("after_id", "0"), "after_id", 0)
+    if "limit" in asked:
+        limit = whole_number(asked["limit"], "limit", 1, LONGEST_PAGE)
+        return data_answer(await plane.work(page_of, user_id, after_id, limit))
+    texts = []
+    while page := await plane.work(page_of, user_id, after_id, LONGEST_PAGE):
+        texts.append(json_of(page)[1:-1])
+        after_id = page[-1]["id"]
+        if len(page) < LONGEST_PAGE:
+            break
+        await trio.lowlevel.checkpoint()
+    return json_answer(b'{"data":[' + b",".join(texts) + b"]}")
