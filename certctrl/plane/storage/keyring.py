@@ -21,6 +21,7 @@ from certctrl.errors import ConfigError
 from certctrl.plane.storage.data_dir import DataDir, GivenKey, secret_file
 
 _NONCE_BYTES = 12
+_STORAGE_KEY_BYTES = 32
 
 
 class Keyring:
@@ -52,9 +53,10 @@ class Keyring:
         own, given = data.root / "storage.key", data.given
         try:
             storage = base64.b64decode(_text(own, given.storage, _new_storage_text), validate=False)
-            AESGCM(storage)
         except ValueError:
-            raise ConfigError("is not a 32-byte key in base64", file=str(data.storage_key), fix="restore it") from None
+            storage = b""
+        if len(storage) != _STORAGE_KEY_BYTES:
+            raise ConfigError("is not a 32-byte key in base64", file=str(data.storage_key), fix="restore it")
         raw = _text(data.root / "operator.key", given.operator, lambda: f"{_new_operator_key()}\n".encode())
         operator = raw.decode("ascii", "replace").strip()
         if len(operator) < 20:
@@ -124,7 +126,7 @@ def _new_storage_text() -> bytes:
 
 
 def _new_storage_key() -> bytes:
-    return secrets.token_bytes(32)
+    return secrets.token_bytes(_STORAGE_KEY_BYTES)
 
 
 def _new_operator_key() -> str:

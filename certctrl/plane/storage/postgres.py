@@ -283,7 +283,7 @@ class PostgresDatabase(Database):
         """End the wait of commits for a standby that is away, forever: PostgreSQL's time limits leave them alone."""
         while True:
             await trio.sleep(1)
-            for connection, since in tuple(self._commits.items()):
+            for connection, since in self._commits.copy().items():
                 if time.monotonic() - since >= COMMIT_SECONDS:
                     with contextlib.suppress(psycopg.Error):
                         await trio.to_thread.run_sync(connection.cancel_safe, abandon_on_cancel=True)

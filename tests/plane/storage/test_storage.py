@@ -191,11 +191,11 @@ def test_a_missing_storage_key_is_not_replaced(data: Path) -> None:
     opened(data).close()
 
 
-@pytest.mark.parametrize("content", [b"", b"AAAA\n", b"\xff\xfe"])
+@pytest.mark.parametrize("content", [b"", b"AAAA\n", b"\xff\xfe", b"A" * 22 + b"==\n"])
 def test_a_damaged_storage_key_is_reported(data: Path, content: bytes) -> None:
     opened(data).close()
     (data / "storage.key").write_bytes(content)
-    with pytest.raises(ConfigError, match=r"storage\.key"):
+    with pytest.raises(ConfigError, match=r"storage\.key: is not a 32-byte key"):
         opened(data)
 
 
