@@ -254,8 +254,8 @@ class Plane:
         deadline = trio.current_time() + poll.wait
         while poll.wait and not page.signals and not self.draining:
             parked = True
-            if not await waiter.wait(page.cursor, until, deadline):
-                break
+            if not await waiter.wait(page.cursor, until, deadline) or self.draining:
+                break  # at a stop without another read, which the next plane does
             try:
                 page = await self._gathering.work_alike(self._next_pages, (held.session, page.cursor, poll.limit))
             except (DatabaseAwayError, DatabaseLockedError):

@@ -29,7 +29,8 @@ CONNECTIONS = 60_000
 NO_PROXIES = Proxies()
 _OTHER_FILES = 256
 _LOG_SECONDS = 60.0
-_GRACE_SECONDS = 3.0
+_GRACE_SECONDS = 8.0
+"""How long requests may take to finish at a stop: thousands of held polls are answered one after the other."""
 _BACKLOG = 4096
 
 log = logging.getLogger("certctrl.Plane.server")
