@@ -303,6 +303,7 @@ def plane_families() -> list[Any]:
     counters, calls = PlaneCounters(), DatabaseCalls()
     counters.request("GET", "/x", "200", 0.1)
     counters.jobs["x", "ok"] += 1
+    counters.refused["all"] += 1
     calls.results["ok"] += 1
     census = {"devices": {"active": 1}, "certificates": {"active": 1}, "jobs": {"x": {"due": 1}}}
     return list(families(View(counters=counters, database=calls, census=census)))

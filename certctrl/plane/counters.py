@@ -58,6 +58,8 @@ class PlaneCounters:
     """By route; without polls that may wait."""
     wake_seconds: Duration = attrs.field(factory=lambda: Duration(WAKE_BUCKETS))
     """From a signal, whichever plane appended it, to the answer of the poll that waited for it."""
+    refused: Counter[str] = attrs.field(factory=Counter)
+    """Connections refused, by reason."""
     jobs: Counter[tuple[str, str]] = attrs.field(factory=Counter)
     """By kind and ``ok`` or ``failed``."""
 

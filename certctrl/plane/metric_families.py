@@ -29,6 +29,7 @@ class View:
     database: DatabaseCalls
     polls: int = 0
     connections: int = 0
+    database_wait: float = 0.0
     sightings_waiting: int = 0
     sightings_saved: int = 0
     problems: frozenset[ProblemName] = frozenset()
@@ -48,6 +49,7 @@ async def scraped(plane: Plane) -> bytes:
         database=plane.database.calls,
         polls=plane.stream.waiting_polls(),
         connections=plane.planes.connections(),
+        database_wait=plane.database.backlog(),
         sightings_waiting=plane.devices.sightings_waiting(),
         sightings_saved=plane.devices.sightings_saved,
         problems=frozenset(problem.name for problem in plane.problems.now()),
@@ -82,6 +84,8 @@ def _work(view: View) -> Iterator[Metric]:
     yield _FAMILIES.counter("database_calls", about, "result", database.results)
     about = "Time of a transaction, with the wait for a connection."
     yield _FAMILIES.histogram("database_duration_seconds", about, database.seconds)
+    about = "Connections refused: `all` limit, `unauthenticated` limit, invalid `proxy` header."
+    yield _FAMILIES.counter("connections_refused", about, "reason", counters.refused)
     about = "Runs of jobs by kind and result: `ok`, `failed`."
     yield _FAMILIES.counters("job_runs", about, ("kind", "result"), counters.jobs.items())
     about = "Sightings of devices stored: time, address and cursor of polls."
@@ -91,6 +95,8 @@ def _work(view: View) -> Iterator[Metric]:
 def _present(view: View) -> Iterator[Metric]:
     yield _FAMILIES.gauge("polls_waiting", "Long polls that wait for signals.", [({}, view.polls)])
     yield _FAMILIES.gauge("connections", "Open connections.", [({}, view.connections)])
+    about = "For how long the next transaction has been waiting for a connection to the database."
+    yield _FAMILIES.gauge("database_wait_seconds", about, [({}, view.database_wait)])
     about = "Sightings that are not stored yet."
     yield _FAMILIES.gauge("sightings_waiting", about, [({}, view.sightings_waiting)])
     devices, certificates = view.census.get("devices", {}), view.census.get("certificates", {})

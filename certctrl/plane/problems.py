@@ -96,7 +96,8 @@ class Problems:
             known = self._known.get(name)
             self._known[name] = Problem(name, what, self._wall_now() if known is None else known.since)
         if known is None:
-            log.error("problem %s: %s", name, what)
+            level = logging.INFO if name is ProblemName.STOPPING else logging.ERROR
+            log.log(level, "problem %s: %s", name, what)
 
     def clear(self, name: ProblemName) -> None:
         """Forget a problem that is over; without it, do nothing."""

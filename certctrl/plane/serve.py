@@ -91,7 +91,7 @@ async def serve_plane(
             keep_file(plane.data.local_address, f"https://{local_host(host)}:{port}\n".encode(), mode=0o600)
             async with trio.open_nursery() as nursery:
                 server = Server(make_app(plane, faults=faults), sock, certificate.context, proxies=proxies)
-                plane.planes.connections = lambda: server.connections
+                plane.planes.connections, plane.counters.refused = lambda: server.connections, server.refused
                 plane.planes.address = url
                 metrics_url = "" if metrics is None else await nursery.start(_serve_metrics, plane, *metrics)
                 await nursery.start(_run_server, plane, server)

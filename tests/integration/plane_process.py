@@ -25,7 +25,7 @@ def main(data: str, listen: str, settings: str) -> None:
         await serve_plane(Path(data), host=host, port=port, **options | {"settings": chosen})
 
     command._log(debug=False)
-    run(command._serve, serve, (), "")
+    run(command._serve, serve, "")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ async def scrape(world: World) -> dict[str, dict[tuple[str, ...], float]]:
 async def test_a_scrape_shows_what_was_done_and_what_there_is(world: World) -> None:
     device = await world.device()
     await device.poll()
+    world.plane.counters.refused["all"] += 2
     await world.plane.certificates.issue(1, ["a.example"], device_ids=[device.id])
     found = await scrape(world)
     assert found["requests_total"]["204", "GET", UPDATES] == 1
@@ -37,6 +38,7 @@ async def test_a_scrape_shows_what_was_done_and_what_there_is(world: World) -> N
     assert found["jobs"]["housekeeping", "overdue"] == 1
     assert found["sightings_waiting"] == {(): 1}
     assert found["database_calls_total"]["ok",] > 3
+    assert found["connections_refused_total"] == {("all",): 2} and found["database_wait_seconds"] == {(): 0}
     assert found["ready"] == {(): 1} and set(found["problem"].values()) == {0}
     world.plane.counters.jobs["housekeeping", "ok"] += await world.plane.work(world.plane.tidy)
     found = await scrape(world)

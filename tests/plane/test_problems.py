@@ -38,6 +38,12 @@ def test_a_cleared_problem_is_gone_and_may_return(caplog: pytest.LogCaptureFixtu
     ]
 
 
+def test_a_stop_is_not_logged_as_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        Problems(lambda: 1.0).report(ProblemName.STOPPING, "asked to stop")
+    assert [record.levelname for record in caplog.records] == ["INFO"]
+
+
 def test_problems_that_prevent_readiness_come_first() -> None:
     clock = iter(range(10))
     problems = Problems(lambda: next(clock))

@@ -7,6 +7,7 @@ import logging
 import resource
 import socket
 import ssl
+from collections import Counter
 from functools import partial
 from math import inf
 
@@ -49,6 +50,8 @@ class Server:
         self._tls = context
         self._connections: set[Connection] = set()
         self._refusals = _Refusals()
+        self.refused = self._refusals.totals
+        """Refused connections by reason: ``all``, ``proxy``, ``unauthenticated``."""
         self.connections = 0
         """Connections that are open now."""
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -134,6 +137,8 @@ class _Refusals:
     """Refused connections in the log: at most one line a minute per reason."""
 
     def __init__(self) -> None:
+        self.totals: Counter[str] = Counter()
+        """Reason → number since the start."""
         self._counts: dict[str, tuple[int, float]] = {}
         """Reason → (number since the last line, time of that line)."""
 
@@ -142,6 +147,7 @@ class _Refusals:
         now = trio.current_time()
         count, since = self._counts.get(reason, (0, -inf))
         count += 1
+        self.totals[reason] += 1
         if now - since >= _LOG_SECONDS:
             log.warning("connections refused: %d; %s", count, what)
             count, since = 0, now
