@@ -121,7 +121,7 @@ class PlaneThread:
 
         async def counted() -> int:
             assert self.plane is not None
-            return self.plane.stream.waiting(1, cursor)
+            return self.plane.stream.waiting({1: cursor}).get(1, 0)
 
         return int(self.do(counted))
 
