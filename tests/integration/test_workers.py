@@ -9,6 +9,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fleet import PATIENCE, PROGRAM, Child, Fleet, Plane, run_cli, wait_for
@@ -45,6 +46,10 @@ class Workers(Plane):
         child.says("operator key")
         wait_for(lambda: len(children_of(child.pid)) == WORKERS, "all workers to run")
         return child
+
+    def noted(self) -> list[dict[str, Any]]:
+        """Return the control planes that have noted themselves in the database."""
+        return list(self.operator.call("GET", "/apiv1/plane/status")["database"]["planes"])
 
 
 def children_of(pid: int) -> set[int]:
@@ -133,6 +138,7 @@ def is_running(pid: int) -> bool:
 
 def test_sighup_gives_all_workers_the_operators_certificate(fleet: Fleet, server: PostgresServer) -> None:
     plane = Workers(fleet, server.database())
+    wait_for(lambda: len(plane.noted()) == WORKERS, "all workers to serve")  # one that starts reads the files, too
     workers = children_of(plane.child.pid)
     write_certificate(plane.data, new_root("Example CA", not_before=time.time() - 60, not_after=time.time() + 86_400))
     new = (plane.data / "tls.pem").read_text()
