@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
 
@@ -57,3 +58,11 @@ def test_problems_that_prevent_readiness_come_first() -> None:
 def test_every_problem_has_a_summary_without_details() -> None:
     for name in ProblemName:
         assert name.summary[0].isupper() and "/" not in name.summary and len(name.summary) < 80
+
+
+def test_the_protocol_lists_every_problem() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
+    listed = page.partition("Each of the `problems` has")[2].partition("\n\n")[0]
+    unready, ready = listed.split("is not ready;")
+    for name in ProblemName:
+        assert f"`{name}`" in (unready if name.prevents_ready else ready)
