@@ -22,6 +22,9 @@ A = TypeVar("A")
 MOST_TOGETHER = 32
 """Units per transaction: on SQLite, they hold up the event loop together."""
 
+_TRANSACTIONS = 4
+"""Transactions at a time: while all are busy, units gather, and other requests find the rest of the connections free."""
+
 
 @lean.define(eq=False)
 class _Unit:
@@ -42,6 +45,7 @@ class Gathering:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._waiting: list[_Unit] = []
+        self._transactions = trio.CapacityLimiter(_TRANSACTIONS)
 
     async def work(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a unit of work, as ``Database.work``, perhaps in one transaction with others.
@@ -63,8 +67,9 @@ class Gathering:
         self._waiting.append(unit)
         if len(self._waiting) == 1:
             with trio.CancelScope(shield=True):  # others depend on it
-                await trio.lowlevel.checkpoint()
-                await self._run_all()
+                async with self._transactions:
+                    await trio.lowlevel.checkpoint()
+                    await self._run_all()
         await unit.done.wait()
         if unit.alone:
             return await self._database.work(unit.call)

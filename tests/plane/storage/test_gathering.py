@@ -19,7 +19,7 @@ from certctrl.plane.reports import Ack
 from certctrl.plane.sessions import DeviceSession
 from certctrl.plane.storage import gathering
 from certctrl.plane.storage.database import Database
-from certctrl.plane.storage.gathering import MOST_TOGETHER, Gathering
+from certctrl.plane.storage.gathering import _TRANSACTIONS, MOST_TOGETHER, Gathering
 from certctrl.plane.storage.signal_stream import Page, Waiter
 
 
@@ -138,6 +138,32 @@ async def test_a_cancelled_unit_does_not_hold_up_the_others(plane: Plane) -> Non
         nursery.start_soon(run, 2)
         scope.cancel()
     assert 2 in done
+
+
+async def test_units_gather_while_all_transactions_are_busy(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
+    gathering, ended, sizes = Gathering(plane.database), trio.Event(), []
+
+    async def slow(function: Callable[..., Any], units: Sequence[Any]) -> None:
+        sizes.append(len(units))
+        await ended.wait()
+        function(units)
+
+    monkeypatch.setattr(plane.database, "work_now", slow)
+    done: list[int] = []
+
+    async def run(number: int) -> None:
+        done.append(await gathering.work(lambda: number))
+
+    async with trio.open_nursery() as nursery:
+        for number in range(_TRANSACTIONS):
+            nursery.start_soon(run, number)
+            await trio.testing.wait_all_tasks_blocked()
+        for number in range(_TRANSACTIONS, _TRANSACTIONS + 5):
+            nursery.start_soon(run, number)
+            await trio.testing.wait_all_tasks_blocked()
+        ended.set()
+    assert sizes == [1] * _TRANSACTIONS + [5]
+    assert sorted(done) == list(range(_TRANSACTIONS + 5))
 
 
 # --- waves ------------------------------------------------------------------------------------------------------------
