@@ -127,6 +127,13 @@ def planes(session: nox.Session) -> None:
 
 
 @nox.session
+def herd(session: nox.Session) -> None:
+    """Stop and restart a plane with 10 000 waiting agents, then renew the certificate of all."""
+    session.install("-e", ".[dev]")
+    session.run("pytest", "tests/bench/test_fleet.py", "-m", "campaign", *(session.posargs or ["-s"]))
+
+
+@nox.session
 def simulation(session: nox.Session) -> None:
     """Run 100 000 random histories of the whole agent under a virtual clock."""
     session.install("-e", ".[dev]")
