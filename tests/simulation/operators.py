@@ -187,7 +187,7 @@ class Operators:
         if self.backup is None:
             return
         most = max((one["id"] for one in self.certificates()), default=0)
-        version = self.plane.installs.version(DEVICE)
+        version = self.plane.installs.versions([DEVICE])[DEVICE]
         self.world.network.break_connections()
         self.world.plane = self.world.open_plane(self.backup)
         self.world.auditor.session_lost("the plane was restored")
@@ -233,7 +233,7 @@ class Operators:
         listed = {row["id"] for row in self.plane.certificates.page(DEVICE, 0, 500) if row["status"] == "active"}
         self.configured = sorted(listed)
         await self.plane.installs.put(DEVICE, self.items(self.configured))
-        while self.restored and self.plane.installs.version(DEVICE) <= self.backup_version + 1:
+        while self.restored and self.plane.installs.versions([DEVICE])[DEVICE] <= self.backup_version + 1:
             await self.plane.installs.put(DEVICE, [{"id": "no", "type": "import_ca", "ob_id": 1, "enabled": False}])
             await self.plane.installs.put(DEVICE, self.items(self.configured))
 
@@ -275,7 +275,7 @@ class Operators:
         if cursor.decode() != f"{newest['last_ms']}-{newest['last_seq']}":
             found.append(f"the cursor is {cursor!r}")
         stored = json.loads(file_in(disk.now, world.layout.install_config) or b"{}").get("config", {})
-        if stored.get("version") != self.plane.installs.version(DEVICE):
+        if stored.get("version") != self.plane.installs.versions([DEVICE])[DEVICE]:
             found.append(f"install config {stored.get('version')} is active")
         if problems := sorted(key for key in agent.problems if not key.startswith(REMAINING)):
             found.append(f"problems: {problems}")  # a revocation stays a problem while the plane lists it
