@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from certctrl.errors import UsageError
 from certctrl.install.plan.render import plan_lines
 from certctrl.model.plan import CopyAction
 from certctrl.model.policy import MaintenanceWindow
+from certctrl.model.records import Retry, RetryKind
 
 
 def night(host: Host) -> None:
@@ -197,3 +199,20 @@ async def test_older_generations_are_pruned(clock: MockClock, host: Host) -> Non
     for _ in range(6):
         await host.deliver(1)
     assert len(host.installer._context.generations.ids("c1.example")) == 1 + host.config.application.keep_generations
+
+
+async def test_a_host_without_a_window_tells_the_next_try_without_an_import(
+    clock: MockClock, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by failing each open: where none succeeds any more, the import ended the daemon instead of the signal."""
+    items = reload(1)
+    host.allow(commands=commands(RELOAD))
+    host.serve(RELOAD, 1, 1001)
+    night(host)
+    await host.deliver(1, items=items)
+    await host.deliver(1, items=items)
+    host.allow(commands=commands(RELOAD), window=None)
+    host.start()
+    assert host.installer.records[1].staged
+    monkeypatch.setitem(sys.modules, "certctrl.install.plan.window", None)
+    assert host.installer.next_try_at(Retry(resource="cert:1", kind=RetryKind.DISK)) == host.clock

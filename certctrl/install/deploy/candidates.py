@@ -62,8 +62,8 @@ def next_try_at(context: Context, retry: Retry) -> float:
     due = now + context.records.retries.left(retry.key)
     kind, _, number = retry.resource.partition(":")
     record = context.records.certificates.get(int(number)) if kind == "cert" and number.isdecimal() else None
-    if record is None or not _is_waiting(record) or record.held:
-        return due
+    if window is None or record is None or not _is_waiting(record) or record.held:
+        return due  # without an import, which fails when files cannot be opened: what failed just now, perhaps
     from certctrl.install.plan.window import may_switch_at  # here and below: only hosts with a window need it
 
     opens_at = may_switch_at(now, window, record)
