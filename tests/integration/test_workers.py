@@ -7,14 +7,13 @@ import signal
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fleet import PATIENCE, PROGRAM, Child, Fleet, Plane, run_cli, wait_for
 from operators_certificate import write_certificate
-from postgres_server import PostgresServer, postgres_server
+from postgres_server import PostgresServer
 
 from certctrl.plane.ca.x509 import new_root
 from certctrl.sandbox.servers import HOST
@@ -65,15 +64,8 @@ def children_of(pid: int) -> set[int]:
     return found
 
 
-@pytest.fixture
-def server(need: Callable[[str], str], need_module: Callable[[str], None]) -> Iterator[PostgresServer]:
-    need_module("psycopg")
-    with postgres_server(need) as server:
-        yield server
-
-
-def test_agents_live_on_when_workers_are_killed(fleet: Fleet, server: PostgresServer) -> None:
-    plane = Workers(fleet, server.database())
+def test_agents_live_on_when_workers_are_killed(fleet: Fleet, own_postgres: PostgresServer) -> None:
+    plane = Workers(fleet, own_postgres.database())
     agents = [fleet.agent(plane, name) for name in ("first", "second", "third")]
     for agent in agents:
         agent.start()
@@ -97,8 +89,8 @@ def test_agents_live_on_when_workers_are_killed(fleet: Fleet, server: PostgresSe
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
 
 
-def test_workers_end_with_a_killed_supervisor(fleet: Fleet, server: PostgresServer) -> None:
-    plane = Workers(fleet, server.database())
+def test_workers_end_with_a_killed_supervisor(fleet: Fleet, own_postgres: PostgresServer) -> None:
+    plane = Workers(fleet, own_postgres.database())
     workers = children_of(plane.child.pid)
     plane.child.kill()
     wait_for(lambda: not any(is_running(worker) for worker in workers), "the workers to end")
@@ -107,8 +99,8 @@ def test_workers_end_with_a_killed_supervisor(fleet: Fleet, server: PostgresServ
     assert again.stop(signal.SIGINT) == 0
 
 
-def test_systemd_hears_that_the_supervisor_is_alive(fleet: Fleet, server: PostgresServer, tmp_path: Path) -> None:
-    plane = Workers(fleet, server.database())
+def test_systemd_hears_that_the_supervisor_is_alive(fleet: Fleet, own_postgres: PostgresServer, tmp_path: Path) -> None:
+    plane = Workers(fleet, own_postgres.database())
     assert plane.child.stop() == 0
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(tmp_path / "notify"))
@@ -136,8 +128,8 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def test_sighup_gives_all_workers_the_operators_certificate(fleet: Fleet, server: PostgresServer) -> None:
-    plane = Workers(fleet, server.database())
+def test_sighup_gives_all_workers_the_operators_certificate(fleet: Fleet, own_postgres: PostgresServer) -> None:
+    plane = Workers(fleet, own_postgres.database())
     wait_for(lambda: len(plane.noted()) == WORKERS, "all workers to serve")  # one that starts reads the files, too
     workers = children_of(plane.child.pid)
     write_certificate(plane.data, new_root("Example CA", not_before=time.time() - 60, not_after=time.time() + 86_400))

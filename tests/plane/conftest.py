@@ -75,3 +75,11 @@ def postgres(need: Callable[[str], str], need_module: Callable[[str], None]) -> 
     need_module("psycopg")
     with postgres_server(need) as server:
         yield server
+
+
+@pytest.fixture
+def own_postgres(need: Callable[[str], str], need_module: Callable[[str], None]) -> Iterator[PostgresServer]:
+    """A server for one test, which may stop it or change its settings."""
+    need_module("psycopg")
+    with postgres_server(need) as server:
+        yield server

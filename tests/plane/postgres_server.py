@@ -21,6 +21,7 @@ unix_socket_directories = '{socket}'
 fsync = off
 shared_buffers = 16MB
 max_connections = 60
+dynamic_shared_memory_type = mmap
 """
 _ACCOUNTS = ("postgres", "nobody")
 

@@ -14,7 +14,7 @@ import pytest
 import trio
 import trio.testing
 from engine_plane import WALL, new_device, plane_on, registered
-from postgres_server import PostgresServer, postgres_server
+from postgres_server import PostgresServer
 
 from certctrl.errors import BusyError, ConfigError, DiskError, ExitStatus
 from certctrl.plane.core import Plane, Poll
@@ -44,14 +44,6 @@ def connect(need_module: Callable[[str], None]) -> Iterator[Connect]:
     yield connect
     for database in opened:
         database.close()
-
-
-@pytest.fixture
-def server(need: Callable[[str], str], need_module: Callable[[str], None]) -> Iterator[PostgresServer]:
-    """A server of this test's own, to be stopped."""
-    need_module("psycopg")
-    with postgres_server(need) as server:
-        yield server
 
 
 async def poll(plane: Plane, device_id: int, cursor: str, seen: list[Any]) -> None:
@@ -144,23 +136,23 @@ def test_a_long_list_of_devices_is_sent_in_parts(need_module: Callable[[str], No
 
 
 async def test_a_restarted_server_costs_at_most_an_error(
-    server: PostgresServer, connect: Connect, caplog: pytest.LogCaptureFixture
+    own_postgres: PostgresServer, connect: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:
-    plane = plane_on(connect(server.database()))
+    plane = plane_on(connect(own_postgres.database()))
     device_id, _ = await registered(plane)
     cursor = (await plane.work(plane.stream.read, device_id, None, 1)).cursor
     seen: list[Any] = []
     async with trio.open_nursery() as nursery:
         nursery.start_soon(poll, plane, device_id, cursor, seen)
         await until(lambda: seen == ["held"])
-        server.stop(signal.SIGQUIT)
+        own_postgres.stop(signal.SIGQUIT)
         with pytest.raises(DatabaseAwayError) as caught:
             await plane.work(plane.devices.users)
         assert (caught.value.exit_status, "\n" in str(caught.value)) == (ExitStatus.UNAVAILABLE, False)
         plane.stream.wake_all()
         await trio.testing.wait_all_tasks_blocked(0.2)
         assert seen == ["held"], "held polls stay"
-        server.start()
+        own_postgres.start()
         await append(plane, device_id, 1)
         await until(lambda: len(seen) == 2)
     assert seen == ["held", [{"cert_id": 1}]]
@@ -169,11 +161,11 @@ async def test_a_restarted_server_costs_at_most_an_error(
     assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"], "both are shown by plane serve"
 
 
-async def test_connections_that_the_server_closed_cost_nothing(server: PostgresServer, connect: Connect) -> None:
-    plane = plane_on(connect(server.database()))
+async def test_connections_that_the_server_closed_cost_nothing(own_postgres: PostgresServer, connect: Connect) -> None:
+    plane = plane_on(connect(own_postgres.database()))
     await plane.work(plane.devices.users)
-    server.stop()
-    server.start()
+    own_postgres.stop()
+    own_postgres.start()
     assert await plane.work(plane.devices.users) == [{"id": 1, "name": "operator"}]
 
 

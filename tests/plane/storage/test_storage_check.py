@@ -5,14 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import trio
-from postgres_server import PostgresServer, postgres_server
+from postgres_server import PostgresServer
 
 from certctrl.errors import DiskError
 from certctrl.plane.problems import ProblemName, Problems
@@ -155,32 +155,25 @@ async def test_sqlite_reports_a_full_disk_by_its_number() -> None:
     database.close()
 
 
-@pytest.fixture
-def server(need: Callable[[str], str], need_module: Callable[[str], None]) -> Iterator[PostgresServer]:
-    need_module("psycopg")
-    with postgres_server(need) as server:
-        yield server
-
-
-async def test_a_postgresql_server_that_is_away_or_read_only(server: PostgresServer) -> None:
+async def test_a_postgresql_server_that_is_away_or_read_only(own_postgres: PostgresServer) -> None:
     from certctrl.plane.storage.postgres import PostgresDatabase
 
-    database = PostgresDatabase(server.database())
+    database = PostgresDatabase(own_postgres.database())
     check, present = check_of(database)
-    server.stop(signal.SIGQUIT)
+    own_postgres.stop(signal.SIGQUIT)
     await check.once()
     assert present() == {ProblemName.DATABASE_AWAY}
-    server.start()
+    own_postgres.start()
     await check.once()
     assert present() == set()
-    server.sql("ALTER DATABASE plane1 SET default_transaction_read_only = on")
+    own_postgres.sql("ALTER DATABASE plane1 SET default_transaction_read_only = on")
     database.close()  # the setting counts for new connections
     await check.once()
     assert present() == {ProblemName.READ_ONLY}
     with pytest.raises(DiskError) as caught:
         await database.work(database.run, "DELETE FROM settings")
     assert caught.value.errno == errno.EROFS
-    server.sql("ALTER DATABASE plane1 RESET default_transaction_read_only")
+    own_postgres.sql("ALTER DATABASE plane1 RESET default_transaction_read_only")
     database.close()
     await check.once()
     assert present() == set()
