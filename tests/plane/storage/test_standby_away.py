@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import trio
 from engine_plane import plane_on
@@ -24,18 +26,20 @@ async def test_a_commit_that_no_standby_has_is_not_acknowledged(
         plane.devices.add_user(name)
         database.after_commit(lambda: called.append("committed"))
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(plane.exchange_wakes)
-        own_postgres.sql("ALTER SYSTEM SET synchronous_standby_names = 'away'")
-        own_postgres.sql("SELECT pg_reload_conf()")
-        with pytest.raises(DatabaseAwayError, match="no synchronous standby"):
-            await plane.work(change, "second")
-        assert called == []
-        assert len(await plane.work(plane.devices.users)) == 2, "reads go on"
-        own_postgres.sql("ALTER SYSTEM RESET synchronous_standby_names")
-        own_postgres.sql("SELECT pg_reload_conf()")
-        monkeypatch.undo()
-        await plane.work(change, "third")
-        assert called == ["committed"]
-        nursery.cancel_scope.cancel()
-    database.close()
+    with contextlib.closing(database):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(plane.exchange_wakes)
+            own_postgres.sql("ALTER SYSTEM SET synchronous_standby_names = 'away'")
+            own_postgres.sql("SELECT pg_reload_conf()")
+            with pytest.raises(DatabaseAwayError, match="no synchronous standby"):
+                for number in range(10_000):  # the server's processes read the setting one after the other
+                    called.clear()
+                    await plane.work(change, f"user {number}")
+            assert called == []
+            assert len(await plane.work(plane.devices.users)) == number + 2, "reads go on"
+            own_postgres.sql("ALTER SYSTEM RESET synchronous_standby_names")
+            own_postgres.sql("SELECT pg_reload_conf()")
+            monkeypatch.undo()
+            await plane.work(change, "last")
+            assert called == ["committed"]
+            nursery.cancel_scope.cancel()
