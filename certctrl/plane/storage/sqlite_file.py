@@ -24,10 +24,14 @@ class SqliteFile:
         try:
             uri = f"{path.absolute().as_uri()}?mode=ro"
             self._connection = sqlite3.connect(uri, uri=True, isolation_level=None)
+        except sqlite3.DatabaseError as error:
+            raise self._failure(error) from None
+        try:
             self._connection.row_factory = sqlite3.Row
             self._connection.execute("BEGIN")
             self.schema_version()
         except sqlite3.DatabaseError as error:
+            self.close()
             raise self._failure(error) from None
 
     def one(self, sql: str, *parameters: Any) -> Row | None:
