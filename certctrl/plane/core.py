@@ -158,8 +158,9 @@ class Plane:
     ) -> Self:
         """Open the plane of a data directory, and create it if needed; None: a plane in memory.
 
-        ``connect`` opens the database of a fleet, which has its secrets already; ``keys`` replace those of the directory. Raises ConfigError (another user's
-        directory, missing keys), BusyError (in use by another plane), DiskError and DatabaseAwayError.
+        ``connect`` opens the database of a fleet, which has its secrets already; ``keys`` replace those of the
+        directory. Raises ConfigError (another user's directory, missing keys), BusyError (in use by another plane),
+        DiskError and DatabaseAwayError.
         """
         with contextlib.ExitStack() as stack:
             directory = None if data is None else make_data_dir(data, keys)

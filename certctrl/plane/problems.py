@@ -1,7 +1,7 @@
 """Problems: what is wrong with the plane now, by name, for ``/health``, metrics and the log.
 
-The part that fails reports a problem, and whatever shows that the failure is over clears it. Units of work may do both
-in threads.
+A part that fails reports a problem; the part that sees the failure end clears it. Both may happen in the threads of
+units of work.
 """
 
 from __future__ import annotations

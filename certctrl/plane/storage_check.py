@@ -1,6 +1,6 @@
 """StorageCheck: notice periodically whether the database answers and accepts changes, for ``/health``.
 
-``/health`` itself asks nobody, so that any number of requests for it costs no work of the database and none waits.
+``/health`` reads the result, so that its requests never wait for the database.
 """
 
 from __future__ import annotations

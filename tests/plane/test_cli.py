@@ -23,7 +23,6 @@ from proving import answered
 from certctrl.cli.main import run_command
 from certctrl.cli.output import short_serial
 from certctrl.cli.plane.connection import DATA_VARIABLE, SharedOptions, find_connection
-from certctrl.cli.plane.serve import parse_listen
 from certctrl.errors import ExitStatus, UsageError
 
 
@@ -353,18 +352,6 @@ def test_errors_are_one_line_with_a_fix(site: Site, tmp_path: Path) -> None:
         assert result.out == ""
 
 
-@pytest.mark.parametrize("option", ["--proxy", "--http-proxy"])
-@pytest.mark.parametrize("text", ["balancer.example", "10.0.0.1/8", "10.0.0.0/33", ""])
-def test_proxies_are_addresses_or_networks(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, text: str
-) -> None:
-    assert run_command(["plane", "serve", "--data", str(tmp_path / "plane"), option, text]) == ExitStatus.USAGE
-    err = capsys.readouterr().err
-    assert f"{option} {text!r} is not an address or network" in err
-    assert "fix: use for example 192.0.2.10" in err
-    assert not (tmp_path / "plane").exists()
-
-
 @pytest.mark.integration
 def test_an_ambiguous_certificate_name_is_refused(site: Site) -> None:
     ids = [site("issue", "twice.example", "--json").json["id"] for _ in range(2)]
@@ -413,23 +400,6 @@ def test_the_connection_comes_from_data_or_from_single_options(tmp_path: Path, m
         find_connection(SharedOptions(data=str(tmp_path / "absent")))
 
 
-@pytest.mark.parametrize(
-    ("text", "address"),
-    [
-        ("127.0.0.1:8443", ("127.0.0.1", 8443)), ("[::1]:0", ("::1", 0)), (":443", ("0.0.0.0", 443)),
-        ("plane.example:65535", ("plane.example", 65535)),
-    ],
-)  # fmt: skip
-def test_listen_addresses(text: str, address: tuple[str, int]) -> None:
-    assert parse_listen(text) == address
-
-
-@pytest.mark.parametrize("text", ["", "8443", "127.0.0.1", "x:", "x:y", "x:65536", "::1:8443", "x:-1", "x:１"])
-def test_invalid_listen_addresses(text: str) -> None:
-    with pytest.raises(UsageError):
-        parse_listen(text)
-
-
 def test_serve_needs_a_directory(cli: Callable[..., Result]) -> None:
     result = cli("plane", "serve")
     assert (result.status, "add --data DIR" in result.err) == (ExitStatus.USAGE, True)
@@ -438,7 +408,7 @@ def test_serve_needs_a_directory(cli: Callable[..., Result]) -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        ["serve"], ["issue"], ["renew"], ["revoke"], ["assign"], ["unassign"], ["certificates"], ["devices"],
+        ["serve"], ["status"], ["issue"], ["renew"], ["revoke"], ["assign"], ["unassign"], ["certificates"], ["devices"],
         ["revoke-device"], ["approve"], ["deny"], ["enrolment-token"], ["install-config", "put"],
         ["install-config", "show"], ["ca", "add"], ["ca", "list"], ["ca", "assign"], ["ca", "unassign"],
     ],

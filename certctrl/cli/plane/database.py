@@ -201,9 +201,9 @@ def restore(
 ) -> None:
     """Replace all data of a stopped control plane by those of a backup.
 
-    The directory must contain the storage.key of the backup, unless it is given. Every agent compares its host with the control plane at its
-    next poll and keeps what is in use. What has happened since the backup is forgotten: revoke again what was revoked,
-    and register again the devices that were registered.
+    The directory must contain the storage.key of the backup, unless it is given. Every agent compares its host with
+    the control plane at its next poll and keeps what is in use. What has happened since the backup is forgotten: revoke
+    again what was revoked, and register again the devices that were registered.
 
     \b
     cert-ctrl plane restore /backup/plane-2026-11-29.db --data /var/lib/plane

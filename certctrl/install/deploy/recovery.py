@@ -55,7 +55,7 @@ def recover(context: Context) -> None:
 
 
 def clear_up(context: Context) -> None:
-    """Remove staged generations that nobody will switch to, and what a failing disk kept from being removed.
+    """Remove staged generations that will not be used, and files that could not be removed on a failing disk.
 
     Blocks on the disk; raises DiskError if a generation has to stay.
     """

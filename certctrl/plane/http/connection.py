@@ -221,7 +221,7 @@ class _Exchange:
         try:
             while not self._connection.has_left:
                 if self._connection.unread > _MAX_RECEIVED:
-                    await trio.sleep_forever()  # read no more requests in advance
+                    await trio.sleep_forever()  # the requests that have arrived come first
                 await self._connection.read()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass

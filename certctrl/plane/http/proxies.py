@@ -63,7 +63,7 @@ class Proxies:
     def client_of(self, peer: str, forwarded_for: str) -> str:
         """Return the client of a request: the last address that is not a listed proxy's.
 
-        Whatever is before it in ``forwarded_for`` is the client's own claim.
+        Addresses before it in ``forwarded_for`` come from the client and are not trusted.
         """
         client = peer
         for text in reversed(forwarded_for.split(",")[-_MOST_FORWARDED:]):

@@ -90,7 +90,7 @@ class GenerationFiles:
         self._known: dict[str, list[tuple[int, str]]] = {}
         """Results of `numbered`, kept current, because listing a directory is slow."""
         self.doomed: set[Path] = set()
-        """Directories that are to be removed, see `clear_up`: a failing disk kept them, or nobody will settle them."""
+        """Directories for `clear_up` to remove: their removal failed, or they will not be settled."""
 
     # --- reading ------------------------------------------------------------------------------------------
 
