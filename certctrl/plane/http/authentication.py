@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from certctrl.plane.core import Plane
 from certctrl.plane.errors import forbidden, invalid_token
+from certctrl.plane.http.reading import bearer_token
 from certctrl.plane.http.routing import Endpoint
 from certctrl.plane.sessions import DeviceSession
 
@@ -80,15 +81,6 @@ def note_authenticated(request: Request) -> None:
     connection = request.scope.get("state", {}).get(CONNECTION)
     if connection is not None:
         connection.leave()
-
-
-def bearer_token(request: Request) -> str:
-    """Return the bearer token of a request; ErrorResponse 401 without one."""
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    token = token.strip()
-    if scheme.lower() != "bearer" or not token:
-        raise invalid_token("Send Authorization: Bearer …")
-    return token
 
 
 def address_of(request: Request) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import secrets
@@ -11,10 +12,12 @@ from typing import Any
 
 import trio
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 
 from certctrl.plane.core import Plane
 from certctrl.plane.errors import ErrorResponse, bad_request, unavailable
 from certctrl.plane.http.answers import error_answer
+from certctrl.plane.http.reading import bearer_token
 from certctrl.plane.problems import ProblemName
 from certctrl.plane.storage_check import MAX_BACKLOG, problem_of
 
@@ -76,8 +79,9 @@ class Middleware:
         waited = plane.database.backlog()
         if waited < MAX_BACKLOG or scope["path"].startswith(HEALTH):
             return
-        if any(plane.keyring.is_operator(token) for token in _bearer_tokens(scope)):
-            return
+        with contextlib.suppress(ErrorResponse):
+            if plane.keyring.is_operator(bearer_token(Request(scope))):
+                return
         plane.problems.report(ProblemName.OVERLOAD, f"requests have waited {waited:.1f} s for the database")
         raise unavailable(ProblemName.OVERLOAD.summary, random.randint(*_OVERLOAD_RETRY), ProblemName.OVERLOAD)
 
@@ -147,11 +151,6 @@ class _Exchange:
     async def _discard(self) -> None:
         while (await self.receive())["type"] != "http.disconnect":
             pass
-
-
-def _bearer_tokens(scope: Scope) -> list[str]:
-    values = [value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"]
-    return [value[7:].strip() for value in values if value[:7].lower() == "bearer "]
 
 
 def error_response_of(error: Exception) -> ErrorResponse:

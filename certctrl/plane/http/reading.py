@@ -1,4 +1,4 @@
-"""Read what a request carries: its body, JSON, numbers and texts, each within limits."""
+"""Read what a request carries: its token, body, JSON, numbers and texts, each within limits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import trio
 from starlette.requests import Request
 
-from certctrl.plane.errors import bad_request, too_large, unavailable, unsupported_media
+from certctrl.plane.errors import bad_request, invalid_token, too_large, unavailable, unsupported_media
 from certctrl.plane.problems import ProblemName
 from certctrl.protocol.wire.reader import MAX_VALUES, has_too_many_values
 from certctrl.text import one_line
@@ -51,6 +51,15 @@ async def read_body(request: Request, cap: int) -> bytes:
     finally:
         _arriving.release(len(body))
     raise bad_request("The request body did not arrive")
+
+
+def bearer_token(request: Request) -> str:
+    """Return the bearer token of a request; ErrorResponse 401 without one."""
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    token = token.strip()
+    if scheme.lower() != "bearer" or not token:
+        raise invalid_token("Send Authorization: Bearer …")
+    return token
 
 
 class _Memory:
