@@ -9,13 +9,14 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from math import inf
 from pathlib import Path
 from typing import Any
 
 from fleet_rig import (
+    PATIENCE,
     Fleet,
     Herd,
-    Prober,
     Server,
     allow_files,
     make_fleet,
@@ -25,15 +26,15 @@ from fleet_rig import (
     served_floor,
     served_plane,
 )
+from fleet_waves import LONGEST, Figures, full_speed, idle, publish_to_all, to_one, wave
 from measure import percentile, row, wait_quiet
 
-from certctrl.plane.devices import FIRST_USER
-
 AGENTS = "CERTCTRL_BENCH_AGENTS"
-LONGEST = 30
-"""Seconds of the longest poll: most figures are taken before one ends."""
-_USER = f"/apiv1/users/{FIRST_USER}"
-Figures = dict[str, float]
+WORKERS = 3
+CORES_FOR_WORKERS = 8
+"""From here on, three workers, PostgreSQL and the agents do not compete for the processor."""
+SHORT = 10
+"""Seconds of the polls that compare processes."""
 
 
 def measure(work: Path, *, quick: bool) -> Iterator[dict[str, Any]]:
@@ -50,8 +51,10 @@ def measure(work: Path, *, quick: bool) -> Iterator[dict[str, Any]]:
             found[kind] = held(running, herd, fleet, signals)
     yield from held_rows(count, found)
     with served_plane(fleet) as running, running_herd(running, fleet.tokens, count) as herd:
-        yield from idle_rows(count, running, herd, wait)
+        herd.obey("connect")
+        yield idle_row(count, idle(running, herd, wait, 1.2))
     with served_plane(fleet) as running, running_herd(running, fleet.tokens, count) as herd:
+        herd.obey("connect")
         sqlite = wave(running, herd, fleet, signals)
     yield from wave_rows("wave", count, sqlite)
     with postgres() as database:
@@ -60,9 +63,9 @@ def measure(work: Path, *, quick: bool) -> Iterator[dict[str, Any]]:
             return
         url = database.database()
         moved = move_to(fleet, url, work / "moved")
-        with served_plane(moved, "--database", url) as running, running_herd(running, fleet.tokens, count) as herd:
-            theirs = wave(running, herd, moved, signals)
-    yield from postgres_rows(count, theirs, sqlite)
+        one = on_postgres(moved, url, signals)
+        yield from postgres_rows(count, one, sqlite)
+        yield from worker_rows(count, on_postgres(moved, url, signals // 10, WORKERS), one)
 
 
 # --- held polls -------------------------------------------------------------------------------------------------------
@@ -88,17 +91,29 @@ def held(server: Server, herd: Herd, fleet: Fleet, signals: int) -> Figures:
     delays = to_one(server, herd, fleet, operator, signals)
     found |= {"one_p50": percentile(delays, 0.5) * 1000, "one_p99": percentile(delays, 0.99) * 1000}
     operator.close()
+    return found | restart(server, herd, fleet) if server.key else found
+
+
+def restart(server: Server, herd: Herd, fleet: Fleet) -> Figures:
+    """Stop the server while agents wait, and start it again; agents connect again only after its end."""
+    count = len(fleet.devices)
+    herd.obey("stay")
+    herd.obey("mark")
     began = time.monotonic()
-    if server.key:
-        server.process.send_signal(signal.SIGTERM)
-        server.process.wait(60)
-        found["drain"] = time.monotonic() - began
-        began = time.monotonic()
-        with served_plane(fleet, port=server.port):
-            herd.obey("parked")
-            found["back"] = time.monotonic() - began
-        found["refused"] = herd.obey("stat")["refused"]
-    return found
+    server.process.send_signal(signal.SIGTERM)
+    herd.begin("until", of="lost", count=count)
+    server.process.wait(PATIENCE)
+    found = {"ended": time.monotonic() - began}
+    herd.answer()
+    found["answered"] = herd.obey("stat")["polls"]
+    if found["answered"]:
+        found["drain"] = herd.obey("until", of="polls", count=found["answered"])["last"] - began
+    began = time.monotonic()
+    herd.obey("return")
+    with served_plane(fleet, port=server.port):
+        herd.obey("parked")
+        found["back"] = time.monotonic() - began
+    return found | {"refused": herd.obey("stat")["refused"]}
 
 
 def to_all(server: Server, herd: Herd, fleet: Fleet, operator: Any) -> Figures:
@@ -121,32 +136,6 @@ def to_all(server: Server, herd: Herd, fleet: Fleet, operator: Any) -> Figures:
     }
 
 
-def publish_to_all(server: Server, fleet: Fleet, operator: Any) -> None:
-    """Publish one signal to all devices."""
-    if server.key:
-        operator.call("POST", f"{_USER}/certificates/{fleet.cert_id}/issues", {"action": "renew"})
-    else:
-        operator.call("POST", "/publish")
-
-
-def to_one(server: Server, herd: Herd, fleet: Fleet, operator: Any, signals: int) -> list[float]:
-    """Publish signals to single agents; return the seconds until each has its answer."""
-    tokens = fleet.tokens.read_text().split()
-    delays = []
-    for number in range(signals):
-        at = number * 7919 % len(tokens)
-        herd.obey("mark")
-        herd.begin("until", of="answered", count=1)
-        began = time.monotonic()
-        if server.key:
-            operator.call("POST", f"{_USER}/devices/{fleet.devices[at]}/resync", {})
-        else:
-            operator.call("POST", f"/publish?device={tokens[at]}")
-        delays.append(herd.answer()["last"] - began)
-        time.sleep(0.02)
-    return delays
-
-
 def held_rows(count: int, found: dict[str, Figures]) -> Iterator[dict[str, Any]]:
     """Yield what held polls cost, judged against hypercorn."""
     ours, bare, peer = found["plane"], found["bare"], found["hypercorn"]
@@ -164,63 +153,26 @@ def held_rows(count: int, found: dict[str, Figures]) -> Iterator[dict[str, Any]]
     ):
         aim = 1.5 * bare[key] / peer[key]
         note = f"bare h11 {bare[key]:.{digits}f}"
+        if key.startswith("one"):
+            note += "; each commits the signal first"
         if key == "last":
             note += f"; first answer {ours['first']:.2f}, stored {ours['published']:.2f}"
         yield row(name + case, ours[key], peer[key], must=1.0, aim=round(min(aim, 1.0), 2), digits=digits, note=note)
-    yield row(name + "drain at SIGTERM, seconds", ours["drain"], must=5)
+    note = f"answered {ours['answered']:.0f}; agents reconnect only after the end"
+    yield row(name + "SIGTERM to the last answer, seconds", ours.get("drain", inf), must=5, note=note)
+    yield row(name + "SIGTERM to the end of the process, seconds", ours["ended"])
     note = f"agents come back within 10 s of the end; refused requests: {ours['refused']}"
     yield row(name + "restart, seconds until all wait again", ours["back"], must=60, note=note)
 
 
-def idle_rows(count: int, server: Server, herd: Herd, wait: int) -> Iterator[dict[str, Any]]:
-    """Yield the processor time of agents that poll without signals."""
-    herd.obey("connect")
-    herd.obey("park", wait=wait, work=False, spread=True)
-    time.sleep(wait)  # the first polls end at the times at which the agents have connected
-    herd.obey("mark")
-    before, began = server.usage().cpu, time.monotonic()
-    time.sleep(1.2 * wait)
-    cpu, passed = server.usage().cpu - before, time.monotonic() - began
-    polls = herd.obey("stat")["polls"]
-    each = cpu / max(polls, 1) * 1000
-    note = f"{polls} polls in {passed:.0f} s, {each:.2f} ms each"
-    share = each / 1000 * 10_000 / 25 * 100
-    yield row("idle: 10 000 agents, polls of 25 s, % of a core", share, must=30, aim=5, digits=1, note=note)
+def idle_row(count: int, found: Figures) -> dict[str, Any]:
+    """Return the processor time of agents that poll without signals."""
+    note = f"{found['polls']:.0f} polls in {found['seconds']:.0f} s, {found['each']:.2f} ms each"
+    share = found["each"] / 1000 * 10_000 / 25 * 100
+    return row("idle: 10 000 agents, polls of 25 s, % of a core", share, must=30, aim=5, digits=1, note=note)
 
 
 # --- waves ------------------------------------------------------------------------------------------------------------
-
-
-def wave(server: Server, herd: Herd, fleet: Fleet, signals: int) -> Figures:
-    """Renew the certificate of all agents; each fetches and acknowledges it, while operators ask."""
-    count = len(fleet.devices)
-    herd.obey("connect")
-    herd.obey("park", wait=LONGEST, work=True, spread=False)
-    server.wait_quiet()
-    operator = server.operator()
-    probers = {
-        "health": Prober(server, "/health"),
-        "fresh": Prober(server, "/health", fresh=True),
-        "list": Prober(server, f"{_USER}/devices?limit=100", pause=0.2),
-    }
-    herd.obey("mark")
-    time.sleep(0.5)
-    before = server.usage().cpu
-    herd.begin("until", of="acked", count=count)
-    began = time.monotonic()
-    publish_to_all(server, fleet, operator)
-    found = {"stored": time.monotonic() - began}
-    last = herd.answer()["last"]
-    found |= {"last_ack": last - began, "cpu": (server.usage().cpu - before) / count * 1000}
-    for name, prober in probers.items():
-        found[f"{name}_p50"], found[f"{name}_p99"] = prober.end()
-    answered = herd.obey("until", of="answered", count=count)
-    found["woken"] = answered["last"] - began
-    server.wait_quiet()
-    found["one_p50"] = percentile(to_one(server, herd, fleet, operator, signals), 0.5) * 1000
-    found["refused"] = herd.obey("stat")["refused"]
-    operator.close()
-    return found
 
 
 def wave_rows(name: str, count: int, found: Figures) -> Iterator[dict[str, Any]]:
@@ -244,3 +196,33 @@ def postgres_rows(count: int, theirs: Figures, ours: Figures) -> Iterator[dict[s
     )
     share = count / 10_000
     yield row(f"PostgreSQL: wave of {count}, stored, seconds", theirs["stored"], must=0.5 * share)
+
+
+def on_postgres(fleet: Fleet, url: str, signals: int, workers: int = 1) -> Figures:
+    """Measure idle polls and a wave with so many processes, and their full speed if the machine has the cores."""
+    with served_plane(fleet, "--database", url, workers=workers) as running:
+        with running_herd(running, fleet.tokens, len(fleet.devices)) as herd:
+            herd.obey("connect")
+            polls = idle(running, herd, SHORT, 1.5)
+            found = wave(running, herd, fleet, signals)
+        found |= {"idle": polls["each"], "idle_busiest": polls["busiest"]}
+        if len(os.sched_getaffinity(0)) >= CORES_FOR_WORKERS:
+            found["speed"] = full_speed(running, fleet)
+    return found
+
+
+def worker_rows(count: int, several: Figures, one: Figures) -> Iterator[dict[str, Any]]:
+    """Yield several workers beside one process: by processor time, and by polls per second if that was measured."""
+    name = f"PostgreSQL: {WORKERS} workers beside one process: "
+    for key, busiest, case in (
+        ("idle", "idle_busiest", "idle poll"), ("cpu", "busiest", f"agent in a wave of {count}")
+    ):  # fmt: skip
+        factor = WORKERS * one[key] / several[key]
+        note = f"by CPU: {WORKERS} × one / workers; the busiest has {several[busiest]:.0%}"
+        yield row(
+            f"{name}CPU milliseconds per {case}", several[key], one[key],
+            value=factor, must=2.2, least=True, note=note,
+        )  # fmt: skip
+    yield row(name + "one signal to one, p50, milliseconds", several["one_p50"], one["one_p50"])
+    if "speed" in one:
+        yield row(name + "polls per second", several["speed"], one["speed"], must=2.2, least=True, digits=0)

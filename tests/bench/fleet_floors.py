@@ -1,10 +1,11 @@
 """The floors of the fleet: servers that hold polls and answer the plane's bytes, without tokens, database and rules.
 
-``python fleet_floors.py KIND JSON`` with ``cert`` and ``key``; KIND is ``bare`` (h11 on Trio) or ``hypercorn``
+``python fleet_floors.py KIND JSON`` with ``cert``, ``key`` and ``database``, a new SQLite file; KIND is ``bare`` (h11 on Trio) or ``hypercorn``
 (hypercorn's Trio worker and starlette). It prints its port and ends with standard input.
 
 - ``GET /apiv1/devices/self/updates?wait=W``: 204 after W seconds, or 200 once a signal is published.
-- ``POST /publish?device=N``: one signal to the device with the token N; without N, to all.
+- ``POST /publish?device=N``: one signal to the device with the token N, committed to the SQLite file before it wakes the
+  poll; without N, to all, and stored nowhere.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 import resource
 import socket
+import sqlite3
 import ssl
 import sys
 import time
@@ -26,15 +28,21 @@ DATE = b"Sun, 29 Nov 2026 10:00:00 GMT"
 
 
 class Streams:
-    """Who waits for what."""
+    """Who waits for what, and the signals to single devices."""
 
-    def __init__(self) -> None:
+    def __init__(self, database: str) -> None:
+        self._database = sqlite3.connect(database, isolation_level=None)
+        self._database.executescript(
+            "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;"
+            "CREATE TABLE signals (id INTEGER PRIMARY KEY, device TEXT NOT NULL, signal TEXT NOT NULL)"
+        )
         self.all = trio.Event()
         self.one: dict[str, trio.Event] = {}
 
     def publish(self, device: str | None) -> None:
-        """Answer one held poll, or all."""
+        """Store a signal to one device and answer its held poll, or answer all without storing."""
         if device is not None:
+            self._database.execute("INSERT INTO signals (device, signal) VALUES (?, ?)", (device, json.dumps(signal())))
             self.one[device].set()
             return
         waiting, self.one = self.one, {}
@@ -47,13 +55,13 @@ class Streams:
         event = self.one[device] = trio.Event()
         with trio.move_on_after(wait):
             await event.wait()
-            signal = {
-                "type": "cert.renewed",
-                "ts_ms": int(time.time() * 1000),
-                "ref": {"cert_id": 1, "serial": "0" * 40},
-            }
-            return 200, json.dumps({"data": {"cursor": tag.decode(), "signals": [signal]}}).encode(), tag
+            return 200, json.dumps({"data": {"cursor": tag.decode(), "signals": [signal()]}}).encode(), tag
         return 204, b"", tag
+
+
+def signal() -> dict[str, Any]:
+    """Return a signal of now."""
+    return {"type": "cert.renewed", "ts_ms": int(time.time() * 1000), "ref": {"cert_id": 1, "serial": "0" * 40}}
 
 
 def query_of(raw: bytes) -> dict[str, str]:
@@ -106,7 +114,9 @@ async def serve_bare(sock: socket.socket, facts: dict[str, Any]) -> None:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(facts["cert"], facts["key"])
     listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
-    await trio.serve_listeners(partial(bare, Streams()), [trio.SSLListener(listener, context, https_compatible=True)])
+    await trio.serve_listeners(
+        partial(bare, Streams(facts["database"])), [trio.SSLListener(listener, context, https_compatible=True)]
+    )
 
 
 def starlette_app(streams: Streams) -> Any:
@@ -141,7 +151,7 @@ async def serve_hypercorn(sock: socket.socket, facts: dict[str, Any]) -> None:
     config.keep_alive_timeout, config.accesslog, config.errorlog = 600, None, None
     config.include_date_header = config.include_server_header = False
     config.backlog, config.keep_alive_max_requests = 4096, 1_000_000
-    await serve(starlette_app(Streams()), config)
+    await serve(starlette_app(Streams(facts["database"])), config)
 
 
 async def main(kind: str, facts: dict[str, Any]) -> None:

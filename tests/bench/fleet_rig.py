@@ -81,8 +81,17 @@ class Server:
     key: str = ""
 
     def usage(self) -> Usage:
-        """Return the resources that it has used."""
-        return Usage.of(self.process.pid)
+        """Return the resources that it and its workers have used."""
+        return Usage.of_all([self.process.pid, *self.workers()])
+
+    def processor_seconds(self) -> list[float]:
+        """Return the processor time of each worker; of the process itself if it has none."""
+        return [Usage.of(pid).total for pid in self.workers() or [self.process.pid]]
+
+    def workers(self) -> list[int]:
+        """Return the ids of its child processes."""
+        tasks = Path(f"/proc/{self.process.pid}/task").iterdir()
+        return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
 
     def wait_quiet(self) -> None:
         """Wait until it has nothing to do: then all polls that were sent are held."""
@@ -123,8 +132,9 @@ class Operator:
 
 
 @contextlib.contextmanager
-def served_plane(fleet: Fleet, *options: str, port: int = 0) -> Iterator[Server]:
-    """Serve the plane of a fleet."""
+def served_plane(fleet: Fleet, *options: str, port: int = 0, workers: int = 1) -> Iterator[Server]:
+    """Serve the plane of a fleet; several workers need a database in ``options``."""
+    options += ("--workers", str(workers)) if workers > 1 else ()
     argv = [*PROGRAM, "serve", "--data", str(fleet.data), "--listen", f"127.0.0.1:{port}", "--json", *options]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -136,15 +146,32 @@ def served_plane(fleet: Fleet, *options: str, port: int = 0) -> Iterator[Server]
                     raise SystemExit("bench: the plane does not start")
                 address = json.loads(line)["url"]
             key = (fleet.data / "operator.key").read_text().strip()
-            yield Server(process, int(address.rpartition(":")[2]), fleet.data / "ca.pem", key)
+            server = Server(process, int(address.rpartition(":")[2]), fleet.data / "ca.pem", key)
+            _await_workers(server, workers)
+            yield server
         finally:
             _end(process)
+
+
+def _await_workers(server: Server, workers: int) -> None:
+    """Wait until all workers have noted in the database that they serve."""
+    end = time.monotonic() + PATIENCE
+    while workers > 1:
+        operator = server.operator()
+        serving = operator.call("GET", "/apiv1/plane/status")["data"]["database"]["planes"]
+        operator.close()
+        if sum(plane["running"] for plane in serving) >= workers:
+            return
+        if time.monotonic() > end:
+            raise SystemExit("bench: not all workers serve")
+        time.sleep(0.2)
 
 
 @contextlib.contextmanager
 def served_floor(kind: str, fleet: Fleet) -> Iterator[Server]:
     """Run a floor, with the certificate of the plane."""
-    facts = json.dumps({"cert": str(fleet.data / "tls.pem"), "key": str(fleet.data / "tls.key")})
+    files = {"cert": "tls.pem", "key": "tls.key", "database": f"{kind}.db"}
+    facts = json.dumps({name: str(fleet.data / file) for name, file in files.items()})
     argv = [sys.executable, str(HERE / "fleet_floors.py"), kind, facts]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -178,9 +205,10 @@ class Herd:
 
 
 @contextlib.contextmanager
-def running_herd(server: Server, tokens: Path, count: int) -> Iterator[Herd]:
-    """Run agents for a server; they connect when they are told to."""
-    facts = json.dumps({"port": server.port, "ca": str(server.ca), "tokens": str(tokens), "count": count})
+def running_herd(server: Server, tokens: Path, count: int, first: int = 0) -> Iterator[Herd]:
+    """Run agents, from the first one on, for a server; they connect when they are told to."""
+    files = {"ca": str(server.ca), "tokens": str(tokens)}
+    facts = json.dumps({"port": server.port, "first": first, "count": count, **files})
     argv = [sys.executable, str(HERE / "herd.py"), facts]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:

@@ -1,6 +1,7 @@
 """The herd: thousands of agents in one process, each a TLS connection that polls, as cheap as possible.
 
-``python herd.py JSON``, where JSON has ``port``, ``ca``, ``tokens`` (a file with one token per line) and ``count``. It
+``python herd.py JSON``, where JSON has ``port``, ``ca``, ``tokens`` (a file with one token per line), ``first`` (the
+number of the first token) and ``count``. It
 executes one JSON object per line of standard input and answers each with one line; times are on the monotonic clock:
 
 - ``{"op": "connect"}``: connect all agents, each with a first poll that does not wait → ``{"seconds"}``.
@@ -8,8 +9,10 @@ executes one JSON object per line of standard input and answers each with one li
   certificate of each signal and acknowledges it; if spread, first polls have random lengths → ``{}`` when all are sent.
 - ``{"op": "parked"}``: wait until all agents have sent a poll that is not answered → ``{}``.
 - ``{"op": "mark"}``: forget what was counted.
-- ``{"op": "until", "count": N, "of": "answered" | "acked"}``: wait for N agents → ``{"first", "half", "last"}``.
+- ``{"op": "until", "count": N, "of": WHAT}``: wait for N answers with signals (``answered``), acknowledgements
+  (``acked``), answers to polls (``polls``) or connections that ended (``lost``) → ``{"first", "half", "last"}``.
 - ``{"op": "stat"}`` → ``{"polls", "lost", "refused"}``: answers to polls, connections that ended, answers above 299.
+- ``{"op": "stay"}``: from now on, agents whose connection ends wait for ``{"op": "return"}``.
 
 Agents whose connection ends connect again, each within a random time below ``BACK_SECONDS``.
 """
@@ -103,17 +106,18 @@ class Herd:
         self.port: int = facts["port"]
         self.context = ssl.create_default_context(cafile=facts["ca"])
         self.context.check_hostname = False
-        self.tokens = Path(facts["tokens"]).read_text().split()[: facts["count"]]
+        self.tokens = Path(facts["tokens"]).read_text().split()[facts["first"] :][: facts["count"]]
         self.handshakes = trio.CapacityLimiter(AT_ONCE)
         self.wait, self.work, self.spread = 0, False, False
-        self.go = trio.Event()
+        self.go, self.back = trio.Event(), trio.Event()
+        self.back.set()
         self.connected = self.sent = self.parked = 0
         self.changed = trio.Event()
         self.mark()
 
     def mark(self) -> None:
-        self.times: dict[str, list[float]] = {"answered": [], "acked": []}
-        self.counts = {"polls": 0, "lost": 0, "refused": 0}
+        self.times: dict[str, list[float]] = {"answered": [], "acked": [], "polls": [], "lost": []}
+        self.refused = 0
 
     def note(self, what: str) -> None:
         self.times[what].append(time.monotonic())
@@ -141,10 +145,11 @@ class Herd:
                 while True:
                     cursor = await self.poll(line, token, cursor, self.wait)
             except (OSError, EOFError, ssl.SSLError):
-                self.counts["lost"] += 1
+                self.note("lost")
             finally:
                 if line is not None:
                     line.close()
+            await self.back.wait()
             await trio.sleep(random.uniform(0, BACK_SECONDS))
 
     async def begin(self) -> None:
@@ -161,7 +166,7 @@ class Herd:
             status, tag, body = await self.ask(line, token, f"GET {UPDATES}?limit=20&wait={wait}&cursor={cursor}")
         finally:
             self.parked -= 1
-        self.counts["polls"] += 1
+        self.note("polls")
         if status >= 300:
             await trio.sleep(random.uniform(1, 3))
             return cursor
@@ -187,8 +192,8 @@ class Herd:
         await line.send(head.encode() + body)
         status, tag, text = await line.answer()
         if status >= 300:
-            self.counts["refused"] += 1
-            print(f"herd: {what}: {status} {text[:200]!r}", file=sys.stderr) if self.counts["refused"] < 4 else None
+            self.refused += 1
+            print(f"herd: {what}: {status} {text[:200]!r}", file=sys.stderr) if self.refused < 4 else None
         return status, tag, text
 
     async def until(self, done: Any) -> None:
@@ -221,7 +226,11 @@ async def obey(herd: Herd, nursery: trio.Nursery, order: dict[str, Any]) -> dict
             times = sorted(times)
             return {"first": times[0], "half": times[len(times) // 2], "last": times[order["count"] - 1]}
         case "stat":
-            return herd.counts
+            return {"polls": len(herd.times["polls"]), "lost": len(herd.times["lost"]), "refused": herd.refused}
+        case "stay":
+            herd.back = trio.Event()
+        case "return":
+            herd.back.set()
     return {}
 
 

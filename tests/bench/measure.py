@@ -73,6 +73,11 @@ class Usage:
         peak = _figure(base / "status", "VmHWM") / 1024
         return cls(run / 1e9, sum(map(int, ticks)) / TICKS, wakeups, private / 1024, peak)
 
+    @classmethod
+    def of_all(cls, pids: Sequence[int]) -> Usage:
+        """Return the sums of several processes."""
+        return cls(*map(sum, zip(*(attrs.astuple(cls.of(pid)) for pid in pids), strict=True)))
+
 
 def _figure(path: Path, key: str) -> int:
     return next(int(line.split()[1]) for line in path.read_text().splitlines() if line.startswith(key + ":"))
