@@ -20,12 +20,14 @@ WAKE_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 10.0, 30.0)
 
 @lean.define
 class DatabaseCalls:
-    """The units of work of one database."""
+    """The units of work of one database, and its notifications."""
 
     results: Counter[str] = attrs.field(factory=Counter)
     """By ``ok``, ``away``, ``storage`` and ``bug``."""
     seconds: Duration = attrs.field(factory=lambda: Duration(REQUEST_BUCKETS))
     """From the call to its end, including the wait for a free connection."""
+    wakes_lost: str = ""
+    """Why notifications of other planes do not arrive; empty: they do, or there are none."""
 
     @contextmanager
     def measured(self) -> Iterator[None]:

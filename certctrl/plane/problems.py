@@ -40,6 +40,8 @@ class ProblemName(StrEnum):
     """Requests are being refused."""
     TLS_CERTIFICATE = "tls_certificate"
     """The plane's own certificate cannot be renewed or reloaded."""
+    WAKES_DELAYED = "wakes_delayed"
+    """The connection for notifications is lost: the sweep finds what other planes have stored."""
 
     @property
     def summary(self) -> str:
@@ -52,7 +54,7 @@ class ProblemName(StrEnum):
         return self not in _LESSER
 
 
-_LESSER = (ProblemName.DISK_LOW, ProblemName.OVERLOAD, ProblemName.TLS_CERTIFICATE)
+_LESSER = (ProblemName.DISK_LOW, ProblemName.OVERLOAD, ProblemName.TLS_CERTIFICATE, ProblemName.WAKES_DELAYED)
 _SUMMARIES = {
     ProblemName.STOPPING: "The control plane is stopping",
     ProblemName.DATABASE_AWAY: "The database does not answer",
@@ -64,6 +66,7 @@ _SUMMARIES = {
     ProblemName.DISK_LOW: "The disk of the data directory is almost full",
     ProblemName.OVERLOAD: "Requests are refused because there are too many",
     ProblemName.TLS_CERTIFICATE: "The certificate of the control plane cannot be renewed or reloaded",
+    ProblemName.WAKES_DELAYED: "Signals of other control planes reach waiting polls up to 10 s late",
 }
 
 

@@ -64,6 +64,7 @@ class StorageCheck:
             else:
                 self._problems.clear(ProblemName.DATABASE_AWAY)
                 self._note(ProblemName.SCHEMA_NEWER, newer)
+                self._note_wakes(self._database.calls.wakes_lost)
                 if read_only:
                     self._note(ProblemName.READ_ONLY, True)
                 elif any(name in self._problems for name in _WRITES):
@@ -84,6 +85,12 @@ class StorageCheck:
             self._problems.report(name, name.summary)
         else:
             self._problems.clear(name)
+
+    def _note_wakes(self, lost: str) -> None:
+        if lost:
+            self._problems.report(ProblemName.WAKES_DELAYED, f"no connection for notifications: {lost}")
+        else:
+            self._problems.clear(ProblemName.WAKES_DELAYED)
 
     async def _notice_slow(self) -> None:
         await trio.sleep(_SLOW_SECONDS)

@@ -95,6 +95,7 @@ class Wakes:
                 try:
                     self._listen_once(token)
                 except psycopg.Error as error:
+                    self._database.calls.wakes_lost = first_line(error)
                     log.warning("lost the connection for wakes: %s; reconnecting", first_line(error))
                     self._ending.wait(_RECONNECT_SECONDS)
 
@@ -102,6 +103,7 @@ class Wakes:
         with self._connect() as connection:
             connection.autocommit = True
             connection.execute(f"LISTEN {CHANNEL}".encode())
+            self._database.calls.wakes_lost = ""
             token.run_sync_soon(self._started)
             while not self._ending.is_set():
                 for notification in connection.notifies(timeout=_LISTEN_SECONDS):
