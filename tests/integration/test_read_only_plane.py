@@ -2,37 +2,19 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import os
-import ssl
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 from fleet import PROGRAM, Child, Fleet
-from nacl.public import PrivateKey
-from plane_world import PUBLIC_ID, REGISTER, UPDATES
-from proving import answered, registration
+from plane_requests import ask, enrolled
+from plane_world import PUBLIC_ID, UPDATES
 
 from certctrl.sandbox.servers import HOST
 
 pytestmark = pytest.mark.integration
 PERMISSIONS = {"the directory": (0o500, 0o600), "the database": (0o700, 0o400), "both": (0o500, 0o400)}
-
-
-def ask(data: Path, method: str, path: str, body: Any = None, token: str = "") -> tuple[int, Any]:
-    """Send a request to the plane of a data directory; return status and JSON."""
-    context = ssl.create_default_context(cafile=str(data / "ca.pem"))
-    address = (data / "address").read_text().strip().rpartition("/")[2]
-    headers = {"content-type": "application/json", "authorization": f"Bearer {token}"}
-    with closing(http.client.HTTPSConnection(address, timeout=60, context=context)) as connection:
-        connection.request(method, path, None if body is None else json.dumps(body), headers)
-        answer = connection.getresponse()
-        text = answer.read()
-    return answer.status, json.loads(text) if text else None
 
 
 def serve(fleet: Fleet, data: Path, need: Callable[[str], str], port: int = 0) -> Child:
@@ -42,14 +24,6 @@ def serve(fleet: Fleet, data: Path, need: Callable[[str], str], port: int = 0) -
     child = fleet.child([*become, *PROGRAM, "plane", "serve", "--data", data, "--listen", listen], "plane.log")
     child.says("operator key")
     return child
-
-
-def enrolled(data: Path, key: str) -> dict[str, Any]:
-    token = ask(data, "POST", "/apiv1/users/1/enrolment-tokens", {}, key)[1]["data"]["token"]
-    body = registration(PUBLIC_ID, PrivateKey.generate()) | {"enrolment_token": token}
-    challenge = ask(data, "POST", REGISTER, body)[1]["data"]
-    session: dict[str, Any] = ask(data, "POST", REGISTER, answered(body, challenge))[1]["data"]["session"]
-    return session
 
 
 @pytest.mark.parametrize(

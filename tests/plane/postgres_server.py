@@ -70,12 +70,28 @@ class PostgresServer:
 
     def kill(self) -> None:
         """Send SIGKILL to the server and all of its processes."""
+        self._send(signal.SIGKILL)
+        assert self._process is not None
+        self._process.wait()
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Stop the server and all of its processes in the block: they keep their connections and answer nothing."""
+        assert self._process is not None
+        try:
+            self._process.send_signal(signal.SIGSTOP)  # so that it starts no other process
+            self._send(signal.SIGSTOP)
+            yield
+        finally:
+            self._send(signal.SIGCONT)
+
+    def _send(self, signum: signal.Signals) -> None:
+        """Send a signal to the server and all of its processes."""
         assert self._process is not None
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
         for pid in (self._process.pid, *map(int, children)):
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        self._process.wait()
+                os.kill(pid, signum)
 
     def kill_backend(self, pid: int) -> None:
         """Send SIGKILL to one process of the server, which then ends all connections and recovers."""

@@ -256,6 +256,7 @@ async def _serve(
     from certctrl.agent.early_signals import PLANE, STOPPING, early_signals
     from certctrl.agent.systemd import Notifier, feed_watchdog
     from certctrl.plane.settings import PlaneSettings
+    from certctrl.plane.stop_deadline import end_in_time
 
     _allow_many_connections()
     notifier, early, reload = Notifier({} if worker is not None else os.environ), early_signals(), RepeatedEvent()
@@ -272,6 +273,7 @@ async def _serve(
             if not any(signum in STOPPING for signum in early.take()):
                 await _asked_to_stop(_reloading(signals, worker, reload, notifier), worker)
             notifier.stopping("stopping")
+            end_in_time()
             nursery.cancel_scope.cancel()
 
 

@@ -1,0 +1,33 @@
+"""End the process if an orderly stop takes too long.
+
+A thread that waits for a database server cannot be cancelled, and over a Unix socket or to a machine that only answers
+keepalives it may wait without end. Ending the process loses no more than kill -9 does: the last polls of devices.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+
+from certctrl.errors import ExitStatus
+
+STOP_SECONDS = 20.0
+"""More than a plane takes that answers thousands of polls, less than systemd waits."""
+
+log = logging.getLogger("certctrl.Plane")
+
+
+def end_in_time() -> None:
+    """End this process as after an orderly stop, unless it has ended within ``STOP_SECONDS``."""
+    timer = threading.Timer(STOP_SECONDS, _end)
+    timer.daemon = True
+    timer.start()
+
+
+def _end() -> None:
+    log.error("not stopped after %.0f s, ending anyway: the last polls of devices are not saved", STOP_SECONDS)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(ExitStatus.DONE)
