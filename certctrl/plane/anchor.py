@@ -91,9 +91,9 @@ class Anchor:
         Return the state, with the devices that cannot connect any more.
         ErrorResponse 409 with ``devices`` if some have not confirmed the anchor, unless ``force``.
         """
-        lost = await self._db.work(self._switch, force)
+        lost = await self._db.work_long(self._switch, force)
         await self._serve_own()
-        return await self._db.work(self.show) | {"lost_devices": lost}
+        return await self._db.work_long(self.show) | {"lost_devices": lost}
 
     async def follow_switch(self) -> None:
         """Switch if another plane of the database has."""

@@ -49,7 +49,7 @@ class Authorities:
 
     async def assign(self, user_id: int, device_id: int, ca_id: int) -> dict[str, Any]:
         """Make a device trust a CA; idempotent."""
-        return await self._db.work(self._assign, user_id, device_id, ca_id)
+        return await self._db.work_long(self._assign, user_id, device_id, ca_id)
 
     def _assign(self, user_id: int, device_id: int, ca_id: int) -> dict[str, Any]:
         row = self._row(user_id, ca_id)

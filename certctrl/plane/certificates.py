@@ -74,9 +74,9 @@ class Certificates:
         if not MIN_VALIDITY <= validity <= MAX_VALIDITY:
             what = f"validity_seconds must be {MIN_VALIDITY} to {MAX_VALIDITY}"
             raise bad_request(what, field="validity_seconds")
-        await self._db.work(self._require_owner, user_id, device_ids)
+        await self._db.work_long(self._require_owner, user_id, device_ids)
         issued = await self._issuer.issue(names, key_type=key_type, validity_seconds=validity)
-        return await self._db.work(self._add, user_id, names, key_type, validity, issued, device_ids)
+        return await self._db.work_long(self._add, user_id, names, key_type, validity, issued, device_ids)
 
     def _require_owner(self, user_id: int, device_ids: Collection[int]) -> None:
         require_user(self._db, user_id)
@@ -126,7 +126,7 @@ class Certificates:
         issued = await self._issuer.issue(
             json.loads(row["sans"]), key_type=row["key_type"], validity_seconds=row["validity_seconds"]
         )
-        return await self._db.work(self._finish_renewal, user_id, cert_id, issued, reason, device_id)
+        return await self._db.work_long(self._finish_renewal, user_id, cert_id, issued, reason, device_id)
 
     def _begin_renewal(self, user_id: int, cert_id: int, device_id: int | None) -> tuple[Row, dict[str, Any] | None]:
         """Return the certificate, and another device's renewal if that is recent enough to share."""
@@ -147,7 +147,7 @@ class Certificates:
 
     async def revoke(self, user_id: int, cert_id: int, *, reason: str = "") -> dict[str, Any]:
         """Revoke a certificate, until an operator renews it, and signal its devices."""
-        return await self._db.work(self._revoke, user_id, cert_id, reason)
+        return await self._db.work_long(self._revoke, user_id, cert_id, reason)
 
     def _revoke(self, user_id: int, cert_id: int, reason: str) -> dict[str, Any]:
         row = self._locked_row(user_id, cert_id)
@@ -168,7 +168,7 @@ class Certificates:
 
     async def assign(self, user_id: int, device_id: int, cert_id: int) -> dict[str, Any]:
         """Assign a certificate to a device; idempotent."""
-        return await self._db.work(self._assign, user_id, device_id, cert_id)
+        return await self._db.work_long(self._assign, user_id, device_id, cert_id)
 
     def _assign(self, user_id: int, device_id: int, cert_id: int) -> dict[str, Any]:
         row = self._locked_row(user_id, cert_id)

@@ -169,7 +169,7 @@ class Plane:
             keyring = Keyring.open(directory, create=connect is None)
             database: Database
             if connect is None:
-                database = SqliteDatabase(None if directory is None else directory.database)
+                database = SqliteDatabase(None if directory is None else directory.database, offload)
                 monotonic = monotonic or trio.current_time
             else:
                 database, monotonic = connect(), monotonic or clock.monotonic
@@ -224,6 +224,10 @@ class Plane:
     async def work(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a synchronous function of the parts in one unit of work; see ``Database.work``."""
         return await self.database.work(function, *args, **kwargs)
+
+    async def work_long(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a unit of work that may take long, off the event loop; see ``Database.work_long``."""
+        return await self.database.work_long(function, *args, **kwargs)
 
     async def work_together(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a unit of work of a device's request in one transaction with those of others; see ``Gathering.work``."""
@@ -323,7 +327,7 @@ class Plane:
         while True:
             try:
                 await self._save_sightings()
-                self.counters.jobs[_HOUSEKEEPING, "ok"] += await self.work(self.tidy)
+                self.counters.jobs[_HOUSEKEEPING, "ok"] += await self.work_long(self.tidy)
                 await self.anchor.follow_switch()
             except CertctrlError as error:  # a full disk must not end the plane; the next round tries again
                 self.counters.jobs[_HOUSEKEEPING, "failed"] += 1
@@ -334,7 +338,7 @@ class Plane:
     async def _save_sightings(self) -> None:
         """Save the sightings of a large fleet in parts, between which other requests are answered."""
         for _ in range(0, self.devices.sightings_waiting(), _SIGHTINGS_TOGETHER):
-            await self.work(self.devices.save_sightings, _SIGHTINGS_TOGETHER)
+            await self.work_long(self.devices.save_sightings, _SIGHTINGS_TOGETHER)
             await trio.lowlevel.checkpoint()
 
     def tidy(self) -> int:

@@ -46,12 +46,12 @@ class Installs:
         ErrorResponse 400 for items that no agent would accept, unless ``check`` is off; 404 unless the device is one
         of ``user_id``, if given.
         """
+        return await self._db.work_long(self._put, device_id, items, check, user_id)
+
+    def _put(self, device_id: int, items: Any, check: bool, user_id: int | None) -> dict[str, Any]:
         if check:
             check_items(items)
         text = json.dumps(items, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-        return await self._db.work(self._put, device_id, text, user_id)
-
-    def _put(self, device_id: int, text: str, user_id: int | None) -> dict[str, Any]:
         owner = self._db.one_locked("SELECT user_id FROM devices WHERE id = ?", device_id)
         if owner is None or user_id not in (None, owner["user_id"]):
             raise not_found("No such device")

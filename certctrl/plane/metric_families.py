@@ -41,7 +41,7 @@ class View:
 async def scraped(plane: Plane) -> bytes:
     """Return the metrics of a plane; those that need the database are absent while it does not answer."""
     try:
-        census = await plane.work(plane.census.taken)
+        census = await plane.work_long(plane.census.taken)
     except CertctrlError:
         census = {}
     view = View(

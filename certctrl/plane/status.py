@@ -23,7 +23,7 @@ from certctrl.plane.storage.sqlite_file import SqliteFile
 async def running_status(plane: Plane) -> dict[str, Any]:
     """Return the status of a running plane; without ``database`` while that does not answer."""
     try:
-        database = await plane.work(stored, plane.database, plane.wall_now, plane.jobs.owner)
+        database = await plane.work_long(stored, plane.database, plane.wall_now, plane.jobs.owner)
     except CertctrlError as error:
         plane.storage_check.note_failure(error)
         database = None

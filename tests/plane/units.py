@@ -21,13 +21,13 @@ class Units:
         self._database: Any = plane.database
         for name in ("one", "all", "run", "insert"):
             setattr(self._database, name, self._checked(getattr(self._database, name)))
-        work = self._database._work_now
+        work = self._database._once
 
         async def counted(*args: Any, **kwargs: Any) -> Any:
             self.of[_request.get()] += 1
             return await work(*args, **kwargs)
 
-        self._database._work_now = counted  # which `work` calls
+        self._database._once = counted  # which each kind of work calls
 
     def around(self, app: Callable[..., Any]) -> Callable[..., Any]:
         """Return the application with its requests watched."""

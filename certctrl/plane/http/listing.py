@@ -24,11 +24,18 @@ async def listed(plane: Plane, request: Request, page_of: Page) -> Response:
     after_id = whole_number(asked.get("after_id", "0"), "after_id", 0)
     if "limit" in asked:
         limit = whole_number(asked["limit"], "limit", 1, LONGEST_PAGE)
-        return data_answer(await plane.work(page_of, user_id, after_id, limit))
+        return data_answer(await plane.work_long(page_of, user_id, after_id, limit))
+
+    def read() -> tuple[list[dict[str, Any]], bytes]:
+        page = page_of(user_id, after_id, LONGEST_PAGE)
+        return page, json_of(page)[1:-1]
+
     texts = []
-    while page := await plane.work(page_of, user_id, after_id, LONGEST_PAGE):
-        texts.append(json_of(page)[1:-1])
-        after_id = page[-1]["id"]
+    while True:
+        page, text = await plane.work_long(read)
+        if page:
+            texts.append(text)
+            after_id = page[-1]["id"]
         if len(page) < LONGEST_PAGE:
             break
         await trio.lowlevel.checkpoint()

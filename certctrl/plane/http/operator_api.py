@@ -60,7 +60,7 @@ class OperatorApi:
 
     async def users(self, request: Request) -> Response:
         """Return the users."""
-        return data_answer(await self._plane.work(self._plane.devices.users))
+        return data_answer(await self._plane.work_long(self._plane.devices.users))
 
     async def add_user(self, request: Request) -> Response:
         """Add a user: ``{"name"}``."""
@@ -97,7 +97,7 @@ class OperatorApi:
             limit = whole_number(request.query_params.get("limit", "100"), "limit", 1, 1000)
             return self._plane.reports.outcomes(device_id, limit)
 
-        return data_answer(await self._plane.work(read))
+        return data_answer(await self._plane.work_long(read))
 
     async def resync(self, request: Request) -> Response:
         """Make a device fetch everything again: ``{"reason"?}``."""
@@ -109,7 +109,7 @@ class OperatorApi:
 
     async def enrolment_tokens(self, request: Request) -> Response:
         """Return a user's enrolment tokens, without their texts."""
-        return data_answer(await self._plane.work(self._plane.enrolment.tokens, number(request, "uid")))
+        return data_answer(await self._plane.work_long(self._plane.enrolment.tokens, number(request, "uid")))
 
     async def new_enrolment_token(self, request: Request) -> Response:
         """Create a token: ``{"label"?, "uses"? (null: unlimited), "expires_in"?}``; only this response has its text."""
@@ -130,7 +130,7 @@ class OperatorApi:
 
     async def grants(self, request: Request) -> Response:
         """Return the devices that wait for approval."""
-        return data_answer(await self._plane.work(self._plane.grants.pending))
+        return data_answer(await self._plane.work_long(self._plane.grants.pending))
 
     async def grant(self, request: Request) -> Response:
         """Return the device that shows a user code, and the devices that have its id or name (``known_devices``)."""
@@ -161,10 +161,10 @@ class OperatorApi:
             self._plane.devices.save_sightings()
             return self._plane.anchor.show()
 
-        return data_answer(await self._plane.work(read))
+        return data_answer(await self._plane.work_long(read))
 
     async def switch_tls(self, request: Request) -> Response:
         """Serve the plane's own CA from now on: ``{"force"?}``."""
         body = await read_as(bodies.Switch, request)
-        await self._plane.work(self._plane.devices.save_sightings)
+        await self._plane.work_long(self._plane.devices.save_sightings)
         return data_answer(await self._plane.anchor.switch(force=body.force))

@@ -110,7 +110,7 @@ class OperatorResources:
 
     async def certificate(self, request: Request) -> Response:
         """Return one certificate."""
-        return data_answer(await self._plane.work(self._plane.certificates.show, *user_and_certificate(request)))
+        return data_answer(await self._plane.work_long(self._plane.certificates.show, *user_and_certificate(request)))
 
     async def renew(self, request: Request) -> Response:
         """Renew: ``{"action": "renew", "reason"?}``, by an operator or a device with the certificate."""
@@ -139,7 +139,7 @@ class OperatorResources:
             self._plane.devices.row(user_id, device_id)
             return self._plane.certificates.page(device_id, 0, 10_000)
 
-        return data_answer(await self._plane.work(read))
+        return data_answer(await self._plane.work_long(read))
 
     async def assign(self, request: Request) -> Response:
         """Assign a certificate to a device: ``{"cert_id"}``."""
@@ -155,7 +155,7 @@ class OperatorResources:
 
     async def authorities(self, request: Request) -> Response:
         """Return a user's CAs."""
-        return data_answer(await self._plane.work(self._plane.authorities.show_all, number(request, "uid")))
+        return data_answer(await self._plane.work_long(self._plane.authorities.show_all, number(request, "uid")))
 
     async def add_authority(self, request: Request) -> Response:
         """Store a CA: ``{"name", "ca_certificate_pem"?}``; without a certificate, the plane's own root."""

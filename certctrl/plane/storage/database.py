@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any, ParamSpec, Protocol, TypeVar
 
@@ -47,7 +47,7 @@ class Reader(Protocol):
 class Waiting(Protocol):
     """The polls that wait for signals: the part of the signal stream that planes exchange wakes for."""
 
-    announce: Callable[[int], object] | None
+    announce: Callable[[Collection[int]], object] | None
 
     def wake(self, device_id: int) -> None:
         """Make the waiters of a device read again."""
@@ -84,6 +84,15 @@ class Database(ABC):
 
     async def _work_now(self, unit: Callable[[], T]) -> T:
         """Run a unit of work, without waiting for other processes that lock the whole database."""
+        return await self._work(unit)
+
+    async def work_long(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a unit of work, as ``work``, that may take more than a few milliseconds: never on the event loop."""
+        with self.calls.measured():
+            return await self._work_long(partial(function, *args, **kwargs))
+
+    async def _work_long(self, unit: Callable[[], T]) -> T:
+        """Run a unit of work in a thread."""
         return await self._work(unit)
 
     @abstractmethod
@@ -177,14 +186,3 @@ class Callbacks:
     def drop(self) -> None:
         """Forget all callbacks, after a rollback."""
         self._callbacks.clear()
-
-
-@contextlib.contextmanager
-def calling(callbacks: Callbacks) -> Iterator[None]:
-    """Call the callbacks when the block has committed; drop them if it fails."""
-    try:
-        yield
-    except BaseException:
-        callbacks.drop()
-        raise
-    callbacks.call()

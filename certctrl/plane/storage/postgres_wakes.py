@@ -11,7 +11,7 @@ import contextlib
 import logging
 import secrets
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import psycopg
@@ -62,8 +62,8 @@ class Wakes:
             self._stream.announce = None
             self._ending.set()
 
-    def _announce(self, device_id: int) -> None:
-        self._fresh.add(device_id)
+    def _announce(self, device_ids: Collection[int]) -> None:
+        self._fresh.update(device_ids)
         self._any_fresh.set()
 
     async def _send_forever(self) -> None:

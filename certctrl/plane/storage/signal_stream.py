@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, islice
 from math import inf
@@ -84,11 +84,11 @@ class SignalStream:
         self._wall_now = wall_now
         self._waiters: dict[int, set[Waiter]] = {}
         self._paced = False
-        self._due: dict[Waiter, None] = {}
-        """To be woken by ``pace_wakes``."""
+        self._due: dict[int, None] = {}
+        """Devices whose waiters ``pace_wakes`` has to wake."""
         self._any_due = trio.Event()
-        self.announce: Callable[[int], object] | None = None
-        """Tells the other planes on this database of a device with new signals."""
+        self.announce: Callable[[Collection[int]], object] | None = None
+        """Tells the other planes on this database of devices with new signals."""
 
     def create(self, device_id: int) -> None:
         """Start an empty stream; its first cursor is the current time."""
@@ -97,6 +97,11 @@ class SignalStream:
 
     def append(self, device_id: int, type_: str, ref: Mapping[str, Any]) -> int:
         """Add a signal inside the caller's transaction, trim the stream to its bound, and return its ``ts_ms``."""
+        ms = self._append(device_id, type_, ref)
+        self.wake_after_commit(device_id)
+        return ms
+
+    def _append(self, device_id: int, type_: str, ref: Mapping[str, Any]) -> int:
         stream = self._stream(device_id)
         last: int = stream["last_ms"]
         ms, seq = max(int(self._wall_now() * 1000), last), 0
@@ -111,7 +116,6 @@ class SignalStream:
         )
         if stream["length"] + 1 > self._length:
             self.trim(device_id, self._length)
-        self.wake_after_commit(device_id)
         return ms
 
     def append_to_all(self, device_ids: Sequence[int], type_: str, ref: Mapping[str, Any]) -> None:
@@ -127,7 +131,8 @@ class SignalStream:
             alike = [row["device_id"] for row in rows]
             self._append_alike(alike, now, type_, _json(ref))
             for device_id in sorted(set(some) - set(alike)):
-                self.append(device_id, type_, ref)
+                self._append(device_id, type_, ref)
+            self._db.after_commit(partial(self._changed, some))
 
     def _append_alike(self, device_ids: Sequence[int], ms: int, type_: str, ref: str) -> None:
         if not device_ids:
@@ -136,7 +141,6 @@ class SignalStream:
         sql = f"INSERT INTO signals SELECT device_id, ?, 0, ?, ? FROM streams {chosen}"
         self._db.run(sql, ms, type_, ref, *device_ids)
         self._db.run(f"UPDATE streams SET last_ms = ?, last_seq = 0, length = length + 1 {chosen}", ms, *device_ids)
-        self._db.after_commit(partial(self._all_changed, device_ids))
 
     def read(self, device_id: int, after: str | None, limit: int) -> Page:
         """Return up to ``limit`` signals after a cursor; None: from the oldest. ErrorResponse 409 for a void one."""
@@ -185,52 +189,56 @@ class SignalStream:
                 del self._waiters[device_id]
 
     def waiting_polls(self) -> int:
-        """Return the number of polls that wait for signals."""
-        return sum(1 for waiters in self._waiters.values() for waiter in waiters if waiter.cursor)
+        """Return the number of polls that wait for signals; units of work may call this in threads."""
+        waiters = list(chain.from_iterable(list(self._waiters.values())))  # both copies are made in one step
+        return sum(1 for waiter in waiters if waiter.cursor)
 
     def wake(self, device_id: int) -> None:
         """Make the waiters of a device read again."""
-        for waiter in tuple(self._waiters.get(device_id, ())):
-            if self._paced:
-                self._due[waiter] = None
+        self._wake((device_id,))
+
+    def wake_all(self) -> None:
+        """Make all waiters read again."""
+        self._wake(tuple(self._waiters))
+
+    def _wake(self, device_ids: Collection[int]) -> None:
+        if self._paced:
+            self._due.update(dict.fromkeys(filter(self._waiters.__contains__, device_ids)))
+            if self._due:
                 self._any_due.set()
-            else:
-                waiter.wake()
+        else:
+            for device_id in device_ids:
+                self._wake_waiters(device_id)
+
+    def _wake_waiters(self, device_id: int) -> None:
+        for waiter in tuple(self._waiters.get(device_id, ())):
+            waiter.wake()
 
     async def pace_wakes(self) -> None:
-        """Wake few waiters in each turn of the event loop, forever, so that a wave does not hold up other requests."""
+        """Wake few devices in each turn of the event loop, forever, so that a wave does not hold up other requests."""
         self._paced = True
         try:
             while True:
                 await self._any_due.wait()
-                for waiter in list(islice(self._due, _WOKEN_TOGETHER)):
-                    del self._due[waiter]
-                    waiter.wake()
+                for device_id in list(islice(self._due, _WOKEN_TOGETHER)):
+                    del self._due[device_id]
+                    self._wake_waiters(device_id)
                 if not self._due:
                     self._any_due = trio.Event()
                 await trio.lowlevel.checkpoint()
         finally:
             self._paced = False
             while self._due:
-                self._due.popitem()[0].wake()
-
-    def wake_all(self) -> None:
-        """Make all waiters read again."""
-        for device_id in tuple(self._waiters):
-            self.wake(device_id)
+                self._wake_waiters(self._due.popitem()[0])
 
     def wake_after_commit(self, device_id: int) -> None:
         """Make the waiters of a device read again once the caller's transaction is committed."""
-        self._db.after_commit(partial(self._changed, device_id))
+        self._db.after_commit(partial(self._changed, (device_id,)))
 
-    def _all_changed(self, device_ids: Sequence[int]) -> None:
-        for device_id in device_ids:
-            self._changed(device_id)
-
-    def _changed(self, device_id: int) -> None:
-        self.wake(device_id)
+    def _changed(self, device_ids: Collection[int]) -> None:
+        self._wake(device_ids)
         if self.announce is not None:
-            self.announce(device_id)
+            self.announce(device_ids)
 
     async def sweep(self) -> None:
         """Wake the waiters whose streams have new signals, whichever process appended them."""

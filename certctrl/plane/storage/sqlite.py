@@ -1,10 +1,12 @@
-"""SqliteDatabase: one SQLite connection, called inline; the default engine.
+"""SqliteDatabase: one SQLite connection, called inline except for long units of work; the default engine.
 
 A read takes 0.02 ms and a durable write one fsync, less than a thread switch, and inline calls work under a virtual
 clock. WAL with ``synchronous=FULL``: acknowledged changes survive kill -9 and power loss.
 
-No other task can run during a transaction, so no lock is needed. A unit of work that finds a lock of another process is
-repeated for a while, without blocking other tasks. A database that cannot be written is opened read-only.
+No other task can run during a unit that runs inline. A long one (``work_long``) runs in a worker thread, and all others
+wait for its end, in order of arrival, while the event loop goes on with other tasks. A unit of work that finds a lock
+of another process is repeated for a while, without blocking other tasks. A database that cannot be written is opened
+read-only.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import logging
 import os
 import random
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,9 +25,11 @@ from typing import Any
 import trio
 
 from certctrl.errors import ConfigError, DiskError
+from certctrl.model.offload import Offload
 from certctrl.plane.errors import DatabaseLockedError
 from certctrl.plane.storage.data_dir import UNWRITABLE, make_private
-from certctrl.plane.storage.database import Callbacks, Database, Row, T, Waiting, calling
+from certctrl.plane.storage.database import Callbacks, Database, Row, T, Waiting
+from certctrl.plane.storage.queue import Queue
 from certctrl.plane.storage.schema import scripts_to_run
 
 _ERRNO = {
@@ -47,9 +52,19 @@ class SqliteDatabase(Database):
 
     engine = "SQLite"
 
-    def __init__(self, path: Path | None) -> None:
-        """Open (and create or migrate) a database file of mode 0600, or one in memory."""
+    def __init__(self, path: Path | None, offload: Offload | None = None) -> None:
+        """Open (and create or migrate) a database file of mode 0600, or one in memory.
+
+        ``offload`` runs long units in a thread; None: inline, for tests and virtual clocks, which do not wait for
+        threads.
+        """
         super().__init__()
+        self._offload = offload
+        self._turn = trio.Lock()
+        """Held by the unit that runs."""
+        self._queue = Queue()
+        self._thread: int | None = None
+        """The thread of the unit that runs."""
         self._file = path
         self._path = "memory" if path is None else str(path)
         self._callbacks = Callbacks()
@@ -67,7 +82,13 @@ class SqliteDatabase(Database):
     def _open(self, uri: str) -> None:
         """Connect and prepare the connection."""
         try:
-            self._connection = sqlite3.connect(uri, isolation_level=None, timeout=_LOCKED_SECONDS, uri=True)
+            self._connection = sqlite3.connect(
+                uri,
+                isolation_level=None,
+                timeout=_LOCKED_SECONDS,
+                uri=True,
+                check_same_thread=False,  # `_turn` lets one thread at a time use it
+            )
             self._connection.row_factory = sqlite3.Row
         except sqlite3.DatabaseError as error:
             raise self._failure(error) from None
@@ -91,27 +112,65 @@ class SqliteDatabase(Database):
         log.warning("%s; opened read-only: nothing can be changed until the next start", cause)
 
     async def _work(self, unit: Callable[[], T]) -> T:
-        """Run the unit inline, without a checkpoint unless another process has locked the database."""
+        """Run the unit inline, without a checkpoint unless a long one runs, or another process has a lock."""
+        return await self._patiently(unit, None)
+
+    async def _work_now(self, unit: Callable[[], T]) -> T:
+        """Run the unit inline, without a checkpoint unless a long one runs. Raises DatabaseLockedError for a lock."""
+        return await self._once(unit, None)
+
+    async def _work_long(self, unit: Callable[[], T]) -> T:
+        """Run the unit in a worker thread, while all other units wait."""
+        return await self._patiently(unit, self._offload)
+
+    def backlog(self) -> float:
+        """Return for how many seconds the next unit of work has been waiting for a long one."""
+        return self._queue.longest_wait()
+
+    async def _patiently(self, unit: Callable[[], T], offload: Offload | None) -> T:
+        """Run the unit, again for a while if another process has locked the database."""
         deadline = trio.current_time() + _LOCKED_SECONDS
         while True:
             try:
-                return await self._work_now(unit)
+                return await self._once(unit, offload)
             except DatabaseLockedError:
                 if trio.current_time() >= deadline:
                     raise
             await trio.sleep(random.uniform(*_LOCKED_PAUSE))
 
-    async def _work_now(self, unit: Callable[[], T]) -> T:
-        """Run the unit inline, without a checkpoint. Raises DatabaseLockedError if it finds a lock."""
-        self._wait_for_locks(0.0)
-        with self._transaction("BEGIN"):
-            return unit()
+    async def _once(self, unit: Callable[[], T], offload: Offload | None) -> T:
+        """Run the unit in its turn, and its callbacks on the event loop."""
+        try:
+            self._turn.acquire_nowait()
+        except trio.WouldBlock:
+            with self._queue.place():
+                await self._turn.acquire()
+        try:
+            result: T = self._committed(unit) if offload is None else await offload(self._committed, unit)
+            self._callbacks.call()
+        finally:
+            self._turn.release()
+        return result
 
-    def transaction(self) -> contextlib.AbstractContextManager[None]:
+    def _committed(self, unit: Callable[[], T]) -> T:
+        self._thread = threading.get_ident()
+        try:
+            self._wait_for_locks(0.0)
+            with self._transaction("BEGIN"):
+                return unit()
+        finally:
+            self._thread = None
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
         """Commit the block as a whole; see ``Database.transaction``. Outside of units of work, locks are waited for."""
-        if not self._connection.in_transaction:
-            self._wait_for_locks(_LOCKED_SECONDS)
-        return self._transaction("BEGIN IMMEDIATE")
+        if self._connection.in_transaction:
+            yield
+            return
+        self._wait_for_locks(_LOCKED_SECONDS)
+        with self._transaction("BEGIN IMMEDIATE"):
+            yield
+        self._callbacks.call()
 
     def _wait_for_locks(self, seconds: float) -> None:
         """Wait, blocking, so long for locks of other processes from now on."""
@@ -129,7 +188,7 @@ class SqliteDatabase(Database):
     def one(self, sql: str, *parameters: Any) -> Row | None:
         """Return the first row, or None."""
         try:
-            row: Row | None = self._connection.execute(sql, parameters).fetchone()
+            row: Row | None = self._execute(sql, parameters).fetchone()
         except sqlite3.DatabaseError as error:
             raise self._failure(error) from None
         return row
@@ -137,7 +196,7 @@ class SqliteDatabase(Database):
     def all(self, sql: str, *parameters: Any) -> list[Row]:
         """Return all rows."""
         try:
-            return self._connection.execute(sql, parameters).fetchall()
+            return self._execute(sql, parameters).fetchall()
         except sqlite3.DatabaseError as error:
             raise self._failure(error) from None
 
@@ -149,14 +208,14 @@ class SqliteDatabase(Database):
     def run(self, sql: str, *parameters: Any) -> int:
         """Run a statement; return the number of changed rows."""
         try:
-            return self._connection.execute(sql, parameters).rowcount
+            return self._execute(sql, parameters).rowcount
         except sqlite3.DatabaseError as error:
             raise self._failure(error) from None
 
     def insert(self, sql: str, *parameters: Any) -> int:
         """Run an INSERT and return the id of the new row."""
         try:
-            return self._connection.execute(sql, parameters).lastrowid or 0
+            return self._execute(sql, parameters).lastrowid or 0
         except sqlite3.DatabaseError as error:
             raise self._failure(error) from None
 
@@ -187,18 +246,21 @@ class SqliteDatabase(Database):
 
     @contextlib.contextmanager
     def _transaction(self, begin: str) -> Iterator[None]:
-        if self._connection.in_transaction:
-            yield
-            return
-        with calling(self._callbacks):
+        """Run the block as a transaction; the callbacks are the caller's to call."""
+        try:
             self.run(begin)
-            try:
-                yield
-                self.run("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
+            yield
+            self.run("COMMIT")
+        except BaseException:
+            self._callbacks.drop()
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
+
+    def _execute(self, sql: str, parameters: tuple[Any, ...]) -> sqlite3.Cursor:
+        if self._thread not in (None, threading.get_ident()):
+            raise RuntimeError("a statement outside of a unit of work, while a long one runs")
+        return self._connection.execute(sql, parameters)
 
     def _failure(self, error: sqlite3.DatabaseError) -> Exception:
         """Return the exception for an SQLite error."""

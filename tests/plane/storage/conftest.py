@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import trio
 
 from certctrl.plane.storage.database import Database
 from certctrl.plane.storage.sqlite import SqliteDatabase
@@ -16,7 +17,7 @@ def open_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ca
     """``open_database()`` opens one and the same database of the engine, each time as another process would."""
     opened: list[Database] = []
     if request.param == "sqlite":
-        make: Callable[[], Database] = lambda: SqliteDatabase(tmp_path / "plane.db")  # noqa: E731
+        make: Callable[[], Database] = lambda: SqliteDatabase(tmp_path / "plane.db", trio.to_thread.run_sync)  # noqa: E731
     else:
         url = request.getfixturevalue("postgres").database()
         from certctrl.plane.storage.postgres import PostgresDatabase
