@@ -108,8 +108,7 @@ class Certificates:
             now,
         )
         self._store(cert_id, issued, "issue", "", None)
-        for device_id in sorted(set(device_ids)):
-            self._assign_to(device_id, cert_id, issued.serial_number)
+        self._assign_to(sorted(set(device_ids)), cert_id, issued.serial_number)
         return self.show(user_id, cert_id)
 
     async def renew(
@@ -176,7 +175,7 @@ class Certificates:
         if row["status"] == "revoked":
             raise conflict("This certificate is revoked", "CERT_REVOKED")
         if not self._is_assigned(device_id, cert_id):
-            self._assign_to(device_id, cert_id, row["serial_number"])
+            self._assign_to([device_id], cert_id, row["serial_number"])
         return self.show(user_id, cert_id)
 
     async def unassign(self, user_id: int, device_id: int, cert_id: int) -> None:
@@ -301,9 +300,10 @@ class Certificates:
             raise not_found("No such issue")
         return {name: row[name] for name in ("id", "cert_id", "action", "status", "serial_number")}
 
-    def _assign_to(self, device_id: int, cert_id: int, serial: str) -> None:
-        self._db.run("INSERT INTO assignments VALUES (?, ?, ?)", device_id, cert_id, self._wall_now())
-        self._stream.append(device_id, "cert.renewed", {"cert_id": cert_id, "serial": serial})
+    def _assign_to(self, device_ids: Sequence[int], cert_id: int, serial: str) -> None:
+        for device_id in device_ids:
+            self._db.run("INSERT INTO assignments VALUES (?, ?, ?)", device_id, cert_id, self._wall_now())
+        self._stream.append_to_all(device_ids, "cert.renewed", {"cert_id": cert_id, "serial": serial})
 
     def _holders(self, cert_id: int) -> list[int]:
         rows = self._db.all("SELECT device_id FROM assignments WHERE cert_id = ? ORDER BY device_id", cert_id)
