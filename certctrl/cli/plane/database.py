@@ -119,14 +119,26 @@ def needed_modules(extra: str) -> Iterator[None]:
         ) from None
 
 
-def connector(address: DatabaseAddress | None, *, migrate: bool = True) -> Callable[[], Any] | None:
-    """Return the function that opens a database; None: the one in the data directory. ``migrate``: so that it fits."""
+def connector(
+    address: DatabaseAddress | None, *, migrate: bool = True, again: Callable[[], DatabaseAddress | None] | None = None
+) -> Callable[[], Any] | None:
+    """Return the function that opens a database; None: the one in the data directory. ``migrate``: so that it fits.
+
+    ``again`` returns the address of now, whose password new connections use.
+    """
     if address is None:
         return None
     with needed_modules("plane-postgres"):
         from certctrl.plane.storage.postgres import PostgresDatabase
     url, password, listen_url = address
-    return lambda: PostgresDatabase(url, password=password, listen_url=listen_url, migrate=migrate)
+
+    def read_again() -> tuple[str, str | None]:
+        url, password, _ = (again and again()) or address
+        return url, password
+
+    return lambda: PostgresDatabase(
+        url, password=password, listen_url=listen_url, migrate=migrate, read_again=again and read_again
+    )
 
 
 def migrate_to(

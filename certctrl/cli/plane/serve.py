@@ -113,8 +113,8 @@ def serve(
     With --database, the data are on a PostgreSQL server, into which plane migrate-to has moved them; DIR then contains
     the keys and what this process needs.
 
-    SIGHUP makes it read tls.pem and tls.key in DIR again. If their certificate is from another CA than those in DIR, it
-    is never replaced.
+    SIGHUP makes it read tls.pem and tls.key in DIR again, and nothing else. If their certificate is from another CA than
+    those in DIR, it is never replaced. New connections to the database read --database-file again.
 
     \b
     cert-ctrl plane serve --data /var/lib/plane --listen 0.0.0.0:8443 --hostname plane.example.com
@@ -149,7 +149,8 @@ def _data_directory(data: str | None) -> str:
 
 def _connector(url: str, file: str, listen_url: str, workers: int) -> Callable[[], Any] | None:
     """Return the function that opens a database on a server; None: the one in the data directory. Raises UsageError."""
-    connect = connector(database_address(url, file, os.environ, listen_url))
+    read = partial(database_address, url, file, os.environ, listen_url)
+    connect = connector(read(), again=read)
     if workers > 1 and connect is None:
         raise UsageError("--workers needs a database on a server", fix="add --database, or remove --workers")
     return connect

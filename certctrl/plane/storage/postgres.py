@@ -11,6 +11,7 @@ import contextlib
 import errno
 import logging
 import random
+import re
 import threading
 import time
 from collections import deque
@@ -24,7 +25,7 @@ from psycopg import errors
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import dict_row, tuple_row
 
-from certctrl.errors import ConfigError, DiskError
+from certctrl.errors import CertctrlError, ConfigError, DiskError
 from certctrl.plane.errors import DatabaseAwayError
 from certctrl.plane.storage.database import Callbacks, Database, Row, T, Waiting
 from certctrl.plane.storage.postgres_wakes import Wakes, first_line
@@ -66,11 +67,13 @@ class PostgresDatabase(Database):
         listen_url: str = "",
         connections: int = CONNECTIONS,
         migrate: bool = True,
+        read_again: Callable[[], tuple[str, str | None]] | None = None,
     ) -> None:
         """Connect, and create or migrate the tables, or with ``migrate`` False only check that there are some.
 
         ``url`` is a connection URI of libpq; a password in it counts only without ``password``. ``listen_url`` leads to
-        the server itself if ``url`` is that of a pooler, whose connections may change with each transaction. Raises
+        the server itself if ``url`` is that of a pooler, whose connections may change with each transaction.
+        ``read_again`` returns ``url`` and ``password`` of now: new connections use another password in them. Raises
         ConfigError for an unusable URL, server or schema, and DatabaseAwayError if the server does not answer.
         """
         super().__init__()
@@ -78,6 +81,8 @@ class PostgresDatabase(Database):
         if listen_url:
             self._listen_parameters = _parameters(listen_url, password or self._parameters.get("password"))
             self._parameters = _for_pooler(self._parameters)
+        self._read_again = read_again
+        self._unreadable = False
         self.name = _name_of(self._parameters)
         """Host and database, for messages."""
         self._idle: deque[Connection] = deque()
@@ -195,14 +200,28 @@ class PostgresDatabase(Database):
 
     def connect(self) -> Connection:
         """Return a new connection, which the caller closes."""
-        connection: Connection = psycopg.connect(**self._parameters, row_factory=dict_row)
+        connection: Connection = psycopg.connect(**self._with_password(self._parameters), row_factory=dict_row)
         connection.add_notice_handler(self._note_warning)
         return connection
 
     def connect_to_listen(self) -> Connection:
         """Return a new connection for LISTEN, which the caller closes."""
-        connection: Connection = psycopg.connect(**self._listen_parameters, row_factory=dict_row)
+        connection: Connection = psycopg.connect(**self._with_password(self._listen_parameters), row_factory=dict_row)
         return connection
+
+    def _with_password(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """Return the parameters with the password of now; if it cannot be read, with the former one."""
+        if self._read_again is None:
+            return parameters
+        try:
+            password = _parameters(*self._read_again()).get("password")
+        except CertctrlError as error:
+            if not self._unreadable:
+                log.warning("the database's password cannot be read again, using the former one: %s", error)
+            self._unreadable = True
+            return parameters
+        self._unreadable = False
+        return parameters if password is None else parameters | {"password": password}
 
     async def exchange_wakes(self, waiting: Waiting) -> None:
         """Exchange wakes with the other planes; see ``Database.exchange_wakes``."""
@@ -387,9 +406,9 @@ def _parameters(url: str, password: str | None) -> dict[str, Any]:
     try:
         parameters = conninfo_to_dict(url)
     except psycopg.ProgrammingError as error:
-        raise ConfigError(
-            f"the database URL is not valid: {first_line(error)}", fix="use postgresql://USER@HOST/DATABASE"
-        ) from None
+        what = re.sub('".*"', '"…"', first_line(error))  # the quoted part may be one of the password
+        fix = "use postgresql://USER@HOST/DATABASE; in a password, write % as %25"
+        raise ConfigError(f"the database URL is not valid: {what}", fix=fix) from None
     return _CONNECTION | parameters | ({} if password is None else {"password": password})
 
 

@@ -325,3 +325,12 @@ async def test_another_storage_key_is_refused(postgres: PostgresServer, connect:
     with pytest.raises(ConfigError, match=r"two/storage\.key: does not decrypt") as caught:
         Plane.open(tmp_path / "two", connect=partial(connect, url))
     assert "belongs to the database" in str(caught.value.fix)
+
+
+def test_an_unusable_url_is_refused_without_its_password(need_module: Callable[[str], None]) -> None:
+    need_module("psycopg")
+    from certctrl.plane.storage.postgres import PostgresDatabase
+
+    with pytest.raises(ConfigError, match="invalid percent-encoded token") as caught:
+        PostgresDatabase("postgresql://plane:hunter%zz2@db.example.com/plane")
+    assert "hunter" not in f"{caught.value}{caught.value.fix}"
