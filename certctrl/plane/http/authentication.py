@@ -30,7 +30,8 @@ class Authenticator:
     async def as_device(self, request: Request, function: Callable[[DeviceSession], T]) -> T:
         """Authenticate the calling device and call a function with its session, in one unit of work.
 
-        The function raises its own ErrorResponses before it changes anything. ErrorResponse 401 or 403 for other callers.
+        The function should raise its own ErrorResponses before it changes anything (``Gathering.work``). ErrorResponse 401
+        or 403 for other callers.
         """
         token, known = bearer_token(request), False
 

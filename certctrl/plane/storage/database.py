@@ -9,6 +9,7 @@ what has to follow the commit with ``after_commit``.
 from __future__ import annotations
 
 import contextlib
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
@@ -67,6 +68,7 @@ class Database(ABC):
 
     def __init__(self) -> None:
         self.calls = DatabaseCalls()
+        self._counts = threading.local()
 
     async def work(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a unit of work and return its result, after the commit and the callbacks of ``after_commit``."""
@@ -107,13 +109,36 @@ class Database(ABC):
     def all(self, sql: str, *parameters: Any) -> list[Row]:
         """Return all rows."""
 
-    @abstractmethod
     def run(self, sql: str, *parameters: Any) -> int:
         """Run a statement; return the number of changed rows."""
+        changed = self._run(sql, parameters)
+        if changed > 0:
+            self._count_change()
+        return changed
 
     @abstractmethod
+    def _run(self, sql: str, parameters: tuple[Any, ...]) -> int:
+        """Run a statement; return the number of changed rows."""
+
     def insert(self, sql: str, *parameters: Any) -> int:
         """Run an INSERT and return the id of the new row."""
+        new_id = self._insert(sql, parameters)
+        self._count_change()
+        return new_id
+
+    @abstractmethod
+    def _insert(self, sql: str, parameters: tuple[Any, ...]) -> int:
+        """Run an INSERT and return the id of the new row."""
+
+    def changes(self) -> int:
+        """Return a number that each statement of ``run`` or ``insert`` increases if it changes a row.
+
+        It is one for each thread, and so for each transaction: compare two in one unit of work.
+        """
+        return getattr(self._counts, "changes", 0)
+
+    def _count_change(self) -> None:
+        self._counts.changes = self.changes() + 1
 
     @abstractmethod
     def schema_version(self) -> int:

@@ -1,7 +1,8 @@
 """Gathering: run the units of work of many requests in one transaction.
 
 A commit costs more than what most requests read or write. Requests that arrive while the loop handles the same batch of
-input share one: no timer delays a lone request. One that fails does not fail the others.
+input share one: no timer delays a lone request. One that fails does not fail the others: after an error that could have
+left changes behind, nothing of the transaction is stored, and each unit runs again, alone.
 """
 
 from __future__ import annotations
@@ -39,6 +40,10 @@ class _Unit:
     done: trio.Event = attrs.field(factory=trio.Event)
 
 
+class _ChangedError(Exception):
+    """A unit was refused after its first change, which must not be stored."""
+
+
 class Gathering:
     """Gathers units of work."""
 
@@ -50,7 +55,7 @@ class Gathering:
     async def work(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a unit of work, as ``Database.work``, perhaps in one transaction with others.
 
-        The function must raise an ErrorResponse only before its first change.
+        The function should raise an ErrorResponse only before its first change; after one, all units run again.
         """
         result: T = await self._work(_Unit(partial(function, *args, **kwargs)))
         return result
@@ -89,7 +94,7 @@ class Gathering:
 
     async def _run(self, units: Sequence[_Unit]) -> None:
         try:
-            await self._database.work_now(_call_all, units)
+            await self._database.work_now(self._call_all, units)
         except Exception as error:
             for unit in units:
                 if isinstance(error, CertctrlError) and not isinstance(error, DiskError):
@@ -97,24 +102,29 @@ class Gathering:
                 else:
                     unit.alone = True  # one that changes nothing may still succeed
 
+    def _call_all(self, units: Sequence[_Unit]) -> None:
+        alike: dict[Callable[[Sequence[Any]], Sequence[Any]], list[_Unit]] = {}
+        for unit in units:
+            unit.error = None
+            if unit.alike is None:
+                self._call(unit)
+            else:
+                alike.setdefault(unit.alike, []).append(unit)
+        for function, some in alike.items():
+            for unit, result in zip(some, function([unit.item for unit in some]), strict=True):
+                if isinstance(result, ErrorResponse):
+                    unit.error = result
+                else:
+                    unit.result = result
 
-def _call_all(units: Sequence[_Unit]) -> None:
-    alike: dict[Callable[[Sequence[Any]], Sequence[Any]], list[_Unit]] = {}
-    for unit in units:
-        unit.error = None
-        if unit.alike is not None:
-            alike.setdefault(unit.alike, []).append(unit)
-            continue
+    def _call(self, unit: _Unit) -> None:
+        before = self._database.changes()
         try:
             unit.result = unit.call()
         except ErrorResponse as error:
+            if self._database.changes() != before:
+                raise _ChangedError from error
             unit.error = error
-    for function, some in alike.items():
-        for unit, result in zip(some, function([unit.item for unit in some]), strict=True):
-            if isinstance(result, ErrorResponse):
-                unit.error = result
-            else:
-                unit.result = result
 
 
 def _one(function: Callable[[Sequence[A]], Sequence[T | ErrorResponse]], item: A) -> T:

@@ -102,7 +102,7 @@ class PostgresDatabase(Database):
     async def _work(self, unit: Callable[[], T]) -> T:
         """Run the unit in a worker thread, again if it lost a race."""
         with self._queue.place() as place:
-            result, callbacks = await trio.to_thread.run_sync(self._run, place, unit, limiter=self._limiter)
+            result, callbacks = await trio.to_thread.run_sync(self._run_from, place, unit, limiter=self._limiter)
         callbacks.call()
         return result
 
@@ -143,11 +143,11 @@ class PostgresDatabase(Database):
         """Return rows, skipping those that are locked."""
         return self.all(f"{sql} FOR UPDATE SKIP LOCKED", *parameters)
 
-    def run(self, sql: str, *parameters: Any) -> int:
+    def _run(self, sql: str, parameters: tuple[Any, ...]) -> int:
         """Run a statement; return the number of changed rows."""
         return self._execute(translated(sql), parameters).rowcount
 
-    def insert(self, sql: str, *parameters: Any) -> int:
+    def _insert(self, sql: str, parameters: tuple[Any, ...]) -> int:
         """Run an INSERT and return the id of the new row."""
         row = self._execute(translated(f"{sql} RETURNING id"), parameters).fetchone()
         return 0 if row is None else int(row["id"])
@@ -236,7 +236,7 @@ class PostgresDatabase(Database):
 
     # --- one transaction ------------------------------------------------------------------------------------------
 
-    def _run(self, place: object, unit: Callable[[], T]) -> tuple[T, Callbacks]:
+    def _run_from(self, place: object, unit: Callable[[], T]) -> tuple[T, Callbacks]:
         self._queue.leave(place)
         return self._repeated(unit)
 

@@ -205,14 +205,14 @@ class SqliteDatabase(Database):
         for row in self._connection.execute(sql):
             yield tuple(row)
 
-    def run(self, sql: str, *parameters: Any) -> int:
+    def _run(self, sql: str, parameters: tuple[Any, ...]) -> int:
         """Run a statement; return the number of changed rows."""
         try:
             return self._execute(sql, parameters).rowcount
         except sqlite3.DatabaseError as error:
             raise self._failure(error) from None
 
-    def insert(self, sql: str, *parameters: Any) -> int:
+    def _insert(self, sql: str, parameters: tuple[Any, ...]) -> int:
         """Run an INSERT and return the id of the new row."""
         try:
             return self._execute(sql, parameters).lastrowid or 0

@@ -70,6 +70,23 @@ async def test_callbacks_of_a_failed_unit_are_dropped(database: Database, plane:
     assert called == ["later"]
 
 
+async def test_statements_that_change_rows_are_counted(database: Database, plane: Plane) -> None:
+    def counts() -> list[int]:
+        start, found = database.changes(), []
+        for sql in ("UPDATE users SET name = name", "UPDATE users SET name = name WHERE id = 77"):
+            database.run(sql)
+            found.append(database.changes() - start)
+        database.insert("INSERT INTO users (name, created_at) VALUES (?, ?)", "a", WALL)
+        found.append(database.changes() - start)
+        database.all("SELECT * FROM users")
+        database.one_locked("SELECT * FROM users")
+        return [*found, database.changes() - start]
+
+    for work in (database.work, database.work_long):
+        assert await work(counts) == [1, 1, 2, 2]
+        await database.work(database.run, "DELETE FROM users WHERE name = ?", "a")
+
+
 async def test_values_come_back_as_they_were_stored(database: Database, plane: Plane) -> None:
     device_id = await new_device(plane)
     key, name = bytes(range(32)), "übel ' \" % ? \\ 🦊"

@@ -17,7 +17,6 @@ from certctrl.plane.devices import DeviceFacts
 from certctrl.plane.errors import ErrorResponse, conflict
 from certctrl.plane.reports import Ack
 from certctrl.plane.sessions import DeviceSession
-from certctrl.plane.storage import gathering
 from certctrl.plane.storage.database import Database
 from certctrl.plane.storage.gathering import _TRANSACTIONS, MOST_TOGETHER, Gathering
 from certctrl.plane.storage.signal_stream import Page, Waiter
@@ -33,14 +32,14 @@ async def together(*calls: Callable[[], Any], plane: Plane) -> tuple[list[Any], 
     results: list[Any] = [None] * len(calls)
     transactions = 0
 
-    def counted(units: Any) -> Any:
+    def counted(gathering: Gathering, units: Any) -> Any:
         nonlocal transactions
         transactions += 1
-        return call_all(units)
+        return call_all(gathering, units)
 
-    call_all = gathering._call_all
+    call_all = Gathering._call_all
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gathering, "_call_all", counted)
+        patch.setattr(Gathering, "_call_all", counted)
         await run_together(Gathering(plane.database), calls, results)
     return results, transactions
 
@@ -88,6 +87,35 @@ async def test_a_failed_unit_is_rolled_back_alone(plane: Plane) -> None:
     results, _ = await together(fail, lambda: plane.devices.add_user("a")["name"], plane=plane)
     assert isinstance(results[0], ZeroDivisionError) and results[1] == "a"
     assert await names(plane) == ["operator", "a"]
+
+
+@pytest.mark.parametrize("statement", ["insert", "run"])
+async def test_nothing_is_stored_of_a_unit_that_is_refused_after_a_change(plane: Plane, statement: str) -> None:
+    error, calls = conflict("This name is taken"), []
+
+    def refuse_late() -> None:
+        getattr(plane.database, statement)("INSERT INTO users (name, created_at) VALUES (?, ?)", "late", 1.0)
+        raise error
+
+    def succeed(name: str) -> str:
+        calls.append(name)
+        return str(plane.devices.add_user(name)["name"])
+
+    results, transactions = await together(lambda: succeed("a"), refuse_late, lambda: succeed("b"), plane=plane)
+    assert (results, transactions) == (["a", error, "b"], 1)
+    assert sorted(await names(plane)) == ["a", "b", "operator"]
+    assert sorted(calls[-2:]) == ["a", "b"], "each was called alone in the end"
+
+
+async def test_a_unit_that_is_refused_after_changing_no_row_does_not_repeat_the_others(plane: Plane) -> None:
+    error, calls = conflict("No such user"), []
+
+    def refuse() -> None:
+        if not plane.database.run("DELETE FROM users WHERE id = ?", 77):
+            raise error
+
+    results, transactions = await together(refuse, lambda: calls.append("a"), refuse, plane=plane)
+    assert (results, transactions, calls) == ([error, None, error], 1, ["a"])
 
 
 async def test_a_failing_database_fails_all_units(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
