@@ -8,8 +8,8 @@ from typing import Any
 
 from certctrl import lean
 from certctrl.plane.clock import when
-from certctrl.plane.errors import conflict, invalid_token, not_found, unavailable
-from certctrl.plane.limits import Buckets
+from certctrl.plane.errors import conflict, invalid_token, not_found, rate_limited, unavailable
+from certctrl.plane.limits import Buckets, caller_of
 from certctrl.plane.settings import PlaneSettings
 from certctrl.plane.shared_limits import SharedBuckets
 from certctrl.plane.storage.database import Database, Row
@@ -21,6 +21,10 @@ _SLOW_DOWN_SECONDS = 5.0
 """Added permanently to the interval by each ``slow_down``."""
 _LONGEST_INTERVAL = 60.0
 """No interval grows beyond this, so that a hasty device still learns the decision before its grant expires."""
+_PENDING_SHARE = 10
+"""One address may have this part of all pending grants, a tenth, so that it cannot keep out devices of others."""
+_FULL_SECONDS = 60
+"""After how long a device should try again that finds too many grants pending."""
 _TOLERANCE_SECONDS = 0.5
 """How early a poll may arrive: clocks and networks are not exact."""
 
@@ -59,13 +63,11 @@ class Grants:
         """Unknown device codes that one address may poll this plane with."""
 
     def start(self, request: GrantRequest, caller: str) -> dict[str, Any]:
-        """Return the codes of a new grant, rate-limited per ``caller``; ErrorResponse 429 or 503."""
+        """Return the codes of a new grant, limited per ``caller`` and in all; ErrorResponse 429 or 503."""
         self._starts.take(caller)
         now = self._wall_now()
         self._delete_old(now)
-        pending = self._db.one("SELECT count(*) AS n FROM grants WHERE status = 'pending' AND expires_at > ?", now)
-        if pending is not None and pending["n"] >= self._settings.pending_grants:
-            raise unavailable("Too many devices are waiting for approval", 60)
+        self._refuse_too_many(caller, now)
         device_code, user_code = secrets.token_urlsafe(32), self._new_user_code()
         self._db.run(
             "INSERT INTO grants (device_code_hash, user_code, status, name, platform, device_public_id, user_agent,"
@@ -163,6 +165,20 @@ class Grants:
         """Delete grants that expired a while ago, and limits that no longer count."""
         self._starts.delete_expired()
         self._delete_old(self._wall_now())
+
+    def _refuse_too_many(self, caller: str, now: float) -> None:
+        """Raise ErrorResponse 429 if too many grants of one caller are pending, 503 if too many of all are."""
+        rows = self._db.all(
+            "SELECT address, count(*) AS n FROM grants WHERE status = 'pending' AND expires_at > ? GROUP BY address",
+            now,
+        )
+        pending = sum(row["n"] for row in rows)
+        share = max(1, self._settings.pending_grants // _PENDING_SHARE)
+        if pending >= share and sum(row["n"] for row in rows if caller_of(row["address"]) == caller) >= share:
+            what = "Too many devices of this address are waiting for approval"
+            raise rate_limited(_FULL_SECONDS, f"{share} waiting devices", what)
+        if pending >= self._settings.pending_grants:
+            raise unavailable("Too many devices are waiting for approval", _FULL_SECONDS)
 
     def _delete_old(self, now: float) -> None:
         self._db.run("DELETE FROM grants WHERE expires_at < ?", now - self._settings.grant_seconds)

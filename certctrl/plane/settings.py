@@ -26,7 +26,7 @@ class PlaneSettings:
     grant_interval_seconds: int = 5
     registration_code_seconds: int = 300
     pending_grants: int = 1000
-    """Maximum device grants waiting for approval."""
+    """Maximum device grants waiting for approval; one address may have a tenth of them."""
     certificate_seconds: int = 90 * DAY
     shared_renewal_seconds: int = 10
     """Devices that renew the same certificate within this time share one renewal."""

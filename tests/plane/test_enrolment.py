@@ -155,12 +155,36 @@ async def test_user_codes_are_accepted_in_any_spelling(world: World) -> None:
 async def test_pending_grants_are_listed_and_bounded(build: Callable[..., Any]) -> None:
     world = build(pending_grants=2)
     first = await start(world)
+    world.stranger.address = "198.51.100.7"
     await start(world, name="web-2")
+    world.stranger.address = "198.51.100.8"
     reply = await world.stranger("POST", "/auth/device", START)
     assert (reply.status, reply.key, reply.headers["retry-after"]) == (503, "SERVICE_UNAVAILABLE", "60")
     rows = (await world.operator("GET", "/apiv1/device-grants")).data
     assert [row["name"] for row in rows] == ["web-1", "web-2"]
     await decide(world, first)
+    await start(world)
+
+
+@pytest.mark.parametrize(
+    ("addresses", "other"),
+    [(["192.0.2.7"] * 3, "192.0.2.8"), (["2001:db8::1", "2001:db8::2", "2001:db8:0:0:ffff::3"], "2001:db8:0:1::1")],
+)
+async def test_one_address_may_have_a_tenth_of_the_pending_grants(
+    build: Callable[..., Any], addresses: list[str], other: str
+) -> None:
+    world = build(pending_grants=20)
+    grants = []
+    for world.stranger.address in addresses[:2]:
+        grants.append(await start(world))
+    world.stranger.address = addresses[2]
+    reply = await world.stranger("POST", "/auth/device", START)
+    assert (reply.status, reply.key, reply.headers["retry-after"]) == (429, "RATE_LIMITED", "60")
+    assert reply.what == "Too many devices of this address are waiting for approval"
+    world.stranger.address = other
+    await start(world)
+    await decide(world, grants[0])
+    world.stranger.address = addresses[2]
     await start(world)
 
 
