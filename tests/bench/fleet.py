@@ -65,7 +65,7 @@ def measure(work: Path, *, quick: bool) -> Iterator[dict[str, Any]]:
         moved = move_to(fleet, url, work / "moved")
         one = on_postgres(moved, url, signals)
         yield from postgres_rows(count, one, sqlite)
-        yield from worker_rows(count, on_postgres(moved, url, signals // 10, WORKERS), one)
+        yield from worker_rows(count, on_postgres(moved, url, max(20, signals // 10), WORKERS), one)
 
 
 # --- held polls -------------------------------------------------------------------------------------------------------
