@@ -27,8 +27,8 @@ class Authenticator:
     def __init__(self, plane: Plane) -> None:
         self._plane = plane
 
-    async def as_device(self, request: Request, function: Callable[[DeviceSession], T]) -> T:
-        """Authenticate the calling device and call a function with its session, in one unit of work.
+    async def as_device(self, request: Request, function: Callable[[DeviceSession], T], *, long: bool = False) -> T:
+        """Authenticate the calling device and call a function with its session, in one unit of work, perhaps a long one.
 
         The function should raise its own ErrorResponses before it changes anything (``Gathering.work``). ErrorResponse 401
         or 403 for other callers.
@@ -42,7 +42,7 @@ class Authenticator:
             return function(session)
 
         try:
-            return await self._plane.work_together(unit)
+            return await (self._plane.work_long(unit) if long else self._plane.work_together(unit))
         finally:
             if known:
                 note_authenticated(request)

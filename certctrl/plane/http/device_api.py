@@ -26,6 +26,8 @@ from certctrl.plane.sessions import DeviceSession
 from certctrl.protocol.wire.poll import FREE_HEADER, FREE_VALUE
 
 _MAX_PAGE = 500
+_FEW_EVENTS = 10
+"""Outcomes of one report that are stored in one transaction with other requests, on the event loop with SQLite."""
 
 
 class DeviceApi:
@@ -142,7 +144,8 @@ class DeviceApi:
                 raise report
             self._plane.reports.store(session.device_id, report.events)
 
-        await self._authenticator.as_device(request, store)
+        many = isinstance(report, bodies.Report) and len(report.events) > _FEW_EVENTS
+        await self._authenticator.as_device(request, store, long=many)
         return empty_answer()
 
     # --- resources -------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from certctrl.plane.core import Plane
 from certctrl.plane.devices import LONGEST_PAGE
-from certctrl.plane.http.answers import data_answer, json_answer, json_of
+from certctrl.plane.http.answers import json_answer, json_of
 from certctrl.plane.http.reading import whole_number
 from certctrl.plane.http.routing import number
 
@@ -24,19 +24,21 @@ async def listed(plane: Plane, request: Request, page_of: Page) -> Response:
     after_id = whole_number(asked.get("after_id", "0"), "after_id", 0)
     if "limit" in asked:
         limit = whole_number(asked["limit"], "limit", 1, LONGEST_PAGE)
-        return data_answer(await plane.work_long(page_of, user_id, after_id, limit))
-
-    def read() -> tuple[list[dict[str, Any]], bytes]:
-        page = page_of(user_id, after_id, LONGEST_PAGE)
-        return page, json_of(page)[1:-1]
-
+        _, text = await plane.work_long(_read, page_of, user_id, after_id, limit)
+        return json_answer(b'{"data":' + text + b"}")
     texts = []
     while True:
-        page, text = await plane.work_long(read)
+        page, text = await plane.work_long(_read, page_of, user_id, after_id, LONGEST_PAGE)
         if page:
-            texts.append(text)
+            texts.append(text[1:-1])
             after_id = page[-1]["id"]
         if len(page) < LONGEST_PAGE:
             break
         await trio.lowlevel.checkpoint()
     return json_answer(b'{"data":[' + b",".join(texts) + b"]}")
+
+
+def _read(page_of: Page, user_id: int, after_id: int, limit: int) -> tuple[list[dict[str, Any]], bytes]:
+    """Return a page and its JSON text, which takes as long to make as the page takes to read."""
+    page = page_of(user_id, after_id, limit)
+    return page, json_of(page)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from issued import issue
 from plane_world import UPDATES, World
 
@@ -27,6 +28,25 @@ async def test_a_request_of_a_device_is_one_unit_of_work(world: World) -> None:
     for method, path, body in requests:
         assert (await device(method, path, body)).status in (200, 204), path
     assert world.units.of == {f"{method} {path}": 1 for method, path, _ in requests}
+
+
+async def test_a_report_of_many_outcomes_is_a_long_unit(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    device, long = await world.device(), []
+    work_long = world.plane.work_long
+
+    async def noted(*args: Any) -> Any:
+        long.append(args)
+        return await work_long(*args)
+
+    monkeypatch.setattr(world.plane, "work_long", noted)
+    world.units.of.clear()
+    for count in (10, 11):
+        signal = {"type": "cert.renewed", "ts_ms": 1, "ref": {"cert_id": 1}}
+        events = [{"type": "signal.ack", "signal": signal, "outcome": "applied"}] * count
+        body = {"schema": "certctrl.device.notify.v1", "events": events}
+        assert (await device("POST", f"{SELF}/notify", body)).status == 204
+        assert len(long) == count - 10
+    assert world.units.of == {f"POST {SELF}/notify": 2}
 
 
 async def test_a_request_of_an_operator_is_one_unit_of_work_unless_it_makes_a_key(world: World) -> None:
