@@ -26,7 +26,7 @@ from certctrl.plane.sessions import DeviceSession
 from certctrl.protocol.wire.poll import FREE_HEADER, FREE_VALUE
 
 _MAX_PAGE = 500
-_FEW_EVENTS = 10
+_FEW_EVENTS = 5
 """Outcomes of one report that are stored in one transaction with other requests, on the event loop with SQLite."""
 
 

@@ -40,12 +40,12 @@ async def test_a_report_of_many_outcomes_is_a_long_unit(world: World, monkeypatc
 
     monkeypatch.setattr(world.plane, "work_long", noted)
     world.units.of.clear()
-    for count in (10, 11):
+    for count in (5, 6):
         signal = {"type": "cert.renewed", "ts_ms": 1, "ref": {"cert_id": 1}}
         events = [{"type": "signal.ack", "signal": signal, "outcome": "applied"}] * count
         body = {"schema": "certctrl.device.notify.v1", "events": events}
         assert (await device("POST", f"{SELF}/notify", body)).status == 204
-        assert len(long) == count - 10
+        assert len(long) == count - 5
     assert world.units.of == {f"POST {SELF}/notify": 2}
 
 
