@@ -8,7 +8,7 @@ new anchor to its agents, and switches at an operator's command.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection
-from functools import cached_property
+from functools import partial
 from typing import Any
 
 from certctrl.model.offload import Offload
@@ -38,15 +38,23 @@ class Anchor:
         self._wall_now = wall_now
         self._offload = offload
         self._shared = shared
+        self._own: BuiltinCa | None = None
         self.switched = database.setting(_SETTING) != _SHARED
         """Whether the plane serves its own CA."""
         self.on_switch: Callable[[], Awaitable[object]] | None = None
         """Replaces certificate and files of a plane that is being served."""
 
-    @cached_property
+    @property
     def own(self) -> BuiltinCa:
-        """The CA that issues only the plane's TLS certificate."""
-        return BuiltinCa(self._db, self._keyring, self._wall_now, self._offload, PLANE_TLS)
+        """The CA that issues only the plane's TLS certificate; kept once it is committed, so that it is a stored one."""
+        if self._own is not None:
+            return self._own
+        own = BuiltinCa(self._db, self._keyring, self._wall_now, self._offload, PLANE_TLS)
+        self._db.after_commit(partial(self._keep, own))
+        return own
+
+    def _keep(self, own: BuiltinCa) -> None:
+        self._own = self._own or own
 
     @property
     def ca(self) -> BuiltinCa:

@@ -139,6 +139,15 @@ async def test_the_switch_waits_for_every_active_device(old: tuple[Path, str]) -
         assert (root / "issuing-ca.pem").read_text() == ca
 
 
+async def test_a_refused_switch_hands_out_no_anchor_that_is_not_stored(old: tuple[Path, str]) -> None:
+    with opened(old[0]) as plane:
+        with pytest.raises(ErrorResponse, match="have not confirmed"):
+            await plane.anchor.switch(force=False)  # the first use of the CA, rolled back
+        offered = await plane.work(plane.anchor.offer)
+    with opened(old[0]) as plane:
+        assert await plane.work(plane.anchor.offer) == offered
+
+
 async def test_a_forced_switch_says_who_is_lost(old: tuple[Path, str]) -> None:
     with opened(old[0]) as plane:
         done = await plane.anchor.switch(force=True)

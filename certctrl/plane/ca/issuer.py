@@ -97,7 +97,7 @@ class BuiltinCa:
         self._wall_now = wall_now
         self._offload = offload
         self._purpose = purpose
-        self._root = self._load("root") or self._store("root", self._make_root())
+        self._root = self._load("root") or self._first_root(self._make_root())
         self._intermediate = self._load("intermediate")
 
     @property
@@ -170,14 +170,17 @@ class BuiltinCa:
         row = self._db.one("SELECT value_enc FROM secrets WHERE name = ?", name)
         return None if row is None else Authority.from_sealed_form(self._keyring.unseal(name, row["value_enc"]))
 
-    def _store(self, part: str, authority: Authority) -> Authority:
+    def _first_root(self, made: Authority) -> Authority:
+        """Store a root, and return it, or the one that another plane on the database has stored meanwhile."""
+        self._store("root", made, "NOTHING")
+        return self._load("root") or made
+
+    def _store(
+        self, part: str, authority: Authority, otherwise: str = "UPDATE SET value_enc = excluded.value_enc"
+    ) -> Authority:
         name = f"{self._purpose.secret}-{part}"
         sealed = self._keyring.seal(name, authority.sealed_form())
-        self._db.run(
-            "INSERT INTO secrets VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value_enc = excluded.value_enc",
-            name,
-            sealed,
-        )
+        self._db.run(f"INSERT INTO secrets VALUES (?, ?) ON CONFLICT (name) DO {otherwise}", name, sealed)
         return authority
 
 
