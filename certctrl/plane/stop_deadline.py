@@ -6,6 +6,7 @@ keepalives it may wait without end. Ending the process loses no more than kill -
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -15,6 +16,8 @@ from certctrl.errors import ExitStatus
 
 STOP_SECONDS = 20.0
 """More than a plane takes that answers thousands of polls, less than systemd waits."""
+
+_SAY_SECONDS = 1.0
 
 log = logging.getLogger("certctrl.Plane")
 
@@ -27,7 +30,15 @@ def end_in_time() -> None:
 
 
 def _end() -> None:
-    log.error("not stopped after %.0f s, ending anyway: the last polls of devices are not saved", STOP_SECONDS)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    says = threading.Thread(target=_say, daemon=True)
+    says.start()
+    says.join(_SAY_SECONDS)
     os._exit(ExitStatus.DONE)
+
+
+def _say() -> None:
+    """Log why; if nobody reads the log, this may wait without end, too."""
+    log.error("not stopped after %.0f s, ending anyway: the last polls of devices are not saved", STOP_SECONDS)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # None, broken and closed ones
+            stream.flush()
