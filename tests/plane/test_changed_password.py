@@ -72,6 +72,15 @@ def test_a_new_connection_uses_the_password_of_now(
     database.connect_to_listen().close()
 
 
+def test_a_new_password_may_contain_brackets(
+    own_postgres: PostgresServer, database: Any, file: Path, contents: str
+) -> None:
+    """They have a meaning in URLs, which the parser of libpq does not need to know in a password."""
+    own_postgres.sql("ALTER ROLE app PASSWORD 'sec[ond'")
+    file.write_text(contents.format("sec[ond"))
+    reconnect(database)
+
+
 def test_a_file_that_cannot_be_read_again_leaves_the_former_password(
     database: Any, file: Path, contents: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -85,7 +85,7 @@ def _address(url: str, file: str, environ: Mapping[str, str]) -> DatabaseAddress
     if "://" in secret:
         if url:
             raise UsageError("two databases are given", fix="give either --database or a file with the whole URL")
-        if urlsplit(secret).scheme not in _SCHEMES:
+        if secret.partition("://")[0] not in _SCHEMES:
             raise ConfigError("contains another URL than PostgreSQL's", file=file or CREDENTIAL, fix=f"use {_EXAMPLE}")
         return DatabaseAddress(secret, None)
     if not url and secret:
