@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import attrs
+import trio
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
@@ -17,6 +18,7 @@ from certctrl import lean
 from certctrl.model.offload import Offload
 from certctrl.plane.ca.x509 import (
     Authority,
+    PrivateKey,
     fingerprint,
     key_der,
     new_intermediate,
@@ -35,6 +37,8 @@ _INTERMEDIATE_VALIDITY = 5 * 365 * DAY
 _INTERMEDIATE_RENEWAL = 2 * 366 * DAY
 """How long before its expiry an intermediate is replaced: leaves (at most 366 days) must not outlive it."""
 _BACKDATE_SECONDS = 300
+_KEYS_TOGETHER = 8
+"""RSA keys made at a time, so that a wave of renewals leaves threads for the database."""
 
 
 @lean.frozen(kw_only=True)
@@ -96,6 +100,7 @@ class BuiltinCa:
         self._keyring = keyring
         self._wall_now = wall_now
         self._offload = offload
+        self._making_keys = trio.CapacityLimiter(_KEYS_TOGETHER)
         self._purpose = purpose
         self._root = self._load("root") or self._first_root(self._make_root())
         self._intermediate = self._load("intermediate")
@@ -123,7 +128,7 @@ class BuiltinCa:
 
     async def issue(self, names: Sequence[str], *, key_type: str, validity_seconds: int) -> Issued:
         """Return a leaf that is valid for ``validity_seconds``, from slightly before now, because clocks differ."""
-        key = await self._offload(new_key, key_type) if key_type.startswith("rsa") else new_key(key_type)
+        key = await self._rsa_key(key_type) if key_type.startswith("rsa") else new_key(key_type)
         now = self._wall_now()
         issuer = self._intermediate
         if issuer is None or self._is_due(issuer, now):
@@ -164,6 +169,11 @@ class BuiltinCa:
         # unique: one trust store may contain the roots of several planes
         name = f"{self._purpose.subject} root CA {secrets.token_hex(4)}"
         return new_root(name, not_before=now - DAY, not_after=now + _ROOT_VALIDITY)
+
+    async def _rsa_key(self, key_type: str) -> PrivateKey:
+        async with self._making_keys:
+            key: PrivateKey = await self._offload(new_key, key_type)
+        return key
 
     def _load(self, part: str) -> Authority | None:
         name = f"{self._purpose.secret}-{part}"

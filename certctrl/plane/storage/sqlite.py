@@ -19,6 +19,7 @@ import random
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -129,11 +130,12 @@ class SqliteDatabase(Database):
 
     async def _patiently(self, unit: Callable[[], T], offload: Offload | None) -> T:
         """Run the unit, again for a while if another process has locked the database."""
-        deadline = trio.current_time() + _LOCKED_SECONDS
+        deadline = inf  # the wait for its turn does not count
         while True:
             try:
                 return await self._once(unit, offload)
             except DatabaseLockedError:
+                deadline = min(deadline, trio.current_time() + _LOCKED_SECONDS)
                 if trio.current_time() >= deadline:
                     raise
             await trio.sleep(random.uniform(*_LOCKED_PAUSE))

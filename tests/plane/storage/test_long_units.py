@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import trio
 import trio.testing
 from engine_plane import new_device, plane_on
 
+from certctrl.plane.ca.x509 import new_key
 from certctrl.plane.core import Plane
 from certctrl.plane.errors import conflict
 from certctrl.plane.storage.database import Database
@@ -190,6 +193,48 @@ async def test_a_statement_outside_of_units_is_refused_while_a_long_one_runs(sql
             sqlite_plane.devices.add_user("b")
         gate.may_go_on.set()
     assert await names(sqlite_plane) == ["operator", "long"]
+
+
+async def test_the_wait_for_a_long_unit_is_none_for_a_lock(
+    sqlite_plane: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A unit that had to wait for its turn is still patient with another process."""
+    monkeypatch.setattr("certctrl.plane.storage.sqlite._LOCKED_SECONDS", 1.0)
+    gate = Gate(sqlite_plane)
+    assert sqlite_plane.data is not None
+    other = sqlite3.connect(sqlite_plane.data.database, isolation_level=None)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sqlite_plane.work_long, gate.unit)
+        await gate.entered.wait()
+        await started(nursery, lambda: sqlite_plane.work(sqlite_plane.devices.add_user, "patient"))
+        await trio.sleep(1.1)
+        sqlite_plane.database.after_commit(partial(other.execute, "BEGIN IMMEDIATE"))  # as soon as the long one ends
+        gate.may_go_on.set()
+        await trio.sleep(0.3)
+        other.execute("ROLLBACK")
+    assert await names(sqlite_plane) == ["operator", "long", "patient"]
+    other.close()
+
+
+async def test_keys_that_are_being_made_hold_up_no_long_unit(
+    sqlite_plane: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More renewals than Trio has threads: a long unit, and all that wait for it, must not wait for a thread."""
+    may_go_on = threading.Event()
+
+    def slow(key_type: str) -> Any:
+        assert may_go_on.wait(HANGS)
+        return new_key("ecdsa-p256")
+
+    monkeypatch.setattr("certctrl.plane.ca.issuer.new_key", slow)
+    async with trio.open_nursery() as nursery:
+        for number in range(50):
+            nursery.start_soon(partial(sqlite_plane.certificates.issue, 1, [f"{number}.example"], key_type="rsa-2048"))
+        await trio.sleep(0.2)
+        with trio.move_on_after(10) as scope:
+            await sqlite_plane.work_long(sqlite_plane.devices.users)
+        may_go_on.set()
+    assert not scope.cancelled_caught
 
 
 async def test_a_short_unit_is_no_checkpoint(sqlite_plane: Plane) -> None:
