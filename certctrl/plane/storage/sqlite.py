@@ -4,7 +4,8 @@ A read takes 0.02 ms and a durable write one fsync, less than a thread switch, a
 clock. WAL with ``synchronous=FULL``: acknowledged changes survive kill -9 and power loss.
 
 No other task can run during a unit that runs inline. A long one (``work_long``) runs in a worker thread, and all others
-wait for its end, in order of arrival, while the event loop goes on with other tasks. A unit of work that finds a lock
+wait for its end, in order of arrival, while the event loop goes on with other tasks. Of several long ones, all but one
+wait apart, so that they hold up short ones no longer than two do. A unit of work that finds a lock
 of another process is repeated for a while, without blocking other tasks. A database that cannot be written is opened
 read-only.
 """
@@ -63,6 +64,8 @@ class SqliteDatabase(Database):
         self._offload = offload
         self._turn = trio.Lock()
         """Held by the unit that runs."""
+        self._next_long = trio.Lock()
+        """Held by the long unit that runs or is the next, so that a short one waits for two of them at most."""
         self._queue = Queue()
         self._thread: int | None = None
         """The thread of the unit that runs."""
@@ -133,7 +136,7 @@ class SqliteDatabase(Database):
         deadline = inf  # the wait for its turn does not count
         while True:
             try:
-                return await self._once(unit, offload)
+                return await (self._once_long(unit, offload) if offload else self._once(unit, None))
             except DatabaseLockedError:
                 deadline = min(deadline, trio.current_time() + _LOCKED_SECONDS)
                 if trio.current_time() >= deadline:
@@ -153,6 +156,17 @@ class SqliteDatabase(Database):
         finally:
             self._turn.release()
         return result
+
+    async def _once_long(self, unit: Callable[[], T], offload: Offload) -> T:
+        """Run the unit, as ``_once``, when no other long one runs or is the next."""
+        try:
+            self._next_long.acquire_nowait()
+        except trio.WouldBlock:
+            await self._next_long.acquire()
+        try:
+            return await self._once(unit, offload)
+        finally:
+            self._next_long.release()
 
     def _committed(self, unit: Callable[[], T]) -> T:
         self._thread = threading.get_ident()
