@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from functools import partial
+from functools import lru_cache, partial
 from ipaddress import IPv6Address, ip_address
 
 from certctrl import lean
@@ -141,6 +141,7 @@ def plain_address(address: str) -> str:
     return address if mapped is None else str(mapped)
 
 
+@lru_cache(maxsize=4096)  # more than the pending grants, whose addresses each start of one compares
 def caller_of(address: str) -> str:
     """Return the caller that an address belongs to: an IPv4 address, or an IPv6 /64, which one host may own."""
     address = plain_address(address)
