@@ -8,7 +8,7 @@ from typing import Any
 
 from certctrl import lean
 from certctrl.plane.clock import when
-from certctrl.plane.errors import conflict, invalid_token, not_found, rate_limited, unavailable
+from certctrl.plane.errors import ErrorResponse, conflict, invalid_token, not_found, rate_limited, unavailable
 from certctrl.plane.limits import Buckets, caller_of
 from certctrl.plane.settings import PlaneSettings
 from certctrl.plane.shared_limits import SharedBuckets
@@ -62,12 +62,16 @@ class Grants:
         self._unknown = Buckets(1.0, 60, monotonic)
         """Unknown device codes that one address may poll this plane with."""
 
-    def start(self, request: GrantRequest, caller: str) -> dict[str, Any]:
-        """Return the codes of a new grant, limited per ``caller`` and in all; ErrorResponse 429 or 503."""
+    def start(self, request: GrantRequest, caller: str) -> dict[str, Any] | ErrorResponse:
+        """Return the codes of a new grant, limited per ``caller`` and in all; ErrorResponse 429 or 503.
+
+        If too many are pending, the error is returned instead: the unit of work must commit, so that refusals count.
+        """
         self._starts.take(caller)
         now = self._wall_now()
         self._delete_old(now)
-        self._refuse_too_many(caller, now)
+        if (refusal := self._too_many(caller, now)) is not None:
+            return refusal
         device_code, user_code = secrets.token_urlsafe(32), self._new_user_code()
         self._db.run(
             "INSERT INTO grants (device_code_hash, user_code, status, name, platform, device_public_id, user_agent,"
@@ -166,8 +170,8 @@ class Grants:
         self._starts.delete_expired()
         self._delete_old(self._wall_now())
 
-    def _refuse_too_many(self, caller: str, now: float) -> None:
-        """Raise ErrorResponse 429 if too many grants of one caller are pending, 503 if too many of all are."""
+    def _too_many(self, caller: str, now: float) -> ErrorResponse | None:
+        """Return 429 if too many grants of one caller are pending, 503 if too many of all are."""
         rows = self._db.all(
             "SELECT address, count(*) AS n FROM grants WHERE status = 'pending' AND expires_at > ? GROUP BY address",
             now,
@@ -176,9 +180,10 @@ class Grants:
         share = max(1, self._settings.pending_grants // _PENDING_SHARE)
         if pending >= share and sum(row["n"] for row in rows if caller_of(row["address"]) == caller) >= share:
             what = "Too many devices of this address are waiting for approval"
-            raise rate_limited(_FULL_SECONDS, f"{share} waiting devices", what)
+            return rate_limited(_FULL_SECONDS, f"{share} waiting devices", what)
         if pending >= self._settings.pending_grants:
-            raise unavailable("Too many devices are waiting for approval", _FULL_SECONDS)
+            return unavailable("Too many devices are waiting for approval", _FULL_SECONDS)
+        return None
 
     def _delete_old(self, now: float) -> None:
         self._db.run("DELETE FROM grants WHERE expires_at < ?", now - self._settings.grant_seconds)

@@ -19,12 +19,13 @@ import trio
 
 from certctrl import lean
 from certctrl.backoff import grown
+from certctrl.plane.stop_deadline import STOP_SECONDS
 from certctrl.plane.storage.data_dir import DataDir, disk_errors, keep_file, make_data_dir
 
 _HEALTHY_SECONDS = 30.0
 """A worker that has lived so long is started again immediately."""
 _LONGEST_PAUSE = 30.0
-_STOP_SECONDS = 20.0
+_STOP_SECONDS = STOP_SECONDS + 3.0  # each worker says itself that it has not stopped in time
 _AWAITED = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP)
 
 log = logging.getLogger("certctrl.Plane.workers")

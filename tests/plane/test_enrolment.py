@@ -188,6 +188,14 @@ async def test_one_address_may_have_a_tenth_of_the_pending_grants(
     await start(world)
 
 
+async def test_refusals_of_an_address_with_too_many_pending_grants_are_rate_limited(build: Callable[..., Any]) -> None:
+    world = build(pending_grants=10)
+    replies = [await world.stranger("POST", "/auth/device", START) for _ in range(21)]
+    assert [reply.status for reply in replies] == [200] + [429] * 20
+    assert "waiting for approval" in replies[19].what
+    assert replies[20].what == "Rate limit exceeded"
+
+
 async def test_grants_are_rate_limited_per_address(world: World) -> None:
     statuses = [(await world.stranger("POST", "/auth/device", START)).status for _ in range(21)]
     assert statuses == [200] * 20 + [429]

@@ -85,6 +85,8 @@ class DeviceApi:
             scopes=" ".join(start.scopes),
         )
         grant = await self._plane.work(self._plane.grants.start, asked, caller_of(address))
+        if isinstance(grant, ErrorResponse):
+            raise grant
         page = (self._plane.settings.public_url or str(request.base_url)).rstrip("/") + "/device"
         complete = f"{page}?user_code={quote(grant['user_code'])}"
         return grant | {"verification_uri": page, "verification_uri_complete": complete}

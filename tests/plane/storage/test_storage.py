@@ -151,6 +151,7 @@ async def test_the_database_contains_no_plaintext_secret(data: Path) -> None:
     with opened(data) as plane:
         before = await busy(plane)
         grant = plane.grants.start(GrantRequest(), "x")
+        assert isinstance(grant, dict)
         page = await plane.operators.sign_in(plane.operator_key, "x")
         key = plane.keyring.unseal(
             f"certificate {before['row']['id']}",
