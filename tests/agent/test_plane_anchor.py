@@ -170,7 +170,7 @@ async def test_a_file_that_the_operator_changes_counts(host: Host, proven: bool)
 
 
 async def test_a_refresh_takes_the_new_ca_and_the_next_one_confirms_it(
-    host: Host, autojump_clock: Any, caplog: pytest.LogCaptureFixture
+    host: Host, autojump_clock: trio.abc.Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     world, confirmed = host.world, []

@@ -209,7 +209,7 @@ async def test_a_refused_registration_leaves_the_old_one(host: Host, autojump_cl
 @pytest.mark.parametrize("damage", [None, b"", b"\0" * 40, b"\xff\xfe"])
 @pytest.mark.parametrize("name", FILES)
 async def test_a_refused_registration_replaces_nothing(
-    host: Host, autojump_clock: Any, name: str, damage: bytes | None
+    host: Host, autojump_clock: MockClock, name: str, damage: bytes | None
 ) -> None:
     """Found by review: a new id and new keys were stored before the plane refused them."""
 
@@ -238,7 +238,7 @@ async def test_a_refused_registration_replaces_nothing(
 
 @pytest.mark.parametrize("damage", [None, b"\xff\xfe"])
 async def test_a_public_key_is_computed_from_its_secret_key(
-    host: Host, autojump_clock: Any, damage: bytes | None
+    host: Host, autojump_clock: MockClock, damage: bytes | None
 ) -> None:
     """A new pair would be refused as another device's, and could not open what is sealed to the old one."""
     plane = FakePlane()
@@ -251,7 +251,7 @@ async def test_a_public_key_is_computed_from_its_secret_key(
     assert plane.forms[0]["public_key"] == plane.forms[1]["public_key"]
 
 
-async def test_the_key_of_a_registration_is_proven(host: Host, autojump_clock: Any) -> None:
+async def test_the_key_of_a_registration_is_proven(host: Host, autojump_clock: MockClock) -> None:
     def challenge(form: dict[str, Any]) -> None:
         sealed = SealedBox(PublicKey(form["public_key"])).encrypt(b"r" * 32)
         assert form["prove"](sealed) == base64.b64encode(sha256(b"cert-ctrl key proof\0" + b"r" * 32).digest()).decode()

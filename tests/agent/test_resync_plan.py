@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 import pytest
 import trio
-from handler_world import AFTER, HOUR, LIVE, NOW, THERE, World, refused
+from handler_world import AFTER, HOUR, LIVE, NOW, THERE, FakePlane, World, refused
 from trio.testing import MockClock
 
 from certctrl.agent.reconcile import (
@@ -230,7 +230,7 @@ async def test_a_certificate_deployed_during_a_comparison_is_not_unlisted(
     scene.shows(THERE)
     fetch = type(scene.plane).fetch_certificates
 
-    async def meanwhile(plane: Any, token: str) -> list[CertificateSummary]:
+    async def meanwhile(plane: FakePlane, token: str) -> list[CertificateSummary]:
         found: list[CertificateSummary] = await fetch(plane, token)
         scene.has(second())
         return found

@@ -64,7 +64,7 @@ class GenerationStore:
         self.public = PublicNames(layout, fs)
         self._durable: set[tuple[str, str]] = set()  # settled or swept by this process
         self._verified: set[tuple[str, str]] = set()  # written or verified by this process, not live yet
-        self._pending: dict[tuple[str, str], tuple[Path, ref[Staged]]] = {}  # staged, not settled
+        self._pending: dict[str, dict[str, tuple[Path, ref[Staged]]]] = {}  # staged, not settled; by name and id
         self._lock = Lock()  # of _pending, for what has to happen together
 
     # --- reading ------------------------------------------------------------------------------------------
@@ -111,7 +111,7 @@ class GenerationStore:
         path = self._files.write(name, files, manifest)
         self._verified.add((name, found))
         staged = Staged(name=name, id=found, path=path, unchanged=False, files=tuple(hashes), number=number)
-        self._pending[name, found] = (path, ref(staged))
+        self._pending.setdefault(name, {})[found] = (path, ref(staged))
         return staged
 
     def _still_wanted(self, name: str, wanted: str) -> Staged | None:
@@ -119,19 +119,20 @@ class GenerationStore:
         self._give_up(name)
         with suppress(DiskError):  # tried again by `clear_up`
             self._files.clear_up()
-        _, held = self._pending.get((name, wanted), (None, None))
+        _, held = self._pending.get(name, {}).get(wanted, (None, None))
         return held() if held is not None else None
 
     def _give_up(self, name: str | None = None) -> None:
         """Doom what was staged and will never be settled, because nobody holds it; of one name or of all."""
         with self._lock:
-            for key, (path, held) in list(self._pending.items()):
-                if held() is None and name in (None, key[0]):
-                    self._files.doomed.add(path)
-                    self._forget(*key)
+            for one in list(self._pending) if name is None else [name]:
+                for generation, (path, held) in list(self._pending.get(one, {}).items()):
+                    if held() is None:
+                        self._files.doomed.add(path)
+                        self._forget(one, generation)
 
     def _forget(self, name: str, generation: str) -> None:
-        self._pending.pop((name, generation), None)
+        self._pending.get(name, {}).pop(generation, None)
         self._durable.discard((name, generation))
         self._verified.discard((name, generation))
         self._files.forget(name, generation)
@@ -166,7 +167,7 @@ class GenerationStore:
     @property
     def has_leftovers(self) -> bool:
         """Whether there may be something for `clear_up`."""
-        return bool(self._pending or self._files.doomed)
+        return any(self._pending.values()) or bool(self._files.doomed)
 
     def clear_up(self) -> None:
         """Remove staged generations that nobody holds, and what a failing disk kept from being removed.
@@ -192,7 +193,7 @@ class GenerationStore:
             for one in fresh:
                 self._fs.rename(one.path.name, one.id, at=homes[one.name])
                 self._files.note_settled(one.name, one.number, one.id)
-                self._pending.pop((one.name, one.id), None)
+                self._pending.get(one.name, {}).pop(one.id, None)
             sync_all(self._fs, list(homes.values()))
         self._durable.update((one.name, one.id) for one in staged)
 

@@ -6,13 +6,15 @@ import errno
 import gc
 from collections.abc import Callable
 from contextlib import suppress
+from weakref import ref
 
 import pytest
 from model_generations import LAYOUT, model_disk, publish, stage
 from modeldisk import ModelFs
 
 from certctrl.errors import DiskError
-from certctrl.store.deployments.generations import GenerationStore
+from certctrl.store.deployments import generations
+from certctrl.store.deployments.generations import GenerationStore, Staged
 
 
 @pytest.fixture
@@ -49,6 +51,30 @@ def test_material_that_is_staged_again_replaces_what_nobody_holds(fs: ModelFs, s
     assert {path.split("/")[-2] for path in temporary(fs) if path.endswith("private.key")} == {again.path.name}
     store.settle([again])
     assert store.switch({"a": again.id}) == {"a": None}
+
+
+def test_a_burst_does_not_look_at_all_that_is_staged_for_each_certificate(
+    store: GenerationStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at: list[str] = []
+
+    def counting(staged: Staged) -> Callable[[], Staged | None]:
+        held = ref(staged)
+
+        def look() -> Staged | None:
+            looked_at.append(staged_name)
+            return held()
+
+        return look
+
+    monkeypatch.setattr(generations, "ref", counting)
+    names = [f"n{number}" for number in range(20)]
+    held = []
+    for staged_name in names:
+        held += stage(store, staged_name)
+    assert looked_at == []
+    store.settle(held)
+    assert not store.has_leftovers
 
 
 def test_clearing_up_removes_only_what_nobody_holds(fs: ModelFs, store: GenerationStore) -> None:
