@@ -1,7 +1,7 @@
 """End the process if an orderly stop takes too long.
 
 A thread that waits for a database server cannot be cancelled, and over a Unix socket or to a machine that only answers
-keepalives it may wait without end. Ending the process loses no more than kill -9 does: the last polls of devices.
+keepalives it may wait forever. Ending the process loses what kill -9 would lose: when devices have last polled.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _end() -> None:
 
 
 def _say() -> None:
-    """Log why; if nobody reads the log, this may wait without end, too."""
+    """Log why; this blocks if the log is a full pipe."""
     log.error("not stopped after %.0f s, ending anyway: the last polls of devices are not saved", STOP_SECONDS)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, OSError, ValueError):  # None, broken and closed ones

@@ -1,4 +1,4 @@
-"""The deadline of a stop ends the process whoever reads what it writes."""
+"""The stop deadline ends the process even if its output is closed or not read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STUCK = """
 import fcntl, logging, os, sys
 reading, writing = os.pipe()
 fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
-os.write(writing, bytes(4096))  # nobody reads it
+os.write(writing, bytes(4096))  # never read
 logging.basicConfig(stream=os.fdopen(writing, "w"))
 """
 BEFORE = {

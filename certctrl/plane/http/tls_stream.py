@@ -75,7 +75,7 @@ class TlsStream:
         self._socket.close()
 
     async def _call(self, call: Callable[[A], T], argument: A) -> T:
-        """Call OpenSSL until it needs no more input or output, with at least one checkpoint."""
+        """Call OpenSSL, again after each wait for the socket, with at least one checkpoint."""
         await trio.lowlevel.checkpoint_if_cancelled()
         waited = False
         while True:

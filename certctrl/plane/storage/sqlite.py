@@ -3,11 +3,10 @@
 A read takes 0.02 ms and a durable write one fsync, less than a thread switch, and inline calls work under a virtual
 clock. WAL with ``synchronous=FULL``: acknowledged changes survive kill -9 and power loss.
 
-No other task can run during a unit that runs inline. A long one (``work_long``) runs in a worker thread, and all others
-wait for its end, in order of arrival, while the event loop goes on with other tasks. Of several long ones, all but one
-wait apart, so that they hold up short ones no longer than two do. A unit of work that finds a lock
-of another process is repeated for a while, without blocking other tasks. A database that cannot be written is opened
-read-only.
+No other task can run during a unit that runs inline. A long one (``work_long``) runs in a worker thread; meanwhile the
+event loop runs other tasks, and other units wait in order of arrival. At most one long unit waits among them, and further
+ones wait for it, so a short unit waits for at most two. A unit of work that finds a lock of another process is repeated
+for a while, without blocking other tasks. A database that cannot be written is opened read-only.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Long units of work: the event loop goes on meanwhile; other units wait on SQLite, and do not on PostgreSQL."""
+"""Long units of work do not stop the event loop; other units wait for them on SQLite, but not on PostgreSQL."""
 
 from __future__ import annotations
 
