@@ -80,6 +80,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "h11": ("certctrl.net.metrics_listener", "certctrl.plane.http.connection"),
     "starlette": ("certctrl.plane",),
     "sqlite3": ("certctrl.plane",),
+    "dns": ("certctrl.plane.challenges",),
     "prometheus_client": ("certctrl.agent", "certctrl.net.prometheus", "certctrl.plane"),
     "subprocess": ("certctrl.install.process", "certctrl.plane", "certctrl.sandbox"),
 }

@@ -1,0 +1,60 @@
+"""What a CA asks for as proof of a name, and what every way to answer it can do."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from typing import Protocol
+
+import attrs
+
+from certctrl import lean
+
+DNS_01, HTTP_01, TLS_ALPN_01 = "dns-01", "http-01", "tls-alpn-01"
+
+
+@lean.frozen(kw_only=True)
+class Proof:
+    """One challenge of a CA for one name (RFC 8555, section 8)."""
+
+    kind: str
+    """``dns-01``, ``http-01`` or ``tls-alpn-01``."""
+    identifier: str
+    """The name without ``*.``, or an IP address as text."""
+    token: str
+    key_authorization: str = attrs.field(repr=False)
+
+
+class Solver(Protocol):
+    """A way to answer challenges; failures are raised as ``IssuerError``."""
+
+    kinds: tuple[str, ...]
+    """The challenge types that it can answer."""
+
+    def solves(self, kind: str, identifier: str, wildcard: bool) -> bool:
+        """Return whether it answers this type of challenge for this name."""
+        ...
+
+    async def present(self, proofs: Sequence[Proof]) -> None:
+        """Publish the answers; return when the CA may ask."""
+        ...
+
+    async def clean_up(self, proofs: Sequence[Proof]) -> None:
+        """Take the answers back; called always, also for proofs of which some or none were published."""
+        ...
+
+    async def explain(self, proof: Proof) -> str:
+        """Say after a refusal by the CA what was asked, what came, and from which server."""
+        ...
+
+
+def dns_record_name(identifier: str) -> str:
+    """Return the name of the TXT record that proves a name (RFC 8555, section 8.4)."""
+    return f"_acme-challenge.{identifier}"
+
+
+def dns_record_value(proof: Proof) -> str:
+    """Return the text of the TXT record: the SHA-256 of the key authorization, in base64url without padding."""
+    digest = hashlib.sha256(proof.key_authorization.encode("ascii")).digest()
+    return base64.urlsafe_b64encode(digest).rstrip(b"=").decode("ascii")
