@@ -144,6 +144,59 @@ CREATE TABLE planes (
   started_at REAL NOT NULL, seen_at REAL NOT NULL, polls INTEGER NOT NULL, connections INTEGER NOT NULL
 ) WITHOUT ROWID;
 """,
+    """
+ALTER TABLE certificates ADD COLUMN issuer TEXT NOT NULL DEFAULT 'builtin';
+ALTER TABLE certificates ADD COLUMN key_origin TEXT NOT NULL DEFAULT 'plane';
+ALTER TABLE certificates ADD COLUMN profile TEXT NOT NULL DEFAULT '';
+ALTER TABLE certificates ADD COLUMN must_staple INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE certificates ADD COLUMN reuse_key INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE certificates ADD COLUMN renew_at REAL;
+ALTER TABLE certificates ADD COLUMN template_id INTEGER;
+ALTER TABLE certificates ADD COLUMN template_device_id INTEGER;
+ALTER TABLE certificates ADD COLUMN public_key_sha256 TEXT NOT NULL DEFAULT '';
+ALTER TABLE certificates ADD COLUMN revoke_code TEXT NOT NULL DEFAULT '';
+CREATE INDEX certificates_renewal ON certificates(renew_at);
+CREATE INDEX certificates_template ON certificates(template_id);
+
+CREATE TABLE issuers (
+  name TEXT PRIMARY KEY, kind TEXT NOT NULL, settings TEXT NOT NULL DEFAULT '{}', secrets_enc BLOB,
+  created_at REAL NOT NULL, updated_at REAL NOT NULL, used_at REAL,
+  problem TEXT NOT NULL DEFAULT '', fix TEXT NOT NULL DEFAULT '', problem_at REAL,
+  blocked_until REAL NOT NULL DEFAULT 0
+) WITHOUT ROWID;
+CREATE TABLE issuer_rules (domain TEXT PRIMARY KEY, issuer TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE issuer_items (
+  issuer TEXT NOT NULL, name TEXT NOT NULL, value_enc BLOB NOT NULL, PRIMARY KEY (issuer, name)
+) WITHOUT ROWID;
+
+CREATE TABLE orders (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, cert_id INTEGER NOT NULL REFERENCES certificates(id), issuer TEXT NOT NULL,
+  action TEXT NOT NULL CHECK (action IN ('issue', 'renew', 'replace')), reason TEXT NOT NULL DEFAULT '',
+  device_id INTEGER REFERENCES devices(id),
+  state TEXT NOT NULL CHECK (state IN ('csr_wanted', 'ready', 'done', 'failed', 'blocked')),
+  csr_der BLOB, key_enc BLOB, memo_enc BLOB, attempts INTEGER NOT NULL DEFAULT 0,
+  problem TEXT NOT NULL DEFAULT '', fix TEXT NOT NULL DEFAULT '',
+  created_at REAL NOT NULL, updated_at REAL NOT NULL, next_at REAL, finished_at REAL
+);
+CREATE UNIQUE INDEX orders_open ON orders(cert_id) WHERE state IN ('csr_wanted', 'ready', 'blocked');
+CREATE INDEX orders_certificate ON orders(cert_id, id);
+
+CREATE TABLE revoked_serials (
+  serial_number TEXT PRIMARY KEY, cert_id INTEGER, reason TEXT NOT NULL DEFAULT '', revoked_at REAL NOT NULL,
+  not_after REAL NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE http_challenges (
+  token TEXT PRIMARY KEY, key_authorization TEXT NOT NULL, identifier TEXT NOT NULL, expires_at REAL NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE host_challenges (
+  device_id INTEGER NOT NULL REFERENCES devices(id), token TEXT NOT NULL, kind TEXT NOT NULL, order_id INTEGER,
+  identifier TEXT NOT NULL, key_authorization TEXT NOT NULL, created_at REAL NOT NULL, expires_at REAL NOT NULL,
+  ready_at REAL, problem TEXT NOT NULL DEFAULT '', PRIMARY KEY (device_id, token)
+) WITHOUT ROWID;
+CREATE TABLE known_keys (
+  public_key_sha256 TEXT PRIMARY KEY, cert_id INTEGER NOT NULL, device_id INTEGER, at REAL NOT NULL
+) WITHOUT ROWID;
+""",
 )
 """One script per schema version, oldest first, in the words of SQLite; the database counts those that have run.
 

@@ -1,0 +1,1 @@
+"""Issuers of certificates: the built-in CA, ACME, commands and imports, behind one interface."""

@@ -1,0 +1,164 @@
+"""The interface of issuers: what they get, what they return, and what a kind of issuer must provide.
+
+Kinds are entry points of the group ``certctrl.issuers``. An issuer gets a certificate signing request and returns a
+chain; it never sees a private key, so that keys may be made at hosts. It may take days, and a crash may happen at any
+moment: what an issuer needs to continue goes into the memo of the order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import attrs
+
+from certctrl import lean
+from certctrl.errors import CertctrlError, ExitStatus
+from certctrl.model.offload import Offload
+from certctrl.plane.challenges.solver import Solver
+from certctrl.plane.settings import PlaneSettings
+from certctrl.plane.storage.database import Database
+from certctrl.plane.storage.keyring import Keyring
+
+BUILTIN = "builtin"
+"""The name of the issuer that is the plane's own CA; it needs no settings."""
+REASONS = (
+    "unspecified", "keyCompromise", "affiliationChanged", "superseded", "cessationOfOperation",
+)  # fmt: skip
+"""Reasons for a revocation that an operator may give (RFC 5280, section 5.3.1)."""
+
+SolverMaker = Callable[[Sequence[Mapping[str, Any]], Mapping[str, bytes]], Solver]
+"""Makes the solver of the list ``challenges`` of an issuer's settings, with the issuer's secrets."""
+
+
+class IssuerError(CertctrlError):
+    """An issuer, or a server it depends on, refuses or fails."""
+
+    exit_status = ExitStatus.UNAVAILABLE
+
+    def __init__(
+        self, what: str, *, fix: str | None = None, is_permanent: bool = False, retry_after: float | None = None
+    ) -> None:
+        super().__init__(what, fix=fix)
+        self.is_permanent = is_permanent
+        """Whether the same request will be refused again until an operator changes something."""
+        self.retry_after = retry_after
+        """Seconds until the issuer accepts a retry; None if it does not say."""
+
+
+async def forget(memo: str) -> None:
+    """Store no memo, for requests that need not survive a crash."""
+
+
+@lean.frozen(kw_only=True)
+class CertificateRequest:
+    """A certificate to issue."""
+
+    names: tuple[str, ...]
+    """Canonical; the first is primary. IP addresses as text; wildcards as ``*.example.com``."""
+    csr_der: bytes
+    """PKCS#10, signed by the certificate's key."""
+    validity_seconds: int
+    profile: str = ""
+    must_staple: bool = False
+    replaces_pem: str = ""
+    """The certificate that this one replaces."""
+    device_ids: tuple[int, ...] = ()
+    """The devices that will serve it, for challenges at hosts."""
+    memo: str = attrs.field(default="", repr=False)
+    """What an earlier attempt of the same order remembered."""
+    remember: Callable[[str], Awaitable[None]] = attrs.field(default=forget, repr=False)
+    """Store a memo durably; the next attempt gets it, even after a crash."""
+
+
+@lean.frozen(kw_only=True)
+class IssuedChain:
+    """An issued certificate."""
+
+    certificate_pem: str
+    chain_pem: str
+    """The leaf's issuer first, without the root."""
+
+
+@lean.frozen
+class RenewalWindow:
+    """When a CA wants a certificate to be renewed; seconds since the epoch."""
+
+    start: float
+    end: float
+    explanation_url: str = ""
+    check_again_at: float = 0
+
+
+class Issuer(Protocol):
+    """One issuer with its settings; raises IssuerError."""
+
+    async def issue(self, request: CertificateRequest) -> IssuedChain:
+        """Return a new certificate; repeating a request after a crash must be safe."""
+
+    async def revoke(self, certificate_pem: str, chain_pem: str, reason: str) -> None:
+        """Revoke a certificate for one of ``REASONS``; idempotent."""
+
+    async def renewal_window(self, certificate_pem: str, chain_pem: str) -> RenewalWindow | None:
+        """Return when the CA wants a certificate to be renewed; None if it does not say."""
+
+    async def check(self) -> dict[str, str]:
+        """Return facts for operators, such as limits that are left; an IssuerError means that it cannot issue."""
+
+
+class IssuerContext:
+    """What an issuer works with."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        database: Database,
+        keyring: Keyring,
+        settings: PlaneSettings,
+        wall_now: Callable[[], float],
+        offload: Offload,
+        solvers: SolverMaker,
+    ) -> None:
+        self.name = name
+        self.database = database
+        self.keyring = keyring
+        self.settings = settings
+        self.wall_now = wall_now
+        self.offload = offload
+        self.solvers = solvers
+
+    async def load(self, item: str) -> bytes | None:
+        """Return a durable secret of this issuer."""
+        return await self.database.work(self._load, item)
+
+    async def store(self, item: str, value: bytes) -> None:
+        """Store a durable secret of this issuer, sealed; all planes on the database see it."""
+        await self.database.work(self._store, item, value)
+
+    def _load(self, item: str) -> bytes | None:
+        sql = "SELECT value_enc FROM issuer_items WHERE issuer = ? AND name = ?"
+        row = self.database.one(sql, self.name, item)
+        return None if row is None else self.keyring.unseal(self._purpose(item), row["value_enc"])
+
+    def _store(self, item: str, value: bytes) -> None:
+        self.database.run(
+            "INSERT INTO issuer_items (issuer, name, value_enc) VALUES (?, ?, ?)"
+            " ON CONFLICT (issuer, name) DO UPDATE SET value_enc = excluded.value_enc",
+            self.name,
+            item,
+            self.keyring.seal(self._purpose(item), value),
+        )
+
+    def _purpose(self, item: str) -> str:
+        return f"issuer {self.name} {item}"
+
+
+class IssuerKind(Protocol):
+    """A kind of issuer; an entry point of ``certctrl.issuers`` names an object like this."""
+
+    def check_settings(self, settings: Mapping[str, Any], secrets: Mapping[str, bytes]) -> dict[str, Any]:
+        """Return the settings in full; ConfigError names the field, and how to fix it."""
+
+    def make(self, settings: Mapping[str, Any], secrets: Mapping[str, bytes], context: IssuerContext) -> Issuer:
+        """Return an issuer with settings of ``check_settings``."""
