@@ -15,6 +15,7 @@ import certctrl
 from certctrl.agent.context import Agent
 from certctrl.agent.log_lines import Line, log_line
 from certctrl.errors import CertctrlError, PlaneError
+from certctrl.model.features import AGENT_FEATURES
 from certctrl.net.control_plane import UnsupportedByPlane
 from certctrl.protocol.events import AcksFailed, AcksSent, Event
 
@@ -58,12 +59,13 @@ async def _post(agent: Agent, notices: list[dict[str, Any]], token: str) -> None
 
 
 async def announce(agent: Agent) -> None:
-    """Queue the event that reports the version of this agent, once per start."""
+    """Queue the event that reports the version and features of this agent, once per start."""
     await agent.inbox.report(
         {
             "type": "agent_version",
             "agent": "cert-ctrl",
             "version": certctrl.__version__,
             "device_public_id": agent.device_id,
+            "features": list(AGENT_FEATURES),
         }
     )

@@ -61,6 +61,7 @@ class Enrolment(PlaneClient):
         ``prove`` answers the plane's challenge, which is sealed to the public key. A plane may send none; it is asked
         for none without ``prove``.
         """
+        from certctrl.model.features import AGENT_FEATURES
         from certctrl.protocol.wire.registration import KEY_PROOF, challenge_from_wire, registration_from_wire
 
         body: dict[str, Any] = {
@@ -73,7 +74,7 @@ class Enrolment(PlaneClient):
             "user_agent": f"cert-ctrl/{__version__}",
         }
         if prove is not None:
-            body["features"] = [KEY_PROOF]
+            body["features"] = [KEY_PROOF, *AGENT_FEATURES]
         if enrolment_token is not None:
             body["enrolment_token"] = enrolment_token
         else:

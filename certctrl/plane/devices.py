@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any
 
 from certctrl import lean
+from certctrl.plane import features
 from certctrl.plane.ca.sealing import fingerprint
 from certctrl.plane.clock import when
 from certctrl.plane.clones import CloneDetector
@@ -57,6 +58,8 @@ class DeviceFacts:
     model: str = ""
     app_version: str = ""
     user_agent: str = ""
+    features: tuple[str, ...] = ()
+    """What its agent can do."""
 
 
 @lean.define
@@ -175,7 +178,7 @@ class Devices:
         """Bind a device to its key and make it active, inside the caller's transaction."""
         self._db.run(
             "UPDATE devices SET status = 'active', name = ?, platform = ?, model = ?, app_version = ?, user_agent = ?,"
-            " public_key = ?, key_fingerprint = ?, registered_at = ?, revoked_at = NULL, revoke_reason = '',"
+            " features = ?, public_key = ?, key_fingerprint = ?, registered_at = ?, revoked_at = NULL, revoke_reason = '',"
             " anchor_sha256 = '', instance = '', earlier_instances = '{}', copies_at = NULL"
             " WHERE id = ?",
             facts.name,
@@ -183,6 +186,7 @@ class Devices:
             facts.model,
             facts.app_version,
             facts.user_agent,
+            features.stored(facts.features),
             public_key,
             fingerprint(public_key).hex(),
             self._wall_now(),
@@ -283,6 +287,7 @@ class Devices:
                     "copies_suspected": self._clones.suspected(row["copies_at"]),
                     "signals_waiting": waiting.get(row["id"], 0),
                     "install_version": versions[row["id"]],
+                    "features": sorted(features.announced(row)),
                     "outcomes": outcomes.get(row["id"], {}),
                 }
             )

@@ -10,6 +10,7 @@ from certctrl import lean
 from certctrl.model.plan import OutcomeKind
 from certctrl.model.signals import IDENTITY_FIELDS
 from certctrl.plane.clock import when
+from certctrl.plane.features import stored
 from certctrl.plane.settings import PlaneSettings
 from certctrl.plane.storage.database import Database
 from certctrl.text import one_line
@@ -33,9 +34,10 @@ class Ack:
 
 @lean.frozen
 class AgentVersion:
-    """The version of a device's agent, sent once per start."""
+    """The version of a device's agent and what it can do, sent once per start."""
 
     version: str
+    features: Sequence[str] = ()
 
 
 @lean.frozen
@@ -63,8 +65,11 @@ class Reports:
                 match event:
                     case Ack():
                         self._store_ack(device_id, event)
-                    case AgentVersion(version):
-                        self._db.run("UPDATE devices SET app_version = ? WHERE id = ?", version, device_id)
+                    case AgentVersion(version, features):
+                        self._db.run(
+                            "UPDATE devices SET app_version = ?, features = ? WHERE id = ?",
+                            *(version, stored(features), device_id),
+                        )
                     case OtherEvent():
                         pass
                     case _:

@@ -70,7 +70,7 @@ async def test_a_registration_answers_the_challenge_for_its_key() -> None:
     done = await plane_of(http).register(**registering(prove=lambda sealed: f"opened {sealed.decode()}"))
     assert done.device_id == 9
     first, second = (sent.json for sent in http.sent)
-    assert first["features"] == ["key-proof"]
+    assert first["features"] == ["key-proof", "csr"]
     assert second == first | {"challenge_response": "opened sealed"}
 
 

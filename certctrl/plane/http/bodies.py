@@ -112,6 +112,7 @@ class Device(ExpectedDevice):
     model: Name = ""
     app_version: Name = ""
     user_agent: Annotated[str, Line(200)] = ""
+    features: Annotated[tuple[Annotated[str, Line(50)], ...], AtMost(50)] = ()
 
     def facts(self) -> DeviceFacts:
         """Return the description as the plane stores it."""
@@ -122,6 +123,7 @@ class Device(ExpectedDevice):
             model=self.model,
             app_version=self.app_version,
             user_agent=self.user_agent,
+            features=self.features,
         )
 
 
@@ -130,7 +132,6 @@ class Registration(Device):
     """A device with its key, and what its agent can do."""
 
     dev_pk: Annotated[str, Text(100)]
-    features: Annotated[tuple[Annotated[str, Line(50)], ...], AtMost(50)] = ()
     challenge_response: Annotated[str | None, Text(100, optional=True)] = None
 
     def proof(self) -> Proof:
@@ -195,6 +196,7 @@ class _AckBody:
 @lean.frozen
 class _VersionBody:
     version: Annotated[str, LooseLine(100)] = ""
+    features: Annotated[list[Any], Loose(list)] = attrs.field(factory=list)
 
 
 # --- operators ------------------------------------------------------------------------------------------------
@@ -288,7 +290,8 @@ def _event(value: Any, _: Any) -> Event:
                 duration_ms=body.duration_ms,
             )
         case "agent_version":
-            return AgentVersion(_CONVERTER.structure(value, _VersionBody).version)
+            agent = _CONVERTER.structure(value, _VersionBody)
+            return AgentVersion(agent.version, tuple(name for name in agent.features if isinstance(name, str)))
         case other:
             return OtherEvent(other)
 

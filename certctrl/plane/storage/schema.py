@@ -155,6 +155,7 @@ ALTER TABLE certificates ADD COLUMN template_id INTEGER;
 ALTER TABLE certificates ADD COLUMN template_device_id INTEGER;
 ALTER TABLE certificates ADD COLUMN public_key_sha256 TEXT NOT NULL DEFAULT '';
 ALTER TABLE certificates ADD COLUMN revoke_code TEXT NOT NULL DEFAULT '';
+ALTER TABLE devices ADD COLUMN features TEXT NOT NULL DEFAULT '';
 CREATE INDEX certificates_renewal ON certificates(renew_at);
 CREATE INDEX certificates_template ON certificates(template_id);
 

@@ -203,7 +203,7 @@ async def test_outcomes_are_stored_and_shown(world: World) -> None:
     device = await world.device()
     deployed = [{"cert_id": 1, "serial": "04:ab", "fingerprint_sha256": "aa", "targets": ["/etc/x"]}]
     events = [
-        {"type": "agent_version", "agent": "cert-ctrl", "version": "9.9", "device_public_id": device.public_id},
+        {"type": "agent_version", "version": "9.9", "features": ["csr", 7, "new\n" * 20, "a"]},
         ack(deployed=deployed, detail="served\nby \x1b[31mnginx"), ack(2, outcome="failed"), {"type": "news"},
     ]  # fmt: skip
     reply = await report(device, *events)
@@ -216,6 +216,18 @@ async def test_outcomes_are_stored_and_shown(world: World) -> None:
     )  # fmt: skip
     shown = (await world.operator("GET", device.home)).data
     assert (shown["app_version"], shown["outcomes"]) == ("9.9", {"applied": 1, "failed": 1})
+    assert shown["features"][:2] == ["a", "csr"]
+    assert len(shown["features"]) == 3
+
+
+async def test_the_features_of_the_last_start_count(world: World) -> None:
+    device = await world.device()
+    assert (await world.operator("GET", device.home)).data["features"] == ["key-proof"], "from its registration"
+    for announced in (["csr"], []):
+        await report(device, {"type": "agent_version", "version": "9.9", "features": announced})
+        assert (await world.operator("GET", device.home)).data["features"] == announced
+    await report(device, {"type": "agent_version", "version": "0.1"})
+    assert (await world.operator("GET", device.home)).data["features"] == [], "an older agent names none"
 
 
 async def test_devices_show_the_outcomes_of_the_last_day(world: World) -> None:

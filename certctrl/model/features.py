@@ -1,0 +1,12 @@
+"""Features: what an agent announces that it can do, so that a control plane asks it for nothing else."""
+
+from __future__ import annotations
+
+CSR = "csr"
+"""Makes the keys of certificates on its host, and sends signing requests."""
+
+AGENT_FEATURES = (CSR,)
+"""What this version announces at each start (``agent_version``) and at registration."""
+MAX_FEATURES = 50
+MAX_FEATURE_NAME = 50
+"""Characters."""

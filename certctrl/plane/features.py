@@ -1,0 +1,21 @@
+"""Features: what each device's agent has announced, at its last start or registration."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+from certctrl.model.features import MAX_FEATURE_NAME, MAX_FEATURES
+from certctrl.plane.storage.database import Row
+from certctrl.text import one_line
+
+
+def stored(features: Iterable[str]) -> str:
+    """Return the text of the column ``devices.features``; what is beyond the limits is left out."""
+    names = dict.fromkeys(one_line(name, MAX_FEATURE_NAME) for name in features if name)
+    return json.dumps(sorted(names)[:MAX_FEATURES])
+
+
+def announced(device: Row) -> frozenset[str]:
+    """Return the features of a device's row; an agent that has never announced any has none."""
+    return frozenset(json.loads(device["features"] or "[]"))
