@@ -23,6 +23,7 @@ import delivery
 import fleet
 import hostile
 import idle
+import signing
 import startup
 from measure import load, now, spread
 
@@ -51,6 +52,10 @@ PARTS: dict[str, tuple[str, Part]] = {
     "fleet": (
         f"The control plane with ${fleet.AGENTS} agents, beside hypercorn and starlette (judged: ratio or value)",
         lambda work, quick: fleet.measure(work, quick=quick),
+    ),
+    "signing": (
+        "The built-in CA signs a request: milliseconds of CPU (judged: value)",
+        lambda work, quick: signing.measure(rounds=50 if quick else 500),
     ),
     "hostile": (
         "Hostile answers of the plane: peak memory beyond the idle daemon, MiB",

@@ -16,9 +16,11 @@ from cryptography.exceptions import InvalidSignature
 
 from certctrl import lean
 from certctrl.model.offload import Offload
+from certctrl.plane.ca.csr import check_csr
 from certctrl.plane.ca.x509 import (
     Authority,
     PrivateKey,
+    PublicKey,
     fingerprint,
     key_der,
     new_intermediate,
@@ -43,10 +45,10 @@ _KEYS_TOGETHER = 8
 
 @lean.frozen(kw_only=True)
 class Issued:
-    """A new certificate with its key."""
+    """A new certificate, with its key if that is new, too."""
 
     private_key_der: bytes = attrs.field(repr=False)
-    """Unencrypted PKCS#8."""
+    """Unencrypted PKCS#8; empty if the key was made elsewhere."""
     certificate_pem: str
     chain_pem: str
     """The certificates between leaf and root, the leaf's issuer first; without the root."""
@@ -129,6 +131,30 @@ class BuiltinCa:
     async def issue(self, names: Sequence[str], *, key_type: str, validity_seconds: int) -> Issued:
         """Return a leaf that is valid for ``validity_seconds``, from slightly before now, because clocks differ."""
         key = await self._rsa_key(key_type) if key_type.startswith("rsa") else new_key(key_type)
+        return await self._sign(key.public_key(), names, validity_seconds, private_key_der=key_der(key))
+
+    async def sign_csr(
+        self,
+        csr_der: bytes,
+        names: Sequence[str],
+        *,
+        validity_seconds: int,
+        key_type: str = "",
+        must_staple: bool = False,
+    ) -> Issued:
+        """Return a leaf for the key of a request; only the key is taken from it. ErrorResponse 400 if it is refused."""
+        checked = check_csr(csr_der, names, key_type=key_type, must_staple=must_staple)
+        return await self._sign(checked.public_key, names, validity_seconds, must_staple=must_staple)
+
+    async def _sign(
+        self,
+        public_key: PublicKey,
+        names: Sequence[str],
+        validity_seconds: int,
+        *,
+        must_staple: bool = False,
+        private_key_der: bytes = b"",
+    ) -> Issued:
         now = self._wall_now()
         issuer = self._intermediate
         if issuer is None or self._is_due(issuer, now):
@@ -136,9 +162,11 @@ class BuiltinCa:
             self._intermediate = issuer
         not_before = now - min(_BACKDATE_SECONDS, validity_seconds // 10)
         not_after = min(now + validity_seconds, issuer.not_after)
-        certificate = sign_leaf(issuer, key, names, not_before=not_before, not_after=not_after)
+        certificate = sign_leaf(
+            issuer, public_key, names, not_before=not_before, not_after=not_after, must_staple=must_staple
+        )
         return Issued(
-            private_key_der=key_der(key),
+            private_key_der=private_key_der,
             certificate_pem=pem_of(certificate),
             chain_pem=issuer.pem,
             serial_number=serial_text(certificate),

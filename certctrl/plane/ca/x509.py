@@ -10,17 +10,19 @@ from ipaddress import ip_address
 import attrs
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from certctrl import lean
 from certctrl.plane.ca.domains import is_address
 
-PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
+PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
+PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey | ed25519.Ed25519PublicKey
 
-KEY_TYPES = ("ecdsa-p256", "ecdsa-p384", "rsa-2048", "rsa-3072", "rsa-4096")
+KEY_TYPES = ("ecdsa-p256", "ecdsa-p384", "rsa-2048", "rsa-3072", "rsa-4096", "ed25519")
 """Supported key types; the first is the default."""
 _CURVES: dict[str, ec.EllipticCurve] = {"ecdsa-p256": ec.SECP256R1(), "ecdsa-p384": ec.SECP384R1()}
+_CA_CURVE = ec.SECP256R1()
 _MAX_COMMON_NAME = 64
 
 
@@ -29,7 +31,7 @@ class Authority:
     """A CA certificate with its key."""
 
     certificate: x509.Certificate
-    key: PrivateKey = attrs.field(repr=False)
+    key: ec.EllipticCurvePrivateKey = attrs.field(repr=False)
 
     @property
     def pem(self) -> str:
@@ -49,12 +51,14 @@ class Authority:
     def from_sealed_form(cls, data: bytes) -> Authority:
         """Return the authority of a PEM text of ``sealed_form``."""
         key = serialization.load_pem_private_key(data, None)
-        assert isinstance(key, PrivateKey)  # written by sealed_form
+        assert isinstance(key, ec.EllipticCurvePrivateKey)  # written by sealed_form
         return cls(x509.load_pem_x509_certificate(data), key)
 
 
 def new_key(key_type: str) -> PrivateKey:
     """Return a new private key of one of ``KEY_TYPES``; RSA keys are slow."""
+    if key_type == "ed25519":
+        return ed25519.Ed25519PrivateKey.generate()
     curve = _CURVES.get(key_type)
     if curve is not None:
         return ec.generate_private_key(curve)
@@ -63,33 +67,48 @@ def new_key(key_type: str) -> PrivateKey:
 
 def new_root(name: str, *, not_before: float, not_after: float) -> Authority:
     """Return a self-signed root."""
-    key = new_key(KEY_TYPES[0])
+    key = ec.generate_private_key(_CA_CURVE)
     return Authority(_ca(name, key, None, path_length=1, not_before=not_before, not_after=not_after), key)
 
 
 def new_intermediate(root: Authority, name: str, *, not_before: float, not_after: float) -> Authority:
     """Return an intermediate below a root; it may only sign leaves."""
-    key = new_key(KEY_TYPES[0])
+    key = ec.generate_private_key(_CA_CURVE)
     return Authority(_ca(name, key, root, path_length=0, not_before=not_before, not_after=not_after), key)
 
 
 def sign_leaf(
-    issuer: Authority, key: PrivateKey, names: Sequence[str], *, not_before: float, not_after: float
+    issuer: Authority,
+    public_key: PublicKey,
+    names: Sequence[str],
+    *,
+    not_before: float,
+    not_after: float,
+    must_staple: bool = False,
+    crl_url: str = "",
 ) -> x509.Certificate:
-    """Return a certificate for TLS servers and clients; ``names[0]`` is the primary name."""
+    """Return a certificate for TLS servers and clients; ``names[0]`` is the primary name.
+
+    ``must_staple`` makes clients insist on a stapled OCSP response; ``crl_url`` is where they find the issuer's CRL.
+    """
     common = [x509.NameAttribute(NameOID.COMMON_NAME, names[0])] if len(names[0]) <= _MAX_COMMON_NAME else []
     sans = [x509.IPAddress(ip_address(name)) if is_address(name) else x509.DNSName(name) for name in names]
-    encipher = isinstance(key, rsa.RSAPrivateKey)
-    return (
-        _builder(x509.Name(common), key, issuer, not_before, not_after)
+    encipher = isinstance(public_key, rsa.RSAPublicKey)
+    builder = (
+        _builder(x509.Name(common), public_key, issuer, not_before, not_after)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(digital_signature=True, key_encipherment=encipher), critical=True)
         .add_extension(
             x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False
         )
         .add_extension(x509.SubjectAlternativeName(sans), critical=not common)
-        .sign(issuer.key, hashes.SHA256())
     )
+    if must_staple:
+        builder = builder.add_extension(x509.TLSFeature([x509.TLSFeatureType.status_request]), critical=False)
+    if crl_url:
+        point = x509.DistributionPoint([x509.UniformResourceIdentifier(crl_url)], None, None, None)
+        builder = builder.add_extension(x509.CRLDistributionPoints([point]), critical=False)
+    return builder.sign(issuer.key, hashes.SHA256())
 
 
 def pem_of(certificate: x509.Certificate) -> str:
@@ -123,10 +142,16 @@ def fingerprint(certificate: x509.Certificate) -> str:
 
 
 def _ca(
-    name: str, key: PrivateKey, issuer: Authority | None, *, path_length: int, not_before: float, not_after: float
+    name: str,
+    key: ec.EllipticCurvePrivateKey,
+    issuer: Authority | None,
+    *,
+    path_length: int,
+    not_before: float,
+    not_after: float,
 ) -> x509.Certificate:
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    builder = _builder(subject, key, issuer, not_before, not_after)
+    builder = _builder(subject, key.public_key(), issuer, not_before, not_after)
     return (
         builder.add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
         .add_extension(_usage(key_cert_sign=True, crl_sign=True), critical=True)
@@ -135,9 +160,9 @@ def _ca(
 
 
 def _builder(
-    subject: x509.Name, key: PrivateKey, issuer: Authority | None, not_before: float, not_after: float
+    subject: x509.Name, public_key: PublicKey, issuer: Authority | None, not_before: float, not_after: float
 ) -> x509.CertificateBuilder:
-    own_id = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+    own_id = x509.SubjectKeyIdentifier.from_public_key(public_key)
     if issuer is None:
         issuer_id = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own_id)
     else:
@@ -147,8 +172,8 @@ def _builder(
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(subject if issuer is None else issuer.certificate.subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
+        .public_key(public_key)
+        .serial_number(x509.random_serial_number())  # 159 random bits in at most 20 bytes (RFC 5280 §4.1.2.2)
         .not_valid_before(datetime.fromtimestamp(int(not_before), UTC))
         .not_valid_after(datetime.fromtimestamp(int(not_after), UTC))
         .add_extension(own_id, critical=False)
