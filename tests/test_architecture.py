@@ -64,7 +64,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "agent": (*BELOW_STORE, "store", "net", "logs", "install"),
     "cli": (*BELOW_STORE, "store", "net", "logs", "install", "agent"),
     "plane": (
-        *GROUND, "model", "protocol.wire", "net.transport", "net.tls", "net.metrics_listener", "net.prometheus",
+        *GROUND, "model", "protocol.wire", "net.transport", "net.tls", "net.explain",
+        "net.metrics_listener", "net.prometheus",
     ),
     "sandbox": (*BELOW_STORE, "store", "net", "logs", "install", "agent", "plane"),
     "__main__": ("errors", "cli", "agent.early_signals"),
@@ -73,8 +74,8 @@ LAZY_FOR_CLI = ("plane", "sandbox")
 """What `cli` may import inside functions only: a command that is not run costs nothing."""
 
 ONLY_IN: dict[str, tuple[str, ...]] = {
-    "httpx": ("certctrl.net.transport",),
-    "httpcore": ("certctrl.net.transport",),
+    "httpx": ("certctrl.net.transport", "certctrl.plane.acme.http"),
+    "httpcore": ("certctrl.net.transport", "certctrl.plane.acme.http"),
     "typer": ("certctrl.cli",),
     "rich": ("certctrl.cli", "certctrl.sandbox.live_table"),
     "h11": ("certctrl.net.metrics_listener", "certctrl.plane.http.connection"),

@@ -37,13 +37,14 @@ from certctrl.net.pools import Pools
 from certctrl.net.tls import Trust
 from certctrl.text import one_line
 
-__all__ = ["Http", "HttpxHttp", "ReclaimTransport"]
+__all__ = ["BROKEN", "Http", "HttpxHttp", "ReclaimTransport", "read_answer"]
 
 HEADER_CAP = 32 * 1024  # bytes of all answer headers; the parser itself stops at 100 KiB
 _POOL_TIMEOUT = 5.0
 _REPEATABLE = ("GET", "HEAD")
 _HEADERS = {"user-agent": f"cert-ctrl/{__version__}", "accept": "application/json", "accept-encoding": "identity"}
-_BROKEN = (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError, httpcore.UnsupportedProtocol)
+BROKEN = (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError, httpcore.UnsupportedProtocol)
+"""The library's exceptions for a connection that could not be opened, or that broke."""
 
 log = logging.getLogger("certctrl.Http")
 
@@ -169,7 +170,7 @@ class HttpxHttp:
         try:
             response = await pool.transport.exchange(request)
             return await _read(response, cap, self.origin.place)
-        except (*_BROKEN, httpcore.ProxyError) as error:
+        except (*BROKEN, httpcore.ProxyError) as error:
             if isinstance(error, httpcore.PoolTimeout):
                 self._pools.retire(pool)
                 log.warning("Replaced a stuck connection pool")
@@ -270,15 +271,23 @@ class _Progress:
 
 
 async def _read(response: httpcore.Response, cap: int, place: str) -> Answer:
-    """Read the answer within its limits; closes the response in any case."""
-    try:
-        headers = _headers(response, place)
-        if 300 <= response.status < 400 and response.status != 304:
-            where = one_line(headers.get("location", "nowhere"), ascii_only=True)
+    """Read the answer of the plane, which must not redirect; closes the response in any case."""
+    if 300 <= response.status < 400 and response.status != 304:
+        try:
+            where = one_line(_headers(response, place).get("location", "nowhere"), ascii_only=True)
             raise BadAnswerError(
                 f"{place} redirects to {where} ({response.status}); credentials are sent to server_url only",
                 fix="set server_url to the URL of the plane itself",
             )
+        finally:
+            await response.aclose()
+    return await read_answer(response, cap, place)
+
+
+async def read_answer(response: httpcore.Response, cap: int, place: str) -> Answer:
+    """Read an answer within its limits; closes the response in any case."""
+    try:
+        headers = _headers(response, place)
         if headers.get("content-encoding", "identity").strip().lower() not in ("identity", ""):
             raise BadAnswerError(f"{place} sent a compressed answer that was not requested")
         length = headers.get("content-length", "")
@@ -303,7 +312,7 @@ async def _body(response: httpcore.Response, cap: int, place: str) -> bytes:
             if size > cap:
                 chunks.clear()
                 await response.extensions["network_stream"].aclose()
-    except _BROKEN:
+    except BROKEN:
         if size <= cap:
             raise
     if size > cap:

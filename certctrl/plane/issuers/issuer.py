@@ -136,6 +136,19 @@ class IssuerContext:
         """Store a durable secret of this issuer, sealed; all planes on the database see it."""
         await self.database.work(self._store, item, value)
 
+    async def store_first(self, item: str, value: bytes) -> bytes:
+        """Store a durable secret unless there is one; return the one that is stored."""
+        return await self.database.work(self._store_first, item, value)
+
+    def _store_first(self, item: str, value: bytes) -> bytes:
+        self.database.run(
+            "INSERT INTO issuer_items (issuer, name, value_enc) VALUES (?, ?, ?) ON CONFLICT (issuer, name) DO NOTHING",
+            self.name,
+            item,
+            self.keyring.seal(self._purpose(item), value),
+        )
+        return self._load(item) or value
+
     def _load(self, item: str) -> bytes | None:
         sql = "SELECT value_enc FROM issuer_items WHERE issuer = ? AND name = ?"
         row = self.database.one(sql, self.name, item)

@@ -1,0 +1,184 @@
+"""Requests to one CA: bounded in time and size, without redirects, and only to hosts that the operator chose.
+
+Bodies are bytes: the HTTP library's generators for bodies are abandoned if a server answers early, which Trio reports.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Collection
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import urlsplit
+
+import httpcore
+import httpx
+import trio
+
+from certctrl import __version__
+from certctrl.errors import ConfigError, TlsError, TransportError
+from certctrl.model.answer import Answer
+from certctrl.model.config import is_loopback
+from certctrl.net import explain
+from certctrl.net.tls import client_context
+from certctrl.net.transport import BROKEN, ReclaimTransport, read_answer
+from certctrl.plane.acme.answers import bad
+from certctrl.plane.issuers.issuer import IssuerError
+from certctrl.text import one_line
+
+MAX_ANSWER = 1024 * 1024
+REQUEST_SECONDS = 60.0
+_CONNECT_SECONDS = 20.0
+_CONNECTIONS = 4
+_MAX_URL = 2000
+_AGENT = f"certctrl/{__version__}".encode("ascii")
+
+
+class CaHttp(Protocol):
+    """Exchanges with a CA; any number may run concurrently."""
+
+    async def request(self, method: str, url: str, body: bytes | None = None) -> Answer:
+        """Return the answer, of any status except redirects; raises IssuerError only."""
+
+    def check_url(self, url: str) -> str:
+        """Return a URL of the CA if it may be requested; raises IssuerError."""
+
+
+class HttpCa:
+    """`CaHttp` over the network; created by `connected`."""
+
+    def __init__(self, transport: ReclaimTransport, places: CaPlaces) -> None:
+        self._transport = transport
+        self._places = places
+        self._slots = trio.CapacityLimiter(_CONNECTIONS)
+
+    def check_url(self, url: str) -> str:
+        """Return a URL of the CA if it may be requested; raises IssuerError."""
+        return self._places.check(url)
+
+    async def request(self, method: str, url: str, body: bytes | None = None) -> Answer:
+        """Return the answer, of any status except redirects; raises IssuerError only."""
+        place = urlsplit(self.check_url(url)).netloc
+        answer: Answer | None = None
+        with trio.move_on_after(REQUEST_SECONDS):
+            async with self._slots:
+                answer = await self._exchange(_request(method, url, place, body), place)
+        if answer is None:
+            raise IssuerError(
+                f"no complete answer from {place} within {REQUEST_SECONDS:g} s",
+                fix="check the network between the control plane and the CA",
+            )
+        if 300 <= answer.status < 400:
+            where = one_line(answer.headers.get("location", "nowhere"), ascii_only=True)
+            raise IssuerError(
+                f"{place} redirects {urlsplit(url).path or '/'} to {where} ({answer.status}), which is not followed",
+                fix="set directory_url to the URL of the directory itself",
+            )
+        return answer
+
+    async def _exchange(self, request: httpcore.Request, place: str) -> Answer:
+        for last_try in (False, True):
+            opened = _Opened()
+            request.extensions["trace"] = opened.note
+            try:
+                return await read_answer(await self._transport.exchange(request), MAX_ANSWER, place)
+            except httpcore.ConnectError as error:
+                raise _connect_error(error, place) from None
+            except TransportError as error:  # not HTTP, or too long
+                raise IssuerError(str(error), fix="check directory_url") from None
+            except BROKEN as error:
+                if opened.anew or last_try:  # otherwise the server had closed an idle connection
+                    raise IssuerError(
+                        f"the connection to {place} broke: {one_line(str(error) or type(error).__name__)}",
+                        fix="check the network between the control plane and the CA",
+                    ) from None
+        raise AssertionError("unreachable")
+
+
+class _Opened:
+    """Whether an exchange opened a connection; ``note`` is the library's trace hook."""
+
+    def __init__(self) -> None:
+        self.anew = False
+
+    async def note(self, name: str, info: object) -> None:
+        self.anew |= name == "connection.connect_tcp.started"
+
+
+class CaPlaces:
+    """The hosts that requests to one CA may go to: that of its directory, and others that the operator allows."""
+
+    def __init__(self, directory_url: str, other_hosts: Collection[str] = ()) -> None:
+        parts = urlsplit(directory_url)
+        self._scheme = parts.scheme
+        self._places = {parts.netloc.lower(), *(host.lower() for host in other_hosts)}
+
+    def check(self, url: str) -> str:
+        """Return the URL; raises IssuerError."""
+        try:
+            parts = urlsplit(url)
+            if len(url) > _MAX_URL or not url.isascii() or not url.isprintable() or " " in url or not parts.hostname:
+                raise ValueError
+        except ValueError:
+            raise bad("answer", f"{one_line(url, 80, ascii_only=True)} is not a URL") from None
+        if parts.scheme != self._scheme or parts.netloc.lower() not in self._places:
+            raise IssuerError(
+                f"the CA names a URL at another host, {one_line(f'{parts.scheme}://{parts.netloc}', 100)}",
+                fix="if it belongs to the CA, add its HOST[:PORT] to other_hosts",
+                is_permanent=True,
+            )
+        return url
+
+
+def check_directory_url(url: str) -> str:
+    """Return the URL of a directory: https, or http at a loopback host; raises ConfigError."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname or "", parts.port
+    except ValueError:
+        host, parts = "", urlsplit("")
+    plain = parts.scheme == "http" and is_loopback(host)
+    if not host or parts.username is not None or not (parts.scheme == "https" or plain) or not url.isascii():
+        raise ConfigError(
+            "expected an https URL",
+            path="directory_url",
+            fix="write the URL of the CA's directory, such as https://acme-v02.api.letsencrypt.org/directory",
+        )
+    return url
+
+
+@contextlib.asynccontextmanager
+async def connected(places: CaPlaces, ca_file: Path | None) -> AsyncIterator[HttpCa]:
+    """Yield a client, whose connections are closed at the end; ``ca_file`` None: the system trust store."""
+    try:
+        context = client_context([ca_file] if ca_file is not None else [], None, None)
+    except ConfigError as error:
+        raise IssuerError(error.reason, fix="set ca_file to a readable PEM file", is_permanent=True) from None
+    limits = httpx.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS, keepalive_expiry=30)
+    transport = ReclaimTransport(verify=context, limits=limits)
+    try:
+        yield HttpCa(transport, places)
+    finally:
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
+            await transport.aclose()
+
+
+def _request(method: str, url: str, place: str, body: bytes | None) -> httpcore.Request:
+    headers = [
+        (b"host", place.encode("ascii")),
+        (b"user-agent", _AGENT),
+        (b"accept", b"*/*"),
+        (b"accept-encoding", b"identity"),
+    ]
+    if body is not None:
+        headers += [(b"content-type", b"application/jose+json"), (b"content-length", str(len(body)).encode("ascii"))]
+    timeout = {"connect": _CONNECT_SECONDS, "read": None, "write": None, "pool": REQUEST_SECONDS}
+    return httpcore.Request(method, url, headers=headers, content=body, extensions={"timeout": timeout})
+
+
+def _connect_error(error: httpcore.ConnectError, place: str) -> IssuerError:
+    found = explain.connect_error(error, place, now=None, own_ca=False)
+    fix = "check directory_url, and the network between the control plane and the CA"
+    if isinstance(found, TlsError):
+        fix = "check directory_url; for a private CA, set ca_file to the CA of its web server"
+    return IssuerError(str(found), fix=fix)

@@ -1,0 +1,144 @@
+"""A CA's problem documents (RFC 7807; RFC 8555, section 6.7), in words, with whose turn it is.
+
+All text of the CA is escaped and shortened, and the number of subproblems is bounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from certctrl import lean
+from certctrl.plane.issuers.issuer import IssuerError
+from certctrl.text import one_line
+
+_PREFIX = "urn:ietf:params:acme:error:"
+_SHOWN = 5
+_KEPT = 20
+_DETAIL = 300
+
+_TERMS = "agree to the CA's terms of service: set terms_agreed to true"
+_EAB = "check eab_kid and the secret eab_hmac_key against what the CA shows for your account there"
+_CAA = "allow this CA in the CAA records of the domain, or remove them"
+_REACH = "check that the CA can reach the name from outside, then run the order again"
+_NAMES = "order only names that this CA issues for"
+
+_FIXES: Mapping[str, tuple[bool, str]] = {
+    "accountDoesNotExist": (True, "run the order again: a new account is registered with the same key"),
+    "agreementRequired": (True, _TERMS),
+    "userActionRequired": (True, _TERMS),
+    "externalAccountRequired": (True, _EAB),
+    "invalidContact": (True, "set contact to a mail address that receives mail"),
+    "unsupportedContact": (True, "set contact to a mail address"),
+    "rejectedIdentifier": (True, _NAMES),
+    "unsupportedIdentifier": (True, _NAMES),
+    "badCSR": (True, "use another key type, or names that this CA accepts in a request"),
+    "badPublicKey": (True, "use another key type"),
+    "badSignatureAlgorithm": (True, "use another CA: it does not accept ES256"),
+    "badRevocationReason": (True, "revoke with another reason"),
+    "invalidProfile": (True, "set profile to one that the CA announces, or to none"),
+    "alreadyRevoked": (True, "nothing: it is revoked already"),
+    "malformed": (True, "check directory_url and the names, then report this if it persists"),
+    "caa": (False, _CAA),
+    "connection": (False, _REACH),
+    "dns": (False, "correct the DNS of the name, then run the order again"),
+    "incorrectResponse": (False, _REACH),
+    "tls": (False, _REACH),
+    "unauthorized": (False, "check the challenges of the name, then run the order again"),
+    "rateLimited": (False, "wait; the order is tried again when the CA allows it"),
+    "serverInternal": (False, "wait; the order is tried again"),
+}
+"""Type of a problem -> whether repeating is useless, and the fix."""
+
+
+@lean.frozen(kw_only=True)
+class Problem:
+    """One problem, with those of single names below it."""
+
+    kind: str
+    """The type without the prefix of ACME, such as ``rateLimited``; empty if the answer has none."""
+    detail: str = ""
+    identifier: str = ""
+    """The name that it is about; empty: the whole request."""
+    status: int = 0
+    subproblems: tuple[Problem, ...] = ()
+    instance: str = ""
+    """URL that a person should open, such as new terms of service."""
+
+    @property
+    def text(self) -> str:
+        """One line: what the CA says, and about which names."""
+        own = self.detail or "no reason given"
+        line = f"{own} ({self.kind or f'status {self.status}'})"
+        named = [f"{one.identifier or 'one name'}: {one.text}" for one in self.subproblems[:_SHOWN]]
+        if len(self.subproblems) > _SHOWN:
+            named.append(f"and {len(self.subproblems) - _SHOWN} more")
+        return "; ".join([line, *named])
+
+    def is_about(self, kind: str) -> bool:
+        """Return whether it or one of its subproblems is of a type."""
+        return self.kind == kind or any(one.kind == kind for one in self.subproblems)
+
+
+class AcmeError(IssuerError):
+    """A refusal by the CA."""
+
+    def __init__(
+        self, what: str, *, problem: Problem, is_permanent: bool, retry_after: float | None, fix: str | None
+    ) -> None:
+        super().__init__(what, is_permanent=is_permanent, retry_after=retry_after, fix=fix)
+        self.problem = problem
+
+
+def refusal(doing: str, problem: Problem, retry_after: float | None = None) -> AcmeError:
+    """Return the error for a request that the CA refused; ``doing`` names the request."""
+    deciding = problem
+    if problem.kind in ("compound", "malformed", "") and problem.subproblems:
+        deciding = problem.subproblems[0]
+    is_permanent, fix = _FIXES.get(deciding.kind, (False, "read the CA's reason, then run the order again"))
+    if deciding.kind in ("", "unauthorized") and problem.status in (401, 403):
+        fix = "check the account at the CA (cert-ctrl plane issuers check NAME), then run the order again"
+    if problem.instance and fix is _TERMS:
+        fix = f"{fix} ({problem.instance})"
+    if retry_after is not None:
+        is_permanent = False
+    return AcmeError(
+        f"the CA refused {doing}: {problem.text}",
+        problem=problem,
+        is_permanent=is_permanent,
+        retry_after=retry_after,
+        fix=fix,
+    )
+
+
+def read_problem(document: Any, status: int = 0, instance: str = "") -> Problem:
+    """Return the problem of a parsed document; any other value is a problem without a type."""
+    found = _problem(document, status)
+    subs = document.get("subproblems") if isinstance(document, dict) else None
+    below = [_problem(one, 0) for one in subs[:_KEPT] if isinstance(one, dict)] if isinstance(subs, list) else []
+    return Problem(
+        kind=found.kind,
+        detail=found.detail,
+        identifier=found.identifier,
+        status=status or found.status,
+        subproblems=tuple(below),
+        instance=one_line(instance, ascii_only=True) or found.instance,
+    )
+
+
+def _problem(document: Any, status: int) -> Problem:
+    if not isinstance(document, dict):
+        return Problem(kind="", status=status)
+    identifier = document.get("identifier")
+    code = document.get("status")
+    return Problem(
+        kind=_text(document.get("type"), 80).removeprefix(_PREFIX).replace("about:blank", ""),
+        detail=_text(document.get("detail") or document.get("title"), _DETAIL),
+        identifier=_text(identifier.get("value") if isinstance(identifier, dict) else None, 255),
+        status=code if isinstance(code, int) and not isinstance(code, bool) and 0 <= code < 1000 else status,
+        instance=_text(document.get("instance"), 200),
+    )
+
+
+def _text(value: Any, limit: int) -> str:
+    return one_line(value, limit) if isinstance(value, str) else ""

@@ -1,0 +1,262 @@
+"""One attempt of an order at an ACME CA: continued where the last attempt stopped, or made.
+
+The order's URL is remembered before anything else is done with it, and proofs before they are published. They are
+taken back when the CA has decided, even if the attempt is cancelled; after a crash, the next attempt does it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+import attrs
+import trio
+
+from certctrl import lean
+from certctrl.errors import CertctrlError
+from certctrl.plane.acme import orders
+from certctrl.plane.acme.answers import Authorization, Challenge, Order
+from certctrl.plane.acme.chains import check_leaf
+from certctrl.plane.acme.client import AcmeClient
+from certctrl.plane.acme.problems import AcmeError, Problem, refusal
+from certctrl.plane.challenges.solver import DNS_01, Proof, Solver
+from certctrl.plane.issuers.acme_memo import MAX_AGE, Memo, csr_digest
+from certctrl.plane.issuers.issuer import CertificateRequest, IssuedChain, IssuerError
+from certctrl.text import one_line
+
+CLEAN_UP_SECONDS = 120.0
+_TOGETHER = 4
+_EXPLAINED = 5
+_EXPLANATION = 600
+_GONE = frozenset({"malformed", "unauthorized", "orderNotFound", "notFound", ""})
+
+T = TypeVar("T")
+V = TypeVar("V")
+
+log = logging.getLogger("certctrl.Plane.acme")
+
+
+@lean.frozen
+class Attempt:
+    """A challenge that is to be answered."""
+
+    authorization: Authorization
+    challenge: Challenge
+    proof: Proof
+
+
+class AcmeOrder:
+    """One attempt of one order."""
+
+    def __init__(
+        self,
+        client: AcmeClient,
+        solver: Solver,
+        request: CertificateRequest,
+        *,
+        directory_url: str,
+        profile: str,
+        preferred_chain: str,
+        take: Callable[[], Awaitable[None]],
+    ) -> None:
+        """``take`` counts a new order, and raises IssuerError if none may be made now."""
+        self._client = client
+        self._solver = solver
+        self._request = request
+        self._directory_url = directory_url
+        self._profile = request.profile or profile
+        self._preferred_chain = preferred_chain
+        self._take = take
+        self._memo = Memo.parse(request.memo)
+
+    async def run(self) -> IssuedChain:
+        """Return the certificate; raises IssuerError."""
+        order = await self._resumed()
+        if order is None:
+            order = await self._made()
+        if order.status == "pending":
+            order = await self._authorized(order)
+        elif self._memo.proofs:
+            await self._clean_up()
+        if order.status == "ready":
+            order = await orders.finalize(self._client, order, self._request.csr_der)
+        order = await orders.finished(self._client, order)
+        if order.status != "valid":
+            await self._remember(attrs.evolve(self._memo, order_url=""))
+            raise refusal("the order", order.problem or Problem(kind="", detail=f"the order is {order.status}"))
+        chain = await orders.download(self._client, order, self._preferred_chain)
+        check_leaf(chain.leaf, self._request.csr_der, self._request.names)
+        if self._memo.proofs:  # taking them back has failed before
+            await self._clean_up()
+        return chain.issued()
+
+    async def _resumed(self) -> Order | None:
+        """Return the order of an earlier attempt if it can still lead to the certificate."""
+        memo, digest = self._memo, csr_digest(self._request.csr_der)
+        age = self._client.wall_now() - memo.made_at
+        if not memo.order_url or memo.directory_url != self._directory_url or not 0 <= age < MAX_AGE:
+            return None
+        try:
+            order = await orders.fetch_order(self._client, memo.order_url)
+        except AcmeError as error:
+            if error.problem.kind in _GONE and error.problem.status in (400, 403, 404, 410):
+                return None
+            raise
+        if order.status == "invalid" or (order.status in ("processing", "valid") and memo.csr_sha256 != digest):
+            return None
+        if memo.csr_sha256 != digest:
+            await self._remember(attrs.evolve(memo, csr_sha256=digest))
+        return order
+
+    async def _made(self) -> Order:
+        """Return a new order, whose URL is remembered."""
+        request = self._request
+        await self._take()
+        order = await orders.new_order(
+            self._client, request.names, profile=self._profile, replaces_pem=request.replaces_pem
+        )
+        memo = attrs.evolve(
+            self._memo,
+            directory_url=self._directory_url,
+            order_url=order.url,
+            made_at=self._client.wall_now(),
+            csr_sha256=csr_digest(request.csr_der),
+        )
+        await self._remember(memo)
+        return order
+
+    async def _authorized(self, order: Order) -> Order:
+        """Prove all names of an order that are not proven yet."""
+        found = await each(lambda url: orders.fetch_authorization(self._client, url), order.authorizations)
+        await self._refuse_dead(found)
+        attempts = [self._chosen(one) for one in found if one.status == "pending"]
+        try:
+            if attempts:
+                await self._prove(attempts)
+            return await orders.ready(self._client, order)
+        finally:
+            if self._memo.proofs:
+                with trio.CancelScope(shield=True):  # bounded by its own scope
+                    await self._clean_up()
+
+    async def _prove(self, attempts: Sequence[Attempt]) -> None:
+        proofs = tuple(one.proof for one in attempts)
+        await self._remember(self._memo.with_proofs(proofs))
+        await self._solver.present(proofs)
+        untold = [one.challenge for one in attempts if one.challenge.status == "pending"]
+        await each(lambda challenge: orders.answer_challenge(self._client, challenge), untold)
+        decided = await each(lambda one: orders.decided(self._client, one.authorization), attempts)
+        refused = [(one, now) for one, now in zip(attempts, decided, strict=True) if now.status != "valid"]
+        if refused:
+            await self._remember(attrs.evolve(self._memo, order_url=""))
+            raise await self._explained(refused)
+
+    def _chosen(self, authorization: Authorization) -> Attempt:
+        """Return the challenge to answer: the first type of the solver that the CA offers."""
+        name, wildcard = authorization.identifier.value, authorization.wildcard
+        offered = {one.kind: one for one in authorization.challenges if one.status in ("pending", "processing")}
+        for kind in self._solver.kinds:
+            challenge = offered.get(kind)
+            if challenge is None or (wildcard and kind != DNS_01) or not self._solver.solves(kind, name, wildcard):
+                continue
+            proof = Proof(
+                kind=kind,
+                identifier=name,
+                token=challenge.token,
+                key_authorization=self._client.key.key_authorization(challenge.token),
+            )
+            return Attempt(authorization, challenge, proof)
+        kinds = ", ".join(offered) or "no challenge that can be used"
+        raise IssuerError(
+            f"nothing can prove {authorization.name} to the CA, which offers {kinds}",
+            fix="add an entry to challenges whose type and domains fit (docs/issuers.md)",
+            is_permanent=True,
+        )
+
+    async def _refuse_dead(self, found: Sequence[Authorization]) -> None:
+        dead = [one for one in found if one.status not in ("pending", "valid")]
+        if dead:
+            await self._remember(attrs.evolve(self._memo, order_url=""))
+            problem = next((two.problem for two in dead[0].challenges if two.problem is not None), None)
+            raise refusal(
+                f"the authorization of {dead[0].name}",
+                problem or Problem(kind="", detail=f"it is {dead[0].status}"),
+            )
+
+    async def _explained(self, refused: Sequence[tuple[Attempt, Authorization]]) -> IssuerError:
+        """Return the error for names that the CA does not consider proven, with what can be seen from here."""
+        texts, first = [], None
+        for attempt, authorization in refused[:_EXPLAINED]:
+            problem = _problem(attempt, authorization)
+            first = first or problem
+            seen = await self._seen(attempt.proof)
+            texts.append(f"{authorization.name} by {attempt.proof.kind}: {problem.text}{f' – {seen}' if seen else ''}")
+        if len(refused) > _EXPLAINED:
+            texts.append(f"and {len(refused) - _EXPLAINED} more names")
+        assert first is not None
+        error = refusal("a challenge", first)
+        return AcmeError(
+            f"the CA refused {'; '.join(texts)}",
+            problem=first,
+            is_permanent=error.is_permanent,
+            retry_after=None,
+            fix=error.fix,
+        )
+
+    async def _seen(self, proof: Proof) -> str:
+        text = ""
+        with trio.move_on_after(CLEAN_UP_SECONDS / _EXPLAINED):
+            try:
+                text = one_line(await self._solver.explain(proof), _EXPLANATION)
+            except CertctrlError as error:
+                text = one_line(str(error), _EXPLANATION)
+        return text
+
+    async def _clean_up(self) -> None:
+        """Take all proofs back; those that could not be are kept in the memo."""
+        proofs = self._memo.proofs
+        names = ", ".join(sorted({proof.identifier for proof in proofs})[:5])
+        with trio.move_on_after(CLEAN_UP_SECONDS) as scope:
+            try:
+                await self._solver.clean_up(proofs)
+                await self._remember(attrs.evolve(self._memo, proofs=()))
+            except CertctrlError as error:
+                log.warning("Challenges of %s could not be taken back: %s", names, error)
+        if scope.cancelled_caught:
+            log.warning("Challenges of %s could not be taken back within %.0f s", names, CLEAN_UP_SECONDS)
+
+    async def _remember(self, memo: Memo) -> None:
+        await self._request.remember(memo.dump())
+        self._memo = memo
+
+
+async def each(function: Callable[[T], Awaitable[V]], items: Sequence[T]) -> list[V]:
+    """Return the results for all items, a few at a time; the first error ends the others and is raised alone."""
+    results: dict[int, V] = {}
+    failed: list[CertctrlError] = []
+    slots = trio.CapacityLimiter(_TOGETHER)
+
+    async def one(index: int, item: T) -> None:
+        try:
+            async with slots:
+                results[index] = await function(item)
+        except CertctrlError as error:
+            failed.append(error)
+            nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for index, item in enumerate(items):
+            nursery.start_soon(one, index, item)
+    if failed:
+        raise failed[0]
+    return [results[index] for index in range(len(items))]
+
+
+def _problem(attempt: Attempt, authorization: Authorization) -> Problem:
+    answered = {one.url: one.problem for one in authorization.challenges}
+    return (
+        answered.get(attempt.challenge.url)
+        or next((one for one in answered.values() if one is not None), None)
+        or Problem(kind="", detail=f"the authorization is {authorization.status}")
+    )

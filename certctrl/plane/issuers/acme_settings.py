@@ -1,0 +1,189 @@
+"""The settings of an ACME issuer, checked when it is added."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from certctrl import lean
+from certctrl.errors import ConfigError
+from certctrl.plane.acme.accounts import Binding
+from certctrl.plane.acme.http import check_directory_url
+from certctrl.plane.acme.jws import read_hmac_key
+from certctrl.plane.issuers.acme_budget import Budget, read_budget
+from certctrl.text import kind_of, nearest, one_line
+
+DIRECTORIES: Mapping[str, str] = {
+    "letsencrypt": "https://acme-v02.api.letsencrypt.org/directory",
+    "letsencrypt-staging": "https://acme-staging-v02.api.letsencrypt.org/directory",
+    "google": "https://dv.acme-v02.api.pki.goog/directory",
+    "zerossl": "https://acme.zerossl.com/v2/DV90",
+}
+"""Short names for the directory URLs of public CAs."""
+HMAC_KEY = "eab_hmac_key"
+DEFAULT_BUDGET = "300/3h"
+"""What Let's Encrypt accepts of new orders."""
+_KNOWN = (
+    "directory_url", "contact", "terms_agreed", "profile", "preferred_chain", "eab_kid", "ca_file", "other_hosts",
+    "budget", "challenges",
+)  # fmt: skip
+_MAIL = re.compile(r"[^\s@,;:<>\"']{1,64}@[^\s@,;:<>\"']{1,190}")
+_PROFILE = re.compile(r"[A-Za-z0-9._-]{0,64}")
+_HOST = re.compile(r"[A-Za-z0-9.-]{1,253}(:[0-9]{1,5})?")
+_MAX_ENTRIES = 100
+
+
+@lean.frozen(kw_only=True)
+class AcmeSettings:
+    """The settings of one ACME issuer."""
+
+    directory_url: str
+    contact: tuple[str, ...]
+    """URLs, as ACME writes them."""
+    terms_agreed: bool
+    profile: str
+    preferred_chain: str
+    """Common name of the preferred root; empty: the CA's choice."""
+    ca_file: Path | None
+    other_hosts: tuple[str, ...]
+    budget: Budget | None
+    binding: Binding | None
+    challenges: Sequence[Mapping[str, Any]]
+
+    @classmethod
+    def of(cls, checked: Mapping[str, Any], secrets: Mapping[str, bytes]) -> AcmeSettings:
+        """Return the settings that `checked_settings` has returned."""
+        kid = checked["eab_kid"]
+        return cls(
+            directory_url=checked["directory_url"],
+            contact=tuple(f"mailto:{one}" for one in checked["contact"]),
+            terms_agreed=checked["terms_agreed"],
+            profile=checked["profile"],
+            preferred_chain=checked["preferred_chain"],
+            ca_file=Path(checked["ca_file"]) if checked["ca_file"] else None,
+            other_hosts=tuple(checked["other_hosts"]),
+            budget=read_budget(checked["budget"]),
+            binding=Binding(kid, read_hmac_key(secrets[HMAC_KEY])) if kid else None,
+            challenges=checked["challenges"],
+        )
+
+
+def checked_settings(settings: Mapping[str, Any], secrets: Mapping[str, bytes]) -> dict[str, Any]:
+    """Return all settings with their defaults; raises ConfigError, which names the field."""
+    for name in settings:
+        if name not in _KNOWN:
+            meant = nearest(name, _KNOWN)
+            fix = f"write {meant}" if meant else f"use one of {', '.join(_KNOWN)}"
+            raise ConfigError("unknown setting", path=one_line(name, 40), fix=fix)
+    url = _text(settings, "directory_url")
+    if not url:
+        fix = f"set it to the URL of the CA's directory, or to one of {', '.join(DIRECTORIES)}"
+        raise ConfigError("is not set", path="directory_url", fix=fix)
+    checked: dict[str, Any] = {
+        "directory_url": check_directory_url(DIRECTORIES.get(url, url)),
+        "contact": _contact(settings.get("contact", [])),
+        "terms_agreed": _flag(settings, "terms_agreed"),
+        "profile": _matching(settings, "profile", _PROFILE, "the name of a profile"),
+        "preferred_chain": _text(settings, "preferred_chain"),
+        "eab_kid": _text(settings, "eab_kid"),
+        "ca_file": _text(settings, "ca_file"),
+        "other_hosts": _hosts(settings.get("other_hosts", [])),
+        "budget": _text(settings, "budget") or DEFAULT_BUDGET,
+        "challenges": _challenges(settings.get("challenges", [])),
+    }
+    _check_binding(checked["eab_kid"], secrets)
+    _check_ca_file(checked["ca_file"])
+    read_budget(checked["budget"])
+    return checked
+
+
+def _check_binding(kid: str, secrets: Mapping[str, bytes]) -> None:
+    if kid and HMAC_KEY not in secrets:
+        raise ConfigError(
+            "is set, but the secret eab_hmac_key is not", path="eab_kid", fix="give the HMAC key of the CA as a secret"
+        )
+    if HMAC_KEY in secrets:
+        if not kid:
+            raise ConfigError(
+                "is given, but eab_kid is not set", path=HMAC_KEY, fix="set eab_kid to the key id that the CA shows"
+            )
+        read_hmac_key(secrets[HMAC_KEY])
+
+
+def _check_ca_file(name: str) -> None:
+    if not name:
+        return
+    if not Path(name).is_absolute():
+        raise ConfigError("expected an absolute path", path="ca_file", fix="write the whole path, starting with /")
+    try:
+        with Path(name).open("rb") as file:
+            start = file.read(1024 * 1024)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read {one_line(name)}: {error.strerror}", path="ca_file", fix="name a readable PEM file"
+        ) from None
+    if b"-----BEGIN CERTIFICATE-----" not in start:
+        raise ConfigError(f"{one_line(name)} contains no PEM certificate", path="ca_file", fix="name a PEM file")
+
+
+def _contact(value: Any) -> list[str]:
+    entries = [value] if isinstance(value, str) else value
+    if not isinstance(entries, list) or len(entries) > 10:
+        raise ConfigError(f"expected mail addresses, got {kind_of(value)}", path="contact", fix="write one address")
+    plain = [one.removeprefix("mailto:") if isinstance(one, str) else "" for one in entries if one != ""]
+    for one in plain:
+        if not _MAIL.fullmatch(one):
+            raise ConfigError(
+                f"{one_line(one, 80) or 'an entry'} is not a mail address", path="contact", fix="write name@example.com"
+            )
+    return plain
+
+
+def _hosts(value: Any) -> list[str]:
+    entries = [value] if isinstance(value, str) and value else value or []
+    if not isinstance(entries, list) or not all(isinstance(one, str) and _HOST.fullmatch(one) for one in entries):
+        raise ConfigError("expected a list of hosts", path="other_hosts", fix="write HOST or HOST:PORT")
+    return [one.lower() for one in entries[:_MAX_ENTRIES]]
+
+
+def _challenges(value: Any) -> list[dict[str, Any]]:
+    if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+        raise ConfigError(
+            f"expected a list of objects, got {kind_of(value)}",
+            path="challenges",
+            fix='write [{"type": "plane-http"}], or another type',
+        )
+    if not value:
+        raise ConfigError(
+            "is empty: nothing can prove names to the CA",
+            path="challenges",
+            fix='write [{"type": "plane-http"}], or another type (docs/issuers.md)',
+        )
+    if len(value) > _MAX_ENTRIES:
+        raise ConfigError(f"has {len(value)} entries; at most {_MAX_ENTRIES}", path="challenges", fix="use patterns")
+    return [dict(one) for one in value]
+
+
+def _text(settings: Mapping[str, Any], name: str) -> str:
+    value = settings.get(name, "")
+    if not isinstance(value, str) or len(value) > 2000 or not value.isprintable():
+        raise ConfigError(f"expected one line of text, got {kind_of(value)}", path=name, fix="write text in quotes")
+    return value.strip()
+
+
+def _matching(settings: Mapping[str, Any], name: str, pattern: re.Pattern[str], what: str) -> str:
+    text = _text(settings, name)
+    if not pattern.fullmatch(text):
+        raise ConfigError(f"{one_line(text, 80)} is not {what}", path=name, fix=f"write {what}, as the CA announces it")
+    return text
+
+
+def _flag(settings: Mapping[str, Any], name: str) -> bool:
+    value = settings.get(name, False)
+    if value in ("true", "false"):
+        return bool(value == "true")
+    if not isinstance(value, bool):
+        raise ConfigError(f"expected true or false, got {kind_of(value)}", path=name, fix="write true or false")
+    return value
