@@ -54,7 +54,7 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def integration(session: nox.Session) -> None:
     """Run against real processes, sockets and services; skips missing ones, or fails with CERTCTRL_REQUIRE_REAL."""
-    session.install("-e", ".[dev]")
+    session.install("-e", ".[dev,openbao]")
     session.run("pytest", "-m", "integration and not campaign", *session.posargs)
 
 
