@@ -1,0 +1,122 @@
+"""Explain refusals of dns-01: what was asked, what came, and from which server.
+
+``explain_dns`` collects the facts, ``dns_words`` decides what they mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import dns.name
+import dns.rdatatype
+
+from certctrl import lean
+from certctrl.plane.challenges.caa import explain_caa
+from certctrl.plane.challenges.dns_lookup import Aliases, DnsLookup, name_of, shown
+from certctrl.plane.challenges.dns_network import DnsServer
+from certctrl.plane.challenges.propagation import Observation, Seen, observe_all
+from certctrl.plane.challenges.solver import Proof, dns_record_name, dns_record_value
+from certctrl.plane.issuers.issuer import IssuerError
+from certctrl.text import one_line
+
+_SHOWN_SERVERS = 4
+
+
+@lean.frozen(kw_only=True)
+class DnsFacts:
+    """What the DNS answers for the record of a proof."""
+
+    name: str
+    """Of the TXT record."""
+    value: str
+    """Its expected text."""
+    aliases: tuple[str, ...] = ()
+    """Where its CNAME records lead, one after the other."""
+    is_loop: bool = False
+    zone: str = ""
+    """The zone of the record; empty: none was found."""
+    observations: tuple[Observation, ...] = ()
+    """The answers of the zone's authoritative servers."""
+    resolver: str = ""
+    """What a resolver says, if it does not answer."""
+    caa: str = ""
+    """Why CAA records forbid it."""
+
+
+async def explain_dns(lookup: DnsLookup, proof: Proof, authoritative: Sequence[DnsServer] = ()) -> str:
+    """Ask for the record of a dns-01 proof and say in words what is wrong with it; never raises IssuerError."""
+    return dns_words(await collect(lookup, proof, authoritative))
+
+
+async def collect(lookup: DnsLookup, proof: Proof, authoritative: Sequence[DnsServer] = ()) -> DnsFacts:
+    """Return the facts about the record of a proof."""
+    name, value = dns_record_name(proof.identifier), dns_record_value(proof)
+    facts = DnsFacts(name=name, value=value)
+    try:
+        aliases = await lookup.follow(name_of(name))
+        zone = await lookup.zone_of(aliases.target)
+        servers: Sequence[DnsServer] = authoritative
+        if not servers and zone is not None:
+            servers = await lookup.servers_of(zone.name)
+        seen = await observe_all(lookup.network, servers, aliases.target)
+        facts = DnsFacts(
+            name=name,
+            value=value,
+            aliases=tuple(shown(one) for one in aliases.names[1:]),
+            is_loop=not aliases.is_complete,
+            zone="" if zone is None else shown(zone.name),
+            observations=tuple(seen),
+            resolver=await _asked_resolver(lookup, aliases),
+            caa=await explain_caa(lookup, proof.identifier),
+        )
+    except IssuerError as error:
+        facts = DnsFacts(name=name, value=value, resolver=str(error))
+    return facts
+
+
+async def _asked_resolver(lookup: DnsLookup, aliases: Aliases) -> str:
+    """Return why a resolver does not answer for a record that its servers may have, as with broken DNSSEC."""
+    try:
+        await lookup.ask(aliases.target, dns.rdatatype.TXT)
+    except IssuerError as error:
+        return str(error)
+    return ""
+
+
+def dns_words(facts: DnsFacts) -> str:
+    """Return in one line what was asked, what came, and from which server."""
+    asked = f"asked for TXT {one_line(facts.name)} with the value {facts.value}"
+    if facts.aliases:
+        asked += f", which CNAME records lead to {' -> '.join(one_line(one) for one in facts.aliases[-3:])}"
+    return f"{asked}: {'; '.join(_findings(facts))}"
+
+
+def _findings(facts: DnsFacts) -> list[str]:
+    if facts.is_loop:
+        return ["these CNAME records form a loop or are more than 8"]
+    if facts.resolver and not facts.observations:
+        return [facts.resolver]
+    if not facts.observations:
+        return [
+            f"the zone {facts.zone} has no name server with an address" if facts.zone else "no zone contains the name"
+        ]
+    answering = [one for one in facts.observations if one.answers]
+    wrong = [one for one in answering if one.missing([facts.value])]
+    mute = [one for one in facts.observations if not one.answers]
+    found = [one.words() for one in (*wrong, *mute)[:_SHOWN_SERVERS]]
+    if wrong and len(wrong) < len(answering):
+        right = next(one for one in answering if one not in wrong)
+        found.append(f"only {right.server.place} has the value: the others lag, check the transfer to them")
+    elif any(one.seen is Seen.RECORDS for one in wrong):
+        found.append("other values are there, but not this one")
+    elif mute and any(one.seen is Seen.LAME for one in mute):
+        found.append("the delegation names a server that does not have the zone: correct the NS records")
+    if not wrong and answering:
+        found.append(f"{_all(len(answering))} with this value now; the CA may have asked before, or sees other servers")
+    if facts.resolver and not wrong:
+        found.append(f"{facts.resolver}; if the zone is signed, check its DNSSEC")
+    return [*found, *([facts.caa] if facts.caa else [])]
+
+
+def _all(count: int) -> str:
+    return "its authoritative server answers" if count == 1 else f"{count} authoritative servers answer"
