@@ -78,13 +78,16 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "httpcore": ("certctrl.net.transport", "certctrl.plane.acme.http"),
     "typer": ("certctrl.cli",),
     "rich": ("certctrl.cli", "certctrl.sandbox.live_table"),
-    "h11": ("certctrl.net.metrics_listener", "certctrl.plane.http.connection"),
+    "h11": (
+        "certctrl.net.metrics_listener", "certctrl.plane.http.connection", "certctrl.plane.challenges.plane_http",
+        "certctrl.plane.challenges.explain_http",
+    ),
     "starlette": ("certctrl.plane",),
     "sqlite3": ("certctrl.plane",),
     "dns": ("certctrl.plane.challenges",),
     "prometheus_client": ("certctrl.agent", "certctrl.net.prometheus", "certctrl.plane"),
     "subprocess": ("certctrl.install.process", "certctrl.plane", "certctrl.sandbox"),
-}
+}  # fmt: skip
 """Library -> the only places that may import it."""
 
 PURE = (

@@ -64,7 +64,7 @@ class _Record:
 class Rfc2136Solver:
     """Answers dns-01 by dynamic updates."""
 
-    kinds = (DNS_01,)
+    kinds: tuple[str, ...] = (DNS_01,)
 
     def __init__(
         self, settings: Rfc2136Settings, keys: Sequence[TsigKey], lookup: DnsLookup, holds: Holds = HOLDS

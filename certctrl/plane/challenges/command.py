@@ -1,0 +1,203 @@
+"""CommandSolver: prove names through a program of the plane's host, as hooks of other ACME clients do.
+
+The program is called once per proof (docs/challenges.md), with ``present`` or ``cleanup``, the record's name or the
+token, and the value after its own arguments; the environment has the same under the names that certbot's hooks know.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from certctrl import lean
+from certctrl.errors import CertctrlError, ConfigError
+from certctrl.plane.challenges.dns_lookup import DnsLookup, name_of
+from certctrl.plane.challenges.dns_network import DnsServer
+from certctrl.plane.challenges.explain import explain_dns
+from certctrl.plane.challenges.explain_http import explain_http
+from certctrl.plane.challenges.fields import Fields
+from certctrl.plane.challenges.holds import HOLDS, Holds
+from certctrl.plane.challenges.propagation import wait_until_published
+from certctrl.plane.challenges.rfc2136_entry import authoritative_of, check_waiting, make_lookup
+from certctrl.plane.challenges.solver import DNS_01, HTTP_01, Proof, dns_record_name, dns_record_value
+from certctrl.plane.challenges.solver_kind import SolverParts
+from certctrl.plane.commands import check_program, check_secret_name, run_program
+from certctrl.plane.issuers.issuer import IssuerError
+from certctrl.text import one_line
+
+log = logging.getLogger("certctrl.Plane")
+
+DEFAULT_SECONDS = 120
+MAX_SECONDS = 3600
+_MAX_WORDS = 50
+_PERMANENT = frozenset({64, 65, 77, 78})
+
+
+@lean.frozen(kw_only=True)
+class CommandSettings:
+    """The program and how it is called."""
+
+    kind: str
+    """The type of challenge that it answers: dns-01 or http-01."""
+    argv: tuple[str, ...]
+    cleanup_argv: tuple[str, ...] = ()
+    """Another program that takes the answers back, called without further arguments; none: the same one."""
+    hook: bool = False
+    """Whether programs get the environment only, without further arguments, as certbot's hooks."""
+    seconds: float = DEFAULT_SECONDS
+    waits: bool = True
+    """Whether to ask the authoritative servers for the record before the CA may."""
+    authoritative: tuple[DnsServer, ...] = ()
+    propagation_seconds: float = 120.0
+
+
+class CommandSolver:
+    """Answers one type of challenge by a program."""
+
+    def __init__(
+        self, settings: CommandSettings, secrets: Mapping[str, bytes], lookup: DnsLookup, holds: Holds = HOLDS
+    ) -> None:
+        self.kinds: tuple[str, ...] = (settings.kind,)
+        self._settings = settings
+        self._secrets = dict(secrets)
+        self._lookup = lookup
+        self._holds = holds
+
+    def __repr__(self) -> str:
+        return f"CommandSolver({self._settings.argv[0]})"
+
+    def solves(self, kind: str, identifier: str, wildcard: bool) -> bool:
+        """Return whether it is the type of challenge that the program answers."""
+        return kind == self._settings.kind
+
+    async def present(self, proofs: Sequence[Proof]) -> None:
+        """Run the program for each proof, then wait for the DNS. Raises IssuerError."""
+        self._holds.take(self, proofs)
+        for left, proof in zip(range(len(proofs) - 1, -1, -1), proofs, strict=True):
+            await self._run("present", proof, proofs, left)
+        if self._settings.kind == DNS_01 and self._settings.waits:
+            await self._wait(proofs)
+
+    async def clean_up(self, proofs: Sequence[Proof]) -> None:
+        """Run the program for each proof that no other order needs; failures are logged."""
+        unneeded = self._holds.give_back(self, proofs)
+        for left, proof in zip(range(len(unneeded) - 1, -1, -1), unneeded, strict=True):
+            try:
+                await self._run("cleanup", proof, proofs, left)
+            except IssuerError as error:
+                log.warning("cannot clean up the challenge for %s: %s", proof.identifier, error)
+
+    async def explain(self, proof: Proof) -> str:
+        """Say what a CA finds for a proof."""
+        if proof.kind == DNS_01:
+            return await explain_dns(self._lookup, proof, self._settings.authoritative)
+        return await explain_http(self._lookup, proof)
+
+    async def _wait(self, proofs: Sequence[Proof]) -> None:
+        for proof in dict.fromkeys(proofs):
+            target = (await self._lookup.follow(name_of(dns_record_name(proof.identifier)))).target
+            servers: Sequence[DnsServer] = self._settings.authoritative
+            if not servers:
+                zone = await self._lookup.zone_of(target)
+                servers = await self._lookup.servers_of(zone.name) if zone is not None else ()
+            wanted = {target: [dns_record_value(proof)]}
+            await wait_until_published(self._lookup.network, servers, wanted, self._settings.propagation_seconds)
+
+    async def _run(self, word: str, proof: Proof, proofs: Sequence[Proof], left: int) -> None:
+        """Run the program for one proof. Raises IssuerError."""
+        settings = self._settings
+        own = settings.cleanup_argv if word == "cleanup" and settings.cleanup_argv else settings.argv
+        argv = [*own, *(() if settings.hook else arguments(word, proof))]
+        try:
+            done = await run_program(
+                argv,
+                seconds=settings.seconds,
+                environment=environment(word, proof, proofs, left),
+                secrets=self._secrets,
+            )
+        except CertctrlError as error:
+            raise IssuerError(error.what, fix=error.fix) from None
+        if done.status == 0 and not done.timed_out:
+            return
+        what = f"{own[0]} {word} for {proof.identifier} {done.ending}"
+        fix = f"run it by hand on the control plane's host: {' '.join((own[0], *arguments(word, proof)))}"
+        if done.timed_out:
+            fix = f"raise timeout_seconds of the entry, now {settings.seconds:g}"
+        raise IssuerError(what, fix=one_line(fix, 400), is_permanent=done.status in _PERMANENT and not done.timed_out)
+
+
+def arguments(word: str, proof: Proof) -> tuple[str, str, str]:
+    """Return the last arguments of a program: the word, the record's name or the token, and the value."""
+    if proof.kind == DNS_01:
+        return word, f"{dns_record_name(proof.identifier)}.", dns_record_value(proof)
+    return word, proof.token, proof.key_authorization
+
+
+def environment(word: str, proof: Proof, proofs: Sequence[Proof], left: int) -> dict[str, str]:
+    """Return the environment of a program; ``left`` proofs follow this one."""
+    value = arguments(word, proof)[2]
+    return {
+        "CERTCTRL_ACTION": word,
+        "CERTCTRL_CHALLENGE": proof.kind,
+        "CERTBOT_DOMAIN": proof.identifier,
+        "CERTBOT_VALIDATION": value,
+        "CERTBOT_TOKEN": proof.token,
+        "CERTBOT_REMAINING_CHALLENGES": str(left),
+        "CERTBOT_ALL_DOMAINS": ",".join(dict.fromkeys(one.identifier for one in proofs)),
+    }
+
+
+class CommandKind:
+    """Checks the fields of ``"type": "command"`` and makes the solver."""
+
+    def check(self, fields: Fields, secrets: Mapping[str, bytes]) -> dict[str, Any]:
+        """Return the fields in full. Raises ConfigError."""
+        checked: dict[str, Any] = {
+            "challenge": fields.choice("challenge", (DNS_01, HTTP_01), DNS_01),
+            "command": _program(fields, "command"),
+            "cleanup_command": _program(fields, "cleanup_command", required=False),
+            "arguments": fields.choice("arguments", ("append", "none"), "append"),
+            "timeout_seconds": fields.number("timeout_seconds", DEFAULT_SECONDS, 1, MAX_SECONDS),
+            "secrets": fields.texts("secrets"),
+            "propagation": fields.choice("propagation", ("authoritative", "none"), "authoritative"),
+            **check_waiting(fields),
+        }
+        fields.finish()
+        for name in checked["secrets"]:
+            check_secret_name(name)
+            if name not in secrets:
+                raise fields.error("secrets", f"names {name}, which is not given", f"give the issuer the secret {name}")
+        return checked
+
+    def make(self, settings: Mapping[str, Any], secrets: Mapping[str, bytes], parts: SolverParts) -> CommandSolver:
+        """Return the solver. Raises ConfigError if a secret is missing."""
+        missing = [name for name in settings["secrets"] if name not in secrets]
+        if missing:
+            raise ConfigError("is not given", path=missing[0], fix=f"give the issuer the secret {missing[0]}")
+        chosen = CommandSettings(
+            kind=settings["challenge"],
+            argv=tuple(settings["command"]),
+            cleanup_argv=tuple(settings["cleanup_command"]),
+            hook=settings["arguments"] == "none",
+            seconds=settings["timeout_seconds"],
+            waits=settings["propagation"] == "authoritative",
+            authoritative=authoritative_of(settings),
+            propagation_seconds=settings["propagation_seconds"],
+        )
+        return CommandSolver(chosen, {name: secrets[name] for name in settings["secrets"]}, make_lookup(settings))
+
+
+def _program(fields: Fields, field: str, *, required: bool = True) -> list[str]:
+    words = fields.texts(field)
+    if not words and not required:
+        return []
+    if not 0 < len(words) <= _MAX_WORDS:
+        raise fields.error(
+            field, "is not a command", f"give the path of a program and its arguments, 1 to {_MAX_WORDS}"
+        )
+    try:
+        check_program(words[0])
+    except ConfigError as error:
+        raise fields.error(field, error.reason, error.fix or "install the program") from None
+    return words

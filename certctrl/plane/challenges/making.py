@@ -1,0 +1,79 @@
+"""Check the list ``challenges`` of an issuer's settings, and make its solver.
+
+Entries are tried in order; ``type`` names the way to answer, ``domains`` the names it is for. The modules of a type
+are imported only if an entry uses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from ipaddress import ip_network
+from typing import Any
+
+from certctrl.errors import ConfigError
+from certctrl.plane.challenges.chosen import ChosenSolver, Rule
+from certctrl.plane.challenges.fields import Fields
+from certctrl.plane.challenges.solver_kind import SolverKind, SolverParts
+from certctrl.text import ascii_name, is_name, kind_of, one_line
+
+MAX_ENTRIES = 50
+TYPES = ("rfc2136", "command", "plane-http")
+
+
+def kind_named(name: str) -> SolverKind:
+    """Return the kind of solver of one of ``TYPES``."""
+    match name:
+        case "rfc2136":
+            from certctrl.plane.challenges.rfc2136_entry import Rfc2136Kind
+
+            return Rfc2136Kind()
+        case "command":
+            from certctrl.plane.challenges.command import CommandKind
+
+            return CommandKind()
+        case "plane-http":
+            from certctrl.plane.challenges.plane_http import PlaneHttpKind
+
+            return PlaneHttpKind()
+    raise ConfigError(f"{one_line(name)!r} is not a type of challenges", fix=f"use one of {', '.join(TYPES)}")
+
+
+def check_challenges(challenges: Any, secrets: Mapping[str, bytes]) -> list[dict[str, Any]]:
+    """Return the entries in full. Raises ConfigError with the field and the fix."""
+    if not isinstance(challenges, list) or not challenges:
+        what = "is empty" if challenges == [] else f"is {kind_of(challenges)}"
+        fix = 'use a list such as [{"type": "plane-http"}]'
+        raise ConfigError(what, path="challenges", fix=fix)
+    if len(challenges) > MAX_ENTRIES:
+        raise ConfigError(f"has more than {MAX_ENTRIES} entries", path="challenges", fix="use fewer")
+    return [_check_entry(entry, f"challenges[{index}]", secrets) for index, entry in enumerate(challenges)]
+
+
+def make_solver(
+    parts: SolverParts, challenges: Sequence[Mapping[str, Any]], secrets: Mapping[str, bytes]
+) -> ChosenSolver:
+    """Return the solver of entries of ``check_challenges``. Raises ConfigError if a secret is missing or invalid."""
+    rules = []
+    for entry in challenges:
+        solver = kind_named(entry["type"]).make(entry, secrets, parts)
+        rules.append(Rule(entry["type"], tuple(entry["domains"]), solver))
+    return ChosenSolver(rules)
+
+
+def _check_entry(entry: Any, path: str, secrets: Mapping[str, bytes]) -> dict[str, Any]:
+    fields = Fields(entry, path)
+    name = fields.choice("type", TYPES)
+    domains = [_check_pattern(fields, text) for text in fields.texts("domains")]
+    return {"type": name, "domains": domains} | kind_named(name).check(fields, secrets)
+
+
+def _check_pattern(fields: Fields, text: str) -> str:
+    pattern = ascii_name(text.strip().rstrip(".").lower()).lower()
+    try:
+        return str(ip_network(pattern, strict=False))
+    except ValueError:
+        pass
+    if pattern != "*" and not is_name(pattern.removeprefix("*.")):
+        fix = "use for example example.com, *.example.com, 192.0.2.0/24 or *"
+        raise fields.error("domains", f"contains {one_line(text, 60)!r}", fix)
+    return pattern

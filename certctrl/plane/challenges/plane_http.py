@@ -1,0 +1,174 @@
+"""http-01 answered by the plane itself, for names that lead to the plane or to a proxy before it.
+
+The answers are in the database, so any plane of a fleet answers. ``answer_challenges`` is a tiny listener of plain HTTP
+that knows these answers and nothing else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+import h11
+import trio
+
+from certctrl.errors import CertctrlError
+from certctrl.plane.challenges.fields import Fields
+from certctrl.plane.challenges.holds import HOLDS, Holds
+from certctrl.plane.challenges.solver import HTTP_01, Proof
+from certctrl.plane.challenges.solver_kind import SolverParts
+from certctrl.plane.storage.database import Database
+
+PREFIX = b"/.well-known/acme-challenge/"
+ANSWER_SECONDS = 86_400.0
+"""How long an answer stays if it is never taken back."""
+CONNECTIONS = 128
+REQUEST_SECONDS = 5.0
+_LARGEST_REQUEST = 8 * 1024
+_TOKEN = re.compile(rb"[A-Za-z0-9_-]{1,128}")
+
+
+class PlaneHttpSolver:
+    """Answers http-01 from the plane's database."""
+
+    kinds: tuple[str, ...] = (HTTP_01,)
+
+    def __init__(
+        self,
+        database: Database,
+        wall_now: Callable[[], float],
+        explain: Callable[[Proof], Awaitable[str]],
+        holds: Holds = HOLDS,
+    ) -> None:
+        """``explain``: asks as a CA does."""
+        self._db = database
+        self._wall_now = wall_now
+        self._explain = explain
+        self._holds = holds
+
+    def solves(self, kind: str, identifier: str, wildcard: bool) -> bool:
+        """Return whether it is http-01, which proves no wildcard."""
+        return kind == HTTP_01 and not wildcard
+
+    async def present(self, proofs: Sequence[Proof]) -> None:
+        """Store the answers; every plane on the database gives them from now on."""
+        self._holds.take(self, proofs)
+        await self._db.work(self._store, proofs)
+
+    async def clean_up(self, proofs: Sequence[Proof]) -> None:
+        """Delete the answers that no other order needs."""
+        await self._db.work(self._delete, self._holds.give_back(self, proofs))
+
+    async def explain(self, proof: Proof) -> str:
+        """Say what every address of the name answers."""
+        return await self._explain(proof)
+
+    def _store(self, proofs: Sequence[Proof]) -> None:
+        for proof in proofs:
+            self._db.run(
+                "INSERT INTO http_challenges (token, key_authorization, identifier, expires_at) VALUES (?, ?, ?, ?)"
+                " ON CONFLICT (token) DO UPDATE SET key_authorization = excluded.key_authorization,"
+                " identifier = excluded.identifier, expires_at = excluded.expires_at",
+                proof.token,
+                proof.key_authorization,
+                proof.identifier,
+                self._wall_now() + ANSWER_SECONDS,
+            )
+
+    def _delete(self, proofs: Sequence[Proof]) -> None:
+        for proof in proofs:
+            self._db.run("DELETE FROM http_challenges WHERE token = ?", proof.token)
+
+
+class PlaneHttpKind:
+    """Checks the fields of ``"type": "plane-http"`` and makes the solver."""
+
+    def check(self, fields: Fields, secrets: Mapping[str, bytes]) -> dict[str, Any]:
+        """Return no fields: there are none. Raises ConfigError."""
+        fields.finish()
+        return {}
+
+    def make(self, settings: Mapping[str, Any], secrets: Mapping[str, bytes], parts: SolverParts) -> PlaneHttpSolver:
+        """Return the solver."""
+        return PlaneHttpSolver(parts.database, parts.wall_now, _explain)
+
+
+async def _explain(proof: Proof) -> str:
+    from certctrl.plane.challenges.dns_lookup import DnsLookup  # only refusals need the DNS library
+    from certctrl.plane.challenges.dns_network import RealDnsNetwork
+    from certctrl.plane.challenges.explain_http import explain_http
+
+    return await explain_http(DnsLookup(RealDnsNetwork()), proof)
+
+
+def stored_answer(database: Database, token: str, now: float) -> str:
+    """Return the key authorization of a token; empty: there is none, or it has expired. Runs in a unit of work."""
+    row = database.one("SELECT key_authorization, expires_at FROM http_challenges WHERE token = ?", token)
+    return "" if row is None or row["expires_at"] <= now else str(row["key_authorization"])
+
+
+def delete_expired(database: Database, now: float) -> None:
+    """Delete the answers that were never taken back. Runs in a unit of work."""
+    database.run("DELETE FROM http_challenges WHERE expires_at <= ?", now)
+
+
+async def answer_challenges(
+    listeners: Sequence[trio.SocketListener], database: Database, wall_now: Callable[[], float]
+) -> None:
+    """Answer CAs at some listeners until cancelled."""
+    limiter = trio.CapacityLimiter(CONNECTIONS)
+
+    async def find(token: str) -> str:
+        return await database.work(stored_answer, database, token, wall_now())
+
+    async def answer(stream: trio.SocketStream) -> None:
+        try:
+            limiter.acquire_nowait()
+        except trio.WouldBlock:
+            await trio.aclose_forcefully(stream)
+            return
+        try:
+            async with stream:
+                with trio.move_on_after(REQUEST_SECONDS):
+                    await _answer(stream, find)
+        except (trio.BrokenResourceError, trio.ClosedResourceError, h11.ProtocolError):
+            return
+        finally:
+            limiter.release()
+
+    async with trio.open_nursery() as nursery:
+        await trio.serve_listeners(answer, list(listeners), handler_nursery=nursery)
+
+
+async def _answer(stream: trio.SocketStream, find: Callable[[str], Awaitable[str]]) -> None:
+    """Answer one request and close."""
+    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=_LARGEST_REQUEST)
+    while (event := connection.next_event()) is h11.NEED_DATA:
+        connection.receive_data(await stream.receive_some(4096))
+    if not isinstance(event, h11.Request):
+        return
+    status, body = await _found(event, find)
+    headers = [
+        ("Content-Type", "application/octet-stream"),
+        ("Content-Length", str(len(body))),
+        ("Cache-Control", "no-store"),
+        ("X-Content-Type-Options", "nosniff"),
+        ("Connection", "close"),
+    ]
+    data = connection.send(h11.Response(status_code=status, headers=headers)) or b""
+    if event.method != b"HEAD":
+        data += connection.send(h11.Data(body)) or b""
+    await stream.send_all(data)
+
+
+async def _found(request: h11.Request, find: Callable[[str], Awaitable[str]]) -> tuple[int, bytes]:
+    token = bytes(request.target).partition(b"?")[0].removeprefix(PREFIX)
+    asked = request.method in (b"GET", b"HEAD") and request.target.startswith(PREFIX) and _TOKEN.fullmatch(token)
+    if not asked:
+        return 404, b"not found\n"
+    try:
+        answer = await find(token.decode("ascii"))
+    except CertctrlError:  # the database is away; a CA asks again
+        return 503, b"try again later\n"
+    return (200, answer.encode("ascii")) if answer else (404, b"not found\n")

@@ -1,0 +1,34 @@
+"""What a type of entry in ``challenges`` must provide, and what its solver works with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from certctrl import lean
+from certctrl.plane.challenges.fields import Fields
+from certctrl.plane.challenges.solver import Solver
+from certctrl.plane.storage.database import Database
+from certctrl.plane.storage.signal_stream import SignalStream
+
+
+@lean.frozen
+class SolverParts:
+    """What solvers work with."""
+
+    database: Database
+    stream: SignalStream
+    """The signals of devices, for answers at hosts."""
+    wall_now: Callable[[], float]
+
+
+class SolverKind(Protocol):
+    """One type of entry."""
+
+    def check(self, fields: Fields, secrets: Mapping[str, bytes]) -> dict[str, Any]:
+        """Return the fields in full, without ``type`` and ``domains``. Raises ConfigError."""
+        ...
+
+    def make(self, settings: Mapping[str, Any], secrets: Mapping[str, bytes], parts: SolverParts) -> Solver:
+        """Return the solver of checked fields."""
+        ...
