@@ -16,28 +16,28 @@ from cryptography.exceptions import InvalidSignature
 
 from certctrl import lean
 from certctrl.model.offload import Offload
+from certctrl.plane.ca.constraints import constraints_of
+from certctrl.plane.ca.crl import key_id
 from certctrl.plane.ca.csr import check_csr
+from certctrl.plane.ca.intermediates import Intermediates
 from certctrl.plane.ca.x509 import (
     Authority,
     PrivateKey,
     PublicKey,
     fingerprint,
     key_der,
-    new_intermediate,
     new_key,
     new_root,
     pem_of,
     serial_text,
     sign_leaf,
 )
+from certctrl.plane.errors import conflict
 from certctrl.plane.settings import DAY
 from certctrl.plane.storage.database import Database
 from certctrl.plane.storage.keyring import Keyring
 
 _ROOT_VALIDITY = 20 * 365 * DAY
-_INTERMEDIATE_VALIDITY = 5 * 365 * DAY
-_INTERMEDIATE_RENEWAL = 2 * 366 * DAY
-"""How long before its expiry an intermediate is replaced: leaves (at most 366 days) must not outlive it."""
 _BACKDATE_SECONDS = 300
 _KEYS_TOGETHER = 8
 """RSA keys made at a time, so that a wave of renewals leaves threads for the database."""
@@ -105,7 +105,10 @@ class BuiltinCa:
         self._making_keys = trio.CapacityLimiter(_KEYS_TOGETHER)
         self._purpose = purpose
         self._root = self._load("root") or self._first_root(self._make_root())
-        self._intermediate = self._load("intermediate")
+        self.intermediates = Intermediates(database, keyring, purpose.secret, purpose.intermediate_name, self._root)
+        self._intermediate = self.intermediates.stored()
+        self.crl_url = ""
+        """Where clients find CRLs, without the name of one; empty: certificates do not say."""
 
     @property
     def root_pem(self) -> str:
@@ -156,14 +159,19 @@ class BuiltinCa:
         private_key_der: bytes = b"",
     ) -> Issued:
         now = self._wall_now()
-        issuer = self._intermediate
-        if issuer is None or self._is_due(issuer, now):
-            issuer = await self._db.work(self._renew_intermediate, now)
-            self._intermediate = issuer
+        self._intermediate = issuer = await self._db.work(self.intermediates.current, self._intermediate, now)
+        _refuse_outside(issuer, names)
+        crl_url = f"{self.crl_url}/{key_id(issuer.certificate)}.crl" if self.crl_url else ""
         not_before = now - min(_BACKDATE_SECONDS, validity_seconds // 10)
         not_after = min(now + validity_seconds, issuer.not_after)
         certificate = sign_leaf(
-            issuer, public_key, names, not_before=not_before, not_after=not_after, must_staple=must_staple
+            issuer,
+            public_key,
+            names,
+            not_before=not_before,
+            not_after=not_after,
+            must_staple=must_staple,
+            crl_url=crl_url,
         )
         return Issued(
             private_key_der=private_key_der,
@@ -174,23 +182,6 @@ class BuiltinCa:
             not_before=certificate.not_valid_before_utc.timestamp(),
             not_after=certificate.not_valid_after_utc.timestamp(),
         )
-
-    def _is_due(self, intermediate: Authority, now: float) -> bool:
-        """Return whether a later intermediate should replace this one."""
-        expires_soon = intermediate.not_after - now < _INTERMEDIATE_RENEWAL
-        return expires_soon and intermediate.not_after < self._end_of_intermediate(now)
-
-    def _end_of_intermediate(self, now: float) -> float:
-        return min(now + _INTERMEDIATE_VALIDITY, self._root.not_after)
-
-    def _renew_intermediate(self, now: float) -> Authority:
-        """Return the stored intermediate, which another plane may have renewed, or a new one."""
-        stored = self._load("intermediate")
-        if stored is not None and not self._is_due(stored, now):
-            return stored
-        name = self._purpose.intermediate_name
-        end = self._end_of_intermediate(now)
-        return self._store("intermediate", new_intermediate(self._root, name, not_before=now - DAY, not_after=end))
 
     def _make_root(self) -> Authority:
         now = self._wall_now()
@@ -220,6 +211,16 @@ class BuiltinCa:
         sealed = self._keyring.seal(name, authority.sealed_form())
         self._db.run(f"INSERT INTO secrets VALUES (?, ?) ON CONFLICT (name) DO {otherwise}", name, sealed)
         return authority
+
+
+def _refuse_outside(issuer: Authority, names: Sequence[str]) -> None:
+    """Refuse names that clients would not accept from an intermediate; ErrorResponse 409."""
+    outside = constraints_of(issuer.certificate).forbidden(names)
+    if outside:
+        what = (
+            f"{outside[0]} is outside of the domains of this CA; issue it elsewhere, or: cert-ctrl plane ca constrain"
+        )
+        raise conflict(what, "NAME_OUTSIDE_CA", names=outside)
 
 
 async def inline(function: Callable[..., Any], *args: Any) -> Any:

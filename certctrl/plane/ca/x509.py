@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from certctrl import lean
+from certctrl.plane.ca.constraints import Constraints
 from certctrl.plane.ca.domains import is_address
 
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
@@ -24,6 +25,7 @@ KEY_TYPES = ("ecdsa-p256", "ecdsa-p384", "rsa-2048", "rsa-3072", "rsa-4096", "ed
 _CURVES: dict[str, ec.EllipticCurve] = {"ecdsa-p256": ec.SECP256R1(), "ecdsa-p384": ec.SECP384R1()}
 _CA_CURVE = ec.SECP256R1()
 _MAX_COMMON_NAME = 64
+NO_CONSTRAINTS = Constraints()
 
 
 @lean.frozen
@@ -71,10 +73,13 @@ def new_root(name: str, *, not_before: float, not_after: float) -> Authority:
     return Authority(_ca(name, key, None, path_length=1, not_before=not_before, not_after=not_after), key)
 
 
-def new_intermediate(root: Authority, name: str, *, not_before: float, not_after: float) -> Authority:
+def new_intermediate(
+    root: Authority, name: str, *, not_before: float, not_after: float, constraints: Constraints = NO_CONSTRAINTS
+) -> Authority:
     """Return an intermediate below a root; it may only sign leaves."""
     key = ec.generate_private_key(_CA_CURVE)
-    return Authority(_ca(name, key, root, path_length=0, not_before=not_before, not_after=not_after), key)
+    more = [constraints.extension()] if constraints.domains else []
+    return Authority(_ca(name, key, root, *more, path_length=0, not_before=not_before, not_after=not_after), key)
 
 
 def sign_leaf(
@@ -145,13 +150,15 @@ def _ca(
     name: str,
     key: ec.EllipticCurvePrivateKey,
     issuer: Authority | None,
-    *,
+    *extensions: x509.ExtensionType,
     path_length: int,
     not_before: float,
     not_after: float,
 ) -> x509.Certificate:
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     builder = _builder(subject, key.public_key(), issuer, not_before, not_after)
+    for extension in extensions:
+        builder = builder.add_extension(extension, critical=True)
     return (
         builder.add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
         .add_extension(_usage(key_cert_sign=True, crl_sign=True), critical=True)
