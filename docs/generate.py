@@ -22,7 +22,7 @@ from certctrl.model.certificate import CertFacts
 from certctrl.model.config import CONFIG_FILES, AgentConfig
 from certctrl.model.duration import Duration
 from certctrl.model.plan import OutcomeKind
-from certctrl.model.policy import HostPolicy, MaintenanceWindow, NamedCommand, TrustStore
+from certctrl.model.policy import AcmeAnswers, HostPolicy, MaintenanceWindow, NamedCommand, TrustStore
 from certctrl.model.records import CertRecord
 
 DOCS = Path(__file__).parent
@@ -102,6 +102,8 @@ POLICY_KEYS: dict[str, str] = {
     "on_alert": "argv of your alert command; `CERTCTRL_ALERT` names a JSON file with the details, see [alerts](alerts.md)",
     "window": "when new material may go live; it is fetched and staged immediately. See below",
     "trust_store": "where CAs are imported; without `directory`, CA imports are refused",
+    "acme": "how this host answers challenges of certificate authorities for the control plane; by default not at all. See "
+    "below and [Challenges](challenges.md#at-the-host)",
 }
 POLICY_PARTS: dict[str, tuple[Any, dict[str, str]]] = {
     "commands.NAME": (NamedCommand, {
@@ -123,6 +125,13 @@ POLICY_PARTS: dict[str, tuple[Any, dict[str, str]]] = {
     "trust_store": (TrustStore, {
         "directory": "e.g. `/usr/local/share/ca-certificates` or `/etc/pki/ca-trust/source/anchors`",
         "command": "argv to run after a change, e.g. `[\"/usr/sbin/update-ca-certificates\"]`",
+    }),
+    "acme": (AcmeAnswers, {
+        "http01_directory": "existing directory that the web server serves as `/.well-known/acme-challenge/`; only root or the "
+        "agent's user may be able to change it. Used instead of `http01_listen` if both are set",
+        "http01_listen": "`ADDRESS:PORT` to listen on while there is a challenge, e.g. `0.0.0.0:80`",
+        "tls_alpn01_listen": "likewise for tls-alpn-01, e.g. `0.0.0.0:443`",
+        "names": "names that may be proven here: `www.example.com`, `*.example.com` for all below, or an address; empty: any",
     }),
 }  # fmt: skip
 

@@ -13,9 +13,9 @@ import trio
 
 import certctrl
 from certctrl.agent.context import Agent
+from certctrl.agent.features import features_of
 from certctrl.agent.log_lines import Line, log_line
 from certctrl.errors import CertctrlError, PlaneError
-from certctrl.model.features import AGENT_FEATURES
 from certctrl.net.control_plane import UnsupportedByPlane
 from certctrl.protocol.events import AcksFailed, AcksSent, Event
 
@@ -59,13 +59,13 @@ async def _post(agent: Agent, notices: list[dict[str, Any]], token: str) -> None
 
 
 async def announce(agent: Agent) -> None:
-    """Queue the event that reports the version and features of this agent, once per start."""
+    """Queue the event that reports the version and features of this agent: at start, and when the features change."""
     await agent.inbox.report(
         {
             "type": "agent_version",
             "agent": "cert-ctrl",
             "version": certctrl.__version__,
             "device_public_id": agent.device_id,
-            "features": list(AGENT_FEATURES),
+            "features": list(features_of(agent.policy)),
         }
     )

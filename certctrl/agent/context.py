@@ -11,6 +11,7 @@ import trio
 from trio_util import AsyncBool, RepeatedEvent
 
 from certctrl import lean
+from certctrl.agent.answers import Answers
 from certctrl.agent.batches import Batches
 from certctrl.agent.burst import BurstWatch
 from certctrl.agent.counters import Counters
@@ -87,6 +88,9 @@ class Agent:
     """Certificate id -> name of what was deployed, vanished from the disk and is not restored yet."""
     items: tuple[InstallItem, ...] = ()
     """Active install items: the plane's, then the local ones (``install_config.py``)."""
+
+    challenges: Answers = attrs.field(factory=Answers)
+    """What this host answers certificate authorities (``challenges.py``)."""
 
     intake: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     """Cancelled first on stop: no new signals."""

@@ -24,6 +24,7 @@ from certctrl.agent.announced import (
     require_arrival,
     wait_is_over,
 )
+from certctrl.agent.challenge_handlers import on_challenge_start, on_challenge_stop
 from certctrl.agent.context import Agent
 from certctrl.agent.install_config import MOST_NAMED, note_idle_items, refresh_install_config, refused_items
 from certctrl.agent.log_lines import Line, log_line
@@ -55,6 +56,10 @@ from certctrl.model.plan import Outcome, OutcomeKind
 from certctrl.model.policy import Retirement
 from certctrl.model.records import CertRecord, Stage, Standing
 from certctrl.model.signals import (
+    AcmeHttp01Start,
+    AcmeHttp01Stop,
+    AcmeTlsAlpn01Start,
+    AcmeTlsAlpn01Stop,
     CaAssigned,
     CaUnassigned,
     CertRenewed,
@@ -322,6 +327,10 @@ HANDLERS: dict[str, Handler] = {
     CertUnassigned.type: on_cert_unassigned,
     CaAssigned.type: on_ca_assigned,
     CaUnassigned.type: on_ca_unassigned,
+    AcmeHttp01Start.type: on_challenge_start,
+    AcmeHttp01Stop.type: on_challenge_stop,
+    AcmeTlsAlpn01Start.type: on_challenge_start,
+    AcmeTlsAlpn01Stop.type: on_challenge_stop,
     ResyncRequired.type: on_resync_required,
 }
 

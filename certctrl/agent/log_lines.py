@@ -133,6 +133,14 @@ class Line(Enum):
         "A copy of this config directory is in use; each of the two receives only some of the signals.", \
         "Stop one. To keep both, run `rm -r keys state` and `cert-ctrl register` on the copy."
 
+    # --- challenges ---
+    CHALLENGE_STARTED = INFO, "Challenge", "Answering a {kind} challenge for {name} at {where}", \
+        "A certificate authority is about to check that this host serves the name.", _NOTHING
+    CHALLENGE_ENDED = INFO, "Challenge", "No longer answering the {kind} challenge for {name}: {why}", \
+        "The answer was taken back.", _NOTHING
+    CHALLENGE_TROUBLE = ERROR, "Challenge", "Cannot start or take back an answer to a challenge: {why}", \
+        "It is retried every minute; no certificate in use is affected.", "Apply the fix that `cert-ctrl status` shows."
+
     # --- signals ---
     SIGNAL_PROCESSING = INFO, "Signal", "Processing: type={type}, ts={ts}", "The handler of a signal starts.", _NOTHING
     SIGNAL_DONE = INFO, "Signal", "Done: type={type}, ts={ts}, outcome={outcome}, took {ms} ms", \

@@ -13,6 +13,7 @@ import trio
 
 from certctrl.agent.acks import flush_acks
 from certctrl.agent.alerts import write_or_report
+from certctrl.agent.challenges import tidy_answers
 from certctrl.agent.context import Agent
 from certctrl.agent.dispatcher import Dispatcher
 from certctrl.agent.expiry_guard import request_renewal
@@ -62,6 +63,7 @@ async def poll_once(config_dir: Path, seams: Seams | None = None) -> dict[str, A
                 break
         await handle_all(agent)
         fails = await retry_due(agent)
+        await tidy_answers(agent)
         done = await _done(agent, {"poll": _text(signals), "pages": pages, "signals": signals, "cursor": cursor})
         return done | ({"failed": [*done.get("failed", ()), *fails]} if fails else {})
 
@@ -88,6 +90,7 @@ async def apply(config_dir: Path, *, now: bool = False, seams: Seams | None = No
         if outcome.ok and failed(agent) and not unreachable:  # perhaps for a reason that this has removed
             agent.retry_now()
             await handle_all(agent)
+        await tidy_answers(agent)
         result = applied(agent, outcome, before, differences=found, unreachable=unreachable)
         return await _done(agent, result, flush=not unreachable)
 

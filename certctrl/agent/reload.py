@@ -6,7 +6,9 @@ import attrs
 import trio
 from trio_util import AsyncBool
 
+from certctrl.agent.acks import announce
 from certctrl.agent.context import Agent
+from certctrl.agent.features import features_of
 from certctrl.agent.install_config import reload_items
 from certctrl.agent.log_lines import Line, log_line
 from certctrl.agent.systemd import Notifier
@@ -35,7 +37,11 @@ class Reloader:
             await self._requested.wait_value(True)
             self._requested.value = False
             self._notifier.reloading()
+            before = features_of(self._agent.policy)
             self.reload()
+            if features_of(self._agent.policy) != before:
+                await announce(self._agent)
+            self._agent.challenges.changed.value = True  # the policy may no longer allow them
             self._notifier.ready(f"polling {self._agent.config.application.server_url}")
 
     def reload(self) -> None:

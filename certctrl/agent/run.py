@@ -3,7 +3,7 @@
 The nesting is the shutdown order::
 
     daemon lock, store, HTTP client                 closed last
-    └ services    token keeper, OS signals, control socket, reporter, expiry guard, reconcile, watchdog
+    └ services    token keeper, OS signals, control socket, reporter, expiry guard, reconcile, challenges, watchdog
       └ handlers  dispatcher and its per-signal tasks, batches; get `stop_grace_seconds` after the stop
         └ intake  poller; cancelled FIRST
 
@@ -27,6 +27,7 @@ import trio
 from certctrl.agent.acks import announce, flush_acks
 from certctrl.agent.alert_watch import alert_forever
 from certctrl.agent.alerts import write_or_report
+from certctrl.agent.challenges import answer_challenges
 from certctrl.agent.context import Agent
 from certctrl.agent.control import Operation, serve_control
 from certctrl.agent.dispatcher import Dispatcher
@@ -97,6 +98,7 @@ async def _run_services(
             services.start_soon(retry_forever, agent)
             services.start_soon(watch_clock, agent)
             services.start_soon(alert_forever, agent)
+            services.start_soon(answer_challenges, agent)
             services.start_soon(feed_watchdog, notifier)
             services.start_soon(publish_metrics_if_enabled, agent)
             log_line(

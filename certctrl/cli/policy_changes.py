@@ -12,7 +12,7 @@ import attrs
 
 from certctrl import lean
 from certctrl.errors import UsageError
-from certctrl.model.policy import HostPolicy, NamedCommand, RemoteCommands, TrustStore
+from certctrl.model.policy import AcmeAnswers, HostPolicy, NamedCommand, RemoteCommands, TrustStore
 
 if TYPE_CHECKING:
     from certctrl.store.layout import ConfigDir
@@ -242,8 +242,18 @@ def sentences(policy: HostPolicy, layout: ConfigDir) -> list[str]:
         window = policy.window
         lines.append(f"Deploys in: {' '.join(window.days)} {window.from_}-{window.to} {window.timezone}")
     lines.append(f"CA imports: {policy.trust_store.directory or 'refused'}")
+    lines += _answers(policy.acme)
     lines.append(f"On alert: {' '.join(policy.on_alert) if policy.on_alert else 'no command'}")
     return lines
+
+
+def _answers(acme: AcmeAnswers) -> list[str]:
+    """Describe the challenges that this host answers."""
+    names = f" for {', '.join(acme.names)}" if acme.names else " for any name"
+    http = f"files in {acme.http01_directory}" if acme.http01_directory else acme.http01_listen
+    kinds = {"http-01": http, "tls-alpn-01": acme.tls_alpn01_listen}
+    found = [f"Answers {kind} challenges of CAs: by {by}{names}" for kind, by in kinds.items() if by]
+    return found or ["Answers challenges of CAs: none"]
 
 
 def as_json(policy: HostPolicy) -> dict[str, Any]:

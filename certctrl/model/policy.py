@@ -86,6 +86,21 @@ class TrustStore:
 
 
 @lean.frozen(kw_only=True)
+class AcmeAnswers:
+    """How this host may answer challenges of certificate authorities; by default it answers none."""
+
+    http01_directory: str | None = None
+    """Existing directory that the web server serves as ``/.well-known/acme-challenge/``; takes precedence over
+    ``http01_listen``."""
+    http01_listen: str | None = None
+    """``ADDRESS:PORT`` for a listener while there is a challenge; authorities connect to port 80."""
+    tls_alpn01_listen: str | None = None
+    """``ADDRESS:PORT`` for a listener while there is a challenge; authorities connect to port 443."""
+    names: tuple[str, ...] = ()
+    """Names that challenges may be for: a name, an address or ``*.example.com``; empty: all."""
+
+
+@lean.frozen(kw_only=True)
 class HostPolicy:
     """``policy.json``: owned by root, read at start and on SIGHUP."""
 
@@ -115,6 +130,7 @@ class HostPolicy:
     """Argv of the alert command; ``CERTCTRL_ALERT`` is the path of the alert as JSON."""
     window: MaintenanceWindow | None = None
     trust_store: TrustStore = attrs.field(factory=TrustStore)
+    acme: AcmeAnswers = attrs.field(factory=AcmeAnswers)
 
     @property
     def argvs(self) -> tuple[tuple[str, ...], ...]:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, get_args
 import attrs
 
 from certctrl import lean
+from certctrl.model.challenges import ChallengeKind
 
 
 @lean.frozen(kw_only=True)
@@ -133,6 +134,71 @@ class ResyncRequired:
 
 
 @lean.frozen
+class _ChallengeSignal:
+    ts_ms: int
+    token: str
+    sent_as: SentAs | None = attrs.field(default=None, eq=False, repr=False, kw_only=True)
+
+    kind: ClassVar[ChallengeKind]
+
+    @property
+    def resource(self) -> str:
+        return f"{self.kind}:{self.token}"
+
+    def ref(self) -> dict[str, Any]:
+        """Return the wire form of the reference."""
+        return {"token": self.token}
+
+
+@lean.frozen
+class _ChallengeStart(_ChallengeSignal):
+    key_authorization: str = attrs.field(kw_only=True, repr=False)
+    identifier: str = attrs.field(kw_only=True)
+    expires_ms: int = attrs.field(kw_only=True)
+
+    def ref(self) -> dict[str, Any]:
+        """Return the wire form of the reference."""
+        names = ("token", "key_authorization", "identifier", "expires_ms")
+        return {name: getattr(self, name) for name in names}
+
+
+@lean.frozen
+class AcmeHttp01Start(_ChallengeStart):
+    """A certificate authority is about to ask this host over HTTP whether it serves a name."""
+
+    type: ClassVar[str] = "acme.http01.start"
+    kind: ClassVar[ChallengeKind] = ChallengeKind.HTTP_01
+
+
+@lean.frozen
+class AcmeHttp01Stop(_ChallengeSignal):
+    """The question over HTTP was answered, or is no longer asked."""
+
+    type: ClassVar[str] = "acme.http01.stop"
+    kind: ClassVar[ChallengeKind] = ChallengeKind.HTTP_01
+
+
+@lean.frozen
+class AcmeTlsAlpn01Start(_ChallengeStart):
+    """A certificate authority is about to ask this host over TLS whether it serves a name or address."""
+
+    type: ClassVar[str] = "acme.tls_alpn01.start"
+    kind: ClassVar[ChallengeKind] = ChallengeKind.TLS_ALPN_01
+
+
+@lean.frozen
+class AcmeTlsAlpn01Stop(_ChallengeSignal):
+    """The question over TLS was answered, or is no longer asked."""
+
+    type: ClassVar[str] = "acme.tls_alpn01.stop"
+    kind: ClassVar[ChallengeKind] = ChallengeKind.TLS_ALPN_01
+
+
+ChallengeStart = AcmeHttp01Start | AcmeTlsAlpn01Start
+ChallengeStop = AcmeHttp01Stop | AcmeTlsAlpn01Stop
+
+
+@lean.frozen
 class UnknownSignal:
     """A signal of a type that this version does not know: logged once, acked ``ignored``."""
 
@@ -167,13 +233,25 @@ class MalformedSignal:
         return dict(self.raw_ref)
 
 
-KnownSignal = InstallUpdated | CertRenewed | CertRevoked | CertUnassigned | CaAssigned | CaUnassigned | ResyncRequired
+KnownSignal = (
+    InstallUpdated
+    | CertRenewed
+    | CertRevoked
+    | CertUnassigned
+    | CaAssigned
+    | CaUnassigned
+    | AcmeHttp01Start
+    | AcmeHttp01Stop
+    | AcmeTlsAlpn01Start
+    | AcmeTlsAlpn01Stop
+    | ResyncRequired
+)
 Signal = KnownSignal | UnknownSignal | MalformedSignal
 
 KNOWN_TYPES = frozenset(kind.type for kind in get_args(KnownSignal))
 """The types that this version knows; an alias is none of them."""
 
-IDENTITY_FIELDS = ("config_id", "version", "cert_id", "ca_id")
+IDENTITY_FIELDS = ("config_id", "version", "cert_id", "ca_id", "token")
 """Fields of ``ref`` that, with type and ``ts_ms``, identify a signal."""
 
 

@@ -51,6 +51,7 @@ class ConfigDir:
         self.passwords = self.state / "passwords"
         self.pins = self.state / "pins.json"
         self.cas = self.state / "cas.json"
+        self.challenges = self.state / "challenges.json"
         self.journal = self.state / "journal"
         self.daemon_lock = self.state / "daemon.lock"
         self.token_lock = self.state / "token.lock"

@@ -192,7 +192,7 @@ CREATE TABLE http_challenges (
 CREATE TABLE host_challenges (
   device_id INTEGER NOT NULL REFERENCES devices(id), token TEXT NOT NULL, kind TEXT NOT NULL, order_id INTEGER,
   identifier TEXT NOT NULL, key_authorization TEXT NOT NULL, created_at REAL NOT NULL, expires_at REAL NOT NULL,
-  ready_at REAL, problem TEXT NOT NULL DEFAULT '', PRIMARY KEY (device_id, token)
+  sent_ms INTEGER NOT NULL DEFAULT 0, ready_at REAL, problem TEXT NOT NULL DEFAULT '', PRIMARY KEY (device_id, token)
 ) WITHOUT ROWID;
 CREATE TABLE known_keys (
   public_key_sha256 TEXT PRIMARY KEY, cert_id INTEGER NOT NULL, device_id INTEGER, at REAL NOT NULL

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 
+from certctrl.model.challenges import MAX_IDENTIFIER, identifier_fault, key_authorization_fault, token_fault
 from certctrl.model.plan import Outcome
 from certctrl.model.signals import (
     IDENTITY_FIELDS,
+    AcmeHttp01Start,
+    AcmeHttp01Stop,
+    AcmeTlsAlpn01Start,
+    AcmeTlsAlpn01Stop,
     CaAssigned,
     CaUnassigned,
     CertRenewed,
     CertRevoked,
     CertUnassigned,
+    ChallengeStart,
+    ChallengeStop,
     InstallUpdated,
     KnownSignal,
     MalformedSignal,
@@ -39,6 +46,7 @@ _timestamp = integer(ge=1, le=MAX_TS_MS)  # 0 marks a malformed signal and must 
 _id = integer(ge=1)
 _name = text(_NAME_LIMIT)
 _NEVER_READ = ("sent_as",)
+_Challenge = TypeVar("_Challenge", bound=ChallengeStart | ChallengeStop)
 
 
 def _reason(value: Any, _: Any = None) -> str | None:
@@ -51,6 +59,31 @@ def _cert(cls: type[CertRenewed | CertRevoked | CertUnassigned]) -> Read[KnownSi
 
 def _ca(cls: type[CaAssigned | CaUnassigned]) -> Read[KnownSignal]:
     return wire_class(cls, {"ca_id": _id, "serial": _name, "ca_name": _name}, omit=_NEVER_READ)
+
+
+def _start(cls: type[ChallengeStart]) -> Read[KnownSignal]:
+    fields = {"key_authorization": _name, "identifier": text(MAX_IDENTIFIER), "expires_ms": _timestamp}
+    return wire_class(cls, {"token": _name, **fields}, omit=_NEVER_READ, check=_checked)
+
+
+def _stop(cls: type[ChallengeStop]) -> Read[KnownSignal]:
+    return wire_class(cls, {"token": _name}, omit=_NEVER_READ, check=_checked_token)
+
+
+def _checked(signal: ChallengeStart) -> ChallengeStart:
+    """Refuse what could not be a challenge: its token becomes a file name."""
+    _checked_token(signal)
+    if fault := key_authorization_fault(signal.token, signal.key_authorization):
+        raise Misfit(fault, ".key_authorization")
+    if fault := identifier_fault(signal.identifier):
+        raise Misfit(fault, ".identifier")
+    return signal
+
+
+def _checked_token(signal: _Challenge) -> _Challenge:
+    if fault := token_fault(signal.token):
+        raise Misfit(fault, ".token")
+    return signal
 
 
 _renewed = _cert(CertRenewed)
@@ -67,6 +100,10 @@ _BY_TYPE: dict[str, Read[KnownSignal]] = {
     CertUnassigned.type: _cert(CertUnassigned),
     CaAssigned.type: _ca(CaAssigned),
     CaUnassigned.type: _ca(CaUnassigned),
+    AcmeHttp01Start.type: _start(AcmeHttp01Start),
+    AcmeHttp01Stop.type: _stop(AcmeHttp01Stop),
+    AcmeTlsAlpn01Start.type: _start(AcmeTlsAlpn01Start),
+    AcmeTlsAlpn01Stop.type: _stop(AcmeTlsAlpn01Stop),
     ResyncRequired.type: wire_class(ResyncRequired, {"reason": _reason}, omit=_NEVER_READ),
 }
 

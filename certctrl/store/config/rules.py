@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
 from certctrl.errors import ConfigError
+from certctrl.model.challenges import pattern_fault
 from certctrl.model.commands import script_words
 from certctrl.model.config import AgentConfig, listen_address
 from certctrl.model.origin import parse_origin, parse_proxy
 from certctrl.model.paths import path_fault
-from certctrl.model.policy import DAYS, HostPolicy, MaintenanceWindow, NamedCommand, minutes_of
+from certctrl.model.policy import DAYS, AcmeAnswers, HostPolicy, MaintenanceWindow, NamedCommand, minutes_of
 from certctrl.store.structure import Mismatch, check_choice
 from certctrl.text import is_name
 
@@ -84,6 +85,25 @@ def check_policy(policy: HostPolicy) -> None:
         check_absolute(policy.trust_store.directory, "trust_store.directory")
     if policy.trust_store.command is not None:
         _check_argv(policy.trust_store.command, "trust_store.command")
+    _check_acme(policy.acme)
+
+
+def _check_acme(acme: AcmeAnswers) -> None:
+    if acme.http01_directory is not None:
+        check_absolute(acme.http01_directory, "acme.http01_directory")
+        if acme.http01_directory == "/":
+            raise Mismatch("acme.http01_directory", "expected a directory below /", "name a directory")
+    listens = {"http01_listen": (acme.http01_listen, 80), "tls_alpn01_listen": (acme.tls_alpn01_listen, 443)}
+    for name, (listen, port) in listens.items():
+        try:
+            bound = listen_address(listen, public=True)[1] if listen is not None else port
+        except ValueError:
+            bound = 0
+        if not bound:
+            raise Mismatch(f"acme.{name}", "expected ADDRESS:PORT", f"use 0.0.0.0:{port} or [::]:{port}")
+    for number, pattern in enumerate(acme.names):
+        if fault := pattern_fault(pattern):
+            raise Mismatch(f"acme.names[{number}]", fault)
 
 
 def check_absolute(path: str, where: str) -> None:

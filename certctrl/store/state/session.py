@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from certctrl.errors import StateCorruptError
+from certctrl.model.challenges import Challenge
 from certctrl.model.records import Ack, DeviceKeys, InboxEntry, KnownPlane, Tokens
 from certctrl.store import decode
 from certctrl.store.disk.atomic import remove_file, write_atomic
@@ -175,6 +176,18 @@ class SessionState:
     def reserve_tokens(self, size: int = 16_384) -> Reservation:
         """Reserve disk space for new tokens. Raises DiskError if there is none: then do not refresh."""
         return Reservation(self._fs, self.layout, size, self.save_tokens)
+
+    # --- challenges ---------------------------------------------------------------------------------------
+
+    def load_challenges(self) -> tuple[Challenge, ...]:
+        """Return the challenges that this host has been answering, oldest first."""
+        path, fix = self.layout.challenges, "remove it, and files that are left in acme.http01_directory"
+        found: tuple[Challenge, ...] = self._files.load_part(path, "challenges", tuple[Challenge, ...], (), fix)
+        return found
+
+    def save_challenges(self, challenges: Sequence[Challenge]) -> None:
+        """Replace them."""
+        self._files.save_json(self.layout.challenges, {"challenges": self._files.unstructured([*challenges])})
 
     # --- signals ------------------------------------------------------------------------------------------
 

@@ -11,6 +11,10 @@ from hypothesis import strategies as st
 
 from certctrl.model.plan import Deployed, Outcome, OutcomeKind
 from certctrl.model.signals import (
+    AcmeHttp01Start,
+    AcmeHttp01Stop,
+    AcmeTlsAlpn01Start,
+    AcmeTlsAlpn01Stop,
     CaAssigned,
     CaUnassigned,
     CertRenewed,
@@ -27,14 +31,21 @@ from certctrl.model.signals import (
 from certctrl.protocol.wire.signals import ack_event, signal_from_wire
 
 TS = 1736900123421
+TOKEN = "LoqXcYV8q5ONbJQxbmR7SCTNo3tiAXDfowyjxAjEuX0"
+CHALLENGE: dict[str, Any] = {
+    "token": TOKEN, "key_authorization": f"{TOKEN}.9jg46WB3rR_AHD-EBXdN7cBkH1WOu0tA3M9fm21mqTI",
+    "identifier": "www.example.com", "expires_ms": TS + 600_000,
+}  # fmt: skip
 KNOWN = [
     "install.updated", "cert.renewed", "cert.updated", "cert.revoked", "cert.unassigned", "ca.assigned",
-    "ca.unassigned", "state.resync_required",
+    "ca.unassigned", "state.resync_required", "acme.http01.start", "acme.http01.stop", "acme.tls_alpn01.start",
 ]  # fmt: skip
 VALUE = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12)
 ANY = st.recursive(VALUE, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner))
 REF = st.dictionaries(
-    st.sampled_from(["config_id", "version", "cert_id", "ca_id", "serial", "ca_name", "reason", "installs_hash_b64"]),
+    st.sampled_from(
+        ["config_id", "version", "cert_id", "ca_id", "serial", "ca_name", "reason", "installs_hash_b64", *CHALLENGE]
+    ),
     st.integers(0, 2**40) | st.integers(0, 2**40).map(str) | ANY,
 )
 RAW = ANY | st.fixed_dictionaries(
@@ -61,6 +72,11 @@ def raw(kind: str, ref: object, ts_ms: object = TS) -> dict[str, Any]:
         (raw("cert.unassigned", {"cert_id": 9982}), CertUnassigned(TS, 9982)),
         (raw("ca.assigned", {"ca_id": 3, "serial": "01", "ca_name": "in"}), CaAssigned(TS, 3, "01", "in")),
         (raw("ca.unassigned", {"ca_id": 3}), CaUnassigned(TS, 3)),
+        (raw("acme.http01.start", CHALLENGE), AcmeHttp01Start(TS, **CHALLENGE)),
+        (raw("acme.http01.stop", {"token": TOKEN, "more": 1}), AcmeHttp01Stop(TS, TOKEN)),
+        (raw("acme.tls_alpn01.start", {**CHALLENGE, "identifier": "2001:db8::1"}),
+         AcmeTlsAlpn01Start(TS, **(CHALLENGE | {"identifier": "2001:db8::1"}))),
+        (raw("acme.tls_alpn01.stop", {"token": TOKEN}), AcmeTlsAlpn01Stop(TS, TOKEN)),
         (raw("state.resync_required", {"reason": "restore"}), ResyncRequired(TS, "restore")),
         (raw("state.resync_required", {}), ResyncRequired(TS)),
         (raw("state.resync_required", None), ResyncRequired(TS)),
@@ -109,6 +125,17 @@ def test_signals(wire: dict[str, Any], signal: Signal) -> None:
         (raw("cert.revoked", {"cert_id": 7, "serial": "x" * 257}), "ref.serial: longer than 256 characters"),
         (raw("ca.assigned", {"ca_id": 3, "serial": "x" * 257}), "ref.serial: longer than 256 characters"),
         (raw("ca.assigned", {"ca_id": 3, "ca_name": "x" * 257}), "ref.ca_name: longer than 256 characters"),
+        (raw("acme.http01.start", {**CHALLENGE, "token": f"../../{TOKEN}"}), "ref.token: expected 16 to 128"),
+        (raw("acme.http01.start", {**CHALLENGE, "token": None}), "ref.token: missing"),
+        (
+            raw("acme.http01.start", {**CHALLENGE, "key_authorization": TOKEN}),
+            "ref.key_authorization: expected the token",
+        ),
+        (raw("acme.tls_alpn01.start", {**CHALLENGE, "identifier": "*.example.com"}), "ref.identifier: expected a DNS"),
+        (raw("acme.tls_alpn01.start", {**CHALLENGE, "identifier": "a" * 254}), "ref.identifier: longer than 253"),
+        (raw("acme.http01.start", {**CHALLENGE, "expires_ms": 0}), "ref.expires_ms: expected an integer from 1"),
+        (raw("acme.http01.stop", {}), "ref.token: missing"),
+        (raw("acme.tls_alpn01.stop", {"token": "." * 43}), "ref.token: expected 16 to 128"),
     ],
 )
 def test_malformed_signals(wire: object, why: str) -> None:
