@@ -188,6 +188,13 @@ class OlderMaterialError(MaterialError):
         super().__init__(what, reason="server-behind", fix="renew it at the plane")
 
 
+class HostKeyMissingError(MaterialError):
+    """A certificate for a key of this host that is not here: deleted, damaged, or of an earlier registration."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what, reason="host-key-missing", fix="renew it at the plane, which then asks for a new key")
+
+
 class WrongNamesError(MaterialError):
     """A certificate that is not for the assigned names; the assignment may have changed."""
 

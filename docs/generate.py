@@ -95,6 +95,7 @@ POLICY_KEYS: dict[str, str] = {
     "shell": "allow shell lines (`cmd`); with it the control plane can run anything",
     "plaintext_keys": "accept private keys that are not sealed to this device",
     "brainpool": "accept keys on brainpool curves (RFC 7027), which browsers do not know",
+    "key_types": "kinds of private keys that this host makes for its certificates when the control plane asks for them; if it names none, the first",
     "trust_on_first_use": "pin a listed script without `sha256` at its first run",
     "on_revoked": "what to do with a revoked certificate: `remove` it, replace it by a self-signed `placeholder`, or `keep` it",
     "on_unassigned": "what to do with a certificate that the control plane has unassigned: `remove`, `placeholder` or `keep`",

@@ -26,6 +26,7 @@ from certctrl.agent.announced import (
 )
 from certctrl.agent.challenge_handlers import on_challenge_start, on_challenge_stop
 from certctrl.agent.context import Agent
+from certctrl.agent.host_keys import on_csr_wanted, replace_lost_key, with_host_key
 from certctrl.agent.install_config import MOST_NAMED, note_idle_items, refresh_install_config, refused_items
 from certctrl.agent.log_lines import Line, log_line
 from certctrl.agent.reconcile import plan_resync
@@ -41,6 +42,7 @@ from certctrl.agent.standing import (
 )
 from certctrl.errors import (
     ConfigError,
+    HostKeyMissingError,
     LaggingError,
     MaterialError,
     OlderMaterialError,
@@ -65,6 +67,7 @@ from certctrl.model.signals import (
     CertRenewed,
     CertRevoked,
     CertUnassigned,
+    CsrWanted,
     InstallUpdated,
     ResyncRequired,
     Signal,
@@ -136,6 +139,8 @@ async def on_cert_renewed(agent: Agent, signal: Signal) -> Outcome | Candidate:
         if wait_is_over(agent, signal):
             raise
         raise LaggingError(str(error), fix=error.fix) from None
+    except HostKeyMissingError:
+        return await replace_lost_key(agent, signal.cert_id)
     await _require_absent(agent, signal)
     await _resume_unassignment(agent, signal)
     return Outcome(kind=OutcomeKind.IGNORED, detail="the plane has no such certificate for this device")
@@ -170,6 +175,7 @@ async def _stage(agent: Agent, cert_id: int) -> Candidate:
     """
     record = agent.installer.records.get(cert_id)
     materials = await agent.authorized(lambda token: agent.plane.fetch_materials(token, cert_id))
+    materials = await with_host_key(agent, cert_id, materials)
     if record is not None and record.facts.domains:
         try:
             return await agent.installer.stage(_opener(agent, cert_id, record.facts.domains, materials), agent.items)
@@ -325,6 +331,7 @@ HANDLERS: dict[str, Handler] = {
     CertRenewed.type: on_cert_renewed,
     CertRevoked.type: on_cert_revoked,
     CertUnassigned.type: on_cert_unassigned,
+    CsrWanted.type: on_csr_wanted,
     CaAssigned.type: on_ca_assigned,
     CaUnassigned.type: on_ca_unassigned,
     AcmeHttp01Start.type: on_challenge_start,

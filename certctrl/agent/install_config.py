@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from certctrl.agent.context import Agent
+from certctrl.agent.host_keys import forget_live_keys
 from certctrl.agent.log_lines import Line, log_line
 from certctrl.agent.lost import LOST
 from certctrl.errors import CertctrlError, DiskError, PlaneError, PlanError, VersionRollbackError
@@ -151,6 +152,7 @@ async def converge_active_items(
         items = agent.items
         again = await agent.installer.converge((), items, only=cert_ids, lasting=False)
         outcomes |= {cert_id: one for cert_id, one in again.items() if one.kind is not OutcomeKind.UNCHANGED}
+    await forget_live_keys(agent, [cert_id for cert_id, outcome in outcomes.items() if outcome.ok])
     return outcomes
 
 

@@ -187,6 +187,13 @@ class Line(Enum):
         "The plane no longer assigns it; handled according to `on_unassigned` in policy.json.", _NOTHING
     CERT_FORGOTTEN = WARNING, "Signal", "Certificate {cert_id} forgotten: {name}; {done}", \
         "By `cert-ctrl forget`.", _NOTHING
+    CSR_SENT = INFO, "Signal", "Certificate {cert_id}: made a key for {name}, sent the signing request of order {order_id}", \
+        "The key stays on this host; the certificate arrives once its issuer has signed it.", _NOTHING
+    HOST_KEY_LOST = WARNING, "Signal", "Certificate {cert_id}: {why}; requested a new certificate with a new key", \
+        "A key that was made here was deleted or damaged; the previous certificate stays in service.", \
+        "Find out what removed files below keys/staged or certs/."
+    HOST_KEY_REMOVED = INFO, "Signal", "Removed the key of order {order_id} for {name} (certificate {cert_id})", \
+        "The order ended without a certificate, or was replaced by a newer one.", _NOTHING
     CA_FORGOTTEN = WARNING, "Signal", "CA {ca_id} forgotten: {done}", "By `cert-ctrl forget`.", _NOTHING
     PLANE_CHANGED = WARNING, "Resync", "Another control plane or device: {count} certificates are not from {server}", \
         "They stay in use; those that the plane lists under the same id and name are its again.", \

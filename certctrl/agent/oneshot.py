@@ -17,6 +17,7 @@ from certctrl.agent.challenges import tidy_answers
 from certctrl.agent.context import Agent
 from certctrl.agent.dispatcher import Dispatcher
 from certctrl.agent.expiry_guard import request_renewal
+from certctrl.agent.host_keys import awaited, forget_live_keys
 from certctrl.agent.install_config import item_problems
 from certctrl.agent.lost import look_at_disk
 from certctrl.agent.operations import (
@@ -91,6 +92,7 @@ async def apply(config_dir: Path, *, now: bool = False, seams: Seams | None = No
             agent.retry_now()
             await handle_all(agent)
         await tidy_answers(agent)
+        await forget_live_keys(agent)
         result = applied(agent, outcome, before, differences=found, unreachable=unreachable)
         return await _done(agent, result, flush=not unreachable)
 
@@ -134,7 +136,7 @@ async def plan(config_dir: Path, seams: Seams | None = None) -> dict[str, Any]:
     """Return what would change on this host, and why; changes nothing."""
     async with open_agent(config_dir, seams or Seams(), repair=False) as agent:
         await look_at_disk(agent, change=False)
-        return plan_json(await agent.installer.plan(agent.items)) | {"problems": item_problems(agent)}
+        return plan_json(await agent.installer.plan(agent.items), awaited(agent)) | {"problems": item_problems(agent)}
 
 
 async def handle_all(agent: Agent) -> None:

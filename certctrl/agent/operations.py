@@ -11,6 +11,7 @@ from certctrl.agent.alerts import clear_alerts
 from certctrl.agent.context import Agent
 from certctrl.agent.control import Operation
 from certctrl.agent.expiry_guard import request_renewal
+from certctrl.agent.host_keys import awaited, forget_live_keys
 from certctrl.agent.install_config import item_problems, note_idle_items
 from certctrl.agent.log_lines import Line, log_line
 from certctrl.agent.lost import look_at_disk
@@ -72,6 +73,7 @@ class Operations:
         )
         if outcome.ok and failed(agent):  # perhaps for a reason that this has removed
             await self._retry_signals(agent.retry_now())
+        await forget_live_keys(agent)
         agent.lifetimes_changed.value = True
         return applied(agent, outcome, before, differences=found, unreachable=unreachable) | failed(agent)
 
@@ -121,7 +123,7 @@ class Operations:
         """Return what would change."""
         await look_at_disk(self._agent)
         plan = await self._agent.installer.plan(self._agent.items)
-        return plan_json(plan) | {"problems": item_problems(self._agent)}
+        return plan_json(plan, awaited(self._agent)) | {"problems": item_problems(self._agent)}
 
     async def stop(self, _request: dict[str, Any]) -> Any:
         """Stop the daemon in order."""

@@ -15,6 +15,7 @@ from certctrl import lean
 from certctrl.agent.alerts import problem_key, restore_revocations
 from certctrl.agent.announced import is_serial
 from certctrl.agent.context import Agent
+from certctrl.agent.host_keys import csr_signals, forget_unwanted_keys
 from certctrl.agent.install_config import note_idle_items, refresh_install_config
 from certctrl.agent.log_lines import Line, log_line
 from certctrl.agent.lost import look_at_disk
@@ -143,8 +144,10 @@ async def plan_resync(agent: Agent, why: str, *, new_stream: bool = False) -> in
     changed, behind = await _refreshed_items(agent)
     ts_ms = int(agent.wall_now() * 1000)
     here = {cert_id for cert_id, record in agent.installer.records.items() if record.generation}
+    staged_keys = agent.store.staged_keys.all()
     listed = await agent.authorized(agent.plane.fetch_certificates)
     restore_revocations(agent, listed)
+    await forget_unwanted_keys(agent, staged_keys, {one.id: one for one in listed})
     cas = await agent.authorized(agent.plane.fetch_cas)
     found = compare(listed, agent.installer.records, ts_ms, behind=behind)
     if new_stream and Standing.KNOWN not in found.standings.values():
@@ -153,7 +156,7 @@ async def plan_resync(agent: Agent, why: str, *, new_stream: bool = False) -> in
     await note_standings(agent, {i: one for i, one in found.standings.items() if i in here})
     _report_behind(agent, found.behind)
     _report_unknown_cas(agent, cas)
-    signals = [*found.signals, *compare_cas(cas, agent.installer.cas, ts_ms)]
+    signals = [*found.signals, *csr_signals(listed, ts_ms), *compare_cas(cas, agent.installer.cas, ts_ms)]
     if changed or await agent.installer.unfinished(agent.items):
         stored = agent.store.installed.load_install_config()
         config_id = int(stored.raw.get("id") or 0) if stored else None

@@ -14,6 +14,7 @@ import trio
 import certctrl
 from certctrl.agent.context import Agent
 from certctrl.agent.expiry import Urgency, find_expiring
+from certctrl.agent.host_keys import awaited
 from certctrl.agent.log_lines import Line, log_line
 from certctrl.agent.lost import report_lost
 from certctrl.agent.memory import release_memory
@@ -146,6 +147,7 @@ def snapshot(agent: Agent) -> dict[str, Any]:
         "problems": problems,
         "stuck": stuck,
         "held": held_certificates(agent),
+        "awaited": awaited(agent),
         "idle_items": [{"item": item, "reason": why} for item, why in agent.idle_items.items()],
         "quarantined": [
             to_wire(retry.signal) | {"reason": retry.last_error, "attempts": retry.attempts}

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from certctrl.cli.facts import certificates
+from certctrl.cli.facts import awaited, certificates
 from certctrl.cli.output import bar, on_terminal, remaining, short_serial, table, write_json, write_line
+from certctrl.model.status import not_deployed
 
 if TYPE_CHECKING:
     from certctrl.cli.invocation import Invocation
@@ -21,12 +22,15 @@ def show_certificates(invoked: Invocation, *, as_json: bool = False) -> None:
     rows = certificates(layout)
     if as_json:
         write_json([{**row, "remaining_seconds": round(row["not_after"] - now)} for row in rows])
-    elif not rows:
+        return
+    if not rows:
         write_line("No certificates on this host yet.")
     else:
         drawn = on_terminal()
         heads = ("Domain", "Serial", "Remaining", "Deployed", "Last result")
         table(heads, [_cells(row, now, str(layout.root), drawn=drawn) for row in rows])
+    for one in awaited(layout):
+        write_line(f"Awaited: {one['name']} (certificate {one['cert_id']}): {not_deployed(one)}")
 
 
 def _cells(row: dict[str, Any], now: float, root: str, *, drawn: bool) -> tuple[str, ...]:

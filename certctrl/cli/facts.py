@@ -52,6 +52,7 @@ def _from_disk(layout: ConfigDir) -> dict[str, Any]:
         "device_id": read_only.read_device_id(root),
         "queue_depth": read_only.waiting_signals(root),
         "acks_pending": read_only.pending_acks(root),
+        "awaited": awaited(layout),
     }
 
 
@@ -70,6 +71,11 @@ def exit_status(status: dict[str, Any]) -> ExitStatus:
 def certificates(layout: ConfigDir) -> list[dict[str, Any]]:
     """Return the recorded facts of this host's certificates, ordered by id."""
     return read_only.read_certificates(layout.root) or []
+
+
+def awaited(layout: ConfigDir) -> list[dict[str, Any]]:
+    """Return the certificates that are not deployed yet, though this host has made their keys, ordered by id."""
+    return read_only.read_staged_keys(layout.root)
 
 
 def covers(row: dict[str, Any], domain: str) -> bool:

@@ -236,6 +236,7 @@ def sentences(policy: HostPolicy, layout: ConfigDir) -> list[str]:
     lines.append(f"Shell lines: {'allowed' if policy.shell else 'refused'}")
     lines.append(f"Keys not sealed to this device: {'accepted' if policy.plaintext_keys else 'refused'}")
     lines.append(f"Keys on brainpool curves: {'accepted' if policy.brainpool else 'refused'}")
+    lines.append(f"Makes keys of type: {', '.join(policy.key_types)}")
     lines.append(f"On revocation: {policy.on_revoked}")
     lines.append(f"On unassignment: {policy.on_unassigned}, after {policy.unassign_grace:g} s")
     if policy.window is not None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from certctrl.cli.facts import certificates, exit_status, gather
 from certctrl.cli.output import ago, duration, on_terminal, reader_has_gone, remaining, write_json, write_line
+from certctrl.model.status import not_deployed
 
 if TYPE_CHECKING:
     from certctrl.cli.invocation import Invocation
@@ -112,6 +113,10 @@ def details(facts: dict[str, Any], certs: list[dict[str, Any]] | None) -> list[s
         waiting = "; a newer one is staged" if one.get("staged") else ""
         lines.append(f"Held: {one['name']}, at {one['generation']} since a rollback{waiting}")
         lines.append(f"  to end it: cert-ctrl -c DIR rollback --domain {one['name']} --release")
+    lines += [
+        f"Awaited: {one['name']} (certificate {one['cert_id']}): {not_deployed(one)}"
+        for one in facts.get("awaited", ())
+    ]
     for signal in facts.get("quarantined", ()):
         lines.append(f"Quarantined: {signal['type']}, ts={signal['ts_ms']}: {signal.get('reason', '')}")
         lines.append("  fix: fix the reason, then run cert-ctrl -c DIR apply --now")

@@ -16,7 +16,7 @@ from typing import Any
 import attrs
 
 from certctrl.errors import CertctrlError, CommandError, DiskError, UsageError
-from certctrl.install.deploy import preview, recovery, staging
+from certctrl.install.deploy import host_keys, preview, recovery, staging
 from certctrl.install.deploy.candidates import next_try_at, to_switch
 from certctrl.install.deploy.context import Context, Locks
 from certctrl.install.deploy.converge import Convergence
@@ -134,6 +134,26 @@ class Installer:
             return own_name(name, cert_id)
         self._names[name] = cert_id
         return name
+
+    async def host_key(self, cert_id: int, public_key_sha256: str) -> bytes | None:
+        """Return the key with this public half from the generations of a certificate, the newest first; None: no such."""
+        record = self.records.get(cert_id)
+        if record is None:
+            return None
+        found: bytes | None = await self._context.offload(
+            host_keys.find, self._context.generations, record.name, public_key_sha256
+        )
+        return found
+
+    async def is_live_key(self, cert_id: int, public_key_sha256: str) -> bool:
+        """Return whether the live generation of a certificate has the key with this public half."""
+        record = self.records.get(cert_id)
+        if record is None or not record.generation:
+            return False
+        found: bytes | None = await self._context.offload(
+            host_keys.key_of, self._context.generations, record.name, record.generation, public_key_sha256
+        )
+        return found is not None
 
     async def recover(self) -> None:
         """Make disk and records agree after the last run, before anything else is done."""

@@ -9,6 +9,9 @@ import attrs
 
 from certctrl import lean
 
+DEVICE_KEY = "device-key"
+"""The ``enc_scheme`` of material without a key, because the key is made on this host."""
+
 
 class KeyKind(StrEnum):
     """What a TLS client can ask for: the kind of key of a certificate."""
@@ -49,6 +52,27 @@ class CertFacts:
 
 
 @lean.frozen(kw_only=True)
+class CsrOrder:
+    """An order of the plane for a certificate whose key is made on this host."""
+
+    id: int
+    state: str = ""
+    """``csr_wanted``, or anything else once the request has arrived."""
+    key_type: str = ""
+    """Empty: this host's choice."""
+    names: tuple[str, ...] = ()
+    """DNS names and addresses that the request has to contain, the primary one first."""
+    must_staple: bool = False
+    expires_ms: int = 0
+    """Milliseconds since the epoch; 0: unknown."""
+
+    @property
+    def wants_csr(self) -> bool:
+        """Whether the plane waits for the request."""
+        return self.state == "csr_wanted"
+
+
+@lean.frozen(kw_only=True)
 class CertificateSummary:
     """One row of the plane's certificate list."""
 
@@ -62,6 +86,12 @@ class CertificateSummary:
     status: str = ""
     """``active``, ``revoked``, ``expired``, ``pending``, …"""
     updated_at: str = ""
+    key_origin: str = ""
+    """``device``: the key is made on this host; otherwise by the plane."""
+    public_key_sha256: str = ""
+    """Of the certificate's SubjectPublicKeyInfo in DER, lower-case hex; set if the key is from a host."""
+    order: CsrOrder | None = None
+    """The open order of a certificate with a key from this host."""
     certificate_pem: str | None = None
     """Set in the detail answer only."""
     chain_pem: str | None = None
@@ -72,7 +102,7 @@ class DeployMaterials:
     """The answer of ``deploy-materials``; key fields are base64 text and may hold secrets."""
 
     enc_scheme: str
-    """``aes256gcm`` or ``plaintext``, normalized."""
+    """``aes256gcm``, ``plaintext`` or ``device-key``, normalized."""
     wrap_alg: str = "x25519"
     device_keyfp_b64: str | None = None
     enc_data_key_b64: str | None = None
@@ -81,6 +111,10 @@ class DeployMaterials:
     privkey_tag_b64: str | None = None
     private_key_der_b64: str | None = attrs.field(default=None, repr=False)
     private_key_pem: str | None = attrs.field(default=None, repr=False)
+    public_key_sha256: str = ""
+    """With ``device-key``: which of this host's keys the certificate is for; see `CertificateSummary`."""
+    host_key_pem: bytes = attrs.field(default=b"", repr=False)
+    """That key, added by this host; never read from an answer."""
     certificate_pem: str | None = None
     chain_pem: str | None = None
     serial_number: str = ""

@@ -32,6 +32,17 @@ class Retirement(StrEnum):
     KEEP = "keep"
 
 
+class KeyType(StrEnum):
+    """The kinds of private keys that this host can make for its certificates."""
+
+    P256 = "ecdsa-p256"
+    P384 = "ecdsa-p384"
+    RSA_2048 = "rsa-2048"
+    RSA_3072 = "rsa-3072"
+    RSA_4096 = "rsa-4096"
+    ED25519 = "ed25519"
+
+
 @lean.frozen(kw_only=True)
 class NamedCommand:
     """A command that this host allows, by its exact argv."""
@@ -120,6 +131,8 @@ class HostPolicy:
     plaintext_keys: bool = False
     brainpool: bool = False
     """Whether keys of certificates and CAs may be on brainpool curves, which browsers do not know."""
+    key_types: tuple[KeyType, ...] = tuple(KeyType)
+    """The kinds of keys that this host makes when the plane asks for them; the first one if it asks for none."""
     trust_on_first_use: bool = False
     """Pin a listed script without ``sha256`` on its first run (stored in ``state/``)."""
     on_revoked: Retirement = Retirement.REMOVE

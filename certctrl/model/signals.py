@@ -79,6 +79,28 @@ class CertUnassigned(_CertSignal):
 
 
 @lean.frozen
+class CsrWanted:
+    """The plane wants a certificate signing request for a key that is made on this host."""
+
+    type: ClassVar[str] = "cert.csr_wanted"
+    ts_ms: int
+    cert_id: int
+    order_id: int
+    expires_ms: int | None = None
+    sent_as: SentAs | None = attrs.field(default=None, eq=False, repr=False, kw_only=True)
+
+    @property
+    def resource(self) -> str:
+        """A separate one: a renewal that is being deployed must not be superseded by the request for the next."""
+        return f"csr:{self.cert_id}"
+
+    def ref(self) -> dict[str, Any]:
+        """Return the wire form of the reference."""
+        ref = {"cert_id": self.cert_id, "order_id": self.order_id, "expires_ms": self.expires_ms}
+        return {name: value for name, value in ref.items() if value is not None}
+
+
+@lean.frozen
 class _CaSignal:
     ts_ms: int
     ca_id: int
@@ -238,6 +260,7 @@ KnownSignal = (
     | CertRenewed
     | CertRevoked
     | CertUnassigned
+    | CsrWanted
     | CaAssigned
     | CaUnassigned
     | AcmeHttp01Start
@@ -251,7 +274,7 @@ Signal = KnownSignal | UnknownSignal | MalformedSignal
 KNOWN_TYPES = frozenset(kind.type for kind in get_args(KnownSignal))
 """The types that this version knows; an alias is none of them."""
 
-IDENTITY_FIELDS = ("config_id", "version", "cert_id", "ca_id", "token")
+IDENTITY_FIELDS = ("config_id", "version", "cert_id", "ca_id", "order_id", "token")
 """Fields of ``ref`` that, with type and ``ts_ms``, identify a signal."""
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import assert_never
+from typing import Any, assert_never
 
 from certctrl.errors import ExitStatus
 
@@ -46,3 +47,8 @@ class StopReason(StrEnum):
                 return ExitStatus.NOT_REGISTERED
             case _:
                 assert_never(self)
+
+
+def not_deployed(awaited: Mapping[str, Any]) -> str:
+    """Return what a certificate waits for whose key is made (``order_id``: the plane's order)."""
+    return f"its key is made here, order {awaited['order_id']} of the control plane is not deployed yet"

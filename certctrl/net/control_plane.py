@@ -195,6 +195,14 @@ class ControlPlane(Enrolment):
             serial_number=materials.serial_number or detail.serial_number,
         )
 
+    async def send_csr(self, token: str, cert_id: int, order_id: int, csr_pem: str) -> None:
+        """Send the signing request that an order wants; repeating it with the same key is safe.
+
+        Raises PlaneError: 404 or 410 (the order has ended), 409 ``CSR_CONFLICT`` (it has one with another key).
+        """
+        body = {"order_id": order_id, "csr_pem": csr_pem}
+        self._succeeded(await self._send("POST", f"{_SELF}/certificates/{cert_id:d}/csr", token, json=body))
+
     async def fetch_cas(self, token: str) -> dict[int, str] | None:
         """Return the names, by id, of all CAs that this device must trust; None if the plane has no such list.
 
@@ -210,11 +218,17 @@ class ControlPlane(Enrolment):
         data = self._data(await self._send("GET", f"{_SELF}/cas/{ca_id:d}/bundle", token, cap=BUNDLE_CAP))
         return ca_from_wire(data)
 
-    async def request_renewal(self, token: str, user_id: int | None, cert_id: int, reason: str = "") -> None:
-        """Request new material, which is announced by ``cert.renewed``."""
+    async def request_renewal(
+        self, token: str, user_id: int | None, cert_id: int, reason: str = "", *, key_lost: bool = False
+    ) -> None:
+        """Request new material, which is announced by ``cert.renewed``.
+
+        ``key_lost``: the key that this host made for the current or the coming certificate is gone.
+        """
         if user_id is None:
             raise BadAnswerError("the access token contains no user id")
-        body = {"action": "renew", **({"reason": reason} if reason else {})}
+        body: dict[str, Any] = {"action": "renew"} | ({"reason": reason} if reason else {})
+        body |= {"key_lost": True} if key_lost else {}
         path = f"/apiv1/users/{user_id:d}/certificates/{cert_id:d}/issues"
         self._succeeded(await self._send("POST", path, token, json=body))
 

@@ -62,6 +62,7 @@ class ConfigDir:
         self.device_secret_key = self.keys / "dev_sk.bin"
         self.next_secret_key = self.keys / "dev_sk.next"
         self.account_keys = self.keys / "account_keys"
+        self.staged_keys = self.keys / "staged"
 
         self.certs = root / "certs"
         self.chains = self.certs / "chains"
@@ -79,6 +80,7 @@ class ConfigDir:
             self.passwords,
             self.keys,
             self.account_keys,
+            self.staged_keys,
             self.certs,
             self.chains,
             self.live,

@@ -13,10 +13,10 @@ import trio
 from certctrl.agent.context import Agent
 from certctrl.agent.counters import Counters
 from certctrl.agent.inbox import Inbox
-from certctrl.errors import PlaneError, WrongNamesError
+from certctrl.errors import HostKeyMissingError, PlaneError, WrongNamesError
 from certctrl.install.deploy.retry_table import RetryTable, cert_resource
 from certctrl.install.plan.retries import LAGGING_FAILURES, Failure
-from certctrl.model.certificate import Bundle, CaBundle, CertFacts, CertificateSummary, DeployMaterials
+from certctrl.model.certificate import DEVICE_KEY, Bundle, CaBundle, CertFacts, CertificateSummary, DeployMaterials
 from certctrl.model.config import AgentConfig
 from certctrl.model.plan import InstallItem, Outcome, OutcomeKind
 from certctrl.model.policy import HostPolicy
@@ -89,6 +89,10 @@ class FakePlane:
     """Method -> what it raises."""
     calls: list[str] = attrs.field(factory=list)
     now: float = NOW
+    csrs: list[tuple[int, int, str]] = attrs.field(factory=list)
+    """Certificate, order and signing request of each request that it accepted."""
+    renewals: list[tuple[int, int, bool]] = attrs.field(factory=list)
+    """User, certificate, and whether its key is lost, of each renewal that it accepted."""
 
     def server_now(self) -> float:
         return self.now
@@ -110,6 +114,16 @@ class FakePlane:
     async def fetch_materials(self, _token: str, cert_id: int) -> DeployMaterials:
         await self._called("materials")
         return self._one(self.materials, cert_id)
+
+    async def send_csr(self, _token: str, cert_id: int, order_id: int, csr_pem: str) -> None:
+        await self._called("csr")
+        self.csrs.append((cert_id, order_id, csr_pem))
+
+    async def request_renewal(
+        self, _token: str, user_id: int, cert_id: int, reason: str, *, key_lost: bool = False
+    ) -> None:
+        await self._called("renew")
+        self.renewals.append((user_id, cert_id, key_lost))
 
     async def fetch_ca(self, _token: str, ca_id: int) -> CaBundle:
         await self._called("ca")
@@ -158,6 +172,8 @@ class FakeInstaller:
     """Whether a converge would do something."""
     missing: set[int] = attrs.field(factory=set)
     """Certificates that are not on disk."""
+    host_keys: dict[int, dict[str, bytes]] = attrs.field(factory=dict)
+    """Certificate id -> hash of the public half -> key, of all its generations, the live one last."""
 
     @property
     def cas(self) -> frozenset[int]:
@@ -170,15 +186,23 @@ class FakeInstaller:
         return self.ca_names.get(ca_id, "")
 
     def opener(
-        self, cert_id: int, _materials: DeployMaterials, _secret: bytes, expected: Sequence[str]
+        self, cert_id: int, materials: DeployMaterials, _secret: bytes, expected: Sequence[str]
     ) -> Callable[[], Bundle]:
         def opened() -> Bundle:
             bundle = self.bundles[cert_id]
+            if materials.enc_scheme == DEVICE_KEY and not materials.host_key_pem:
+                raise HostKeyMissingError("not here")
             if not {*expected} <= {*bundle.facts.domains}:
                 raise WrongNamesError(f"not for {expected}")
             return bundle
 
         return opened
+
+    async def host_key(self, cert_id: int, public_key_sha256: str) -> bytes | None:
+        return self.host_keys.get(cert_id, {}).get(public_key_sha256)
+
+    async def is_live_key(self, cert_id: int, public_key_sha256: str) -> bool:
+        return public_key_sha256 in [*self.host_keys.get(cert_id, {})][-1:]
 
     async def prepare_commands(self, cert_id: int, _items: Sequence[InstallItem]) -> None:
         self.calls.append(("prepare", cert_id))

@@ -42,7 +42,8 @@ class Scene:
     """An agent whose install config changes while the first certificate is being switched."""
 
     def __init__(self, *answers: Outcome, comes: bool) -> None:
-        self.agent: Any = SimpleNamespace(items=(), installer=self)
+        store = SimpleNamespace(staged_keys=SimpleNamespace(all=tuple))
+        self.agent: Any = SimpleNamespace(items=(), installer=self, store=store)
         self.calls: list[tuple[Any, Any, Any]] = []
         self._answers, self._comes = list(answers), comes
 

@@ -23,8 +23,8 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from certctrl.errors import MaterialError
-from certctrl.model.certificate import DeployMaterials
+from certctrl.errors import HostKeyMissingError, MaterialError
+from certctrl.model.certificate import DEVICE_KEY, DeployMaterials
 
 if TYPE_CHECKING:
     from nacl.public import PrivateKey as BoxKey
@@ -43,7 +43,11 @@ _AGAIN = "register this device again: cert-ctrl -c DIR register"
 
 
 def unsealed_key(materials: DeployMaterials, device_secret: bytes, *, allow_plaintext: bool) -> bytes:
-    """Return the private key that the plane sealed (DER or PEM of any kind). Raises MaterialError."""
+    """Return the private key that the plane sealed, or that this host made (DER or PEM of any kind). Raises MaterialError."""
+    if materials.enc_scheme == DEVICE_KEY:
+        if not materials.host_key_pem:
+            raise HostKeyMissingError("the key of this certificate was made on this host, but is no longer here")
+        return materials.host_key_pem
     if materials.enc_scheme == "plaintext":
         return _plaintext_key(materials, allow_plaintext)
     if materials.enc_scheme != "aes256gcm" or materials.wrap_alg != "x25519":

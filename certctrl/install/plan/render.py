@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -12,6 +12,7 @@ from certctrl import lean
 from certctrl.install.plan.policy import explain
 from certctrl.install.plan.values import GroupPlan, InstallPlan, Run, Verification, Write
 from certctrl.model.plan import VerifyTls
+from certctrl.model.status import not_deployed
 from certctrl.text import one_line
 
 
@@ -62,12 +63,17 @@ def plan_text(plan: InstallPlan) -> str:
     return "\n".join(lines) if lines else "Nothing to do."
 
 
-def plan_json(plan: InstallPlan) -> dict[str, Any]:
-    """Return the plan as plain JSON; ``diff`` is the text for the operator."""
+def plan_json(plan: InstallPlan, awaited: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    """Return the plan as plain JSON; ``diff`` is the text for the operator.
+
+    ``awaited``: the certificates that the plane has not issued yet, each with ``cert_id``, ``name`` and ``order_id``.
+    """
     lines = plan_lines(plan)
+    coming = [f". awaited  certificate {one['cert_id']} ({one['name']}): {not_deployed(one)}" for one in awaited]
     return {
         "changes": bool(lines),
-        "diff": plan_text(plan),
+        "diff": "\n".join([plan_text(plan), *coming]),
+        "awaited": [dict(one) for one in awaited],
         "steps": [attrs.asdict(line) for line in lines],
         "refusals": [attrs.asdict(refusal) | {"line": refusal.line} for refusal in plan.refusals],
         "blocked": dict(plan.blocked),

@@ -6,11 +6,22 @@ from typing import Any
 
 from certctrl import lean
 from certctrl.errors import BadAnswerError, MaterialError, PlaneError
-from certctrl.model.certificate import CaBundle, CertificateSummary, DeployMaterials
-from certctrl.protocol.wire.reader import Hook, Misfit, bounded_list, from_answer, integer, moment, text, wire_class
+from certctrl.model.certificate import DEVICE_KEY, CaBundle, CertificateSummary, CsrOrder, DeployMaterials
+from certctrl.protocol.wire.reader import (
+    Hook,
+    Misfit,
+    bounded_list,
+    from_answer,
+    integer,
+    moment,
+    printable,
+    text,
+    texts,
+    wire_class,
+)
 from certctrl.text import one_line
 
-_SCHEMES = {"aes256gcm": "aes256gcm", "1": "aes256gcm", "aead": "aes256gcm", "plaintext": "plaintext"}
+_SCHEMES = dict.fromkeys(("aes256gcm", "1", "aead"), "aes256gcm") | {name: name for name in ("plaintext", DEVICE_KEY)}
 _WRAPS = {"x25519": "x25519", "x25519-v1": "x25519"}
 
 
@@ -38,6 +49,28 @@ def _text_or_number(value: Any, _: Any = None) -> str:
     return found
 
 
+MAX_NAMES = 100
+"""Names of one certificate that this host makes a request for."""
+
+
+def _names(value: Any, _: Any = None) -> tuple[str, ...]:
+    found: tuple[str, ...] = texts(bounded_list(value, MAX_NAMES))
+    for name in found:
+        _name(name)
+    return found
+
+
+_name = printable(253)
+wire_class(
+    CsrOrder,
+    {
+        "id": integer(ge=1),
+        "state": text(64),
+        "key_type": text(64),
+        "names": _names,
+        "expires_ms": integer(),
+    },
+)
 _certificate = wire_class(
     CertificateSummary,
     {
@@ -49,6 +82,8 @@ _certificate = wire_class(
         "not_after": moment,
         "status": text(64),
         "updated_at": moment,
+        "key_origin": text(64),
+        "public_key_sha256": text(64),
     },
 )
 _materials = wire_class(
@@ -57,7 +92,9 @@ _materials = wire_class(
         "enc_scheme": _one_of(_SCHEMES, _text_or_number),
         "wrap_alg": _one_of(_WRAPS, text(64)),
         "serial_number": text(256),
+        "public_key_sha256": text(64),
     },
+    omit=("host_key_pem",),
     prepare=lambda row: {"enc_scheme": "aes256gcm"} | row,
 )
 _ca = wire_class(CaBundle, {"id": integer(ge=1), "name": text(1024), "serial_number": text(256), "status": text(64)})

@@ -22,6 +22,7 @@ from certctrl.model.signals import (
     CertUnassigned,
     ChallengeStart,
     ChallengeStop,
+    CsrWanted,
     InstallUpdated,
     KnownSignal,
     MalformedSignal,
@@ -98,6 +99,9 @@ _BY_TYPE: dict[str, Read[KnownSignal]] = {
     "cert.updated": _renewed,
     CertRevoked.type: _cert(CertRevoked),
     CertUnassigned.type: _cert(CertUnassigned),
+    CsrWanted.type: wire_class(
+        CsrWanted, {"cert_id": _id, "order_id": _id, "expires_ms": integer(le=MAX_TS_MS)}, omit=_NEVER_READ
+    ),
     CaAssigned.type: _ca(CaAssigned),
     CaUnassigned.type: _ca(CaUnassigned),
     AcmeHttp01Start.type: _start(AcmeHttp01Start),

@@ -13,7 +13,7 @@ from certctrl.model.commands import script_words
 from certctrl.model.config import AgentConfig, listen_address
 from certctrl.model.origin import parse_origin, parse_proxy
 from certctrl.model.paths import path_fault
-from certctrl.model.policy import DAYS, AcmeAnswers, HostPolicy, MaintenanceWindow, NamedCommand, minutes_of
+from certctrl.model.policy import DAYS, AcmeAnswers, HostPolicy, KeyType, MaintenanceWindow, NamedCommand, minutes_of
 from certctrl.store.structure import Mismatch, check_choice
 from certctrl.text import is_name
 
@@ -75,6 +75,9 @@ def check_policy(policy: HostPolicy) -> None:
         _check_command(command, f"commands.{name}")
     for number, endpoint in enumerate(policy.probe):
         _check_endpoint(endpoint, f"probe[{number}]")
+    if not policy.key_types:
+        kinds = ", ".join(kind.value for kind in KeyType)
+        raise Mismatch("key_types", f"expected at least one of {kinds}", "remove the line to allow all")
     if not 0 <= policy.unassign_grace <= 30 * 86_400:
         raise Mismatch("unassign_grace", "expected 0 to 2592000 seconds")
     if policy.on_alert is not None:

@@ -15,7 +15,13 @@ from certctrl.store.layout import ConfigDir
 
 def sweep_leftovers(layout: ConfigDir, fs: Fs) -> int:
     """Remove the temporary files of crashed writers from the config directory; return how many."""
-    places = (layout.state, layout.keys, layout.passwords, layout.root)  # the last may be read-only to the daemon
+    places = (
+        layout.state,
+        layout.keys,
+        layout.staged_keys,
+        layout.passwords,
+        layout.root,
+    )  # the last may be read-only to the daemon
     return sum(sweep_temps(fs, place) for place in places if fs.lstat(place) is not None)
 
 

@@ -67,6 +67,21 @@ def _is_revocation(row: dict[str, Any]) -> bool:
     return isinstance(signal, dict) and signal.get("type") == "cert.revoked"
 
 
+def read_staged_keys(root: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Return ``cert_id``, ``order_id`` and ``name`` of each staged key by id; see `StagedKeys`. Raises DiskError."""
+    path = os.path.join(root, "keys", "staged")
+    try:
+        files = os.listdir(path)
+    except FileNotFoundError:  # of an earlier release
+        return []
+    except OSError as cause:
+        raise _disk(path, cause) from cause
+    parts = [file.removesuffix(".key").split("-", 2) for file in files if file.endswith(".key")]
+    found = [part for part in parts if len(part) == 3 and part[0].isdecimal() and part[1].isdecimal()]
+    rows = [{"cert_id": int(cert), "order_id": int(order), "name": name} for cert, order, name in found]
+    return sorted(rows, key=lambda row: (row["cert_id"], row["order_id"]))
+
+
 def read_cursor(root: str | os.PathLike[str]) -> str | None:
     """Return the committed cursor. Raises DiskError, StateCorruptError."""
     return _text(root, "last_cursor.txt")

@@ -1,4 +1,4 @@
-"""What one agent remembers between runs (spec, "State Persistence"), in two halves.
+"""What one agent remembers between runs (spec, "State Persistence"), in three parts.
 
 The installation gets only `InstalledState`, so that no token reaches it.
 """
@@ -9,6 +9,7 @@ from certctrl.store.disk.fs import Fs
 from certctrl.store.layout import ConfigDir
 from certctrl.store.state.installed import InstalledState
 from certctrl.store.state.session import SessionState
+from certctrl.store.state.staged_keys import StagedKeys
 
 
 class StateStore:
@@ -18,3 +19,4 @@ class StateStore:
         self.layout = layout
         self.session = SessionState(layout, fs)
         self.installed = InstalledState(layout, fs)
+        self.staged_keys = StagedKeys(layout, fs)

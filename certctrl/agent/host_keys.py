@@ -1,0 +1,226 @@
+"""Keys that are made on this host: answer orders of the plane for signing requests, find the keys, and forget them.
+
+The order of steps, between any two of which the host may crash:
+
+1. a key is made and durable in ``keys/staged``;
+2. its signing request is sent: the same order gets the same key again, whether or not the first answer was lost;
+3. the plane issues, and announces it with ``cert.renewed``, whose material names the public key;
+4. the key with that public half is found, staged with the certificate as one generation, and goes live with it;
+5. the staged key is removed.
+
+A key that is missing in step 4, or an order that has another key than this host, cannot be repaired: the host requests a
+renewal and says that the key is lost, and the plane opens a new order. Until then the previous certificate serves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, cast
+
+import attrs
+
+from certctrl.agent.announced import GONE, find_certificate, is_current, require_arrival
+from certctrl.agent.context import Agent
+from certctrl.agent.log_lines import Line, log_line
+from certctrl.errors import DiskError, MaterialError, PlaneError, PolicyRefusedError
+from certctrl.install.material.key_request import is_of_kind, new_key_pem, public_key_sha256, signing_request
+from certctrl.model.certificate import DEVICE_KEY, CertificateSummary, CsrOrder, DeployMaterials
+from certctrl.model.plan import Outcome, OutcomeKind
+from certctrl.model.policy import HostPolicy, KeyType
+from certctrl.model.signals import CsrWanted, Signal
+from certctrl.store.state.staged_keys import StagedKey
+from certctrl.text import one_line
+
+CSR_CONFLICT = "CSR_CONFLICT"
+"""Key of the plane's answer 409 to a request with another key than the order's first one."""
+
+
+# --- orders ---------------------------------------------------------------------------------------------------------
+
+
+async def on_csr_wanted(agent: Agent, signal: Signal) -> Outcome:
+    """Make a key for the open order of a certificate, and send the plane its signing request."""
+    signal = cast(CsrWanted, signal)
+    summary = await find_certificate(agent, signal.cert_id)
+    order = None if summary is None else summary.order
+    if summary is None or order is None or order.id < signal.order_id:
+        if summary is None or not is_current(summary, signal):
+            require_arrival(agent, signal, f"the plane announced order {signal.order_id}, but does not show it")
+        return Outcome(kind=OutcomeKind.UNCHANGED, detail=f"order {signal.order_id} has ended")
+    if not order.wants_csr:
+        return Outcome(kind=OutcomeKind.UNCHANGED, detail=f"the plane has the signing request of order {order.id}")
+    kind = _key_type(agent.policy, order)
+    csr = await agent.offload(_signed_request, agent, summary, order, kind)
+    return await _send(agent, summary, order, csr)
+
+
+def _key_type(policy: HostPolicy, order: CsrOrder) -> KeyType:
+    """Return the kind of key to make for an order. Raises MaterialError, PolicyRefusedError."""
+    if not order.key_type:
+        return policy.key_types[0]
+    if order.key_type not in list(KeyType):
+        what = f"this version cannot make keys of type {one_line(order.key_type, 40)}"
+        raise MaterialError(what, reason="key-type", fix="update certctrl on this host, or order another type")
+    kind = KeyType(order.key_type)
+    if kind not in policy.key_types:
+        allowed = ", ".join(f'"{one.value}"' for one in (*policy.key_types, kind))
+        what = f"make a key of type {kind.value}: not among key_types"
+        raise PolicyRefusedError(what, fix=f'policy.json needs "key_types": [{allowed}]')
+    return kind
+
+
+def _signed_request(agent: Agent, summary: CertificateSummary, order: CsrOrder, kind: KeyType) -> str:
+    """Return the signing request of an order, whose key is durable then. Blocks on the disk."""
+    keys = agent.store.staged_keys
+    known = keys.find(summary.id, order.id)
+    pem = _usable(keys.load(known), kind) if known is not None else None
+    if pem is None:
+        pem = new_key_pem(kind)
+        keys.save(summary.id, order.id, summary.domain_name, pem)
+    names = order.names or tuple(dict.fromkeys((summary.domain_name, *summary.sans)))
+    return signing_request(pem, names, must_staple=order.must_staple)
+
+
+def _usable(pem: bytes | None, kind: KeyType) -> bytes | None:
+    """Return a staged key if it is whole and of a kind; it is replaced otherwise."""
+    try:
+        return pem if pem is not None and is_of_kind(pem, kind) else None
+    except MaterialError:
+        return None
+
+
+async def _send(agent: Agent, summary: CertificateSummary, order: CsrOrder, csr: str) -> Outcome:
+    """Send the signing request of an order; the key of one that has ended is removed."""
+    agent.status_changed.value = True
+    try:
+        await agent.authorized(lambda token: agent.plane.send_csr(token, summary.id, order.id, csr))
+    except PlaneError as error:
+        if error.status not in GONE and error.key != CSR_CONFLICT:
+            raise
+        if (key := agent.store.staged_keys.find(summary.id, order.id)) is not None:
+            await agent.offload(agent.store.staged_keys.remove, key)
+        if error.status in GONE:
+            return Outcome(kind=OutcomeKind.UNCHANGED, detail=f"order {order.id} has ended")
+        return await _request_new_key(agent, summary.id, f"order {order.id} has a key that is not on this host")
+    log_line(agent.log, Line.CSR_SENT, cert_id=summary.id, name=summary.domain_name, order_id=order.id)
+    return Outcome(kind=OutcomeKind.APPLIED, detail=f"sent the signing request of order {order.id}")
+
+
+# --- keys -----------------------------------------------------------------------------------------------------------
+
+
+async def with_host_key(agent: Agent, cert_id: int, materials: DeployMaterials) -> DeployMaterials:
+    """Return material with the key that it belongs to, if it was made on this host and is still there."""
+    if materials.enc_scheme != DEVICE_KEY or not materials.public_key_sha256:
+        return materials
+    wanted = materials.public_key_sha256.lower()
+    pem = await agent.offload(_staged_key, agent, cert_id, wanted) or await agent.installer.host_key(cert_id, wanted)
+    return materials if pem is None else attrs.evolve(materials, host_key_pem=pem)
+
+
+def _staged_key(agent: Agent, cert_id: int, public_sha256: str) -> bytes | None:
+    for key in reversed(agent.store.staged_keys.of(cert_id)):
+        if _public_half(agent, key) == public_sha256:
+            return agent.store.staged_keys.load(key)
+    return None
+
+
+def _public_half(agent: Agent, key: StagedKey) -> str:
+    """Return the hash of a staged key's public half; empty if it cannot be read. Blocks on the disk."""
+    try:
+        pem = agent.store.staged_keys.load(key)
+        return public_key_sha256(pem) if pem is not None else ""
+    except MaterialError:
+        return ""
+
+
+async def replace_lost_key(agent: Agent, cert_id: int) -> Outcome:
+    """Request a new order for a certificate whose key is not on this host, unless one is open that this host can meet."""
+    order = summary.order if (summary := await find_certificate(agent, cert_id)) is not None else None
+    if order is not None and (order.wants_csr or await agent.offload(_has_key, agent, cert_id, order)):
+        detail = f"its key is not on this host; order {order.id} is for another one"
+        return Outcome(kind=OutcomeKind.IGNORED, detail=detail)
+    return await _request_new_key(agent, cert_id, "its key is not on this host")
+
+
+def _has_key(agent: Agent, cert_id: int, order: CsrOrder) -> bool:
+    key = agent.store.staged_keys.find(cert_id, order.id)
+    return key is not None and bool(_public_half(agent, key))
+
+
+async def _request_new_key(agent: Agent, cert_id: int, why: str) -> Outcome:
+    user_id, _ = await agent.tokens.identity()
+    await agent.authorized(
+        lambda token: agent.plane.request_renewal(token, user_id, cert_id, "the host's key is lost", key_lost=True)
+    )
+    log_line(agent.log, Line.HOST_KEY_LOST, cert_id=cert_id, why=why)
+    return Outcome(kind=OutcomeKind.IGNORED, detail=f"{why}; requested a new one")
+
+
+async def forget_live_keys(agent: Agent, cert_ids: Collection[int] | None = None) -> None:
+    """Remove the staged keys that are live now, and those of older orders; of these certificates, or of all.
+
+    What the disk refuses is left to the next comparison.
+    """
+    keys = agent.store.staged_keys
+    with suppress(DiskError):
+        staged = {key.cert_id for key in keys.all()}
+        for cert_id in sorted(staged if cert_ids is None else staged.intersection(cert_ids)):
+            await _forget_live(agent, keys.of(cert_id))
+
+
+async def _forget_live(agent: Agent, of_certificate: Sequence[StagedKey]) -> None:
+    for key in reversed(of_certificate):
+        half = await agent.offload(_public_half, agent, key)
+        if half and await agent.installer.is_live_key(key.cert_id, half):
+            for done in of_certificate:
+                if done.order_id <= key.order_id:
+                    await agent.offload(agent.store.staged_keys.remove, done)
+            agent.status_changed.value = True
+            return
+
+
+async def forget_unwanted_keys(
+    agent: Agent, present: Sequence[StagedKey], listed: Mapping[int, CertificateSummary]
+) -> None:
+    """Remove staged keys that no order, certificate or renewal wants any more; raises DiskError.
+
+    ``present``: the keys from before the list was fetched. An order that the list lacks may be newer than the list, or the
+    list may lag: nothing is removed unless the detail says the same.
+    """
+    await forget_live_keys(agent)
+    for key in present:
+        if key not in agent.store.staged_keys.all() or await _is_wanted(agent, key, listed.get(key.cert_id)):
+            continue
+        if not await _is_wanted(agent, key, await find_certificate(agent, key.cert_id)):
+            await agent.offload(agent.store.staged_keys.remove, key)
+            log_line(agent.log, Line.HOST_KEY_REMOVED, cert_id=key.cert_id, name=key.name, order_id=key.order_id)
+            agent.status_changed.value = True
+
+
+async def _is_wanted(agent: Agent, key: StagedKey, summary: CertificateSummary | None) -> bool:
+    if summary is None:
+        return False
+    if summary.order is not None and summary.order.id == key.order_id:
+        return True
+    half = await agent.offload(_public_half, agent, key)
+    return bool(half) and half == summary.public_key_sha256.lower()
+
+
+def awaited(agent: Agent) -> list[dict[str, Any]]:
+    """Return the certificates whose keys are made and that are not deployed yet, as status JSON."""
+    try:
+        staged = agent.store.staged_keys.all()
+    except DiskError:
+        return []
+    return [{"cert_id": key.cert_id, "name": key.name, "order_id": key.order_id} for key in staged]
+
+
+def csr_signals(listed: Collection[CertificateSummary], ts_ms: int) -> list[Signal]:
+    """Return a signal for each open order that waits for this host's signing request."""
+    return [
+        CsrWanted(ts_ms=ts_ms, cert_id=one.id, order_id=one.order.id, expires_ms=one.order.expires_ms or None)
+        for one in listed
+        if one.order is not None and one.order.wants_csr
+    ]

@@ -1,0 +1,110 @@
+"""Staged keys: private keys made on this host whose certificates are not deployed yet.
+
+    keys/staged/CERT-ORDER-NAME.key       0600 in a directory of mode 0700
+
+A key is durable before anything that depends on it leaves the host, and stays until a generation with it is live, or
+nothing wants it any more. The file's name tells which order of which certificate it is for, so that nobody has to read
+keys to list them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from certctrl import lean
+from certctrl.errors import DiskError, StateCorruptError
+from certctrl.store.disk.atomic import remove_file, write_atomic
+from certctrl.store.disk.fs import Fs, closing
+from certctrl.store.layout import ConfigDir, safe_name
+from certctrl.store.state.files import StateFiles
+
+SUFFIX = ".key"
+_NAME = re.compile(r"([1-9][0-9]{0,18})-([1-9][0-9]{0,18})-([A-Za-z0-9._-]{1,200})\.key", re.ASCII)
+_LARGEST = 16 * 1024
+_FIX = "remove it; the agent then makes a new key and requests a new certificate"
+
+
+@lean.frozen
+class StagedKey:
+    """One staged key; its contents are read by `StagedKeys.load` only."""
+
+    cert_id: int
+    order_id: int
+    """The plane's order that asked for it."""
+    name: str
+    """Directory-safe primary name of the certificate."""
+
+    @property
+    def file(self) -> str:
+        """The name of its file."""
+        return f"{self.cert_id}-{self.order_id}-{self.name}{SUFFIX}"
+
+
+def parsed_file(file: str) -> StagedKey | None:
+    """Return the staged key that a file name stands for; None if it is another file."""
+    found = _NAME.fullmatch(file)
+    return None if found is None else StagedKey(int(found[1]), int(found[2]), found[3])
+
+
+class StagedKeys:
+    """The staged keys of one agent. Methods block on the disk and raise DiskError."""
+
+    def __init__(self, layout: ConfigDir, fs: Fs) -> None:
+        self._directory = layout.staged_keys
+        self._fs = fs
+        self._files = StateFiles(fs)
+        self._known: tuple[StagedKey, ...] | None = None
+
+    def all(self) -> tuple[StagedKey, ...]:
+        """Return the staged keys by certificate and order; read from the disk once, as only this process changes them."""
+        if self._known is None:
+            if self._fs.lstat(self._directory) is None:  # of an earlier release
+                return ()
+            with closing(self._fs, self._fs.open_dir(self._directory)) as directory:
+                found = [parsed_file(file) for file in self._fs.listdir(directory)]
+            self._known = _sorted(one for one in found if one is not None)
+        return self._known
+
+    def of(self, cert_id: int) -> tuple[StagedKey, ...]:
+        """Return the staged keys of a certificate, those of newer orders last."""
+        return tuple(one for one in self.all() if one.cert_id == cert_id)
+
+    def find(self, cert_id: int, order_id: int) -> StagedKey | None:
+        """Return the staged key of an order."""
+        return next((one for one in self.of(cert_id) if one.order_id == order_id), None)
+
+    def load(self, key: StagedKey) -> bytes | None:
+        """Return a staged key in PEM; None if its file is missing, or is not one that this agent has written."""
+        try:
+            return self._files.load_bytes(self._path(key), _LARGEST, _FIX)
+        except StateCorruptError:
+            return None
+
+    def save(self, cert_id: int, order_id: int, domain: str, pem: bytes) -> StagedKey:
+        """Stage a key durably; another one of the same order is replaced."""
+        before = self.find(cert_id, order_id)
+        key = StagedKey(cert_id, order_id, safe_name(domain)) if before is None else before
+        write_atomic(self._fs, self._path(key), pem)
+        self._note({*self.all(), key})
+        return key
+
+    def remove(self, key: StagedKey) -> None:
+        """Forget a staged key, durably; idempotent."""
+        try:
+            remove_file(self._fs, self._path(key))
+        except DiskError:
+            self._known = None  # it may be gone
+            raise
+        self._note({*self.all()} - {key})
+
+    def _note(self, keys: set[StagedKey]) -> None:
+        self._known = _sorted(keys)
+
+    def _path(self, key: StagedKey) -> Path:
+        return self._directory / key.file
+
+
+def _sorted(keys: Iterable[StagedKey]) -> tuple[StagedKey, ...]:
+    return tuple(sorted(keys, key=lambda one: (one.cert_id, one.order_id)))
