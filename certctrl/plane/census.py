@@ -31,7 +31,7 @@ class Census:
         """Return the certificates of devices that end soon or have ended, the most urgent first."""
         rows = self._db.all(
             "SELECT id, user_id, domain_name, not_after FROM certificates c WHERE status = 'active'"
-            " AND not_after - ? < (not_after - not_before) * ?"
+            " AND serial_number != '' AND not_after - ? < (not_after - not_before) * ?"
             " AND EXISTS (SELECT 1 FROM assignments a WHERE a.cert_id = c.id) ORDER BY not_after, id LIMIT ?",
             *(self._wall_now(), _ENDING_LIFE, limit),
         )
@@ -57,7 +57,7 @@ class Census:
             " THEN 1 ELSE 0 END), 0) AS ending"
             " FROM (SELECT not_before, not_after,"
             " EXISTS (SELECT 1 FROM assignments a WHERE a.cert_id = c.id) AS used"
-            " FROM certificates c WHERE status = 'active') AS present",
+            " FROM certificates c WHERE status = 'active' AND serial_number != '') AS present",
             *(now, now, now, _ENDING_LIFE),
         )
         names = ("active", "ending", "ended")

@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
+from random import random
 from types import TracebackType
 from typing import Any, Self
 
@@ -25,7 +27,10 @@ from certctrl.plane.anchor import Anchor
 from certctrl.plane.authorities import Authorities
 from certctrl.plane.ca.issuer import BuiltinCa, Issuer, inline
 from certctrl.plane.census import Census
-from certctrl.plane.certificates import Certificates
+from certctrl.plane.certificate_table import CertificateTable
+from certctrl.plane.certificates import Certificates, Seams
+from certctrl.plane.challenges.making import make_solver
+from certctrl.plane.challenges.solver_kind import SolverParts
 from certctrl.plane.clones import CloneDetector
 from certctrl.plane.counters import PlaneCounters
 from certctrl.plane.devices import Devices
@@ -33,13 +38,20 @@ from certctrl.plane.enrolment import Enrolment
 from certctrl.plane.errors import DatabaseAwayError, DatabaseLockedError, ErrorResponse, bad_request
 from certctrl.plane.grants import Grants
 from certctrl.plane.installs import Installs
+from certctrl.plane.issuers.issuer import IssuerContext
+from certctrl.plane.issuers.registry import Issuers
 from certctrl.plane.jobs import Jobs
 from certctrl.plane.key_proofs import KeyProofs
 from certctrl.plane.limits import Buckets, FreePages
 from certctrl.plane.operators import Operators
+from certctrl.plane.order_attempts import Attempts
+from certctrl.plane.order_problems import OrderProblems
+from certctrl.plane.order_runner import OrderRunner
+from certctrl.plane.orders import Orders
 from certctrl.plane.planes import Planes, plane_name
 from certctrl.plane.problems import ProblemName, Problems
 from certctrl.plane.reports import Reports
+from certctrl.plane.reserved_names import ReservedNames
 from certctrl.plane.sessions import DeviceSession, Sessions
 from certctrl.plane.settings import PlaneSettings
 from certctrl.plane.storage.data_dir import DataDir, GivenKeys, keep_file, locked, make_data_dir
@@ -122,17 +134,50 @@ class Plane:
         self.grants = Grants(db, settings, wall_now, monotonic)
         parts = (self.devices, self.grants, self.sessions, self.stream)
         self.enrolment = Enrolment(db, *parts, KeyProofs(keys, wall_now), settings, wall_now)
-        self.certificates = Certificates(db, keys, issuer or self.ca, self.stream, settings, wall_now)
+        self.jobs = Jobs(db, wall_now)
+        self._observe()
+        self._assemble_issuance(issuer or self.ca, offload)
         self.authorities = Authorities(db, self.stream, lambda: self.ca.root_pem, wall_now)
         self.reports = Reports(db, settings, wall_now)
         self.operators = Operators(db, keys, settings, wall_now)
         self._polls = Buckets(settings.poll_rate, settings.poll_burst, monotonic)
         self._free_pages = FreePages()
-        self.jobs = Jobs(db, wall_now)
-        self._observe()
         self._plan_housekeeping()
         self._gathering = Gathering(db)
         self._closing = contextlib.ExitStack()
+
+    def _assemble_issuance(self, issuer: Issuer, offload: Offload) -> None:
+        """Assemble the parts that issue certificates; ``issuer`` issues within a request."""
+        db, keys, wall_now = self.database, self.keyring, self.wall_now
+        context = partial(
+            IssuerContext,
+            database=db,
+            keyring=keys,
+            settings=self.settings,
+            wall_now=wall_now,
+            offload=offload,
+            solvers=partial(make_solver, SolverParts(db, self.stream, wall_now)),
+            ca=self.ca,
+        )
+        self.reserved = ReservedNames()
+        self.issuers = Issuers(db, keys, wall_now, context)
+        self.orders = Orders(db, self.jobs, wall_now)
+        table = CertificateTable(db, keys, self.stream, wall_now)
+        seams = Seams(table=table, issuer=issuer, issuers=self.issuers, orders=self.orders, reserved=self.reserved)
+        self.certificates = Certificates(db, self.stream, self.settings, wall_now, seams)
+        self.order_runner = OrderRunner(
+            db,
+            self.jobs,
+            self.issuers,
+            Attempts(db, keys, table, self.orders, self.jobs, self.issuers, wall_now, random),
+            self.reserved,
+            OrderProblems(db, self.problems, self.issuers),
+            self.counters,
+            self.storage_check,
+            wall_now=wall_now,
+            offload=offload,
+        )
+        self.orders.on_due = self.order_runner.wake
 
     def _observe(self) -> None:
         """Assemble the parts for health, metrics and ``plane status``."""
@@ -364,4 +409,5 @@ class Plane:
         self.operators.delete_expired()
         self.sessions.delete_expired()
         self.certificates.delete_expired()
+        self.orders.delete_expired()
         self.planes.delete_expired()

@@ -40,6 +40,10 @@ class ProblemName(StrEnum):
     """Requests are being refused."""
     TLS_CERTIFICATE = "tls_certificate"
     """The plane's own certificate cannot be renewed or reloaded."""
+    ORDERS = "orders"
+    """Issuers refuse or fail to issue certificates: those in use stay until they expire."""
+    ISSUER = "issuer"
+    """An issuer cannot be used on this plane."""
     WAKES_DELAYED = "wakes_delayed"
     """The connection for notifications is lost: the sweep finds what other planes have stored."""
 
@@ -54,7 +58,10 @@ class ProblemName(StrEnum):
         return self not in _LESSER
 
 
-_LESSER = (ProblemName.DISK_LOW, ProblemName.OVERLOAD, ProblemName.TLS_CERTIFICATE, ProblemName.WAKES_DELAYED)
+_LESSER = (
+    ProblemName.DISK_LOW, ProblemName.OVERLOAD, ProblemName.TLS_CERTIFICATE, ProblemName.ORDERS, ProblemName.ISSUER,
+    ProblemName.WAKES_DELAYED,
+)  # fmt: skip
 _SUMMARIES = {
     ProblemName.STOPPING: "The control plane is stopping",
     ProblemName.DATABASE_AWAY: "The database does not answer",
@@ -66,6 +73,8 @@ _SUMMARIES = {
     ProblemName.DISK_LOW: "The disk of the data directory is almost full",
     ProblemName.OVERLOAD: "Requests are refused because there are too many",
     ProblemName.TLS_CERTIFICATE: "The certificate of the control plane cannot be renewed or reloaded",
+    ProblemName.ORDERS: "Certificates cannot be issued or renewed at present",
+    ProblemName.ISSUER: "An issuer of certificates cannot be used",
     ProblemName.WAKES_DELAYED: "Signals of other control planes reach waiting polls up to 10 s late",
 }
 

@@ -106,6 +106,7 @@ def _start_tasks(
     tasks = plane.run_housekeeping, plane.storage_check.run, plane.exchange_wakes, plane.stream.pace_wakes
     for task in tasks:
         nursery.start_soon(task)
+    nursery.start_soon(plane.order_runner.run, name="orders")
     nursery.start_soon(_renew_forever, plane, certificate)
     if reload is not None:
         nursery.start_soon(_reload_forever, plane, certificate, reload)

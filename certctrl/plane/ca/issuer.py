@@ -18,7 +18,7 @@ from certctrl import lean
 from certctrl.model.offload import Offload
 from certctrl.plane.ca.constraints import constraints_of
 from certctrl.plane.ca.crl import key_id
-from certctrl.plane.ca.csr import check_csr
+from certctrl.plane.ca.csr import check_csr, key_digest
 from certctrl.plane.ca.intermediates import Intermediates
 from certctrl.plane.ca.x509 import (
     Authority,
@@ -56,10 +56,12 @@ class Issued:
     fingerprint_sha256: str
     not_before: float
     not_after: float
+    public_key_sha256: str = ""
+    """Digest of its public key (``csr.key_digest``); empty: unknown."""
 
 
 class Issuer(Protocol):
-    """Issues certificates; an ACME client can be one, too."""
+    """Issues certificates with new keys, within a request."""
 
     async def issue(self, names: Sequence[str], *, key_type: str, validity_seconds: int) -> Issued:
         """Return a new certificate with a new key for canonical names."""
@@ -181,6 +183,7 @@ class BuiltinCa:
             fingerprint_sha256=fingerprint(certificate),
             not_before=certificate.not_valid_before_utc.timestamp(),
             not_after=certificate.not_valid_after_utc.timestamp(),
+            public_key_sha256=key_digest(public_key),
         )
 
     def _make_root(self) -> Authority:

@@ -8,6 +8,7 @@ from certctrl.plane.core import Plane
 from certctrl.plane.http.device_api import DeviceApi
 from certctrl.plane.http.faults import Faults
 from certctrl.plane.http.health import Health
+from certctrl.plane.http.issuing_api import IssuingApi
 from certctrl.plane.http.measuring import Measured
 from certctrl.plane.http.middleware import App, Middleware
 from certctrl.plane.http.operator_api import OperatorApi
@@ -29,6 +30,7 @@ def make_app(plane: Plane, *, faults: Faults | None = None) -> App:
         *of_devices,
         *OperatorApi(plane).routes(),
         *OperatorResources(plane).routes(),
+        *IssuingApi(plane).routes(),
         *ApprovalPage(plane).routes(),
     ]
     app: App = Middleware(plane, DirectRoutes(of_devices, Router(routes, redirect_slashes=False)))

@@ -19,6 +19,7 @@ from certctrl.plane.http.structure import (
     Line,
     Loose,
     LooseLine,
+    Table,
     Text,
     Whole,
     new_converter,
@@ -243,6 +244,18 @@ class NewCertificate:
     """Empty: the default type."""
     validity_seconds: Annotated[int | None, Whole()] = None
     device_ids: Annotated[tuple[Id, ...], AtMost(10_000)] = ()
+    issuer: Name = ""
+    """Empty: by rule, otherwise the plane's own CA."""
+    profile: Name = ""
+    must_staple: bool = False
+    reuse_key: bool = False
+
+
+@lean.frozen
+class CertificateChange:
+    """A change of a certificate's record."""
+
+    issuer: Annotated[str, Line(100)]
 
 
 @lean.frozen(kw_only=True)
@@ -251,6 +264,25 @@ class Renewal:
 
     action: Literal["renew"]
     reason: Reason = ""
+
+
+@lean.frozen(kw_only=True)
+class NewIssuer:
+    """An issuer to add or replace; secrets are in base64."""
+
+    name: Annotated[str, Text(100)]
+    kind: Annotated[str, Text(100)]
+    settings: Annotated[dict[str, Any], Table()] = attrs.field(factory=dict)
+    secrets: Annotated[dict[str, Any], Table()] = attrs.field(factory=dict, repr=False)
+    replace: bool = False
+
+
+@lean.frozen(kw_only=True)
+class IssuerRule:
+    """The issuer for a domain."""
+
+    domain: Annotated[str, Text(300)]
+    issuer: Annotated[str, Text(100)]
 
 
 @lean.frozen

@@ -53,7 +53,8 @@ class OperatorResources:
             ("GET", f"{DEVICE}/cas", self.device_authorities), ("POST", f"{DEVICE}/cas", self.assign_authority),
             ("DELETE", f"{DEVICE}/cas/{{caid}}", self.unassign_authority),
             ("GET", f"{USER}/certificates", self.certificates), ("POST", f"{USER}/certificates", self.issue),
-            ("GET", CERTIFICATE, self.certificate), ("POST", f"{CERTIFICATE}/revoke", self.revoke_certificate),
+            ("GET", CERTIFICATE, self.certificate), ("PATCH", CERTIFICATE, self.change_certificate),
+            ("POST", f"{CERTIFICATE}/revoke", self.revoke_certificate),
             ("GET", f"{USER}/cas", self.authorities), ("POST", f"{USER}/cas", self.add_authority),
         ]  # fmt: skip
         shared: list[tuple[str, str, Endpoint]] = [
@@ -96,7 +97,7 @@ class OperatorResources:
         return await listed(self._plane, request, self._plane.certificates.page_of_user)
 
     async def issue(self, request: Request) -> Response:
-        """Issue a certificate: ``{"domain_name", "sans"?, "key_type"?, "validity_seconds"?, "device_ids"?}``."""
+        """Issue or order a certificate; the body is a ``bodies.NewCertificate``."""
         user_id = number(request, "uid")
         body = await read_as(bodies.NewCertificate, request)
         row = await self._plane.certificates.issue(
@@ -105,12 +106,22 @@ class OperatorResources:
             key_type=body.key_type or KEY_TYPES[0],
             validity_seconds=body.validity_seconds,
             device_ids=body.device_ids,
+            issuer=body.issuer,
+            profile=body.profile,
+            must_staple=body.must_staple,
+            reuse_key=body.reuse_key,
         )
-        return data_answer(row, 201)
+        return data_answer(row, 202 if row["status"] == "pending" else 201)
 
     async def certificate(self, request: Request) -> Response:
         """Return one certificate."""
         return data_answer(await self._plane.work_long(self._plane.certificates.show, *user_and_certificate(request)))
+
+    async def change_certificate(self, request: Request) -> Response:
+        """Change the issuer of a certificate: ``{"issuer"}``."""
+        body = await read_as(bodies.CertificateChange, request)
+        changed = await self._plane.certificates.change(*user_and_certificate(request), issuer=body.issuer)
+        return data_answer(changed)
 
     async def renew(self, request: Request) -> Response:
         """Renew: ``{"action": "renew", "reason"?}``, by an operator or a device with the certificate."""

@@ -128,6 +128,18 @@ class Loose(Rule):
 
 
 @lean.frozen
+class Table(Rule):
+    """An object whose members are checked elsewhere; null counts as empty."""
+
+    expected = "an object"
+
+    def read(self, value: Any) -> dict[str, Any]:
+        """Return the object; raises ValueError for another type."""
+        _require(value is None or isinstance(value, dict))
+        return dict(value or {})
+
+
+@lean.frozen
 class AtMost(Rule):
     """A list of at most ``limit`` items, each structured by its own type; null counts as empty unless ``required``."""
 

@@ -15,6 +15,7 @@ import attrs
 from certctrl import lean
 from certctrl.errors import CertctrlError, ExitStatus
 from certctrl.model.offload import Offload
+from certctrl.plane.ca.issuer import BuiltinCa
 from certctrl.plane.challenges.solver import Solver
 from certctrl.plane.settings import PlaneSettings
 from certctrl.plane.storage.database import Database
@@ -119,7 +120,9 @@ class IssuerContext:
         wall_now: Callable[[], float],
         offload: Offload,
         solvers: SolverMaker,
+        ca: BuiltinCa | None = None,
     ) -> None:
+        """``ca`` is the plane's own CA."""
         self.name = name
         self.database = database
         self.keyring = keyring
@@ -127,6 +130,7 @@ class IssuerContext:
         self.wall_now = wall_now
         self.offload = offload
         self.solvers = solvers
+        self.ca = ca
 
     async def load(self, item: str) -> bytes | None:
         """Return a durable secret of this issuer."""

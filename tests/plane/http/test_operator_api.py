@@ -32,14 +32,18 @@ ENDPOINTS = [
     ("DELETE", "/apiv1/users/1/enrolment-tokens/1"),
     ("GET", "/apiv1/device-grants"), ("GET", "/apiv1/device-grants/ABCD-EFGH"),
     ("POST", "/apiv1/device-grants/ABCD-EFGH"), ("GET", "/apiv1/plane/tls"), ("POST", "/apiv1/plane/tls"),
-    ("GET", "/apiv1/plane/status"),
+    ("GET", "/apiv1/plane/status"), ("PATCH", "/apiv1/users/1/certificates/1"),
+    ("GET", "/apiv1/issuers"), ("POST", "/apiv1/issuers"), ("GET", "/apiv1/issuers/1"), ("DELETE", "/apiv1/issuers/1"),
+    ("POST", "/apiv1/issuers/1/check"), ("GET", "/apiv1/issuer-rules"), ("POST", "/apiv1/issuer-rules"),
+    ("DELETE", "/apiv1/issuer-rules"), ("GET", "/apiv1/users/1/orders"), ("GET", "/apiv1/users/1/orders/1"),
+    ("POST", "/apiv1/users/1/orders/1/retry"), ("POST", "/apiv1/users/1/orders/1/cancel"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("method", "path"), ENDPOINTS)
 async def test_endpoints_are_for_operators_only(world: World, method: str, path: str) -> None:
     device = await world.device()
-    body = {} if method in ("POST", "PUT") else None
+    body = {} if method in ("POST", "PUT", "PATCH") else None
     assert (await world.stranger(method, path, body)).key == "INVALID_TOKEN"
     world.stranger.token = world.plane.operator_key[:-1]
     assert (await world.stranger(method, path, body)).status == 401
@@ -49,10 +53,12 @@ async def test_endpoints_are_for_operators_only(world: World, method: str, path:
 
 
 def test_the_table_of_endpoints_is_complete(world: World) -> None:
+    from certctrl.plane.http.issuing_api import IssuingApi
     from certctrl.plane.http.operator_api import OperatorApi
     from certctrl.plane.http.operator_resources import OperatorResources
 
-    routes = [*OperatorApi(world.plane).routes(), *OperatorResources(world.plane).routes()]
+    apis = OperatorApi(world.plane), OperatorResources(world.plane), IssuingApi(world.plane)
+    routes = [route for api in apis for route in api.routes()]
     served = {(method, route.path) for route in routes for method in route.methods or () if method != "HEAD"}
     shared = {("GET", "install-config"), ("POST", "issues")}
     served = {(method, path) for method, path in served if (method, path.rsplit("/", 1)[1]) not in shared}
@@ -67,7 +73,8 @@ def test_the_table_of_endpoints_is_complete(world: World) -> None:
     ("method", "path"), [(m, p) for m, p in ENDPOINTS if "/1" in p.removeprefix("/apiv1/users/1") and m != "POST"]
 )
 async def test_missing_objects_are_404(world: World, method: str, path: str) -> None:
-    reply = await world.operator(method, path, {"installs": []} if method == "PUT" else None)
+    bodies = {"PUT": {"installs": []}, "PATCH": {"issuer": "builtin"}}
+    reply = await world.operator(method, path, bodies.get(method))
     assert (reply.status, reply.key) == (404, "NOT_FOUND")
 
 

@@ -1,0 +1,118 @@
+"""CertificateViews: certificates as operators and devices read them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from certctrl.plane.ca.sealing import seal_private_key
+from certctrl.plane.certificate_table import CertificateTable
+from certctrl.plane.clock import when
+from certctrl.plane.devices import require_user
+from certctrl.plane.errors import conflict, gone
+from certctrl.plane.storage.database import Database, Row, marks
+
+
+class CertificateViews:
+    """Reads of the table of certificates; all in the caller's unit of work."""
+
+    def __init__(self, database: Database, table: CertificateTable, wall_now: Callable[[], float]) -> None:
+        self._db = database
+        self._table = table
+        self._wall_now = wall_now
+
+    def page_of_user(self, user_id: int, after_id: int, limit: int) -> list[dict[str, Any]]:
+        """Return up to ``limit`` certificates of a user with ids above ``after_id``, by id, as operators see them."""
+        require_user(self._db, user_id)
+        sql = "SELECT * FROM certificates WHERE user_id = ? AND id > ? ORDER BY id LIMIT ?"
+        return self._shown(self._db.all(sql, user_id, after_id, limit))
+
+    def show(self, user_id: int, cert_id: int) -> dict[str, Any]:
+        """Return one certificate as operators see it."""
+        return self._shown([self._table.row(user_id, cert_id)])[0]
+
+    def page(self, device_id: int, after_id: int, limit: int) -> list[dict[str, Any]]:
+        """Return summaries of a device's issued certificates with ids above ``after_id``, by id."""
+        rows = self._db.all(
+            "SELECT c.* FROM certificates c JOIN assignments a ON a.cert_id = c.id"
+            " WHERE a.device_id = ? AND c.id > ? AND c.serial_number != '' ORDER BY c.id LIMIT ?",
+            device_id,
+            after_id,
+            limit,
+        )
+        return [self.summary(row) for row in rows]
+
+    def detail(self, device_id: int, cert_id: int) -> dict[str, Any]:
+        """Return ``CertificateDetail``; ErrorResponse 404 unless the certificate is assigned to the device."""
+        row = self._table.of_device(device_id, cert_id)
+        return self.summary(row) | {"certificate_pem": row["certificate_pem"], "chain_pem": row["chain_pem"]}
+
+    def materials(self, device_id: int, cert_id: int) -> dict[str, Any]:
+        """Return ``DeployMaterials``, sealed to the device's key; ErrorResponse 404, 409 until issued, 410 if revoked."""
+        row = self._table.of_device(device_id, cert_id)
+        if row["status"] == "revoked":
+            raise gone("This certificate is revoked", "CERT_REVOKED")
+        if not row["serial_number"]:
+            raise conflict("This certificate is not issued yet", "WRAP_PENDING")
+        device = self._db.one("SELECT public_key FROM devices WHERE id = ?", device_id)
+        if device is None or device["public_key"] is None:
+            raise conflict("The device has no key yet", "WRAP_PENDING")
+        return seal_private_key(self._table.key_of(row), device["public_key"]) | {
+            "certificate_pem": row["certificate_pem"],
+            "chain_pem": row["chain_pem"],
+            "serial_number": row["serial_number"],
+        }
+
+    def summary(self, row: Row) -> dict[str, Any]:
+        """Return what operators and devices see of a certificate."""
+        issued = bool(row["serial_number"])
+        status = row["status"]
+        if status == "active":
+            status = "pending" if not issued else "expired" if row["not_after"] <= self._wall_now() else status
+        return {
+            "id": row["id"],
+            "domain_name": row["domain_name"],
+            "sans": json.loads(row["sans"]),
+            "serial_number": row["serial_number"],
+            "fingerprint_sha256": row["fingerprint_sha256"],
+            "not_before": when(row["not_before"]) if issued else None,
+            "not_after": when(row["not_after"]) if issued else None,
+            "status": status,
+            "updated_at": when(row["updated_at"]),
+        }
+
+    def _shown(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
+        ids = [row["id"] for row in rows]
+        holders: dict[int, list[int]] = {cert_id: [] for cert_id in ids}
+        orders: dict[int, int] = {}
+        if ids:
+            for found in self._db.all(
+                f"SELECT cert_id, device_id FROM assignments WHERE cert_id IN ({marks(ids)})"
+                " ORDER BY cert_id, device_id",
+                *ids,
+            ):
+                holders[found["cert_id"]].append(found["device_id"])
+            for found in self._db.all(
+                f"SELECT cert_id, id FROM orders WHERE cert_id IN ({marks(ids)})"
+                " AND state IN ('csr_wanted', 'ready', 'blocked')",
+                *ids,
+            ):
+                orders[found["cert_id"]] = found["id"]
+        return [
+            self.summary(row)
+            | {
+                "key_type": row["key_type"],
+                "validity_seconds": row["validity_seconds"],
+                "issuer": row["issuer"],
+                "key_origin": row["key_origin"],
+                "profile": row["profile"],
+                "must_staple": bool(row["must_staple"]),
+                "reuse_key": bool(row["reuse_key"]),
+                "order_id": orders.get(row["id"]),
+                "revoked_at": when(row["revoked_at"]),
+                "revoke_reason": row["revoke_reason"],
+                "device_ids": holders[row["id"]],
+            }
+            for row in rows
+        ]
