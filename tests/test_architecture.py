@@ -78,7 +78,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "httpcore": ("certctrl.net.transport", "certctrl.plane.acme.http"),
     "typer": ("certctrl.cli",),
     "rich": ("certctrl.cli", "certctrl.sandbox.live_table"),
-    "h11": ("certctrl.net.challenge_listener", 
+    "h11": ("certctrl.net.challenge_listener",
         "certctrl.net.metrics_listener", "certctrl.plane.http.connection", "certctrl.plane.challenges.plane_http",
         "certctrl.plane.challenges.explain_http",
     ),

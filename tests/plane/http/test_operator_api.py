@@ -187,7 +187,9 @@ async def test_the_default_ca_is_the_planes_root(world: World) -> None:
 async def test_invalid_ca_certificates_are_refused(world: World) -> None:
     now = dt.datetime(2026, 9, 1, tzinfo=dt.UTC).timestamp()
     root = new_root("private CA", not_before=now, not_after=now + 86_400)
-    leaf = pem_of(sign_leaf(root, new_key("ecdsa-p256"), ["a.example"], not_before=now, not_after=now + 3600))
+    leaf = pem_of(
+        sign_leaf(root, new_key("ecdsa-p256").public_key(), ["a.example"], not_before=now, not_after=now + 3600)
+    )
     for pem in ("x", leaf, root.pem + root.pem, "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "é"):
         reply = await world.operator("POST", "/apiv1/users/1/cas", {"name": "x", "ca_certificate_pem": pem})
         assert (reply.status, reply.key) == (400, "BAD_REQUEST")
