@@ -5,6 +5,7 @@ The library's exceptions stop here: a server that does not answer usably is a ``
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from enum import StrEnum
 from ipaddress import ip_address
@@ -15,12 +16,13 @@ import dns.asyncquery
 import dns.exception
 import dns.message
 import dns.tsig
+import trio
 
 from certctrl import lean
 from certctrl.errors import CertctrlError
 
 ANSWER_SECONDS = 5.0
-"""Time limit of one exchange; an answer over UDP gets half of it before the question is repeated."""
+"""Time limit of an exchange over TCP; one over UDP has half of it before TCP is tried."""
 DNS_PORT = 53
 
 
@@ -84,7 +86,7 @@ class DnsNetwork(Protocol):
     async def exchange(
         self, query: dns.message.Message, server: DnsServer, *, tcp: bool = False
     ) -> dns.message.Message:
-        """Return the answer; over TCP if asked to, or if it does not fit into UDP. Raises DnsSilenceError."""
+        """Return the answer; over TCP if asked to, or if UDP fails. Raises DnsSilenceError."""
         ...
 
 
@@ -100,32 +102,65 @@ class RealDnsNetwork:
     ) -> dns.message.Message:
         """Return the answer; see ``DnsNetwork.exchange``."""
         try:
-            if tcp:
-                return await dns.asyncquery.tcp(
-                    query, server.address, timeout=self._seconds, port=server.port, backend=self._backend
-                )
-            return await self._over_udp(query, server)
-        except (dns.exception.DNSException, OSError, EOFError, ValueError) as error:
+            if not tcp:
+                with contextlib.suppress(dns.exception.Timeout):
+                    return await self._over_udp(query, server)
+            with trio.fail_after(self._seconds):
+                return await _over_tcp(query, server)
+        except (dns.exception.DNSException, trio.TooSlowError, trio.BrokenResourceError, OSError, ValueError) as error:
             raise DnsSilenceError(server, _silence_of(error)) from None
 
     async def _over_udp(self, query: dns.message.Message, server: DnsServer) -> dns.message.Message:
-        for last in (False, True):
-            try:
-                answer, _ = await dns.asyncquery.udp_with_fallback(
-                    query,
-                    server.address,
-                    timeout=self._seconds / 2,
-                    port=server.port,
-                    ignore_unexpected=True,
-                    ignore_errors=True,
-                    backend=self._backend,
-                )
-            except dns.exception.Timeout:
-                if last:
-                    raise
-            else:
-                return answer
-        raise AssertionError("the last attempt returns or raises")
+        """Return the answer, over TCP if it does not fit. Raises exceptions of the library and OSError."""
+        answer, _ = await dns.asyncquery.udp_with_fallback(
+            query,
+            server.address,
+            timeout=self._seconds / 2,
+            port=server.port,
+            ignore_unexpected=True,
+            ignore_errors=True,
+            backend=self._backend,
+        )
+        return answer
+
+
+async def _over_tcp(query: dns.message.Message, server: DnsServer) -> dns.message.Message:
+    """Return the answer; raises exceptions of the library, OSError and ValueError.
+
+    The library's own function hides the reason of a refusal that is not signed.
+    """
+    wire = query.to_wire()
+    family = trio.socket.AF_INET6 if ":" in server.address else trio.socket.AF_INET
+    with trio.socket.socket(family, trio.socket.SOCK_STREAM) as sock:
+        await sock.connect((server.address, server.port))
+        stream = trio.SocketStream(sock)
+        await stream.send_all(len(wire).to_bytes(2, "big") + wire)
+        length = int.from_bytes(await _exactly(stream, 2), "big")
+        data = await _exactly(stream, length)
+    answer = _parsed(query, data)
+    if not query.is_response(answer):
+        raise ValueError("the answer is to another question")
+    return answer
+
+
+async def _exactly(stream: trio.SocketStream, size: int) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        part = await stream.receive_some(size - len(data))
+        if not part:
+            raise ValueError("the connection ended within the answer")
+        data += part
+    return bytes(data)
+
+
+def _parsed(query: dns.message.Message, data: bytes) -> dns.message.Message:
+    """Return an answer, verified if the query is signed; one without a signature has ``had_tsig`` False."""
+    try:
+        return dns.message.from_wire(data, keyring=query.keyring, request_mac=query.mac or b"")
+    except dns.exception.FormError:
+        if query.keyring is None:
+            raise
+        return dns.message.from_wire(data)  # raises again if there is a signature
 
 
 _UNREACHABLE = frozenset(
@@ -148,7 +183,7 @@ def _silence_of(error: Exception) -> Silence:
     for kind, silence in _TSIG_FAULTS:
         if isinstance(error, kind):
             return silence
-    if isinstance(error, dns.exception.Timeout):
+    if isinstance(error, dns.exception.Timeout | trio.TooSlowError):
         return Silence.TIMEOUT
     if isinstance(error, ConnectionRefusedError):
         return Silence.REFUSED

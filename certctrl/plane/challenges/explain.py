@@ -67,11 +67,19 @@ async def collect(lookup: DnsLookup, proof: Proof, authoritative: Sequence[DnsSe
             zone="" if zone is None else shown(zone.name),
             observations=tuple(seen),
             resolver=await _asked_resolver(lookup, aliases),
-            caa=await explain_caa(lookup, proof.identifier),
+            caa=await caa_words(lookup, proof.identifier),
         )
     except IssuerError as error:
         facts = DnsFacts(name=name, value=value, resolver=str(error))
     return facts
+
+
+async def caa_words(lookup: DnsLookup, identifier: str) -> str:
+    """Return why CAA records may forbid a CA to issue; empty: they do not."""
+    try:
+        return await explain_caa(lookup, identifier)
+    except IssuerError as error:
+        return f"{error}; a CA that cannot look it up refuses, too"
 
 
 async def _asked_resolver(lookup: DnsLookup, aliases: Aliases) -> str:

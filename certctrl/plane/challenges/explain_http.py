@@ -10,8 +10,8 @@ import trio
 
 from certctrl import lean
 from certctrl.plane.ca.domains import is_address
-from certctrl.plane.challenges.caa import explain_caa
 from certctrl.plane.challenges.dns_lookup import DnsLookup, name_of
+from certctrl.plane.challenges.explain import caa_words
 from certctrl.plane.challenges.solver import Proof
 from certctrl.plane.issuers.issuer import IssuerError
 from certctrl.text import one_line
@@ -59,7 +59,7 @@ async def explain_http(lookup: DnsLookup, proof: Proof, port: int = HTTP_PORT) -
         else:
             host = name_of(proof.identifier)
             addresses = [server.address for server in await lookup.addresses(host)]
-            caa = await explain_caa(lookup, proof.identifier)
+            caa = await caa_words(lookup, proof.identifier)
     except IssuerError as error:
         return f"asked for the addresses of {one_line(proof.identifier)}: {error}"
     found: dict[int, HttpObservation] = {}

@@ -26,7 +26,7 @@ from certctrl.text import one_line
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 5.0
 MAX_SERVERS = 32
-SILENT_ATTEMPTS = 3
+SILENT_ATTEMPTS = 2
 """A server that has not answered so often is no longer waited for."""
 _NAMES_TOGETHER = 8
 _SHOWN_VALUES = 5
