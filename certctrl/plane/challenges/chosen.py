@@ -39,6 +39,12 @@ def _address(identifier: str) -> IPv4Address | IPv6Address | None:
         return None
 
 
+def choose_kind(solver: Solver, identifier: str, wildcard: bool, offered: Sequence[str]) -> str:
+    """Return the type of challenge to answer among those that a CA offers. Raises a permanent IssuerError."""
+    chosen = solver if isinstance(solver, ChosenSolver) else ChosenSolver([Rule("", (), solver)])
+    return chosen.require(identifier, wildcard, offered)
+
+
 @lean.frozen
 class Rule:
     """One way to answer, and the names that it is for."""
@@ -127,7 +133,7 @@ class ChosenSolver:
     def _unsolved(self, identifier: str, wildcard: bool, offered: Sequence[str]) -> IssuerError:
         name = f"*.{identifier}" if wildcard else identifier
         covering = [rule for rule in self._rules if rule.covers(identifier)]
-        types = ", ".join(dict.fromkeys(rule.type for rule in covering))
+        types = ", ".join(dict.fromkeys(rule.type for rule in covering)) or "nothing"
         if not covering:
             what, fix = f"no entry of challenges is for {name}", f'add {name} to "domains" of an entry'
         elif wildcard:

@@ -101,6 +101,7 @@ class Rfc2136Solver:
                         by_zone.setdefault(zone, {}).setdefault(name, []).extend(values)
             except IssuerError as error:
                 log.warning("cannot delete TXT %s: %s", dns_record_name(answer[0]), error)
+            self._found.pop(answer[0], None)  # the delegation may change until the next order
         for zone, wanted in by_zone.items():
             try:
                 await self._update(zone, wanted, add=False)

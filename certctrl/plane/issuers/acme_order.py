@@ -20,7 +20,8 @@ from certctrl.plane.acme.answers import Authorization, Challenge, Order
 from certctrl.plane.acme.chains import check_leaf
 from certctrl.plane.acme.client import AcmeClient
 from certctrl.plane.acme.problems import AcmeError, Problem, refusal
-from certctrl.plane.challenges.solver import DNS_01, Proof, Solver
+from certctrl.plane.challenges.chosen import choose_kind
+from certctrl.plane.challenges.solver import Proof, Solver
 from certctrl.plane.issuers.acme_memo import MAX_AGE, Memo, csr_digest
 from certctrl.plane.issuers.issuer import CertificateRequest, IssuedChain, IssuerError
 from certctrl.text import one_line
@@ -153,26 +154,17 @@ class AcmeOrder:
             raise await self._explained(refused)
 
     def _chosen(self, authorization: Authorization) -> Attempt:
-        """Return the challenge to answer: the first type of the solver that the CA offers."""
+        """Return the challenge to answer. Raises a permanent IssuerError if nothing answers what the CA offers."""
         name, wildcard = authorization.identifier.value, authorization.wildcard
         offered = {one.kind: one for one in authorization.challenges if one.status in ("pending", "processing")}
-        for kind in self._solver.kinds:
-            challenge = offered.get(kind)
-            if challenge is None or (wildcard and kind != DNS_01) or not self._solver.solves(kind, name, wildcard):
-                continue
-            proof = Proof(
-                kind=kind,
-                identifier=name,
-                token=challenge.token,
-                key_authorization=self._client.key.key_authorization(challenge.token),
-            )
-            return Attempt(authorization, challenge, proof)
-        kinds = ", ".join(offered) or "no challenge that can be used"
-        raise IssuerError(
-            f"nothing can prove {authorization.name} to the CA, which offers {kinds}",
-            fix="add an entry to challenges whose type and domains fit (docs/issuers.md)",
-            is_permanent=True,
+        kind = choose_kind(self._solver, name, wildcard, tuple(offered))
+        proof = Proof(
+            kind=kind,
+            identifier=name,
+            token=offered[kind].token,
+            key_authorization=self._client.key.key_authorization(offered[kind].token),
         )
+        return Attempt(authorization, offered[kind], proof)
 
     async def _refuse_dead(self, found: Sequence[Authorization]) -> None:
         dead = [one for one in found if one.status not in ("pending", "valid")]
