@@ -29,6 +29,7 @@ from certctrl.plane.ca.issuer import BuiltinCa, Issuer, inline
 from certctrl.plane.census import Census
 from certctrl.plane.certificate_table import CertificateTable
 from certctrl.plane.certificates import Certificates, Seams
+from certctrl.plane.challenges.at_hosts import stop_expired
 from certctrl.plane.challenges.making import make_solver
 from certctrl.plane.challenges.solver_kind import SolverParts
 from certctrl.plane.clones import CloneDetector
@@ -410,4 +411,5 @@ class Plane:
         self.sessions.delete_expired()
         self.certificates.delete_expired()
         self.orders.delete_expired()
+        stop_expired(self.database, self.stream, self.wall_now())
         self.planes.delete_expired()

@@ -13,11 +13,12 @@ from typing import Any
 from certctrl.errors import ConfigError
 from certctrl.plane.challenges.chosen import ChosenSolver, Rule
 from certctrl.plane.challenges.fields import Fields
+from certctrl.plane.challenges.solver import HTTP_01, TLS_ALPN_01
 from certctrl.plane.challenges.solver_kind import SolverKind, SolverParts
 from certctrl.text import ascii_name, is_name, kind_of, one_line
 
 MAX_ENTRIES = 50
-TYPES = ("rfc2136", "command", "plane-http")
+TYPES = ("rfc2136", "command", "plane-http", "agent-http", "agent-tls-alpn")
 
 
 def kind_named(name: str) -> SolverKind:
@@ -35,6 +36,10 @@ def kind_named(name: str) -> SolverKind:
             from certctrl.plane.challenges.plane_http import PlaneHttpKind
 
             return PlaneHttpKind()
+        case "agent-http" | "agent-tls-alpn":
+            from certctrl.plane.challenges.at_hosts import HostKind
+
+            return HostKind(HTTP_01 if name == "agent-http" else TLS_ALPN_01)
     raise ConfigError(f"{one_line(name)!r} is not a type of challenges", fix=f"use one of {', '.join(TYPES)}")
 
 
