@@ -34,6 +34,7 @@ from certctrl.plane.challenges.making import make_solver
 from certctrl.plane.challenges.solver_kind import SolverParts
 from certctrl.plane.clones import CloneDetector
 from certctrl.plane.counters import PlaneCounters
+from certctrl.plane.crls import Crls
 from certctrl.plane.devices import Devices
 from certctrl.plane.enrolment import Enrolment
 from certctrl.plane.errors import DatabaseAwayError, DatabaseLockedError, ErrorResponse, bad_request
@@ -125,7 +126,8 @@ class Plane:
         self.draining = False
         """Whether the plane is stopping and no longer holds polls."""
         self.database, self.keyring = db, keys = database, keyring
-        self.ca = BuiltinCa(db, keys, wall_now, offload)
+        self.ca = BuiltinCa(db, keys, wall_now, offload, crl_url=settings.crl_url)
+        self.crls = Crls(db, self.ca.intermediates, wall_now, monotonic)
         self.anchor = Anchor(db, keys, wall_now, offload, self.ca)
         self.stream = SignalStream(db, length=settings.stream_length, wall_now=wall_now)
         self.clones = CloneDetector(db, wall_now)
@@ -412,4 +414,5 @@ class Plane:
         self.certificates.delete_expired()
         self.orders.delete_expired()
         stop_expired(self.database, self.stream, self.wall_now())
+        self.crls.delete_expired()
         self.planes.delete_expired()

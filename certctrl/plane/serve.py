@@ -6,6 +6,7 @@ Cancelling stops it. The server runs shielded: it stops accepting, the plane ans
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from certctrl.net.metrics_listener import answer_scrapes
 from certctrl.plane.core import Plane
 from certctrl.plane.http.app import make_app
 from certctrl.plane.http.faults import Faults
+from certctrl.plane.http.plain_app import make_plain_app
 from certctrl.plane.http.proxies import Proxies
 from certctrl.plane.http.server import NO_PROXIES, Server, listen
 from certctrl.plane.problems import ProblemName
@@ -66,6 +68,7 @@ async def serve_plane(
     proxies: Proxies = NO_PROXIES,
     metrics: tuple[str, int] | None = None,
     listening: socket.socket | None = None,
+    without_tls: socket.socket | None = None,
     reload: RepeatedEvent | None = None,
     task_status: trio.TaskStatus[PlaneAddress] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -74,7 +77,7 @@ async def serve_plane(
     ``hostnames`` go into the plane's certificate, the first also into its URL; ``connect`` opens the database if it is
     not in the data directory, and ``keys`` are those that are not; ``proxies`` may name clients; ``metrics`` is the
     address of Prometheus metrics; ``listening`` is a socket of ``listen`` for the same host, to be used instead of a new
-    one; ``reload`` makes it read its TLS certificate again. Raises TransportError if it cannot listen, and the errors
+    one, and ``without_tls`` one for what needs no TLS; ``reload`` makes it read its TLS certificate again. Raises TransportError if it cannot listen, and the errors
     of ``Plane.open``.
     """
     with Plane.open(data, settings=settings, offload=trio.to_thread.run_sync, connect=connect, keys=keys) as plane:
@@ -84,7 +87,7 @@ async def serve_plane(
         await plane.work(_reserve, plane, names)
         await certificate.load()
         plane.anchor.on_switch = partial(_replace_anchor, plane, certificate)
-        with listening or listen(host, port) as sock:
+        with listening or listen(host, port) as sock, without_tls or contextlib.nullcontext():
             port = sock.getsockname()[1]
             url = f"https://{host_for_url(host, hostnames)}:{port}"
             keep_file(plane.data.address, f"{url}\n".encode(), mode=0o600)
@@ -95,8 +98,16 @@ async def serve_plane(
                 plane.planes.address = url
                 metrics_url = "" if metrics is None else await nursery.start(_serve_metrics, plane, *metrics)
                 await nursery.start(_run_server, plane, server)
+                if without_tls is not None:
+                    await nursery.start(
+                        _run_server, plane, Server(make_plain_app(plane), without_tls, None, proxies=proxies)
+                    )
                 _start_tasks(nursery, plane, certificate, reload)
                 log.info("control plane at %s", url)
+                if not plane.settings.crl_url:
+                    log.info(
+                        "certificates name no revocation list, so clients do not learn of revocations: --crl-url is off"
+                    )
                 task_status.started(_address(url, plane.data, metrics_url))
 
 

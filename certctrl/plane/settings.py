@@ -34,6 +34,8 @@ class PlaneSettings:
     """Outcomes stored per device."""
     public_url: str = ""
     """Base of the verification URL; empty: the URL that the device used."""
+    crl_url: str = ""
+    """Where clients find the CRLs of the built-in CA, up to the name of one; empty: certificates do not say."""
     allow_unproven_keys: bool = False
     """Whether agents that cannot prove possession of their key may register new devices."""
     page_session_seconds: int = 3600

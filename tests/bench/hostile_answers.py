@@ -239,7 +239,7 @@ def wide_leaf(material: Material, names: list[str]) -> dict[str, Any]:
     now = time.time()
     life = {"not_before": now - DAY / 4, "not_after": now + DAY}
     issuer, key = x509.new_root("wide", **life), x509.new_key("ecdsa-p256")
-    leaf = x509.sign_leaf(issuer, key, names, **life)
+    leaf = x509.sign_leaf(issuer, key.public_key(), names, **life)
     sealed = sealing.seal_private_key(x509.key_der(key), material.device.public)
     return {**sealed, "certificate_pem": x509.pem_of(leaf), "chain_pem": issuer.pem, "serial_number": ""}
 

@@ -61,7 +61,7 @@ def make_material(directory: Path, *, count: int, versions: int, key_type: str =
     root = x509.new_root("bench root", **life)
     intermediate = x509.new_intermediate(root, "bench intermediate", **life)
     server_key = x509.new_key("ecdsa-p256")
-    server = x509.sign_leaf(intermediate, server_key, ["127.0.0.1", "localhost"], **life)
+    server = x509.sign_leaf(intermediate, server_key.public_key(), ["127.0.0.1", "localhost"], **life)
     (directory / "server.pem").write_text(x509.pem_of(server) + intermediate.pem)
     (directory / "server.key").write_bytes(x509.key_pem(server_key))
     (directory / "ca.pem").write_text(root.pem)
@@ -85,7 +85,7 @@ def _one(
     cert_id: int, name: str, key: Any, issuer: x509.Authority, began: float, public: bytes
 ) -> dict[str, dict[str, Any]]:
     names = [name, f"www.{name}", f"api.{name}"]
-    leaf = x509.sign_leaf(issuer, key, names, not_before=began, not_after=began + 47 * DAY)
+    leaf = x509.sign_leaf(issuer, key.public_key(), names, not_before=began, not_after=began + 47 * DAY)
     pem, serial = x509.pem_of(leaf), x509.serial_text(leaf)
     sealed = sealing.seal_private_key(x509.key_der(key), public)
     summary = {

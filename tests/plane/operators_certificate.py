@@ -13,7 +13,9 @@ DAY = 86_400
 def write_certificate(data: Path, company: Authority, days: float = 30) -> None:
     """Put a certificate of the operator's into a data directory."""
     now, key = time.time(), new_key(KEY_TYPES[0])
-    leaf = sign_leaf(company, key, ["localhost", "127.0.0.1"], not_before=now - DAY, not_after=now + days * DAY)
+    leaf = sign_leaf(
+        company, key.public_key(), ["localhost", "127.0.0.1"], not_before=now - DAY, not_after=now + days * DAY
+    )
     data.mkdir(mode=0o700, exist_ok=True)
     (data / "tls.pem").write_text(pem_of(leaf))
     (data / "tls.key").write_bytes(key_pem(key))

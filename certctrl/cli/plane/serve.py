@@ -23,6 +23,8 @@ from certctrl.cli.plane.database import (
     database_address,
     needed_modules,
 )
+from certctrl.cli.plane.plain_http import CrlUrl, HttpListen, check_crl_url, listen_without_tls
+from certctrl.cli.plane.plain_http import crl_url as default_crl_url
 from certctrl.cli.plane.secrets import OperatorKeyFile, StorageKeyFile, given_keys
 from certctrl.errors import UsageError
 
@@ -99,6 +101,8 @@ def serve(
     listen_database: ListenDatabaseUrl = "",
     storage_key_file: StorageKeyFile = "",
     operator_key_file: OperatorKeyFile = "",
+    http: HttpListen = "",
+    crl_url: CrlUrl = "",
     metrics: MetricsListen = "",
     metrics_public: MetricsPublic = False,
     workers: Workers = 1,
@@ -122,6 +126,7 @@ def serve(
     directory = _data_directory(data)
     host, port = parse_listen(listen)
     _check_public_url(public_url)
+    check_crl_url(crl_url)
     metrics_address = parse_metrics(metrics, public=metrics_public)
     note_duplicates(hostname or ())
     connect = _connector(database, database_file, listen_database, workers)
@@ -132,12 +137,17 @@ def serve(
     serving = partial(certctrl.plane.serve.serve_plane, host=host, port=port, connect=connect, keys=keys)
     serving = partial(serving, proxies=_proxies(proxy or (), http_proxy or ()), hostnames=tuple(hostname or ()))
     become_owner(directory)
+    without_tls = listen_without_tls(http)
+    crl_url = default_crl_url(crl_url, without_tls, hostname or (), public_url)
+    serving = partial(serving, without_tls=without_tls)
     worker, place = None, Path(directory)
     if workers > 1:
         sock, worker = _start_workers(host, port, workers, debug=invocation(ctx).debug)
         serving, place = partial(serving, listening=sock), worker.directory(place)
         metrics_address = _metrics_of(worker.number, metrics_address)
-    _run(partial(serving, place, metrics=metrics_address), ctx, public_url, as_json, allow_unproven_keys, worker)
+    _run(
+        partial(serving, place, metrics=metrics_address), ctx, public_url, as_json, allow_unproven_keys, worker, crl_url
+    )
 
 
 def _data_directory(data: str | None) -> str:
@@ -247,6 +257,7 @@ async def _serve(
     as_json: bool = False,
     allow_unproven_keys: bool = False,
     worker: Any = None,
+    crl_url: str = "",
 ) -> None:
     """Serve until asked to stop; ``worker`` is this process if it is one of several."""
     import gc
@@ -261,7 +272,7 @@ async def _serve(
 
     _allow_many_connections()
     notifier, early, reload = Notifier({} if worker is not None else os.environ), early_signals(), RepeatedEvent()
-    settings = PlaneSettings(public_url=public_url, allow_unproven_keys=allow_unproven_keys)
+    settings = PlaneSettings(public_url=public_url, crl_url=crl_url, allow_unproven_keys=allow_unproven_keys)
     with trio.open_signal_receiver(*PLANE) as signals:
         async with trio.open_nursery() as nursery:
             address = await nursery.start(partial(serving, settings=settings, reload=reload))

@@ -98,8 +98,9 @@ class BuiltinCa:
         wall_now: Callable[[], float],
         offload: Offload,
         purpose: Purpose = ISSUING,
+        crl_url: str = "",
     ) -> None:
-        """Load the root, or create it."""
+        """Load the root, or create it; ``crl_url``: where clients find its CRLs, up to the name of one."""
         self._db = database
         self._keyring = keyring
         self._wall_now = wall_now
@@ -109,8 +110,7 @@ class BuiltinCa:
         self._root = self._load("root") or self._first_root(self._make_root())
         self.intermediates = Intermediates(database, keyring, purpose.secret, purpose.intermediate_name, self._root)
         self._intermediate = self.intermediates.stored()
-        self.crl_url = ""
-        """Where clients find CRLs, without the name of one; empty: certificates do not say."""
+        self._crl_url = crl_url
 
     @property
     def root_pem(self) -> str:
@@ -163,7 +163,7 @@ class BuiltinCa:
         now = self._wall_now()
         self._intermediate = issuer = await self._db.work(self.intermediates.current, self._intermediate, now)
         _refuse_outside(issuer, names)
-        crl_url = f"{self.crl_url}/{key_id(issuer.certificate)}.crl" if self.crl_url else ""
+        crl_url = f"{self._crl_url}/{key_id(issuer.certificate)}.crl" if self._crl_url else ""
         not_before = now - min(_BACKDATE_SECONDS, validity_seconds // 10)
         not_after = min(now + validity_seconds, issuer.not_after)
         certificate = sign_leaf(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from starlette.routing import Router
 
 from certctrl.plane.core import Plane
+from certctrl.plane.http.crl_api import CrlApi
 from certctrl.plane.http.device_api import DeviceApi
 from certctrl.plane.http.faults import Faults
 from certctrl.plane.http.health import Health
@@ -27,6 +28,7 @@ def make_app(plane: Plane, *, faults: Faults | None = None) -> App:
     of_devices = DeviceApi(plane).routes()
     routes = [
         *Health(plane).routes(),
+        *CrlApi(plane).routes(),
         *of_devices,
         *OperatorApi(plane).routes(),
         *OperatorResources(plane).routes(),

@@ -14,6 +14,7 @@ import h11
 import trio
 
 from certctrl.plane.http.middleware import App, Message, Scope
+from certctrl.plane.http.plain_stream import PlainStream
 from certctrl.plane.http.proxies import Address
 from certctrl.plane.http.tls_stream import TlsStream
 
@@ -36,9 +37,9 @@ log = logging.getLogger("certctrl.Plane.server")
 
 
 class Connection:
-    """A TLS connection and its requests, one after the other."""
+    """A connection and its requests, one after the other."""
 
-    def __init__(self, app: App, stream: TlsStream, client: Address, state: dict[str, Any]) -> None:
+    def __init__(self, app: App, stream: TlsStream | PlainStream, client: Address, state: dict[str, Any]) -> None:
         """Serve a stream whose handshake is still to be made; ``state`` goes into the scope of each request."""
         self.app = app
         self._stream = stream
@@ -131,7 +132,7 @@ class Connection:
             "asgi": {"version": "3.0", "spec_version": "2.3"},
             "http_version": request.http_version.decode("ascii"),
             "method": request.method.decode("ascii").upper(),
-            "scheme": "https",
+            "scheme": self._stream.scheme,
             "path": unquote(path.decode("latin-1")),
             "raw_path": path,
             "query_string": query,

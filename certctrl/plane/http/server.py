@@ -1,4 +1,4 @@
-"""A TLS server on Trio: listens, admits connections, and ends them in order."""
+"""A server on Trio: listens, admits connections, and ends them in order."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from certctrl.errors import TransportError
 from certctrl.plane.http.authentication import CONNECTION
 from certctrl.plane.http.connection import HEAD_SECONDS, Connection
 from certctrl.plane.http.middleware import App
+from certctrl.plane.http.plain_stream import PlainStream
 from certctrl.plane.http.proxies import Address, ForwardedFor, Proxies, ProxyHeaderError, read_header
 from certctrl.plane.http.tls_stream import TlsStream
 from certctrl.plane.limits import UnauthenticatedConnections, caller_of, plain_address
@@ -41,9 +42,12 @@ class Server:
     """One listening socket and its connections."""
 
     def __init__(
-        self, app: App, sock: socket.socket, context: ssl.SSLContext, *, proxies: Proxies = NO_PROXIES
+        self, app: App, sock: socket.socket, context: ssl.SSLContext | None, *, proxies: Proxies = NO_PROXIES
     ) -> None:
-        """Take over a socket of ``listen``; new certificates may be loaded into ``context`` at any time."""
+        """Take over a socket of ``listen``; new certificates may be loaded into ``context`` at any time.
+
+        Without ``context``, connections are without TLS.
+        """
         self._proxies = proxies
         self._app: App = ForwardedFor(app, proxies) if proxies.http else app
         self._sock = sock
@@ -118,8 +122,9 @@ class Server:
             self._refusals.note("unauthenticated", f"too many unauthenticated ones, the last of {client[0]}")
             return
         try:
-            with scope, contextlib.closing(TlsStream(stream, self._tls)) as secure:
-                await self._converse(Connection(self._app, secure, client, {CONNECTION: admitted}))
+            opened = PlainStream(stream) if self._tls is None else TlsStream(stream, self._tls)
+            with scope, contextlib.closing(opened):
+                await self._converse(Connection(self._app, opened, client, {CONNECTION: admitted}))
         except trio.BrokenResourceError:
             pass
         finally:
@@ -154,9 +159,9 @@ class _Refusals:
         self._counts[reason] = (count, since)
 
 
-def listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, option: str = "--listen") -> socket.socket:
     """Return a listening socket; raises TransportError if it cannot listen."""
-    fix = "choose another --listen HOST:PORT"
+    fix = f"choose another {option} HOST:PORT"
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
             0

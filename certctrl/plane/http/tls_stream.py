@@ -23,6 +23,8 @@ _RECORD = 16_384
 class TlsStream:
     """A connection with TLS; its methods raise trio.BrokenResourceError when it fails."""
 
+    scheme = "https"
+
     def __init__(self, stream: trio.SocketStream, context: ssl.SSLContext) -> None:
         """Take over the socket of a stream."""
         sock = socket.socket(fileno=stream.socket.detach())

@@ -17,7 +17,7 @@ TABLES = (
     "secrets", "settings", "users", "devices", "refresh_tokens", "grants", "enrolment_tokens", "enrolments",
     "page_sessions", "certificates", "issues", "assignments", "authorities", "authority_assignments",
     "install_configs", "streams", "signals", "outcomes", "jobs", "limits", "planes", "issuers", "issuer_rules",
-    "issuer_items", "orders", "revoked_serials", "http_challenges", "host_challenges", "known_keys",
+    "issuer_items", "orders", "revoked_serials", "crls", "former_certificates", "revocations", "http_challenges", "host_challenges", "known_keys",
 )  # fmt: skip
 """All tables, each after those it refers to."""
 

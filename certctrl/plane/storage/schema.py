@@ -155,6 +155,7 @@ ALTER TABLE certificates ADD COLUMN template_id INTEGER;
 ALTER TABLE certificates ADD COLUMN template_device_id INTEGER;
 ALTER TABLE certificates ADD COLUMN public_key_sha256 TEXT NOT NULL DEFAULT '';
 ALTER TABLE certificates ADD COLUMN revoke_code TEXT NOT NULL DEFAULT '';
+ALTER TABLE certificates ADD COLUMN issued_by TEXT NOT NULL DEFAULT '';
 ALTER TABLE devices ADD COLUMN features TEXT NOT NULL DEFAULT '';
 CREATE INDEX certificates_renewal ON certificates(renew_at);
 CREATE INDEX certificates_template ON certificates(template_id);
@@ -184,8 +185,26 @@ CREATE INDEX orders_certificate ON orders(cert_id, id);
 
 CREATE TABLE revoked_serials (
   serial_number TEXT PRIMARY KEY, cert_id INTEGER, reason TEXT NOT NULL DEFAULT '', revoked_at REAL NOT NULL,
-  not_after REAL NOT NULL
+  not_after REAL NOT NULL, issuer_key_id TEXT NOT NULL DEFAULT ''
 ) WITHOUT ROWID;
+INSERT INTO revoked_serials SELECT serial_number, id, '', revoked_at, not_after, '' FROM certificates
+  WHERE status = 'revoked' AND revoked_at IS NOT NULL;
+CREATE TABLE crls (
+  issuer_key_id TEXT PRIMARY KEY, number INTEGER NOT NULL, der BLOB NOT NULL, this_update REAL NOT NULL,
+  next_update REAL NOT NULL, outdated INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE former_certificates (
+  serial_number TEXT PRIMARY KEY, cert_id INTEGER NOT NULL REFERENCES certificates(id), issuer TEXT NOT NULL,
+  certificate_pem TEXT NOT NULL, chain_pem TEXT NOT NULL, not_after REAL NOT NULL, replaced_at REAL NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX former_certificates_certificate ON former_certificates(cert_id);
+CREATE TABLE revocations (
+  serial_number TEXT PRIMARY KEY, cert_id INTEGER NOT NULL REFERENCES certificates(id), issuer TEXT NOT NULL,
+  code TEXT NOT NULL, certificate_pem TEXT NOT NULL, chain_pem TEXT NOT NULL,
+  state TEXT NOT NULL CHECK (state IN ('due', 'done', 'manual')), attempts INTEGER NOT NULL DEFAULT 0,
+  problem TEXT NOT NULL DEFAULT '', fix TEXT NOT NULL DEFAULT '', created_at REAL NOT NULL, next_at REAL, done_at REAL
+) WITHOUT ROWID;
+CREATE INDEX revocations_certificate ON revocations(cert_id);
 CREATE TABLE http_challenges (
   token TEXT PRIMARY KEY, key_authorization TEXT NOT NULL, identifier TEXT NOT NULL, expires_at REAL NOT NULL
 ) WITHOUT ROWID;
@@ -195,7 +214,8 @@ CREATE TABLE host_challenges (
   sent_ms INTEGER NOT NULL DEFAULT 0, ready_at REAL, problem TEXT NOT NULL DEFAULT '', PRIMARY KEY (device_id, token)
 ) WITHOUT ROWID;
 CREATE TABLE known_keys (
-  public_key_sha256 TEXT PRIMARY KEY, cert_id INTEGER NOT NULL, device_id INTEGER, at REAL NOT NULL
+  public_key_sha256 TEXT PRIMARY KEY, cert_id INTEGER NOT NULL, device_id INTEGER, at REAL NOT NULL,
+  compromised_at REAL
 ) WITHOUT ROWID;
 """,
 )

@@ -1,0 +1,71 @@
+"""Options of ``plane serve`` for what it serves without TLS, and where clients find revocation lists."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import typer
+
+from certctrl.errors import UsageError
+
+HttpListen = Annotated[
+    str,
+    typer.Option(
+        "--http",
+        metavar="HOST:PORT",
+        help="Serve without TLS here what needs none: the revocation lists of the built-in CA; default: off.",
+    ),
+]
+CrlUrl = Annotated[
+    str,
+    typer.Option(
+        "--crl-url",
+        metavar="URL|off",
+        help="Where clients find the revocation lists of the built-in CA; certificates contain it. Default: the path /crl "
+        "of --http with the first --hostname, or of --public-url. off: clients do not learn of revocations.",
+    ),
+]
+OFF = "off"
+
+
+def listen_without_tls(text: str) -> socket.socket | None:
+    """Return the socket of ``--http``; None: off. Raises UsageError and TransportError."""
+    if not text:
+        return None
+    from certctrl.cli.plane.serve import parse_listen
+    from certctrl.plane.http.server import listen
+
+    try:
+        host, port = parse_listen(text)
+    except UsageError:
+        raise UsageError(f"--http {text!r} is not HOST:PORT", fix="use for example --http 0.0.0.0:80") from None
+    return listen(host, port, "--http")
+
+
+def check_crl_url(url: str) -> None:
+    """Raise UsageError for a URL that clients cannot fetch."""
+    if not url or url == OFF:
+        return
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        usable = usable and not parts.query and not parts.fragment
+    except ValueError:
+        usable = False
+    if not usable or not url.isascii() or not url.isprintable() or " " in url:
+        fix = "use for example --crl-url http://plane.example.com/crl, or off"
+        raise UsageError(f"--crl-url {url!r} is not an http or https URL", fix=fix)
+
+
+def crl_url(given: str, plain: socket.socket | None, hostnames: Sequence[str], public_url: str) -> str:
+    """Return where clients find revocation lists, up to the name of one; empty: nowhere."""
+    if given:
+        return "" if given == OFF else given.rstrip("/")
+    if plain is not None and hostnames and not hostnames[0].startswith("*"):
+        port = plain.getsockname()[1]
+        host = f"[{hostnames[0]}]" if ":" in hostnames[0] else hostnames[0]
+        return f"http://{host}{'' if port == 80 else f':{port}'}/crl"
+    return f"{public_url.rstrip('/')}/crl" if public_url else ""

@@ -1,0 +1,20 @@
+"""make_plain_app: what a plane answers without TLS, to everyone, and nothing else.
+
+Clients fetch revocation lists without TLS, because a list must be readable before a certificate can be trusted.
+"""
+
+from __future__ import annotations
+
+from starlette.routing import Router
+
+from certctrl.plane.core import Plane
+from certctrl.plane.http.crl_api import CrlApi
+from certctrl.plane.http.measuring import Measured
+from certctrl.plane.http.middleware import App, Middleware
+
+
+def make_plain_app(plane: Plane) -> App:
+    """Return the application of the listener without TLS."""
+    routes = CrlApi(plane).routes()
+    app: App = Middleware(plane, Router(routes, redirect_slashes=False))
+    return Measured(plane.counters, app, (route.path for route in routes))
