@@ -100,7 +100,8 @@ class Attempts:
         order_id, now = order["id"], self._wall_now()
         self._db.run("UPDATE orders SET attempts = attempts + 1, updated_at = ? WHERE id = ?", now, order_id)
         active = certificate["status"] == "active" and certificate["serial_number"]
-        old_key = self._table.key_of(certificate) if certificate["reuse_key"] and active else b""
+        reuses = certificate["reuse_key"] and active and order["action"] != "replace"
+        old_key = self._table.key_of(certificate) if reuses else b""
         return Attempt(
             job=job,
             order_id=order_id,

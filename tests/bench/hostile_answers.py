@@ -237,7 +237,7 @@ def authorities(count: int) -> Iterator[str]:
 def wide_leaf(material: Material, names: list[str]) -> dict[str, Any]:
     """Return the material of a certificate with many names."""
     now = time.time()
-    life = {"not_before": now - DAY / 4, "not_after": now + DAY}
+    life: dict[str, Any] = {"not_before": now - DAY / 4, "not_after": now + DAY}
     issuer, key = x509.new_root("wide", **life), x509.new_key("ecdsa-p256")
     leaf = x509.sign_leaf(issuer, key.public_key(), names, **life)
     sealed = sealing.seal_private_key(x509.key_der(key), material.device.public)

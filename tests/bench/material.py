@@ -57,7 +57,7 @@ def make_material(directory: Path, *, count: int, versions: int, key_type: str =
     """Write ``count`` certificates in some versions, from 1 on, with the server's own certificate, below ``directory``."""
     directory.mkdir(parents=True)
     now = time.time()
-    life = {"not_before": now - DAY, "not_after": now + 365 * DAY}
+    life: dict[str, Any] = {"not_before": now - DAY, "not_after": now + 365 * DAY}
     root = x509.new_root("bench root", **life)
     intermediate = x509.new_intermediate(root, "bench intermediate", **life)
     server_key = x509.new_key("ecdsa-p256")

@@ -200,8 +200,8 @@ CREATE TABLE former_certificates (
 CREATE INDEX former_certificates_certificate ON former_certificates(cert_id);
 CREATE TABLE revocations (
   serial_number TEXT PRIMARY KEY, cert_id INTEGER NOT NULL REFERENCES certificates(id), issuer TEXT NOT NULL,
-  code TEXT NOT NULL, certificate_pem TEXT NOT NULL, chain_pem TEXT NOT NULL,
-  state TEXT NOT NULL CHECK (state IN ('due', 'done', 'manual')), attempts INTEGER NOT NULL DEFAULT 0,
+  code TEXT NOT NULL, certificate_pem TEXT NOT NULL, chain_pem TEXT NOT NULL, not_after REAL NOT NULL,
+  state TEXT NOT NULL CHECK (state IN ('waiting', 'due', 'done', 'manual')), attempts INTEGER NOT NULL DEFAULT 0,
   problem TEXT NOT NULL DEFAULT '', fix TEXT NOT NULL DEFAULT '', created_at REAL NOT NULL, next_at REAL, done_at REAL
 ) WITHOUT ROWID;
 CREATE INDEX revocations_certificate ON revocations(cert_id);
@@ -214,8 +214,7 @@ CREATE TABLE host_challenges (
   sent_ms INTEGER NOT NULL DEFAULT 0, ready_at REAL, problem TEXT NOT NULL DEFAULT '', PRIMARY KEY (device_id, token)
 ) WITHOUT ROWID;
 CREATE TABLE known_keys (
-  public_key_sha256 TEXT PRIMARY KEY, cert_id INTEGER NOT NULL, device_id INTEGER, at REAL NOT NULL,
-  compromised_at REAL
+  public_key_sha256 TEXT PRIMARY KEY, cert_id INTEGER NOT NULL, device_id INTEGER, at REAL NOT NULL
 ) WITHOUT ROWID;
 """,
 )
