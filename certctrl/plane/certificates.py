@@ -110,7 +110,8 @@ class Certificates(CertificateViews):
         if not MIN_VALIDITY <= validity <= MAX_VALIDITY:
             what = f"validity_seconds must be {MIN_VALIDITY} to {MAX_VALIDITY}"
             raise bad_request(what, field="validity_seconds")
-        return NewCertificate(names=names, key_type=key_type, validity_seconds=validity, **options)
+        by_rule = {"issuer": ""}
+        return NewCertificate(names=names, key_type=key_type, validity_seconds=validity, **by_rule | options)
 
     def _choose(self, user_id: int, new: NewCertificate, device_ids: Collection[int]) -> NewCertificate:
         """Check the owner, and choose the issuer if none is given."""

@@ -91,6 +91,15 @@ class OrderRunner:
                 scope.deadline = trio.current_time() + DRAIN_SECONDS
                 stopping.set()
 
+    async def run_once(self) -> int:
+        """Make an attempt at each order that is due now; return how many there were."""
+        jobs, _ = await self._db.work(self._claim, TOGETHER - self._running)
+        async with trio.open_nursery() as nursery:
+            for job in jobs:
+                self._running += 1
+                nursery.start_soon(self._run_counted, job)
+        return len(jobs)
+
     async def _claim_forever(self, attempts: trio.Nursery) -> None:
         while True:
             self._due, pause = trio.Event(), SWEEP_SECONDS
@@ -129,15 +138,17 @@ class OrderRunner:
             return
         if attempt is None:
             return
+        ended = False
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._extend, attempt, nursery.cancel_scope)
                 await self._attempt(attempt)
                 nursery.cancel_scope.cancel()
-        except trio.Cancelled:
-            with trio.move_on_after(GIVE_BACK_SECONDS, shield=True):
-                await self._give_back(attempt)
-            raise
+            ended = True
+        finally:
+            if not ended:  # the plane stops
+                with trio.move_on_after(GIVE_BACK_SECONDS, shield=True):
+                    await self._give_back(attempt)
 
     async def _extend(self, attempt: Attempt, scope: trio.CancelScope) -> None:
         """Extend the claim; cancel the attempt once another plane may have it."""

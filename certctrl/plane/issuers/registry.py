@@ -79,13 +79,11 @@ class Issuers:
         keyring: Keyring,
         wall_now: Callable[[], float],
         make_context: Callable[[str], IssuerContext],
-        kinds: Callable[[], Mapping[str, IssuerKind]] = installed_kinds,
     ) -> None:
         self._db = database
         self._keyring = keyring
         self._wall_now = wall_now
         self._make_context = make_context
-        self._find_kinds = kinds
         self._kinds: Mapping[str, IssuerKind] | None = None
         self._made: dict[str, tuple[_Known, Issuer]] = {}
 
@@ -93,7 +91,7 @@ class Issuers:
     def kinds(self) -> Mapping[str, IssuerKind]:
         """The kinds of issuers by name."""
         if self._kinds is None:
-            self._kinds = self._find_kinds()
+            self._kinds = installed_kinds()
         return self._kinds
 
     async def get(self, name: str) -> Issuer:
