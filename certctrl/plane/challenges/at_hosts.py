@@ -223,9 +223,7 @@ class HostSolver:
         return [*found.values()]
 
     def _serving(self, identifier: str) -> list[Row]:
-        rows = self._db.all(
-            "SELECT c.id, c.sans FROM certificates c WHERE c.status = 'active' AND c.sans LIKE ?", f'%"{identifier}"%'
-        )
+        rows = self._db.all("SELECT id, sans FROM certificates WHERE sans LIKE ?", f'%"{identifier}"%')
         ids = [row["id"] for row in rows if identifier in json.loads(row["sans"])]
         found: dict[int, Row] = {}
         for start in range(0, len(ids), 500):
