@@ -6,14 +6,19 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import attrs
+
 from certctrl import lean
 from certctrl.model.answer import Answer
 from certctrl.plane.acme.answers import Account, Directory, bad, document, read_account
 from certctrl.plane.acme.client import AcmeClient
 from certctrl.plane.acme.jws import AccountKey, external_account_binding, signed_request
-from certctrl.plane.acme.problems import Problem, refusal
+from certctrl.plane.acme.problems import BINDING_FIX, AcmeError, Problem, refusal
 from certctrl.plane.issuers.issuer import IssuerError
 from certctrl.text import one_line
+
+_REGISTERING = "to register an account"
+_BINDING_PROBLEMS = frozenset({"malformed", "unauthorized", "externalAccountRequired"})
 
 
 @lean.frozen
@@ -21,7 +26,7 @@ class Binding:
     """An account at the CA outside of ACME, to which a new account is bound."""
 
     kid: str
-    hmac_key: bytes
+    hmac_key: bytes = attrs.field(repr=False)
 
 
 async def register(
@@ -31,7 +36,7 @@ async def register(
     directory = await client.directory()
     if directory.terms_url and not terms_agreed:
         terms = Problem(kind="userActionRequired", detail="no account without consent", instance=directory.terms_url)
-        raise refusal("an account", terms)
+        raise refusal(_REGISTERING, terms)
     if directory.needs_binding and binding is None:
         raise refusal(
             "an account", Problem(kind="externalAccountRequired", detail="accounts must be bound to one there")
@@ -42,7 +47,12 @@ async def register(
     if binding is not None:
         url = directory.new_account
         payload["externalAccountBinding"] = external_account_binding(client.key, url, binding.kid, binding.hmac_key)
-    return await _new_account(client, directory, payload, "an account")
+    try:
+        return await _new_account(client, directory, payload, _REGISTERING)
+    except AcmeError as error:
+        if binding is not None and error.problem.kind in _BINDING_PROBLEMS:
+            error.is_permanent, error.fix = True, BINDING_FIX
+        raise
 
 
 async def find(client: AcmeClient) -> Account:
@@ -53,7 +63,7 @@ async def find(client: AcmeClient) -> Account:
 
 async def fetch(client: AcmeClient) -> Account:
     """Return the client's account as the CA has it."""
-    return _read(await client.post(client.account_url, {}, "to show the account"), client.account_url)
+    return _read(await client.post(client.account_url, None, "to show the account"), client.account_url)
 
 
 async def set_contact(client: AcmeClient, contact: Sequence[str]) -> Account:

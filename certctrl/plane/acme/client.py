@@ -124,7 +124,7 @@ class AcmeClient:
         except (ValueError, RecursionError):
             found = None
         pause = retry_after(answer.headers, self.wall_now())
-        return refusal(doing, read_problem(found, answer.status), pause)
+        return refusal(doing, read_problem(found, answer.status), pause, of_request=True)
 
 
 class Polling:

@@ -18,7 +18,8 @@ _KEPT = 20
 _DETAIL = 300
 
 _TERMS = "agree to the CA's terms of service: set terms_agreed to true"
-_EAB = "check eab_kid and the secret eab_hmac_key against what the CA shows for your account there"
+BINDING_FIX = "check eab_kid and the secret eab_hmac_key against what the CA shows for your account there"
+_ACCOUNT = "check the account at the CA: cert-ctrl plane issuers check NAME"
 _CAA = "allow this CA in the CAA records of the domain, or remove them"
 _REACH = "check that the CA can reach the name from outside, then run the order again"
 _NAMES = "order only names that this CA issues for"
@@ -27,7 +28,7 @@ _FIXES: Mapping[str, tuple[bool, str]] = {
     "accountDoesNotExist": (True, "run the order again: a new account is registered with the same key"),
     "agreementRequired": (True, _TERMS),
     "userActionRequired": (True, _TERMS),
-    "externalAccountRequired": (True, _EAB),
+    "externalAccountRequired": (True, BINDING_FIX),
     "invalidContact": (True, "set contact to a mail address that receives mail"),
     "unsupportedContact": (True, "set contact to a mail address"),
     "rejectedIdentifier": (True, _NAMES),
@@ -90,14 +91,17 @@ class AcmeError(IssuerError):
         self.problem = problem
 
 
-def refusal(doing: str, problem: Problem, retry_after: float | None = None) -> AcmeError:
-    """Return the error for a request that the CA refused; ``doing`` names the request."""
+def refusal(doing: str, problem: Problem, retry_after: float | None = None, *, of_request: bool = False) -> AcmeError:
+    """Return the error for what the CA refused, which ``doing`` names.
+
+    ``of_request``: the CA refused a signed request, so ``unauthorized`` is about the account and not about a name.
+    """
     deciding = problem
     if problem.kind in ("compound", "malformed", "") and problem.subproblems:
         deciding = problem.subproblems[0]
     is_permanent, fix = _FIXES.get(deciding.kind, (False, "read the CA's reason, then run the order again"))
-    if deciding.kind in ("", "unauthorized") and problem.status in (401, 403):
-        fix = "check the account at the CA (cert-ctrl plane issuers check NAME), then run the order again"
+    if of_request and deciding.kind == "unauthorized":
+        is_permanent, fix = True, _ACCOUNT
     if problem.instance and fix is _TERMS:
         fix = f"{fix} ({problem.instance})"
     if retry_after is not None:
