@@ -12,6 +12,7 @@ from certctrl.errors import ConfigError
 from certctrl.plane.acme.accounts import Binding
 from certctrl.plane.acme.http import check_directory_url
 from certctrl.plane.acme.jws import read_hmac_key
+from certctrl.plane.challenges.making import check_challenges
 from certctrl.plane.issuers.acme_budget import Budget, read_budget
 from certctrl.text import kind_of, nearest, one_line
 
@@ -91,7 +92,7 @@ def checked_settings(settings: Mapping[str, Any], secrets: Mapping[str, bytes]) 
         "ca_file": _text(settings, "ca_file"),
         "other_hosts": _hosts(settings.get("other_hosts", [])),
         "budget": _text(settings, "budget") or DEFAULT_BUDGET,
-        "challenges": _challenges(settings.get("challenges", [])),
+        "challenges": check_challenges(settings.get("challenges", []), secrets),
     }
     _check_binding(checked["eab_kid"], secrets)
     _check_ca_file(checked["ca_file"])
@@ -146,24 +147,6 @@ def _hosts(value: Any) -> list[str]:
     if not isinstance(entries, list) or not all(isinstance(one, str) and _HOST.fullmatch(one) for one in entries):
         raise ConfigError("expected a list of hosts", path="other_hosts", fix="write HOST or HOST:PORT")
     return [one.lower() for one in entries[:_MAX_ENTRIES]]
-
-
-def _challenges(value: Any) -> list[dict[str, Any]]:
-    if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
-        raise ConfigError(
-            f"expected a list of objects, got {kind_of(value)}",
-            path="challenges",
-            fix='write [{"type": "plane-http"}], or another type',
-        )
-    if not value:
-        raise ConfigError(
-            "is empty: nothing can prove names to the CA",
-            path="challenges",
-            fix='write [{"type": "plane-http"}], or another type (docs/issuers.md)',
-        )
-    if len(value) > _MAX_ENTRIES:
-        raise ConfigError(f"has {len(value)} entries; at most {_MAX_ENTRIES}", path="challenges", fix="use patterns")
-    return [dict(one) for one in value]
 
 
 def _text(settings: Mapping[str, Any], name: str) -> str:

@@ -1,0 +1,96 @@
+"""An ACME issuer in a plane in memory, with the solver and the wall clock of the test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import attrs
+import trio
+from scripted_ca import DIRECTORY_URL, new_csr
+
+from certctrl.plane.ca.issuer import inline
+from certctrl.plane.challenges.solver import Proof
+from certctrl.plane.core import Plane
+from certctrl.plane.issuers.acme import KIND, AcmeIssuer
+from certctrl.plane.issuers.issuer import CertificateRequest, IssuerContext, IssuerError
+
+CHALLENGES = [{"type": "plane-http"}]
+NAME = "le"
+
+
+@attrs.define
+class RecordingSolver:
+    """A solver that only records; ``troubles`` are raised, one for each call of a method."""
+
+    kinds: tuple[str, ...] = ("dns-01", "http-01", "tls-alpn-01")
+    log: list[tuple[str, tuple[str, ...]]] = attrs.field(factory=list)
+    published: set[str] = attrs.field(factory=set)
+    """Tokens."""
+    troubles: dict[str, list[IssuerError]] = attrs.field(factory=dict)
+    refused: frozenset[str] = frozenset()
+    """Names that it cannot prove."""
+
+    def solves(self, kind: str, identifier: str, wildcard: bool) -> bool:
+        return kind in self.kinds and identifier not in self.refused
+
+    async def present(self, proofs: Sequence[Proof]) -> None:
+        self._note("present", proofs)
+        self.published |= {one.token for one in proofs}
+
+    async def clean_up(self, proofs: Sequence[Proof]) -> None:
+        self._note("clean_up", proofs)
+        self.published -= {one.token for one in proofs}
+
+    async def explain(self, proof: Proof) -> str:
+        self._note("explain", [proof])
+        return f"asked {proof.identifier}, nothing came"
+
+    def _note(self, word: str, proofs: Sequence[Proof]) -> None:
+        self.log.append((word, tuple(f"{one.kind} {one.identifier}" for one in proofs)))
+        if self.troubles.get(word):
+            raise self.troubles[word].pop(0)
+
+
+@attrs.define
+class AcmeWorld:
+    """A plane, and the means to make ACME issuers in it."""
+
+    plane: Plane
+    wall_now: Callable[[], float]
+    solver: RecordingSolver = attrs.field(factory=RecordingSolver)
+    memos: list[str] = attrs.field(factory=list)
+
+    def issuer(self, secrets: Mapping[str, bytes] | None = None, **settings: Any) -> AcmeIssuer:
+        """Return an issuer, as a process makes it that has just started."""
+        given = {"directory_url": DIRECTORY_URL, "terms_agreed": True, "challenges": CHALLENGES} | settings
+        checked = KIND.check_settings(given, secrets or {})
+        context = IssuerContext(
+            NAME,
+            database=self.plane.database,
+            keyring=self.plane.keyring,
+            settings=self.plane.settings,
+            wall_now=self.wall_now,
+            offload=inline,
+            solvers=lambda challenges, secrets: self.solver,
+        )
+        return KIND.make(checked, secrets or {}, context)
+
+    def request(self, *names: str, csr_der: bytes = b"", memo: str = "", **more: Any) -> CertificateRequest:
+        """Return a request whose memos are recorded."""
+
+        async def remember(memo: str) -> None:
+            await trio.lowlevel.checkpoint()
+            self.memos.append(memo)
+
+        return CertificateRequest(
+            names=names, csr_der=csr_der or new_csr(names), validity_seconds=0, memo=memo, remember=remember, **more
+        )
+
+
+def make_world(wall_now: Callable[[], float]) -> AcmeWorld:
+    """Return a world; close its plane."""
+    plane = Plane.open(wall_now=wall_now)
+    with plane.database.transaction():
+        plane.database.run("INSERT INTO issuers (name, kind, created_at, updated_at) VALUES (?, 'acme', 0, 0)", NAME)
+    return AcmeWorld(plane, wall_now)
