@@ -29,6 +29,7 @@ from certctrl.plane.ca.issuer import BuiltinCa, Issuer, inline
 from certctrl.plane.census import Census
 from certctrl.plane.certificate_table import CertificateTable
 from certctrl.plane.certificates import Certificates, Seams
+from certctrl.plane.challenges import plane_http
 from certctrl.plane.challenges.at_hosts import stop_expired
 from certctrl.plane.challenges.making import make_solver
 from certctrl.plane.challenges.solver_kind import SolverParts
@@ -415,4 +416,5 @@ class Plane:
         self.orders.delete_expired()
         stop_expired(self.database, self.stream, self.wall_now())
         self.crls.delete_expired()
+        plane_http.delete_expired(self.database, self.wall_now())
         self.planes.delete_expired()

@@ -20,6 +20,7 @@ from trio_util import RepeatedEvent
 from certctrl import lean
 from certctrl.errors import CertctrlError, ConfigError, TransportError
 from certctrl.net.metrics_listener import answer_scrapes
+from certctrl.plane.challenges import plane_http
 from certctrl.plane.core import Plane
 from certctrl.plane.http.app import make_app
 from certctrl.plane.http.faults import Faults
@@ -48,6 +49,8 @@ class PlaneAddress:
     operator_key_file: Path
     metrics_url: str = ""
     """Address of the metrics; empty: off."""
+    acme_http_url: str = ""
+    """Address at which CAs find the answers of http-01; empty: off."""
 
     @property
     def issuing_ca_file(self) -> Path:
@@ -67,6 +70,7 @@ async def serve_plane(
     keys: GivenKeys | None = None,
     proxies: Proxies = NO_PROXIES,
     metrics: tuple[str, int] | None = None,
+    acme_http: tuple[str, int] | None = None,
     listening: socket.socket | None = None,
     without_tls: socket.socket | None = None,
     reload: RepeatedEvent | None = None,
@@ -76,8 +80,9 @@ async def serve_plane(
 
     ``hostnames`` go into the plane's certificate, the first also into its URL; ``connect`` opens the database if it is
     not in the data directory, and ``keys`` are those that are not; ``proxies`` may name clients; ``metrics`` is the
-    address of Prometheus metrics; ``listening`` is a socket of ``listen`` for the same host, to be used instead of a new
-    one, and ``without_tls`` one for what needs no TLS; ``reload`` makes it read its TLS certificate again. Raises TransportError if it cannot listen, and the errors
+    address of Prometheus metrics, ``acme_http`` that of the answers of http-01; ``listening`` is a socket of ``listen``
+    for the same host, to be used instead of a new one, and ``without_tls`` one for what needs no TLS; ``reload`` makes
+    it read its TLS certificate again. Raises TransportError if it cannot listen, and the errors
     of ``Plane.open``.
     """
     with Plane.open(data, settings=settings, offload=trio.to_thread.run_sync, connect=connect, keys=keys) as plane:
@@ -97,6 +102,7 @@ async def serve_plane(
                 plane.planes.connections, plane.counters.refused = lambda: server.connections, server.refused
                 plane.planes.address = url
                 metrics_url = "" if metrics is None else await nursery.start(_serve_metrics, plane, *metrics)
+                acme_url = "" if acme_http is None else await nursery.start(_answer_challenges, plane, *acme_http)
                 await nursery.start(_run_server, plane, server)
                 if without_tls is not None:
                     await nursery.start(
@@ -108,7 +114,7 @@ async def serve_plane(
                     log.info(
                         "certificates name no revocation list, so clients do not learn of revocations: --crl-url is off"
                     )
-                task_status.started(_address(url, plane.data, metrics_url))
+                task_status.started(_address(url, plane.data, metrics_url, acme_url))
 
 
 def _start_tasks(
@@ -143,6 +149,23 @@ async def _serve_metrics(
     port = listeners[0].socket.getsockname()[1]
     task_status.started(f"http://{local_host(host)}:{port}/metrics")
     await answer_scrapes(listeners, partial(scraped, plane))
+
+
+async def _answer_challenges(
+    plane: Plane, host: str, port: int, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Answer http-01 until cancelled; ``started`` returns the URL. Raises TransportError if it cannot listen."""
+    try:
+        listeners = await trio.open_tcp_listeners(port, host=host)
+    except OSError as error:
+        what = f"cannot listen on {host}:{port}: {error.strerror or error}"
+        fix = "give the plane CAP_NET_BIND_SERVICE, or let a proxy on port 80 pass /.well-known/acme-challenge/ to it"
+        raise TransportError(
+            what, fix=fix if isinstance(error, PermissionError) else "choose another --acme-http"
+        ) from None
+    port = listeners[0].socket.getsockname()[1]
+    task_status.started(f"http://{local_host(host)}:{port}")
+    await plane_http.answer_challenges(listeners, plane.database, plane.wall_now)
 
 
 async def _run_server(
@@ -204,5 +227,5 @@ async def _replace_anchor(plane: Plane, certificate: ServerCertificate) -> None:
         log.info("the control plane's own certificate is from its own CA now: %s", plane.anchor.own.root_fingerprint)
 
 
-def _address(url: str, data: DataDir, metrics_url: str) -> PlaneAddress:
-    return PlaneAddress(url, data.ca.absolute(), data.operator_key.absolute(), metrics_url)
+def _address(url: str, data: DataDir, metrics_url: str, acme_http_url: str) -> PlaneAddress:
+    return PlaneAddress(url, data.ca.absolute(), data.operator_key.absolute(), metrics_url, acme_http_url)

@@ -70,6 +70,15 @@ MetricsListen = Annotated[
 MetricsPublic = Annotated[
     bool, typer.Option("--metrics-public", help="Allow --metrics on an address that is not loopback.")
 ]
+AcmeHttp = Annotated[
+    str,
+    typer.Option(
+        "--acme-http",
+        metavar="HOST:PORT",
+        help="Answer http-01 of issuers with plane-http here, in plain HTTP and nothing else; for CAs at port 80. "
+        "Default: off.",
+    ),
+]
 Workers = Annotated[
     int,
     typer.Option(
@@ -105,6 +114,7 @@ def serve(
     crl_url: CrlUrl = "",
     metrics: MetricsListen = "",
     metrics_public: MetricsPublic = False,
+    acme_http: AcmeHttp = "",
     workers: Workers = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print the addresses and files as JSON.")] = False,
 ) -> None:
@@ -128,6 +138,7 @@ def serve(
     _check_public_url(public_url)
     check_crl_url(crl_url)
     metrics_address = parse_metrics(metrics, public=metrics_public)
+    acme_address = parse_listen(acme_http, "--acme-http") if acme_http else None
     note_duplicates(hostname or ())
     connect = _connector(database, database_file, listen_database, workers)
     with needed_modules("plane"):
@@ -145,8 +156,15 @@ def serve(
         sock, worker = _start_workers(host, port, workers, debug=invocation(ctx).debug)
         serving, place = partial(serving, listening=sock), worker.directory(place)
         metrics_address = _metrics_of(worker.number, metrics_address)
+        acme_address = acme_address if worker.number == 1 else None
     _run(
-        partial(serving, place, metrics=metrics_address), ctx, public_url, as_json, allow_unproven_keys, worker, crl_url
+        partial(serving, place, metrics=metrics_address, acme_http=acme_address),
+        ctx,
+        public_url,
+        as_json,
+        allow_unproven_keys,
+        worker,
+        crl_url,
     )
 
 
@@ -229,12 +247,13 @@ def _proxies(tcp: Sequence[str], http: Sequence[str]) -> Any:
     return Proxies(networks(tcp), networks(http))
 
 
-def parse_listen(text: str) -> tuple[str, int]:
+def parse_listen(text: str, option: str = "--listen") -> tuple[str, int]:
     """Return host and port of ``HOST:PORT``, ``[::1]:PORT`` or ``:PORT`` (all addresses). Raises UsageError."""
     host, colon, port = text.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
     if not colon or not port.isascii() or not port.isdigit() or int(port) > 65_535 or (":" in host and not bracketed):
-        raise UsageError(f"--listen {text!r} is not HOST:PORT", fix=f"use for example --listen {DEFAULT_LISTEN}")
+        example = DEFAULT_LISTEN if option == "--listen" else "0.0.0.0:80"
+        raise UsageError(f"{option} {text!r} is not HOST:PORT", fix=f"use for example {option} {example}")
     return host.strip("[]") or "0.0.0.0", int(port)
 
 
@@ -324,8 +343,8 @@ def _announce(address: Any, approval_url: str, *, as_json: bool) -> None:
     names = ("ca_file", "issuing_ca_file", "operator_key_file")
     files = {name: str(getattr(address, name)) for name in names}
     if as_json:
-        metrics = {"metrics_url": address.metrics_url} if address.metrics_url else {}
-        write_json({"url": address.url, "approval_url": approval_url, **files, **metrics}, pretty=False)
+        more = {name: getattr(address, name) for name in ("metrics_url", "acme_http_url") if getattr(address, name)}
+        write_json({"url": address.url, "approval_url": approval_url, **files, **more}, pretty=False)
     else:
         write_line(f"control plane  {address.url}")
         write_line(f"approve hosts  {approval_url}")
@@ -333,6 +352,8 @@ def _announce(address: Any, approval_url: str, *, as_json: bool) -> None:
         write_line(f"operator key   {address.operator_key_file}")
         if address.metrics_url:
             write_line(f"metrics        {address.metrics_url}")
+        if address.acme_http_url:
+            write_line(f"http-01        {address.acme_http_url}")
     sys.stdout.flush()
 
 

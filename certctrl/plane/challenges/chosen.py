@@ -144,6 +144,6 @@ class ChosenSolver:
             fix = "add an entry of type plane-http, agent-http or agent-tls-alpn to challenges"
         else:
             listed = one_line(", ".join(offered), 100) or "nothing"
-            what = f"for {name} the CA offers {listed}; for it there is {types}"
+            what = f"nothing can prove {name} to the CA, which offers {listed}; for it there is {types}"
             fix = "add an entry to challenges that answers one of these"
         return IssuerError(what, fix=fix, is_permanent=True)
