@@ -137,8 +137,7 @@ def serve(
     host, port = parse_listen(listen)
     _check_public_url(public_url)
     check_crl_url(crl_url)
-    metrics_address = parse_metrics(metrics, public=metrics_public)
-    acme_address = parse_listen(acme_http, "--acme-http") if acme_http else None
+    others = _other_addresses(parse_metrics(metrics, public=metrics_public), acme_http)
     note_duplicates(hostname or ())
     connect = _connector(database, database_file, listen_database, workers)
     with needed_modules("plane"):
@@ -155,17 +154,8 @@ def serve(
     if workers > 1:
         sock, worker = _start_workers(host, port, workers, debug=invocation(ctx).debug)
         serving, place = partial(serving, listening=sock), worker.directory(place)
-        metrics_address = _metrics_of(worker.number, metrics_address)
-        acme_address = acme_address if worker.number == 1 else None
-    _run(
-        partial(serving, place, metrics=metrics_address, acme_http=acme_address),
-        ctx,
-        public_url,
-        as_json,
-        allow_unproven_keys,
-        worker,
-        crl_url,
-    )
+        others = _others_of(worker.number, others)
+    _run(partial(serving, place, **others), ctx, public_url, as_json, allow_unproven_keys, worker, crl_url)
 
 
 def _data_directory(data: str | None) -> str:
@@ -184,9 +174,19 @@ def _connector(url: str, file: str, listen_url: str, workers: int) -> Callable[[
     return connect
 
 
-def _metrics_of(worker: int, address: tuple[str, int] | None) -> tuple[str, int] | None:
-    """Return a worker's own address for metrics; port 0 is any free port for each."""
-    return address and (address[0], address[1] + worker - 1 if address[1] else 0)
+_Addresses = dict[str, tuple[str, int] | None]
+
+
+def _other_addresses(metrics: tuple[str, int] | None, acme_http: str) -> _Addresses:
+    """Return the addresses of the small listeners; None: off. Raises UsageError."""
+    return {"metrics": metrics, "acme_http": parse_listen(acme_http, "--acme-http") if acme_http else None}
+
+
+def _others_of(worker: int, others: _Addresses) -> _Addresses:
+    """Return a worker's own addresses for metrics, where port 0 is any free port for each; the first answers CAs."""
+    metrics = others["metrics"]
+    own = metrics and (metrics[0], metrics[1] + worker - 1 if metrics[1] else 0)
+    return {"metrics": own, "acme_http": others["acme_http"] if worker == 1 else None}
 
 
 def _run(serving: Callable[..., Any], ctx: typer.Context, *args: Any) -> None:
