@@ -82,8 +82,7 @@ async def serve_plane(
     not in the data directory, and ``keys`` are those that are not; ``proxies`` may name clients; ``metrics`` is the
     address of Prometheus metrics, ``acme_http`` that of the answers of http-01; ``listening`` is a socket of ``listen``
     for the same host, to be used instead of a new one, and ``without_tls`` one for what needs no TLS; ``reload`` makes
-    it read its TLS certificate again. Raises TransportError if it cannot listen, and the errors
-    of ``Plane.open``.
+    it read its TLS certificate again. Raises TransportError if it cannot listen, and the errors of ``Plane.open``.
     """
     with Plane.open(data, settings=settings, offload=trio.to_thread.run_sync, connect=connect, keys=keys) as plane:
         assert plane.data is not None
@@ -94,27 +93,42 @@ async def serve_plane(
         plane.anchor.on_switch = partial(_replace_anchor, plane, certificate)
         with listening or listen(host, port) as sock, without_tls or contextlib.nullcontext():
             port = sock.getsockname()[1]
-            url = f"https://{host_for_url(host, hostnames)}:{port}"
-            keep_file(plane.data.address, f"{url}\n".encode(), mode=0o600)
-            keep_file(plane.data.local_address, f"https://{local_host(host)}:{port}\n".encode(), mode=0o600)
+            url = _kept_url(plane.data, host, hostnames, port)
             async with trio.open_nursery() as nursery:
                 server = Server(make_app(plane, faults=faults), sock, certificate.context, proxies=proxies)
                 plane.planes.connections, plane.counters.refused = lambda: server.connections, server.refused
                 plane.planes.address = url
-                metrics_url = "" if metrics is None else await nursery.start(_serve_metrics, plane, *metrics)
-                acme_url = "" if acme_http is None else await nursery.start(_answer_challenges, plane, *acme_http)
+                urls = await _start_small(nursery, plane, metrics, acme_http)
                 await nursery.start(_run_server, plane, server)
                 if without_tls is not None:
-                    await nursery.start(
-                        _run_server, plane, Server(make_plain_app(plane), without_tls, None, proxies=proxies)
-                    )
+                    plain = Server(make_plain_app(plane), without_tls, None, proxies=proxies)
+                    await nursery.start(_run_server, plane, plain)
                 _start_tasks(nursery, plane, certificate, reload)
-                log.info("control plane at %s", url)
-                if not plane.settings.crl_url:
-                    log.info(
-                        "certificates name no revocation list, so clients do not learn of revocations: --crl-url is off"
-                    )
-                task_status.started(_address(url, plane.data, metrics_url, acme_url))
+                _log_start(plane, url)
+                task_status.started(_address(url, plane.data, *urls))
+
+
+def _kept_url(data: DataDir, host: str, hostnames: Sequence[str], port: int) -> str:
+    """Return the URL of the plane, and store it with its local one for commands."""
+    url = f"https://{host_for_url(host, hostnames)}:{port}"
+    keep_file(data.address, f"{url}\n".encode(), mode=0o600)
+    keep_file(data.local_address, f"https://{local_host(host)}:{port}\n".encode(), mode=0o600)
+    return url
+
+
+async def _start_small(
+    nursery: trio.Nursery, plane: Plane, metrics: tuple[str, int] | None, acme_http: tuple[str, int] | None
+) -> tuple[str, str]:
+    """Start the small listeners, and return their URLs; empty: off."""
+    metrics_url = "" if metrics is None else await nursery.start(_serve_metrics, plane, *metrics)
+    acme_url = "" if acme_http is None else await nursery.start(_answer_challenges, plane, *acme_http)
+    return metrics_url, acme_url
+
+
+def _log_start(plane: Plane, url: str) -> None:
+    log.info("control plane at %s", url)
+    if not plane.settings.crl_url:
+        log.info("certificates name no revocation list, so clients do not learn of revocations: --crl-url is off")
 
 
 def _start_tasks(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from certctrl.cli.main import run_command
-from certctrl.cli.plane.serve import parse_listen
+from certctrl.cli.plane.addresses import parse_listen
 from certctrl.errors import ExitStatus, UsageError
 
 

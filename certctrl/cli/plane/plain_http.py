@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import typer
 
+from certctrl.cli.plane.addresses import parse_listen
 from certctrl.errors import UsageError
 
 HttpListen = Annotated[
@@ -35,13 +36,9 @@ def listen_without_tls(text: str) -> socket.socket | None:
     """Return the socket of ``--http``; None: off. Raises UsageError and TransportError."""
     if not text:
         return None
-    from certctrl.cli.plane.serve import parse_listen
     from certctrl.plane.http.server import listen
 
-    try:
-        host, port = parse_listen(text)
-    except UsageError:
-        raise UsageError(f"--http {text!r} is not HOST:PORT", fix="use for example --http 0.0.0.0:80") from None
+    host, port = parse_listen(text, "--http")
     return listen(host, port, "--http")
 
 

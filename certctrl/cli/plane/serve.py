@@ -14,6 +14,7 @@ import typer
 from certctrl.cli.invocation import invocation
 from certctrl.cli.output import write_json, write_line
 from certctrl.cli.owner import become_owner
+from certctrl.cli.plane.addresses import DEFAULT_LISTEN, other_addresses, others_of, parse_listen
 from certctrl.cli.plane.connection import DATA_VARIABLE, note_duplicates
 from certctrl.cli.plane.database import (
     DatabaseFile,
@@ -28,7 +29,6 @@ from certctrl.cli.plane.plain_http import crl_url as default_crl_url
 from certctrl.cli.plane.secrets import OperatorKeyFile, StorageKeyFile, given_keys
 from certctrl.errors import UsageError
 
-DEFAULT_LISTEN = "127.0.0.1:8443"
 Data = Annotated[str | None, typer.Option("--data", metavar="DIR", help=f"Data directory; also ${DATA_VARIABLE}.")]
 Listen = Annotated[
     str, typer.Option("--listen", metavar="HOST:PORT", help="Address to listen on; port 0: any free port.")
@@ -135,27 +135,29 @@ def serve(
     """
     directory = _data_directory(data)
     host, port = parse_listen(listen)
-    _check_public_url(public_url)
-    check_crl_url(crl_url)
-    others = _other_addresses(parse_metrics(metrics, public=metrics_public), acme_http)
+    _check_urls(public_url, crl_url)
+    others = other_addresses(metrics, metrics_public, acme_http)
     note_duplicates(hostname or ())
     connect = _connector(database, database_file, listen_database, workers)
-    with needed_modules("plane"):
-        import certctrl.plane.serve
-
     keys = given_keys(storage_key_file, operator_key_file, os.environ)
-    serving = partial(certctrl.plane.serve.serve_plane, host=host, port=port, connect=connect, keys=keys)
+    serving = partial(_served(), host=host, port=port, connect=connect, keys=keys)
     serving = partial(serving, proxies=_proxies(proxy or (), http_proxy or ()), hostnames=tuple(hostname or ()))
     become_owner(directory)
-    without_tls = listen_without_tls(http)
+    serving = partial(serving, without_tls=(without_tls := listen_without_tls(http)))
     crl_url = default_crl_url(crl_url, without_tls, hostname or (), public_url)
-    serving = partial(serving, without_tls=without_tls)
     worker, place = None, Path(directory)
     if workers > 1:
         sock, worker = _start_workers(host, port, workers, debug=invocation(ctx).debug)
         serving, place = partial(serving, listening=sock), worker.directory(place)
-        others = _others_of(worker.number, others)
+        others = others_of(worker.number, others)
     _run(partial(serving, place, **others), ctx, public_url, as_json, allow_unproven_keys, worker, crl_url)
+
+
+def _served() -> Callable[..., Any]:
+    with needed_modules("plane"):
+        from certctrl.plane.serve import serve_plane
+
+        return serve_plane
 
 
 def _data_directory(data: str | None) -> str:
@@ -172,21 +174,6 @@ def _connector(url: str, file: str, listen_url: str, workers: int) -> Callable[[
     if workers > 1 and connect is None:
         raise UsageError("--workers needs a database on a server", fix="add --database, or remove --workers")
     return connect
-
-
-_Addresses = dict[str, tuple[str, int] | None]
-
-
-def _other_addresses(metrics: tuple[str, int] | None, acme_http: str) -> _Addresses:
-    """Return the addresses of the small listeners; None: off. Raises UsageError."""
-    return {"metrics": metrics, "acme_http": parse_listen(acme_http, "--acme-http") if acme_http else None}
-
-
-def _others_of(worker: int, others: _Addresses) -> _Addresses:
-    """Return a worker's own addresses for metrics, where port 0 is any free port for each; the first answers CAs."""
-    metrics = others["metrics"]
-    own = metrics and (metrics[0], metrics[1] + worker - 1 if metrics[1] else 0)
-    return {"metrics": own, "acme_http": others["acme_http"] if worker == 1 else None}
 
 
 def _run(serving: Callable[..., Any], ctx: typer.Context, *args: Any) -> None:
@@ -219,6 +206,12 @@ def _start_workers(host: str, port: int, count: int, *, debug: bool) -> tuple[An
     raise typer.Exit(became)
 
 
+def _check_urls(public_url: str, crl_url: str) -> None:
+    """Raise UsageError for a public URL that a browser cannot open, or a URL of revocation lists that clients cannot."""
+    check_crl_url(crl_url)
+    _check_public_url(public_url)
+
+
 def _check_public_url(url: str) -> None:
     """Raise UsageError for a public URL that a browser cannot open."""
     from urllib.parse import urlsplit
@@ -245,29 +238,6 @@ def _proxies(tcp: Sequence[str], http: Sequence[str]) -> Any:
                 fix = "use for example 192.0.2.10 or 10.0.0.0/8"
                 raise UsageError(f"{option} {text!r} is not an address or network: {error}", fix=fix) from None
     return Proxies(networks(tcp), networks(http))
-
-
-def parse_listen(text: str, option: str = "--listen") -> tuple[str, int]:
-    """Return host and port of ``HOST:PORT``, ``[::1]:PORT`` or ``:PORT`` (all addresses). Raises UsageError."""
-    host, colon, port = text.rpartition(":")
-    bracketed = host.startswith("[") and host.endswith("]")
-    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65_535 or (":" in host and not bracketed):
-        example = DEFAULT_LISTEN if option == "--listen" else "0.0.0.0:80"
-        raise UsageError(f"{option} {text!r} is not HOST:PORT", fix=f"use for example {option} {example}")
-    return host.strip("[]") or "0.0.0.0", int(port)
-
-
-def parse_metrics(text: str, *, public: bool) -> tuple[str, int] | None:
-    """Return host and port for metrics; None: off. Raises UsageError, also for an address that is not loopback."""
-    from certctrl.model.config import listen_address
-
-    if not text:
-        return None
-    try:
-        return listen_address(text, public=public)
-    except ValueError:
-        what = f"--metrics {text!r} is not {'an' if public else 'a loopback'} address with a port"
-        raise UsageError(what, fix="use 127.0.0.1:9465, or add --metrics-public for other addresses") from None
 
 
 async def _serve(

@@ -1,7 +1,7 @@
 """http-01 answered by the plane itself, for names that lead to the plane or to a proxy before it.
 
 The answers are in the database, so any plane of a fleet answers. ``answer_challenges`` is a tiny listener of plain HTTP
-that knows these answers and nothing else.
+that knows these answers and nothing else; the plane's listener without TLS knows them, too.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from certctrl.plane.challenges.solver import HTTP_01, Proof
 from certctrl.plane.challenges.solver_kind import SolverParts
 from certctrl.plane.storage.database import Database
 
-PREFIX = b"/.well-known/acme-challenge/"
+PREFIX = "/.well-known/acme-challenge/"
 ANSWER_SECONDS = 86_400.0
 """How long an answer stays if it is never taken back."""
 CONNECTIONS = 128
 REQUEST_SECONDS = 5.0
 _LARGEST_REQUEST = 8 * 1024
-_TOKEN = re.compile(rb"[A-Za-z0-9_-]{1,128}")
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,128}", re.ASCII)
 
 
 class PlaneHttpSolver:
@@ -102,6 +102,11 @@ async def _explain(proof: Proof) -> str:
     return await explain_http(DnsLookup(RealDnsNetwork()), proof)
 
 
+def is_token(text: str) -> bool:
+    """Return whether text can be the token of a challenge."""
+    return _TOKEN.fullmatch(text) is not None
+
+
 def stored_answer(database: Database, token: str, now: float) -> str:
     """Return the key authorization of a token; empty: there is none, or it has expired. Runs in a unit of work."""
     row = database.one("SELECT key_authorization, expires_at FROM http_challenges WHERE token = ?", token)
@@ -163,12 +168,12 @@ async def _answer(stream: trio.SocketStream, find: Callable[[str], Awaitable[str
 
 
 async def _found(request: h11.Request, find: Callable[[str], Awaitable[str]]) -> tuple[int, bytes]:
-    token = bytes(request.target).partition(b"?")[0].removeprefix(PREFIX)
-    asked = request.method in (b"GET", b"HEAD") and request.target.startswith(PREFIX) and _TOKEN.fullmatch(token)
-    if not asked:
+    target = bytes(request.target).partition(b"?")[0].decode("latin-1")
+    token = target.removeprefix(PREFIX)
+    if request.method not in (b"GET", b"HEAD") or not target.startswith(PREFIX) or not is_token(token):
         return 404, b"not found\n"
     try:
-        answer = await find(token.decode("ascii"))
+        answer = await find(token)
     except CertctrlError:  # the database is away; a CA asks again
         return 503, b"try again later\n"
     return (200, answer.encode("ascii")) if answer else (404, b"not found\n")

@@ -1,6 +1,7 @@
 """make_plain_app: what a plane answers without TLS, to everyone, and nothing else.
 
-Clients fetch revocation lists without TLS, because a list must be readable before a certificate can be trusted.
+Clients fetch revocation lists without TLS, because a list must be readable before a certificate can be trusted, and
+CAs the answers of http-01, because that is what the certificate is for.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from starlette.routing import Router
 
 from certctrl.plane.core import Plane
+from certctrl.plane.http.acme_challenge_api import AcmeChallengeApi
 from certctrl.plane.http.crl_api import CrlApi
 from certctrl.plane.http.measuring import Measured
 from certctrl.plane.http.middleware import App, Middleware
@@ -15,6 +17,6 @@ from certctrl.plane.http.middleware import App, Middleware
 
 def make_plain_app(plane: Plane) -> App:
     """Return the application of the listener without TLS."""
-    routes = CrlApi(plane).routes()
+    routes = [*CrlApi(plane).routes(), *AcmeChallengeApi(plane).routes()]
     app: App = Middleware(plane, Router(routes, redirect_slashes=False))
     return Measured(plane.counters, app, (route.path for route in routes))

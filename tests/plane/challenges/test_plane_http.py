@@ -13,6 +13,7 @@ import trio
 import trio.testing
 from engine_plane import plane_on
 from plane_socket import FAST
+from plane_world import Client, World
 
 from certctrl.errors import DiskError, TransportError
 from certctrl.plane.challenges import plane_http
@@ -21,6 +22,7 @@ from certctrl.plane.challenges.explain_http import explain_http
 from certctrl.plane.challenges.holds import Holds
 from certctrl.plane.challenges.plane_http import ANSWER_SECONDS, PlaneHttpSolver, answer_challenges
 from certctrl.plane.challenges.solver import Proof
+from certctrl.plane.http.plain_app import make_plain_app
 from certctrl.plane.serve import serve_plane
 from certctrl.plane.storage.database import Database
 from certctrl.plane.storage.sqlite import SqliteDatabase
@@ -190,3 +192,15 @@ async def test_a_port_that_is_taken(tmp_path: Path) -> None:
     assert isinstance(error, TransportError) and str(error).startswith(f"cannot listen on 127.0.0.1:{port}: ")
     assert error.fix == "choose another --acme-http"
     await taken.aclose()
+
+
+async def test_the_listener_without_tls_answers_too(world: World) -> None:
+    """So one port 80 has revocation lists and challenges."""
+    client = Client(make_plain_app(world.plane))
+    solver = PlaneHttpSolver(world.plane.database, world.plane.wall_now, no_words, Holds())
+    await solver.present([proof()])
+    answer = await client("GET", "/.well-known/acme-challenge/tok-1_A")
+    assert (answer.status, answer.body, answer.headers["cache-control"]) == (200, b"tok-1_A.thumbprint", "no-store")
+    assert (await client("GET", "/.well-known/acme-challenge/tok.1")).status == 404
+    await solver.clean_up([proof()])
+    assert (await client("GET", "/.well-known/acme-challenge/tok-1_A")).status == 404
