@@ -52,6 +52,8 @@ class CertificateTable:
         self._keyring = keyring
         self._stream = stream
         self._wall_now = wall_now
+        self.on_stored: Callable[[int], object] = lambda cert_id: None
+        """Called, in the unit of work, with the id of a certificate that has been replaced."""
 
     def row(self, user_id: int, cert_id: int) -> Row:
         """Return a certificate of a user; ErrorResponse 404."""
@@ -97,8 +99,9 @@ class CertificateTable:
     def store(self, cert_id: int, issued: Issued, action: str, reason: str, device_id: int | None) -> int:
         """Replace certificate, chain and key; return the id of the issue. An empty key is one that a device has."""
         key = issued.private_key_der
+        self._keep_former(cert_id, issued.serial_number)
         self._db.run(
-            "UPDATE certificates SET status = 'active', serial_number = ?, fingerprint_sha256 = ?, not_before = ?,"
+            "UPDATE certificates SET status = 'active', issued_by = issuer, serial_number = ?, fingerprint_sha256 = ?, not_before = ?,"
             " not_after = ?, certificate_pem = ?, chain_pem = ?, private_key_enc = ?, public_key_sha256 = ?,"
             " renew_at = ?, updated_at = ?, revoked_at = NULL, revoke_reason = '', revoke_code = '' WHERE id = ?",
             issued.serial_number,
@@ -113,7 +116,17 @@ class CertificateTable:
             self._wall_now(),
             cert_id,
         )
+        self.on_stored(cert_id)
         return self.log(cert_id, action, reason, device_id, issued.serial_number)
+
+    def _keep_former(self, cert_id: int, new_serial: str) -> None:
+        """Keep the certificate that is replaced until it expires: a CA wants to see what it is to revoke."""
+        self._db.run(
+            "INSERT INTO former_certificates SELECT serial_number, id, CASE WHEN issued_by = '' THEN issuer ELSE issued_by"
+            " END, certificate_pem, chain_pem, not_after, ? FROM certificates WHERE id = ? AND serial_number != ''"
+            " AND serial_number != ? ON CONFLICT (serial_number) DO NOTHING",
+            *(self._wall_now(), cert_id, new_serial),
+        )
 
     def key_of(self, row: Row) -> bytes:
         """Return the private key of a certificate; empty if the plane does not have it."""

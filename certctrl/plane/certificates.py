@@ -17,12 +17,13 @@ from certctrl.plane.ca.domains import clean_names
 from certctrl.plane.ca.issuer import Issued, Issuer
 from certctrl.plane.ca.x509 import KEY_TYPES
 from certctrl.plane.certificate_table import CertificateTable, NewCertificate, is_immediate
-from certctrl.plane.certificate_views import CertificateViews
 from certctrl.plane.devices import require_device, require_user
 from certctrl.plane.errors import bad_request, conflict, not_found
 from certctrl.plane.issuers.registry import Issuers
 from certctrl.plane.orders import Asked, Orders
 from certctrl.plane.reserved_names import ReservedNames
+from certctrl.plane.revocations import Revocations
+from certctrl.plane.revoking import Revoking
 from certctrl.plane.settings import DAY, PlaneSettings
 from certctrl.plane.shared_limits import SharedBuckets
 from certctrl.plane.storage.database import Database, Row
@@ -42,9 +43,10 @@ class Seams:
     issuers: Issuers
     orders: Orders
     reserved: ReservedNames
+    revocations: Revocations
 
 
-class Certificates(CertificateViews):
+class Certificates(Revoking):
     """The table of certificates and their assignments to devices."""
 
     def __init__(
@@ -55,11 +57,16 @@ class Certificates(CertificateViews):
         wall_now: Callable[[], float],
         seams: Seams,
     ) -> None:
-        super().__init__(database, seams.table, wall_now)
-        self._issuer = seams.issuer
+        super().__init__(
+            database,
+            seams.table,
+            stream,
+            wall_now,
+            issuer=seams.issuer,
+            orders=seams.orders,
+            revocations=seams.revocations,
+        )
         self._issuers = seams.issuers
-        self._orders = seams.orders
-        self._stream = stream
         self._settings = settings
         self._requests = SharedBuckets(database, "renewals", 0.1, 5, wall_now)
         """Renewals that a device may request: a burst of five, then one every ten seconds."""
@@ -189,28 +196,6 @@ class Certificates(CertificateViews):
             self._orders.cancel_of(cert_id, f"the issuer is {chosen} now")
         return self.show(user_id, cert_id)
 
-    async def revoke(self, user_id: int, cert_id: int, *, reason: str = "") -> dict[str, Any]:
-        """Revoke a certificate, until an operator renews it, and signal its devices."""
-        return await self._db.work_long(self._revoke, user_id, cert_id, reason)
-
-    def _revoke(self, user_id: int, cert_id: int, reason: str) -> dict[str, Any]:
-        row = self._table.locked(user_id, cert_id)
-        if row["status"] != "revoked":
-            now = self._wall_now()
-            self._db.run(
-                "UPDATE certificates SET status = 'revoked', revoked_at = ?, revoke_reason = ?, updated_at = ?,"
-                " private_key_enc = ? WHERE id = ?",
-                now,
-                reason,
-                now,
-                b"",
-                cert_id,
-            )
-            self._orders.cancel_of(cert_id, "the certificate was revoked")
-            self._table.log(cert_id, "revoke", reason, None, row["serial_number"])
-            self._stream.append_to_all(self._table.holders(cert_id), "cert.revoked", {"cert_id": cert_id})
-        return self.show(user_id, cert_id)
-
     async def assign(self, user_id: int, device_id: int, cert_id: int) -> dict[str, Any]:
         """Assign a certificate to a device; idempotent."""
         return await self._db.work_long(self._assign, user_id, device_id, cert_id)
@@ -236,8 +221,12 @@ class Certificates(CertificateViews):
         self._stream.append(device_id, "cert.unassigned", {"cert_id": cert_id})
 
     def delete_expired(self) -> None:
-        """Delete limits that no longer count."""
+        """Delete limits that no longer count, and what is kept of expired certificates."""
         self._requests.delete_expired()
+        self._revocations.delete_expired()
+
+    def _refuse_names(self, names: Sequence[str]) -> None:
+        self._reserved.refuse(names)
 
     def _device_request(self, row: Row, device_id: int) -> dict[str, Any] | None:
         """Check a device's renewal request; return another device's renewal if it is recent enough to share."""

@@ -55,6 +55,8 @@ from certctrl.plane.planes import Planes, plane_name
 from certctrl.plane.problems import ProblemName, Problems
 from certctrl.plane.reports import Reports
 from certctrl.plane.reserved_names import ReservedNames
+from certctrl.plane.revocation_runner import RevocationRunner
+from certctrl.plane.revocations import Revocations
 from certctrl.plane.sessions import DeviceSession, Sessions
 from certctrl.plane.settings import PlaneSettings
 from certctrl.plane.storage.data_dir import DataDir, GivenKeys, keep_file, locked, make_data_dir
@@ -167,7 +169,16 @@ class Plane:
         self.issuers = Issuers(db, keys, wall_now, context)
         self.orders = Orders(db, self.jobs, wall_now)
         table = CertificateTable(db, keys, self.stream, wall_now)
-        seams = Seams(table=table, issuer=issuer, issuers=self.issuers, orders=self.orders, reserved=self.reserved)
+        revocations = Revocations(db, self.jobs, self.crls, wall_now, random)
+        table.on_stored = revocations.note_replaced
+        seams = Seams(
+            table=table,
+            issuer=issuer,
+            issuers=self.issuers,
+            orders=self.orders,
+            reserved=self.reserved,
+            revocations=revocations,
+        )
         self.certificates = Certificates(db, self.stream, self.settings, wall_now, seams)
         self.order_runner = OrderRunner(
             db,
@@ -182,6 +193,8 @@ class Plane:
             offload=offload,
         )
         self.orders.on_due = self.order_runner.wake
+        self.revocation_runner = RevocationRunner(db, self.jobs, revocations, self.issuers.get, self.problems)
+        revocations.on_due = self.revocation_runner.wake
 
     def _observe(self) -> None:
         """Assemble the parts for health, metrics and ``plane status``."""

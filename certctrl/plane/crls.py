@@ -91,6 +91,10 @@ class Crls:
             self._db.after_commit(self._forget)
         return added == 1
 
+    def signs(self, issuer_key_id: str) -> bool:
+        """Return whether certificates with this key identifier of their issuer are in a list of this plane."""
+        return bool(issuer_key_id) and issuer_key_id in self._intermediates.key_ids()
+
     def delete_expired(self) -> None:
         """Delete entries of certificates that expired long enough ago."""
         sql = "DELETE FROM revoked_serials WHERE not_after > 0 AND not_after < ?"

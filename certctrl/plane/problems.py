@@ -44,6 +44,8 @@ class ProblemName(StrEnum):
     """Issuers refuse or fail to issue certificates: those in use stay until they expire."""
     ISSUER = "issuer"
     """An issuer cannot be used on this plane."""
+    REVOCATIONS = "revocations"
+    """CAs refuse or fail to revoke certificates that are revoked here."""
     WAKES_DELAYED = "wakes_delayed"
     """The connection for notifications is lost: the sweep finds what other planes have stored."""
 
@@ -60,7 +62,7 @@ class ProblemName(StrEnum):
 
 _LESSER = (
     ProblemName.DISK_LOW, ProblemName.OVERLOAD, ProblemName.TLS_CERTIFICATE, ProblemName.ORDERS, ProblemName.ISSUER,
-    ProblemName.WAKES_DELAYED,
+    ProblemName.REVOCATIONS, ProblemName.WAKES_DELAYED,
 )  # fmt: skip
 _SUMMARIES = {
     ProblemName.STOPPING: "The control plane is stopping",
@@ -75,6 +77,7 @@ _SUMMARIES = {
     ProblemName.TLS_CERTIFICATE: "The certificate of the control plane cannot be renewed or reloaded",
     ProblemName.ORDERS: "Certificates cannot be issued or renewed at present",
     ProblemName.ISSUER: "An issuer of certificates cannot be used",
+    ProblemName.REVOCATIONS: "Revoked certificates are not revoked at their CA yet",
     ProblemName.WAKES_DELAYED: "Signals of other control planes reach waiting polls up to 10 s late",
 }
 

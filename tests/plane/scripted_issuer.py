@@ -29,6 +29,8 @@ class ScriptedCa:
         self.authority = new_intermediate(root, "scripted CA", not_before=WALL - 86_400, not_after=WALL + 1e9)
         self.script: list[Act | Exception] = []
         self.requests: list[CertificateRequest] = []
+        self.revocations: list[tuple[str, str, str]] = []
+        self.revoke_script: list[Exception] = []
         self.facts: dict[str, str] = {"orders_left": "50"}
 
     async def issue(self, request: CertificateRequest) -> IssuedChain:
@@ -54,7 +56,10 @@ class ScriptedCa:
         return IssuedChain(certificate_pem=pem_of(leaf), chain_pem=self.authority.pem)
 
     async def revoke(self, certificate_pem: str, chain_pem: str, reason: str) -> None:
-        """Do nothing."""
+        """Note it, or fail as the script says."""
+        self.revocations.append((certificate_pem, chain_pem, reason))
+        if self.revoke_script:
+            raise self.revoke_script.pop(0)
 
     async def renewal_window(self, certificate_pem: str, chain_pem: str) -> RenewalWindow | None:
         """Return None."""

@@ -225,6 +225,18 @@ class WithReason:
 
 
 @lean.frozen(kw_only=True)
+class Revocation:
+    """A request to revoke a certificate."""
+
+    reason: Reason = ""
+    reason_code: Name = ""
+    """A name of RFC 5280, section 5.3.1."""
+    serial_number: Name = ""
+    """Empty: that of the present certificate."""
+    replace: bool = False
+
+
+@lean.frozen(kw_only=True)
 class NewEnrolmentToken:
     """An enrolment token to make; ``uses`` None: unlimited."""
 

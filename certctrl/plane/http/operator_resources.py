@@ -137,10 +137,18 @@ class OperatorResources:
         return data_answer(renewal, 202)
 
     async def revoke_certificate(self, request: Request) -> Response:
-        """Revoke: ``{"reason"?}``."""
-        body = await read_as(bodies.WithReason, request)
+        """Revoke: ``{"reason"?, "reason_code"?, "serial_number"?, "replace"?}``."""
+        body = await read_as(bodies.Revocation, request)
         user_id, cert_id = user_and_certificate(request)
-        return data_answer(await self._plane.certificates.revoke(user_id, cert_id, reason=body.reason))
+        revoked = await self._plane.certificates.revoke(
+            user_id,
+            cert_id,
+            reason=body.reason,
+            reason_code=body.reason_code,
+            serial_number=body.serial_number,
+            replace=body.replace,
+        )
+        return data_answer(revoked)
 
     async def device_certificates(self, request: Request) -> Response:
         """Return the certificates assigned to a device."""

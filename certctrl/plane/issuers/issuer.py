@@ -15,6 +15,7 @@ import attrs
 from certctrl import lean
 from certctrl.errors import CertctrlError, ExitStatus
 from certctrl.model.offload import Offload
+from certctrl.plane.ca import crl
 from certctrl.plane.ca.issuer import BuiltinCa
 from certctrl.plane.challenges.solver import Solver
 from certctrl.plane.settings import PlaneSettings
@@ -23,9 +24,7 @@ from certctrl.plane.storage.keyring import Keyring
 
 BUILTIN = "builtin"
 """The name of the issuer that is the plane's own CA; it needs no settings."""
-REASONS = (
-    "unspecified", "keyCompromise", "affiliationChanged", "superseded", "cessationOfOperation",
-)  # fmt: skip
+REASONS = tuple(crl.REASONS)
 """Reasons for a revocation that an operator may give (RFC 5280, section 5.3.1)."""
 
 SolverMaker = Callable[[Sequence[Mapping[str, Any]], Mapping[str, bytes]], Solver]
