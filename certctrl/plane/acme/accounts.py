@@ -39,7 +39,7 @@ async def register(
         raise refusal(_REGISTERING, terms)
     if directory.needs_binding and binding is None:
         raise refusal(
-            "an account", Problem(kind="externalAccountRequired", detail="accounts must be bound to one there")
+            _REGISTERING, Problem(kind="externalAccountRequired", detail="accounts must be bound to one there")
         )
     payload: dict[str, Any] = {"contact": list(contact)} if contact else {}
     if terms_agreed:

@@ -100,5 +100,5 @@ def test_eab_keys_as_cas_print_them(text: bytes) -> None:
 
 @pytest.mark.parametrize("text", [b"", b"short", b"not a key!", b"\xff" * 40, b"a" * 33])
 def test_eab_keys_that_are_none(text: bytes) -> None:
-    with pytest.raises(ConfigError, match="^eab_hmac_key: "):
+    with pytest.raises(ConfigError, match=r"^eab_hmac_key: "):
         read_hmac_key(text)

@@ -85,7 +85,7 @@ async def test_names_wildcards_and_addresses_in_one_certificate(
         {"type": "ip", "value": "192.0.2.7"},
         {"type": "ip", "value": "2001:db8::1"},
     ]
-    presented = ("dns-01 www.example.com", "dns-01 example.com", "dns-01 192.0.2.7", "dns-01 2001:db8::1")
+    presented = ("dns-01 www.example.com", "dns-01 example.com", "http-01 192.0.2.7", "http-01 2001:db8::1")
     assert world.solver.log == [("present", presented), ("clean_up", presented)]
     assert not world.solver.published
 
@@ -447,11 +447,12 @@ async def test_nothing_fits_the_challenges_that_are_offered(
 ) -> None:
     ca.challenge_kinds = ["future-42", "dns-account-01"]
     error = await refused(world)
-    assert "nothing can prove a.test to the CA, which offers future-42, dns-account-01" in str(error)
+    assert "a.test" in str(error) and "future-42, dns-account-01" in str(error)
     assert error.is_permanent
     ca.challenge_kinds = ["http-01"]
     world.solver.refused = frozenset({"a.test"})
-    assert "which offers http-01" in str(await refused(world))
+    error = await refused(world)
+    assert "http-01" in str(error) and error.is_permanent
 
 
 async def test_a_solver_that_fails_is_cleaned_up(world: AcmeWorld, ca: ScriptedCa, autojump_clock: MockClock) -> None:
