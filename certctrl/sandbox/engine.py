@@ -36,11 +36,13 @@ from certctrl.net.operator import Operator
 from certctrl.net.transport import HttpxHttp
 from certctrl.plane.serve import PlaneAddress, serve_plane
 from certctrl.plane.settings import PlaneSettings
+from certctrl.sandbox.acme_ca import AcmeCa, require_ca, running_ca
+from certctrl.sandbox.acme_scenario import AcmeScenario
 from certctrl.sandbox.baseline import NAME as BASELINE_NAME
 from certctrl.sandbox.baseline import BaselineClient
 from certctrl.sandbox.following import NarratedProc, follow_history
 from certctrl.sandbox.narrator import Narrator, NarratorHandler, narrating
-from certctrl.sandbox.scenario import Scenario
+from certctrl.sandbox.scenario import Scenario, names_of
 from certctrl.sandbox.servers import choose_server, find_nginx
 from certctrl.sandbox.witness_client import WitnessClient, running_witness
 from certctrl.sandbox.workspace import allow_service, sandbox_directory, stage_agent
@@ -67,6 +69,8 @@ class SandboxOptions:
     as_json: bool = False
     every: float = 3.0
     """Seconds from one renewal to the next."""
+    acme: str = ""
+    """Order from ``pebble``, or from acme2certifier (``ari``); empty: from the plane's own CA."""
 
     def __attrs_post_init__(self) -> None:
         if not 1 <= self.certs <= 200:
@@ -82,6 +86,8 @@ async def run_sandbox(options: SandboxOptions, *, out: TextIO | None = None) -> 
     not start), and the errors of an agent or plane that cannot run.
     """
     nginx = find_nginx(options.service)
+    if options.acme:
+        require_ca(options.acme)
     with (
         sandbox_directory(options.directory) as root,
         narrating(out or sys.stdout, as_json=options.as_json, now=time.monotonic) as narrator,
@@ -153,17 +159,24 @@ class Sandbox:
         async with trio.open_nursery() as plane_nursery:
             address = await plane_nursery.start(partial(serve_plane, self.root / "plane", settings=settings))
             self.narrator.write("plane", "listening", f"listening at {address.url}", url=address.url)
-            scenario = await self._run_with_plane(address, witness)
+            if self.options.acme:
+                async with running_ca(self.options.acme, self.root / "ca", partial(guarded, witness)) as ca:
+                    scenario = await self._run_with_plane(address, witness, ca)
+            else:
+                scenario = await self._run_with_plane(address, witness)
             plane_nursery.cancel_scope.cancel()
         return scenario
 
-    async def _run_with_plane(self, address: PlaneAddress, witness: WitnessClient) -> Scenario:
+    async def _run_with_plane(
+        self, address: PlaneAddress, witness: WitnessClient, ca: AcmeCa | None = None
+    ) -> Scenario:
         http = HttpxHttp(operator_config(address), root=self.root, wall_now=wall_now)
         try:
             operator = Operator(http, address.operator_key_file.read_text("ascii").strip(), wall_now=wall_now)
             layout = stage_agent(self.root, url=address.url, ca_pem=address.ca_file.read_bytes())
             device_id = await self._enrol(layout, operator)
-            scenario = Scenario(
+            make = Scenario if ca is None else partial(AcmeScenario, ca=ca)
+            scenario: Scenario = make(
                 narrator=self.narrator,
                 operator=operator,
                 witness=witness,
@@ -232,20 +245,23 @@ class Sandbox:
             self.options.service,
             self.root / "service",
             scenario.layout.certs,
-            scenario.names(),
+            names_of(self.options.certs),
             others={BASELINE_NAME: baseline.pair},
         )
-        allow_service(scenario.layout, server)
+        ca = scenario.ca if isinstance(scenario, AcmeScenario) else None
+        allow_service(scenario.layout, server, http01_port=None if ca is None else ca.http_port)
         async with trio.open_nursery() as agent_nursery:
             agent = await agent_nursery.start(self._run_agent, scenario.layout, NarratedProc(self.narrator, server))
+            await scenario.issue_with_agent(self.options.certs)
             await scenario.wait_until_deployed()
             async with server.running() as pid:
                 await scenario.witness.send(op="guard", pid=pid)
-                await scenario.open_service(server, ca_file=address.issuing_ca_file)
+                await scenario.open_service(server, ca_file=address.issuing_ca_file if ca is None else ca.root_file)
                 with self.renewing:
                     await scenario.act(duration=self.options.duration, every=self.options.every)
-                    latencies = await baseline.measure(scenario.operator, scenario.witness, server)
-                    scenario.report.baseline_ms += latencies
+                    if ca is None:  # the witness trusts only the other CA otherwise
+                        latencies = await baseline.measure(scenario.operator, scenario.witness, server)
+                        scenario.report.baseline_ms += latencies
                 await scenario.check_all()
                 agent.stop_with(Stop(StopReason.ASKED, "by the sandbox"))
                 await self.agent_ended.wait()  # before the service stops: the agent may still probe it
@@ -258,6 +274,11 @@ class Sandbox:
             await run_agent(layout.root, os_signals=False, seams=seams, task_status=task_status)
             self.agent_ended.set()
             follower.cancel()
+
+
+async def guarded(witness: WitnessClient, pid: int) -> None:
+    """Have the witness end a process if the sandbox is killed."""
+    await witness.send(op="guard", pid=pid)
 
 
 async def enrol(layout: ConfigDir, http: HttpxHttp, operator: Operator) -> int:

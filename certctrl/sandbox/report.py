@@ -42,6 +42,8 @@ class Report:
     mismatches: int = 0
     first_mismatch: str = ""
     service: str = ""
+    overdue: list[str] = attrs.field(factory=list)
+    """Names whose certificates were not renewed when they were due."""
 
     def unserved(self) -> set[tuple[int, str]]:
         """Return the issued serials that were never served."""
@@ -53,6 +55,7 @@ class Report:
             f"certificate {cert_id}, serial {shown(serial)}, was issued but never served"
             for cert_id, serial in sorted(self.unserved())
         ]
+        found += [f"the certificate of {name} was not renewed in time" for name in self.overdue]
         if not self.served:
             found.append("nothing was served")
         if self.withdrawn < self.revocations:

@@ -30,6 +30,11 @@ SERVED_SECONDS = 30.0
 """Longer than the agent's probe deadline (15 s), so that a rollback and a second try still count."""
 
 
+def names_of(count: int) -> list[str]:
+    """Return the names of this many certificates."""
+    return [f"app{number}.{DOMAIN}" for number in range(1, count + 1)]
+
+
 @lean.define(kw_only=True, eq=False)
 class Certificate:
     """One certificate of the run."""
@@ -62,13 +67,16 @@ class Scenario:
 
     async def issue(self, count: int) -> None:
         """Issue certificates and assign them to the device."""
-        for number in range(1, count + 1):
-            row = await self.operator.issue(self.user_id, f"app{number}.{DOMAIN}")
+        for name in names_of(count):
+            row = await self.operator.issue(self.user_id, name)
             certificate = Certificate(id=row["id"], name=row["domain_name"], serial=row["serial_number"])
             self.certificates.append(certificate)
             self._record_issued(certificate)
             self._plane_did("issued", certificate)
             await self.operator.assign(self.user_id, self.device_id, certificate.id)
+
+    async def issue_with_agent(self, count: int) -> None:
+        """Issue certificates that need a running agent: here none."""
 
     async def wait_until_deployed(self) -> None:
         """Wait until each certificate has its first generation; raises CommandError after ``DEPLOY_SECONDS``."""

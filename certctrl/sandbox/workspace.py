@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from certctrl.errors import UsageError
-from certctrl.model.policy import HostPolicy, NamedCommand, Retirement
+from certctrl.model.policy import AcmeAnswers, HostPolicy, NamedCommand, Retirement
 from certctrl.sandbox.servers import HOST, Server
 from certctrl.store.config.files import init_config_dir, save_policy
 from certctrl.store.disk.fs import RealFs
@@ -54,8 +54,8 @@ def stage_agent(root: Path, *, url: str, ca_pem: bytes, name: str = "agent") -> 
     return layout
 
 
-def allow_service(layout: ConfigDir, server: Server) -> None:
-    """Write the host's policy: the service's two commands by exact argv, and one directory."""
+def allow_service(layout: ConfigDir, server: Server, *, http01_port: int | None = None) -> None:
+    """Write the host's policy: the service's two commands by exact argv, one directory, and where to answer http-01."""
     published = server.folder / "published"
     published.mkdir(mode=0o700)
     policy = HostPolicy(
@@ -64,6 +64,7 @@ def allow_service(layout: ConfigDir, server: Server) -> None:
             "check": NamedCommand(argv=server.check_argv),
             "reload": NamedCommand(argv=server.reload_argv),
         },
+        acme=AcmeAnswers(http01_listen=None if http01_port is None else f"{HOST}:{http01_port}"),
         # nginx does not start without its files; the built-in service drops the name.
         on_revoked=Retirement.PLACEHOLDER if server.kind == "nginx" else Retirement.REMOVE,
     )

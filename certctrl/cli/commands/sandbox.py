@@ -1,15 +1,32 @@
 """``sandbox``: run a control plane, an agent and a TLS service on this machine."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
+from certctrl.cli.app import SETTINGS
 from certctrl.cli.owner import become_owner
 from certctrl.cli.runtime import run
 
 
-def sandbox(
+class OptionalCa(TyperCommand):
+    """Lets ``--acme`` stand without a value: the CA is Pebble then."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Add the value that is left out."""
+        for index in [index for index, word in enumerate(args) if word == "--acme"][::-1]:
+            if index + 1 == len(args) or args[index + 1].startswith("-"):
+                args.insert(index + 1, "pebble")
+        return super().parse_args(ctx, args)
+
+
+sandbox = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings=SETTINGS)
+
+
+@sandbox.command("sandbox", cls=OptionalCa)
+def run_sandbox_command(
     service: Annotated[
         str, typer.Option("--service", metavar="NAME", help="nginx, builtin, or auto (nginx if installed).")
     ] = "auto",
@@ -21,6 +38,12 @@ def sandbox(
     directory: Annotated[
         Path | None, typer.Option("--dir", metavar="DIR", help="Use and keep DIR; default: a temporary directory.")
     ] = None,
+    acme: Annotated[
+        str,
+        typer.Option(
+            "--acme", metavar="[CA]", help="Order from an ACME CA: pebble, the default, or ari (acme2certifier)."
+        ),
+    ] = "",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object per line; the last one is the summary.")
     ] = False,
@@ -31,10 +54,15 @@ def sandbox(
     TLS service serves them, and a witness checks the endpoint as a client. Everything listens on loopback. With
     --dir, try other commands on the agent while it runs: cert-ctrl -c DIR/agent status.
 
+    With --acme, certificates come from Pebble, a test CA that asks the agent to prove each name, and the
+    control plane renews them when half of their life is over; with --acme ari, from acme2certifier, in the window
+    that it names. That takes up to three minutes.
+
     Exit status: 0 only if every issued certificate was served.
 
     \b
     cert-ctrl sandbox
+    cert-ctrl sandbox --acme
     cert-ctrl sandbox --duration 300 --certs 5 --dir /tmp/box
     """
     from certctrl.errors import UsageError
@@ -51,6 +79,6 @@ def sandbox(
     if directory is not None:
         become_owner(directory)
     options = SandboxOptions(
-        service=service, duration=duration, certs=certs, directory=directory, as_json=as_json, every=every
+        service=service, duration=duration, certs=certs, directory=directory, as_json=as_json, every=every, acme=acme
     )
     return int(run(run_sandbox, options))
