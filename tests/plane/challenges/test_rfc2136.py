@@ -147,7 +147,9 @@ async def test_cleaning_up_logs_and_goes_on(dns: FakeDns, caplog: pytest.LogCapt
     assert dns.records["_acme-challenge.example.org", "TXT"] == []
     first, second = caplog.messages
     assert first.startswith("cannot delete TXT _acme-challenge.example.net: ")
-    assert second.startswith("cannot delete TXT records in example.com: the DNS server ns1.example.com (192.0.2.53) ref")
+    assert second.startswith(
+        "cannot delete TXT records in example.com: the DNS server ns1.example.com (192.0.2.53) ref"
+    )
 
 
 async def test_a_solver_for_many_orders_remembers_nothing(dns: FakeDns, autojump_clock: trio.testing.MockClock) -> None:
