@@ -18,7 +18,6 @@ from certctrl.plane.issuers.issuer import IssuerError
 from certctrl.text import one_line
 
 _REGISTERING = "to register an account"
-_BINDING_PROBLEMS = frozenset({"malformed", "unauthorized", "externalAccountRequired"})
 
 
 @lean.frozen
@@ -50,7 +49,10 @@ async def register(
     try:
         return await _new_account(client, directory, payload, _REGISTERING)
     except AcmeError as error:
-        if binding is not None and error.problem.kind in _BINDING_PROBLEMS:
+        if error.problem.kind == "malformed":
+            error.fix = "set contact to a mail address" if not contact else "check contact"
+            error.fix += "" if binding is None else f", then {BINDING_FIX}"
+        elif binding is not None and error.problem.kind == "unauthorized":
             error.is_permanent, error.fix = True, BINDING_FIX
         raise
 

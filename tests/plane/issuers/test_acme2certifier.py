@@ -54,8 +54,13 @@ async def test_bindings(world: AcmeWorld, tmp_path: Path) -> None:
     with acme2certifier_server(tmp_path / "a2c", now=time.time(), with_eab=True) as server:
         for secrets, kid in ((None, ""), ({"eab_hmac_key": b"A" * 40}, "kid-1")):
             with pytest.raises(IssuerError, match="to register an account") as caught:
-                await world.issuer(secrets, directory_url=server.directory_url, eab_kid=kid).check()
+                await world.issuer(
+                    secrets, directory_url=server.directory_url, eab_kid=kid, contact="ops@example.com"
+                ).check()
             assert caught.value.is_permanent and "eab_kid" in str(caught.value.fix), caught.value
         right = {"eab_hmac_key": EAB_KEYS["kid-2"].encode()}
-        issuer = world.issuer(right, directory_url=server.directory_url, eab_kid="kid-2")
+        with pytest.raises(IssuerError, match="Contact information is missing") as caught:
+            await world.issuer(right, directory_url=server.directory_url, eab_kid="kid-2").check()
+        assert "set contact to a mail address" in str(caught.value.fix)
+        issuer = world.issuer(right, directory_url=server.directory_url, eab_kid="kid-2", contact="ops@example.com")
         await issuer.issue(world.request("www.example.com"))
