@@ -43,6 +43,7 @@ from certctrl.plane.grants import Grants
 from certctrl.plane.installs import Installs
 from certctrl.plane.issuers.issuer import IssuerContext
 from certctrl.plane.issuers.registry import Issuers
+from certctrl.plane.issuing_ca import IssuingCa
 from certctrl.plane.jobs import Jobs
 from certctrl.plane.key_proofs import KeyProofs
 from certctrl.plane.limits import Buckets, FreePages
@@ -132,6 +133,7 @@ class Plane:
         self.ca = BuiltinCa(db, keys, wall_now, offload, crl_url=settings.crl_url)
         self.crls = Crls(db, self.ca.intermediates, wall_now, monotonic)
         self.anchor = Anchor(db, keys, wall_now, offload, self.ca)
+        self.issuing_ca = IssuingCa(db, self.ca, self.anchor, settings.crl_url, wall_now)
         self.stream = SignalStream(db, length=settings.stream_length, wall_now=wall_now)
         self.clones = CloneDetector(db, wall_now)
         self.sessions = Sessions(db, keys, settings, wall_now)

@@ -22,6 +22,8 @@ from certctrl.cli.plane.connection import (
 )
 from certctrl.cli.plane.database import backup, migrate_to, restore
 from certctrl.cli.plane.documents import ca, install_config, joined
+from certctrl.cli.plane.issuing_ca import constrain, show_ca
+from certctrl.cli.plane.revocation import revoke
 from certctrl.cli.plane.serve import serve
 from certctrl.cli.plane.status import status
 from certctrl.cli.plane.tls import tls
@@ -91,31 +93,7 @@ def renew(ctx: typer.Context, certificate: Certificate, reason: Reason = "") -> 
     show(ctx, done, f"renewed certificate {done['cert_id']}, serial {done['serial_number']}")
 
 
-@plane.command(cls=OperatorCommand)
-def revoke(ctx: typer.Context, certificate: Certificate, reason: Reason = "", yes: Yes = False) -> int:
-    """Revoke a certificate, destroy its key, and notify its devices.
-
-    Asks for confirmation on a terminal. Exit status: 0 revoked, 1 not confirmed.
-
-    \b
-    cert-ctrl plane revoke --data /var/lib/plane www.example.com --reason "key leaked"
-    """
-
-    async def question(api: OperatorApi) -> str:
-        cert_id = await api.certificate(certificate)
-        row = await api.call("GET", f"certificates/{cert_id}")
-        used = f"used by device {_ids(row)}" if row["device_ids"] else "used by no device"
-        return f"Revoke certificate {cert_id} ({row['domain_name']}), {used}, and destroy its key?"
-
-    if not agreed(ctx, question, yes=yes):
-        return ExitStatus.FAILED
-
-    async def request(api: OperatorApi) -> Any:
-        return await api.operator.revoke_certificate(api.user, await api.certificate(certificate), reason)
-
-    row = call_plane(ctx, request)
-    show(ctx, row, f"revoked certificate {row['id']} ({row['domain_name']})")
-    return ExitStatus.DONE
+plane.command(cls=OperatorCommand)(revoke)
 
 
 @plane.command(cls=OperatorCommand)
@@ -270,6 +248,8 @@ def enrolment_token(
 plane.command(cls=OperatorCommand)(approve)
 plane.command(cls=OperatorCommand)(deny)
 plane.add_typer(install_config, name="install-config")
+ca.command("show", cls=OperatorCommand)(show_ca)
+ca.command(cls=OperatorCommand)(constrain)
 plane.add_typer(ca, name="ca")
 plane.add_typer(tls, name="tls")
 

@@ -26,7 +26,7 @@ from certctrl.errors import ExitStatus, PlanError, UsageError
 _MAX_FILE_BYTES = 1024 * 1024
 
 install_config = typer.Typer(help="Show or replace the install config of a device.", **GROUP)
-ca = typer.Typer(help="Manage private CAs that devices trust.", **GROUP)
+ca = typer.Typer(help="Manage private CAs that devices trust, and the CA of this control plane.", **GROUP)
 
 Ca = Annotated[str, typer.Argument(metavar="ID|NAME", help="The CA.")]
 

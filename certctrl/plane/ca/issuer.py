@@ -16,7 +16,7 @@ from cryptography.exceptions import InvalidSignature
 
 from certctrl import lean
 from certctrl.model.offload import Offload
-from certctrl.plane.ca.constraints import constraints_of
+from certctrl.plane.ca.constraints import Constraints, constraints_of
 from certctrl.plane.ca.crl import key_id
 from certctrl.plane.ca.csr import check_csr, key_digest
 from certctrl.plane.ca.intermediates import Intermediates
@@ -132,6 +132,10 @@ class BuiltinCa:
         except (ValueError, TypeError, InvalidSignature):
             return False
         return True
+
+    async def constrain(self, constraints: Constraints) -> None:
+        """Issue only for some names from now on, by a new intermediate unless the present one has these constraints."""
+        self._intermediate = await self._db.work(self.intermediates.constrain, constraints, self._wall_now())
 
     async def issue(self, names: Sequence[str], *, key_type: str, validity_seconds: int) -> Issued:
         """Return a leaf that is valid for ``validity_seconds``, from slightly before now, because clocks differ."""

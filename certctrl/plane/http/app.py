@@ -5,6 +5,7 @@ from __future__ import annotations
 from starlette.routing import Router
 
 from certctrl.plane.core import Plane
+from certctrl.plane.http.ca_api import CaApi
 from certctrl.plane.http.crl_api import CrlApi
 from certctrl.plane.http.device_api import DeviceApi
 from certctrl.plane.http.faults import Faults
@@ -32,6 +33,7 @@ def make_app(plane: Plane, *, faults: Faults | None = None) -> App:
         *of_devices,
         *OperatorApi(plane).routes(),
         *OperatorResources(plane).routes(),
+        *CaApi(plane).routes(),
         *IssuingApi(plane).routes(),
         *ApprovalPage(plane).routes(),
     ]

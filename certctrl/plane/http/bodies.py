@@ -236,6 +236,14 @@ class Revocation:
     replace: bool = False
 
 
+@lean.frozen
+class Constraints:
+    """What the built-in CA may issue for."""
+
+    domains: Annotated[tuple[str, ...], AtMost(200)] = ()
+    networks: Annotated[tuple[str, ...], AtMost(200)] = ()
+
+
 @lean.frozen(kw_only=True)
 class NewEnrolmentToken:
     """An enrolment token to make; ``uses`` None: unlimited."""
