@@ -1,6 +1,7 @@
 """Requests to one CA: bounded in time and size, without redirects, and only to hosts that the operator chose.
 
-Bodies are bytes: the HTTP library's generators for bodies are abandoned if a server answers early, which Trio reports.
+Bodies are sent by an iterator of ours: the library makes a generator of bytes, which is abandoned, and which Trio then
+reports, if the request is cancelled or answered early.
 """
 
 from __future__ import annotations
@@ -105,6 +106,21 @@ class _Opened:
         self.anew |= name == "connection.connect_tcp.started"
 
 
+class _Body:
+    """A body in one piece, as an iterator that needs no closing."""
+
+    def __init__(self, content: bytes) -> None:
+        self._left = [content]
+
+    def __aiter__(self) -> _Body:
+        return _Body(self._left[0]) if self._left else self
+
+    async def __anext__(self) -> bytes:
+        if not self._left:
+            raise StopAsyncIteration
+        return self._left.pop()
+
+
 class CaPlaces:
     """The hosts that requests to one CA may go to: that of its directory, and others that the operator allows."""
 
@@ -173,7 +189,8 @@ def _request(method: str, url: str, place: str, body: bytes | None) -> httpcore.
     if body is not None:
         headers += [(b"content-type", b"application/jose+json"), (b"content-length", str(len(body)).encode("ascii"))]
     timeout = {"connect": _CONNECT_SECONDS, "read": None, "write": None, "pool": REQUEST_SECONDS}
-    return httpcore.Request(method, url, headers=headers, content=body, extensions={"timeout": timeout})
+    content = None if body is None else _Body(body)
+    return httpcore.Request(method, url, headers=headers, content=content, extensions={"timeout": timeout})
 
 
 def _connect_error(error: httpcore.ConnectError, place: str) -> IssuerError:
