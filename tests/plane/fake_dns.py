@@ -71,6 +71,9 @@ class FakeDns:
         answer.flags |= dns.flags.AA
         known = self.of(server)
         while kind != "CNAME" and (alias := known.get((name, "CNAME"))):
+            if len(answer.answer) > 8:
+                answer.set_rcode(dns.rcode.SERVFAIL)  # as resolvers end a loop
+                return answer
             answer.answer.append(self.rrset(name, "CNAME", alias))
             name = alias[0].rstrip(".")
         texts = known.get((name, kind), [])

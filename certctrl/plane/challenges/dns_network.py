@@ -48,7 +48,9 @@ def server_of(text: str) -> DnsServer:
     """Return the server of ``ADDRESS``, ``ADDRESS:PORT`` or ``[ADDRESS]:PORT``. Raises ValueError."""
     address, port = text, ""
     if text.startswith("["):
-        address, _, port = text[1:].partition("]")
+        address, bracket, port = text[1:].partition("]")
+        if not bracket or (port and not port.startswith(":")):
+            raise ValueError(f"{text!r} is not [ADDRESS]:PORT")
         port = port.removeprefix(":")
     elif text.count(":") == 1:
         address, _, port = text.partition(":")

@@ -12,7 +12,7 @@ import dns.rdatatype
 
 from certctrl import lean
 from certctrl.plane.challenges.caa import explain_caa
-from certctrl.plane.challenges.dns_lookup import Aliases, DnsLookup, name_of, shown
+from certctrl.plane.challenges.dns_lookup import MAX_ALIASES, Aliases, DnsLookup, name_of, shown
 from certctrl.plane.challenges.dns_network import DnsServer
 from certctrl.plane.challenges.propagation import Observation, Seen, observe_all
 from certctrl.plane.challenges.solver import Proof, dns_record_name, dns_record_value
@@ -54,6 +54,8 @@ async def collect(lookup: DnsLookup, proof: Proof, authoritative: Sequence[DnsSe
     facts = DnsFacts(name=name, value=value)
     try:
         aliases = await lookup.follow(name_of(name))
+        if not aliases.is_complete:
+            return DnsFacts(name=name, value=value, is_loop=True)
         zone = await lookup.zone_of(aliases.target)
         servers: Sequence[DnsServer] = authoritative
         if not servers and zone is not None:
@@ -63,7 +65,6 @@ async def collect(lookup: DnsLookup, proof: Proof, authoritative: Sequence[DnsSe
             name=name,
             value=value,
             aliases=tuple(shown(one) for one in aliases.names[1:]),
-            is_loop=not aliases.is_complete,
             zone="" if zone is None else shown(zone.name),
             observations=tuple(seen),
             resolver=await _asked_resolver(lookup, aliases),
@@ -101,7 +102,7 @@ def dns_words(facts: DnsFacts) -> str:
 
 def _findings(facts: DnsFacts) -> list[str]:
     if facts.is_loop:
-        return ["these CNAME records form a loop or are more than 8"]
+        return [f"its CNAME records form a loop or are more than {MAX_ALIASES}"]
     if facts.resolver and not facts.observations:
         return [facts.resolver]
     if not facts.observations:
