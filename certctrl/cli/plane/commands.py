@@ -17,12 +17,14 @@ from certctrl.cli.plane.connection import (
     Yes,
     agreed,
     call_plane,
-    note_duplicates,
     show,
 )
 from certctrl.cli.plane.database import backup, migrate_to, restore
 from certctrl.cli.plane.documents import ca, install_config, joined
+from certctrl.cli.plane.issue import issue
+from certctrl.cli.plane.issuers import issuers
 from certctrl.cli.plane.issuing_ca import constrain, show_ca
+from certctrl.cli.plane.orders import NoWait, orders, wait_for_order
 from certctrl.cli.plane.revocation import revoke
 from certctrl.cli.plane.serve import serve
 from certctrl.cli.plane.status import status
@@ -36,51 +38,18 @@ plane.command("backup")(backup)
 plane.command("restore")(restore)
 plane.command(cls=OperatorCommand)(status)
 
-Devices = Annotated[
-    list[str] | None, typer.Option("--device", metavar="ID|NAME", help="Assign it to this device; may be repeated.")
-]
 Certificate = Annotated[str, typer.Argument(metavar="ID|DOMAIN", help="The certificate.")]
 Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Reason, stored with the certificate.")]
 
 
-@plane.command(cls=OperatorCommand)
-def issue(
-    ctx: typer.Context,
-    domains: Annotated[
-        list[str],
-        typer.Argument(metavar="DOMAIN...", help="DNS names or addresses; the first one is the primary name."),
-    ],
-    device: Devices = None,
-    key_type: Annotated[
-        str, typer.Option("--key-type", metavar="TYPE", help="ecdsa-p256, ecdsa-p384, rsa-2048, rsa-3072 or rsa-4096.")
-    ] = "ecdsa-p256",
-    validity: Annotated[
-        int | None,
-        typer.Option(
-            "--validity-seconds", metavar="N", help="Validity; default: the control plane's setting, 90 days."
-        ),
-    ] = None,
-) -> None:
-    """Issue a certificate and assign it to devices.
-
-    \b
-    cert-ctrl plane issue --data /var/lib/plane www.example.com example.com --device web-1
-    """
-
-    async def request(api: OperatorApi) -> Any:
-        body: dict[str, Any] = {"domain_name": domains[0], "sans": domains[1:], "key_type": key_type}
-        body["device_ids"] = await api.devices(device or ())
-        return await api.call("POST", "certificates", body | ({"validity_seconds": validity} if validity else {}))
-
-    note_duplicates(domains)
-    row = call_plane(ctx, request)
-    given = f", assigned to device {_ids(row)}" if row["device_ids"] else "; assign it with cert-ctrl plane assign"
-    show(ctx, row, f"issued certificate {row['id']} for {row['domain_name']}, serial {row['serial_number']}{given}")
+plane.command(cls=OperatorCommand)(issue)
 
 
 @plane.command(cls=OperatorCommand)
-def renew(ctx: typer.Context, certificate: Certificate, reason: Reason = "") -> None:
+def renew(ctx: typer.Context, certificate: Certificate, reason: Reason = "", no_wait: NoWait = False) -> None:
     """Replace key and certificate, and notify its devices.
+
+    Waits until its issuer has issued it. An interrupt ends the wait, not the order.
 
     \b
     cert-ctrl plane renew --data /var/lib/plane www.example.com
@@ -90,7 +59,35 @@ def renew(ctx: typer.Context, certificate: Certificate, reason: Reason = "") -> 
         return await api.operator.renew(api.user, await api.certificate(certificate), reason)
 
     done = call_plane(ctx, request)
+    if done["status"] == "pending":
+        if no_wait:
+            show(ctx, done, f"ordered a renewal of certificate {done['cert_id']}: order {done['order_id']}")
+            return
+        wait_for_order(ctx, done["order_id"])
+        cert_id = done["cert_id"]
+        row = call_plane(ctx, lambda api: api.call("GET", f"certificates/{cert_id}"))
+        done |= {"status": "done", "serial_number": row["serial_number"]}
     show(ctx, done, f"renewed certificate {done['cert_id']}, serial {done['serial_number']}")
+
+
+@plane.command("set-issuer", cls=OperatorCommand)
+def set_issuer(
+    ctx: typer.Context,
+    certificate: Certificate,
+    issuer: Annotated[str, typer.Argument(metavar="NAME", help="The issuer.")],
+) -> None:
+    """Change the issuer of a certificate from its next renewal on; its id and its devices stay.
+
+    \b
+    cert-ctrl plane set-issuer --data /var/lib/plane www.example.com le
+    cert-ctrl plane renew --data /var/lib/plane www.example.com
+    """
+
+    async def request(api: OperatorApi) -> Any:
+        return await api.call("PATCH", f"certificates/{await api.certificate(certificate)}", {"issuer": issuer})
+
+    row = call_plane(ctx, request)
+    show(ctx, row, f"certificate {row['id']} ({row['domain_name']}) is from issuer {row['issuer']} when renewed")
 
 
 plane.command(cls=OperatorCommand)(revoke)
@@ -161,13 +158,14 @@ def certificates(ctx: typer.Context) -> None:
             str(row["id"]),
             row["domain_name"],
             row["status"],
-            row["not_after"],
+            row["not_after"] or "",
             short_serial(row["serial_number"]),
+            row["issuer"],
             _ids(row),
         )
         for row in rows
     ]
-    show(ctx, rows, lambda: table(("id", "domain", "status", "not after", "serial", "devices"), cells))
+    show(ctx, rows, lambda: table(("id", "domain", "status", "not after", "serial", "issuer", "devices"), cells))
 
 
 @plane.command(cls=OperatorCommand)
@@ -247,6 +245,8 @@ def enrolment_token(
 
 plane.command(cls=OperatorCommand)(approve)
 plane.command(cls=OperatorCommand)(deny)
+plane.add_typer(issuers, name="issuers")
+plane.add_typer(orders, name="orders")
 plane.add_typer(install_config, name="install-config")
 ca.command("show", cls=OperatorCommand)(show_ca)
 ca.command(cls=OperatorCommand)(constrain)

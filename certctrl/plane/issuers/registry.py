@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
@@ -36,6 +37,8 @@ _GROUP = "certctrl.issuers"
 _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?")
 _SECRET_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 
+log = logging.getLogger("certctrl.Orders")
+
 
 @lean.frozen
 class _Known:
@@ -59,14 +62,13 @@ class NewIssuer:
 
 
 def installed_kinds() -> dict[str, IssuerKind]:
-    """Return the kinds of issuers that are installed, by name; ConfigError if one cannot be loaded."""
+    """Return the kinds of issuers that are installed, by name; one that cannot be loaded is logged and left out."""
     found = {}
     for entry in entry_points(group=_GROUP):
         try:
             found[entry.name] = entry.load()
         except ImportError as error:
-            what = f"issuers of kind {entry.name} need the Python package {error.name or 'of ' + entry.value}"
-            raise ConfigError(what, fix="pip install 'certctrl[plane]'") from None
+            log.warning("issuers of kind %s cannot be used: %s; pip install 'certctrl[plane]'", entry.name, error)
     return found
 
 

@@ -1,0 +1,200 @@
+"""``plane orders``: certificates that issuers are asked for; and waiting for one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from certctrl.cli.output import table, write_error, write_line
+from certctrl.cli.plane.connection import GROUP, OperatorApi, OperatorCommand, call_plane, show
+from certctrl.errors import CertctrlError, ExitStatus
+from certctrl.text import one_line
+
+orders = typer.Typer(help="Show certificates that are being ordered, and try or end orders.", **GROUP)
+
+POLL_SECONDS = 0.5
+SLOWEST_POLL_SECONDS = 5.0
+PATIENCE_SECONDS = 600.0
+"""An order whose next attempt is later than this is not waited for."""
+CSR_SECONDS = 120.0
+"""How long the key of a device is waited for."""
+NoWait = Annotated[bool, typer.Option("--no-wait", help="Do not wait until the issuer has issued the certificate.")]
+Order = Annotated[int, typer.Argument(metavar="ID", help="The order.", min=1)]
+
+
+class OrderError(CertctrlError):
+    """An order that has failed, or that takes long."""
+
+    def __init__(self, what: str, *, fix: str | None = None, ended: bool) -> None:
+        super().__init__(what, fix=fix)
+        self.exit_status = ExitStatus.FAILED if ended else ExitStatus.UNAVAILABLE
+
+
+@orders.command("list", cls=OperatorCommand)
+def list_orders(
+    ctx: typer.Context, every: Annotated[bool, typer.Option("--all", help="Show those that have ended, too.")] = False
+) -> None:
+    """List the orders that have not ended.
+
+    \b
+    cert-ctrl plane orders list --data /var/lib/plane
+    """
+
+    async def request(api: OperatorApi) -> Any:
+        return await api.call("GET", "orders" if every else "orders?open=1")
+
+    rows = call_plane(ctx, request)
+    cells = [
+        (
+            str(row["id"]),
+            str(row["cert_id"]),
+            row["domain_name"],
+            row["issuer"],
+            row["action"],
+            _state(row),
+            str(row["attempts"]),
+            row["next_at"] or row["finished_at"] or "",
+            row["problem"],
+        )
+        for row in rows
+    ]
+    heads = ("id", "cert", "domain", "issuer", "action", "state", "tries", "next or end", "problem")
+    show(ctx, rows, lambda: table(heads, cells))
+
+
+@orders.command("show", cls=OperatorCommand)
+def show_order(ctx: typer.Context, order: Order) -> None:
+    """Show an order, its last problem and what to do about it.
+
+    \b
+    cert-ctrl plane orders show --data /var/lib/plane 7
+    """
+
+    async def request(api: OperatorApi) -> Any:
+        return await api.call("GET", f"orders/{order}")
+
+    row = call_plane(ctx, request)
+
+    def text() -> None:
+        write_line(
+            f"order {row['id']}: certificate {row['cert_id']} ({row['domain_name']}) from issuer {row['issuer']}"
+        )
+        write_line(f"state: {_state(row)}")
+        for key in ("action", "reason", "attempts", "problem", "fix", "created_at", "next_at", "finished_at"):
+            if row[key]:
+                write_line(f"{key.replace('_at', '')}: {row[key]}")
+
+    show(ctx, row, text)
+
+
+@orders.command("retry", cls=OperatorCommand)
+def retry(ctx: typer.Context, order: Order, no_wait: NoWait = False) -> None:
+    """Try an order now, or order again what has failed, and wait for the certificate.
+
+    \b
+    cert-ctrl plane orders retry --data /var/lib/plane 7
+    """
+
+    async def request(api: OperatorApi) -> Any:
+        return await api.call("POST", f"orders/{order}/retry")
+
+    row = call_plane(ctx, request)
+    if no_wait:
+        show(ctx, row, f"order {row['id']} is tried now")
+        return
+    done = wait_for_order(ctx, row["id"], since=row["attempts"])
+    show(ctx, done, f"order {done['id']} is done: certificate {done['cert_id']} ({done['domain_name']}) is issued")
+
+
+@orders.command("cancel", cls=OperatorCommand)
+def cancel(ctx: typer.Context, order: Order) -> None:
+    """End an order; the certificate in use stays.
+
+    \b
+    cert-ctrl plane orders cancel --data /var/lib/plane 7
+    """
+
+    async def request(api: OperatorApi) -> Any:
+        return await api.call("POST", f"orders/{order}/cancel")
+
+    row = call_plane(ctx, request)
+    show(ctx, row, f"order {row['id']} for {row['domain_name']} is cancelled")
+
+
+def wait_for_order(ctx: typer.Context, order_id: int, *, since: int = 0) -> dict[str, Any]:
+    """Return an order that is done, showing its progress; problems of attempts after the first ``since`` are noted.
+
+    Raises OrderError if it fails or takes long. An interrupt ends the wait, not the order.
+    """
+    from certctrl.cli.progress import Progress, shown_here
+    from certctrl.cli.runtime import flatten
+
+    shown = {"text": ""}
+
+    def note(text: str) -> None:
+        shown["text"] = text
+
+    async def request(api: OperatorApi) -> dict[str, Any]:
+        return await _follow(api, order_id, since, note)
+
+    try:
+        with Progress(f"Waiting for order {order_id}", shown=shown_here(), detail=lambda: shown["text"]):
+            return call_plane(ctx, request)
+    except BaseException as error:
+        if any(isinstance(leaf, KeyboardInterrupt) for leaf in flatten(error)):
+            write_error(f"note: order {order_id} continues; see cert-ctrl plane orders show {order_id}")
+        raise
+
+
+async def _follow(api: OperatorApi, order_id: int, since: int, note: Callable[[str], None]) -> dict[str, Any]:
+    """Return an order once it is done."""
+    import trio
+
+    noted, pause, began = since, POLL_SECONDS, trio.current_time()
+    while True:
+        row: dict[str, Any] = await api.call("GET", f"orders/{order_id}")
+        if row["state"] == "done":
+            return row
+        if row["state"] == "failed":
+            raise OrderError(_said(row), fix=row["fix"] or None, ended=True)
+        note(f"{_state(row)}, issuer {row['issuer']}")
+        _require_progress(row, trio.current_time() - began)
+        if row["problem"] and row["attempts"] > noted:
+            noted = row["attempts"]
+            write_error(f"note: {_said(row)}; next attempt at {row['next_at']}")
+        await trio.sleep(pause)
+        pause = min(pause * 1.2, SLOWEST_POLL_SECONDS)
+
+
+def _require_progress(row: dict[str, Any], waited: float) -> None:
+    """Raise OrderError for an order that will not be done soon."""
+    see = f"cert-ctrl plane orders show {row['id']}"
+    if row["state"] == "blocked":
+        raise OrderError(_said(row), fix=row["fix"] or see, ended=False)
+    if row["state"] == "csr_wanted" and waited > CSR_SECONDS:
+        what = f"order {row['id']} for {row['domain_name']} waits for the key of a device"
+        raise OrderError(what, fix=f"check that the device is online; {see}", ended=False)
+    if row["problem"] and row["next_at"] and _seconds_until(row["next_at"]) > PATIENCE_SECONDS:
+        what = f"{_said(row)}; next attempt at {row['next_at']}"
+        raise OrderError(what, fix=row["fix"] or see, ended=False)
+
+
+def _seconds_until(moment: str) -> float:
+    from datetime import datetime
+
+    from certctrl.agent.clock import wall_now
+
+    return datetime.fromisoformat(moment).timestamp() - wall_now()
+
+
+def _said(row: dict[str, Any]) -> str:
+    return one_line(f"order {row['id']} for {row['domain_name']} from issuer {row['issuer']}: {row['problem']}", None)
+
+
+def _state(row: dict[str, Any]) -> str:
+    """Return the state of an order in words."""
+    if row["state"] == "ready":
+        return "retried" if row["problem"] else "in progress" if row["attempts"] else "queued"
+    return {"csr_wanted": "waits for the device's key"}.get(row["state"], str(row["state"]))
