@@ -95,10 +95,10 @@ class Operator:
 
     # --- the plane itself -------------------------------------------------------------------------------------
 
-    async def call(self, method: str, path: str, *, json: Any = None) -> Any:
+    async def call(self, method: str, path: str, *, json: Any = None, query: Mapping[str, str] | None = None) -> Any:
         """Return ``data`` of the answer for any path of the operator API; None if there is none."""
         answer = await self._http.request(
-            method, path, headers=self._headers, json=json, deadline=DEADLINE_SECONDS, cap=CAP
+            method, path, query=query or {}, headers=self._headers, json=json, deadline=DEADLINE_SECONDS, cap=CAP
         )
         try:
             return data_or_error(answer, now=self._wall_now(), cap=CAP)

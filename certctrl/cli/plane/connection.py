@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -171,10 +171,10 @@ class OperatorApi:
     operator: Operator
     user: int
 
-    async def call(self, method: str, path: str, json: Any = None) -> Any:
+    async def call(self, method: str, path: str, json: Any = None, *, query: Mapping[str, str] | None = None) -> Any:
         """Return the ``data`` of a response; ``path`` is relative to the user (``devices``) or absolute (``/apiv1/…``)."""
         whole = path if path.startswith("/") else f"/apiv1/users/{self.user}/{path}"
-        return await self.operator.call(method, whole, json=json)
+        return await self.operator.call(method, whole, json=json, query=query)
 
     async def device(self, named: str) -> int:
         """Return the id of a device, by id, name or device_public_id."""

@@ -78,7 +78,7 @@ def list_issuers(ctx: typer.Context) -> None:
     """
 
     async def request(api: OperatorApi) -> Any:
-        return await api.call("GET", f"{_ISSUERS}?check=1")
+        return await api.call("GET", _ISSUERS, query={"check": "1"})
 
     rows = call_plane(ctx, request)
     heads = ("name", "kind", "health", "last use", "facts", "problem", "fix")
@@ -186,7 +186,7 @@ def rule(
 
     async def request(api: OperatorApi) -> Any:
         if remove:
-            await api.call("DELETE", f"{_RULES}?domain={quote(domain, safe='')}")
+            await api.call("DELETE", _RULES, query={"domain": domain})
         elif domain:
             await api.call("POST", _RULES, {"domain": domain, "issuer": issuer})
         return await api.call("GET", _RULES)

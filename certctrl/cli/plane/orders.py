@@ -43,7 +43,7 @@ def list_orders(
     """
 
     async def request(api: OperatorApi) -> Any:
-        return await api.call("GET", "orders" if every else "orders?open=1")
+        return await api.call("GET", "orders", query={} if every else {"open": "1"})
 
     rows = call_plane(ctx, request)
     cells = [
