@@ -10,9 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from functools import partial
 from pathlib import Path
-from random import random
 from types import TracebackType
 from typing import Any, Self
 
@@ -27,12 +25,8 @@ from certctrl.plane.anchor import Anchor
 from certctrl.plane.authorities import Authorities
 from certctrl.plane.ca.issuer import BuiltinCa, Issuer, inline
 from certctrl.plane.census import Census
-from certctrl.plane.certificate_table import CertificateTable
-from certctrl.plane.certificates import Certificates, Seams
 from certctrl.plane.challenges import plane_http
 from certctrl.plane.challenges.at_hosts import stop_expired
-from certctrl.plane.challenges.making import make_solver
-from certctrl.plane.challenges.solver_kind import SolverParts
 from certctrl.plane.clones import CloneDetector
 from certctrl.plane.counters import PlaneCounters
 from certctrl.plane.crls import Crls
@@ -41,23 +35,15 @@ from certctrl.plane.enrolment import Enrolment
 from certctrl.plane.errors import DatabaseAwayError, DatabaseLockedError, ErrorResponse, bad_request
 from certctrl.plane.grants import Grants
 from certctrl.plane.installs import Installs
-from certctrl.plane.issuers.issuer import IssuerContext
-from certctrl.plane.issuers.registry import Issuers
+from certctrl.plane.issuance import Base, Issuance
 from certctrl.plane.issuing_ca import IssuingCa
 from certctrl.plane.jobs import Jobs
 from certctrl.plane.key_proofs import KeyProofs
 from certctrl.plane.limits import Buckets, FreePages
 from certctrl.plane.operators import Operators
-from certctrl.plane.order_attempts import Attempts
-from certctrl.plane.order_problems import OrderProblems
-from certctrl.plane.order_runner import OrderRunner
-from certctrl.plane.orders import Orders
 from certctrl.plane.planes import Planes, plane_name
 from certctrl.plane.problems import ProblemName, Problems
 from certctrl.plane.reports import Reports
-from certctrl.plane.reserved_names import ReservedNames
-from certctrl.plane.revocation_runner import RevocationRunner
-from certctrl.plane.revocations import Revocations
 from certctrl.plane.sessions import DeviceSession, Sessions
 from certctrl.plane.settings import PlaneSettings
 from certctrl.plane.storage.data_dir import DataDir, GivenKeys, keep_file, locked, make_data_dir
@@ -156,47 +142,23 @@ class Plane:
 
     def _assemble_issuance(self, issuer: Issuer, offload: Offload) -> None:
         """Assemble the parts that issue certificates; ``issuer`` issues within a request."""
-        db, keys, wall_now = self.database, self.keyring, self.wall_now
-        context = partial(
-            IssuerContext,
-            database=db,
-            keyring=keys,
+        base = Base(
+            database=self.database,
+            keyring=self.keyring,
+            stream=self.stream,
+            jobs=self.jobs,
             settings=self.settings,
-            wall_now=wall_now,
-            offload=offload,
-            solvers=partial(make_solver, SolverParts(db, self.stream, wall_now)),
             ca=self.ca,
-        )
-        self.reserved = ReservedNames()
-        self.issuers = Issuers(db, keys, wall_now, context)
-        self.orders = Orders(db, self.jobs, wall_now)
-        table = CertificateTable(db, keys, self.stream, wall_now)
-        revocations = Revocations(db, self.jobs, self.crls, wall_now, random)
-        table.on_stored = revocations.note_replaced
-        seams = Seams(
-            table=table,
-            issuer=issuer,
-            issuers=self.issuers,
-            orders=self.orders,
-            reserved=self.reserved,
-            revocations=revocations,
-        )
-        self.certificates = Certificates(db, self.stream, self.settings, wall_now, seams)
-        self.order_runner = OrderRunner(
-            db,
-            self.jobs,
-            self.issuers,
-            Attempts(db, keys, table, self.orders, self.jobs, self.issuers, wall_now, random),
-            self.reserved,
-            OrderProblems(db, self.problems, self.issuers),
-            self.counters,
-            self.storage_check,
-            wall_now=wall_now,
+            crls=self.crls,
+            counters=self.counters,
+            problems=self.problems,
+            storage_check=self.storage_check,
+            wall_now=self.wall_now,
             offload=offload,
         )
-        self.orders.on_due = self.order_runner.wake
-        self.revocation_runner = RevocationRunner(db, self.jobs, revocations, self.issuers.get, self.problems)
-        revocations.on_due = self.revocation_runner.wake
+        self.issuance = made = Issuance(base, issuer)
+        self.issuers, self.orders, self.certificates = made.issuers, made.orders, made.certificates
+        self.order_runner, self.revocation_runner = made.order_runner, made.revocation_runner
 
     def _observe(self) -> None:
         """Assemble the parts for health, metrics and ``plane status``."""

@@ -51,7 +51,9 @@ class FakeDns:
     def of(self, server: DnsServer) -> dict[tuple[str, str], list[str]]:
         return self.own.get(server.address, self.records)
 
-    async def exchange(self, query: dns.message.Message, server: DnsServer, *, tcp: bool = False) -> dns.message.Message:
+    async def exchange(
+        self, query: dns.message.Message, server: DnsServer, *, tcp: bool = False
+    ) -> dns.message.Message:
         await trio.lowlevel.checkpoint()
         if server.address in self.silent:
             raise DnsSilenceError(server, self.silence_of(server))

@@ -15,35 +15,35 @@ Devices = Annotated[
 ]
 
 
+Domains = Annotated[
+    list[str], typer.Argument(metavar="DOMAIN...", help="DNS names or addresses; the first one is the primary name.")
+]
+IssuerName = Annotated[
+    str, typer.Option("--issuer", metavar="NAME", help="The issuer; default: by rule, otherwise builtin.")
+]
+KeyType = Annotated[
+    str,
+    typer.Option("--key-type", metavar="TYPE", help="ecdsa-p256, ecdsa-p384, rsa-2048, rsa-3072, rsa-4096 or ed25519."),
+]
+Validity = Annotated[
+    int | None,
+    typer.Option("--validity-seconds", metavar="N", help="Validity; default: the control plane's setting, 90 days."),
+]
+Profile = Annotated[str, typer.Option("--profile", metavar="NAME", help="Profile of the CA.")]
+MustStaple = Annotated[bool, typer.Option("--must-staple", help="Have clients insist on a stapled OCSP response.")]
+ReuseKey = Annotated[bool, typer.Option("--reuse-key", help="Keep the key when the certificate is renewed.")]
+
+
 def issue(
     ctx: typer.Context,
-    domains: Annotated[
-        list[str],
-        typer.Argument(metavar="DOMAIN...", help="DNS names or addresses; the first one is the primary name."),
-    ],
+    domains: Domains,
     device: Devices = None,
-    issuer: Annotated[
-        str, typer.Option("--issuer", metavar="NAME", help="The issuer; default: by rule, otherwise builtin.")
-    ] = "",
-    key_type: Annotated[
-        str,
-        typer.Option(
-            "--key-type", metavar="TYPE", help="ecdsa-p256, ecdsa-p384, rsa-2048, rsa-3072, rsa-4096 or ed25519."
-        ),
-    ] = "ecdsa-p256",
-    validity: Annotated[
-        int | None,
-        typer.Option(
-            "--validity-seconds", metavar="N", help="Validity; default: the control plane's setting, 90 days."
-        ),
-    ] = None,
-    profile: Annotated[str, typer.Option("--profile", metavar="NAME", help="Profile of the CA.")] = "",
-    must_staple: Annotated[
-        bool, typer.Option("--must-staple", help="Have clients insist on a stapled OCSP response.")
-    ] = False,
-    reuse_key: Annotated[
-        bool, typer.Option("--reuse-key", help="Keep the key when the certificate is renewed.")
-    ] = False,
+    issuer: IssuerName = "",
+    key_type: KeyType = "ecdsa-p256",
+    validity: Validity = None,
+    profile: Profile = "",
+    must_staple: MustStaple = False,
+    reuse_key: ReuseKey = False,
     no_wait: NoWait = False,
 ) -> None:
     """Issue a certificate and assign it to devices.
@@ -64,24 +64,24 @@ def issue(
 
     note_duplicates(domains)
     row = call_plane(ctx, request)
+    if row["status"] == "pending" and not no_wait and row["order_id"] is not None:
+        row = _issued(ctx, row)
+    show(ctx, row, _said(row))
+
+
+def _issued(ctx: typer.Context, row: dict[str, Any]) -> dict[str, Any]:
+    """Wait for an ordered certificate and return it."""
+    wait_for_order(ctx, row["order_id"])
+    issued: dict[str, Any] = call_plane(ctx, lambda api: api.call("GET", f"certificates/{row['id']}"))
+    return issued
+
+
+def _said(row: dict[str, Any]) -> str:
+    what = f"certificate {row['id']} for {row['domain_name']}"
     if row["status"] == "pending":
-        if no_wait or row["order_id"] is None:
-            show(
-                ctx,
-                row,
-                f"ordered certificate {row['id']} for {row['domain_name']} from issuer {row['issuer']}{_order(row)}",
-            )
-            return
-        wait_for_order(ctx, row["order_id"])
-        cert_id = row["id"]
-        row = call_plane(ctx, lambda api: api.call("GET", f"certificates/{cert_id}"))
-    given = (
-        f", assigned to device {joined(row['device_ids'])}"
-        if row["device_ids"]
-        else "; assign it with cert-ctrl plane assign"
-    )
-    show(ctx, row, f"issued certificate {row['id']} for {row['domain_name']}, serial {row['serial_number']}{given}")
-
-
-def _order(row: dict[str, Any]) -> str:
-    return "" if row["order_id"] is None else f": order {row['order_id']}"
+        order = "" if row["order_id"] is None else f": order {row['order_id']}"
+        return f"ordered {what} from issuer {row['issuer']}{order}"
+    given = f", assigned to device {joined(row['device_ids'])}"
+    if not row["device_ids"]:
+        given = "; assign it with cert-ctrl plane assign"
+    return f"issued {what}, serial {row['serial_number']}{given}"

@@ -1,0 +1,103 @@
+"""Issuance: the parts of a plane that issue, order and revoke certificates, assembled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from random import random
+
+from certctrl import lean
+from certctrl.model.offload import Offload
+from certctrl.plane.ca.issuer import BuiltinCa, Issuer
+from certctrl.plane.certificate_table import CertificateTable
+from certctrl.plane.certificates import Certificates, Seams
+from certctrl.plane.challenges.making import make_solver
+from certctrl.plane.challenges.solver_kind import SolverParts
+from certctrl.plane.counters import PlaneCounters
+from certctrl.plane.crls import Crls
+from certctrl.plane.issuers.issuer import IssuerContext
+from certctrl.plane.issuers.registry import Issuers
+from certctrl.plane.jobs import Jobs
+from certctrl.plane.order_attempts import Attempts
+from certctrl.plane.order_problems import OrderProblems
+from certctrl.plane.order_runner import OrderRunner
+from certctrl.plane.orders import Orders
+from certctrl.plane.problems import Problems
+from certctrl.plane.reserved_names import ReservedNames
+from certctrl.plane.revocation_runner import RevocationRunner
+from certctrl.plane.revocations import Revocations
+from certctrl.plane.settings import PlaneSettings
+from certctrl.plane.storage.database import Database
+from certctrl.plane.storage.keyring import Keyring
+from certctrl.plane.storage.signal_stream import SignalStream
+from certctrl.plane.storage_check import StorageCheck
+
+
+@lean.frozen(kw_only=True)
+class Base:
+    """The parts of a plane that issuance builds upon."""
+
+    database: Database
+    keyring: Keyring
+    stream: SignalStream
+    jobs: Jobs
+    settings: PlaneSettings
+    ca: BuiltinCa
+    crls: Crls
+    counters: PlaneCounters
+    problems: Problems
+    storage_check: StorageCheck
+    wall_now: Callable[[], float]
+    offload: Offload
+
+
+class Issuance:
+    """The parts, which are attributes of the plane, too."""
+
+    def __init__(self, base: Base, issuer: Issuer) -> None:
+        """``issuer`` issues within a request."""
+        db, wall_now = base.database, base.wall_now
+        self.reserved = ReservedNames()
+        self.issuers = Issuers(db, base.keyring, wall_now, partial(_context, base))
+        self.orders = Orders(db, base.jobs, wall_now)
+        self.table = CertificateTable(db, base.keyring, base.stream, wall_now)
+        self.revocations = Revocations(db, base.jobs, base.crls, wall_now, random)
+        self.table.on_stored = self.revocations.note_replaced
+        seams = Seams(
+            table=self.table,
+            issuer=issuer,
+            issuers=self.issuers,
+            orders=self.orders,
+            reserved=self.reserved,
+            revocations=self.revocations,
+        )
+        self.certificates = Certificates(db, base.stream, base.settings, wall_now, seams)
+        self.order_runner = OrderRunner(
+            db,
+            base.jobs,
+            self.issuers,
+            Attempts(db, base.keyring, self.table, self.orders, base.jobs, self.issuers, wall_now, random),
+            self.reserved,
+            OrderProblems(db, base.problems, self.issuers),
+            base.counters,
+            base.storage_check,
+            wall_now=wall_now,
+            offload=base.offload,
+        )
+        self.orders.on_due = self.order_runner.wake
+        self.revocation_runner = RevocationRunner(db, base.jobs, self.revocations, self.issuers.get, base.problems)
+        self.revocations.on_due = self.revocation_runner.wake
+
+
+def _context(base: Base, name: str) -> IssuerContext:
+    """Return what an issuer works with."""
+    return IssuerContext(
+        name,
+        database=base.database,
+        keyring=base.keyring,
+        settings=base.settings,
+        wall_now=base.wall_now,
+        offload=base.offload,
+        solvers=partial(make_solver, SolverParts(base.database, base.stream, base.wall_now)),
+        ca=base.ca,
+    )
