@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import acme
 import burst
 import delivery
 import fleet
@@ -56,6 +57,10 @@ PARTS: dict[str, tuple[str, Part]] = {
     "signing": (
         "The built-in CA signs a request: milliseconds of CPU (judged: value)",
         lambda work, quick: signing.measure(rounds=50 if quick else 500),
+    ),
+    "acme": (
+        "An order at Pebble, beside a bare client that sends the same requests (judged: ratio)",
+        lambda work, quick: acme.measure(work, rounds=15 if quick else 60),
     ),
     "hostile": (
         "Hostile answers of the plane: peak memory beyond the idle daemon, MiB",

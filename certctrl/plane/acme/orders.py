@@ -108,8 +108,8 @@ async def decided(client: AcmeClient, authorization: Authorization, seconds: flo
 
 
 async def ready(client: AcmeClient, order: Order, seconds: float = POLL_SECONDS) -> Order:
-    """Return an order that is no longer pending, after its authorizations are valid."""
-    return await _changed(client, order, "pending", seconds)
+    """Return an order as it is after its authorizations are valid, once it is no longer pending."""
+    return await _changed(client, await fetch_order(client, order.url), "pending", seconds)
 
 
 async def finalize(client: AcmeClient, order: Order, csr_der: bytes) -> Order:

@@ -25,7 +25,7 @@ from certctrl.plane.issuers.issuer import CertificateRequest, IssuedChain, Issue
 LONGEST_BLOCK = 3600.0
 """Seconds for which one rate limit stops all orders of an issuer; many limits are about one name only."""
 DEFAULT_BLOCK = 900.0
-_TOO_MANY = 429
+_TOO_MANY, _NOT_FOUND = 429, 404
 
 
 class AcmeIssuer:
@@ -113,6 +113,9 @@ class AcmeIssuer:
             async with connected(self._places, self._settings.ca_file) as http:
                 yield http
         except AcmeError as error:
+            self._account.reload()
+            if error.problem.status == _NOT_FOUND:
+                self._known.directory = None  # its URLs may have changed
             if error.problem.is_about("accountDoesNotExist"):
                 await self._account.lost()
             if error.problem.kind == "rateLimited" or error.problem.status == _TOO_MANY:

@@ -74,6 +74,10 @@ class AcmeAccount:
         stored = await self._context.load(self._item)
         return None if stored is None else StoredAccount.parse(stored)
 
+    def reload(self) -> None:
+        """Read the stored account before the next order: another plane may have changed it."""
+        self._ready = None
+
     async def lost(self) -> None:
         """Note that the CA no longer knows the account: the next order registers one with the same key."""
         async with self._lock:

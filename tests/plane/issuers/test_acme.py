@@ -557,6 +557,29 @@ async def test_a_new_account_key_also_after_a_crash(
     assert len(ca.accounts) == 1
 
 
+async def test_a_key_that_another_plane_has_changed(
+    world: AcmeWorld, ca: ScriptedCa, autojump_clock: MockClock
+) -> None:
+    """The CA refuses the old key once; after that it is the new one."""
+    ours, theirs = world.issuer(), world.issuer()
+    await ours.issue(world.request("a.test"))
+    await theirs.change_key()
+    ca.hooks.append(once("/newOrder", problem("malformed", "JWS verification error")))
+    await refused(world, issuer=ours)
+    await ours.issue(world.request("a.test"))
+
+
+async def test_urls_of_the_directory_that_have_changed(
+    world: AcmeWorld, ca: ScriptedCa, autojump_clock: MockClock
+) -> None:
+    issuer = world.issuer()
+    await issuer.issue(world.request("a.test"))
+    ca.hooks.append(once("/newOrder", problem("malformed", "no such resource", 404)))
+    await refused(world, issuer=issuer)
+    await issuer.issue(world.request("a.test"))
+    assert ca.count["directory"] == 2
+
+
 async def test_the_end_of_an_account(world: AcmeWorld, ca: ScriptedCa, autojump_clock: MockClock) -> None:
     issuer = world.issuer()
     await issuer.deactivate()
