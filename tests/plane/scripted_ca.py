@@ -132,7 +132,10 @@ class ScriptedCa:
         else:
             key = header["jwk"]
         token = f"{outer['protected']}.{outer['payload']}.{outer['signature']}".encode()
-        jwt.api_jws.decode(token, jwt.PyJWK(key).key, algorithms=["ES256"])  # the library's judgement
+        try:
+            jwt.api_jws.decode(token, jwt.PyJWK(key).key, algorithms=["ES256"])  # the library's judgement
+        except jwt.InvalidSignatureError:
+            return problem("malformed", "JWS verification error")
         payload = json.loads(_unbase(outer["payload"])) if outer["payload"] else None
         return self._answered("POST", path, payload, lambda: self._post(path, payload, header))
 
