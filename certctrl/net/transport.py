@@ -153,7 +153,7 @@ class HttpxHttp:
                 method,
                 self._url(target=target.encode("ascii")),
                 headers=[(name.encode("ascii"), value.encode("ascii")) for name, value in named.items()],
-                content=content,
+                content=None if content is None else RequestBody(content),
                 extensions={"timeout": timeout, "trace": progress.note},
             )
         except UnicodeError:
@@ -203,6 +203,29 @@ class HttpxHttp:
 
     def _now(self) -> float | None:
         return self._wall_now() if self._wall_now is not None else None
+
+
+class RequestBody:
+    """The body of a request, in one piece.
+
+    The library's own is an async generator, which it abandons if the server answers or the request is cancelled before
+    everything is sent.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    def __aiter__(self) -> RequestBody:
+        return RequestBody(self._content)  # an attempt that is repeated reads it again
+
+    async def __anext__(self) -> bytes:
+        content, self._content = self._content, b""
+        if not content:
+            raise StopAsyncIteration
+        return content
+
+    def __repr__(self) -> str:
+        return f"RequestBody({len(self._content)} bytes)"
 
 
 class ReclaimTransport(httpx.AsyncHTTPTransport):
