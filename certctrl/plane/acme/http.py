@@ -22,7 +22,7 @@ from certctrl.model.answer import Answer
 from certctrl.model.config import is_loopback
 from certctrl.net import explain
 from certctrl.net.tls import client_context
-from certctrl.net.transport import BROKEN, ReclaimTransport, read_answer
+from certctrl.net.transport import BROKEN, ReclaimTransport, RequestBody, read_answer
 from certctrl.plane.acme.answers import bad
 from certctrl.plane.issuers.issuer import IssuerError
 from certctrl.text import one_line
@@ -106,21 +106,6 @@ class _Opened:
         self.anew |= name == "connection.connect_tcp.started"
 
 
-class _Body:
-    """A body in one piece, as an iterator that needs no closing."""
-
-    def __init__(self, content: bytes) -> None:
-        self._left = [content]
-
-    def __aiter__(self) -> _Body:
-        return _Body(self._left[0]) if self._left else self
-
-    async def __anext__(self) -> bytes:
-        if not self._left:
-            raise StopAsyncIteration
-        return self._left.pop()
-
-
 class CaPlaces:
     """The hosts that requests to one CA may go to: that of its directory, and others that the operator allows."""
 
@@ -189,7 +174,7 @@ def _request(method: str, url: str, place: str, body: bytes | None) -> httpcore.
     if body is not None:
         headers += [(b"content-type", b"application/jose+json"), (b"content-length", str(len(body)).encode("ascii"))]
     timeout = {"connect": _CONNECT_SECONDS, "read": None, "write": None, "pool": REQUEST_SECONDS}
-    content = None if body is None else _Body(body)
+    content = None if body is None else RequestBody(body)
     return httpcore.Request(method, url, headers=headers, content=content, extensions={"timeout": timeout})
 
 
