@@ -116,6 +116,17 @@ def clean(authority: Any) -> x509.Certificate:
     return x509.load_pem_x509_certificate(authority.pem.encode())
 
 
+def test_an_address_is_no_common_name_under_constraints() -> None:
+    """OpenSSL takes it for a DNS name, which the domains do not permit."""
+    root = new_root("root", not_before=0, not_after=1e10)
+    key = new_key("ecdsa-p256").public_key()
+    for constraints, expected in ((Constraints(), 1), (Constraints(("example",), ("192.0.2.0/24",)), 0)):
+        issuer = new_intermediate(root, "issuer", not_before=0, not_after=1e10, constraints=constraints)
+        leaf = sign_leaf(issuer, key, ["192.0.2.1"], not_before=0, not_after=1e9)
+        assert len(list(leaf.subject)) == expected
+        assert leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).critical == (not expected)
+
+
 LABEL = st.sampled_from(("a", "b", "corp", "example"))
 DOMAIN = st.lists(LABEL, min_size=1, max_size=3).map(".".join)
 

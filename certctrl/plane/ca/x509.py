@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from certctrl import lean
-from certctrl.plane.ca.constraints import Constraints
+from certctrl.plane.ca.constraints import Constraints, constraints_of
 from certctrl.plane.ca.domains import is_address
 
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
@@ -96,7 +96,10 @@ def sign_leaf(
 
     ``must_staple`` makes clients insist on a stapled OCSP response; ``crl_url`` is where they find the issuer's CRL.
     """
-    common = [x509.NameAttribute(NameOID.COMMON_NAME, names[0])] if len(names[0]) <= _MAX_COMMON_NAME else []
+    # OpenSSL takes an address as common name for a DNS name, and applies constraints of domains to it.
+    is_plain = not (is_address(names[0]) and constraints_of(issuer.certificate).domains)
+    is_named = is_plain and len(names[0]) <= _MAX_COMMON_NAME
+    common = [x509.NameAttribute(NameOID.COMMON_NAME, names[0])] if is_named else []
     sans = [x509.IPAddress(ip_address(name)) if is_address(name) else x509.DNSName(name) for name in names]
     encipher = isinstance(public_key, rsa.RSAPublicKey)
     builder = (
