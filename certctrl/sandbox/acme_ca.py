@@ -123,7 +123,7 @@ async def _acme2certifier(folder: Path, guard: Guard) -> AsyncIterator[AcmeCa]:
     async with _child(argv, folder / "ca.log", port, guard, cwd=folder, **environment):
         yield AcmeCa(
             label="acme2certifier",
-            settings={"directory_url": f"http://{HOST}:{port}/directory"},
+            settings={"directory_url": f"http://{HOST}:{port}/directory", "contact": ["sandbox@example.com"]},
             root_file=folder / "root.pem",
             http_port=free_port(),
         )

@@ -173,7 +173,9 @@ class Sandbox:
         http = HttpxHttp(operator_config(address), root=self.root, wall_now=wall_now)
         try:
             operator = Operator(http, address.operator_key_file.read_text("ascii").strip(), wall_now=wall_now)
-            layout = stage_agent(self.root, url=address.url, ca_pem=address.ca_file.read_bytes())
+            layout = stage_agent(
+                self.root, url=address.url, ca_pem=address.ca_file.read_bytes(), short_lives=ca is not None
+            )
             device_id = await self._enrol(layout, operator)
             make = Scenario if ca is None else partial(AcmeScenario, ca=ca)
             scenario: Scenario = make(

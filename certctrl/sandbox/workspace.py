@@ -45,11 +45,14 @@ def sandbox_directory(wanted: Path | None) -> Iterator[Path]:
     yield root
 
 
-def stage_agent(root: Path, *, url: str, ca_pem: bytes, name: str = "agent") -> ConfigDir:
-    """Create ``root/name`` as `cert-ctrl init` would, with long polls."""
+def stage_agent(root: Path, *, url: str, ca_pem: bytes, name: str = "agent", short_lives: bool = False) -> ConfigDir:
+    """Create ``root/name`` as `cert-ctrl init` would, with long polls.
+
+    ``short_lives``: the plane renews at half of a life, so the agent must not warn then.
+    """
     layout, fs = ConfigDir(root / name), RealFs()
     init_config_dir(fs, layout, server_url=url, ca_pem=ca_pem)
-    _merge(layout.application, AGENT_SETTINGS)
+    _merge(layout.application, {**AGENT_SETTINGS, **({"expiry_warn_days": 0} if short_lives else {})})
     _merge(layout.log_config, LOG_SETTINGS)
     return layout
 

@@ -278,6 +278,7 @@ def test_policy_show_as_text_and_json(layout: ConfigDir, ran: Run) -> None:
                 "write_roots": ["/etc/nginx/tls"],
                 "commands": {"r": {"argv": ["/bin/true"], "run_as": "web", "sha256": "ab" * 32}},
                 "on_alert": ["/usr/local/bin/page"],
+                "acme": {"http01_directory": "/srv/acme", "tls_alpn01_listen": "[::]:443", "names": ["a.test"]},
                 "window": {"days": ["sat"], "from": "22:00", "to": "04:00"},
             }
         )
@@ -285,8 +286,12 @@ def test_policy_show_as_text_and_json(layout: ConfigDir, ran: Run) -> None:
     out = ran("-c", layout.root, "policy", "show").out
     assert f"May write below: {layout.certs}, /etc/nginx/tls\n" in out
     assert "May run: /bin/true as web (r, at most 60 s, pinned by hash)\n" in out
+    assert "Answers http-01 challenges of CAs: by files in /srv/acme for a.test\n" in out
+    assert "Answers tls-alpn-01 challenges of CAs: by [::]:443 for a.test\n" in out
     assert "Deploys in: sat 22:00-04:00 UTC\n" in out and "On alert: /usr/local/bin/page\n" in out
     shown = ran("-c", layout.root, "policy", "show", "--json").json()
     assert shown["window"]["from"] == "22:00" and "from_" not in shown["window"]
     layout.policy.write_text('{"remote_commands": "off", "commands": {"r": {"argv": ["/bin/true"]}}}')
-    assert "May run: nothing (remote_commands is off)\n" in ran("-c", layout.root, "policy", "show").out
+    out = ran("-c", layout.root, "policy", "show").out
+    assert "May run: nothing (remote_commands is off)\n" in out
+    assert "Answers challenges of CAs: none\n" in out

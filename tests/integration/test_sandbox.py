@@ -72,6 +72,25 @@ def test_what_is_issued_is_served(service: str, need: Callable[[str], str], tmp_
     assert processes_naming(str(kept)) == []
 
 
+@pytest.mark.parametrize("acme", ["pebble", pytest.param("ari", marks=pytest.mark.campaign)])
+def test_acme_certificates_are_proven_by_the_agent_and_renewed_by_time(
+    acme: str, need: Callable[[str], str], need_module: Callable[[str], None], tmp_path: Path
+) -> None:
+    if acme == "pebble":
+        need("pebble")
+    else:
+        need_module("acme2certifier")
+    options = ["--acme", *([acme] if acme != "pebble" else []), "--service", "builtin", "--certs", "1"]
+    status, reported, err = play(*options, "--duration", "1", "--dir", tmp_path / "show", timeout=280)
+    summary = reported[-1]
+    assert (status, summary["problems"]) == (0, []), err
+    assert summary["served"] == summary["issued"] >= 2, "verified by the root of the CA"
+    assert summary["renewals"] >= 1, "nobody has asked for it"
+    signals = [line["type"] for line in reported if line["event"] == "signal"]
+    assert signals.count("acme.http01.start") >= 1
+    assert processes_naming(str(tmp_path)) == [], "the CA has ended, too"
+
+
 ONE_SCREEN = 40
 SHORT = ["--service", "builtin", "--duration", "8", "--every", "1"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from crash_challenges import Answer
 from crash_deployments import (
     Batch,
     Copies,
@@ -26,5 +27,5 @@ PROTOCOLS: tuple[type[Protocol], ...] = (
     FirstInstall, FirstInstallEach, Renew, RenewEach, Batch, Rollback, Withdraw, Copies, CopiesEach, CopiesUndone,
     CopiesModeOnly, CopiesInPlace, CopiesInPlaceEach, CopiesInPlaceUndone, RenewWithCopies, Register, Refresh, Signals,
     SignalsWithoutPage, FailedSignals, EarlierFailures,
-    Resync, Records,
+    Resync, Records, Answer,
 )  # fmt: skip

@@ -9,10 +9,11 @@ import pytest
 from config_dir import URL
 
 from certctrl.model.config import AgentConfig
-from certctrl.model.policy import HostPolicy, MaintenanceWindow, NamedCommand, TrustStore
+from certctrl.model.policy import AcmeAnswers, HostPolicy, MaintenanceWindow, NamedCommand, TrustStore
 from certctrl.store.config.rules import check_config, check_policy, check_server_url
 from certctrl.store.structure import Mismatch
 
+LISTEN = "expected ADDRESS:PORT"
 DIGEST = "0123456789abcdef" * 4
 
 
@@ -137,6 +138,8 @@ GOOD_POLICIES: list[HostPolicy] = [
         )
     ),
     HostPolicy(on_alert=("/usr/bin/alert",)),
+    HostPolicy(acme=AcmeAnswers(http01_directory="/srv/acme", names=("*.a.test", "192.0.2.7"))),
+    HostPolicy(acme=AcmeAnswers(http01_listen="0.0.0.0:80", tls_alpn01_listen="[::]:443")),
     HostPolicy(trust_store=TrustStore(directory="/", command=("/bin/true",))),
     window(days=("mon",), from_="00:00", to="24:00", timezone="Europe/Berlin", override_when_life_below=0.0),
     window(override_when_life_below=1.0),
@@ -155,6 +158,12 @@ WRONG_POLICIES: list[tuple[HostPolicy, str, str, str | None]] = [
     (HostPolicy(unassign_grace=2_592_000.5), "unassign_grace", "expected 0 to 2592000 seconds", None),
     (HostPolicy(on_alert=()), "on_alert", EMPTY, None),
     (HostPolicy(on_alert=("alert",)), "on_alert[0]", ABSOLUTE, None),
+    (HostPolicy(acme=AcmeAnswers(http01_directory="www")), "acme.http01_directory", ABSOLUTE, None),
+    (HostPolicy(acme=AcmeAnswers(http01_directory="/")), "acme.http01_directory", "expected a directory below /", "name a directory"),
+    (HostPolicy(acme=AcmeAnswers(http01_listen="80")), "acme.http01_listen", LISTEN, "use 0.0.0.0:80 or [::]:80"),
+    (HostPolicy(acme=AcmeAnswers(http01_listen="0.0.0.0:0")), "acme.http01_listen", LISTEN, "use 0.0.0.0:80 or [::]:80"),
+    (HostPolicy(acme=AcmeAnswers(tls_alpn01_listen="www:443")), "acme.tls_alpn01_listen", LISTEN, "use 0.0.0.0:443 or [::]:443"),
+    (HostPolicy(acme=AcmeAnswers(names=("a.test", "B.test"))), "acme.names[1]", "expected a DNS name in lower case, or an IP address", None),
     (HostPolicy(trust_store=TrustStore(directory="ca")), "trust_store.directory", ABSOLUTE, None),
     (HostPolicy(trust_store=TrustStore(command=())), "trust_store.command", EMPTY, None),
     (HostPolicy(trust_store=TrustStore(command=("x",))), "trust_store.command[0]", ABSOLUTE, None),
