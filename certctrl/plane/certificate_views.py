@@ -110,6 +110,7 @@ class CertificateViews:
                 "must_staple": bool(row["must_staple"]),
                 "reuse_key": bool(row["reuse_key"]),
                 "order_id": orders.get(row["id"]),
+                "renew_at": when(row["renew_at"]),
                 "revoked_at": when(row["revoked_at"]),
                 "revoke_reason": row["revoke_reason"],
                 "device_ids": holders[row["id"]],

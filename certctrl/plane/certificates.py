@@ -19,7 +19,7 @@ from certctrl.plane.ca.x509 import KEY_TYPES
 from certctrl.plane.certificate_table import CertificateTable, NewCertificate, is_immediate
 from certctrl.plane.devices import require_device, require_user
 from certctrl.plane.errors import bad_request, conflict, not_found
-from certctrl.plane.issuers.registry import Issuers
+from certctrl.plane.issuers.registry import IMPORT, Issuers
 from certctrl.plane.orders import Asked, Orders
 from certctrl.plane.reserved_names import ReservedNames
 from certctrl.plane.revocations import Revocations
@@ -162,6 +162,7 @@ class Certificates(Revoking):
         """Return the certificate; with an order, or with another device's renewal if that is recent enough to share."""
         row = self._table.row(user_id, cert_id)
         self._reserved.refuse(json.loads(row["sans"]))
+        refuse_imported(row)
         shared = None if device_id is None else self._device_request(row, device_id)
         if shared is not None or is_immediate(row):
             return row, shared
@@ -229,11 +230,14 @@ class Certificates(Revoking):
         self._reserved.refuse(names)
 
     def _device_request(self, row: Row, device_id: int) -> dict[str, Any] | None:
-        """Check a device's renewal request; return another device's renewal if it is recent enough to share."""
+        """Check a device's renewal request; return an open order, or a renewal that is recent enough to share."""
         self._require_renewable(row, device_id)
+        known = self._orders.open_of(row["id"])
+        if known is not None:
+            return self._orders.answer(known["id"])
         last = self._db.one(
-            "SELECT * FROM issues WHERE cert_id = ? AND action = 'renew' AND at > ? AND device_id != ?"
-            " ORDER BY id DESC LIMIT 1",
+            "SELECT * FROM issues WHERE cert_id = ? AND action = 'renew' AND at > ?"
+            " AND (device_id IS NULL OR device_id != ?) ORDER BY id DESC LIMIT 1",
             row["id"],
             self._wall_now() - self._settings.shared_renewal_seconds,
             device_id,
@@ -248,3 +252,13 @@ class Certificates(Revoking):
             raise not_found("No such certificate")
         if row["status"] == "revoked":
             raise conflict("This certificate is revoked; an operator must renew it", "CERT_REVOKED")
+
+
+def refuse_imported(row: Row) -> None:
+    """Raise ErrorResponse 409 for the renewal of a certificate that only its owner can replace."""
+    if row["issuer"] == IMPORT:
+        what = (
+            f"Certificate {row['id']} was imported: get a new one from its CA and import it (cert-ctrl plane import),"
+            " or give it an issuer"
+        )
+        raise conflict(what, "CERT_IMPORTED")

@@ -159,6 +159,7 @@ class Plane:
         self.issuance = made = Issuance(base, issuer)
         self.issuers, self.orders, self.certificates = made.issuers, made.orders, made.certificates
         self.order_runner, self.revocation_runner = made.order_runner, made.revocation_runner
+        self.imports, self.renewals = made.imports, made.renewals
 
     def _observe(self) -> None:
         """Assemble the parts for health, metrics and ``plane status``."""

@@ -7,6 +7,7 @@ is its renewal, and keeps its id. The plane cannot renew an imported certificate
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import ssl
 from collections.abc import Callable, Collection, Sequence
@@ -38,7 +39,7 @@ from certctrl.plane.chains import (
     Chain,
     certificates_of,
     chain_of,
-    key_digest,
+    key_bytes,
     require_strong,
     require_valid,
     subject,
@@ -46,7 +47,7 @@ from certctrl.plane.chains import (
 from certctrl.plane.clock import rfc3339
 from certctrl.plane.devices import require_device, require_user
 from certctrl.plane.errors import ErrorResponse, bad_request, conflict
-from certctrl.plane.issuers.issuer import IMPORT
+from certctrl.plane.issuers.registry import IMPORT
 from certctrl.plane.orders import Orders
 from certctrl.plane.reserved_names import ReservedNames
 from certctrl.plane.storage.database import Database, Row
@@ -88,7 +89,7 @@ class Examined:
             fingerprint_sha256=fingerprint(leaf),
             not_before=leaf.not_valid_before_utc.timestamp(),
             not_after=leaf.not_valid_after_utc.timestamp(),
-            public_key_sha256=key_digest(leaf.public_key()),
+            public_key_sha256=hashlib.sha256(key_bytes(leaf.public_key())).hexdigest(),
         )
 
 
@@ -129,8 +130,8 @@ def examine(given: Given, *, known: Collection[x509.Certificate] = (), now: floa
     """
     key = private_key(given.private_key_pem.encode())
     found = certificates_of(given.certificate_pem + "\n" + given.chain_pem)
-    digest = key_digest(key.public_key())
-    ours = [one for one in found if key_digest(one.public_key()) == digest]
+    wanted = key_bytes(key.public_key())
+    ours = [one for one in found if key_bytes(one.public_key()) == wanted]
     if not ours:
         what = f"the private key does not belong to {subject(found[0])}" if found else "there is no certificate"
         reason = "key-mismatch" if found else "certificate"

@@ -15,6 +15,7 @@ from certctrl.plane.challenges.making import make_solver
 from certctrl.plane.challenges.solver_kind import SolverParts
 from certctrl.plane.counters import PlaneCounters
 from certctrl.plane.crls import Crls
+from certctrl.plane.imports import Imports
 from certctrl.plane.issuers.issuer import IssuerContext
 from certctrl.plane.issuers.registry import Issuers
 from certctrl.plane.jobs import Jobs
@@ -23,6 +24,8 @@ from certctrl.plane.order_problems import OrderProblems
 from certctrl.plane.order_runner import OrderRunner
 from certctrl.plane.orders import Orders
 from certctrl.plane.problems import Problems
+from certctrl.plane.renewal_problems import RenewalProblems
+from certctrl.plane.renewals import Renewals
 from certctrl.plane.reserved_names import ReservedNames
 from certctrl.plane.revocation_runner import RevocationRunner
 from certctrl.plane.revocations import Revocations
@@ -87,6 +90,15 @@ class Issuance:
         self.orders.on_due = self.order_runner.wake
         self.revocation_runner = RevocationRunner(db, base.jobs, self.revocations, self.issuers.get, base.problems)
         self.revocations.on_due = self.revocation_runner.wake
+        self._assemble_life(base)
+
+    def _assemble_life(self, base: Base) -> None:
+        """Assemble imports and renewals."""
+        db, wall_now = base.database, base.wall_now
+        self.imports = Imports(db, self.table, self.certificates, self.orders, self.reserved, wall_now)
+        problems = RenewalProblems(db, base.problems, wall_now)
+        parts = (base.jobs, self.table, self.orders, self.issuers, problems, base.counters, base.storage_check)
+        self.renewals = Renewals(db, *parts, wall_now)
 
 
 def _context(base: Base, name: str) -> IssuerContext:

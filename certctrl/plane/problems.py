@@ -46,6 +46,12 @@ class ProblemName(StrEnum):
     """An issuer cannot be used on this plane."""
     REVOCATIONS = "revocations"
     """CAs refuse or fail to revoke certificates that are revoked here."""
+    RENEWALS_LATE = "renewals_late"
+    """Certificates on devices have a third of their life left and are not renewed."""
+    RENEWALS_ENDING = "renewals_ending"
+    """Certificates on devices have a tenth of their life left, or have expired, and are not renewed."""
+    IMPORTS_ENDING = "imports_ending"
+    """Imported certificates on devices end soon: only their owner can replace them."""
     WAKES_DELAYED = "wakes_delayed"
     """The connection for notifications is lost: the sweep finds what other planes have stored."""
 
@@ -62,7 +68,8 @@ class ProblemName(StrEnum):
 
 _LESSER = (
     ProblemName.DISK_LOW, ProblemName.OVERLOAD, ProblemName.TLS_CERTIFICATE, ProblemName.ORDERS, ProblemName.ISSUER,
-    ProblemName.REVOCATIONS, ProblemName.WAKES_DELAYED,
+    ProblemName.REVOCATIONS,
+    ProblemName.RENEWALS_LATE, ProblemName.RENEWALS_ENDING, ProblemName.IMPORTS_ENDING, ProblemName.WAKES_DELAYED,
 )  # fmt: skip
 _SUMMARIES = {
     ProblemName.STOPPING: "The control plane is stopping",
@@ -78,6 +85,9 @@ _SUMMARIES = {
     ProblemName.ORDERS: "Certificates cannot be issued or renewed at present",
     ProblemName.ISSUER: "An issuer of certificates cannot be used",
     ProblemName.REVOCATIONS: "Revoked certificates are not revoked at their CA yet",
+    ProblemName.RENEWALS_LATE: "Certificates should have been renewed and are not",
+    ProblemName.RENEWALS_ENDING: "Certificates that are about to expire, or have expired, are not renewed",
+    ProblemName.IMPORTS_ENDING: "Imported certificates expire soon and must be imported again",
     ProblemName.WAKES_DELAYED: "Signals of other control planes reach waiting polls up to 10 s late",
 }
 
