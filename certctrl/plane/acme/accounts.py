@@ -38,7 +38,8 @@ async def register(
         raise refusal(_REGISTERING, terms)
     if directory.needs_binding and binding is None:
         raise refusal(
-            _REGISTERING, Problem(kind="externalAccountRequired", detail="accounts must be bound to one there")
+            _REGISTERING,
+            Problem(kind="externalAccountRequired", detail="no account without an external account binding"),
         )
     payload: dict[str, Any] = {"contact": list(contact)} if contact else {}
     if terms_agreed:

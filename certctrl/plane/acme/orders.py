@@ -61,9 +61,8 @@ def require_profile(directory: Directory, profile: str) -> None:
 
 
 async def new_order(client: AcmeClient, names: Sequence[str], *, profile: str = "", replaces_pem: str = "") -> Order:
-    """Make an order; ``replaces_pem`` is left out if the CA knows no ARI, or refuses that certificate."""
+    """Make an order with a profile that the CA announces; ``replaces_pem`` is left out if the CA knows no ARI, or refuses that certificate."""
     directory = await client.directory()
-    require_profile(directory, profile)
     wanted = identifiers(names)
     payload: dict[str, Any] = {"identifiers": [one.as_json() for one in wanted]}
     if profile:

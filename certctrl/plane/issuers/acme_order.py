@@ -113,6 +113,7 @@ class AcmeOrder:
     async def _made(self) -> Order:
         """Return a new order, whose URL is remembered."""
         request = self._request
+        orders.require_profile(await self._client.directory(), self._profile)
         await self._take()
         order = await orders.new_order(
             self._client, request.names, profile=self._profile, replaces_pem=request.replaces_pem

@@ -146,6 +146,7 @@ async def test_profiles(world: AcmeWorld, ca: ScriptedCa, autojump_clock: MockCl
     issuer = world.issuer(profile="shortlived")
     error = await refused(world, issuer=issuer, profile="short")
     assert str(error) == "the CA has no profile short; it announces: classic, shortlived"
+    assert "300 of 300" in (await issuer.check())["orders left"], "nothing was ordered yet"
     await issuer.issue(world.request("a.test"))
     await issuer.issue(world.request("a.test", profile="classic"))
     assert [one["payload"]["profile"] for one in ca.orders.values()] == ["shortlived", "classic"]
