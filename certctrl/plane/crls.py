@@ -61,6 +61,7 @@ class Crls:
         self._reading = trio.Lock()
         self._known: dict[str, Crl] = {}
         self._read_at: float | None = None
+        self._revoked = 0
         self.signed = 0
         """Lists that this plane has signed."""
 
@@ -104,10 +105,12 @@ class Crls:
         return self._read_at is None or self._monotonic() - self._read_at >= _REREAD_SECONDS
 
     def _forget(self) -> None:
+        """Read again at the next request, even if a list is being read now."""
         self._read_at = None
+        self._revoked += 1
 
     async def _reread(self, key_id: str) -> None:
-        began = self._monotonic()
+        began, revoked = self._monotonic(), self._revoked
         try:
             known = await self._db.work_long(self._all)
         except CertctrlError:
@@ -115,7 +118,7 @@ class Crls:
             if crl is None or crl.next_update <= self._wall_now():
                 raise
             known = self._known
-        self._known, self._read_at = known, began
+        self._known, self._read_at = known, began if revoked == self._revoked else None
 
     def _all(self) -> dict[str, Crl]:
         """Return all lists; those that are missing or outdated are signed."""

@@ -88,6 +88,7 @@ class Revoking(CertificateViews):
             *(now, reason, code, now, b"", cert_id),
         )
         self._orders.cancel_of(cert_id, "the certificate was revoked")
+        self._forget_requests(cert_id)
         self._table.log(cert_id, "revoke", reason, None, row["serial_number"])
         self._stream.append_to_all(self._table.holders(cert_id), "cert.revoked", {"cert_id": cert_id})
 
@@ -110,8 +111,7 @@ class Revoking(CertificateViews):
     def _order_replacement(self, row: Row, reason: str, code: str) -> None:
         self._note(row, reason, code, now=code == KEY_COMPROMISE)
         self._orders.cancel_of(row["id"], "a replacement was ordered")
-        # The key must be new: no earlier request of the device serves again.
-        self._db.run("UPDATE orders SET csr_der = NULL WHERE cert_id = ? AND finished_at IS NOT NULL", row["id"])
+        self._forget_requests(row["id"])
         self._orders.start(row, Asked(action="replace", reason=reason))
 
     def _finish_replacement(self, user_id: int, cert_id: int, issued: Issued, reason: str, code: str) -> None:
@@ -121,6 +121,10 @@ class Revoking(CertificateViews):
         self._orders.cancel_of(cert_id, "it was replaced meanwhile")
         self._table.store(cert_id, issued, "replace", reason, None)
         self._table.announce(cert_id, issued.serial_number)
+
+    def _forget_requests(self, cert_id: int) -> None:
+        """Make the next key of a device a new one: no earlier request serves again, even with ``reuse_key``."""
+        self._db.run("UPDATE orders SET csr_der = NULL WHERE cert_id = ? AND finished_at IS NOT NULL", cert_id)
 
     def _note(self, row: Row, reason: str, code: str, *, now: bool) -> None:
         if now:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -203,6 +204,26 @@ async def test_the_listener_without_tls_answers_nothing_else(world: World) -> No
     assert len(await crl(plain, path_of(certificate))) == 0
     for path in ("/", "/health", "/apiv1/users", "/device", "/apiv1/devices/self/updates"):
         assert (await plain("GET", path)).status == 404
+
+
+async def test_a_revocation_during_a_read_is_in_the_next_answer(world: World) -> None:
+    certificate = await leaf(world)
+    name, crls = issuer_key_id_of(certificate), world.plane.crls
+    await crls.get(name)
+    world.clock.advance(3)
+    work, pending = world.plane.database.work_long, [certificate]
+
+    async def interrupted(function: Any, *args: Any) -> Any:
+        found = await work(function, *args)
+        while pending:  # committed after the read, before its result is kept
+            await revoke(world, pending.pop())
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(world.plane.database, "work_long", interrupted)
+        await crls.get(name)
+    found = await crl(world.stranger, path_of(certificate))
+    assert found.get_revoked_certificate_by_serial_number(certificate.serial_number) is not None
 
 
 async def test_two_planes_of_a_database_serve_the_same_list(world: World) -> None:
