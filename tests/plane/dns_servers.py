@@ -120,9 +120,12 @@ class Servers:
         return self._started(BIND_ADDRESS, port, home, command)
 
     def knot(
-        self, address: str, zones: dict[str, str], key: Key, *, port: int = 0, primary: str = ""
+        self, address: str, zones: dict[str, str], key: Key, *, port: int = 0, primary: str = "", acl: str = ""
     ) -> DnsServerProcess:
-        """Return a running Knot with zone texts; ``primary``: it copies them from there every two seconds."""
+        """Return a running Knot with zone texts; ``primary``: it copies them from there every two seconds.
+
+        ``acl``: lines that restrict what the key may update.
+        """
         home, port = self._home("knot"), port or free_port()
         (home / "db").mkdir()
         lines = [
@@ -130,7 +133,7 @@ class Servers:
             "    background-workers: 1",
             f"database:\n    storage: {home}/db\n    journal-db-max-size: 16M",
             f"key:\n  - id: {key.name}\n    algorithm: {key.algorithm}\n    secret: {key.secret}",
-            f"acl:\n  - id: update\n    key: {key.name}\n    action: [update]",
+            f"acl:\n  - id: update\n    key: {key.name}\n    action: [update]\n{acl}",
             "log:\n  - target: stderr\n    any: info",
             *([f"remote:\n  - id: primary\n    address: {primary}@{port}"] if primary else []),
             "zone:",

@@ -67,7 +67,7 @@ class Silence(StrEnum):
     REFUSED = "refuses the connection"
     UNREACHABLE = "cannot be reached from this control plane"
     BROKEN = "sends an answer that is not DNS"
-    BAD_KEY = "does not know the TSIG key"
+    BAD_KEY = "does not accept the TSIG key"
     BAD_SIGNATURE = "knows the TSIG key with another secret or algorithm"
     BAD_TIME = "has a clock that differs from this control plane's by more than five minutes"
     UNSIGNED = "does not sign its answer with the TSIG key"

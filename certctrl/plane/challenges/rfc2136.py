@@ -239,7 +239,10 @@ def _no_update(error: DnsSilenceError, zone: dns.name.Name, key: TsigKey | None)
     """Return the error for an update that got no usable answer."""
     name = key.name if key else ""
     code, fix = {
-        Silence.BAD_KEY: (" (BADKEY)", f"add the key {name} to the server's configuration, with the same name"),
+        Silence.BAD_KEY: (
+            " (BADKEY)",
+            f"add the key {name} to the server by this name; in Knot, also to an acl of the zone",
+        ),
         Silence.BAD_SIGNATURE: (
             " (BADSIG)",
             f"give the issuer the secret and algorithm that the server has for {name}",
