@@ -13,7 +13,7 @@ from certctrl.cli.doctor import host
 from certctrl.cli.doctor.daemon import check_plan
 from certctrl.cli.doctor.finding import CheckContext, Finding
 from certctrl.cli.doctor.host import host_findings
-from certctrl.model.policy import HostPolicy, NamedCommand, TrustStore
+from certctrl.model.policy import AcmeAnswers, HostPolicy, NamedCommand, TrustStore
 from certctrl.store.config.files import save_policy
 from certctrl.store.disk.fs import RealFs
 from certctrl.store.layout import ConfigDir
@@ -171,6 +171,19 @@ def test_a_missing_trust_store_is_found(context: CheckContext, tmp_path: Path) -
     save_policy(RealFs(), context.layout, HostPolicy(trust_store=TrustStore(directory=str(tmp_path / "none"))))
     ((level, what, _),) = [one for one in found(host_findings(context), "policy") if one[0] != "OK"]
     assert (level, what) == ("FAIL", f"trust_store: no directory {tmp_path}/none")
+
+
+def test_a_directory_for_challenges_that_cannot_be_used_is_found(context: CheckContext, tmp_path: Path) -> None:
+    directory = tmp_path / "tokens"
+    save_policy(RealFs(), context.layout, HostPolicy(acme=AcmeAnswers(http01_directory=str(directory))))
+    ((level, what, fix),) = [one for one in found(host_findings(context), "policy") if one[0] != "OK"]
+    assert (level, fix) == ("FAIL", f"mkdir -p {directory}") and what.startswith("acme.http01_directory: there is no")
+    directory.mkdir()
+    directory.chmod(0o777)
+    ((level, what, fix),) = [one for one in found(host_findings(context), "policy") if one[0] != "OK"]
+    assert level == "FAIL" and "can be written by others" in what and fix
+    directory.chmod(0o755)
+    assert {one[0] for one in found(host_findings(context), "policy")} == {"OK"}
 
 
 async def test_refusals_are_found_without_a_daemon(context: CheckContext) -> None:

@@ -112,6 +112,7 @@ def _policy(context: CheckContext) -> Iterator[Finding]:
         *_commands(policy),
         *_pins(pins),
         *_trust_store(policy),
+        *_challenge_directory(policy),
         *_users(policy),
         *_risks(policy),
     ]
@@ -156,6 +157,19 @@ def _unsafe(root: str, owners: Iterable[str]) -> CertctrlError | None:
         except CertctrlError as error:
             why = why or error
     return why
+
+
+def _challenge_directory(policy: Any) -> Iterator[Finding]:
+    from certctrl.store.disk.fs import RealFs
+    from certctrl.store.disk.token_files import check_directory
+
+    directory = policy.acme.http01_directory
+    if directory is None:
+        return
+    try:
+        check_directory(RealFs(), directory)
+    except CertctrlError as error:
+        yield fail("policy", f"acme.http01_directory: {error}", error.fix or f"ls -ld {directory}")
 
 
 def _commands(policy: Any) -> Iterator[Finding]:

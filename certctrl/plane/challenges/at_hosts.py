@@ -239,7 +239,6 @@ class HostSolver:
             raise IssuerError(
                 f"device {_name(device)} does not answer {self._kind} challenges: its agent has not announced it",
                 fix=f"set {_SETTING[self._kind]} in policy.json of that host and reload its agent, or update the agent",
-                is_permanent=True,
             )
 
     def _refused(self, one: Sent, outcome: str, detail: str) -> IssuerError:
@@ -247,7 +246,6 @@ class HostSolver:
         return IssuerError(
             f"device {one.device} does not answer the {one.kind} challenge ({outcome}): {says}",
             fix="do what it says on that host; the order is tried again",
-            is_permanent=outcome == OutcomeKind.IGNORED.value,
         )
 
     def _silent(self, waiting: Sequence[Sent]) -> IssuerError:

@@ -19,6 +19,11 @@ MODE = 0o644
 _LIMIT = 1024
 
 
+def check_directory(fs: Fs, directory: str) -> None:
+    """Raise PolicyRefusedError or DiskError if files cannot safely be written in a directory."""
+    fs.close(_open(fs, directory, "token"))
+
+
 def write_token_file(fs: Fs, directory: str, name: str, data: bytes) -> bool:
     """Write a file durably; False if it is there already. Raises PolicyRefusedError, DiskError.
 

@@ -102,7 +102,7 @@ async def test_a_device_that_does_not_answer_is_named_with_its_words(plane: Plan
         nursery.start_soon(acknowledge, plane, bad, outcome, "port 80 is taken")
         with pytest.raises(IssuerError, match=r"device web-2 does not answer.*port 80 is taken") as refused:
             await one.present([proof_of()])
-    assert refused.value.is_permanent is (outcome is OutcomeKind.IGNORED)
+    assert not refused.value.is_permanent, "the host may be corrected while the order waits"
     await one.clean_up([proof_of()])
     assert [(await signals(plane, each))[-1]["type"] for each in (good, bad)] == ["acme.http01.stop"] * 2
 
@@ -111,7 +111,7 @@ async def test_only_agents_that_announced_it_are_asked(plane: Plane) -> None:
     able, old = await host(plane, "web-1"), await host(plane, "web-2", ["acme-tls-alpn01"])
     with pytest.raises(IssuerError, match="device web-2 does not answer http-01 challenges: its agent") as refused:
         await solver(plane, "web-1", "web-2").present([proof_of()])
-    assert refused.value.is_permanent
+    assert not refused.value.is_permanent
     assert "acme.http01_directory" in (refused.value.fix or "")
     assert not await signals(plane, able) and not await signals(plane, old), "nothing was sent to any"
 
