@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -133,6 +134,27 @@ async def test_a_wildcard_cname_is_no_delegation(bind: DnsServerProcess) -> None
     await answers.present(mine)
     assert bind.texts("_acme-challenge.any.example.com") == [dns_record_value(mine[0])]
     await answers.clean_up(mine)
+
+
+async def test_servers_at_ipv6_addresses(servers: Servers) -> None:
+    if not has_ipv6():
+        pytest.skip("this machine has no IPv6")
+    server = servers.knot("::1", {ZONE: zone_text(ZONE, ["::1"])}, KEY)
+    answers = solver(server)
+    await answers.present([proof()])
+    assert server.texts(RECORD) == [dns_record_value(proof())]
+    await answers.clean_up([proof()])
+    assert server.texts(RECORD) == []
+    server.stop()
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as sock:
+            sock.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
 
 
 # --- secondaries ----------------------------------------------------------------------------------------------------

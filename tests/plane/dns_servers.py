@@ -48,7 +48,7 @@ class DnsServerProcess:
 
     @property
     def place(self) -> str:
-        return f"{self.address}:{self.port}"
+        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
 
     def start(self) -> None:
         """Start it and wait until it answers."""

@@ -74,7 +74,8 @@ class DnsLookup:
             raise IssuerError(
                 "this host has no DNS resolver", fix="add a nameserver to /etc/resolv.conf, or set resolvers"
             )
-        return servers[:_MAX_RESOLVERS]
+        self._given = servers[:_MAX_RESOLVERS]
+        return self._given
 
     async def ask(self, name: dns.name.Name, kind: dns.rdatatype.RdataType) -> dns.message.Message:
         """Return the first answer of a resolver that is not a failure; NXDOMAIN is an answer."""

@@ -11,7 +11,7 @@ import dns.name
 import dns.rdatatype
 
 from certctrl import lean
-from certctrl.plane.challenges.caa import explain_caa
+from certctrl.plane.challenges.caa import find_caa, refusal
 from certctrl.plane.challenges.dns_lookup import MAX_ALIASES, Aliases, DnsLookup, name_of, shown
 from certctrl.plane.challenges.dns_network import DnsServer
 from certctrl.plane.challenges.propagation import Observation, Seen, observe_all
@@ -56,10 +56,8 @@ async def collect(lookup: DnsLookup, proof: Proof, authoritative: Sequence[DnsSe
         aliases = await lookup.follow(name_of(name))
         if not aliases.is_complete:
             return DnsFacts(name=name, value=value, is_loop=True)
-        zone = await lookup.zone_of(aliases.target)
-        servers: Sequence[DnsServer] = authoritative
-        if not servers and zone is not None:
-            servers = await lookup.servers_of(zone.name)
+        zone = None if authoritative else await lookup.zone_of(aliases.target)
+        servers = authoritative if zone is None else await lookup.servers_of(zone.name)
         seen = await observe_all(lookup.network, servers, aliases.target)
         facts = DnsFacts(
             name=name,
@@ -68,19 +66,22 @@ async def collect(lookup: DnsLookup, proof: Proof, authoritative: Sequence[DnsSe
             zone="" if zone is None else shown(zone.name),
             observations=tuple(seen),
             resolver=await _asked_resolver(lookup, aliases),
-            caa=await caa_words(lookup, proof.identifier),
+            caa=await caa_words(lookup, proof.identifier, wildcards=True),
         )
     except IssuerError as error:
         facts = DnsFacts(name=name, value=value, resolver=str(error))
     return facts
 
 
-async def caa_words(lookup: DnsLookup, identifier: str) -> str:
-    """Return why CAA records may forbid a CA to issue; empty: they do not."""
+async def caa_words(lookup: DnsLookup, identifier: str, *, wildcards: bool = False) -> str:
+    """Return why CAA records may forbid a CA to issue, also for a wildcard if asked; empty: they do not."""
     try:
-        return await explain_caa(lookup, identifier)
+        found = await find_caa(lookup, identifier)
     except IssuerError as error:
         return f"{error}; a CA that cannot look it up refuses, too"
+    plain = refusal(found, (), wildcard=False)
+    wild = refusal(found, (), wildcard=True) if wildcards else plain
+    return plain if wild in ("", plain) else "; ".join(filter(None, (plain, wild)))
 
 
 async def _asked_resolver(lookup: DnsLookup, aliases: Aliases) -> str:

@@ -22,7 +22,17 @@ TYPES = ("rfc2136", "command", "plane-http", "agent-http", "agent-tls-alpn")
 
 
 def kind_named(name: str) -> SolverKind:
-    """Return the kind of solver of one of ``TYPES``."""
+    """Return the kind of solver of one of ``TYPES``. Raises ConfigError if its library is not installed."""
+    try:
+        return _kind(name)
+    except ModuleNotFoundError as error:
+        if error.name != "dns":
+            raise
+        what = f"challenges of type {name} need the Python package dnspython"
+        raise ConfigError(what, fix="pip install 'certctrl[plane]'") from None
+
+
+def _kind(name: str) -> SolverKind:
     match name:
         case "rfc2136":
             from certctrl.plane.challenges.rfc2136_entry import Rfc2136Kind

@@ -115,6 +115,21 @@ async def test_a_caa_record_that_forbids_it(dns: FakeDns) -> None:
     )
 
 
+async def test_a_caa_record_that_forbids_wildcards(dns: FakeDns) -> None:
+    dns.records["example.com", "CAA"] = ['0 issuewild ";"']
+    assert (await explained(dns)).endswith(
+        "; the CAA issuewild records (they count for wildcards) of example.com forbid every CA"
+    )
+    dns.rcodes[RESOLVER.address, "CAA"] = "SERVFAIL"
+    assert (await explained(dns)).endswith("answers SERVFAIL; a CA that cannot look it up refuses, too")
+
+
+async def test_given_servers_need_no_zone(dns: FakeDns) -> None:
+    dns.rcodes[RESOLVER.address, "SOA"] = "REFUSED"
+    text = await explain_dns(DnsLookup(dns, [RESOLVER]), PROOF, [SECONDARY])
+    assert text == f"{ASKED}: 192.0.2.54 answers that the name does not exist (NXDOMAIN)"
+
+
 # --- CAA (RFC 8659) -------------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -151,3 +153,14 @@ def test_a_secret_that_is_gone(program: str) -> None:
     for entry in ({"type": "rfc2136"}, {"type": "command", "command": program, "secrets": ["api_token"]}):
         with pytest.raises(ConfigError, match="is not given"):
             make_solver(parts, check_challenges([entry], SECRETS), {})
+
+
+def test_the_library_is_missing(monkeypatch: pytest.MonkeyPatch, forget_modules: Callable[..., None]) -> None:
+    forget_modules("certctrl.plane.challenges")
+    monkeypatch.setitem(sys.modules, "dns", None)
+    from certctrl.plane.challenges.making import check_challenges
+
+    assert check_challenges([{"type": "plane-http"}], {})
+    with pytest.raises(ConfigError, match="challenges of type rfc2136 need the Python package dnspython") as caught:
+        check_challenges([{"type": "rfc2136"}], {})
+    assert caught.value.fix == "pip install 'certctrl[plane]'"
