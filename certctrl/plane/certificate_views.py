@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from certctrl.model.certificate import DEVICE_KEY
 from certctrl.plane.ca.sealing import seal_private_key
-from certctrl.plane.certificate_table import CertificateTable
+from certctrl.plane.certificate_table import KEY_AT_DEVICE, CertificateTable
 from certctrl.plane.clock import when
+from certctrl.plane.device_keys import blocked_renewal, visible_orders
 from certctrl.plane.devices import require_user
 from certctrl.plane.errors import conflict, gone
 from certctrl.plane.storage.database import Database, Row, marks
@@ -36,33 +38,45 @@ class CertificateViews:
         """Return summaries of a device's issued certificates with ids above ``after_id``, by id."""
         rows = self._db.all(
             "SELECT c.* FROM certificates c JOIN assignments a ON a.cert_id = c.id"
-            " WHERE a.device_id = ? AND c.id > ? AND c.serial_number != '' ORDER BY c.id LIMIT ?",
+            " WHERE a.device_id = ? AND c.id > ? AND (c.serial_number != '' OR c.key_origin = ?) ORDER BY c.id LIMIT ?",
             device_id,
             after_id,
+            KEY_AT_DEVICE,
             limit,
         )
-        return [self.summary(row) for row in rows]
+        orders = visible_orders(self._db, rows)
+        return [self._of_device(row, orders) for row in rows]
+
+    def _of_device(self, row: Row, orders: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
+        """Return what a device sees of a certificate."""
+        if row["key_origin"] != KEY_AT_DEVICE:
+            return self.summary(row)
+        key = {"key_origin": KEY_AT_DEVICE, "public_key_sha256": row["public_key_sha256"]}
+        return self.summary(row) | key | {"order": orders.get(row["id"])}
 
     def detail(self, device_id: int, cert_id: int) -> dict[str, Any]:
         """Return ``CertificateDetail``; ErrorResponse 404 unless the certificate is assigned to the device."""
         row = self._table.of_device(device_id, cert_id)
-        return self.summary(row) | {"certificate_pem": row["certificate_pem"], "chain_pem": row["chain_pem"]}
+        pem = {"certificate_pem": row["certificate_pem"], "chain_pem": row["chain_pem"]}
+        return self._of_device(row, visible_orders(self._db, [row])) | pem
 
     def materials(self, device_id: int, cert_id: int) -> dict[str, Any]:
-        """Return ``DeployMaterials``, sealed to the device's key; ErrorResponse 404, 409 until issued, 410 if revoked."""
+        """Return ``DeployMaterials``, sealed to the device's key; ErrorResponse 404, 409 until issued, 410 if revoked.
+
+        If the device has made the key, its public half takes the place of the sealed key.
+        """
         row = self._table.of_device(device_id, cert_id)
         if row["status"] == "revoked":
             raise gone("This certificate is revoked", "CERT_REVOKED")
         if not row["serial_number"]:
             raise conflict("This certificate is not issued yet", "WRAP_PENDING")
+        issued = {name: row[name] for name in ("certificate_pem", "chain_pem", "serial_number")}
+        if not row["private_key_enc"]:
+            return issued | {"enc_scheme": DEVICE_KEY, "public_key_sha256": row["public_key_sha256"]}
         device = self._db.one("SELECT public_key FROM devices WHERE id = ?", device_id)
         if device is None or device["public_key"] is None:
             raise conflict("The device has no key yet", "WRAP_PENDING")
-        return seal_private_key(self._table.key_of(row), device["public_key"]) | {
-            "certificate_pem": row["certificate_pem"],
-            "chain_pem": row["chain_pem"],
-            "serial_number": row["serial_number"],
-        }
+        return seal_private_key(self._table.key_of(row), device["public_key"]) | issued
 
     def summary(self, row: Row) -> dict[str, Any]:
         """Return what operators and devices see of a certificate."""
@@ -85,7 +99,7 @@ class CertificateViews:
     def _shown(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
         ids = [row["id"] for row in rows]
         holders: dict[int, list[int]] = {cert_id: [] for cert_id in ids}
-        orders: dict[int, int] = {}
+        orders: dict[int, Row] = {}
         if ids:
             for found in self._db.all(
                 f"SELECT cert_id, device_id FROM assignments WHERE cert_id IN ({marks(ids)})"
@@ -94,11 +108,12 @@ class CertificateViews:
             ):
                 holders[found["cert_id"]].append(found["device_id"])
             for found in self._db.all(
-                f"SELECT cert_id, id FROM orders WHERE cert_id IN ({marks(ids)})"
+                f"SELECT cert_id, id, state, problem FROM orders WHERE cert_id IN ({marks(ids)})"
                 " AND state IN ('csr_wanted', 'ready', 'blocked')",
                 *ids,
             ):
-                orders[found["cert_id"]] = found["id"]
+                orders[found["cert_id"]] = found
+        blocked = self._blocked([row for row in rows if row["key_origin"] == KEY_AT_DEVICE], holders)
         return [
             self.summary(row)
             | {
@@ -109,11 +124,23 @@ class CertificateViews:
                 "profile": row["profile"],
                 "must_staple": bool(row["must_staple"]),
                 "reuse_key": bool(row["reuse_key"]),
-                "order_id": orders.get(row["id"]),
                 "renew_at": when(row["renew_at"]),
+                "order_id": orders[row["id"]]["id"] if row["id"] in orders else None,
+                "order_state": orders[row["id"]]["state"] if row["id"] in orders else "",
+                "problem": (orders[row["id"]]["problem"] if row["id"] in orders else "") or blocked.get(row["id"], ""),
+                "template_id": row["template_id"],
                 "revoked_at": when(row["revoked_at"]),
                 "revoke_reason": row["revoke_reason"],
                 "device_ids": holders[row["id"]],
             }
             for row in rows
         ]
+
+    def _blocked(self, rows: Sequence[Row], holders: Mapping[int, list[int]]) -> dict[int, str]:
+        """Return why the next renewal of certificates with keys at devices would be blocked, of those that would be."""
+        ids = sorted({device_id for row in rows for device_id in holders[row["id"]][:1]})
+        if not ids:
+            return {}
+        sql = f"SELECT id, name, status, app_version, features FROM devices WHERE id IN ({marks(ids)})"
+        devices = {device["id"]: blocked_renewal(device) for device in self._db.all(sql, *ids)}
+        return {row["id"]: devices.get(holders[row["id"]][0], "") for row in rows if holders[row["id"]]}

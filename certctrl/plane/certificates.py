@@ -16,7 +16,8 @@ from certctrl import lean
 from certctrl.plane.ca.domains import clean_names
 from certctrl.plane.ca.issuer import Issued, Issuer
 from certctrl.plane.ca.x509 import KEY_TYPES
-from certctrl.plane.certificate_table import CertificateTable, NewCertificate, is_immediate
+from certctrl.plane.certificate_table import KEY_AT_DEVICE, CertificateTable, NewCertificate, is_immediate
+from certctrl.plane.device_keys import DeviceKeys
 from certctrl.plane.devices import require_device, require_user
 from certctrl.plane.errors import bad_request, conflict, not_found
 from certctrl.plane.issuers.registry import IMPORT, Issuers
@@ -28,6 +29,7 @@ from certctrl.plane.settings import DAY, PlaneSettings
 from certctrl.plane.shared_limits import SharedBuckets
 from certctrl.plane.storage.database import Database, Row
 from certctrl.plane.storage.signal_stream import SignalStream
+from certctrl.plane.templates import Templates
 
 MAX_VALIDITY = 366 * DAY
 MIN_VALIDITY = 10
@@ -44,6 +46,7 @@ class Seams:
     orders: Orders
     reserved: ReservedNames
     revocations: Revocations
+    keys: DeviceKeys
 
 
 class Certificates(Revoking):
@@ -71,6 +74,8 @@ class Certificates(Revoking):
         self._requests = SharedBuckets(database, "renewals", 0.1, 5, wall_now)
         """Renewals that a device may request: a burst of five, then one every ten seconds."""
         self._reserved = seams.reserved
+        self._keys = seams.keys
+        self._templates = Templates(database, seams.table, seams.orders, seams.keys, stream)
 
     def reserve(self, names: Collection[str]) -> list[dict[str, Any]]:
         """Issue and renew nothing that is valid for one of these canonical names from now on.
@@ -125,7 +130,8 @@ class Certificates(Revoking):
         require_user(self._db, user_id)
         for device_id in device_ids:
             require_device(self._db, user_id, device_id)
-        return attrs.evolve(new, issuer=self._issuers.choose(new.names, new.issuer))
+        origin = self._templates.origin(new.key_origin, device_ids)
+        return attrs.evolve(new, issuer=self._issuers.choose(new.names, new.issuer), key_origin=origin)
 
     def _add(
         self, user_id: int, new: NewCertificate, issued: Issued | None, device_ids: Collection[int]
@@ -134,21 +140,26 @@ class Certificates(Revoking):
         if issued is not None:
             serial = issued.serial_number
             self._table.store(cert_id, issued, "issue", "", None)
+        if new.key_origin == KEY_AT_DEVICE:
+            for device_id in sorted(set(device_ids)):
+                self._templates.assign(device_id, self._table.locked(user_id, cert_id))
+            return self.show(user_id, cert_id)
         self._table.assign(sorted(set(device_ids)), cert_id, serial)
         if issued is None:
             self._orders.start(self._table.locked(user_id, cert_id), Asked(action="issue"))
         return self.show(user_id, cert_id)
 
     async def renew(
-        self, user_id: int, cert_id: int, *, reason: str = "", device_id: int | None = None
+        self, user_id: int, cert_id: int, *, reason: str = "", device_id: int | None = None, key_lost: bool = False
     ) -> dict[str, Any]:
         """Replace key and certificate, signal the assigned devices, and return the issue: ``{"id", "status", …}``.
 
         For a certificate that becomes an order, return that: ``{"order_id", "status": "pending", …}``. A device
         (``device_id``) may renew only assigned certificates that are not revoked, within its rate limit. If another
-        device has just renewed the certificate, it gets that renewal.
+        device has just renewed the certificate, it gets that renewal. ``key_lost``: the device no longer has the key
+        that it made for the certificate or its open order. An operator also renews what was made from a template.
         """
-        row, answer = await self._db.work(self._begin_renewal, user_id, cert_id, reason, device_id)
+        row, answer = await self._db.work(self._begin_renewal, user_id, cert_id, reason, device_id, key_lost)
         if answer is not None:
             return answer
         issued = await self._issuer.issue(
@@ -157,7 +168,7 @@ class Certificates(Revoking):
         return await self._db.work_long(self._finish_renewal, user_id, cert_id, issued, reason, device_id)
 
     def _begin_renewal(
-        self, user_id: int, cert_id: int, reason: str, device_id: int | None
+        self, user_id: int, cert_id: int, reason: str, device_id: int | None, key_lost: bool
     ) -> tuple[Row, dict[str, Any] | None]:
         """Return the certificate; with an order, or with another device's renewal if that is recent enough to share."""
         row = self._table.row(user_id, cert_id)
@@ -168,7 +179,17 @@ class Certificates(Revoking):
             return row, shared
         action = "renew" if row["serial_number"] else "issue"
         asked = Asked(action=action, reason=reason, device_id=device_id)
-        return row, self._orders.answer(self._orders.start(self._table.locked(user_id, cert_id), asked))
+        locked = self._table.locked(user_id, cert_id)
+        if row["key_origin"] == KEY_AT_DEVICE and device_id is None:
+            for made in self._templates.made_from(cert_id):
+                child = self._table.locked(user_id, made)
+                if self._table.holders(made):
+                    self._orders.start(
+                        child, attrs.evolve(asked, action="renew" if child["serial_number"] else "issue")
+                    )
+        if key_lost and row["key_origin"] == KEY_AT_DEVICE:
+            return row, self._orders.answer(self._keys.replace_key(locked, asked))
+        return row, self._orders.answer(self._orders.start(locked, asked))
 
     def _finish_renewal(
         self, user_id: int, cert_id: int, issued: Issued, reason: str, device_id: int | None
@@ -198,7 +219,10 @@ class Certificates(Revoking):
         return self.show(user_id, cert_id)
 
     async def assign(self, user_id: int, device_id: int, cert_id: int) -> dict[str, Any]:
-        """Assign a certificate to a device; idempotent."""
+        """Assign a certificate to a device; idempotent.
+
+        With the key at devices, a further device gets a certificate of its own, which is returned.
+        """
         return await self._db.work_long(self._assign, user_id, device_id, cert_id)
 
     def _assign(self, user_id: int, device_id: int, cert_id: int) -> dict[str, Any]:
@@ -206,6 +230,8 @@ class Certificates(Revoking):
         require_device(self._db, user_id, device_id)
         if row["status"] == "revoked":
             raise conflict("This certificate is revoked", "CERT_REVOKED")
+        if row["key_origin"] == KEY_AT_DEVICE:
+            return self.show(user_id, self._templates.assign(device_id, row))
         if not self._table.is_assigned(device_id, cert_id):
             self._table.assign([device_id], cert_id, row["serial_number"])
         return self.show(user_id, cert_id)
@@ -215,8 +241,11 @@ class Certificates(Revoking):
         await self._db.work(self._unassign, user_id, device_id, cert_id)
 
     def _unassign(self, user_id: int, device_id: int, cert_id: int) -> None:
-        self._table.locked(user_id, cert_id)
+        row = self._table.locked(user_id, cert_id)
         require_device(self._db, user_id, device_id)
+        if row["key_origin"] == KEY_AT_DEVICE:
+            self._templates.unassign(device_id, row)
+            return
         if not self._db.run("DELETE FROM assignments WHERE device_id = ? AND cert_id = ?", device_id, cert_id):
             raise not_found("Not assigned to this device")
         self._stream.append(device_id, "cert.unassigned", {"cert_id": cert_id})

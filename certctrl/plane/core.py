@@ -133,6 +133,8 @@ class Plane:
         self._assemble_issuance(issuer or self.ca, offload)
         self.authorities = Authorities(db, self.stream, lambda: self.ca.root_pem, wall_now)
         self.reports = Reports(db, settings, wall_now)
+        self.reports.on_announced = self.device_keys.announced
+        self.enrolment.on_registered = self.device_keys.registered
         self.operators = Operators(db, keys, settings, wall_now)
         self._polls, self._free_pages = Buckets(settings.poll_rate, settings.poll_burst, monotonic), FreePages()
         self._plan_housekeeping()
@@ -159,6 +161,7 @@ class Plane:
         self.issuers, self.orders, self.certificates = made.issuers, made.orders, made.certificates
         self.order_runner, self.revocation_runner = made.order_runner, made.revocation_runner
         self.imports, self.renewals = made.imports, made.renewals
+        self.device_keys = made.device_keys
 
     def _observe(self) -> None:
         """Assemble the parts for health, metrics and ``plane status``."""
@@ -394,4 +397,5 @@ class Plane:
         stop_expired(self.database, self.stream, self.wall_now())
         self.crls.delete_expired()
         plane_http.delete_expired(self.database, self.wall_now())
+        self.device_keys.replace_expired()
         self.planes.delete_expired()

@@ -62,6 +62,8 @@ class Enrolment:
         self._wall_now = wall_now
         self._allow_unproven_keys = settings.allow_unproven_keys or database.setting("unproven_keys") == "allowed"
         self._proofs = proofs
+        self.on_registered: Callable[[int, bool], object] = lambda device_id, new_identity: None
+        """Called, in the unit of work, with a device that has registered, and whether it has another key than before."""
 
     def register_approved(
         self, user_id: int, registration_code: str, facts: DeviceFacts, public_key: bytes, proof: Proof = UNPROVEN
@@ -172,6 +174,7 @@ class Enrolment:
         device_id = self._devices.add(user_id, facts) if row is None else row["id"]
         self._devices.activate(device_id, facts, public_key)
         session = self._sessions.start(device_id)
+        self.on_registered(device_id, row is not None and row["public_key"] not in (None, public_key))
         self._stream.wake_after_commit(device_id)  # end a waiting poll of the old session
         log.info(
             "device %d (%s) registered with key %s",

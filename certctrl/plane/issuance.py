@@ -16,6 +16,7 @@ from certctrl.plane.challenges.solver_kind import SolverParts
 from certctrl.plane.counters import PlaneCounters
 from certctrl.plane.crls import Crls
 from certctrl.plane.imports import Imports
+from certctrl.plane.device_keys import DeviceKeys
 from certctrl.plane.issuers.issuer import IssuerContext
 from certctrl.plane.issuers.registry import Issuers
 from certctrl.plane.jobs import Jobs
@@ -66,6 +67,8 @@ class Issuance:
         self.table = CertificateTable(db, base.keyring, base.stream, wall_now)
         self.revocations = Revocations(db, base.jobs, base.crls, wall_now, random)
         self.table.on_stored = self.revocations.note_replaced
+        self.device_keys = DeviceKeys(db, self.table, self.orders, base.stream, wall_now)
+        self.orders.request_csr = self.device_keys.ask
         seams = Seams(
             table=self.table,
             issuer=issuer,
@@ -73,6 +76,7 @@ class Issuance:
             orders=self.orders,
             reserved=self.reserved,
             revocations=self.revocations,
+            keys=self.device_keys,
         )
         self.certificates = Certificates(db, base.stream, base.settings, wall_now, seams)
         self.order_runner = OrderRunner(

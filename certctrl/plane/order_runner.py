@@ -82,9 +82,10 @@ class OrderRunner:
 
     async def run(self) -> None:
         """Work on orders that are due, until cancelled."""
-        scope, stopping = trio.CancelScope(shield=True), trio.Event()
+        scope, stopping = trio.CancelScope(), trio.Event()
         async with trio.open_nursery() as nursery:
             attempts = await nursery.start(_hold_attempts, scope, stopping)
+            scope.shield = True  # not before: a stop during the start would never end
             try:
                 await self._claim_forever(attempts)
             finally:

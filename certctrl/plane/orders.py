@@ -102,7 +102,7 @@ class Orders:
         elif order["state"] == READY:
             self._make_due(order)
         else:
-            self._ask_again(order, certificate)
+            self.ask_again(order_id, certificate)
         return self.show(user_id, order_id)
 
     def cancel(self, user_id: int, order_id: int) -> dict[str, Any]:
@@ -162,7 +162,9 @@ class Orders:
 
     def delete_expired(self) -> None:
         """Delete orders that ended long ago."""
-        self._db.run("DELETE FROM orders WHERE finished_at < ?", self._wall_now() - KEPT_SECONDS)
+        last = "SELECT max(id) FROM orders WHERE state = 'done' AND csr_der IS NOT NULL GROUP BY cert_id"
+        sql = f"DELETE FROM orders WHERE finished_at < ? AND id NOT IN ({last})"  # its CSR may serve again
+        self._db.run(sql, self._wall_now() - KEPT_SECONDS)
 
     def _make_due(self, order: Row) -> None:
         """Run an order now that waits for its next attempt."""
@@ -174,9 +176,10 @@ class Orders:
             self._db.run("UPDATE orders SET next_at = ?, updated_at = ? WHERE id = ?", now, now, order["id"])
             self._put(order["id"], now)
 
-    def _ask_again(self, order: Row, certificate: Row) -> None:
-        """Ask a device again for its CSR, or continue with the one that it sent."""
-        now = self._wall_now()
+    def ask_again(self, order_id: int, certificate: Row) -> None:
+        """Ask a device again for the CSR of an open order, or continue with the one that it sent."""
+        order, now = self._db.one("SELECT * FROM orders WHERE id = ?", order_id), self._wall_now()
+        assert order is not None  # it is open
         state = CSR_WANTED if certificate["key_origin"] == KEY_AT_DEVICE and order["csr_der"] is None else READY
         self._db.run(
             "UPDATE orders SET state = ?, problem = '', fix = '', updated_at = ?, next_at = ? WHERE id = ?",

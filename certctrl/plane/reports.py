@@ -57,6 +57,8 @@ class Reports:
         self._db = database
         self._kept = settings.outcomes_kept
         self._wall_now = wall_now
+        self.on_announced: Callable[[int], object] = lambda device_id: None
+        """Called, in the unit of work, when the agent of a device has announced its features."""
 
     def store(self, device_id: int, events: Sequence[Event]) -> None:
         """Store a batch of events, oldest first, in one transaction."""
@@ -70,6 +72,7 @@ class Reports:
                             "UPDATE devices SET app_version = ?, features = ? WHERE id = ?",
                             *(version, stored(features), device_id),
                         )
+                        self.on_announced(device_id)
                     case OtherEvent():
                         pass
                     case _:

@@ -10,6 +10,8 @@ from starlette.requests import Request
 
 from certctrl import lean
 from certctrl.model.plan import OutcomeKind
+from certctrl.plane.ca.csr import MAX_CSR_BYTES
+from certctrl.plane.certificate_table import KEY_AT_PLANE
 from certctrl.plane.devices import FIRST_USER, DeviceFacts
 from certctrl.plane.enrolment import Proof
 from certctrl.plane.http.reading import BODY_CAP, read_object
@@ -165,6 +167,14 @@ class Refresh:
     """The CA certificates by which the agent verifies the plane."""
 
 
+@lean.frozen(kw_only=True)
+class SigningRequest:
+    """A signing request for an order; ``csr_pem`` is checked where it is used."""
+
+    order_id: Id
+    csr_pem: Annotated[str, Text(2 * MAX_CSR_BYTES)]
+
+
 @lean.frozen
 class Report:
     """A batch of events, oldest first."""
@@ -269,6 +279,8 @@ class NewCertificate:
     profile: Name = ""
     must_staple: bool = False
     reuse_key: bool = False
+    key_origin: Annotated[str, Line(20)] = KEY_AT_PLANE
+    """``plane``, ``device``, or ``auto``: at the devices if there are any and all of them make keys."""
 
 
 @lean.frozen
@@ -284,6 +296,8 @@ class Renewal:
 
     action: Literal["renew"]
     reason: Reason = ""
+    key_lost: bool = False
+    """Whether the device no longer has the key that it made for the certificate or its open order."""
 
 
 @lean.frozen(kw_only=True)

@@ -45,6 +45,7 @@ class DeviceApi:
             Route(f"{SELF}/certificates", self.certificates),
             Route(f"{SELF}/certificates/{{cert_id}}", self.certificate),
             Route(f"{SELF}/certificates/{{cert_id}}/deploy-materials", self.materials),
+            Route(f"{SELF}/certificates/{{cert_id}}/csr", self.signing_request, methods=["POST"]),
             Route(f"{SELF}/install-config", self.install_config),
             Route(f"{SELF}/cas", self.authorities),
             Route(f"{SELF}/cas/{{ca_id}}/bundle", self.authority),
@@ -173,6 +174,17 @@ class DeviceApi:
         return await self._answer(
             request, lambda device_id: self._plane.certificates.materials(device_id, _id(request, "cert_id"))
         )
+
+    async def signing_request(self, request: Request) -> Response:
+        """Take the signing request for a key that the device has made: ``{"order_id", "csr_pem"}``."""
+        self._authenticator.claimed_device(request)  # read no large bodies from strangers
+        body = await read_as(bodies.SigningRequest, request, LARGE_BODY_CAP)
+
+        def receive(session: DeviceSession) -> dict[str, Any]:
+            cert_id = _id(request, "cert_id")
+            return self._plane.device_keys.receive(session.device_id, cert_id, body.order_id, body.csr_pem)
+
+        return data_answer(await self._authenticator.as_device(request, receive, long=True), 202)
 
     async def install_config(self, request: Request) -> Response:
         """Return the device's install config; 304 if it is unchanged."""

@@ -110,6 +110,7 @@ class OperatorResources:
             profile=body.profile,
             must_staple=body.must_staple,
             reuse_key=body.reuse_key,
+            key_origin=body.key_origin,
         )
         return data_answer(row, 202 if row["status"] == "pending" else 201)
 
@@ -133,7 +134,10 @@ class OperatorResources:
                 raise not_found("No such certificate")
             device_id = session.device_id
         body = await read_as(bodies.Renewal, request)
-        renewal = await self._plane.certificates.renew(user_id, cert_id, reason=body.reason, device_id=device_id)
+        lost = body.key_lost and device_id is not None
+        renewal = await self._plane.certificates.renew(
+            user_id, cert_id, reason=body.reason, device_id=device_id, key_lost=lost
+        )
         return data_answer(renewal, 202)
 
     async def revoke_certificate(self, request: Request) -> Response:

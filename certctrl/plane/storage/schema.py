@@ -159,6 +159,7 @@ ALTER TABLE certificates ADD COLUMN issued_by TEXT NOT NULL DEFAULT '';
 ALTER TABLE devices ADD COLUMN features TEXT NOT NULL DEFAULT '';
 CREATE INDEX certificates_renewal ON certificates(renew_at);
 CREATE INDEX certificates_template ON certificates(template_id);
+CREATE INDEX certificates_key ON certificates(public_key_sha256);
 
 CREATE TABLE issuers (
   name TEXT PRIMARY KEY, kind TEXT NOT NULL, settings TEXT NOT NULL DEFAULT '{}', secrets_enc BLOB,
