@@ -113,6 +113,7 @@ class CertificateViews:
                 *ids,
             ):
                 orders[found["cert_id"]] = found
+        made = self._children(ids)
         blocked = self._blocked([row for row in rows if row["key_origin"] == KEY_AT_DEVICE], holders)
         return [
             self.summary(row)
@@ -129,12 +130,21 @@ class CertificateViews:
                 "order_state": orders[row["id"]]["state"] if row["id"] in orders else "",
                 "problem": (orders[row["id"]]["problem"] if row["id"] in orders else "") or blocked.get(row["id"], ""),
                 "template_id": row["template_id"],
+                "made_for_others": made.get(row["id"], []),
                 "revoked_at": when(row["revoked_at"]),
                 "revoke_reason": row["revoke_reason"],
                 "device_ids": holders[row["id"]],
             }
             for row in rows
         ]
+
+    def _children(self, ids: Sequence[int]) -> dict[int, list[int]]:
+        """Return the certificates that were made from templates for further devices, by template."""
+        found: dict[int, list[int]] = {}
+        sql = f"SELECT id, template_id FROM certificates WHERE template_id IN ({marks(ids)}) ORDER BY id"
+        for row in self._db.all(sql, *ids) if ids else ():
+            found.setdefault(row["template_id"], []).append(row["id"])
+        return found
 
     def _blocked(self, rows: Sequence[Row], holders: Mapping[int, list[int]]) -> dict[int, str]:
         """Return why the next renewal of certificates with keys at devices would be blocked, of those that would be."""

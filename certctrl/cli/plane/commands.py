@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from certctrl.cli.output import short_serial, table
+from certctrl.cli.output import short_serial, table, write_line
 from certctrl.cli.plane.approval import approve, deny
 from certctrl.cli.plane.connection import (
     GROUP,
@@ -161,11 +161,22 @@ def certificates(ctx: typer.Context) -> None:
             row["not_after"] or "",
             short_serial(row["serial_number"]),
             row["issuer"],
+            row["key_origin"],
             _ids(row),
         )
         for row in rows
     ]
-    show(ctx, rows, lambda: table(("id", "domain", "status", "not after", "serial", "issuer", "devices"), cells))
+    heads = ("id", "domain", "status", "not after", "serial", "issuer", "key", "devices")
+
+    def text() -> None:
+        table(heads, cells)
+        for row in rows:
+            if row["template_id"]:
+                write_line(f"{row['id']} was made from {row['template_id']} for one more device")
+            if row["problem"]:
+                write_line(f"{row['id']} ({row['domain_name']}): {row['problem']}")
+
+    show(ctx, rows, text)
 
 
 @plane.command(cls=OperatorCommand)

@@ -31,6 +31,15 @@ Validity = Annotated[
 ]
 Profile = Annotated[str, typer.Option("--profile", metavar="NAME", help="Profile of the CA.")]
 MustStaple = Annotated[bool, typer.Option("--must-staple", help="Have clients insist on a stapled OCSP response.")]
+Key = Annotated[
+    str,
+    typer.Option(
+        "--key",
+        metavar="WHERE",
+        help="Where the private key is made: device (on the hosts, which keep it), plane, or auto: on the hosts if all of "
+        "them can.",
+    ),
+]
 ReuseKey = Annotated[bool, typer.Option("--reuse-key", help="Keep the key when the certificate is renewed.")]
 
 
@@ -44,6 +53,7 @@ def issue(
     profile: Profile = "",
     must_staple: MustStaple = False,
     reuse_key: ReuseKey = False,
+    key: Key = "auto",
     no_wait: NoWait = False,
 ) -> None:
     """Issue a certificate and assign it to devices.
@@ -59,6 +69,7 @@ def issue(
     async def request(api: OperatorApi) -> Any:
         body: dict[str, Any] = {"domain_name": domains[0], "sans": domains[1:], "key_type": key_type}
         body |= {"issuer": issuer, "profile": profile, "must_staple": must_staple, "reuse_key": reuse_key}
+        body |= {"key_origin": key}
         body["device_ids"] = await api.devices(device or ())
         return await api.call("POST", "certificates", body | ({"validity_seconds": validity} if validity else {}))
 
@@ -84,4 +95,6 @@ def _said(row: dict[str, Any]) -> str:
     given = f", assigned to device {joined(row['device_ids'])}"
     if not row["device_ids"]:
         given = "; assign it with cert-ctrl plane assign"
+    if row["made_for_others"]:
+        given += f"; its other devices have certificates of their own: {joined(row['made_for_others'])}"
     return f"issued {what}, serial {row['serial_number']}{given}"
