@@ -174,7 +174,7 @@ class Certificates(Revoking):
         row = self._table.row(user_id, cert_id)
         self._reserved.refuse(json.loads(row["sans"]))
         refuse_imported(row)
-        shared = None if device_id is None else self._device_request(row, device_id)
+        shared = None if device_id is None else self._device_request(row, device_id, share=not key_lost)
         if shared is not None or is_immediate(row):
             return row, shared
         action = "renew" if row["serial_number"] else "issue"
@@ -258,9 +258,12 @@ class Certificates(Revoking):
     def _refuse_names(self, names: Sequence[str]) -> None:
         self._reserved.refuse(names)
 
-    def _device_request(self, row: Row, device_id: int) -> dict[str, Any] | None:
-        """Check a device's renewal request; return an open order, or a renewal that is recent enough to share."""
+    def _device_request(self, row: Row, device_id: int, *, share: bool) -> dict[str, Any] | None:
+        """Check a device's renewal request; return an open order, or a renewal that is recent enough to ``share``."""
         self._require_renewable(row, device_id)
+        if not share:
+            self._requests.take(str(device_id))
+            return None
         known = self._orders.open_of(row["id"])
         if known is not None:
             return self._orders.answer(known["id"])

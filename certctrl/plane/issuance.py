@@ -15,8 +15,8 @@ from certctrl.plane.challenges.making import make_solver
 from certctrl.plane.challenges.solver_kind import SolverParts
 from certctrl.plane.counters import PlaneCounters
 from certctrl.plane.crls import Crls
-from certctrl.plane.imports import Imports
 from certctrl.plane.device_keys import DeviceKeys
+from certctrl.plane.imports import Imports
 from certctrl.plane.issuers.issuer import IssuerContext
 from certctrl.plane.issuers.registry import Issuers
 from certctrl.plane.jobs import Jobs
