@@ -24,8 +24,14 @@ class Census:
         self._wall_now = wall_now
 
     def taken(self) -> dict[str, Any]:
-        """Return ``devices``, ``certificates`` and ``jobs`` by state, in the caller's unit of work."""
-        return {"devices": self._devices(), "certificates": self._certificates(), "jobs": self._jobs()}
+        """Return ``devices``, ``certificates``, ``orders`` and ``jobs`` by state, and ``issuers``; in the caller's unit of work."""
+        return {
+            "devices": self._devices(),
+            "certificates": self._certificates(),
+            "orders": self._orders(),
+            "issuers": self._issuers(),
+            "jobs": self._jobs(),
+        }
 
     def ending(self, limit: int = 20) -> list[dict[str, Any]]:
         """Return the certificates of devices that end soon or have ended, the most urgent first."""
@@ -62,6 +68,22 @@ class Census:
         )
         names = ("active", "ending", "ended")
         return {name: int(row[name]) if row is not None else 0 for name in names}
+
+    def _orders(self) -> dict[str, int]:
+        """Count the open orders; those that have failed and are tried again are ``retried``."""
+        counts = dict.fromkeys(("csr_wanted", "ready", "retried", "blocked"), 0)
+        for row in self._db.all(
+            "SELECT state, problem != '' AS failed, count(*) AS n FROM orders"
+            " WHERE state IN ('csr_wanted', 'ready', 'blocked') GROUP BY state, problem != ''"
+        ):
+            state = "retried" if row["state"] == "ready" and row["failed"] else row["state"]
+            counts[state] += int(row["n"])
+        return counts
+
+    def _issuers(self) -> dict[str, int]:
+        """Return by name of an issuer whether its last use failed."""
+        rows = self._db.all("SELECT name, problem FROM issuers ORDER BY name")
+        return {row["name"]: int(row["problem"] != "") for row in rows}
 
     def _jobs(self) -> dict[str, dict[str, int]]:
         """Count the jobs of each kind that are due, overdue by a minute, running, and scheduled for later."""

@@ -64,6 +64,8 @@ class PlaneCounters:
     """Connections refused, by reason."""
     jobs: Counter[tuple[str, str]] = attrs.field(factory=Counter)
     """By kind and ``ok`` or ``failed``."""
+    order_attempts: Counter[tuple[str, str]] = attrs.field(factory=Counter)
+    """By issuer and ``ok``, ``failed`` or ``refused``."""
 
     def job_runs(self, result: str) -> int:
         """Return the number of runs of all kinds with a result."""

@@ -88,6 +88,8 @@ def _work(view: View) -> Iterator[Metric]:
     yield _FAMILIES.counter("connections_refused", about, "reason", counters.refused)
     about = "Runs of jobs by kind and result: `ok`, `failed`."
     yield _FAMILIES.counters("job_runs", about, ("kind", "result"), counters.jobs.items())
+    about = "Attempts to have an issuer issue, by result: `ok`, `failed`, `refused`."
+    yield _FAMILIES.counters("order_attempts", about, ("issuer", "result"), counters.order_attempts.items())
     about = "Sightings of devices stored: time, address and cursor of polls."
     yield _FAMILIES.plain_counter("sightings_saved", about, view.sightings_saved)
 
@@ -106,6 +108,10 @@ def _present(view: View) -> Iterator[Metric]:
         "Active certificates; `ending`: on a device with less than a fifth of their life left; `ended`: expired there."
     )
     yield _FAMILIES.gauge("certificates", about, _by("state", certificates))
+    about = "Orders that have not ended, by state: `csr_wanted` (a device's key), `ready`, `retried` after a failure, `blocked`."
+    yield _FAMILIES.gauge("orders", about, _by("state", view.census.get("orders", {})))
+    about = "1 if the last use of an issuer failed."
+    yield _FAMILIES.gauge("issuer_failing", about, _by("issuer", view.census.get("issuers", {})))
     jobs = view.census.get("jobs", {})
     rows = [({"kind": kind, "state": state}, n) for kind, states in jobs.items() for state, n in states.items()]
     yield _FAMILIES.gauge("jobs", "Jobs by kind and state: `due`, `overdue` by a minute, `running`, `scheduled`.", rows)

@@ -181,12 +181,15 @@ class OrderRunner:
             failure = IssuerError(f"unexpected {type(error).__name__} in issuer {attempt.issuer}", fix="report it")
         else:
             self._counters.jobs[JOB, "ok"] += 1
+            self._counters.order_attempts[attempt.issuer, "ok"] += 1
             log.info("order %d: issuer %s has issued certificate %d", attempt.order_id, attempt.issuer, attempt.cert_id)
             return
         await self._fail(attempt, failure)
 
     async def _fail(self, attempt: Attempt, error: CertctrlError) -> None:
         self._counters.jobs[JOB, "failed"] += 1
+        refused = isinstance(error, IssuerError) and error.is_permanent
+        self._counters.order_attempts[attempt.issuer, "refused" if refused else "failed"] += 1
         try:
             due = await self._stored(self._attempts.fail, attempt, error)
         except ClaimLostError:

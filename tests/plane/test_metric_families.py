@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from plane_world import UPDATES, World
+from scripted_issuer import scripted
 
 from certctrl.errors import DiskError
+from certctrl.plane.issuers.issuer import IssuerError
+from certctrl.plane.issuers.registry import NewIssuer
 from certctrl.plane.problems import ProblemName
 
 
@@ -44,6 +47,30 @@ async def test_a_scrape_shows_what_was_done_and_what_there_is(world: World) -> N
     found = await scrape(world)
     assert (found["sightings_waiting"], found["sightings_saved_total"]) == ({(): 0}, {(): 1})
     assert found["job_runs_total"] == {("housekeeping", "ok"): 1}
+
+
+async def test_orders_and_issuers_are_counted(world: World) -> None:
+    with scripted(lambda: world.clock.wall) as kind:
+        plane = world.plane
+        for name in ("le", "house"):
+            await plane.work(plane.issuers.put, NewIssuer(name=name, kind="scripted", settings={}))
+        await plane.certificates.issue(1, ["a.example"], issuer="le")
+        found = await scrape(world)
+        assert found["orders"] == {("csr_wanted",): 0, ("ready",): 1, ("retried",): 0, ("blocked",): 0}
+        assert found["certificates"] == {("active",): 0, ("ending",): 0, ("ended",): 0}, "a pending one is none"
+        kind.ca.script = [IssuerError("down")]
+        await plane.order_runner.run_once()
+        found = await scrape(world)
+        assert (found["orders"]["retried",], found["orders"]["ready",]) == (1, 0)
+        assert found["issuer_failing"] == {("house",): 0, ("le",): 1}
+        world.clock.wall += 3600
+        kind.ca.script = [IssuerError("no", is_permanent=True)]
+        await plane.order_runner.run_once()
+        await plane.certificates.issue(1, ["b.example"], issuer="le")
+        await plane.order_runner.run_once()
+        found = await scrape(world)
+    assert found["order_attempts_total"] == {("le", "failed"): 1, ("le", "refused"): 1, ("le", "ok"): 1}
+    assert found["issuer_failing"]["le",] == 0
 
 
 async def test_a_scrape_works_without_the_database(world: World, monkeypatch: Any) -> None:
