@@ -23,6 +23,7 @@ from certctrl.model.offload import Offload
 from certctrl.plane import clock
 from certctrl.plane.anchor import Anchor
 from certctrl.plane.authorities import Authorities
+from certctrl.plane.ca.denied_keys import DeniedKeys, read_denied_keys
 from certctrl.plane.ca.issuer import BuiltinCa, Issuer, inline
 from certctrl.plane.census import Census
 from certctrl.plane.challenges import plane_http
@@ -116,10 +117,7 @@ class Plane:
         self.draining = False
         """Whether the plane is stopping and no longer holds polls."""
         self.database, self.keyring = db, keys = database, keyring
-        self.ca = BuiltinCa(db, keys, wall_now, offload, crl_url=settings.crl_url)
-        self.crls = Crls(db, self.ca.intermediates, wall_now, monotonic)
-        self.anchor = Anchor(db, keys, wall_now, offload, self.ca)
-        self.issuing_ca = IssuingCa(db, self.ca, self.anchor, settings.crl_url, wall_now)
+        self._assemble_ca(offload, monotonic)
         self.stream = SignalStream(db, length=settings.stream_length, wall_now=wall_now)
         self.clones = CloneDetector(db, wall_now)
         self.sessions = Sessions(db, keys, settings, wall_now)
@@ -140,6 +138,15 @@ class Plane:
         self._plan_housekeeping()
         self._gathering = Gathering(db)
         self._closing = contextlib.ExitStack()
+
+    def _assemble_ca(self, offload: Offload, monotonic: Callable[[], float]) -> None:
+        """Assemble the built-in CA, its lists, and the CA of the plane's own certificate."""
+        db, keys, wall_now, crl_url = self.database, self.keyring, self.wall_now, self.settings.crl_url
+        denied = DeniedKeys() if self.data is None else read_denied_keys(self.data.denied_keys)
+        self.ca = BuiltinCa(db, keys, wall_now, offload, crl_url=crl_url, denied=denied)
+        self.crls = Crls(db, self.ca.intermediates, wall_now, monotonic)
+        self.anchor = Anchor(db, keys, wall_now, offload, self.ca)
+        self.issuing_ca = IssuingCa(db, self.ca, self.anchor, crl_url, wall_now)
 
     def _assemble_issuance(self, issuer: Issuer, offload: Offload) -> None:
         """Assemble the parts that issue certificates; ``issuer`` issues within a request."""

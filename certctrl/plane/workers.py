@@ -54,6 +54,8 @@ class Worker:
         for source, copy in ((main.storage_key, own.storage_key), (main.operator_key, own.operator_key)):
             with disk_errors(source), contextlib.suppress(FileNotFoundError):
                 keep_file(copy, source.read_bytes(), mode=0o600)
+        with disk_errors(own.denied_keys), contextlib.suppress(FileExistsError):
+            own.denied_keys.symlink_to(main.denied_keys.absolute())
         self._root = root
         self.copy_certificate()
         return own.root

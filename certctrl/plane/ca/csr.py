@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from certctrl import lean
+from certctrl.plane.ca.denied_keys import DeniedKeys
 from certctrl.plane.ca.domains import is_address
 from certctrl.plane.ca.weak_keys import rsa_misfit, rsa_weakness
 from certctrl.plane.ca.x509 import PublicKey
@@ -28,6 +29,7 @@ MAX_CSR_BYTES = 64 * 1024
 _CURVES = {"secp256r1": "ecdsa-p256", "secp384r1": "ecdsa-p384"}
 _HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
 _NEW_KEY = "make a new key"
+NONE_DENIED = DeniedKeys()
 
 
 @lean.frozen(kw_only=True)
@@ -54,12 +56,17 @@ def der_of_pem(pem: str) -> bytes:
 
 
 def check_csr(
-    csr_der: bytes, names: Collection[str], *, key_type: str = "", must_staple: bool = False
+    csr_der: bytes,
+    names: Collection[str],
+    *,
+    key_type: str = "",
+    must_staple: bool = False,
+    denied: DeniedKeys = NONE_DENIED,
 ) -> CheckedRequest:
     """Check a request for canonical names; ErrorResponse 400 with ``reason`` if it must not be signed.
 
     ``key_type`` is the one that the key must have; empty: any that the CA signs. ``must_staple`` allows, but does not
-    require, that the request asks for the extension. Bad keys are refused before their signature costs time.
+    require, that the request asks for the extension. Keys in ``denied`` are refused. Bad keys are refused before their signature costs time.
     """
     if len(csr_der) > MAX_CSR_BYTES:
         raise _too_large(len(csr_der))
@@ -78,13 +85,16 @@ def check_csr(
         weakness = rsa_weakness(public_key.public_numbers().n)
         if weakness:
             raise _bad_key(weakness, "weak-key")
+    digest = key_digest(public_key)
+    if denied.has(public_key, digest):
+        raise _bad_key("is in the operator's lists of keys that must not be used", "denied-key")
     _check_signature(request)
     try:
         _check_names(request, names)
         _check_extensions(request.extensions, must_staple)
     except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
         raise _unreadable(error) from None
-    return CheckedRequest(public_key=public_key, key_type=found, public_key_sha256=key_digest(public_key))
+    return CheckedRequest(public_key=public_key, key_type=found, public_key_sha256=digest)
 
 
 def key_digest(public_key: PublicKey) -> str:

@@ -18,7 +18,8 @@ from certctrl import lean
 from certctrl.model.offload import Offload
 from certctrl.plane.ca.constraints import Constraints, constraints_of
 from certctrl.plane.ca.crl import key_id
-from certctrl.plane.ca.csr import check_csr, key_digest
+from certctrl.plane.ca.csr import NONE_DENIED, check_csr, key_digest
+from certctrl.plane.ca.denied_keys import DeniedKeys
 from certctrl.plane.ca.intermediates import Intermediates
 from certctrl.plane.ca.x509 import (
     Authority,
@@ -99,8 +100,12 @@ class BuiltinCa:
         offload: Offload,
         purpose: Purpose = ISSUING,
         crl_url: str = "",
+        denied: DeniedKeys = NONE_DENIED,
     ) -> None:
-        """Load the root, or create it; ``crl_url``: where clients find its CRLs, up to the name of one."""
+        """Load the root, or create it; ``crl_url``: where clients find its CRLs, up to the name of one.
+
+        Requests for ``denied`` keys are refused.
+        """
         self._db = database
         self._keyring = keyring
         self._wall_now = wall_now
@@ -111,6 +116,7 @@ class BuiltinCa:
         self.intermediates = Intermediates(database, keyring, purpose.secret, purpose.intermediate_name, self._root)
         self._intermediate = self.intermediates.stored()
         self._crl_url = crl_url
+        self.denied = denied
 
     @property
     def root_pem(self) -> str:
@@ -152,7 +158,7 @@ class BuiltinCa:
         must_staple: bool = False,
     ) -> Issued:
         """Return a leaf for the key of a request; only the key is taken from it. ErrorResponse 400 if it is refused."""
-        checked = check_csr(csr_der, names, key_type=key_type, must_staple=must_staple)
+        checked = check_csr(csr_der, names, key_type=key_type, must_staple=must_staple, denied=self.denied)
         return await self._sign(checked.public_key, names, validity_seconds, must_staple=must_staple)
 
     async def _sign(

@@ -55,6 +55,8 @@ class DataDir:
         """The CA of the plane's own certificate, for agents and operators."""
         self.issuing_ca = root / "issuing-ca.pem"
         """The CA of the certificates that the plane issues, for clients of the services that use them."""
+        self.denied_keys = root / "denied-keys"
+        """Directory with lists of keys that no certificate may have, from the operator."""
         self.tls_certificate = root / "tls.pem"
         self.tls_key = root / "tls.key"
         self.address = root / "address"
