@@ -30,6 +30,8 @@ class RecordingSolver:
     troubles: dict[str, list[IssuerError]] = attrs.field(factory=dict)
     refused: frozenset[str] = frozenset()
     """Names that it cannot prove."""
+    hangs: bool = False
+    """Whether taking proofs back never ends."""
 
     def solves(self, kind: str, identifier: str, wildcard: bool) -> bool:
         return kind in self.kinds and identifier not in self.refused
@@ -40,6 +42,8 @@ class RecordingSolver:
 
     async def clean_up(self, proofs: Sequence[Proof]) -> None:
         self._note("clean_up", proofs)
+        if self.hangs:
+            await trio.sleep_forever()
         self.published -= {one.token for one in proofs}
 
     async def explain(self, proof: Proof) -> str:

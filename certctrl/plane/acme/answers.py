@@ -170,11 +170,12 @@ def read_order(found: Mapping[str, Any], url: str, check: CheckUrl) -> Order:
 
 def read_authorization(found: Mapping[str, Any], url: str, check: CheckUrl) -> Authorization:
     """Return an authorization (section 7.1.4); challenges that cannot be read are left out."""
+    identifier = _identifier(found.get("identifier"), "authorization")
     return Authorization(
         url=url,
-        identifier=_identifier(found.get("identifier"), "authorization"),
+        identifier=Identifier(identifier.kind, identifier.value.removeprefix("*.")),  # which some CAs leave there
         status=_state(found, "authorization", _AUTHORIZATION_STATES),
-        wildcard=found.get("wildcard") is True,
+        wildcard=found.get("wildcard") is True or identifier.value.startswith("*."),
         challenges=tuple(
             challenge
             for one in _list(found, "challenges", "authorization", MAX_CHALLENGES)
@@ -194,15 +195,15 @@ def read_challenge(found: Any, check: CheckUrl) -> Challenge:
 def _challenge(found: Any, check: CheckUrl) -> Challenge | None:
     if not isinstance(found, dict):
         return None
-    kind, url, token, error = (found.get(name) for name in ("type", "url", "token", "error"))
+    kind, url, token, status, error = (found.get(name) for name in ("type", "url", "token", "status", "error"))
     if not isinstance(kind, str) or not isinstance(url, str) or not isinstance(token, str):
         return None  # types without a token are none of ours
-    if not _TOKEN.fullmatch(token) or found.get("status") not in _CHALLENGE_STATES:
+    if not _TOKEN.fullmatch(token) or not isinstance(status, str) or status not in _CHALLENGE_STATES:
         return None
     return Challenge(
         kind=one_line(kind, 40),
         url=check(url),
-        status=found["status"],
+        status=status,
         token=token,
         problem=read_problem(error) if isinstance(error, dict) else None,
     )

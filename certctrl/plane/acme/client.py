@@ -27,6 +27,8 @@ NONCE_TRIES = 12
 SHORT_PAUSE = 20.0
 """Seconds of Retry-After that are waited for within a request."""
 _BUSY_TRIES = 3
+_SOONEST, _LATEST = 60.0, 3600.0
+"""When an order that takes long continues; ZeroSSL asks for a day where it needs a minute."""
 _FIRST_PAUSE, _LONGEST_PAUSE, _PAUSE_GROWTH = 0.05, 10.0, 1.6
 
 
@@ -140,7 +142,7 @@ class Polling:
         """Wait as the CA asks, otherwise a growing time; IssuerError with ``retry_after`` if the time is up."""
         seconds = self._pause if asked is None else max(asked, _FIRST_PAUSE)
         if trio.current_time() + seconds > self._deadline:
-            later = max(asked or 0.0, 60.0)
+            later = min(max(asked or 0.0, _SOONEST), _LATEST)
             raise IssuerError(
                 f"the CA has not finished the {self._what} within {self._seconds:.0f} s",
                 fix="wait; the same order continues later",

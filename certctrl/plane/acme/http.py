@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import httpcore
 import httpx
@@ -110,25 +110,31 @@ class CaPlaces:
     """The hosts that requests to one CA may go to: that of its directory, and others that the operator allows."""
 
     def __init__(self, directory_url: str, other_hosts: Collection[str] = ()) -> None:
-        parts = urlsplit(directory_url)
-        self._scheme = parts.scheme
-        self._places = {parts.netloc.lower(), *(host.lower() for host in other_hosts)}
+        self._scheme = urlsplit(directory_url).scheme
+        others = (f"{self._scheme}://{host}" for host in other_hosts)
+        self._places = {_place(urlsplit(url)) for url in (directory_url, *others)}
 
     def check(self, url: str) -> str:
         """Return the URL; raises IssuerError."""
         try:
             parts = urlsplit(url)
+            place = _place(parts)
             if len(url) > _MAX_URL or not url.isascii() or not url.isprintable() or " " in url or not parts.hostname:
                 raise ValueError
         except ValueError:
             raise bad("answer", f"{one_line(url, 80, ascii_only=True)} is not a URL") from None
-        if parts.scheme != self._scheme or parts.netloc.lower() not in self._places:
+        if parts.scheme != self._scheme or place not in self._places or parts.username is not None:
             raise IssuerError(
                 f"the CA names a URL at another host, {one_line(f'{parts.scheme}://{parts.netloc}', 100)}",
                 fix="if it belongs to the CA, add its HOST[:PORT] to other_hosts",
                 is_permanent=True,
             )
         return url
+
+
+def _place(parts: SplitResult) -> tuple[str, int]:
+    """Return host and port of a URL; ValueError for an invalid port."""
+    return (parts.hostname or "").lower(), parts.port or (443 if parts.scheme == "https" else 80)
 
 
 def check_directory_url(url: str) -> str:

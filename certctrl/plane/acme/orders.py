@@ -111,10 +111,11 @@ async def ready(client: AcmeClient, order: Order, seconds: float = POLL_SECONDS)
     return await _changed(client, await fetch_order(client, order.url), "pending", seconds)
 
 
-async def finalize(client: AcmeClient, order: Order, csr_der: bytes) -> Order:
-    """Send the request for the certificate; the CA may still work on it."""
+async def finalized(client: AcmeClient, order: Order, csr_der: bytes, seconds: float = POLL_SECONDS) -> Order:
+    """Send the request for the certificate, and return the order once the CA has decided about it."""
     answer = await client.post(order.finalize, {"csr": to_base64url(csr_der)}, "the certificate request")
-    return read_order(document(answer, "order"), order.url, client.http.check_url)
+    order = read_order(document(answer, "order"), order.url, client.http.check_url)
+    return await _changed(client, order, "processing", seconds, _pause(client, answer))
 
 
 async def finished(client: AcmeClient, order: Order, seconds: float = POLL_SECONDS) -> Order:
@@ -179,9 +180,8 @@ async def _make_order(
     return order
 
 
-async def _changed(client: AcmeClient, order: Order, status: str, seconds: float) -> Order:
+async def _changed(client: AcmeClient, order: Order, status: str, seconds: float, asked: float | None = None) -> Order:
     polling = Polling("order", seconds)
-    asked = None
     while order.status == status:
         await polling.pause(asked)
         found, answer = await client.post_as_get(order.url, "order")

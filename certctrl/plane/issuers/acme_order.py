@@ -27,6 +27,8 @@ from certctrl.plane.issuers.issuer import CertificateRequest, IssuedChain, Issue
 from certctrl.text import one_line
 
 CLEAN_UP_SECONDS = 120.0
+STOPPING_SECONDS = 3.0
+"""For taking proofs back in an attempt that is cancelled; the next one does the rest."""
 _TOGETHER = 4
 _EXPLAINED = 5
 _EXPLANATION = 600
@@ -81,8 +83,9 @@ class AcmeOrder:
         elif self._memo.proofs:
             await self._clean_up()
         if order.status == "ready":
-            order = await orders.finalize(self._client, order, self._request.csr_der)
-        order = await orders.finished(self._client, order)
+            order = await orders.finalized(self._client, order, self._request.csr_der)
+        else:
+            order = await orders.finished(self._client, order)
         if order.status != "valid":
             await self._remember(attrs.evolve(self._memo, order_url=""))
             raise refusal("the order", order.problem or Problem(kind="", detail=f"the order is {order.status}"))
@@ -139,8 +142,9 @@ class AcmeOrder:
             return await orders.ready(self._client, order)
         finally:
             if self._memo.proofs:
+                stopping = trio.current_effective_deadline() <= trio.current_time()
                 with trio.CancelScope(shield=True):  # bounded by its own scope
-                    await self._clean_up()
+                    await self._clean_up(STOPPING_SECONDS if stopping else CLEAN_UP_SECONDS)
 
     async def _prove(self, attempts: Sequence[Attempt]) -> None:
         proofs = tuple(one.proof for one in attempts)
@@ -206,18 +210,18 @@ class AcmeOrder:
                 text = one_line(str(error), _EXPLANATION)
         return text
 
-    async def _clean_up(self) -> None:
+    async def _clean_up(self, seconds: float = CLEAN_UP_SECONDS) -> None:
         """Take all proofs back; those that could not be are kept in the memo."""
         proofs = self._memo.proofs
         names = ", ".join(sorted({proof.identifier for proof in proofs})[:5])
-        with trio.move_on_after(CLEAN_UP_SECONDS) as scope:
+        with trio.move_on_after(seconds) as scope:
             try:
                 await self._solver.clean_up(proofs)
                 await self._remember(attrs.evolve(self._memo, proofs=()))
             except CertctrlError as error:
                 log.warning("Challenges of %s could not be taken back: %s", names, error)
         if scope.cancelled_caught:
-            log.warning("Challenges of %s could not be taken back within %.0f s", names, CLEAN_UP_SECONDS)
+            log.warning("Challenges of %s could not be taken back within %.0f s", names, seconds)
 
     async def _remember(self, memo: Memo) -> None:
         await self._request.remember(memo.dump())

@@ -101,7 +101,7 @@ def test_challenges_that_are_unknown_are_kept_and_those_that_cannot_be_read_left
         "identifier": {"type": "dns", "value": "a.test"}, "status": "pending",
         "challenges": [
             challenge(), challenge(type="future"), challenge(token=None), challenge(token="a/../b"), challenge(token="a" * 300),
-            challenge(status="odd"), challenge(type=7), 7, None,
+            challenge(status="odd"), challenge(status=[]), challenge(type=7), 7, None,
         ],
     }  # fmt: skip
     read = answers.read_authorization(found, f"{BASE}/authz/1", CHECK)

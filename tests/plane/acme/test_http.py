@@ -116,7 +116,9 @@ async def test_cancelled_requests_leave_nothing_open() -> None:
                     await ca.request("POST", f"{url}/x", b"{}" * 1000)
 
 
-@pytest.mark.parametrize("url", ["https://ca.test/x", "https://CA.test/x", "https://other.test:8443/y"])
+@pytest.mark.parametrize(
+    "url", ["https://ca.test/x", "https://CA.test/x", "https://ca.test:443/x", "https://other.test:8443/y"]
+)
 def test_urls_that_may_be_requested(url: str) -> None:
     assert CaPlaces("https://ca.test/directory", ["other.test:8443"]).check(url) == url
 

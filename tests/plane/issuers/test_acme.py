@@ -12,6 +12,8 @@ import pytest
 import trio
 from acme_world import AcmeWorld, make_world
 from cryptography import x509
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scripted_ca import BASE, DIRECTORY_URL, Reply, ScriptedCa, new_csr, problem, self_signed
 from trio.testing import MockClock
 
@@ -130,6 +132,53 @@ async def test_a_changed_contact_is_sent_to_the_ca(world: AcmeWorld, ca: Scripte
     await world.issuer(contact="old@example.com").issue(world.request("a.test"))
     await world.issuer(contact=["new@example.com"]).issue(world.request("b.test"))
     assert ca.accounts[f"{BASE}/acct/1"]["payload"]["contact"] == ["mailto:new@example.com"]
+
+
+async def test_a_wildcard_that_the_ca_leaves_in_the_name(
+    world: AcmeWorld, ca: ScriptedCa, autojump_clock: MockClock
+) -> None:
+    def shown(method: str, path: str, payload: Any) -> Reply | None:
+        if not path.startswith("/authz/"):
+            return None
+        status, headers, found = ca._authorization(path.removeprefix("/authz/"), payload, {})
+        return status, headers, {**found, "identifier": {"type": "dns", "value": "*.a.test"}, "wildcard": None}
+
+    ca.hooks.append(shown)
+    assert names_of(await world.issuer().issue(world.request("*.a.test"))) == {"*.a.test"}
+    assert world.solver.log[0] == ("present", ("dns-01 a.test",))
+
+
+async def test_the_pause_after_the_certificate_request(
+    world: AcmeWorld, ca: ScriptedCa, autojump_clock: MockClock
+) -> None:
+    def slow(method: str, path: str, payload: Any) -> Reply | None:
+        if not path.startswith("/finalize/"):
+            return None
+        ca.polls_until_issued = 2
+        status, headers, found = ca._finalize(path.removeprefix("/finalize/"), payload, {})
+        return status, headers | {"Retry-After": "40"}, found
+
+    ca.hooks.append(slow)
+    began = trio.current_time()
+    await world.issuer().issue(world.request("a.test"))
+    assert trio.current_time() - began >= 40
+
+
+async def test_a_pause_of_a_day_for_an_order_is_an_hour(
+    world: AcmeWorld, ca: ScriptedCa, autojump_clock: MockClock
+) -> None:
+    ca.polls_until_issued = 3
+
+    def slow(method: str, path: str, payload: Any) -> Reply | None:
+        if not path.startswith("/order/"):
+            return None
+        return 200, {"Retry-After": "86400"}, ca._shown(f"{BASE}{path}")
+
+    ca.hooks.append(slow)
+    request = world.request("a.test")
+    error = await refused(world, "a.test", csr_der=request.csr_der)
+    assert error.retry_after == 3600
+    await world.issuer().issue(world.request("a.test", csr_der=request.csr_der, memo=world.memos[-1]))
 
 
 async def test_the_chain_of_the_preferred_root(world: AcmeWorld, ca: ScriptedCa, autojump_clock: MockClock) -> None:
@@ -331,6 +380,22 @@ async def test_a_cancelled_attempt_takes_its_proofs_back(
         await world.issuer().issue(world.request("a.test"))
     assert scope.cancelled_caught and not world.solver.published
     assert world.solver.log[-1][0] == "clean_up"
+
+
+async def test_a_cancelled_attempt_does_not_wait_long_for_a_solver(
+    world: AcmeWorld, ca: ScriptedCa, autojump_clock: MockClock
+) -> None:
+    """A control plane that stops; the next attempt takes back what is left."""
+    ca.polls_until_decided = 10**9
+
+    world.solver.hangs = True
+    with trio.move_on_after(30):
+        await world.issuer().issue(request := world.request("a.test"))
+    assert trio.current_time() < 34
+    world.solver.hangs = False
+    ca.polls_until_decided = 1
+    await world.issuer().issue(world.request("a.test", csr_der=request.csr_der, memo=world.memos[-1]))
+    assert not world.solver.published and len(ca.orders) == 1
 
 
 async def test_an_order_with_another_key_is_not_the_same(
@@ -703,3 +768,83 @@ async def test_an_order_that_the_ca_ends(world: AcmeWorld, ca: ScriptedCa, autoj
     error = await refused(world)
     assert str(error) == "the CA refused the order: weak key (badCSR)" and error.is_permanent
     assert json.loads(world.memos[-1])["order"] == ""
+
+
+# --- any answer, at any step -----------------------------------------------------------------------------------------
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-5, 10**20)
+    | st.text(max_size=20)
+    | st.sampled_from(
+        ["valid", "pending", "invalid", "processing", f"{BASE}/order/1", f"{BASE}/authz/1", "https://evil.test/"]
+    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
+    max_leaves=6,
+)
+CHANGES = st.tuples(
+    st.integers(0, 14),  # which answer
+    st.sampled_from(["status", "field", "body", "header", "drop"]),
+    st.integers(0, 20),  # which field
+    JSON,
+    st.sampled_from([200, 201, 204, 400, 403, 404, 429, 500, 503]),
+)
+
+
+class ChangingCa(ScriptedCa):
+    """Changes some of its answers."""
+
+    def __init__(self, changes: list[Any]) -> None:
+        super().__init__(WALL)
+        self.changes = {change[0]: change for change in changes}
+        self.answered = -1
+
+    def _answered(self, method: str, path: str, payload: Any, usual: Callable[[], Reply]) -> Reply:
+        status, headers, found = super()._answered(method, path, payload, usual)
+        self.answered += 1
+        change = self.changes.get(self.answered)
+        if change is None:
+            return status, headers, found
+        _, how, number, value, code = change
+        if how == "status":
+            return code, headers, found
+        if how == "body":
+            return status, headers, value
+        if how == "header":
+            text = json.dumps(value)
+            return status, headers | {"Location": text, "Link": text, "Retry-After": text, "Content-Type": text}, found
+        if isinstance(found, dict) and found:
+            name = sorted(found)[number % len(found)]
+            return (
+                status,
+                headers,
+                {key: one for key, one in found.items() if key != name} | ({name: value} if how == "field" else {}),
+            )
+        return status, headers, value
+
+
+@settings(max_examples=120)
+@given(changes=st.lists(CHANGES, min_size=1, max_size=4))
+def test_any_changed_answers_end_in_a_certificate_or_a_clear_error(changes: list[Any]) -> None:
+    async def main() -> None:
+        world = make_world(lambda: WALL + trio.current_time())
+        ca = ChangingCa(changes)
+
+        @contextlib.asynccontextmanager
+        async def connected(places: object, ca_file: object) -> AsyncIterator[ScriptedCa]:
+            yield ca
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(acme, "connected", connected)
+            try:
+                issued = await world.issuer().issue(world.request("a.test", "*.a.test"))
+            except IssuerError as error:
+                assert str(error).isprintable() and len(str(error)) < 3000
+            else:
+                assert names_of(issued) == {"a.test", "*.a.test"}
+            assert not world.solver.published
+            assert trio.current_time() < 3 * 3600
+        world.plane.close()
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
