@@ -130,8 +130,8 @@ POLICY_PARTS: dict[str, tuple[Any, dict[str, str]]] = {
     "acme": (AcmeAnswers, {
         "http01_directory": "existing directory that the web server serves as `/.well-known/acme-challenge/`; only root or the "
         "agent's user may be able to change it. Used instead of `http01_listen` if both are set",
-        "http01_listen": "`ADDRESS:PORT` to listen on while there is a challenge, e.g. `0.0.0.0:80`",
-        "tls_alpn01_listen": "likewise for tls-alpn-01, e.g. `0.0.0.0:443`",
+        "http01_listen": "`ADDRESS:PORT` to listen on while there is a challenge, e.g. `0.0.0.0:80`; `[::]:80` is for IPv4 and IPv6",
+        "tls_alpn01_listen": "likewise for tls-alpn-01, e.g. `[::]:443`",
         "names": "names that may be proven here: `www.example.com`, `*.example.com` for all below, or an address; empty: any",
     }),
 }  # fmt: skip

@@ -197,7 +197,8 @@ async def _listen(agent: Agent, kind: ChallengeKind) -> str:
         raise PolicyRefusedError("no daemon runs here that could listen", fix="systemctl start cert-ctrl")
     if kind not in answers.listeners:
         try:
-            await answers.nursery.start(_serve, agent, kind, *listen_address(address, public=True))
+            host, port = listen_address(address, public=True)
+            await answers.nursery.start(_serve, agent, kind, None if host == "::" else host, port)
         except OSError as error:
             fix = "let the web server answer: set acme.http01_directory in policy.json"
             if kind is ChallengeKind.TLS_ALPN_01:
@@ -207,7 +208,9 @@ async def _listen(agent: Agent, kind: ChallengeKind) -> str:
     return address
 
 
-async def _serve(agent: Agent, kind: ChallengeKind, host: str, port: int, *, task_status: trio.TaskStatus[Any]) -> None:
+async def _serve(
+    agent: Agent, kind: ChallengeKind, host: str | None, port: int, *, task_status: trio.TaskStatus[Any]
+) -> None:
     from certctrl.net.challenge_listener import listen_http01  # here: most daemons never listen
     from certctrl.net.tls_alpn import listen_tls_alpn01
 

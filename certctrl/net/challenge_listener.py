@@ -16,7 +16,7 @@ LARGEST_ANSWER = 1024
 
 
 async def listen_http01(
-    host: str,
+    host: str | None,
     port: int,
     find: Callable[[str], str | None],
     *,
@@ -24,19 +24,27 @@ async def listen_http01(
 ) -> None:
     """Answer with the key authorizations that ``find`` returns for tokens, until cancelled.
 
-    ``started`` with the bound port. Raises OSError if it cannot bind.
+    ``host`` None: all addresses. More than ``CONNECTIONS`` clients at once are turned away. ``started`` with the bound
+    port. Raises OSError if it cannot bind.
     """
     listeners = await trio.open_tcp_listeners(port, host=host)
     task_status.started(listeners[0].socket.getsockname()[1])
-    limiter = trio.CapacityLimiter(CONNECTIONS)
+    served = 0
 
     async def answer(stream: trio.SocketStream) -> None:
-        async with limiter, stream:
-            with trio.move_on_after(REQUEST_SECONDS):
-                try:
+        nonlocal served
+        if served >= CONNECTIONS:
+            await trio.aclose_forcefully(stream)
+            return
+        served += 1
+        try:
+            async with stream:
+                with trio.move_on_after(REQUEST_SECONDS):
                     await _answer(stream, find)
-                except (trio.BrokenResourceError, trio.ClosedResourceError, h11.RemoteProtocolError):
-                    return
+        except (trio.BrokenResourceError, trio.ClosedResourceError, h11.RemoteProtocolError):
+            return
+        finally:
+            served -= 1
 
     async with trio.open_nursery() as nursery:
         await trio.serve_listeners(answer, listeners, handler_nursery=nursery)

@@ -74,15 +74,16 @@ def _context() -> ssl.SSLContext:
 
 
 async def listen_tls_alpn01(
-    host: str, port: int, find: FindContext, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED
+    host: str | None, port: int, find: FindContext, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED
 ) -> None:
-    """Complete the handshakes of authorities until cancelled; ``started`` with the bound port.
+    """Complete the handshakes of authorities until cancelled.
 
-    Raises OSError if it cannot bind.
+    ``host`` None: all addresses. More than ``CONNECTIONS`` clients at once are turned away. ``started`` with the bound
+    port. Raises OSError if it cannot bind.
     """
     listeners = await trio.open_tcp_listeners(port, host=host)
     task_status.started(listeners[0].socket.getsockname()[1])
-    context, limiter = _context(), trio.CapacityLimiter(CONNECTIONS)
+    context, served = _context(), 0
 
     def choose(connection: ssl.SSLObject, name: str | None, _context: ssl.SSLContext) -> int | None:
         found = find(name.lower()) if name else None
@@ -94,14 +95,20 @@ async def listen_tls_alpn01(
     context.sni_callback = choose
 
     async def answer(stream: trio.SocketStream) -> None:
-        async with limiter:
+        nonlocal served
+        if served >= CONNECTIONS:
+            await trio.aclose_forcefully(stream)
+            return
+        served += 1
+        try:
             with trio.move_on_after(HANDSHAKE_SECONDS):
                 tls = trio.SSLStream(stream, context, server_side=True)
-                try:
-                    await tls.do_handshake()
-                    await tls.unwrap()  # there is nothing more to say (RFC 8737, section 4)
-                except (trio.BrokenResourceError, trio.ClosedResourceError):
-                    pass
+                await tls.do_handshake()
+                await tls.unwrap()  # there is nothing more to say (RFC 8737, section 4)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return
+        finally:
+            served -= 1
             await trio.aclose_forcefully(stream)
 
     async with trio.open_nursery() as nursery:

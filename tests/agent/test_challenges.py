@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -33,6 +34,7 @@ from certctrl.model.signals import (
     AcmeTlsAlpn01Stop,
     ChallengeStart,
 )
+from certctrl.net.challenge_listener import CONNECTIONS
 from certctrl.net.tls_alpn import ACME_IDENTIFIER
 
 TOKEN = "LoqXcYV8q5ONbJQxbmR7SCTNo3tiAXDfowyjxAjEuX0"
@@ -312,6 +314,42 @@ async def test_a_listener_answers_only_its_tokens(scene: World) -> None:
         await trio.testing.wait_all_tasks_blocked()
         with pytest.raises(OSError, match=r"refused|failed"):
             await fetched(port, path)
+
+    await while_answering(scene.agent, body)
+
+
+async def test_all_addresses_include_those_of_ipv4(scene: World) -> None:
+    port = free_port()
+    allow(scene, http01_listen=f"[::]:{port}")
+
+    async def body() -> None:
+        await on_challenge_start(scene.agent, start())
+        assert await fetched(port, f"/.well-known/acme-challenge/{TOKEN}") == (200, ANSWER)
+
+    await while_answering(scene.agent, body)
+
+
+@pytest.mark.parametrize("kind", [AcmeHttp01Start, AcmeTlsAlpn01Start])
+async def test_clients_that_say_nothing_are_bounded(scene: World, kind: type[ChallengeStart]) -> None:
+    """The next one is turned away; when one of them leaves, there is room again."""
+    port = free_port()
+    allow(scene, http01_listen=f"127.0.0.1:{port}", tls_alpn01_listen=f"127.0.0.1:{port}")
+
+    async def body() -> None:
+        await on_challenge_start(scene.agent, start(kind))
+        silent = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(CONNECTIONS)]
+        await trio.testing.wait_all_tasks_blocked()
+        turned_away = await trio.open_tcp_stream("127.0.0.1", port)
+        with contextlib.suppress(trio.BrokenResourceError):
+            assert await turned_away.receive_some() == b""
+        await silent[0].aclose()
+        await trio.testing.wait_all_tasks_blocked()
+        after = await trio.open_tcp_stream("127.0.0.1", port)
+        with trio.move_on_after(0.2) as stays:
+            await after.receive_some()
+        assert stays.cancelled_caught
+        for stream in [*silent, after, turned_away]:
+            await stream.aclose()
 
     await while_answering(scene.agent, body)
 

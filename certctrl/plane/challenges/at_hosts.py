@@ -129,7 +129,9 @@ class HostSolver:
         for _, devices in chosen:
             for device in devices:
                 self._require_able(device)
-        return [self._send(proof, device) for proof, devices in chosen for device in devices]
+        pairs = [(proof, device) for proof, devices in chosen for device in devices]
+        pairs.sort(key=lambda pair: int(pair[1]["id"]))  # streams are locked in one order, so that orders cannot block
+        return [self._send(proof, device) for proof, device in pairs]
 
     def _send(self, proof: Proof, device: Row) -> Sent:
         now = self._wall_now()
@@ -294,13 +296,15 @@ async def _explain(proof: Proof) -> str:
 
 def stop_answers(database: Database, stream: SignalStream, tokens: Sequence[str]) -> int:
     """Have all devices stop answering with some tokens; return how many stops were sent. Runs in a unit of work."""
-    stopped = 0
-    for token in dict.fromkeys(tokens):
-        for row in database.all("SELECT device_id, kind FROM host_challenges WHERE token = ?", token):
-            stream.append(row["device_id"], STOP[row["kind"]], {"token": token})
-            stopped += 1
-        database.run("DELETE FROM host_challenges WHERE token = ?", token)
-    return stopped
+    rows = [
+        (row["device_id"], token, row["kind"])
+        for token in dict.fromkeys(tokens)
+        for row in database.all("SELECT device_id, kind FROM host_challenges WHERE token = ?", token)
+    ]
+    for device_id, token, kind in sorted(rows):
+        stream.append(device_id, STOP[kind], {"token": token})
+        database.run("DELETE FROM host_challenges WHERE device_id = ? AND token = ?", device_id, token)
+    return len(rows)
 
 
 def stop_expired(database: Database, stream: SignalStream, now: float) -> int:
