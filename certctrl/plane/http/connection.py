@@ -1,4 +1,4 @@
-"""Connection: one connection of the server, parsed by h11, in one task.
+"""Connection: one connection of the server, in one task.
 
 The application runs in the task that reads: a held poll costs no second task, no channel and no timer, and what it
 waits for besides signals is the next byte of its client.
@@ -10,10 +10,11 @@ import logging
 from typing import Any
 from urllib.parse import unquote
 
-import h11
 import trio
 
+from certctrl.plane.http.framing import CONTINUE, ResponseFraming, refusal
 from certctrl.plane.http.middleware import App, Message, Scope
+from certctrl.plane.http.parsing import END, Event, Refusal, Request, RequestParser
 from certctrl.plane.http.plain_stream import PlainStream
 from certctrl.plane.http.proxies import Address
 from certctrl.plane.http.tls_stream import TlsStream
@@ -28,9 +29,9 @@ _REQUESTS = 10_000
 _SEND_SECONDS = 20.0
 """How long sending may block before the connection is dropped."""
 _MAX_RECEIVED = 64 * 1024
-_LARGEST_HEAD = 16 * 1024
-_NO_BODY = (204, 304)
+"""Bytes of later requests that are read during a response, to notice that the client leaves."""
 _WEBSOCKET = "websocket."
+_ASGI = {"version": "3.0", "spec_version": "2.3"}
 _DISCONNECT: Message = {"type": "http.disconnect"}
 
 log = logging.getLogger("certctrl.Plane.server")
@@ -44,11 +45,16 @@ class Connection:
         self.app = app
         self._stream = stream
         self._client = client
+        self._server: Address | None = None
         self._state = state
-        self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=_LARGEST_HEAD)
+        self._parser = RequestParser()
+        self._received = b""
+        """What the parser has not been fed with."""
         self._idle: trio.CancelScope | None = None
         """The scope in which the connection waits for a request."""
-        self._stopping = self._gone = False
+        self._stopping = False
+        self.has_left = False
+        """Whether the client has ended the connection."""
 
     def stop(self) -> None:
         """End the connection: now if it is idle, otherwise after its response."""
@@ -63,51 +69,70 @@ class Connection:
                 await self._stream.do_handshake()
             if scope.cancelled_caught:
                 return
+            self._server = self._stream.local_address()
             for number in range(1, _REQUESTS + 1):
                 request = await self._next_request(first=number == 1)
                 if request is None:
                     return
-                await _Exchange(self, request, last=number == _REQUESTS).run()
-                if self._stopping or (self._h11.our_state, self._h11.their_state) != (h11.DONE, h11.DONE):
+                exchange = _Exchange(self, request, last=number == _REQUESTS)
+                await exchange.run()
+                if self._stopping or not exchange.keeps_connection:
                     return
-                self._h11.start_next_cycle()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
+        finally:
+            self._parser.close()
 
-    async def _next_request(self, *, first: bool) -> h11.Request | None:
+    async def _next_request(self, *, first: bool) -> Request | None:
         """Return the next request head; None if the connection ends before."""
+        event = self.next_event() or await self._awaited(first=first)
+        if isinstance(event, Request):
+            return event
+        if isinstance(event, Refusal):
+            await self._refuse(event.status)
+        elif not self._stopping and self._parser.in_head:
+            await self._refuse(400 if self.has_left else 408)
+        return None
+
+    async def _awaited(self, *, first: bool) -> Event | None:
+        """Return the next event, within the time of a head; None if there is none."""
+        begun = first or self._parser.in_head  # during the response before it
+        event = None
         try:
-            begun = first or self.unread > 0  # during the response before it
             with trio.move_on_after(HEAD_SECONDS if begun else KEEP_ALIVE) as self._idle:
-                while (event := self._h11.next_event()) is h11.NEED_DATA:
-                    if self._stopping:
-                        return None
-                    await self.read()
-                    if not begun and self._idle.deadline > (limit := trio.current_time() + HEAD_SECONDS):
-                        self._idle.deadline = limit
-                return event if isinstance(event, h11.Request) else None
-        except h11.RemoteProtocolError as error:
-            await self._refuse(error.error_status_hint)
-            return None
+                while event is None and not self._stopping and await self.read():
+                    event = self.next_event()
+                    if event is None and not begun:
+                        begun, self._idle.deadline = True, trio.current_time() + HEAD_SECONDS
         finally:
             self._idle = None
-        if not self._stopping and self._h11.trailing_data[0]:
-            await self._refuse(408)
-        return None
+        return event
 
     async def read(self) -> bool:
         """Wait for more bytes; return whether there were any."""
         data = await self._stream.receive_some()
-        self._h11.receive_data(data)
-        self._gone = self._gone or not data
+        self._received = self._received + data if self._received else data
+        self.has_left = self.has_left or not data
         return bool(data)
 
-    async def send(self, *events: Any) -> None:
-        """Send events in one write: one TLS record and one system call."""
-        data = b"".join(self._h11.send(event) or b"" for event in events)
+    def next_event(self) -> Event | None:
+        """Return the next event of what has been received; None: more is needed."""
+        event = self._parser.next_event()
+        if event is None and self._received:
+            data, self._received = self._received, b""
+            self._parser.feed(data)
+            event = self._parser.next_event()
+        return event
+
+    def take_end(self) -> bool:
+        """Return whether the next event is the end of the body, and take it."""
+        return self._parser.take_end()
+
+    async def send(self, data: bytes) -> None:
+        """Send bytes in one write: one TLS record and one system call."""
         sent = self._stream.send_now(data)
         if sent == len(data):
-            if self.unread:  # the next request need not be waited for: let others run
+            if self.has_unread:  # the next request need not be waited for: let others run
                 await trio.lowlevel.cancel_shielded_checkpoint()
             return
         # A partial response would be worse than a slow stop.
@@ -118,60 +143,49 @@ class Connection:
 
     async def _refuse(self, status: int) -> None:
         """Answer what is not a request."""
-        if self._h11.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            headers = [(b"content-length", b"0"), (b"connection", b"close")]
-            await self.send(h11.Response(status_code=status, headers=headers), h11.EndOfMessage())
+        await self.send(refusal(status))
 
-    def scope(self, request: h11.Request) -> Scope:
+    def scope(self, request: Request) -> Scope:
         """Return the ASGI scope of a request."""
         path, _, query = request.target.partition(b"?")
-        headers = list(request.headers)
-        upgrades = any(name == b"upgrade" and value.lower() == b"websocket" for name, value in headers)
+        text = path.decode("latin-1")
         return {
-            "type": "websocket" if upgrades else "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
-            "http_version": request.http_version.decode("ascii"),
-            "method": request.method.decode("ascii").upper(),
+            "type": "websocket" if request.is_websocket else "http",
+            "asgi": _ASGI,
+            "http_version": request.version,
+            "method": request.method,
             "scheme": self._stream.scheme,
-            "path": unquote(path.decode("latin-1")),
+            "path": unquote(text) if "%" in text else text,
             "raw_path": path,
             "query_string": query,
             "root_path": "",
-            "headers": headers,
+            "headers": request.headers,
             "client": self._client,
-            "server": self._stream.local_address(),
+            "server": self._server,
             "state": self._state,
         }
 
-    def next_event(self) -> Any:
-        """Return the next part of the request's body; PAUSED if it is complete."""
-        return self._h11.next_event()
+    @property
+    def has_unread(self) -> bool:
+        """Whether bytes have been received that nobody has read."""
+        return bool(self._received) or self._parser.has_events
 
     @property
-    def has_left(self) -> bool:
-        """Whether the client has ended the connection."""
-        return self._gone
-
-    @property
-    def waits_for_100(self) -> bool:
-        """Whether the client waits for an invitation to send its body."""
-        return bool(self._h11.they_are_waiting_for_100_continue)
-
-    @property
-    def unread(self) -> int:
-        """Bytes that have been received and belong to later requests."""
-        return len(self._h11.trailing_data[0])
+    def is_full(self) -> bool:
+        """Whether so much has been received that no more should be read."""
+        return len(self._received) > _MAX_RECEIVED
 
 
 class _Exchange:
     """One request and its response."""
 
-    def __init__(self, connection: Connection, request: h11.Request, *, last: bool) -> None:
+    def __init__(self, connection: Connection, request: Request, *, last: bool) -> None:
         self._connection = connection
         self._request = request
-        self._last = last
+        self._framing = ResponseFraming(request.method, request.version, keep_alive=request.keep_alive and not last)
         self._start: Message | None = None
         self._begun = self._ended = self._read = False
+        self._awaits_100 = request.expects_100
 
     async def run(self) -> None:
         """Let the application answer; an exception before its response becomes a 500, later it ends the connection."""
@@ -184,44 +198,52 @@ class _Exchange:
             if not _has_left(error):
                 log.exception("a request failed")
         if not self._begun:
-            headers = [(b"content-length", b"0"), (b"connection", b"close")]
-            self._start = {"status": 500, "headers": headers}
-            await self._finish(b"")
+            self._framing = ResponseFraming(self._request.method, self._request.version, keep_alive=False)
+            self._start = {"status": 500}
+            await self._send_part(b"", is_last=True)
         elif not self._ended:
             raise trio.BrokenResourceError("the response is not complete")
         if not self._read:
             self._skip_body()
 
+    @property
+    def keeps_connection(self) -> bool:
+        """Whether another request may follow."""
+        return self._read and self._framing.keep_alive
+
     def _skip_body(self) -> None:
         """Note the end of a body that has arrived and was not read; otherwise the connection ends."""
-        try:
-            while not isinstance(event := self._connection.next_event(), h11.EndOfMessage):
-                if not isinstance(event, h11.Data):
-                    return
-        except h11.RemoteProtocolError:
-            return
+        while isinstance(event := self._connection.next_event(), bytes):
+            pass
+        self._read = event is END
 
     async def receive(self) -> Message:
         """Return a part of the body, then wait for the disconnect."""
         if self._read:
             return await self._disconnect()
         connection = self._connection
-        if connection.waits_for_100 and not self._begun:
-            await connection.send(h11.InformationalResponse(status_code=100, headers=[]))
+        if self._awaits_100:
+            self._awaits_100 = False
+            if not self._begun and not connection.has_unread:
+                await connection.send(CONTINUE)
         try:
-            while (event := connection.next_event()) is h11.NEED_DATA:
-                await connection.read()
-        except (h11.RemoteProtocolError, trio.BrokenResourceError, trio.ClosedResourceError):
+            while (event := connection.next_event()) is None:
+                if not await connection.read():
+                    return _DISCONNECT
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
             return _DISCONNECT
-        if isinstance(event, h11.Data):
-            return {"type": "http.request", "body": bytes(event.data), "more_body": True}
+        if isinstance(event, bytes):
+            self._read = connection.take_end()
+            return {"type": "http.request", "body": event, "more_body": not self._read}
+        if event is not END:
+            return _DISCONNECT
         self._read = True
         return {"type": "http.request", "body": b"", "more_body": False}
 
     async def _disconnect(self) -> Message:
         try:
             while not self._connection.has_left:
-                if self._connection.unread > _MAX_RECEIVED:
+                if self._connection.is_full:
                     await trio.sleep_forever()  # the requests that have arrived come first
                 await self._connection.read()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -234,33 +256,22 @@ class _Exchange:
         if kind == "http.response.start":
             self._start = message
         elif kind == "http.response.body":
-            body = message.get("body", b"")
-            if message.get("more_body", False):
-                await self._send_part(body)
-            else:
-                await self._finish(body)
+            await self._send_part(message.get("body", b""), is_last=not message.get("more_body", False))
 
-    async def _send_part(self, body: bytes) -> None:
-        if body or not self._begun:
-            await self._connection.send(*self._head(), *self._data(body))
-
-    async def _finish(self, body: bytes) -> None:
-        await self._connection.send(*self._head(), *self._data(body), h11.EndOfMessage())
-        self._ended = True
-
-    def _head(self) -> list[h11.Response]:
-        """Return the head if it has not been sent."""
+    async def _send_part(self, body: bytes, *, is_last: bool) -> None:
+        """Send a part of the body, with the head if it has not been sent."""
+        if self._ended:
+            raise RuntimeError("the response has ended")
         if self._begun:
-            return []
-        assert self._start is not None
-        self._begun = True
-        headers = [*self._start.get("headers", ()), *([(b"connection", b"close")] if self._last else ())]
-        return [h11.Response(status_code=self._start["status"], headers=headers)]
-
-    def _data(self, body: bytes) -> list[h11.Data]:
-        assert self._start is not None
-        silent = self._request.method == b"HEAD" or self._start["status"] in _NO_BODY
-        return [] if silent or not body else [h11.Data(data=body)]
+            data = self._framing.part(body, is_last=is_last)
+        else:
+            assert self._start is not None
+            status, headers = self._start["status"], self._start.get("headers", ())
+            data = self._framing.first(status, headers, body, is_last=is_last)
+            self._begun = True
+        if data:
+            await self._connection.send(data)
+        self._ended = is_last
 
 
 def _has_left(error: Exception) -> bool:

@@ -1,0 +1,184 @@
+"""RequestParser: the bytes of a connection as requests and their bodies, within limits, without a socket.
+
+llhttp parses, in its strict mode; what it lets pass and this server does not is refused here.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+import httptools
+
+from certctrl import lean
+
+LARGEST_HEAD = 16 * 1024
+MOST_HEADERS = 100
+_REQUEST_LINE = 32
+"""More than all of a request line but its target."""
+_VERSIONS = ("1.0", "1.1")
+_WHAT_STATUS = {"Invalid HTTP version": 505, "Pause on PRI/Upgrade": 505}
+"""What llhttp says about a request of another HTTP version; about all else that it refuses, 400."""
+Header = tuple[bytes, bytes]
+
+
+class Request:
+    """The head of a request."""
+
+    __slots__ = ("expects_100", "headers", "is_websocket", "keep_alive", "method", "target", "version")
+
+    def __init__(self, method: str, target: bytes, version: str, headers: list[Header], *, keep_alive: bool) -> None:
+        """``keep_alive``: the client may send another request; names of headers are in lower case."""
+        self.method = method
+        self.target = target
+        self.version = version
+        self.headers = headers
+        self.keep_alive = keep_alive
+        self.expects_100 = False
+        """The client waits for an invitation to send the body."""
+        self.is_websocket = False
+        """The client asks for a WebSocket."""
+
+
+@lean.frozen
+class Refusal:
+    """What arrived is not a request, or too much; nothing follows."""
+
+    status: int
+
+
+class End:
+    """The end of a request's body."""
+
+
+END: Final = End()
+Event = Request | bytes | End | Refusal
+
+
+class _Refused(Exception):
+    """Raised through llhttp."""
+
+
+class RequestParser:
+    """One connection: fed with bytes, in pieces of any size, it has events.
+
+    These are a head, the parts of its body and its end, again and again, or the refusal of all that follows.
+    """
+
+    def __init__(self) -> None:
+        self._events: deque[Event] = deque()
+        self._parser: httptools.HttpRequestParser | None = httptools.HttpRequestParser(self)
+        self._target = b""
+        self._headers: list[Header] = []
+        self._size = _REQUEST_LINE
+        """Bytes of the head, or of the trailers."""
+        self._quiet = 0
+        """Bytes without an event."""
+        self._status = 400
+        self.in_head = False
+        """Whether the head of a request has begun and is not complete."""
+
+    def close(self) -> None:
+        """Take no more bytes, and end the cycle of references with llhttp."""
+        self._parser = None
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes."""
+        if self._parser is None:
+            return
+        before = len(self._events)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self.close()  # what follows is of another protocol
+        except httptools.HttpParserError as error:
+            status = _WHAT_STATUS.get(str(error), self._status)
+            self._refuse(status)
+        else:
+            self._quiet = self._quiet + len(data) if len(self._events) == before else 0
+            if self._quiet > LARGEST_HEAD:
+                self._refuse(431 if self.in_head else 400)
+
+    def next_event(self) -> Event | None:
+        """Return the next event; None: more bytes are needed."""
+        return self._events.popleft() if self._events else None
+
+    def take_end(self) -> bool:
+        """Return whether the next event is the end of a body, and take it."""
+        if self._events and self._events[0] is END:
+            self._events.popleft()
+            return True
+        return False
+
+    @property
+    def has_events(self) -> bool:
+        """Whether there are events."""
+        return bool(self._events)
+
+    def _refuse(self, status: int) -> None:
+        self.close()
+        self._events.append(Refusal(status))
+
+    # --- called by llhttp ------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        """Begin a head."""
+        self.in_head = True
+        self._target, self._headers, self._size = b"", [], _REQUEST_LINE
+
+    def on_url(self, part: bytes) -> None:
+        """Take a part of the request's target."""
+        self._target += part
+        self._count(len(part))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header, or a trailer, which is ignored."""
+        self._headers.append((name.lower(), value.rstrip(b" \t")))
+        self._count(len(name) + len(value) + 4)
+
+    def on_headers_complete(self) -> None:
+        """End a head."""
+        parser = self._parser
+        assert parser is not None
+        version, headers = parser.get_http_version(), self._headers
+        keep_alive = version == "1.1" and parser.should_keep_alive() and not parser.should_upgrade()
+        request = Request(parser.get_method().decode("ascii"), self._target, version, headers, keep_alive=keep_alive)
+        self._check(request)
+        self.in_head = False
+        self._headers, self._size = [], 0
+        self._events.append(request)
+
+    def on_body(self, part: bytes) -> None:
+        """Take a part of a body."""
+        self._events.append(part)
+
+    def on_message_complete(self) -> None:
+        """End a request."""
+        self._events.append(END)
+
+    def _count(self, size: int) -> None:
+        self._size += size
+        if self._size > LARGEST_HEAD or len(self._headers) > MOST_HEADERS:
+            self._stop(431)
+
+    def _check(self, request: Request) -> None:
+        """Note what the headers ask of the server, and refuse what llhttp accepts."""
+        hosts = 0
+        for name, value in request.headers:
+            if name == b"host":
+                hosts += 1
+            elif name == b"transfer-encoding":
+                if value.lower() != b"chunked":
+                    self._stop(501)
+                if request.version != "1.1":
+                    self._stop(400)  # RFC 9112 §6.1: its framing is faulty
+            elif name == b"expect":
+                request.expects_100 = request.version == "1.1" and value.lower() == b"100-continue"
+            elif name == b"upgrade":
+                request.is_websocket = request.is_websocket or value.lower() == b"websocket"
+        if hosts > 1 or (not hosts and request.version not in ("0.9", "1.0")):
+            self._stop(400)
+
+    def _stop(self, status: int) -> None:
+        self._status = status
+        raise _Refused
