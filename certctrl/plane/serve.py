@@ -171,17 +171,10 @@ async def _answer_challenges(
     plane: Plane, host: str, port: int, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED
 ) -> None:
     """Answer http-01 until cancelled; ``started`` returns the URL. Raises TransportError if it cannot listen."""
-    try:
-        listeners = await trio.open_tcp_listeners(port, host=host)
-    except OSError as error:
-        what = f"cannot listen on {host}:{port}: {error.strerror or error}"
-        fix = "give the plane CAP_NET_BIND_SERVICE, or let a proxy on port 80 pass /.well-known/acme-challenge/ to it"
-        raise TransportError(
-            what, fix=fix if isinstance(error, PermissionError) else "choose another --acme-http"
-        ) from None
-    port = listeners[0].socket.getsockname()[1]
-    task_status.started(f"http://{local_host(host)}:{port}")
-    await plane_http.answer_challenges(listeners, plane.database, plane.wall_now)
+    with listen(host, port, "--acme-http") as sock:
+        task_status.started(f"http://{local_host(host)}:{sock.getsockname()[1]}")
+        listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+        await plane_http.answer_challenges([listener], plane.database, plane.wall_now)
 
 
 async def _run_server(

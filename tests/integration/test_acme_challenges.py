@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
+import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +17,7 @@ import trio
 from acme_world import AcmeWorld, make_world
 from cryptography import x509
 from dns_servers import DnsServerProcess, Key, Servers, dns_servers, zone_text
+from fleet import Fleet, run_cli
 from pebble_server import pebble_server
 
 from certctrl.plane.challenges.making import check_challenges, make_solver
@@ -116,3 +121,20 @@ async def test_a_ca_that_offers_nothing_for_a_wildcard(
             await issuer.issue(world.request("*.example.com"))
     assert str(caught.value) == "*.example.com is a wildcard, which only dns-01 proves; for it there is plane-http"
     assert caught.value.is_permanent and "rfc2136" in str(caught.value.fix)
+
+
+def test_plane_serve_as_a_command(fleet: Fleet) -> None:
+    """Its one line of JSON names the address; a CA that has no token there gets 404."""
+    argv = [sys.executable, "-m", "certctrl", "plane", "serve", "--data", fleet.root / "p", "--listen", "127.0.0.1:0"]
+    child = fleet.child([*argv, "--acme-http", "127.0.0.1:0", "--json"], "plane.log")
+    child.says("acme_http_url")
+    line = next(line for line in child.text.splitlines() if line.startswith("{"))
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        urllib.request.urlopen(f"{json.loads(line)['acme_http_url']}/.well-known/acme-challenge/x", timeout=30)
+    assert child.stop() == 0
+
+
+def test_plane_serve_at_a_bad_address(fleet: Fleet) -> None:
+    done = run_cli("plane", "serve", "--data", fleet.root / "p", "--acme-http", "80")
+    assert done.returncode == 2
+    assert "--acme-http '80' is not HOST:PORT" in done.stderr and "--acme-http 0.0.0.0:80" in done.stderr

@@ -6,7 +6,9 @@ that knows these answers and nothing else; the plane's listener without TLS know
 
 from __future__ import annotations
 
+import logging
 import re
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,12 +22,16 @@ from certctrl.plane.challenges.solver import HTTP_01, Proof
 from certctrl.plane.challenges.solver_kind import SolverParts
 from certctrl.plane.storage.database import Database
 
+log = logging.getLogger("certctrl.Plane")
+
 PREFIX = "/.well-known/acme-challenge/"
 ANSWER_SECONDS = 86_400.0
 """How long an answer stays if it is never taken back."""
 CONNECTIONS = 128
+CONNECTIONS_PER_ADDRESS = 64
 REQUEST_SECONDS = 5.0
 _LARGEST_REQUEST = 8 * 1024
+_LINGER_SECONDS = 0.5
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,128}", re.ASCII)
 
 
@@ -122,28 +128,37 @@ async def answer_challenges(
     listeners: Sequence[trio.SocketListener], database: Database, wall_now: Callable[[], float]
 ) -> None:
     """Answer CAs at some listeners until cancelled."""
-    limiter = trio.CapacityLimiter(CONNECTIONS)
+    open_now: Counter[str] = Counter()
 
     async def find(token: str) -> str:
         return await database.work(stored_answer, database, token, wall_now())
 
     async def answer(stream: trio.SocketStream) -> None:
+        client = _client(stream)
+        open_now[client] += 1
         try:
-            limiter.acquire_nowait()
-        except trio.WouldBlock:
-            await trio.aclose_forcefully(stream)
-            return
-        try:
-            async with stream:
+            if open_now.total() <= CONNECTIONS and open_now[client] <= CONNECTIONS_PER_ADDRESS:
                 with trio.move_on_after(REQUEST_SECONDS):
                     await _answer(stream, find)
         except (trio.BrokenResourceError, trio.ClosedResourceError, h11.ProtocolError):
-            return
+            pass
+        except Exception:  # isolate failing connections
+            log.exception("a connection failed")
         finally:
-            limiter.release()
+            open_now[client] -= 1
+            if not open_now[client]:
+                del open_now[client]
+            await trio.aclose_forcefully(stream)
 
     async with trio.open_nursery() as nursery:
         await trio.serve_listeners(answer, list(listeners), handler_nursery=nursery)
+
+
+def _client(stream: trio.SocketStream) -> str:
+    try:
+        return str(stream.socket.getpeername()[0])
+    except OSError:  # gone already
+        return ""
 
 
 async def _answer(stream: trio.SocketStream, find: Callable[[str], Awaitable[str]]) -> None:
@@ -165,6 +180,9 @@ async def _answer(stream: trio.SocketStream, find: Callable[[str], Awaitable[str
     if event.method != b"HEAD":
         data += connection.send(h11.Data(body)) or b""
     await stream.send_all(data)
+    await stream.send_eof()
+    with trio.move_on_after(_LINGER_SECONDS):  # a reset would discard what the client has not read yet
+        await stream.receive_some(1)
 
 
 async def _found(request: h11.Request, find: Callable[[str], Awaitable[str]]) -> tuple[int, bytes]:

@@ -178,5 +178,7 @@ def listen(host: str, port: int, option: str = "--listen") -> socket.socket:
         sock.listen(_BACKLOG)
     except OSError as error:
         sock.close()
+        if isinstance(error, PermissionError):
+            fix = f"give the control plane CAP_NET_BIND_SERVICE, or {fix}"
         raise TransportError(f"cannot listen on {host}:{port}: {error.strerror or error}", fix=fix) from None
     return sock

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -164,3 +165,10 @@ def test_the_library_is_missing(monkeypatch: pytest.MonkeyPatch, forget_modules:
     with pytest.raises(ConfigError, match="challenges of type rfc2136 need the Python package dnspython") as caught:
         check_challenges([{"type": "rfc2136"}], {})
     assert caught.value.fix == "pip install 'certctrl[plane]'"
+
+
+def test_a_plane_loads_the_dns_library_only_for_entries_that_need_it() -> None:
+    check = "import certctrl.plane.serve, sys; sys.exit('dns' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+    check = "import certctrl.plane.challenges.rfc2136_entry, sys; sys.exit('dns' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 1

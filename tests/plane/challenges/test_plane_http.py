@@ -146,20 +146,38 @@ async def test_a_client_that_speaks_no_http(
     assert (await get(port, "/.well-known/acme-challenge/tok-1_A"))[0] == 200
 
 
-async def test_connections_are_bounded(served: tuple[Database, int]) -> None:
+@pytest.mark.parametrize("limit", ["CONNECTIONS", "CONNECTIONS_PER_ADDRESS"])
+async def test_connections_are_bounded(
+    served: tuple[Database, int], monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    """One above the limit is closed; as soon as another ends, the next is answered."""
+    monkeypatch.setattr(plane_http, limit, 5)
+    monkeypatch.setattr(plane_http, "REQUEST_SECONDS", 3600.0)
     _, port = served
-    streams = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(plane_http.CONNECTIONS)]
+    streams = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(5)]
     for stream in streams:
         await stream.send_all(b"G")
     await trio.testing.wait_all_tasks_blocked(0.2)
     late = await trio.open_tcp_stream("127.0.0.1", port)
-    try:
-        ended = not await late.receive_some()
-    except trio.BrokenResourceError:
-        ended = True
-    assert ended
-    for stream in [*streams, late]:
+    with contextlib.suppress(trio.BrokenResourceError):
+        assert not await late.receive_some()
+    await trio.aclose_forcefully(late)
+    for stream in streams:
         await trio.aclose_forcefully(stream)
+    await trio.testing.wait_all_tasks_blocked(0.2)
+    assert (await get(port, "/x"))[0] == 404
+
+
+async def test_a_connection_that_fails_is_isolated(
+    served: tuple[Database, int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, port = served
+    with monkeypatch.context() as broken:
+        broken.setattr(plane_http, "is_token", lambda text: 1 / 0)
+        with pytest.raises(httpx.RemoteProtocolError):
+            await get(port, "/.well-known/acme-challenge/x")
+    assert "a connection failed" in caplog.text
+    assert (await get(port, "/.well-known/acme-challenge/x"))[0] == 404
 
 
 async def test_what_an_address_answers_explains_a_refusal(served: tuple[Database, int]) -> None:
@@ -190,7 +208,7 @@ async def test_a_port_that_is_taken(tmp_path: Path) -> None:
         await serve_plane(tmp_path / "plane", settings=FAST, acme_http=("127.0.0.1", port))
     (error,) = caught.value.exceptions
     assert isinstance(error, TransportError) and str(error).startswith(f"cannot listen on 127.0.0.1:{port}: ")
-    assert error.fix == "choose another --acme-http"
+    assert error.fix == "choose another --acme-http HOST:PORT"
     await taken.aclose()
 
 
