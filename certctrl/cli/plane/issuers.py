@@ -161,6 +161,46 @@ def check(ctx: typer.Context, name: Name) -> int:
     return _reported(row)
 
 
+@issuers.command("change-key", cls=OperatorCommand)
+def change_key(ctx: typer.Context, name: Name) -> int:
+    """Replace the key of an ACME issuer's account at its CA.
+
+    Orders and certificates stay. A crash in between is settled by the next use of the issuer. Exit status: 0 changed, 69
+    the CA cannot be reached or refuses.
+
+    \b
+    cert-ctrl plane issuers change-key --data /var/lib/plane le
+    """
+
+    async def request(api: OperatorApi) -> Any:
+        return await api.call("POST", f"{_path(name)}/change-key")
+
+    row = call_plane(ctx, request)
+    show(ctx, row, f"issuer {name} {'has a new account key' if row['ok'] else 'has no new account key'}")
+    return _reported(row)
+
+
+@issuers.command("deactivate", cls=OperatorCommand)
+def deactivate(ctx: typer.Context, name: Name, yes: Yes = False) -> int:
+    """End an ACME issuer's account at its CA, which cannot be undone.
+
+    Its certificates stay valid, but can be neither renewed nor revoked by this issuer. Asks for confirmation on a
+    terminal. Exit status: 0 ended, 1 not confirmed, 69 the CA cannot be reached or refuses.
+
+    \b
+    cert-ctrl plane issuers deactivate --data /var/lib/plane le
+    """
+    if not agreed(ctx, f"End the account of issuer {name} at its CA for good?", yes=yes):
+        return ExitStatus.FAILED
+
+    async def request(api: OperatorApi) -> Any:
+        return await api.call("POST", f"{_path(name)}/deactivate")
+
+    row = call_plane(ctx, request)
+    show(ctx, row, f"the account of issuer {name} is {'' if row['ok'] else 'not '}deactivated")
+    return _reported(row)
+
+
 @issuers.command("rule", cls=OperatorCommand)
 def rule(
     ctx: typer.Context,

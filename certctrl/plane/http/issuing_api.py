@@ -42,6 +42,8 @@ class IssuingApi:
             ("GET", _ISSUERS, self.issuers), ("POST", _ISSUERS, self.put_issuer),
             ("GET", f"{_ISSUERS}/{{name}}", self.issuer), ("DELETE", f"{_ISSUERS}/{{name}}", self.remove_issuer),
             ("POST", f"{_ISSUERS}/{{name}}/check", self.check_issuer),
+            ("POST", f"{_ISSUERS}/{{name}}/change-key", self.change_key),
+            ("POST", f"{_ISSUERS}/{{name}}/deactivate", self.deactivate),
             ("GET", _RULES, self.rules), ("POST", _RULES, self.put_rule), ("DELETE", _RULES, self.remove_rule),
             ("GET", f"{USER}/orders", self.orders), ("GET", _ORDER, self.order),
             ("POST", f"{_ORDER}/retry", self.retry), ("POST", f"{_ORDER}/cancel", self.cancel),
@@ -84,6 +86,16 @@ class IssuingApi:
     async def check_issuer(self, request: Request) -> Response:
         """Check an issuer, at its CA if it can be asked."""
         return data_answer(await self._checked(request.path_params["name"]))
+
+    async def change_key(self, request: Request) -> Response:
+        """Replace the key of an issuer's account at its CA."""
+        change = self._plane.issuers.change_account
+        return data_answer(await change(request.path_params["name"], lambda holder: holder.change_key()))
+
+    async def deactivate(self, request: Request) -> Response:
+        """End an issuer's account at its CA."""
+        change = self._plane.issuers.change_account
+        return data_answer(await change(request.path_params["name"], lambda holder: holder.deactivate()))
 
     async def _check_one(self, rows: list[dict[str, Any]], index: int, name: str) -> None:
         rows[index] = await self._checked(name)

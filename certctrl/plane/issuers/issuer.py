@@ -8,7 +8,7 @@ moment: what an issuer needs to continue goes into the memo of the order.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import attrs
 
@@ -104,6 +104,17 @@ class Issuer(Protocol):
 
     async def check(self) -> dict[str, str]:
         """Return facts for operators, such as limits that are left; an IssuerError means that it cannot issue."""
+
+
+@runtime_checkable
+class AccountHolder(Protocol):
+    """An issuer with an account at its CA that operators can change; raises IssuerError."""
+
+    async def change_key(self) -> None:
+        """Replace the key of the account."""
+
+    async def deactivate(self) -> None:
+        """End the account, which cannot be undone."""
 
 
 class IssuerContext:

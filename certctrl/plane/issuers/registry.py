@@ -10,7 +10,7 @@ import base64
 import json
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -20,7 +20,7 @@ from certctrl import lean
 from certctrl.errors import CertctrlError, ConfigError
 from certctrl.plane.clock import when
 from certctrl.plane.errors import bad_request, conflict, not_found
-from certctrl.plane.issuers.issuer import BUILTIN, Issuer, IssuerContext, IssuerError, IssuerKind
+from certctrl.plane.issuers.issuer import BUILTIN, AccountHolder, Issuer, IssuerContext, IssuerError, IssuerKind
 from certctrl.plane.issuers.rules import clean_domain, issuer_for
 from certctrl.plane.storage.database import Database, Row
 from certctrl.plane.storage.keyring import Keyring
@@ -215,6 +215,22 @@ class Issuers:
         await self._db.work(self.note_success, name)
         shown = await self._db.work(self.show, name)
         return shown | {"ok": True, "facts": facts}
+
+    async def change_account(self, name: str, change: Callable[[AccountHolder], Awaitable[None]]) -> dict[str, Any]:
+        """Change an issuer's account at its CA; return the issuer with ``ok``; ErrorResponse 404, and 409 without account."""
+        holder, shown = await self._account_holder(name), await self._db.work(self.show, name)
+        try:
+            await change(holder)
+        except CertctrlError as error:
+            return shown | {"ok": False, "problem": str(error), "fix": error.fix or ""}
+        return shown | {"ok": True}
+
+    async def _account_holder(self, name: str) -> AccountHolder:
+        shown = await self._db.work(self.show, name)
+        issuer = await self.get(name)
+        if not isinstance(issuer, AccountHolder):
+            raise conflict(f"Issuers of kind {shown['kind']} have no account", "NO_ACCOUNT")
+        return issuer
 
     def note_success(self, name: str, *, used: bool = False) -> None:
         """Note that an issuer works, and that it was used now, in the caller's unit of work."""
