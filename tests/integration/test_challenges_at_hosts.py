@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -85,10 +86,25 @@ def scene(
 
 @pytest.fixture
 def tokens() -> Iterator[Path]:
-    import tempfile
-
     with tempfile.TemporaryDirectory(prefix="acme-", dir="/tmp") as found:
+        Path(found).chmod(0o755)
         yield Path(found)
+
+
+NGINX = """\
+daemon off;
+pid {place}/nginx.pid;
+events {{ }}
+http {{
+    access_log off;
+    client_body_temp_path {place}/tmp; proxy_temp_path {place}/tmp; fastcgi_temp_path {place}/tmp;
+    uwsgi_temp_path {place}/tmp; scgi_temp_path {place}/tmp;
+    server {{
+        listen 127.0.0.1:{port};
+        location /.well-known/acme-challenge/ {{ alias {tokens}/; }}
+    }}
+}}
+"""
 
 
 def serial_of(agent: Agent, cert_id: int) -> str:
@@ -140,6 +156,21 @@ def test_an_agent_that_allows_nothing_fails_the_order_at_once(scene: Scene) -> N
     scene.plane.operator.call("POST", f"/apiv1/users/{USER}/orders/{order['id']}/retry")
     wait_for(lambda: scene.order(made["id"])["state"] == "done", "the certificate")
     agent.daemon.stop()
+
+
+def test_a_web_server_gives_the_answers(scene: Scene, tokens: Path, need: Callable[[str], str], tmp_path: Path) -> None:
+    config = tmp_path / "nginx.conf"
+    config.write_text(NGINX.format(place=tmp_path, port=scene.http_port, tokens=tokens))
+    web = scene.fleet.child([need("nginx"), "-p", tmp_path, "-e", tmp_path / "error.log", "-c", config], "web.log")
+    agent = scene.agent("served", http01_directory=str(tokens), names=["*.example.com"])
+    scene.issuer({"type": "agent-http"})
+    made = scene.plane.operator.issue("served.example.com", agent.device_id, issuer="le")
+    scene.issued(made["id"])
+    wait_for(lambda: not os.listdir(tokens), "the answer to be taken back")
+    other = scene.plane.operator.issue("served.example.org", agent.device_id, issuer="le")
+    assert "add it to acme.names" in scene.refused(other["id"])["problem"]
+    agent.daemon.stop()
+    web.stop()
 
 
 def test_a_killed_agent_leaves_no_file(scene: Scene, tokens: Path) -> None:
