@@ -111,6 +111,19 @@ class Certificates(Revoking):
             issued = await self._issuer.issue(new.names, key_type=key_type, validity_seconds=new.validity_seconds)
         return await self._db.work_long(self._add, user_id, new, issued, device_ids)
 
+    def check(
+        self,
+        user_id: int,
+        domains: Sequence[str],
+        *,
+        key_type: str = KEY_TYPES[0],
+        validity_seconds: int | None = None,
+        device_ids: Collection[int] = (),
+        **options: Any,
+    ) -> NewCertificate:
+        """Return what ``issue`` would issue, in the caller's unit of work; ErrorResponse as from ``issue``."""
+        return self._choose(user_id, self._checked(domains, key_type, validity_seconds, options), device_ids)
+
     def _checked(
         self, domains: Sequence[str], key_type: str, validity_seconds: int | None, options: dict[str, Any]
     ) -> NewCertificate:

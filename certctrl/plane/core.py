@@ -167,7 +167,7 @@ class Plane:
         self.issuance = made = Issuance(base, issuer)
         self.issuers, self.orders, self.certificates = made.issuers, made.orders, made.certificates
         self.order_runner, self.revocation_runner = made.order_runner, made.revocation_runner
-        self.imports, self.renewals = made.imports, made.renewals
+        self.imports, self.renewals, self.bulk = made.imports, made.renewals, made.bulk
         self.device_keys = made.device_keys
 
     def _observe(self) -> None:

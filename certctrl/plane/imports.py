@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import ssl
+import warnings
 from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -182,7 +183,8 @@ def system_roots() -> tuple[x509.Certificate, ...]:
     """Return the CAs that this host trusts; those that cannot be read are left out."""
     file = ssl.get_default_verify_paths().cafile or "/etc/ssl/certs/ca-certificates.crt"
     roots: list[x509.Certificate] = []
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a few old roots have serial numbers that RFC 5280 forbids
         for block in Path(file).read_text(encoding="ascii", errors="replace").split("-----BEGIN CERTIFICATE-----")[1:]:
             with contextlib.suppress(*_UNREADABLE):
                 roots.append(x509.load_pem_x509_certificate(f"-----BEGIN CERTIFICATE-----{block}".encode()))

@@ -8,6 +8,7 @@ from random import random
 
 from certctrl import lean
 from certctrl.model.offload import Offload
+from certctrl.plane.bulk import Bulk
 from certctrl.plane.ca.issuer import BuiltinCa, Issuer
 from certctrl.plane.certificate_table import CertificateTable
 from certctrl.plane.certificates import Certificates, Seams
@@ -97,9 +98,10 @@ class Issuance:
         self._assemble_life(base)
 
     def _assemble_life(self, base: Base) -> None:
-        """Assemble imports and renewals."""
+        """Assemble imports, renewals and requests about many certificates."""
         db, wall_now = base.database, base.wall_now
         self.imports = Imports(db, self.table, self.certificates, self.orders, self.reserved, wall_now)
+        self.bulk = Bulk(db, self.table, self.certificates, self.orders, self.reserved)
         problems = RenewalProblems(db, base.problems, wall_now)
         parts = (base.jobs, self.table, self.orders, self.issuers, problems, base.counters, base.storage_check)
         self.renewals = Renewals(db, *parts, wall_now)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from certctrl.cli.output import short_serial, table, write_line
+from certctrl.cli.output import table
 from certctrl.cli.plane.approval import approve, deny
 from certctrl.cli.plane.connection import (
     GROUP,
@@ -21,10 +21,13 @@ from certctrl.cli.plane.connection import (
 )
 from certctrl.cli.plane.database import backup, migrate_to, restore
 from certctrl.cli.plane.documents import ca, install_config, joined
+from certctrl.cli.plane.importing import import_certificate
 from certctrl.cli.plane.issue import issue
 from certctrl.cli.plane.issuers import issuers
 from certctrl.cli.plane.issuing_ca import constrain, show_ca
-from certctrl.cli.plane.orders import NoWait, orders, wait_for_order
+from certctrl.cli.plane.listing import certificates
+from certctrl.cli.plane.orders import orders
+from certctrl.cli.plane.renewing import renew
 from certctrl.cli.plane.revocation import revoke
 from certctrl.cli.plane.serve import serve
 from certctrl.cli.plane.status import status
@@ -39,35 +42,13 @@ plane.command("restore")(restore)
 plane.command(cls=OperatorCommand)(status)
 
 Certificate = Annotated[str, typer.Argument(metavar="ID|DOMAIN", help="The certificate.")]
-Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Reason, stored with the certificate.")]
 
 
 plane.command(cls=OperatorCommand)(issue)
 
 
-@plane.command(cls=OperatorCommand)
-def renew(ctx: typer.Context, certificate: Certificate, reason: Reason = "", no_wait: NoWait = False) -> None:
-    """Replace key and certificate, and notify its devices.
-
-    Waits until its issuer has issued it. An interrupt ends the wait, not the order.
-
-    \b
-    cert-ctrl plane renew --data /var/lib/plane www.example.com
-    """
-
-    async def request(api: OperatorApi) -> Any:
-        return await api.operator.renew(api.user, await api.certificate(certificate), reason)
-
-    done = call_plane(ctx, request)
-    if done["status"] == "pending":
-        if no_wait:
-            show(ctx, done, f"ordered a renewal of certificate {done['cert_id']}: order {done['order_id']}")
-            return
-        wait_for_order(ctx, done["order_id"])
-        cert_id = done["cert_id"]
-        row = call_plane(ctx, lambda api: api.call("GET", f"certificates/{cert_id}"))
-        done |= {"status": "done", "serial_number": row["serial_number"]}
-    show(ctx, done, f"renewed certificate {done['cert_id']}, serial {done['serial_number']}")
+plane.command(cls=OperatorCommand)(renew)
+plane.command("import", cls=OperatorCommand)(import_certificate)
 
 
 @plane.command("set-issuer", cls=OperatorCommand)
@@ -141,42 +122,7 @@ def unassign(ctx: typer.Context, certificate: Certificate, device: SomeDevices, 
     return ExitStatus.DONE
 
 
-@plane.command(cls=OperatorCommand)
-def certificates(ctx: typer.Context) -> None:
-    """List the certificates.
-
-    \b
-    cert-ctrl plane certificates --data /var/lib/plane
-    """
-
-    async def request(api: OperatorApi) -> Any:
-        return await api.operator.fetch_certificates(api.user)
-
-    rows = call_plane(ctx, request)
-    cells = [
-        (
-            str(row["id"]),
-            row["domain_name"],
-            row["status"],
-            row["not_after"] or "",
-            short_serial(row["serial_number"]),
-            row["issuer"],
-            row["key_origin"],
-            _ids(row),
-        )
-        for row in rows
-    ]
-    heads = ("id", "domain", "status", "not after", "serial", "issuer", "key", "devices")
-
-    def text() -> None:
-        table(heads, cells)
-        for row in rows:
-            if row["template_id"]:
-                write_line(f"{row['id']} was made from {row['template_id']} for one more device")
-            if row["problem"]:
-                write_line(f"{row['id']} ({row['domain_name']}): {row['problem']}")
-
-    show(ctx, rows, text)
+plane.command(cls=OperatorCommand)(certificates)
 
 
 @plane.command(cls=OperatorCommand)

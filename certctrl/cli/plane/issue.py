@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from certctrl.cli.plane.connection import OperatorApi, call_plane, note_duplicates, show
+from certctrl.cli.plane.connection import OperatorApi, Yes, call_plane, note_duplicates, show
 from certctrl.cli.plane.documents import joined
+from certctrl.cli.plane.from_file import issue_from_file
 from certctrl.cli.plane.orders import NoWait, wait_for_order
+from certctrl.errors import ExitStatus, UsageError
 
 Devices = Annotated[
     list[str] | None, typer.Option("--device", metavar="ID|NAME", help="Assign it to this device; may be repeated.")
@@ -16,7 +19,8 @@ Devices = Annotated[
 
 
 Domains = Annotated[
-    list[str], typer.Argument(metavar="DOMAIN...", help="DNS names or addresses; the first one is the primary name.")
+    list[str] | None,
+    typer.Argument(metavar="DOMAIN...", help="DNS names or addresses; the first one is the primary name."),
 ]
 IssuerName = Annotated[
     str, typer.Option("--issuer", metavar="NAME", help="The issuer; default: by rule, otherwise builtin.")
@@ -40,12 +44,18 @@ Key = Annotated[
         "them can.",
     ),
 ]
+FromFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--from-file", metavar="FILE", help="Issue the certificates of a CSV or JSON file that are not there yet."
+    ),
+]
 ReuseKey = Annotated[bool, typer.Option("--reuse-key", help="Keep the key when the certificate is renewed.")]
 
 
 def issue(
     ctx: typer.Context,
-    domains: Domains,
+    domains: Domains = None,
     device: Devices = None,
     issuer: IssuerName = "",
     key_type: KeyType = "ecdsa-p256",
@@ -55,29 +65,41 @@ def issue(
     reuse_key: ReuseKey = False,
     key: Key = "auto",
     no_wait: NoWait = False,
-) -> None:
+    from_file: FromFile = None,
+    yes: Yes = False,
+) -> int:
     """Issue a certificate and assign it to devices.
 
     Waits until its issuer has issued it, and notes what the CA says if an attempt fails. An interrupt ends the wait, not
-    the order. Exit status: 0 issued, 1 the CA refuses it, 69 the order continues, but takes long.
+    the order. With --from-file, checks the whole file first, asks on a terminal, and can be repeated after an interrupt:
+    nothing is issued twice. Exit status: 0 issued, 1 the CA refuses it, 69 the order continues, but takes long.
 
     \b
     cert-ctrl plane issue --data /var/lib/plane www.example.com example.com --device web-1
     cert-ctrl plane issue --data /var/lib/plane www.example.com --issuer le --device web-1
+    cert-ctrl plane issue --data /var/lib/plane --from-file certificates.csv
     """
+    options: dict[str, Any] = {"key_type": key_type, "issuer": issuer, "profile": profile}
+    options |= {"must_staple": must_staple, "reuse_key": reuse_key, "key_origin": key} | (
+        {"validity_seconds": validity} if validity else {}
+    )
+    if from_file is not None:
+        if domains or device:
+            raise UsageError("--from-file names the domains and devices", fix="leave DOMAIN and --device out")
+        return issue_from_file(ctx, from_file, options, yes=yes)
+    if not domains:
+        raise UsageError("no domain given", fix="cert-ctrl plane issue DOMAIN, or --from-file FILE")
+    body: dict[str, Any] = {"domain_name": domains[0], "sans": domains[1:], **options}
 
     async def request(api: OperatorApi) -> Any:
-        body: dict[str, Any] = {"domain_name": domains[0], "sans": domains[1:], "key_type": key_type}
-        body |= {"issuer": issuer, "profile": profile, "must_staple": must_staple, "reuse_key": reuse_key}
-        body |= {"key_origin": key}
-        body["device_ids"] = await api.devices(device or ())
-        return await api.call("POST", "certificates", body | ({"validity_seconds": validity} if validity else {}))
+        return await api.call("POST", "certificates", body | {"device_ids": await api.devices(device or ())})
 
     note_duplicates(domains)
     row = call_plane(ctx, request)
     if row["status"] == "pending" and not no_wait and row["order_id"] is not None:
         row = _issued(ctx, row)
     show(ctx, row, _said(row))
+    return ExitStatus.DONE
 
 
 def _issued(ctx: typer.Context, row: dict[str, Any]) -> dict[str, Any]:

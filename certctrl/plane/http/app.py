@@ -11,6 +11,7 @@ from certctrl.plane.http.device_api import DeviceApi
 from certctrl.plane.http.faults import Faults
 from certctrl.plane.http.health import Health
 from certctrl.plane.http.issuing_api import IssuingApi
+from certctrl.plane.http.lifecycle_api import LifecycleApi
 from certctrl.plane.http.measuring import Measured
 from certctrl.plane.http.middleware import App, Middleware
 from certctrl.plane.http.operator_api import OperatorApi
@@ -35,6 +36,7 @@ def make_app(plane: Plane, *, faults: Faults | None = None) -> App:
         *OperatorResources(plane).routes(),
         *CaApi(plane).routes(),
         *IssuingApi(plane).routes(),
+        *LifecycleApi(plane).routes(),
         *ApprovalPage(plane).routes(),
     ]
     app: App = Middleware(plane, DirectRoutes(of_devices, Router(routes, redirect_slashes=False)))

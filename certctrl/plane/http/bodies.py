@@ -10,6 +10,7 @@ from starlette.requests import Request
 
 from certctrl import lean
 from certctrl.model.plan import OutcomeKind
+from certctrl.plane.bulk import MOST_CHECKED, MOST_RENEWED
 from certctrl.plane.ca.csr import MAX_CSR_BYTES
 from certctrl.plane.certificate_table import KEY_AT_PLANE
 from certctrl.plane.devices import FIRST_USER, DeviceFacts
@@ -27,6 +28,7 @@ from certctrl.plane.http.structure import (
     new_converter,
     structured,
 )
+from certctrl.plane.imports import MAX_BYTES
 from certctrl.plane.reports import Ack, AgentVersion, Event, OtherEvent
 from certctrl.plane.settings import DAY
 from certctrl.protocol.wire.registration import KEY_PROOF
@@ -281,6 +283,34 @@ class NewCertificate:
     reuse_key: bool = False
     key_origin: Annotated[str, Line(20)] = KEY_AT_PLANE
     """``plane``, ``device``, or ``auto``: at the devices if there are any and all of them make keys."""
+
+
+@lean.frozen(kw_only=True)
+class CertificateImport:
+    """A certificate with its key to import."""
+
+    certificate_pem: Annotated[str, Text(MAX_BYTES)]
+    private_key_pem: Annotated[str, Text(MAX_BYTES)] = attrs.field(repr=False)
+    """Not encrypted."""
+    chain_pem: Annotated[str | None, Text(MAX_BYTES, optional=True)] = None
+    cert_id: Annotated[int | None, Whole()] = None
+    """The certificate that it renews; without one, an imported certificate for the same names."""
+    device_ids: Annotated[tuple[Id, ...], AtMost(10_000)] = ()
+
+
+@lean.frozen
+class CertificateChecks:
+    """Certificates to check."""
+
+    certificates: Annotated[tuple[NewCertificate, ...], AtMost(MOST_CHECKED, required=True)]
+
+
+@lean.frozen
+class Renewals:
+    """Certificates to renew."""
+
+    cert_ids: Annotated[tuple[Id, ...], AtMost(MOST_RENEWED, required=True)]
+    reason: Reason = ""
 
 
 @lean.frozen

@@ -1,0 +1,118 @@
+"""``plane import``: store a certificate from elsewhere, with its key."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from certctrl.cli.output import write_error
+from certctrl.cli.plane.connection import OperatorApi, call_plane, show
+from certctrl.cli.plane.documents import joined
+from certctrl.cli.plane.issue import Devices
+from certctrl.errors import MaterialError, UsageError
+
+MAX_BYTES = 512 * 1024
+_MAX_PASSWORD = 4096
+
+Cert = Annotated[str, typer.Option("--cert", metavar="FILE", help="The certificate in PEM, with or without its chain.")]
+Key = Annotated[str, typer.Option("--key", metavar="FILE", help="Its private key, in PEM or DER.")]
+Chains = Annotated[
+    list[str] | None,
+    typer.Option("--chain", metavar="FILE", help="CA certificates in PEM, any order; may be repeated."),
+]
+Pkcs12 = Annotated[
+    str, typer.Option("--pkcs12", metavar="FILE", help="Certificate, key and chain in one PKCS#12 file.")
+]
+PasswordFile = Annotated[
+    str, typer.Option("--password-file", metavar="FILE", help="Password of the key or of the PKCS#12 file; -: stdin.")
+]
+Replaced = Annotated[
+    str, typer.Option("--renews", metavar="ID|DOMAIN", help="The certificate that it renews, of any issuer.")
+]
+
+
+def import_certificate(
+    ctx: typer.Context,
+    cert: Cert = "",
+    key: Key = "",
+    chain: Chains = None,
+    pkcs12: Pkcs12 = "",
+    password_file: PasswordFile = "",
+    device: Devices = None,
+    renews: Replaced = "",
+) -> None:
+    """Import a certificate with its key, and assign it to devices.
+
+    The chain is sorted, completed and checked. A certificate for the same names as an imported one renews it: its id
+    and its devices stay. The control plane cannot renew an imported certificate; it warns a month before its end.
+
+    \b
+    cert-ctrl plane import --data /var/lib/plane --cert www.pem --key www.key --chain ca.pem --device web-1
+    cert-ctrl plane import --data /var/lib/plane --pkcs12 www.p12 --password-file password
+    """
+    if bool(pkcs12) == bool(cert or key) or (not pkcs12 and not (cert and key)):
+        raise UsageError("what to import?", fix="give --cert FILE --key FILE, or --pkcs12 FILE")
+    body = _body(cert, key, chain or (), pkcs12, _password(password_file))
+
+    async def request(api: OperatorApi) -> Any:
+        sent = body | {"device_ids": await api.devices(device or ())}
+        if renews:
+            sent["cert_id"] = await api.certificate(renews)
+        return await api.call("POST", "certificate-imports", sent)
+
+    row = call_plane(ctx, request)
+    for note in row["notes"]:
+        write_error(f"note: {note}")
+    given = (
+        f", assigned to device {joined(row['device_ids'])}"
+        if row["device_ids"]
+        else "; assign it with cert-ctrl plane assign"
+    )
+    text = f"imported certificate {row['id']} for {row['domain_name']}, valid until {row['not_after']}{given}"
+    show(ctx, row, text)
+
+
+def _body(cert: str, key: str, chains: Sequence[str], pkcs12: str, password: bytes) -> dict[str, Any]:
+    """Return the request with the contents of the files."""
+    from certctrl.plane.ca.x509 import key_pem
+    from certctrl.plane.imports import from_pkcs12, private_key
+
+    extra = "\n".join(_read(file).decode("utf-8", "replace") for file in chains)
+    try:
+        if pkcs12:
+            given = from_pkcs12(_read(pkcs12), password)
+            certificate, chain, private = given.certificate_pem, given.chain_pem + extra, given.private_key_pem
+        else:
+            private = key_pem(private_key(_read(key), password)).decode()
+            certificate, chain = _read(cert).decode("utf-8", "replace"), extra
+    except MaterialError as error:
+        raise UsageError(f"{pkcs12 or key}: {error}", fix=error.fix) from None
+    return {"certificate_pem": certificate, "private_key_pem": private} | ({"chain_pem": chain} if chain else {})
+
+
+def _read(file: str) -> bytes:
+    try:
+        with Path(file).open("rb") as opened:
+            data = opened.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise UsageError(f"cannot read {file}: {error.strerror}", fix="give the right file") from None
+    if len(data) > MAX_BYTES:
+        raise UsageError(f"{file} has more than {MAX_BYTES} bytes", fix="give the file of one certificate")
+    return data
+
+
+def _password(file: str) -> bytes:
+    """Return the first line of a file or of standard input; empty without one."""
+    if not file:
+        return b""
+    data = sys.stdin.buffer.read(_MAX_PASSWORD) if file == "-" else _read(file)[:_MAX_PASSWORD]
+    line = data.split(b"\n", 1)[0].removesuffix(b"\r")
+    if not line:
+        raise UsageError(
+            f"{'standard input' if file == '-' else file} has no password", fix="write it to the first line"
+        )
+    return line

@@ -1,0 +1,129 @@
+"""``plane certificates``: list certificates, or the calendar of those that expire soon."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+
+from certctrl.cli.output import duration, short_serial, table, write_line
+from certctrl.cli.plane.connection import OperatorApi, call_plane, show
+from certctrl.cli.plane.documents import joined
+from certctrl.errors import UsageError
+
+_SPAN = re.compile(r"(\d{1,6})([hdw])", re.ASCII)
+_SECONDS = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
+_MOST_DAYS = 36_500
+
+Expiring = Annotated[
+    str,
+    typer.Option(
+        "--expiring", metavar="SPAN", help="Only those that expire within 12h, 30d, 4w, …, the first one first."
+    ),
+]
+
+
+def certificates(ctx: typer.Context, expiring: Expiring = "") -> None:
+    """List the certificates, or those that expire soon, by day.
+
+    \b
+    cert-ctrl plane certificates --data /var/lib/plane
+    cert-ctrl plane certificates --data /var/lib/plane --expiring 30d
+    """
+    seconds = span(expiring) if expiring else None
+
+    async def request(api: OperatorApi) -> tuple[list[dict[str, Any]], str]:
+        now = (await api.call("GET", "/apiv1/plane/status"))["time"] if seconds is not None else ""
+        return await api.operator.fetch_certificates(api.user), now
+
+    rows, now = call_plane(ctx, request)
+    if seconds is None:
+        show(ctx, rows, lambda: _list(rows))
+        return
+    found = ending(rows, _time(now), seconds)
+    show(ctx, found, lambda: _calendar(found, _time(now), expiring))
+
+
+def span(text: str) -> int:
+    """Return the seconds of ``12h``, ``30d`` or ``4w``. Raises UsageError."""
+    match = _SPAN.fullmatch(text)
+    seconds = int(match[1]) * _SECONDS[match[2]] if match else 0
+    if not 0 < seconds <= _MOST_DAYS * 86_400:
+        raise UsageError(f"{text!r} is not a span of time", fix="use hours, days or weeks: 12h, 30d, 4w")
+    return seconds
+
+
+def ending(rows: Sequence[dict[str, Any]], now: float, seconds: float) -> list[dict[str, Any]]:
+    """Return the certificates that expire within some seconds, and those that have expired, by time."""
+    found = [
+        row
+        for row in rows
+        if row["status"] in ("active", "expired") and row["not_after"] and _time(row["not_after"]) <= now + seconds
+    ]
+    return sorted(found, key=lambda row: (row["not_after"], row["id"]))
+
+
+def _time(text: str) -> float:
+    return datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC).timestamp()
+
+
+def _list(rows: Sequence[dict[str, Any]]) -> None:
+    heads = ("id", "domain", "status", "not after", "serial", "issuer", "key", "devices")
+    cells = [
+        (
+            str(row["id"]),
+            row["domain_name"],
+            row["status"],
+            row["not_after"] or "",
+            short_serial(row["serial_number"]),
+            row["issuer"],
+            row["key_origin"],
+            joined(row["device_ids"]),
+        )
+        for row in rows
+    ]
+    table(heads, cells)
+    for row in rows:
+        if row["template_id"]:
+            write_line(f"{row['id']} was made from {row['template_id']} for one more device")
+        if row["problem"]:
+            write_line(f"{row['id']} ({row['domain_name']}): {row['problem']}")
+
+
+def _calendar(rows: Sequence[dict[str, Any]], now: float, within: str) -> None:
+    if not rows:
+        write_line(f"no certificate expires within {within}")
+        return
+    heads = ("expires", "left", "id", "domain", "issuer", "renewal", "devices")
+    cells, day = [], ""
+    for row in rows:
+        left = _time(row["not_after"]) - now
+        cells.append(
+            (
+                row["not_after"].replace("T", " ").removesuffix("Z")
+                if row["not_after"][:10] != day
+                else row["not_after"][11:19].rjust(19),
+                duration(left) if left > 0 else "expired",
+                str(row["id"]),
+                row["domain_name"],
+                row["issuer"],
+                _renewal(row, now),
+                joined(row["device_ids"]),
+            )
+        )
+        day = row["not_after"][:10]
+    table(heads, cells)
+
+
+def _renewal(row: dict[str, Any], now: float) -> str:
+    """Return what becomes of a certificate."""
+    if row["issuer"] == "import":
+        return "import it again"
+    if row["order_id"] is not None:
+        return f"order {row['order_id']}"
+    if not row["device_ids"]:
+        return "unused"
+    return f"due {row['renew_at'][:10]}" if row["renew_at"] else ""

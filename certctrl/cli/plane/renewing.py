@@ -1,0 +1,172 @@
+"""``plane renew``: renew one certificate, or many, and wait for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from certctrl.cli.output import write_error, write_line
+from certctrl.cli.plane.bar import Bar
+from certctrl.cli.plane.connection import OperatorApi, Yes, agreed, call_plane, show
+from certctrl.cli.plane.orders import NoWait, wait_for_order
+from certctrl.errors import ExitStatus, UsageError
+
+TOGETHER = 100
+"""Certificates of one request."""
+POLL_SECONDS = 1.0
+PATIENCE_SECONDS = 120.0
+"""How long to wait while no order makes progress."""
+_PAGE = 500
+_SHOWN = 20
+_SELECTABLE = ("active", "expired")
+
+Certificates = Annotated[
+    list[str] | None, typer.Argument(metavar="ID|DOMAIN...", help="The certificates; leave out for --all and the like.")
+]
+Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Reason, stored with the certificate.")]
+Every = Annotated[bool, typer.Option("--all", help="Renew all certificates.")]
+Due = Annotated[bool, typer.Option("--due", help="Renew those that are due.")]
+FromIssuer = Annotated[str, typer.Option("--issuer", metavar="NAME", help="Renew those of this issuer.")]
+
+
+def renew(
+    ctx: typer.Context,
+    certificates: Certificates = None,
+    every: Every = False,
+    due: Due = False,
+    issuer: FromIssuer = "",
+    reason: Reason = "",
+    no_wait: NoWait = False,
+    yes: Yes = False,
+) -> int:
+    """Replace keys and certificates, and notify their devices.
+
+    Waits until they are issued; an interrupt ends the wait, not the orders. For several certificates, says how many
+    they are and asks for confirmation on a terminal; imported ones are left out. --due and --issuer together renew what
+    is both. Exit status: 0 renewed, 1 not confirmed, or some are not renewed yet.
+
+    \b
+    cert-ctrl plane renew --data /var/lib/plane www.example.com
+    cert-ctrl plane renew --data /var/lib/plane --issuer le --due
+    """
+    named = certificates or []
+    if bool(named) == (every or due or bool(issuer)):
+        raise UsageError("name certificates, or use --all, --due or --issuer", fix="cert-ctrl plane renew ID")
+    if len(named) == 1:
+        _renew_one(ctx, named[0], reason, no_wait)
+        return ExitStatus.DONE
+
+    async def select(api: OperatorApi) -> list[dict[str, Any]]:
+        return await _selected(api, named, due=due, issuer=issuer)
+
+    rows = call_plane(ctx, select)
+    imported = [row for row in rows if row["issuer"] == "import"]
+    if imported:
+        write_error(f"note: {len(imported)} imported certificates are left out: their owners import the next ones")
+    ids = [row["id"] for row in rows if row["issuer"] != "import"]
+    if not ids:
+        show(ctx, [], "no certificate to renew")
+        return ExitStatus.DONE
+    if not agreed(ctx, f"Renew {len(ids)} certificates?", yes=yes):
+        return ExitStatus.FAILED
+    return _renew_many(ctx, ids, reason, no_wait)
+
+
+def _renew_one(ctx: typer.Context, named: str, reason: str, no_wait: bool) -> None:
+    async def request(api: OperatorApi) -> Any:
+        return await api.operator.renew(api.user, await api.certificate(named), reason)
+
+    done = call_plane(ctx, request)
+    if done["status"] == "pending":
+        if no_wait:
+            show(ctx, done, f"ordered a renewal of certificate {done['cert_id']}: order {done['order_id']}")
+            return
+        wait_for_order(ctx, done["order_id"])
+        cert_id = done["cert_id"]
+        row = call_plane(ctx, lambda api: api.call("GET", f"certificates/{cert_id}"))
+        done |= {"status": "done", "serial_number": row["serial_number"]}
+    show(ctx, done, f"renewed certificate {done['cert_id']}, serial {done['serial_number']}")
+
+
+async def _selected(api: OperatorApi, named: Sequence[str], *, due: bool, issuer: str) -> list[dict[str, Any]]:
+    """Return the certificates that are named, or that the options select."""
+    rows: list[dict[str, Any]] = await api.operator.fetch_certificates(api.user)
+    if named:
+        wanted = {await api.certificate(name) for name in named}
+        return [row for row in rows if row["id"] in wanted]
+    now = (await api.call("GET", "/apiv1/plane/status"))["time"] if due else ""
+    return [
+        row
+        for row in rows
+        if row["status"] in _SELECTABLE
+        and (not issuer or row["issuer"] == issuer)
+        and (not due or (row["renew_at"] is not None and row["renew_at"] <= now))
+    ]
+
+
+def _renew_many(ctx: typer.Context, ids: Sequence[int], reason: str, no_wait: bool) -> int:
+    async def request(api: OperatorApi) -> list[dict[str, Any]]:
+        ordered: list[dict[str, Any]] = []
+        with Bar("renewals ordered", len(ids)) as bar:
+            for begin in range(0, len(ids), TOGETHER):
+                body = {"cert_ids": list(ids[begin : begin + TOGETHER]), "reason": reason}
+                ordered += await api.call("POST", "renewals", body)
+                bar.reached(len(ordered))
+        return ordered if no_wait else await _waited(api, ordered)
+
+    done = call_plane(ctx, request)
+    failed = [row for row in done if row["problem"]]
+    renewed = sum(row.get("state") == "done" for row in done)
+    show(ctx, done, lambda: _print(done, failed, renewed, no_wait))
+    return ExitStatus.FAILED if failed or (not no_wait and renewed < len(done)) else ExitStatus.DONE
+
+
+def _print(done: Sequence[dict[str, Any]], failed: Sequence[dict[str, Any]], renewed: int, no_wait: bool) -> None:
+    for row in failed[:_SHOWN]:
+        write_error(f"certificate {row['cert_id']}: {row['problem']}")
+    if len(failed) > _SHOWN:
+        write_error(f"… and {len(failed) - _SHOWN} more: cert-ctrl plane orders list")
+    if no_wait:
+        write_line(f"ordered {len(done) - len(failed)} renewals; watch them: cert-ctrl plane orders list")
+    else:
+        left = len(done) - renewed
+        more = f"; {left} are not renewed yet: cert-ctrl plane orders list" if left else ""
+        write_line(f"renewed {renewed} certificates{more}")
+
+
+async def _waited(api: OperatorApi, ordered: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Wait until each order is done or was tried once; return them with ``state`` and ``problem``."""
+    import trio
+
+    waiting = {row["order_id"]: row for row in ordered if row["order_id"] is not None}
+    total, moved = len(waiting), trio.current_time()
+    with Bar("certificates renewed", total) as bar:
+        while waiting and trio.current_time() < moved + PATIENCE_SECONDS:
+            for order in await _orders(api, min(waiting) - 1, max(waiting)):
+                row = waiting.get(order["id"])
+                if row is None:
+                    continue
+                row["state"] = order["state"]
+                if order["state"] in ("done", "failed", "blocked") or order["problem"]:
+                    row["problem"] = "" if order["state"] == "done" else order["problem"]
+                    del waiting[order["id"]]
+                    moved = trio.current_time()
+            bar.reached(total - len(waiting))
+            if waiting:
+                await trio.sleep(POLL_SECONDS)
+    return ordered
+
+
+async def _orders(api: OperatorApi, after_id: int, last_id: int) -> list[dict[str, Any]]:
+    """Return the orders between two ids."""
+    found: list[dict[str, Any]] = []
+    while after_id < last_id:
+        query = {"after_id": str(after_id), "limit": str(_PAGE)}
+        page = await api.call("GET", "orders", query=query)
+        found += page
+        if len(page) < _PAGE:
+            break
+        after_id = page[-1]["id"]
+    return found

@@ -1,0 +1,69 @@
+"""Operator endpoints for imports, and for many certificates at a time (docs/protocol.md)."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from certctrl.plane.ca.x509 import KEY_TYPES
+from certctrl.plane.core import Plane
+from certctrl.plane.http import bodies
+from certctrl.plane.http.answers import data_answer
+from certctrl.plane.http.authentication import Authenticator
+from certctrl.plane.http.bodies import read_as
+from certctrl.plane.http.reading import LARGE_BODY_CAP
+from certctrl.plane.http.routing import USER, Endpoint, number, routes_of
+from certctrl.plane.imports import Given
+
+
+class LifecycleApi:
+    """The endpoints, one method each."""
+
+    def __init__(self, plane: Plane) -> None:
+        self._plane = plane
+        self._authenticator = Authenticator(plane)
+
+    def routes(self) -> list[Route]:
+        """Return the routes."""
+        guarded: list[tuple[str, str, Endpoint]] = [
+            ("POST", f"{USER}/certificate-imports", self.add_import),
+            ("POST", f"{USER}/certificate-checks", self.check),
+            ("POST", f"{USER}/renewals", self.renew),
+        ]
+        only = self._authenticator.operators_only
+        return routes_of([(method, path, only(endpoint)) for method, path, endpoint in guarded])
+
+    async def add_import(self, request: Request) -> Response:
+        """Import a certificate: ``{"certificate_pem", "private_key_pem", "chain_pem"?, "cert_id"?, "device_ids"?}``."""
+        body = await read_as(bodies.CertificateImport, request, LARGE_BODY_CAP)
+        given = Given(
+            certificate_pem=body.certificate_pem,
+            private_key_pem=body.private_key_pem,
+            chain_pem=body.chain_pem or "",
+        )
+        row = await self._plane.imports.add(
+            number(request, "uid"), given, cert_id=body.cert_id, device_ids=body.device_ids
+        )
+        return data_answer(row, 201)
+
+    async def check(self, request: Request) -> Response:
+        """Check certificates without issuing them: ``{"certificates": [as for POST certificates]}``."""
+        body = await read_as(bodies.CertificateChecks, request, LARGE_BODY_CAP)
+        wanted = [issue_arguments(one) for one in body.certificates]
+        return data_answer(await self._plane.bulk.check(number(request, "uid"), wanted))
+
+    async def renew(self, request: Request) -> Response:
+        """Order renewals: ``{"cert_ids", "reason"?}``."""
+        body = await read_as(bodies.Renewals, request)
+        return data_answer(await self._plane.bulk.renew(number(request, "uid"), body.cert_ids, body.reason), 202)
+
+
+def issue_arguments(body: bodies.NewCertificate) -> dict[str, object]:
+    """Return the arguments of ``Certificates.issue`` for a body."""
+    fields = ("validity_seconds", "device_ids", "issuer", "profile", "must_staple", "reuse_key", "key_origin")
+    return {
+        "domains": [body.domain_name, *body.sans],
+        "key_type": body.key_type or KEY_TYPES[0],
+        **{name: getattr(body, name) for name in fields},
+    }

@@ -1,0 +1,275 @@
+"""`cert-ctrl plane import`, `renew` of many, `certificates --expiring` and `issue --from-file`, against a real plane."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat, pkcs12
+from made_chains import DAY, Made, made
+from nacl.public import PrivateKey
+from test_cli import Result, Site
+
+from certctrl.cli.main import run_command
+from certctrl.cli.plane import from_file
+from certctrl.cli.plane.connection import DATA_VARIABLE
+from certctrl.cli.plane.listing import ending, span
+from certctrl.errors import ExitStatus, TransportError, UsageError
+
+pytestmark = pytest.mark.integration
+
+NOW = time.time()
+
+
+def chain() -> tuple[Made, Made]:
+    """Return a root and an intermediate that are valid now."""
+    root = made("House root", ca=True, start=NOW - DAY, end=NOW + 3650 * DAY)
+    return root, made("House issuing", root, ca=True, start=NOW - DAY, end=NOW + 1000 * DAY)
+
+
+HOUSE, ISSUING = chain()
+
+
+def leaf(name: str, **options: float) -> Made:
+    return made(name, ISSUING, names=[name], **{"start": NOW - DAY, "end": NOW + 90 * DAY, **options})
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    monkeypatch.delenv(DATA_VARIABLE, raising=False)
+    monkeypatch.setattr("certctrl.cli.output.TABLE_WIDTH", 250)
+
+    def call(*argv: str) -> Result:
+        capsys.readouterr()
+        status = run_command(list(argv))
+        done = capsys.readouterr()
+        return Result(status, done.out, done.err)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    data = tmp_path_factory.mktemp("plane") / "data"
+    argv = [sys.executable, "-m", "certctrl", "plane", "serve", "--data", str(data), "--listen", "127.0.0.1:0"]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout is not None
+    words = [process.stdout.readline().split() for _ in range(4)]
+    yield data, words[0][-1]
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 0
+    process.stdout.close()
+
+
+@pytest.fixture
+def site(running: tuple[Path, str], cli: Callable[..., Result]) -> Site:
+    return Site(*running, cli)
+
+
+@pytest.fixture
+def device(site: Site, form: Callable[..., dict[str, object]], request: pytest.FixtureRequest) -> str:
+    token = site("enrolment-token", "--uses", "0").output.strip()
+    name = request.node.name.replace("_", "-")[:60]
+    site.register(form(f"id-{name}"[:64], PrivateKey.generate(), name) | {"enrolment_token": token})
+    return name
+
+
+def certificates(site: Site) -> dict[str, dict[str, object]]:
+    return {row["domain_name"]: row for row in site("certificates", "--json").json if row["status"] != "revoked"}
+
+
+# --- import -----------------------------------------------------------------------------------------------------------
+
+
+def test_imports_and_their_renewal(site: Site, device: str, tmp_path: Path) -> None:
+    cert, key, ca = tmp_path / "cert.pem", tmp_path / "key.pem", tmp_path / "ca.pem"
+    one = leaf("import.example")
+    cert.write_text(one.pem)
+    key.write_text(one.key_pem)
+    ca.write_text(HOUSE.pem + ISSUING.pem)
+    argv = ("import", "--cert", str(cert), "--key", str(key))
+    refused = site(*argv)
+    assert refused.status == ExitStatus.USAGE
+    assert "chain lacks the certificate of CN=House issuing" in refused.err
+    result = site(*argv, "--chain", str(ca), "--device", device)
+    assert result.output.startswith("imported certificate ")
+    row = certificates(site)["import.example"]
+
+    newer = leaf("import.example", start=NOW - 60)
+    data = pkcs12.serialize_key_and_certificates(
+        b"www", newer.key, newer.certificate, [ISSUING.certificate], BestAvailableEncryption(b"hunter-two")
+    )
+    (tmp_path / "www.p12").write_bytes(data)
+    (tmp_path / "password").write_text("hunter-two\n")
+    wrong = site("import", "--pkcs12", str(tmp_path / "www.p12"))
+    assert wrong.status == ExitStatus.USAGE
+    assert "the password is wrong" in wrong.err
+    again = site("import", "--pkcs12", str(tmp_path / "www.p12"), "--password-file", str(tmp_path / "password"))
+    assert f"imported certificate {row['id']} " in again.output
+    assert "the root CN=House root is not known here" in again.err
+    assert certificates(site)["import.example"]["device_ids"] == row["device_ids"]
+
+    renewal = site("renew", "import.example")
+    assert renewal.status == ExitStatus.FAILED
+    assert "was imported: get a new one from its CA and import it" in renewal.err
+
+
+def test_an_encrypted_key_and_a_certificate_to_renew(site: Site, tmp_path: Path) -> None:
+    issued = site("issue", "replaced.example", "--json").json
+    one = leaf("replaced.example", start=NOW + 1)
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    cert.write_text(one.pem + ISSUING.pem)
+    form = PrivateFormat.PKCS8
+    key.write_bytes(one.key.private_bytes(Encoding.PEM, form, BestAvailableEncryption(b"hunter-two")))
+    (tmp_path / "password").write_text("hunter-two")
+    argv = ("import", "--cert", str(cert), "--key", str(key), "--password-file", str(tmp_path / "password"))
+    row = site(*argv, "--renews", "replaced.example", "--json").json
+    assert (row["id"], row["issuer"]) == (issued["id"], "import")
+
+
+@pytest.mark.parametrize("argv", [(), ("--cert", "x"), ("--pkcs12", "x", "--key", "y"), ("--pkcs12", "/absent")])
+def test_imports_that_are_not_understood(site: Site, argv: tuple[str, ...]) -> None:
+    assert site("import", *argv).status == ExitStatus.USAGE
+
+
+# --- renew ------------------------------------------------------------------------------------------------------------
+
+
+def test_many_are_renewed_with_one_command(site: Site) -> None:
+    names = [f"many-{number}.example" for number in range(3)]
+    before = {name: site("issue", name, "--json").json for name in names}
+    result = site("renew", *names)
+    assert "renewed 3 certificates" in result.output
+    after = certificates(site)
+    assert all(after[name]["serial_number"] != before[name]["serial_number"] for name in names)
+    assert site("renew", "--due").output == "no certificate to renew\n"
+    assert site("renew", "--issuer", "absent").output == "no certificate to renew\n"
+    done = site("renew", "--all", "--issuer", "builtin", "--json").json
+    assert {row["state"] for row in done} == {"done"}
+    assert len(done) == len([row for row in after.values() if row["issuer"] == "builtin"])
+    assert site("renew").status == ExitStatus.USAGE
+    assert site("renew", "many-1.example", "--all").status == ExitStatus.USAGE
+    ordered = site("renew", *names, "--no-wait").output
+    assert ordered == "ordered 3 renewals; watch them: cert-ctrl plane orders list\n"
+
+
+def test_the_number_is_asked_for_on_a_terminal(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = site("issue", "asked.example", "--json").json
+    asked: list[str] = []
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("certctrl.cli.plane.connection.answered_yes", lambda text: asked.append(text) or False)
+    assert site("renew", "--all").status == ExitStatus.FAILED
+    assert asked[0].startswith("Renew ")
+    assert certificates(site)["asked.example"]["serial_number"] == row["serial_number"]
+
+
+# --- the calendar -----------------------------------------------------------------------------------------------------
+
+
+def test_the_calendar(site: Site) -> None:
+    site("issue", "soon.example", "--validity-seconds", "86400")
+    site("issue", "late.example", "--validity-seconds", "8640000")
+    shown = site("certificates", "--expiring", "2d").output
+    assert "soon.example" in shown
+    assert "late.example" not in shown
+    rows = site("certificates", "--expiring", "2d", "--json").json
+    assert [row["domain_name"] for row in rows] == ["soon.example"]
+    assert site("certificates", "--expiring", "1h").output == "no certificate expires within 1h\n"
+    assert site("certificates", "--expiring", "soon").status == ExitStatus.USAGE
+
+
+def test_spans() -> None:
+    assert (span("12h"), span("30d"), span("4w")) == (43_200, 2_592_000, 2_419_200)
+    for wrong in ("", "0d", "30", "d", "-1d", "1.5d", "99999w", "１d"):
+        with pytest.raises(UsageError):
+            span(wrong)
+
+
+def test_the_calendar_is_sorted_and_has_what_has_expired() -> None:
+    rows = [
+        {"id": number, "status": status, "not_after": end}
+        for number, (status, end) in enumerate(
+            [
+                ("active", "2026-01-03T00:00:00Z"), ("expired", "2026-01-01T00:00:00Z"),
+                ("revoked", "2026-01-02T00:00:00Z"), ("pending", None), ("active", "2026-03-01T00:00:00Z"),
+            ]
+        )
+    ]  # fmt: skip
+    assert [row["id"] for row in ending(rows, 1_767_312_000.0, 30 * DAY)] == [1, 0]
+
+
+# --- issue --from-file ------------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_issued_once(site: Site, device: str, tmp_path: Path) -> None:
+    file = tmp_path / "certificates.csv"
+    file.write_text(
+        f"domains,devices,key_type\nfile-1.example www.file-1.example,{device},\nfile-2.example,,ecdsa-p384\n"
+    )
+    result = site("issue", "--from-file", str(file))
+    assert result.output == f"{file}: 2 issued\n"
+    rows = certificates(site)
+    assert rows["file-1.example"]["sans"] == ["file-1.example", "www.file-1.example"]
+    assert rows["file-2.example"]["key_type"] == "ecdsa-p384"
+    assert site("issue", "--from-file", str(file)).output == f"{file}: 2 there already\n"
+    file.write_text(
+        f"domains,devices,key_type\nwww.FILE-1.example file-1.example,,\nfile-2.example,{device},ecdsa-p384\n"
+    )
+    assert site("issue", "--from-file", str(file)).output == f"{file}: 1 assigned to further devices, 1 there already\n"
+    assert len([row for row in site("certificates", "--json").json if "file-" in row["domain_name"]]) == 2
+    done = site("issue", "--from-file", str(file), "--json").json
+    assert [(row["line"], row["result"]) for row in done] == [(2, "known"), (3, "known")]
+
+
+def test_nothing_is_issued_if_one_line_is_wrong(site: Site, tmp_path: Path) -> None:
+    file = tmp_path / "certificates.json"
+    wanted = [
+        {"domains": ["good.example"]}, {"domains": ["bad_name.example"]}, {"domains": ["a.example"], "devices": ["no"]},
+        {"domains": ["b.example"], "key_type": "rsa-512"}, {"domains": ["c.example"], "issuer": "absent"},
+        {"domains": ["localhost"]},
+    ]  # fmt: skip
+    file.write_text("[\n" + ",\n".join(map(json.dumps, wanted)) + "\n]\n")
+    result = site("issue", "--from-file", str(file))
+    assert result.status == ExitStatus.USAGE
+    for line in (
+        "line 3, domains: 'bad_name.example' is not a DNS name", "line 4, devices: there is no device 'no'",
+        "line 5, key_type: key_type must be one of", "line 6, issuer: There is no issuer 'absent'", "line 7",
+        "nothing was issued",
+    ):  # fmt: skip
+        assert line in result.err, line
+    assert "good.example" not in certificates(site)
+    file.write_text("[5]")
+    assert "line 1: expected an object" in site("issue", "--from-file", str(file)).err
+    assert site("issue", "--from-file", str(file), "x.example").status == ExitStatus.USAGE
+    assert site("issue").status == ExitStatus.USAGE
+
+
+def test_a_broken_command_is_repeated(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answers of some requests are lost: the certificates are there all the same."""
+    file = tmp_path / "certificates.csv"
+    names = [f"broken-{number}.example" for number in range(6)]
+    file.write_text("domains\n" + "\n".join(names) + "\n")
+    real, count = from_file._issue, 0
+
+    async def failing(api: object, one: from_file.Checked) -> dict[str, object]:
+        nonlocal count
+        done = await real(api, one)  # type: ignore[arg-type]
+        count += 1
+        if count == 3:
+            raise TransportError("the connection broke")
+        return done
+
+    monkeypatch.setattr(from_file, "_issue", failing)
+    monkeypatch.setattr(from_file, "ISSUED_TOGETHER", 1)
+    result = site("issue", "--from-file", str(file))
+    assert result.status == ExitStatus.UNAVAILABLE
+    assert "2 of 6 certificates are done; repeat the command to continue" in result.err
+    monkeypatch.setattr(from_file, "_issue", real)
+    assert site("issue", "--from-file", str(file)).output == f"{file}: 3 issued, 3 there already\n"
+    assert sum(row["domain_name"] in names for row in site("certificates", "--json").json) == 6
