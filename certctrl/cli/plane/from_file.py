@@ -79,8 +79,8 @@ async def _checked(
     for entry in entries:
         ids, unknown = _device_ids(entry, known_devices)
         errors += [LineError(entry.line, "devices", problem) for problem in unknown]
-        bodies.append({"domain_name": entry.domains[0], "sans": list(entry.domains[1:]), "device_ids": ids}
-                      | dict(defaults) | dict(entry.fields))  # fmt: skip
+        request = {"domain_name": entry.domains[0], "sans": list(entry.domains[1:]), "device_ids": ids}
+        bodies.append(request | dict(defaults) | dict(entry.fields))
     checked = []
     with Bar("certificates checked", len(entries)) as bar:
         for begin in range(0, len(entries), CHECKED_TOGETHER):
