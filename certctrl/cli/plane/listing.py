@@ -12,6 +12,7 @@ import typer
 from certctrl.cli.output import duration, short_serial, table, write_line
 from certctrl.cli.plane.connection import OperatorApi, call_plane, show
 from certctrl.cli.plane.documents import joined
+from certctrl.cli.plane.revocation import unfinished
 from certctrl.errors import UsageError
 
 _SPAN = re.compile(r"(\d{1,6})([hdw])", re.ASCII)
@@ -89,6 +90,8 @@ def _list(rows: Sequence[dict[str, Any]]) -> None:
     for row in rows:
         if row["template_id"]:
             write_line(f"{row['id']} was made from {row['template_id']} for one more device")
+        for line in unfinished(row):
+            write_line(line)
         if row["problem"]:
             write_line(f"{row['id']} ({row['domain_name']}): {row['problem']}")
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 import typer
 
-from certctrl.cli.output import write_error
+from certctrl.cli.output import short_serial, write_error
 from certctrl.cli.plane.connection import OperatorApi, Yes, agreed, call_plane, show
 from certctrl.errors import ExitStatus, UsageError
 
@@ -72,11 +72,23 @@ def revoke(
         return await api.call("POST", path, {name: value for name, value in body.items() if value})
 
     row = call_plane(ctx, request)
-    for one in row["revocations"]:
-        if one["state"] in ("due", "manual") and one["problem"]:
-            write_error(f"note: not revoked at issuer {one['issuer']}: {one['problem']}; {one['fix']}")
+    for line in unfinished(row):
+        write_error(f"note: {line}")
     show(ctx, row, _done(row, serial, replace=replace))
     return ExitStatus.DONE
+
+
+def unfinished(row: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line for each revocation of a certificate that its CA has not confirmed."""
+    for one in row["revocations"]:
+        serial, issuer = short_serial(one["serial_number"]), one["issuer"]
+        why = "; ".join(part for part in (one["problem"], one["fix"]) if part)
+        if one["state"] == "waiting":
+            yield f"{row['id']}, serial {serial}: not revoked until its replacement is issued"
+        elif one["state"] == "manual":
+            yield f"{row['id']}, serial {serial}: {why}"
+        elif one["state"] == "due":
+            yield f"{row['id']}, serial {serial}: not revoked at issuer {issuer} yet{f': {why}' if why else ''}"
 
 
 def _question(row: Mapping[str, Any], serial: str, *, replace: bool) -> str:

@@ -371,6 +371,22 @@ async def test_an_imported_certificate_says_what_to_do_at_its_ca(scene: Scene) -
     await scene.attempt(0)
 
 
+async def test_what_is_done_to_a_template_is_done_to_the_certificates_made_from_it(scene: Scene) -> None:
+    rows = [await scene.issued("builtin") for _ in range(4)]
+    for row in rows[1:3]:
+        sql = "UPDATE certificates SET template_id = ? WHERE id = ?"
+        await scene.plane.work(scene.plane.database.run, sql, rows[0]["id"], row["id"])
+    await scene.revoke(rows[0]["id"], replace=True, reason_code="keyCompromise")
+    now = [await scene.certificate(row["id"]) for row in rows]
+    assert [old["serial_number"] != new["serial_number"] for old, new in zip(rows, now, strict=True)] == [
+        True, True, True, False,
+    ]  # fmt: skip
+    await scene.revoke(rows[1]["id"])
+    assert [(await scene.certificate(row["id"]))["status"] for row in rows] == ["active", "revoked", "active", "active"]
+    await scene.revoke(rows[0]["id"])
+    assert [(await scene.certificate(row["id"]))["status"] for row in rows] == [*["revoked"] * 3, "active"]
+
+
 async def test_expired_certificates_are_forgotten(scene: Scene) -> None:
     row = await scene.issued("builtin", validity_seconds=int(DAY))
     await scene.revoke(row["id"], replace=True)
