@@ -92,9 +92,13 @@ class AcmeWorld:
         )
 
 
-def make_world(wall_now: Callable[[], float]) -> AcmeWorld:
-    """Return a world; close its plane."""
-    plane = Plane.open(wall_now=wall_now)
+def make_world(wall_now: Callable[[], float], plane: Plane | None = None) -> AcmeWorld:
+    """Return a world, in a new plane by default; close its plane."""
+    plane = plane or Plane.open(wall_now=wall_now)
     with plane.database.transaction():
-        plane.database.run("INSERT INTO issuers (name, kind, created_at, updated_at) VALUES (?, 'acme', 0, 0)", NAME)
+        plane.database.run(
+            "INSERT INTO issuers (name, kind, created_at, updated_at) VALUES (?, 'acme', 0, 0)"
+            " ON CONFLICT (name) DO NOTHING",
+            NAME,
+        )
     return AcmeWorld(plane, wall_now)
