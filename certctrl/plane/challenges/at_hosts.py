@@ -35,6 +35,8 @@ WAIT_SECONDS = 180.0
 LONGEST_WAIT = 3600.0
 MAX_DEVICES = 100
 """Devices that answer for one name."""
+SKEW_SECONDS = 3600.0
+"""How far apart the clocks of planes on one database may be; times of signals, which are compared, only grow."""
 FIRST_PAUSE = 0.05
 LONGEST_PAUSE = 1.0
 _MAX_NAMED = 5
@@ -93,11 +95,11 @@ class HostSolver:
     async def present(self, proofs: Sequence[Proof]) -> None:
         """Have the devices answer; return once all of them do. Raises IssuerError that names a device and its reason."""
         self._holds.take(self, proofs)
-        began = self._wall_now()
+        since = self._wall_now() - SKEW_SECONDS
         waiting = await self._db.work(self._start, proofs)
         pause, deadline = FIRST_PAUSE, trio.current_time() + self._wait_seconds
         while waiting:
-            waiting, refusals = await self._db.work(self._unanswered, waiting, began)
+            waiting, refusals = await self._db.work(self._unanswered, waiting, since)
             if refusals:
                 raise refusals[0]
             left = deadline - trio.current_time() if waiting else self._wait_seconds
@@ -158,7 +160,8 @@ class HostSolver:
         for one in sent:
             found = outcomes.get((one.device_id, one.token), {})
             outcome, detail = found.get(one.ts_ms, ("", ""))
-            if any(any_outcome in _DONE for any_outcome, _ in found.values()):  # perhaps another order's start
+            later = [done for ts_ms, (done, _) in found.items() if ts_ms >= one.ts_ms]  # perhaps of another order
+            if not _DONE.isdisjoint(later):
                 self._note(one, "ready_at = ?", self._wall_now())
             elif outcome in ("", _REPLACED):
                 left.append(one)

@@ -165,6 +165,28 @@ async def test_housekeeping_takes_back_what_has_expired(plane: Plane) -> None:
     assert await plane.work(stop_expired, plane.database, plane.stream, wall_now() + 3600) == 0
 
 
+async def test_an_outcome_of_an_earlier_attempt_does_not_count(plane: Plane) -> None:
+    """A CA repeats the token of an authorization that is still pending; the host has stopped answering meanwhile."""
+    device_id, proof = await host(plane, "web-1"), proof_of()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(acknowledge, plane, device_id)
+        await solver(plane, "web-1").present([proof])
+    await solver(plane, "web-1").clean_up([proof])
+    with pytest.raises(IssuerError, match="no answer within 1 s from web-1"):
+        await solver(plane, "web-1", wait_seconds=0.3).present([proof])
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(acknowledge, plane, device_id, OutcomeKind.APPLIED, "", 4)
+        await solver(plane, "web-1").present([proof])
+
+
+async def test_the_clock_of_the_plane_that_stores_an_ack_may_be_behind(plane: Plane) -> None:
+    device_id = await host(plane, "web-1")
+    slow = plane_on(plane.database, plane.keyring, wall_now=lambda: wall_now() - 60)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(acknowledge, slow, device_id)
+        await solver(plane, "web-1").present([proof_of()])
+
+
 async def test_an_answer_that_another_order_needs_stays(plane: Plane) -> None:
     """A CA gives two orders the same authorization; the agent acks the first start as superseded."""
     device_id, holds = await host(plane, "web-1"), Holds()
