@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import SplitResult, urlsplit
 
+import attrs
 import httpcore
 import httpx
 import trio
 
-from certctrl import __version__
+from certctrl import __version__, lean
 from certctrl.errors import ConfigError, TlsError, TransportError
 from certctrl.model.answer import Answer
 from certctrl.model.config import is_loopback
@@ -32,6 +33,7 @@ REQUEST_SECONDS = 60.0
 _CONNECT_SECONDS = 20.0
 _CONNECTIONS = 4
 _MAX_URL = 2000
+_PROXY_FIX = "check proxy and the secret proxy_login"
 _AGENT = f"certctrl/{__version__}".encode("ascii")
 
 
@@ -45,12 +47,28 @@ class CaHttp(Protocol):
         """Return a URL of the CA if it may be requested; raises IssuerError."""
 
 
+@lean.frozen
+class Proxy:
+    """A CONNECT proxy."""
+
+    url: str
+    """``http://HOST:PORT``."""
+    login: str = attrs.field(default="", repr=False)
+    """``USER:PASSWORD``; empty: none."""
+
+    @property
+    def place(self) -> str:
+        """The form ``host:port``, for messages."""
+        return urlsplit(self.url).netloc
+
+
 class HttpCa:
     """`CaHttp` over the network; created by `connected`."""
 
-    def __init__(self, transport: ReclaimTransport, places: CaPlaces) -> None:
+    def __init__(self, transport: ReclaimTransport, places: CaPlaces, proxy: Proxy | None = None) -> None:
         self._transport = transport
         self._places = places
+        self._proxy = proxy.place if proxy else ""
         self._slots = trio.CapacityLimiter(_CONNECTIONS)
 
     def check_url(self, url: str) -> str:
@@ -84,7 +102,12 @@ class HttpCa:
             try:
                 return await read_answer(await self._transport.exchange(request), MAX_ANSWER, place)
             except httpcore.ConnectError as error:
-                raise _connect_error(error, place) from None
+                raise _connect_error(error, place, self._proxy) from None
+            except httpcore.ProxyError as error:
+                why = one_line(str(error), ascii_only=True)
+                raise IssuerError(
+                    f"the proxy {self._proxy} refused to connect to {place}: {why}", fix=_PROXY_FIX
+                ) from None
             except TransportError as error:  # not HTTP, or too long
                 raise IssuerError(str(error), fix="check directory_url") from None
             except BROKEN as error:
@@ -111,6 +134,8 @@ class CaPlaces:
 
     def __init__(self, directory_url: str, other_hosts: Collection[str] = ()) -> None:
         self._scheme = urlsplit(directory_url).scheme
+        self.are_local = is_loopback(urlsplit(directory_url).hostname or "")
+        """Whether the CA is on this host, so that no proxy leads to it."""
         others = (f"{self._scheme}://{host}" for host in other_hosts)
         self._places = {_place(urlsplit(url)) for url in (directory_url, *others)}
 
@@ -154,20 +179,41 @@ def check_directory_url(url: str) -> str:
     return url
 
 
+def check_proxy_url(url: str) -> str:
+    """Return the URL of a CONNECT proxy without credentials; raises ConfigError."""
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme == "http" and parts.hostname and parts.port and parts.path in ("", "/") and url.isascii()
+    except ValueError:
+        parts, usable = urlsplit(""), False
+    if not usable or parts.username is not None:
+        fix = "write http://HOST:PORT; a user and a password go into the secret proxy_login, as USER:PASSWORD"
+        raise ConfigError("expected the URL of a CONNECT proxy", path="proxy", fix=fix)
+    return f"http://{parts.netloc}"
+
+
 @contextlib.asynccontextmanager
-async def connected(places: CaPlaces, ca_file: Path | None) -> AsyncIterator[HttpCa]:
+async def connected(places: CaPlaces, ca_file: Path | None, proxy: Proxy | None = None) -> AsyncIterator[HttpCa]:
     """Yield a client, whose connections are closed at the end; ``ca_file`` None: the system trust store."""
     try:
         context = client_context([ca_file] if ca_file is not None else [], None, None)
     except ConfigError as error:
         raise IssuerError(error.reason, fix="set ca_file to a readable PEM file", is_permanent=True) from None
     limits = httpx.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS, keepalive_expiry=30)
-    transport = ReclaimTransport(verify=context, limits=limits)
+    used = None if places.are_local else proxy
+    transport = ReclaimTransport(verify=context, limits=limits, proxy=_httpx_proxy(used))
     try:
-        yield HttpCa(transport, places)
+        yield HttpCa(transport, places, used)
     finally:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
             await transport.aclose()
+
+
+def _httpx_proxy(proxy: Proxy | None) -> httpx.Proxy | None:
+    if proxy is None:
+        return None
+    user, _, password = proxy.login.partition(":")
+    return httpx.Proxy(proxy.url, auth=(user, password) if proxy.login else None)
 
 
 def _request(method: str, url: str, place: str, body: bytes | None) -> httpcore.Request:
@@ -184,9 +230,11 @@ def _request(method: str, url: str, place: str, body: bytes | None) -> httpcore.
     return httpcore.Request(method, url, headers=headers, content=content, extensions={"timeout": timeout})
 
 
-def _connect_error(error: httpcore.ConnectError, place: str) -> IssuerError:
-    found = explain.connect_error(error, place, now=None, own_ca=False)
+def _connect_error(error: httpcore.ConnectError, place: str, proxy: str) -> IssuerError:
+    found = explain.connect_error(error, place, now=None, own_ca=False, proxy=proxy)
     fix = "check directory_url, and the network between the control plane and the CA"
+    if proxy:
+        fix = _PROXY_FIX
     if isinstance(found, TlsError):
         fix = "check directory_url; for a private CA, set ca_file to the CA of its web server"
     return IssuerError(str(found), fix=fix)

@@ -103,7 +103,7 @@ def refusal(doing: str, problem: Problem, retry_after: float | None = None, *, o
     if of_request and deciding.kind == "unauthorized":
         is_permanent, fix = True, _ACCOUNT
     if problem.instance and fix is _TERMS:
-        fix = f"{fix} ({problem.instance})"
+        fix = f"read the CA's terms of service at {problem.instance}; if you agree, set terms_agreed to true"
     if retry_after is not None:
         is_permanent = False
     return AcmeError(

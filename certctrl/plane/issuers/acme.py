@@ -110,7 +110,7 @@ class AcmeIssuer:
     async def _connected(self) -> AsyncIterator[CaHttp]:
         """Yield a connection to the CA; what the CA says about limits and the account is noted."""
         try:
-            async with connected(self._places, self._settings.ca_file) as http:
+            async with connected(self._places, self._settings.ca_file, self._settings.proxy) as http:
                 yield http
         except AcmeError as error:
             self._account.reload()

@@ -10,7 +10,7 @@ from typing import Any
 from certctrl import lean
 from certctrl.errors import ConfigError
 from certctrl.plane.acme.accounts import Binding
-from certctrl.plane.acme.http import check_directory_url
+from certctrl.plane.acme.http import Proxy, check_directory_url, check_proxy_url
 from certctrl.plane.acme.jws import read_hmac_key
 from certctrl.plane.challenges.making import check_challenges
 from certctrl.plane.issuers.acme_budget import Budget, read_budget
@@ -23,11 +23,11 @@ DIRECTORIES: Mapping[str, str] = {
     "zerossl": "https://acme.zerossl.com/v2/DV90",
 }
 """Short names for the directory URLs of public CAs."""
-HMAC_KEY = "eab_hmac_key"
+HMAC_KEY, PROXY_LOGIN = "eab_hmac_key", "proxy_login"
 DEFAULT_BUDGET = "300/3h"
 """What Let's Encrypt accepts of new orders."""
 _KNOWN = (
-    "directory_url", "contact", "terms_agreed", "profile", "preferred_chain", "eab_kid", "ca_file", "other_hosts",
+    "directory_url", "contact", "terms_agreed", "profile", "preferred_chain", "eab_kid", "ca_file", "other_hosts", "proxy",
     "budget", "challenges",
 )  # fmt: skip
 _MAIL = re.compile(r"[^\s@,;:<>\"']{1,64}@[^\s@,;:<>\"']{1,190}")
@@ -49,6 +49,7 @@ class AcmeSettings:
     """Common name of the preferred root; empty: the CA's choice."""
     ca_file: Path | None
     other_hosts: tuple[str, ...]
+    proxy: Proxy | None
     budget: Budget | None
     binding: Binding | None
     challenges: Sequence[Mapping[str, Any]]
@@ -65,6 +66,7 @@ class AcmeSettings:
             preferred_chain=checked["preferred_chain"],
             ca_file=Path(checked["ca_file"]) if checked["ca_file"] else None,
             other_hosts=tuple(checked["other_hosts"]),
+            proxy=_proxy(checked.get("proxy", ""), secrets),
             budget=read_budget(checked["budget"]),
             binding=Binding(kid, read_hmac_key(secrets[HMAC_KEY])) if kid else None,
             challenges=checked["challenges"],
@@ -91,13 +93,30 @@ def checked_settings(settings: Mapping[str, Any], secrets: Mapping[str, bytes]) 
         "eab_kid": _text(settings, "eab_kid"),
         "ca_file": _text(settings, "ca_file"),
         "other_hosts": _hosts(settings.get("other_hosts", [])),
+        "proxy": check_proxy_url(proxy) if (proxy := _text(settings, "proxy")) else "",
         "budget": _text(settings, "budget") or DEFAULT_BUDGET,
         "challenges": check_challenges(settings.get("challenges", []), secrets),
     }
     _check_binding(checked["eab_kid"], secrets)
     _check_ca_file(checked["ca_file"])
     read_budget(checked["budget"])
+    _proxy(checked["proxy"], secrets)
     return checked
+
+
+def _proxy(url: str, secrets: Mapping[str, bytes]) -> Proxy | None:
+    """Return the proxy of a URL and the secret login; raises ConfigError."""
+    if not url:
+        if PROXY_LOGIN in secrets:
+            raise ConfigError("is given, but proxy is not set", path=PROXY_LOGIN, fix="set proxy to http://HOST:PORT")
+        return None
+    try:
+        login = secrets.get(PROXY_LOGIN, b"").decode("utf-8").strip()
+    except UnicodeDecodeError:
+        login = "?"
+    if login and (not login.isprintable() or ":" not in login):
+        raise ConfigError("is not USER:PASSWORD", path=PROXY_LOGIN, fix="write user and password in one line")
+    return Proxy(check_proxy_url(url), login)
 
 
 def _check_binding(kid: str, secrets: Mapping[str, bytes]) -> None:

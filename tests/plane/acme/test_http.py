@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import ssl
 from collections.abc import AsyncIterator, Callable
 from functools import partial
+from pathlib import Path
 
 import pytest
 import trio
+import trustme
 
 from certctrl.errors import ConfigError
 from certctrl.plane.acme import http
-from certctrl.plane.acme.http import CaPlaces, check_directory_url, connected
+from certctrl.plane.acme.http import CaPlaces, Proxy, check_directory_url, connected
 from certctrl.plane.issuers.issuer import IssuerError
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -105,6 +108,80 @@ async def test_a_host_that_does_not_exist() -> None:
         with pytest.raises(IssuerError, match=r"cannot resolve the host of ca\.invalid") as caught:
             await ca.request("GET", "https://ca.invalid/directory")
     assert caught.value.fix
+
+
+@contextlib.asynccontextmanager
+async def connect_proxy(status: bytes, port: int) -> AsyncIterator[tuple[str, list[bytes]]]:
+    """Yield the URL of a proxy that leads all connections to a local port, and the requests that it gets."""
+    requests: list[bytes] = []
+
+    async def copy(source: trio.SocketStream, target: trio.SocketStream) -> None:
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            async for data in source:
+                await target.send_all(data)
+            await target.send_eof()
+
+    async def serve(stream: trio.SocketStream) -> None:
+        async with stream:
+            requests.append(await stream.receive_some(65536))
+            await stream.send_all(b"HTTP/1.1 " + status + b"\r\n\r\n")
+            if status.startswith(b"200"):
+                async with await trio.open_tcp_stream("127.0.0.1", port) as other, trio.open_nursery() as nursery:
+                    nursery.start_soon(copy, stream, other)
+                    await copy(other, stream)
+                    nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(partial(trio.serve_tcp, serve, 0, host="127.0.0.1"))
+        yield f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}", requests
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_ca_behind_a_proxy(tmp_path: Path) -> None:
+    """The proxy resolves the name; TLS is with the CA itself, and the proxy sees no request."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("ca.test").configure_cert(context)
+
+    async def serve(stream: trio.SSLStream[trio.SocketStream]) -> None:
+        with contextlib.suppress(trio.BrokenResourceError):
+            async with stream:
+                await stream.receive_some(65536)
+                await stream.send_all(OK)
+
+    async with trio.open_nursery() as nursery:
+        serving = partial(trio.serve_ssl_over_tcp, serve, 0, context, host="127.0.0.1", https_compatible=True)
+        listeners = await nursery.start(serving)
+        port = listeners[0].transport_listener.socket.getsockname()[1]
+        async with connect_proxy(b"200 OK", port) as (url, requests):
+            places = CaPlaces("https://ca.test/directory")
+            async with connected(places, tmp_path / "ca.pem", Proxy(url, "user:word")) as ca:
+                assert (await ca.request("GET", "https://ca.test/directory")).body == b"ok"
+        assert requests[0].startswith(b"CONNECT ca.test:443 HTTP/1.1\r\n")
+        assert b"Proxy-Authorization: Basic dXNlcjp3b3Jk" in requests[0]
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("status", "why"), [(b"407 Proxy Authentication Required", "refused to connect to ca.test: 407"), (b"", "")]
+)
+async def test_a_proxy_that_refuses(status: bytes, why: str) -> None:
+    async with connect_proxy(status, 1) as (url, _):
+        async with connected(CaPlaces("https://ca.test/directory"), None, Proxy(url)) as ca:
+            with pytest.raises(IssuerError) as caught:
+                await ca.request("GET", "https://ca.test/directory")
+    assert why in str(caught.value) and caught.value.fix
+
+
+async def test_a_proxy_that_is_not_there_and_one_that_is_not_needed() -> None:
+    proxy = Proxy("http://127.0.0.1:9")
+    async with connected(CaPlaces("https://ca.test/directory"), None, proxy) as ca:
+        with pytest.raises(IssuerError, match=r"nothing listens at the proxy 127\.0\.0\.1:9") as caught:
+            await ca.request("GET", "https://ca.test/directory")
+    assert caught.value.fix == "check proxy and the secret proxy_login"
+    async with server(OK) as url, connected(CaPlaces(url), None, proxy) as ca:
+        assert (await ca.request("GET", f"{url}/directory")).status == 200
 
 
 async def test_cancelled_requests_leave_nothing_open() -> None:

@@ -39,7 +39,7 @@ def ca(monkeypatch: pytest.MonkeyPatch) -> ScriptedCa:
     made = ScriptedCa(WALL)
 
     @contextlib.asynccontextmanager
-    async def connected(places: object, ca_file: object) -> AsyncIterator[ScriptedCa]:
+    async def connected(*args: object) -> AsyncIterator[ScriptedCa]:
         yield made
 
     monkeypatch.setattr(acme, "connected", connected)
@@ -478,12 +478,12 @@ async def test_terms_of_service_are_a_permanent_refusal(
 ) -> None:
     error = await refused(world, issuer=world.issuer(terms_agreed=False))
     assert error.is_permanent and error.fix == (
-        "agree to the CA's terms of service: set terms_agreed to true (https://ca.test/terms)"
+        "read the CA's terms of service at https://ca.test/terms; if you agree, set terms_agreed to true"
     )
     assert ca.count["newAccount"] == 0
     ca.hooks.append(once("/newOrder", problem(kind, "new terms", 403, instance="https://ca.test/terms/2")))
     error = await refused(world)
-    assert error.is_permanent and error.fix and error.fix.endswith("(https://ca.test/terms/2)")
+    assert error.is_permanent and error.fix and "at https://ca.test/terms/2;" in error.fix
 
 
 async def test_a_binding_is_missing_or_wrong(world: AcmeWorld, ca: ScriptedCa, autojump_clock: MockClock) -> None:
@@ -832,7 +832,7 @@ def test_any_changed_answers_end_in_a_certificate_or_a_clear_error(changes: list
         ca = ChangingCa(changes)
 
         @contextlib.asynccontextmanager
-        async def connected(places: object, ca_file: object) -> AsyncIterator[ScriptedCa]:
+        async def connected(*args: object) -> AsyncIterator[ScriptedCa]:
             yield ca
 
         with pytest.MonkeyPatch.context() as patch:

@@ -22,7 +22,7 @@ def ca(monkeypatch: pytest.MonkeyPatch) -> ScriptedCa:
     made = ScriptedCa(WALL)
 
     @contextlib.asynccontextmanager
-    async def connected(places: object, ca_file: object) -> AsyncIterator[ScriptedCa]:
+    async def connected(*args: object) -> AsyncIterator[ScriptedCa]:
         yield made
 
     monkeypatch.setattr(acme, "connected", connected)

@@ -25,7 +25,7 @@ def test_defaults() -> None:
     assert [one["type"] for one in found.pop("challenges")] == ["plane-http"]
     assert found == {
         "directory_url": URL, "contact": [], "terms_agreed": False, "profile": "", "preferred_chain": "", "eab_kid": "",
-        "ca_file": "", "other_hosts": [], "budget": "300/3h",
+        "ca_file": "", "other_hosts": [], "proxy": "", "budget": "300/3h",
     }  # fmt: skip
 
 
@@ -67,6 +67,10 @@ def test_short_names() -> None:
         ("ca_file", "/etc/passwd", "PEM"),
         ("other_hosts", ["https://x"], "HOST"),
         ("other_hosts", 7, "HOST"),
+        ("proxy", "https://proxy.test:3128", "http://HOST:PORT"),
+        ("proxy", "http://proxy.test", "http://HOST:PORT"),
+        ("proxy", "http://user:secret@proxy.test:3128", "proxy_login"),
+        ("proxy", "http://[::1:3128", "http://HOST:PORT"),
         ("budget", "300", "300/3h"),
         ("budget", "0/3h", "300/3h"),
         ("budget", "300/0h", "300/3h"),
@@ -93,6 +97,18 @@ def test_an_hmac_key_without_its_id_or_damaged() -> None:
     with pytest.raises(ConfigError, match=r"^eab_hmac_key: is not base64url") as caught:
         checked({"eab_hmac_key": b"secret! not base64"}, eab_kid="kid")
     assert "secret!" not in str(caught.value)
+
+
+def test_a_proxy() -> None:
+    once = checked({"proxy_login": b"user:pass:word\n"}, proxy="http://Proxy.test:3128/")
+    assert once["proxy"] == "http://Proxy.test:3128"
+    proxy = AcmeSettings.of(once, {"proxy_login": b"user:pass:word\n"}).proxy
+    assert proxy is not None and proxy.login == "user:pass:word" and "pass" not in repr(proxy)
+    with pytest.raises(ConfigError, match=r"^proxy_login: is given, but proxy is not set"):
+        checked({"proxy_login": b"user:password"})
+    for login in (b"user", b"\xff:x", b"a:b\nc"):
+        with pytest.raises(ConfigError, match=r"^proxy_login: is not USER:PASSWORD"):
+            checked({"proxy_login": login}, proxy="http://proxy.test:3128")
 
 
 def test_a_ca_file(tmp_path: Path) -> None:
