@@ -1,4 +1,4 @@
-"""HttpxHttp: HTTP/1.1 over the HTTP library, which only this module imports.
+"""HttpxHttp: HTTP/1.1 over the HTTP library, which only this module and the control plane's ACME client import.
 
 Three rules need their reasons:
 
