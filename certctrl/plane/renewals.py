@@ -107,8 +107,8 @@ class Renewals:
         claimed = self._jobs.claim(JOB, limit=1, lease_seconds=LEASE_SECONDS)
         if not claimed:
             return ROUND_SECONDS  # another plane does it
-        planned, ordered = self._plan(now), self._order(now)
-        busy = planned == PLANNED_TOGETHER or ordered == ORDERED_TOGETHER
+        planned, more = self._plan(now), self._order(now)
+        busy = more or planned == PLANNED_TOGETHER
         pause = BUSY_PAUSE if busy else self._until_next(now)
         self._jobs.again(claimed[0], now + pause / 2)  # due when this plane, or another one, looks again
         return pause
@@ -143,23 +143,22 @@ class Renewals:
         sql = "UPDATE certificates SET renew_at = ? WHERE id = ? AND serial_number = ?"
         self._db.run(sql, due, row["id"], row["serial_number"])
 
-    def _order(self, now: float) -> int:
-        """Order renewals that are due, the most overdue first; return their number."""
+    def _order(self, now: float) -> bool:
+        """Order renewals that are due, the most overdue first; return whether more may be due."""
         waiting = self._db.one(
             "SELECT count(*) AS n FROM orders WHERE state = 'ready' AND action = 'renew' AND attempts = 0"
         )
-        limit = min(ORDERED_TOGETHER, MOST_WAITING - (0 if waiting is None else int(waiting["n"])))
+        limit = max(0, min(ORDERED_TOGETHER, MOST_WAITING - (0 if waiting is None else int(waiting["n"]))))
         rows = self._db.all(
             "SELECT c.id FROM certificates c WHERE c.renew_at <= ? AND c.status = 'active' AND c.serial_number != ''"
             f" AND c.issuer != ? AND EXISTS ({_USED}) AND NOT EXISTS ({_OPEN}) ORDER BY c.renew_at, c.id LIMIT ?",
-            *(now, IMPORT, max(limit, 0)),
+            *(now, IMPORT, limit),
         )
         for row in rows:
             certificate = self._table.locked_by_id(row["id"])
-            if certificate is None or certificate["status"] != "active" or (certificate["renew_at"] or now + 1) > now:
-                continue  # changed meanwhile
-            self._orders.start(certificate, Asked(action="renew", reason="due"))
-        return len(rows)
+            if certificate is not None and _is_due(certificate, now):  # otherwise it was changed meanwhile
+                self._orders.start(certificate, Asked(action="renew", reason="due"))
+        return len(rows) == limit
 
     def _until_next(self, now: float) -> float:
         row = self._db.one("SELECT min(renew_at) AS at FROM certificates WHERE renew_at > ? AND status = 'active'", now)
@@ -222,6 +221,11 @@ class Renewals:
             why = f", see {one_line(window.explanation_url)}" if window.explanation_url else ""
             since = rfc3339(window.start)
             log.info("certificate %d: issuer %s wants it renewed since %s%s", row["id"], row["issuer"], since, why)
+
+
+def _is_due(certificate: Row, now: float) -> bool:
+    due = certificate["renew_at"]
+    return certificate["status"] == "active" and due is not None and due <= now
 
 
 def _life(row: Row) -> Life:

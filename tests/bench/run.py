@@ -24,6 +24,7 @@ import delivery
 import fleet
 import hostile
 import idle
+import renewals
 import signing
 import startup
 from measure import load, now, spread
@@ -61,6 +62,10 @@ PARTS: dict[str, tuple[str, Part]] = {
     "acme": (
         "An order at Pebble, beside a bare client that sends the same requests (judged: ratio)",
         lambda work, quick: acme.measure(work, rounds=15 if quick else 60),
+    ),
+    "renewals": (
+        "Polls while certificates are renewed, beside polls of an idle control plane (judged: ratio of the p99)",
+        lambda work, quick: renewals.measure(work, count=200 if quick else 1000, seconds=5 if quick else 20),
     ),
     "hostile": (
         "Hostile answers of the plane: peak memory beyond the idle daemon, MiB",

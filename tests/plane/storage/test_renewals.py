@@ -308,3 +308,15 @@ async def test_the_first_round_is_planned_again_if_the_clock_was_set_back(fleet:
     job = await fleet.plane.work(fleet.plane.database.one, "SELECT due FROM jobs WHERE kind = 'renewals'")
     assert job is not None
     assert job["due"] <= fleet.clock.wall + renewals.ROUND_SECONDS
+
+
+async def test_the_next_round_comes_soon_while_there_is_more(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if so many orders wait that none is added: they may be done in a moment."""
+    monkeypatch.setattr(renewals, "MOST_WAITING", 1)
+    for number in range(2):
+        await fleet.issue(f"{number}.example")
+    assert await fleet.round() > 1
+    fleet.clock.wall += 61 * DAY
+    for _ in range(2):
+        assert await fleet.round() == renewals.BUSY_PAUSE
+    assert len(await fleet.orders()) == 1
