@@ -12,7 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 from certctrl.model.features import CSR
-from certctrl.plane.ca.csr import CheckedRequest, check_csr, der_of_pem, key_digest
+from certctrl.plane.ca.csr import NONE_DENIED, CheckedRequest, check_csr, der_of_pem, key_digest
+from certctrl.plane.ca.denied_keys import DeniedKeys
 from certctrl.plane.certificate_table import KEY_AT_DEVICE, CertificateTable
 from certctrl.plane.errors import ErrorResponse, conflict, csr_refused, gone, not_found
 from certctrl.plane.features import announced
@@ -41,12 +42,15 @@ class DeviceKeys:
         orders: Orders,
         stream: SignalStream,
         wall_now: Callable[[], float],
+        denied: DeniedKeys = NONE_DENIED,
     ) -> None:
+        """``denied`` keys are refused."""
         self._db = database
         self._table = table
         self._orders = orders
         self._stream = stream
         self._wall_now = wall_now
+        self._denied = denied
         self._requests = SharedBuckets(database, "csrs", 1.0, 50, wall_now)
         """Signing requests that a device may send: a burst of fifty, then one each second."""
 
@@ -88,7 +92,7 @@ class DeviceKeys:
         if order["state"] == FAILED:
             raise gone("This order has ended", "ORDER_ENDED")
         csr_der = der_of_pem(csr_pem)
-        checked = _checked(csr_der, certificate)
+        checked = _checked(csr_der, certificate, self._denied)
         if order["csr_der"] is not None:
             if _digest_of(bytes(order["csr_der"])) != checked.public_key_sha256:
                 raise conflict("This order has a request with another key", CSR_CONFLICT)
@@ -163,8 +167,9 @@ class DeviceKeys:
         )
         csr_der = b"" if order is None else bytes(order["csr_der"])
         try:
-            fits = csr_der and _checked(csr_der, certificate).public_key_sha256 == certificate["public_key_sha256"]
-        except ErrorResponse:  # the names or the type have changed
+            digest = _checked(csr_der, certificate, self._denied).public_key_sha256 if csr_der else ""
+            fits = bool(digest) and digest == certificate["public_key_sha256"]
+        except ErrorResponse:  # the names or the type have changed, or the key is denied by now
             fits = False
         return csr_der if fits else None
 
@@ -242,12 +247,13 @@ def visible_orders(database: Database, certificates: list[Row]) -> dict[int, dic
     return found
 
 
-def _checked(csr_der: bytes, certificate: Row) -> CheckedRequest:
+def _checked(csr_der: bytes, certificate: Row, denied: DeniedKeys) -> CheckedRequest:
     return check_csr(
         csr_der,
         json.loads(certificate["sans"]),
         key_type=certificate["key_type"],
         must_staple=bool(certificate["must_staple"]),
+        denied=denied,
     )
 
 

@@ -68,7 +68,7 @@ class Issuance:
         self.table = CertificateTable(db, base.keyring, base.stream, wall_now)
         self.revocations = Revocations(db, base.jobs, base.crls, wall_now, random)
         self.table.on_stored = self.revocations.note_replaced
-        self.device_keys = DeviceKeys(db, self.table, self.orders, base.stream, wall_now)
+        self.device_keys = DeviceKeys(db, self.table, self.orders, base.stream, wall_now, base.ca.denied)
         self.orders.request_csr = self.device_keys.ask
         seams = Seams(
             table=self.table,

@@ -15,6 +15,8 @@ from csrs import csr
 from engine_plane import WALL, new_device, plane_on
 from nacl.public import PrivateKey
 
+from certctrl.plane.ca.csr import key_digest
+from certctrl.plane.ca.denied_keys import DeniedKeys
 from certctrl.plane.core import Plane
 from certctrl.plane.device_keys import CSR_SECONDS
 from certctrl.plane.devices import DeviceFacts
@@ -414,3 +416,42 @@ async def test_orders_may_be_stopped_while_they_start(site: Site) -> None:
                 for _ in range(checkpoints):
                     await trio.lowlevel.checkpoint()
                 nursery.cancel_scope.cancel()
+
+
+# --- revoked keys -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_compromised_key_of_a_device_is_replaced_even_if_keys_are_used_again(site: Site) -> None:
+    device, key = await site.device(), ec.generate_private_key(ec.SECP256R1())
+    row = await site.issue(device, reuse_key=True)
+    await site.sends(device, row["id"], csr(NAMES, key=key))
+    await site.run_orders()
+    before = await site.shown(row["id"])
+    done = await site.plane.certificates.revoke(1, row["id"], reason_code="keyCompromise", replace=True)
+    assert (done["status"], done["order_state"], done["serial_number"]) == (
+        "active", "csr_wanted", before["serial_number"],
+    )  # fmt: skip
+    assert [one["state"] for one in done["revocations"]] == ["done"]
+    assert await refused(site.sends(device, row["id"], csr(NAMES, key=key))) == (400, "CSR_REFUSED", "known-key")
+    after = await site.meets(device, row["id"])
+    assert after["serial_number"] != before["serial_number"]
+    assert "cert.revoked" not in await site.types(device)
+
+
+async def test_a_revoked_key_of_a_device_is_not_used_again(site: Site) -> None:
+    device = await site.device()
+    row = await site.issue(device, reuse_key=True)
+    await site.meets(device, row["id"])
+    await site.plane.certificates.revoke(1, row["id"])
+    assert (await site.types(device))[-1] == "cert.revoked"
+    renewal = await site.plane.certificates.renew(1, row["id"])
+    assert renewal["state"] == "csr_wanted"
+    assert (await site.meets(device, row["id"]))["status"] == "active"
+
+
+async def test_a_key_in_the_operators_lists_is_refused(site: Site) -> None:
+    device, key = await site.device(), ec.generate_private_key(ec.SECP256R1())
+    site.plane.device_keys._denied = DeniedKeys([bytes.fromhex(key_digest(key.public_key()))])
+    row = await site.issue(device)
+    assert await refused(site.sends(device, row["id"], csr(NAMES, key=key))) == (400, "CSR_REFUSED", "denied-key")
+    assert (await site.meets(device, row["id"]))["status"] == "active"
