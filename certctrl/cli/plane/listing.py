@@ -72,7 +72,7 @@ def _time(text: str) -> float:
 
 
 def _list(rows: Sequence[dict[str, Any]]) -> None:
-    heads = ("id", "domain", "status", "not after", "serial", "issuer", "key", "devices")
+    heads = ("id", "domain", "status", "not after", "serial", "issuer", "devices")
     cells = [
         (
             str(row["id"]),
@@ -81,7 +81,6 @@ def _list(rows: Sequence[dict[str, Any]]) -> None:
             row["not_after"] or "",
             short_serial(row["serial_number"]),
             row["issuer"],
-            row["key_origin"],
             joined(row["device_ids"]) + (" *" if row["key_origin"] == "device" else ""),
         )
         for row in rows
@@ -89,11 +88,6 @@ def _list(rows: Sequence[dict[str, Any]]) -> None:
     table(heads, cells)
     if any(row["key_origin"] == "device" for row in rows):
         write_line("* the key is made on the device, and only there")
-    for row in rows:
-        if row["template_id"]:
-            write_line(f"{row['id']} was made from {row['template_id']} for one more device")
-        if row["problem"]:
-            write_line(f"{row['id']} ({row['domain_name']}): {row['problem']}")
     for row in rows:
         if row["template_id"]:
             write_line(f"{row['id']} was made from {row['template_id']} for one more device")
