@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import datetime as dt
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography import x509
 from csrs import csr
-from plane_world import Client, World
+from earlier import earlier_data_dir
+from plane_world import WALL, Client, World
 
 from certctrl.plane.ca.constraints import Constraints
 from certctrl.plane.ca.crl import REASONS, Revoked, issuer_key_id, key_id, sign_crl
 from certctrl.plane.ca.x509 import new_intermediate, new_root, pem_of, serial_text
+from certctrl.plane.core import Plane
 from certctrl.plane.crls import VALIDITY, Crls
 from certctrl.plane.http.plain_app import make_plain_app
-from certctrl.plane.settings import DAY
+from certctrl.plane.settings import DAY, PlaneSettings
 
 URL = "http://plane.example.com/crl"
 NAMES = ("www.example.com",)
@@ -247,3 +252,37 @@ def test_many_entries_are_signed_in_linear_time() -> None:
     found = x509.load_der_x509_crl(sign_crl(issuer, entries, number=7, this_update=1e9, next_update=2e9))
     assert (len(found), number(found)) == (20_000, 7)
     assert found.last_update_utc == dt.datetime.fromtimestamp(1e9, dt.UTC)
+
+
+# --- data of earlier releases -----------------------------------------------------------------------------------------
+
+
+async def test_what_an_earlier_release_revoked_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "plane"
+    earlier_data_dir(root, monkeypatch)
+    with closing(sqlite3.connect(root / "plane.db")) as database:
+        for number, status in enumerate(("revoked", "active"), 1):
+            database.execute(
+                "INSERT INTO certificates (user_id, domain_name, sans, key_type, validity_seconds, status, serial_number,"
+                " fingerprint_sha256, not_before, not_after, certificate_pem, chain_pem, private_key_enc, created_at,"
+                " updated_at, revoked_at) VALUES (1, 'a', '[]', 'ecdsa-p256', 60, ?, ?, '', 0, ?, '', '', x'', 0, 0, ?)",
+                (status, f"0a:0{number}", WALL + DAY, WALL - DAY if status == "revoked" else None),
+            )
+        database.commit()
+    with Plane.open(root, settings=PlaneSettings(crl_url=URL), wall_now=lambda: WALL) as plane:
+        issued = await plane.ca.sign_csr(csr(NAMES), NAMES, validity_seconds=3600)
+        crl = await plane.crls.get(issuer_key_id(issued.certificate_pem))
+    assert crl is not None
+    assert [one.serial_number for one in x509.load_der_x509_crl(crl.der)] == [0x0A01]
+
+
+async def test_an_intermediate_of_an_earlier_release_signs_lists_and_is_kept(world: World) -> None:
+    old = await leaf(world)
+    await world.plane.work(world.plane.database.run, "DELETE FROM settings WHERE name = 'ca_intermediate'")
+    again = await leaf(world)
+    assert path_of(again) == path_of(old)
+    assert len(await crl(world.stranger, path_of(old))) == 0
+    await world.plane.work(world.plane.ca.intermediates.constrain, Constraints(("example.com",)), world.clock.wall)
+    await revoke(world, old)
+    world.clock.advance(3)
+    assert len(await crl(world.stranger, path_of(old))) == 1
