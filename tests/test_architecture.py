@@ -49,6 +49,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "net": BELOW_STORE,
     "net.transport": (*GROUND, "model", "net.explain", "net.http", "net.pools", "net.tls"),
     "net.metrics_listener": (),
+    "net.challenge_listener": ("model.challenges",),
     "net.prometheus": ("model.duration",),
     "net.tls": ("errors", "text", "lean", "model"),
     "logs": ("errors", "text", "lean", "model", "store"),
@@ -65,7 +66,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "cli": (*BELOW_STORE, "store", "net", "logs", "install", "agent"),
     "plane": (
         *GROUND, "model", "protocol.wire", "net.transport", "net.tls", "net.explain",
-        "net.metrics_listener", "net.prometheus",
+        "net.metrics_listener", "net.prometheus", "net.challenge_listener",
     ),
     "sandbox": (*BELOW_STORE, "store", "net", "logs", "install", "agent", "plane"),
     "__main__": ("errors", "cli", "agent.early_signals"),
@@ -78,8 +79,8 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "httpcore": ("certctrl.net.transport", "certctrl.plane.acme.http"),
     "typer": ("certctrl.cli",),
     "rich": ("certctrl.cli", "certctrl.sandbox.live_table"),
-    "h11": ("certctrl.net.challenge_listener",
-        "certctrl.net.metrics_listener", "certctrl.plane.challenges.plane_http", "certctrl.plane.challenges.explain_http",
+    "h11": (
+        "certctrl.net.challenge_listener", "certctrl.net.metrics_listener", "certctrl.plane.challenges.explain_http",
     ),
     "httptools": ("certctrl.plane.http.parsing",),
     "starlette": ("certctrl.plane",),

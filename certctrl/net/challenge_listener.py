@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
 
 import h11
 import trio
@@ -13,6 +14,10 @@ REQUEST_SECONDS = 10.0
 CONNECTIONS = 64
 LARGEST_REQUEST = 16 * 1024
 LARGEST_ANSWER = 1024
+_LINGER_SECONDS = 0.5
+
+Respond = Callable[[str], Awaitable[tuple[int, bytes]]]
+"""Returns status and body of the answer for a token."""
 
 
 async def listen_http01(
@@ -27,37 +32,56 @@ async def listen_http01(
     ``host`` None: all addresses. More than ``CONNECTIONS`` clients at once are turned away. ``started`` with the bound
     port. Raises OSError if it cannot bind.
     """
+
+    async def respond(token: str) -> tuple[int, bytes]:
+        found = find(token)
+        return (404, b"") if found is None else (200, found.encode("ascii"))
+
     listeners = await trio.open_tcp_listeners(port, host=host)
     task_status.started(listeners[0].socket.getsockname()[1])
-    served = 0
+    await answer_http01(listeners, respond, connections=CONNECTIONS, per_address=CONNECTIONS)
+
+
+async def answer_http01(
+    listeners: Sequence[trio.SocketListener], respond: Respond, *, connections: int, per_address: int
+) -> None:
+    """Answer at some listeners until cancelled; clients beyond the limits, in all or of one address, are turned away."""
+    served: Counter[str] = Counter()
 
     async def answer(stream: trio.SocketStream) -> None:
-        nonlocal served
-        if served >= CONNECTIONS:
-            await trio.aclose_forcefully(stream)
-            return
-        served += 1
+        client = _client(stream)
+        served[client] += 1
         try:
-            async with stream:
+            if served.total() <= connections and served[client] <= per_address:
                 with trio.move_on_after(REQUEST_SECONDS):
-                    await _answer(stream, find)
+                    await _answer(stream, respond)
         except (trio.BrokenResourceError, trio.ClosedResourceError, h11.RemoteProtocolError):
             return
         finally:
-            served -= 1
+            served[client] -= 1
+            if not served[client]:
+                del served[client]
+            await trio.aclose_forcefully(stream)
 
     async with trio.open_nursery() as nursery:
-        await trio.serve_listeners(answer, listeners, handler_nursery=nursery)
+        await trio.serve_listeners(answer, list(listeners), handler_nursery=nursery)
 
 
-async def _answer(stream: trio.SocketStream, find: Callable[[str], str | None]) -> None:
+def _client(stream: trio.SocketStream) -> str:
+    try:
+        return str(stream.socket.getpeername()[0])
+    except OSError:  # gone already
+        return ""
+
+
+async def _answer(stream: trio.SocketStream, respond: Respond) -> None:
     """Answer one request and close."""
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=LARGEST_REQUEST)
     while (event := connection.next_event()) is h11.NEED_DATA:
         connection.receive_data(await stream.receive_some(4096))
     if not isinstance(event, h11.Request):
         return
-    status, body = _answer_to(event, find)
+    status, body = await _answer_to(event, respond)
     headers = [
         ("Content-Type", "application/octet-stream"),
         ("Content-Length", str(len(body))),
@@ -68,11 +92,13 @@ async def _answer(stream: trio.SocketStream, find: Callable[[str], str | None]) 
     if event.method != b"HEAD":
         data += connection.send(h11.Data(body)) or b""
     await stream.send_all(data)
+    await stream.send_eof()
+    with trio.move_on_after(_LINGER_SECONDS):  # a reset would discard what the client has not read yet
+        await stream.receive_some(1)
 
 
-def _answer_to(request: h11.Request, find: Callable[[str], str | None]) -> tuple[int, bytes]:
+async def _answer_to(request: h11.Request, respond: Respond) -> tuple[int, bytes]:
     if request.method not in (b"GET", b"HEAD"):
         return 405, b""
     path = request.target.decode("ascii", "replace")
-    found = find(path.removeprefix(WELL_KNOWN)) if path.startswith(WELL_KNOWN) else None
-    return (404, b"") if found is None else (200, found.encode("ascii"))
+    return await respond(path.removeprefix(WELL_KNOWN)) if path.startswith(WELL_KNOWN) else (404, b"")

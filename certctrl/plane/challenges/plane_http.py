@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import logging
 import re
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-import h11
 import trio
 
 from certctrl.errors import CertctrlError
+from certctrl.net.challenge_listener import answer_http01
 from certctrl.plane.challenges.fields import Fields
 from certctrl.plane.challenges.holds import HOLDS, Holds
 from certctrl.plane.challenges.solver import HTTP_01, Proof
@@ -24,14 +23,10 @@ from certctrl.plane.storage.database import Database
 
 log = logging.getLogger("certctrl.Plane")
 
-PREFIX = "/.well-known/acme-challenge/"
 ANSWER_SECONDS = 86_400.0
 """How long an answer stays if it is never taken back."""
 CONNECTIONS = 128
 CONNECTIONS_PER_ADDRESS = 64
-REQUEST_SECONDS = 5.0
-_LARGEST_REQUEST = 8 * 1024
-_LINGER_SECONDS = 0.5
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,128}", re.ASCII)
 
 
@@ -128,70 +123,18 @@ async def answer_challenges(
     listeners: Sequence[trio.SocketListener], database: Database, wall_now: Callable[[], float]
 ) -> None:
     """Answer CAs at some listeners until cancelled."""
-    open_now: Counter[str] = Counter()
 
-    async def find(token: str) -> str:
-        return await database.work(stored_answer, database, token, wall_now())
-
-    async def answer(stream: trio.SocketStream) -> None:
-        client = _client(stream)
-        open_now[client] += 1
+    async def respond(token: str) -> tuple[int, bytes]:
+        token = token.partition("?")[0]
+        if not is_token(token):
+            return 404, b""
         try:
-            if open_now.total() <= CONNECTIONS and open_now[client] <= CONNECTIONS_PER_ADDRESS:
-                with trio.move_on_after(REQUEST_SECONDS):
-                    await _answer(stream, find)
-        except (trio.BrokenResourceError, trio.ClosedResourceError, h11.ProtocolError):
-            pass
-        except Exception:  # isolate failing connections
-            log.exception("a connection failed")
-        finally:
-            open_now[client] -= 1
-            if not open_now[client]:
-                del open_now[client]
-            await trio.aclose_forcefully(stream)
+            answer = await database.work(stored_answer, database, token, wall_now())
+        except CertctrlError:  # the database is away; a CA asks again
+            return 503, b""
+        except Exception:  # isolate failing requests
+            log.exception("a request failed")
+            return 500, b""
+        return (200, answer.encode("ascii")) if answer else (404, b"")
 
-    async with trio.open_nursery() as nursery:
-        await trio.serve_listeners(answer, list(listeners), handler_nursery=nursery)
-
-
-def _client(stream: trio.SocketStream) -> str:
-    try:
-        return str(stream.socket.getpeername()[0])
-    except OSError:  # gone already
-        return ""
-
-
-async def _answer(stream: trio.SocketStream, find: Callable[[str], Awaitable[str]]) -> None:
-    """Answer one request and close."""
-    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=_LARGEST_REQUEST)
-    while (event := connection.next_event()) is h11.NEED_DATA:
-        connection.receive_data(await stream.receive_some(4096))
-    if not isinstance(event, h11.Request):
-        return
-    status, body = await _found(event, find)
-    headers = [
-        ("Content-Type", "application/octet-stream"),
-        ("Content-Length", str(len(body))),
-        ("Cache-Control", "no-store"),
-        ("X-Content-Type-Options", "nosniff"),
-        ("Connection", "close"),
-    ]
-    data = connection.send(h11.Response(status_code=status, headers=headers)) or b""
-    if event.method != b"HEAD":
-        data += connection.send(h11.Data(body)) or b""
-    await stream.send_all(data)
-    await stream.send_eof()
-    with trio.move_on_after(_LINGER_SECONDS):  # a reset would discard what the client has not read yet
-        await stream.receive_some(1)
-
-
-async def _found(request: h11.Request, find: Callable[[str], Awaitable[str]]) -> tuple[int, bytes]:
-    target = bytes(request.target).partition(b"?")[0].decode("latin-1")
-    token = target.removeprefix(PREFIX)
-    if request.method not in (b"GET", b"HEAD") or not target.startswith(PREFIX) or not is_token(token):
-        return 404, b"not found\n"
-    try:
-        answer = await find(token)
-    except CertctrlError:  # the database is away; a CA asks again
-        return 503, b"try again later\n"
-    return (200, answer.encode("ascii")) if answer else (404, b"not found\n")
+    await answer_http01(listeners, respond, connections=CONNECTIONS, per_address=CONNECTIONS_PER_ADDRESS)

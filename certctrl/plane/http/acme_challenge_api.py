@@ -6,7 +6,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from certctrl.plane.challenges.plane_http import PREFIX, is_token, stored_answer
+from certctrl.model.challenges import WELL_KNOWN
+from certctrl.plane.challenges.plane_http import is_token, stored_answer
 from certctrl.plane.core import Plane
 from certctrl.plane.errors import not_found
 
@@ -19,7 +20,7 @@ class AcmeChallengeApi:
 
     def routes(self) -> list[Route]:
         """Return the routes."""
-        return [Route(f"{PREFIX}{{token}}", self.answer)]
+        return [Route(f"{WELL_KNOWN}{{token}}", self.answer)]
 
     async def answer(self, request: Request) -> Response:
         """Return the key authorization of a token."""
