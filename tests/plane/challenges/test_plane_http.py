@@ -150,12 +150,12 @@ async def test_a_client_that_speaks_no_http(
 
 @pytest.mark.parametrize("limit", ["CONNECTIONS", "CONNECTIONS_PER_ADDRESS"])
 async def test_connections_are_bounded(
-    served: tuple[Database, int], monkeypatch: pytest.MonkeyPatch, limit: str
+    sqlite: Database, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
     """One above the limit is closed; as soon as another ends, the next is answered."""
     monkeypatch.setattr(plane_http, limit, 5)
     monkeypatch.setattr(challenge_listener, "REQUEST_SECONDS", 3600.0)
-    _, port = served
+    port = await answering(sqlite, nursery)
     streams = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(5)]
     for stream in streams:
         await stream.send_all(b"G")
