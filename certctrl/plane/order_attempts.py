@@ -15,10 +15,12 @@ from certctrl.backoff import grown, jittered
 from certctrl.errors import CertctrlError
 from certctrl.plane.ca.issuer import Issued
 from certctrl.plane.certificate_table import CertificateTable
+from certctrl.plane.errors import ErrorResponse
 from certctrl.plane.issuers.issuer import IssuerError
 from certctrl.plane.issuers.registry import Issuers
 from certctrl.plane.jobs import Job, Jobs
 from certctrl.plane.orders import DONE, FAILED, READY, Orders
+from certctrl.plane.requests import new_request
 from certctrl.plane.settings import DAY
 from certctrl.plane.storage.database import Database, Row
 from certctrl.plane.storage.keyring import Keyring
@@ -35,8 +37,12 @@ MAX_PROBLEM = 500
 MAX_MEMO = 256 * 1024
 
 
-class ClaimLostError(CertctrlError):
-    """Another plane works on the order, or it has ended."""
+class ClaimLostError(ErrorResponse):
+    """Another plane works on the order, or it has ended; raised before any change."""
+
+    def __init__(self, order_id: int) -> None:
+        what = f"order {order_id} is worked on by another plane, or has ended"
+        super().__init__(what, status=409, key="ORDER_STATE", code=4009)
 
 
 @lean.frozen(kw_only=True)
@@ -99,6 +105,18 @@ class Attempts:
             return None
         order_id, now = order["id"], self._wall_now()
         self._db.run("UPDATE orders SET attempts = attempts + 1, updated_at = ? WHERE id = ?", now, order_id)
+        return self._with_quick_key(self._attempt(job, certificate, order))
+
+    def _with_quick_key(self, attempt: Attempt) -> Attempt:
+        """Return an attempt with its key, unless that is one that takes long to make."""
+        if attempt.csr_der or attempt.key_type.startswith("rsa"):
+            return attempt
+        key, csr = new_request(attempt.key_type, attempt.names, attempt.must_staple, attempt.old_key_der)
+        self.keep_key(attempt, key, csr)
+        return attrs.evolve(attempt, key_der=key, csr_der=csr)
+
+    def _attempt(self, job: Job, certificate: Row, order: Row) -> Attempt:
+        order_id = order["id"]
         active = certificate["status"] == "active" and certificate["serial_number"]
         reuses = certificate["reuse_key"] and active and order["action"] != "replace"
         old_key = self._table.key_of(certificate) if reuses else b""
@@ -198,7 +216,7 @@ class Attempts:
     def _require_claim(self, attempt: Attempt) -> None:
         row = self._db.one_locked("SELECT owner FROM jobs WHERE id = ?", attempt.job.id)
         if row is None or row["owner"] != self._jobs.owner:
-            raise ClaimLostError(f"order {attempt.order_id} is worked on by another plane, or has ended")
+            raise ClaimLostError(attempt.order_id)
 
     def _unsealed(self, purpose: str, sealed: bytes | None) -> bytes:
         return b"" if sealed is None else self._keyring.unseal(purpose, bytes(sealed))

@@ -3,6 +3,8 @@
 An attempt may take hours. Meanwhile its claim is extended; what an issuer remembers is stored before it continues, so
 that after a crash of the plane, another attempt continues from there. While the database is away, attempts go on, and
 their results wait until they can be stored. At a stop, attempts get a few seconds to end, then their claims are given back.
+
+All units of work are long ones, and those of several orders share a transaction: a poll waits for one of them only.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from certctrl.plane.requests import checked_chain, new_request
 from certctrl.plane.reserved_names import ReservedNames
 from certctrl.plane.settings import DAY
 from certctrl.plane.storage.database import Database, P, T
+from certctrl.plane.storage.gathering import Gathering
 from certctrl.plane.storage_check import StorageCheck
 
 TOGETHER = 200
@@ -63,6 +66,7 @@ class OrderRunner:
         offload: Offload,
     ) -> None:
         self._db = database
+        self._together = Gathering(database, long=True)
         self._jobs = jobs
         self._issuers = issuers
         self._attempts = attempts
@@ -94,7 +98,7 @@ class OrderRunner:
 
     async def run_once(self) -> int:
         """Make an attempt at each order that is due now; return how many there were."""
-        jobs, _ = await self._db.work(self._claim, TOGETHER - self._running)
+        jobs, _ = await self._db.work_long(self._claim, TOGETHER - self._running)
         async with trio.open_nursery() as nursery:
             for job in jobs:
                 self._running += 1
@@ -105,7 +109,7 @@ class OrderRunner:
         while True:
             self._due, pause = trio.Event(), SWEEP_SECONDS
             try:
-                jobs, pause = await self._db.work(self._claim, TOGETHER - self._running)
+                jobs, pause = await self._db.work_long(self._claim, TOGETHER - self._running)
                 for job in jobs:
                     self._running += 1
                     attempts.start_soon(self._run_counted, job, name=f"order {job.key}")
@@ -132,7 +136,7 @@ class OrderRunner:
 
     async def _run(self, job: Job) -> None:
         try:
-            attempt = await self._db.work(self._attempts.begin, job)
+            attempt = await self._together.work(self._attempts.begin, job)
         except CertctrlError as error:  # the lease ends, then it is tried again
             self._storage_check.note_failure(error)
             log.error("order %s cannot be read: %s", job.key, error)
@@ -157,7 +161,7 @@ class OrderRunner:
         while trio.current_time() < ends:
             await trio.sleep(EXTEND_SECONDS / 2)
             try:
-                if not await self._db.work(self._jobs.extend, attempt.job, LEASE_SECONDS):
+                if not await self._db.work_long(self._jobs.extend, attempt.job, LEASE_SECONDS):
                     break
             except CertctrlError as error:
                 self._storage_check.note_failure(error)
@@ -210,7 +214,7 @@ class OrderRunner:
                 key, csr = await self._offload(
                     new_request, attempt.key_type, attempt.names, attempt.must_staple, attempt.old_key_der
                 )
-            await self._db.work(self._attempts.keep_key, attempt, key, csr)
+            await self._together.work(self._attempts.keep_key, attempt, key, csr)
         request = CertificateRequest(
             names=attempt.names,
             csr_der=csr,
@@ -243,7 +247,7 @@ class OrderRunner:
         """Run a unit of work until the database accepts it: what a CA has issued must not be lost."""
         while True:
             try:
-                return await self._db.work(unit, *args, **kwargs)
+                return await self._together.work(unit, *args, **kwargs)
             except (ErrorResponse, ClaimLostError):
                 raise
             except CertctrlError as error:
@@ -252,7 +256,7 @@ class OrderRunner:
 
     async def _give_back(self, attempt: Attempt) -> None:
         try:
-            await self._db.work(self._attempts.give_back, attempt)
+            await self._db.work_long(self._attempts.give_back, attempt)
         except CertctrlError as error:
             log.info("order %d continues when its lease ends: %s", attempt.order_id, error)
 

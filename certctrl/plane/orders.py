@@ -123,7 +123,8 @@ class Orders:
         """End an open order, and delete its secrets and job; return False if it has ended already."""
         now = self._wall_now()
         changed = self._db.run(
-            "UPDATE orders SET state = ?, problem = ?, fix = ?, key_enc = NULL, memo_enc = NULL, updated_at = ?,"
+            "UPDATE orders SET state = ?, problem = ?, fix = ?, memo_enc = NULL, updated_at = ?,"
+            " csr_der = CASE WHEN key_enc IS NULL THEN csr_der ELSE NULL END, key_enc = NULL,"
             f" next_at = NULL, finished_at = ? WHERE id = ? AND {_OPEN_SQL}",
             *(state, problem, fix, now, now, order_id),
         )

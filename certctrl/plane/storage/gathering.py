@@ -22,6 +22,8 @@ from certctrl.plane.storage.database import Database, P, T
 A = TypeVar("A")
 MOST_TOGETHER = 32
 """Units per transaction: on SQLite, they hold up the event loop together."""
+MOST_LONG_TOGETHER = 8
+"""As `MOST_TOGETHER`, for long units: requests wait for their transaction."""
 
 _TRANSACTIONS = 4
 """Transactions at a time: while all are busy, units gather, and other requests find the rest of the connections free."""
@@ -47,10 +49,13 @@ class _ChangedError(Exception):
 class Gathering:
     """Gathers units of work."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, long: bool = False) -> None:
+        """``long``: the units are long ones, of background work; fewer share a transaction, one after the other."""
         self._database = database
+        self._long = long
+        self._most = MOST_LONG_TOGETHER if long else MOST_TOGETHER
         self._waiting: list[_Unit] = []
-        self._transactions = trio.CapacityLimiter(_TRANSACTIONS)
+        self._transactions = trio.CapacityLimiter(1 if long else _TRANSACTIONS)
 
     async def work(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a unit of work, as ``Database.work``, perhaps in one transaction with others.
@@ -77,24 +82,25 @@ class Gathering:
                     await self._run_all()
         await unit.done.wait()
         if unit.alone:
-            return await self._database.work(unit.call)
+            return await (self._database.work_long(unit.call) if self._long else self._database.work(unit.call))
         if unit.error is not None:
             raise unit.error
         return unit.result
 
     async def _run_all(self) -> None:
         units, self._waiting = self._waiting, []
-        for start in range(0, len(units), MOST_TOGETHER):
+        for start in range(0, len(units), self._most):
             if start:
                 await trio.lowlevel.checkpoint()
-            some = units[start : start + MOST_TOGETHER]
+            some = units[start : start + self._most]
             await self._run(some)
             for unit in some:
                 unit.done.set()
 
     async def _run(self, units: Sequence[_Unit]) -> None:
         try:
-            await self._database.work_now(self._call_all, units)
+            work = self._database.work_long if self._long else self._database.work_now
+            await work(self._call_all, units)
         except Exception as error:
             for unit in units:
                 if isinstance(error, CertctrlError) and not isinstance(error, DiskError):
