@@ -19,6 +19,10 @@ CHALLENGES = [{"type": "plane-http"}]
 NAME = "le"
 
 
+class CrashError(Exception):
+    """The process ends here."""
+
+
 @attrs.define
 class RecordingSolver:
     """A solver that only records; ``troubles`` are raised, one for each call of a method."""
@@ -32,6 +36,8 @@ class RecordingSolver:
     """Names that it cannot prove."""
     hangs: bool = False
     """Whether taking proofs back never ends."""
+    dead: bool = False
+    """Whether the process has ended, so that nothing is done any more."""
 
     def solves(self, kind: str, identifier: str, wildcard: bool) -> bool:
         return kind in self.kinds and identifier not in self.refused
@@ -51,6 +57,8 @@ class RecordingSolver:
         return f"asked {proof.identifier}, nothing came"
 
     def _note(self, word: str, proofs: Sequence[Proof]) -> None:
+        if self.dead:
+            raise CrashError
         self.log.append((word, tuple(f"{one.kind} {one.identifier}" for one in proofs)))
         if self.troubles.get(word):
             raise self.troubles[word].pop(0)
@@ -85,6 +93,8 @@ class AcmeWorld:
 
         async def remember(memo: str) -> None:
             await trio.lowlevel.checkpoint()
+            if self.solver.dead:
+                raise CrashError
             self.memos.append(memo)
 
         return CertificateRequest(

@@ -8,9 +8,10 @@ import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
+import attrs
 import pytest
 import trio
-from acme_world import AcmeWorld, make_world
+from acme_world import AcmeWorld, CrashError, make_world
 from cryptography import x509
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,10 +22,6 @@ from certctrl.plane.issuers import acme
 from certctrl.plane.issuers.issuer import IssuedChain, IssuerError
 
 WALL = 1_790_000_000.0
-
-
-class CrashError(Exception):
-    """The process ends here."""
 
 
 @pytest.fixture
@@ -324,6 +321,7 @@ async def test_a_crash_at_any_request_or_memo_loses_nothing(
 ) -> None:
     """The next attempt, in another process, uses the same account and order, and takes back what was published."""
     await world.issuer().check()
+    left_behind = False
     for crash_at in range(1, 40):
         ca.orders.clear()
         ca.authorizations.clear()
@@ -334,7 +332,8 @@ async def test_a_crash_at_any_request_or_memo_loses_nothing(
         steps = iter(range(1, 10_000))
 
         def crash(method: str, path: str, payload: Any, steps: Iterator[int] = steps, at: int = crash_at) -> None:
-            if next(steps) == at:
+            if next(steps) >= at:
+                world.solver.dead = True
                 raise CrashError
 
         ca.hooks[:] = [crash]
@@ -347,6 +346,8 @@ async def test_a_crash_at_any_request_or_memo_loses_nothing(
             break
         made = len(ca.orders)
         ca.hooks.clear()
+        world.solver.dead = False
+        left_behind |= bool(world.solver.published)
         memo = world.memos[-1] if world.memos else ""
         issued = await world.issuer().issue(world.request("a.test", "*.a.test", csr_der=csr, memo=memo))
         assert names_of(issued) == {"a.test", "*.a.test"}
@@ -354,8 +355,31 @@ async def test_a_crash_at_any_request_or_memo_loses_nothing(
         assert not world.solver.published
     else:
         raise AssertionError("the loop did not reach the end of an order")
-    assert crash_at > 10
+    assert crash_at > 10 and left_behind
     assert len(ca.accounts) == 1
+
+
+@pytest.mark.parametrize("stored", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("crash_at", [1, 2, 3])
+async def test_a_crash_around_a_memo(
+    world: AcmeWorld, ca: ScriptedCa, autojump_clock: MockClock, crash_at: int, stored: bool
+) -> None:
+    """The memos are the order, its proofs, and that they are taken back; only an order without memo is made again."""
+    request, kept = world.request("a.test"), [""]
+
+    async def remember(memo: str) -> None:
+        await trio.lowlevel.checkpoint()
+        if len(kept) < crash_at or stored:
+            kept.append(memo)
+        if len(kept) > crash_at or (not stored and len(kept) == crash_at):
+            raise CrashError
+
+    with pytest.raises(CrashError):
+        await world.issuer().issue(attrs.evolve(request, remember=remember))
+    assert len(kept) == crash_at + stored
+    await world.issuer().issue(world.request("a.test", csr_der=request.csr_der, memo=kept[-1]))
+    assert len(ca.orders) == (2 if (crash_at, stored) == (1, False) else 1)
+    assert not world.solver.published
 
 
 async def test_the_proofs_of_a_crash_are_taken_back_by_the_next_attempt(
