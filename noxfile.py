@@ -55,7 +55,8 @@ def tests(session: nox.Session) -> None:
 def integration(session: nox.Session) -> None:
     """Run against real processes, sockets and services; skips missing ones, or fails with CERTCTRL_REQUIRE_REAL."""
     session.install("-e", ".[dev,openbao]")
-    session.run("pytest", "-m", "integration and not campaign", *session.posargs)
+    args = session.posargs or ["-n", WORKERS, "--dist", "loadfile"]  # they mostly wait; a file shares its servers
+    session.run("pytest", "-m", "integration and not campaign", *args)
 
 
 @nox.session
