@@ -16,7 +16,7 @@ from certctrl.errors import CertctrlError
 from certctrl.plane.ca.crl import REASONS, issuer_key_id
 from certctrl.plane.clock import when
 from certctrl.plane.crls import Crls
-from certctrl.plane.errors import bad_request, not_found
+from certctrl.plane.errors import bad_request, conflict, not_found
 from certctrl.plane.issuers.issuer import BUILTIN
 from certctrl.plane.issuers.registry import IMPORT
 from certctrl.plane.jobs import Job, Jobs
@@ -29,6 +29,7 @@ JOB = "revocation"
 KEY_COMPROMISE = "keyCompromise"
 FIRST_PAUSE = 30.0
 LONGEST_PAUSE = 6 * 3600.0
+REFUSED_PAUSE = float(DAY)
 LONGEST_RETRY_AFTER = 2.0 * DAY
 MAX_PROBLEM = 500
 _KEPT_SECONDS = 30 * DAY
@@ -83,6 +84,21 @@ class Revocations:
     def start_when_replaced(self, certificate: Row, code: str) -> None:
         """Revoke a certificate, whose row is locked, once another one has been stored in its place."""
         self._add(certificate, certificate["serial_number"], code, WAITING)
+
+    def confirm(self, cert_id: int, serial: str = "") -> None:
+        """Note that an operator has revoked a certificate at its CA; all of its revocations without ``serial``.
+
+        ErrorResponse 409 if none is left to be confirmed.
+        """
+        rows = self._db.all(
+            "SELECT serial_number FROM revocations WHERE cert_id = ? AND state IN (?, ?) AND ? IN ('', serial_number)",
+            *(cert_id, DUE, MANUAL, serial),
+        )
+        if not rows:
+            raise conflict("No revocation of this certificate is left to be confirmed", "NOT_REVOKED")
+        for row in rows:
+            self._db.run("DELETE FROM jobs WHERE kind = ? AND job_key = ?", JOB, row["serial_number"])
+            self._end(row["serial_number"], "confirmed by an operator")
 
     def note_replaced(self, cert_id: int) -> None:
         """Revoke what has waited for the replacement that is stored now."""
@@ -143,7 +159,8 @@ class Revocations:
         """Note why the CA has not revoked it; return when that is tried again."""
         row, now = self._row(job.key), self._wall_now()
         attempts = 1 if row is None else row["attempts"] + 1
-        pause = jittered(grown(FIRST_PAUSE, LONGEST_PAUSE, attempts), self._random())
+        refused = getattr(error, "is_permanent", False)
+        pause = jittered(REFUSED_PAUSE if refused else grown(FIRST_PAUSE, LONGEST_PAUSE, attempts), self._random())
         after = min(getattr(error, "retry_after", None) or 0.0, LONGEST_RETRY_AFTER)
         due = now + max(pause, after)
         if self._jobs.again(job, due):
@@ -213,7 +230,9 @@ class Revocations:
             self._end(serial, "")
         elif row["issuer"] == IMPORT:
             what = "it was imported, so the control plane cannot revoke it at its CA"
-            fix = f"revoke the serial number {serial} at the CA that issued it"
+            fix = (
+                f"revoke the serial number {serial} at the CA that issued it, then: cert-ctrl plane revoke --confirmed"
+            )
             sql = "UPDATE revocations SET state = ?, problem = ?, fix = ? WHERE serial_number = ?"
             self._db.run(sql, MANUAL, what, fix, serial)
         else:

@@ -46,14 +46,17 @@ class Revoking(CertificateViews):
         reason_code: str = "",
         serial_number: str = "",
         replace: bool = False,
+        confirmed: bool = False,
     ) -> dict[str, Any]:
         """Revoke a certificate at its CA, until an operator renews it, and signal its devices to withdraw it.
 
         With ``replace``, devices keep it until its replacement arrives; it is revoked then, or at once if its key is
         compromised. ``serial_number`` may be that of an earlier certificate, which changes nothing at the devices.
-        ``reason_code`` is a name of RFC 5280. ErrorResponse 400, 404, and 409 if it cannot be replaced.
+        With ``confirmed``, only note that an operator has revoked it at its CA. ``reason_code`` is a name of RFC 5280. ErrorResponse 400, 404, and 409 if it cannot be replaced.
         """
         code, serial = clean_reason_code(reason_code), clean_serial(serial_number) if serial_number else ""
+        if confirmed:
+            return await self._db.work(self._confirm, user_id, cert_id, serial)
         if not replace:
             return await self._db.work_long(self._revoke, user_id, cert_id, reason, code, serial)
         if serial:
@@ -64,6 +67,10 @@ class Revoking(CertificateViews):
             )
             await self._db.work_long(self._finish_replacement, user_id, row["id"], issued, reason, code)
         return await self._db.work(self.show, user_id, cert_id)
+
+    def _confirm(self, user_id: int, cert_id: int, serial: str) -> dict[str, Any]:
+        self._revocations.confirm(self._table.locked(user_id, cert_id)["id"], serial)
+        return self.show(user_id, cert_id)
 
     def _revoke(self, user_id: int, cert_id: int, reason: str, code: str, serial: str) -> dict[str, Any]:
         row = self._table.locked(user_id, cert_id)

@@ -34,6 +34,13 @@ Serial = Annotated[
     ),
 ]
 
+Confirmed = Annotated[
+    bool,
+    typer.Option(
+        "--confirmed", help="You have revoked it at its CA, which the control plane could not: stop asking there."
+    ),
+]
+
 
 def revoke(
     ctx: typer.Context,
@@ -42,6 +49,7 @@ def revoke(
     reason_code: ReasonCode = "",
     replace: Replace = False,
     serial: Serial = "",
+    confirmed: Confirmed = False,
     yes: Yes = False,
 ) -> int:
     """Revoke a certificate here and at its CA, destroy its key, and notify its devices.
@@ -59,13 +67,17 @@ def revoke(
             "--serial and --replace exclude each other", fix="replace the certificate, then revoke the serial"
         )
 
+    if confirmed and (replace or reason or reason_code):
+        raise UsageError("--confirmed goes with --serial only", fix="revoke first, then confirm")
+
     async def question(api: OperatorApi) -> str:
         cert_id = await api.certificate(certificate)
         return _question(await api.call("GET", f"certificates/{cert_id}"), serial, replace=replace)
 
-    if not agreed(ctx, question, yes=yes):
+    if not confirmed and not agreed(ctx, question, yes=yes):
         return ExitStatus.FAILED
     body: dict[str, Any] = {"reason": reason, "reason_code": reason_code, "serial_number": serial, "replace": replace}
+    body["confirmed"] = confirmed
 
     async def request(api: OperatorApi) -> Any:
         path = f"certificates/{await api.certificate(certificate)}/revoke"
@@ -74,7 +86,8 @@ def revoke(
     row = call_plane(ctx, request)
     for line in unfinished(row):
         write_error(f"note: {line}")
-    show(ctx, row, _done(row, serial, replace=replace))
+    text = f"certificate {row['id']} is revoked at its CA" if confirmed else _done(row, serial, replace=replace)
+    show(ctx, row, text)
     return ExitStatus.DONE
 
 

@@ -246,6 +246,8 @@ class Revocation:
     serial_number: Name = ""
     """Empty: that of the present certificate."""
     replace: bool = False
+    confirmed: bool = False
+    """Whether an operator has revoked it at its CA."""
 
 
 @lean.frozen

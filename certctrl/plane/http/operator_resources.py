@@ -141,7 +141,7 @@ class OperatorResources:
         return data_answer(renewal, 202)
 
     async def revoke_certificate(self, request: Request) -> Response:
-        """Revoke: ``{"reason"?, "reason_code"?, "serial_number"?, "replace"?}``."""
+        """Revoke: ``{"reason"?, "reason_code"?, "serial_number"?, "replace"?, "confirmed"?}``."""
         body = await read_as(bodies.Revocation, request)
         user_id, cert_id = user_and_certificate(request)
         revoked = await self._plane.certificates.revoke(
@@ -151,6 +151,7 @@ class OperatorResources:
             reason_code=body.reason_code,
             serial_number=body.serial_number,
             replace=body.replace,
+            confirmed=body.confirmed,
         )
         return data_answer(revoked)
 

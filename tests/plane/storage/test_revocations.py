@@ -367,8 +367,28 @@ async def test_an_imported_certificate_says_what_to_do_at_its_ca(scene: Scene) -
         await scene.revoke(row["id"], replace=True)
     (shown,) = (await scene.revoke(row["id"]))["revocations"]
     assert shown["state"] == "manual"
-    assert shown["fix"] == f"revoke the serial number {row['serial_number']} at the CA that issued it"
+    assert shown["fix"].startswith(f"revoke the serial number {row['serial_number']} at the CA that issued it")
     await scene.attempt(0)
+    (shown,) = (await scene.revoke(row["id"], confirmed=True))["revocations"]
+    assert (shown["state"], shown["problem"]) == ("done", "confirmed by an operator")
+
+
+async def test_an_operator_can_end_attempts_that_the_ca_refuses(scene: Scene) -> None:
+    row = await scene.issued()
+    with pytest.raises(PlaneError) as refused:
+        await scene.revoke(row["id"], confirmed=True)
+    assert (refused.value.status, refused.value.key) == (409, "NOT_REVOKED")
+    await scene.revoke(row["id"])
+    scene.ca.revoke_script = [IssuerError("the program cannot revoke", is_permanent=True)]
+    await scene.attempt()
+    assert ProblemName.REVOCATIONS in scene.plane.problems
+    with pytest.raises(PlaneError):
+        await scene.revoke(row["id"], confirmed=True, serial_number="0a")
+    assert states(await scene.revoke(row["id"], confirmed=True)) == [(row["serial_number"], "done")]
+    scene.now += 2 * DAY
+    await scene.attempt(0)
+    assert ProblemName.REVOCATIONS not in scene.plane.problems
+    assert len(scene.ca.revocations) == 1
 
 
 async def test_what_is_done_to_a_template_is_done_to_the_certificates_made_from_it(scene: Scene) -> None:
