@@ -77,13 +77,16 @@ class DeviceKeys:
             self._touch(certificate["id"])
             self._stream.append(device["id"], "cert.csr_wanted", ref)
 
+    def count_request(self, device_id: int) -> None:
+        """Count a signing request, in a unit of its own, as refused ones count; ErrorResponse 429."""
+        self._requests.take(str(device_id))
+
     def receive(self, device_id: int, cert_id: int, order_id: int, csr_pem: str) -> dict[str, Any]:
         """Take the signing request of an order; the same key again is answered as before.
 
         ErrorResponse 404 (not assigned, another's order), 410 (the order has ended), 409 ``CSR_CONFLICT`` (it has another
-        key), 409 (blocked), 400 with ``reason`` (not what was asked for), 429.
+        key), 409 (blocked), 400 with ``reason`` (not what was asked for).
         """
-        self._requests.take(str(device_id))
         self._table.of_device(device_id, cert_id)
         certificate = self._table.locked_by_id(cert_id)
         order = self._db.one("SELECT * FROM orders WHERE id = ? AND cert_id = ?", order_id, cert_id)

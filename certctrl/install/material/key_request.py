@@ -65,8 +65,8 @@ def public_key_sha256(pem: bytes) -> str:
 def signing_request(pem: bytes, names: Sequence[str], *, must_staple: bool = False) -> str:
     """Return a request in PEM for DNS names and addresses, the primary one first. Raises MaterialError."""
     key = load_key(pem)
-    subject = [x509.NameAttribute(NameOID.COMMON_NAME, name) for name in names[:1] if _fits_common_name(name)]
     try:
+        subject = [x509.NameAttribute(NameOID.COMMON_NAME, name) for name in names[:1] if _fits_common_name(name)]
         builder = x509.CertificateSigningRequestBuilder(x509.Name(subject)).add_extension(
             x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=not subject
         )

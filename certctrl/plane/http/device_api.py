@@ -184,6 +184,9 @@ class DeviceApi:
             cert_id = _id(request, "cert_id")
             return self._plane.device_keys.receive(session.device_id, cert_id, body.order_id, body.csr_pem)
 
+        await self._authenticator.as_device(
+            request, lambda session: self._plane.device_keys.count_request(session.device_id)
+        )
         return data_answer(await self._authenticator.as_device(request, receive, long=True), 202)
 
     async def install_config(self, request: Request) -> Response:

@@ -20,6 +20,7 @@ from certctrl.model.signals import (
     CertRenewed,
     CertRevoked,
     CertUnassigned,
+    CsrWanted,
     InstallUpdated,
     MalformedSignal,
     ResyncRequired,
@@ -39,12 +40,24 @@ CHALLENGE: dict[str, Any] = {
 KNOWN = [
     "install.updated", "cert.renewed", "cert.updated", "cert.revoked", "cert.unassigned", "ca.assigned",
     "ca.unassigned", "state.resync_required", "acme.http01.start", "acme.http01.stop", "acme.tls_alpn01.start",
+    "cert.csr_wanted",
 ]  # fmt: skip
 VALUE = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12)
 ANY = st.recursive(VALUE, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner))
 REF = st.dictionaries(
     st.sampled_from(
-        ["config_id", "version", "cert_id", "ca_id", "serial", "ca_name", "reason", "installs_hash_b64", *CHALLENGE]
+        [
+            "config_id",
+            "version",
+            "cert_id",
+            "ca_id",
+            "order_id",
+            "serial",
+            "ca_name",
+            "reason",
+            "installs_hash_b64",
+            *CHALLENGE,
+        ]
     ),
     st.integers(0, 2**40) | st.integers(0, 2**40).map(str) | ANY,
 )
@@ -70,6 +83,8 @@ def raw(kind: str, ref: object, ts_ms: object = TS) -> dict[str, Any]:
         (raw("cert.updated", {"cert_id": "9981"}), CertRenewed(TS, 9981)),
         (raw("cert.revoked", {"cert_id": 9982}, str(TS)), CertRevoked(TS, 9982)),
         (raw("cert.unassigned", {"cert_id": 9982}), CertUnassigned(TS, 9982)),
+        (raw("cert.csr_wanted", {"cert_id": 7, "order_id": "12", "expires_ms": TS}), CsrWanted(TS, 7, 12, TS)),
+        (raw("cert.csr_wanted", {"cert_id": 7, "order_id": 12, "names": ["a.example"]}), CsrWanted(TS, 7, 12)),
         (raw("ca.assigned", {"ca_id": 3, "serial": "01", "ca_name": "in"}), CaAssigned(TS, 3, "01", "in")),
         (raw("ca.unassigned", {"ca_id": 3}), CaUnassigned(TS, 3)),
         (raw("acme.http01.start", CHALLENGE), AcmeHttp01Start(TS, **CHALLENGE)),
