@@ -48,7 +48,7 @@ FRAMING = {
     "a space after a chunk's length": (CHUNKED + b"2 \r\n{}\r\n0\r\n\r\n", 400, CLOSED),
     "a length as trailer": (CHUNKED + b"2\r\n{}\r\n0\r\nContent-Length: 5\r\n\r\n", 400, CLOSED),
     "a trailer without colon": (CHUNKED + b"2\r\n{}\r\n0\r\nbad\r\n\r\n", 400, CLOSED),
-    "trailers without end": (CHUNKED + b"0\r\n" + b"A: b\r\n" * 200, 400, CLOSED),
+    "trailers without end": (CHUNKED + b"0\r\n" + b"A: b\r\n" * 4000, 400, CLOSED),
     "an endless trailer": (CHUNKED + b"0\r\nA: " + b"b" * 20_000, 400, CLOSED),
     "an endless extension": (CHUNKED + b"1;" + b"a" * 20_000, 400, CLOSED),
 }  # fmt: skip

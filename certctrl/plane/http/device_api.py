@@ -19,7 +19,7 @@ from certctrl.plane.http import bodies
 from certctrl.plane.http.answers import data_answer, empty_answer
 from certctrl.plane.http.authentication import Authenticator, address_of, etag_of
 from certctrl.plane.http.bodies import GrantAction, body_of, read_as
-from certctrl.plane.http.reading import LARGE_BODY_CAP, clean_line, read_object, whole_number
+from certctrl.plane.http.reading import LARGE_BODY_CAP, clean_line, query_of, read_object, whole_number
 from certctrl.plane.http.routing import SELF
 from certctrl.plane.limits import caller_of
 from certctrl.plane.sessions import DeviceSession
@@ -235,7 +235,7 @@ def install_config_answer(plane: Plane, device_id: int, request: Request) -> Res
 
 
 def _poll_of(request: Request) -> Poll:
-    query = request.query_params
+    query = query_of(request)
     return Poll(
         cursor=query.get("cursor") or etag_of(request) or None,
         limit=whole_number(query.get("limit", str(DEFAULT_LIMIT)), "limit", 1, MAX_SIGNALS),

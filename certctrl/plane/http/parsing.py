@@ -70,8 +70,6 @@ class RequestParser:
         self._parser: httptools.HttpRequestParser | None = httptools.HttpRequestParser(self)
         self._target = b""
         self._headers: list[Header] = []
-        self._size = _REQUEST_LINE
-        """Bytes of the head, or of the trailers."""
         self._quiet = 0
         """Bytes without an event."""
         self._status = 400
@@ -124,17 +122,15 @@ class RequestParser:
     def on_message_begin(self) -> None:
         """Begin a head."""
         self.in_head = True
-        self._target, self._headers, self._size = b"", [], _REQUEST_LINE
+        self._target, self._headers = b"", []
 
     def on_url(self, part: bytes) -> None:
         """Take a part of the request's target."""
         self._target += part
-        self._count(len(part))
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header, or a trailer, which is ignored."""
         self._headers.append((name.lower(), value.rstrip(b" \t")))
-        self._count(len(name) + len(value) + 4)
 
     def on_headers_complete(self) -> None:
         """End a head."""
@@ -145,7 +141,7 @@ class RequestParser:
         request = Request(parser.get_method().decode("ascii"), self._target, version, headers, keep_alive=keep_alive)
         self._check(request)
         self.in_head = False
-        self._headers, self._size = [], 0
+        self._headers = []
         self._events.append(request)
 
     def on_body(self, part: bytes) -> None:
@@ -156,15 +152,11 @@ class RequestParser:
         """End a request."""
         self._events.append(END)
 
-    def _count(self, size: int) -> None:
-        self._size += size
-        if self._size > LARGEST_HEAD or len(self._headers) > MOST_HEADERS:
-            self._stop(431)
-
     def _check(self, request: Request) -> None:
         """Note what the headers ask of the server, and refuse what llhttp accepts."""
-        hosts = 0
+        hosts, size = 0, len(request.target) + _REQUEST_LINE
         for name, value in request.headers:
+            size += len(name) + len(value) + 4
             if name == b"host":
                 hosts += 1
             elif name == b"transfer-encoding":
@@ -176,6 +168,8 @@ class RequestParser:
                 request.expects_100 = request.version == "1.1" and value.lower() == b"100-continue"
             elif name == b"upgrade":
                 request.is_websocket = request.is_websocket or value.lower() == b"websocket"
+        if size > LARGEST_HEAD or len(request.headers) > MOST_HEADERS:
+            self._stop(431)
         if hosts > 1 or (not hosts and request.version not in ("0.9", "1.0")):
             self._stop(400)
 
