@@ -28,7 +28,9 @@ SHORT_PAUSE = 20.0
 """Seconds of Retry-After that are waited for within a request."""
 _BUSY_TRIES = 3
 _SOONEST, _LATEST = 60.0, 3600.0
-"""When an order that takes long continues; ZeroSSL asks for a day where it needs a minute."""
+"""When an order that takes long continues."""
+_LONGEST_ASKED = 60.0
+"""ZeroSSL asks for a pause of a day where it needs seconds, and proofs are published meanwhile."""
 _FIRST_PAUSE, _LONGEST_PAUSE, _PAUSE_GROWTH = 0.05, 10.0, 1.6
 
 
@@ -139,8 +141,8 @@ class Polling:
         self._pause = _FIRST_PAUSE
 
     async def pause(self, asked: float | None) -> None:
-        """Wait as the CA asks, otherwise a growing time; IssuerError with ``retry_after`` if the time is up."""
-        seconds = self._pause if asked is None else max(asked, _FIRST_PAUSE)
+        """Wait as the CA asks, a minute at most, otherwise a growing time; IssuerError if the time is up."""
+        seconds = self._pause if asked is None else min(max(asked, _FIRST_PAUSE), _LONGEST_ASKED)
         if trio.current_time() + seconds > self._deadline:
             later = min(max(asked or 0.0, _SOONEST), _LATEST)
             raise IssuerError(
