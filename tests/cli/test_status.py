@@ -321,3 +321,21 @@ def test_a_damaged_file_is_named(layout: ConfigDir, ran: Callable[..., Ran]) -> 
     done = ran("-c", layout.root, "list-certs")
     assert done.status == 74
     assert str(layout.certificates) in done.err and "\nfix: " in done.err
+
+
+AWAITED = "Awaited: www.example.com (certificate 7): its key is made here, order 12 of the control plane is not deployed yet\n"
+
+
+def test_certificates_that_the_plane_has_not_issued_are_named(
+    layout: ConfigDir, store: StateStore, daemon: Daemon, ran: Callable[..., Ran]
+) -> None:
+    store.staged_keys.save(7, 12, "www.example.com", b"secret")
+    (layout.staged_keys / "notes.key").write_text("mine")
+    assert AWAITED in ran("-c", layout.root, "status").out, "from the disk"
+    assert ran("-c", layout.root, "list-certs").out == f"No certificates on this host yet.\n{AWAITED}"
+    store.installed.save_certificates({8: record(8, "b.example.com")})
+    assert ran("-c", layout.root, "list-certs").out.endswith(AWAITED)
+    daemon(status_answer(awaited=[{"cert_id": 7, "order_id": 12, "name": "www.example.com"}]))
+    assert AWAITED in ran("-c", layout.root, "status").out
+    layout.staged_keys.rename(layout.root / "elsewhere")
+    assert "Awaited" not in ran("-c", layout.root, "list-certs").out, "a directory of an earlier release"

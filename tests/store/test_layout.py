@@ -25,7 +25,8 @@ PATHS = {
     "pins": "state/pins.json", "cas": "state/cas.json", "journal": "state/journal", "daemon_lock": "state/daemon.lock",
     "token_lock": "state/token.lock", "control_socket": "state/agent.sock", "keys": "keys",
     "device_public_key": "keys/dev_pk.bin", "device_secret_key": "keys/dev_sk.bin",
-    "next_secret_key": "keys/dev_sk.next", "account_keys": "keys/account_keys", "certs": "certs",
+    "next_secret_key": "keys/dev_sk.next", "account_keys": "keys/account_keys", "staged_keys": "keys/staged", "certs": "certs",
+    "challenges": "state/challenges.json",
     "chains": "certs/chains", "live": "certs/.live", "generations": "certs/.generations", "logs": "logs",
 }  # fmt: skip
 """The names of earlier releases, whose directories must be found again."""
@@ -43,7 +44,7 @@ def test_the_paths_are_those_of_earlier_releases(layout: ConfigDir) -> None:
 
 def test_directories_come_after_their_parents(layout: ConfigDir) -> None:
     found = layout.directories()
-    assert found[0] == Path("/a") and len(set(found)) == len(found) == 11
+    assert found[0] == Path("/a") and len(set(found)) == len(found) == 12
     assert all(path.parent in found[:number] for number, path in enumerate(found) if number)
 
 

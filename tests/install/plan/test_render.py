@@ -118,6 +118,7 @@ def test_a_plan_as_json() -> None:
     assert found == {
         "changes": True,
         "diff": plan_text(PLAN),
+        "awaited": [],
         "steps": json.loads(json.dumps([attrs.asdict(line) for line in plan_lines(PLAN)])),
         "refusals": [
             {"item": "f", "what": "write /x/y/z", "why": "not below", "setting": "write_roots", "value": "/x/y",
@@ -142,3 +143,13 @@ def test_a_plan_without_work_changes_nothing(plan: InstallPlan) -> None:
     found = plan_json(plan)
     assert (found["changes"], found["steps"]) == (False, [])
     assert (plan_text(plan) == "Nothing to do.") is (plan == InstallPlan())
+
+
+def test_a_plan_names_what_the_plane_has_not_issued() -> None:
+    awaited = [{"cert_id": 7, "order_id": 12, "name": "www.example.com"}]
+    shown = plan_json(InstallPlan(), awaited)
+    assert shown["diff"].splitlines() == [
+        "Nothing to do.",
+        ". awaited  certificate 7 (www.example.com): its key is made here, order 12 of the control plane is not deployed yet",
+    ]
+    assert (shown["changes"], shown["awaited"]) == (False, awaited)
