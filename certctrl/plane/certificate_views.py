@@ -98,21 +98,7 @@ class CertificateViews:
 
     def _shown(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
         ids = [row["id"] for row in rows]
-        holders: dict[int, list[int]] = {cert_id: [] for cert_id in ids}
-        orders: dict[int, Row] = {}
-        if ids:
-            for found in self._db.all(
-                f"SELECT cert_id, device_id FROM assignments WHERE cert_id IN ({marks(ids)})"
-                " ORDER BY cert_id, device_id",
-                *ids,
-            ):
-                holders[found["cert_id"]].append(found["device_id"])
-            for found in self._db.all(
-                f"SELECT cert_id, id, state, problem FROM orders WHERE cert_id IN ({marks(ids)})"
-                " AND state IN ('csr_wanted', 'ready', 'blocked')",
-                *ids,
-            ):
-                orders[found["cert_id"]] = found
+        holders, orders = self._holders(ids), self._open_orders(ids)
         made = self._children(ids)
         blocked = self._blocked([row for row in rows if row["key_origin"] == KEY_AT_DEVICE], holders)
         return [
@@ -137,6 +123,22 @@ class CertificateViews:
             }
             for row in rows
         ]
+
+    def _holders(self, ids: Sequence[int]) -> dict[int, list[int]]:
+        """Return the ids of the devices of each certificate."""
+        found: dict[int, list[int]] = {cert_id: [] for cert_id in ids}
+        sql = f"SELECT cert_id, device_id FROM assignments WHERE cert_id IN ({marks(ids)}) ORDER BY cert_id, device_id"
+        for row in self._db.all(sql, *ids) if ids else ():
+            found[row["cert_id"]].append(row["device_id"])
+        return found
+
+    def _open_orders(self, ids: Sequence[int]) -> dict[int, Row]:
+        """Return the open orders of certificates, by certificate."""
+        sql = (
+            f"SELECT cert_id, id, state, problem FROM orders WHERE cert_id IN ({marks(ids)})"
+            " AND state IN ('csr_wanted', 'ready', 'blocked')"
+        )
+        return {row["cert_id"]: row for row in self._db.all(sql, *ids)} if ids else {}
 
     def _children(self, ids: Sequence[int]) -> dict[int, list[int]]:
         """Return the certificates that were made from templates for further devices, by template."""
