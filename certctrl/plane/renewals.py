@@ -33,10 +33,10 @@ WINDOW_JOB = "renewal_window"
 ROUND_SECONDS = 30.0
 LEASE_SECONDS = 120.0
 PLANNED_TOGETHER = 100
-ORDERED_TOGETHER = 10
+ORDERED_TOGETHER = 5
 MOST_WAITING = 40
 """Renewals ordered and not begun, above which no more are ordered: a fleet that is due at once must not queue up."""
-BUSY_PAUSE = 0.2
+BUSY_PAUSE = 0.1
 """Between two rounds while there is more to do."""
 ASKED_TOGETHER = 10
 ASK_SECONDS = 60.0
@@ -146,7 +146,8 @@ class Renewals:
     def _order(self, now: float) -> bool:
         """Order renewals that are due, the most overdue first; return whether more may be due."""
         waiting = self._db.one(
-            "SELECT count(*) AS n FROM orders WHERE state = 'ready' AND action = 'renew' AND attempts = 0"
+            "SELECT count(*) AS n FROM orders WHERE state IN ('csr_wanted', 'ready', 'blocked')"  # as its index
+            " AND state = 'ready' AND action = 'renew' AND attempts = 0"
         )
         limit = max(0, min(ORDERED_TOGETHER, MOST_WAITING - (0 if waiting is None else int(waiting["n"]))))
         rows = self._db.all(
