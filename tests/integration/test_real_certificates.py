@@ -1,9 +1,13 @@
-"""The way of a real certificate, by commands only: Pebble, BIND, a host with nginx, renewal by time, revocation."""
+"""The way of a real certificate, by commands only: Pebble, BIND, a host with nginx, renewal by time, revocation.
+
+Its key is made on the host and stays there.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +16,8 @@ from typing import Any
 
 import attrs
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from dns_servers import DnsServerProcess, Key, dns_servers, zone_text
 from fleet import HERE, Agent, Fleet, Plane, Service, run_cli, wait_for
 from pebble_server import Pebble, free_port, pebble_server
@@ -67,6 +73,13 @@ class Scene:
 
     def certificate(self) -> Any:
         return self.plane.operator.call("GET", "/apiv1/users/1/certificates/1")
+
+    def key(self) -> bytes:
+        """Return the secret number of the live key."""
+        pem = (self.agent.layout.live_link(NAMES[0]) / "private.key").read_bytes()
+        key = load_pem_private_key(pem, None)
+        assert isinstance(key, EllipticCurvePrivateKey)
+        return key.private_numbers().private_value.to_bytes(32, "big")
 
     def served(self, service: Service) -> str:
         """Return the serial that nginx serves, after openssl has verified chain and name against Pebble's root."""
@@ -127,7 +140,7 @@ def test_from_the_order_to_the_revocation(scene: Scene, tmp_path: Path) -> None:
     agent.start()
 
     issued = scene.plane_cli("issue", *NAMES, "--issuer", "le", "--device", "web-1", json_answer=True)
-    assert (issued["issuer"], issued["sans"]) == ("le", [*NAMES])
+    assert (issued["issuer"], issued["sans"], issued["key_origin"]) == ("le", [*NAMES], "device")
     agent.catches_up()
     assert scene.bind.texts("_acme-challenge.example.com") == [], "taken back"
 
@@ -136,16 +149,29 @@ def test_from_the_order_to_the_revocation(scene: Scene, tmp_path: Path) -> None:
     agent.daemon.send(1)  # SIGHUP
     scene.plane.operator.put_items(agent.device_id, install_items(service.server, {1: NAMES[0]}))
     first = scene.serves_new(service)
+    keys = [scene.key()]
     live = agent.layout.live_link(NAMES[0])
     verify = ["openssl", "verify", "-CAfile", scene.root, "-untrusted", live / "chain.pem", live / "certificate.pem"]
     assert subprocess.run(verify, capture_output=True, text=True, check=True).stdout.endswith(": OK\n")
 
     scene.plane.restarted(ahead=LIFE * 2 / 3 + 60)
     second = scene.serves_new(service, first)
+    keys.append(scene.key())
     scene.plane.restarted(ahead=0)
 
     scene.plane_cli("revoke", NAMES[0], "--reason-code", "superseded", "--replace", "--yes")
     third = scene.serves_new(service, first, second)
+    keys.append(scene.key())
     wait_for(lambda: scene.status_at_ca(second) == "Revoked", "the revocation at the CA")
     assert scene.status_at_ca(third) == "Valid"
     agent.daemon.stop()
+
+    scene.plane.child.stop()
+    assert len({*keys}) == 3, "each certificate has a new key"
+    with contextlib.closing(sqlite3.connect(scene.plane.data / "plane.db")) as database:
+        sealed = [*database.execute("SELECT private_key_enc FROM certificates WHERE id = 1")]
+        sealed += [*database.execute("SELECT coalesce(key_enc, x'') FROM orders")]
+    assert {*sealed} == {(b"",)}, "nothing is sealed that could be a key"
+    known = b"".join(path.read_bytes() for path in scene.plane.data.rglob("*") if path.is_file())
+    assert b"www.example.com" in known, "the database is among the files"
+    assert not [key for key in keys if key in known], "no key has left the host"
