@@ -21,6 +21,7 @@ from certctrl.text import kind_of, one_line
 MAX_IDENTIFIERS = 100
 MAX_CHALLENGES = 20
 MAX_PROFILES = 50
+_MAX_IDENTITIES = 20
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,200}")
 _ORDER_STATES = frozenset({"pending", "ready", "processing", "valid", "invalid"})
 _AUTHORIZATION_STATES = frozenset({"pending", "valid", "invalid", "deactivated", "expired", "revoked"})
@@ -56,6 +57,8 @@ class Directory:
     needs_binding: bool = False
     profiles: Mapping[str, str] = attrs.field(factory=dict)
     """Name -> description; empty if the CA announces none."""
+    caa_identities: tuple[str, ...] = ()
+    """The CA's domains in CAA records."""
 
 
 @lean.frozen(kw_only=True)
@@ -140,7 +143,13 @@ def read_directory(found: Mapping[str, Any], check: CheckUrl) -> Directory:
         terms_url=_line(meta.get("termsOfService")),
         needs_binding=meta.get("externalAccountRequired") is True,
         profiles=_profiles(profiles),
+        caa_identities=_caa_identities(meta.get("caaIdentities")),
     )
+
+
+def _caa_identities(found: object) -> tuple[str, ...]:
+    entries = found[:_MAX_IDENTITIES] if isinstance(found, list) else []
+    return tuple(one for one in map(_line, entries) if one)
 
 
 def read_account(found: Mapping[str, Any], url: str) -> Account:

@@ -116,17 +116,3 @@ def _parameters_refuse(owner: str, mine: Sequence[CaaRecord], method: str, accou
         else:
             return ""
     return reasons[0]
-
-
-async def explain_caa(
-    lookup: DnsLookup,
-    identifier: str,
-    identities: Sequence[str] = (),
-    *,
-    wildcard: bool = False,
-    method: str = "",
-    account_url: str = "",
-) -> str:
-    """Return in words why CAA records forbid a CA to issue for a name; empty: they do not."""
-    found = await find_caa(lookup, identifier)
-    return refusal(found, identities, wildcard=wildcard, method=method, account_url=account_url)

@@ -66,22 +66,21 @@ async def collect(lookup: DnsLookup, proof: Proof, authoritative: Sequence[DnsSe
             zone="" if zone is None else shown(zone.name),
             observations=tuple(seen),
             resolver=await _asked_resolver(lookup, aliases),
-            caa=await caa_words(lookup, proof.identifier, wildcards=True),
+            caa=await caa_words(lookup, proof),
         )
     except IssuerError as error:
         facts = DnsFacts(name=name, value=value, resolver=str(error))
     return facts
 
 
-async def caa_words(lookup: DnsLookup, identifier: str, *, wildcards: bool = False) -> str:
-    """Return why CAA records may forbid a CA to issue, also for a wildcard if asked; empty: they do not."""
+async def caa_words(lookup: DnsLookup, proof: Proof) -> str:
+    """Return why CAA records forbid the CA to issue, or may; empty: they allow it."""
+    asker = proof.asker
     try:
-        found = await find_caa(lookup, identifier)
+        found = await find_caa(lookup, proof.identifier)
     except IssuerError as error:
         return f"{error}; a CA that cannot look it up refuses, too"
-    plain = refusal(found, (), wildcard=False)
-    wild = refusal(found, (), wildcard=True) if wildcards else plain
-    return plain if wild in ("", plain) else "; ".join(filter(None, (plain, wild)))
+    return refusal(found, asker.identities, wildcard=asker.wildcard, method=proof.kind, account_url=asker.account_url)
 
 
 async def _asked_resolver(lookup: DnsLookup, aliases: Aliases) -> str:

@@ -59,7 +59,7 @@ async def explain_http(lookup: DnsLookup, proof: Proof, port: int = HTTP_PORT) -
         else:
             host = name_of(proof.identifier)
             addresses = [server.address for server in await lookup.addresses(host)]
-            caa = await caa_words(lookup, proof.identifier)
+            caa = await caa_words(lookup, proof)
     except IssuerError as error:
         return f"asked for the addresses of {one_line(proof.identifier)}: {error}"
     found: dict[int, HttpObservation] = {}

@@ -27,7 +27,7 @@ ANSWER_SECONDS = 86_400.0
 """How long an answer stays if it is never taken back."""
 CONNECTIONS = 128
 CONNECTIONS_PER_ADDRESS = 64
-_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,128}", re.ASCII)
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,200}", re.ASCII)
 
 
 class PlaneHttpSolver:

@@ -15,6 +15,17 @@ DNS_01, HTTP_01, TLS_ALPN_01 = "dns-01", "http-01", "tls-alpn-01"
 
 
 @lean.frozen(kw_only=True)
+class Asker:
+    """Who asks for a proof, for explanations of a refusal."""
+
+    identities: tuple[str, ...] = ()
+    """The CA's domains in CAA records; none: not known."""
+    account_url: str = ""
+    wildcard: bool = False
+    """Whether the certificate is for ``*.`` and the name."""
+
+
+@lean.frozen(kw_only=True)
 class Proof:
     """One challenge of a CA for one name (RFC 8555, section 8)."""
 
@@ -24,6 +35,7 @@ class Proof:
     """The name without ``*.``, or an IP address as text."""
     token: str
     key_authorization: str = attrs.field(repr=False)
+    asker: Asker = attrs.field(factory=Asker, eq=False, repr=False)
 
 
 class Solver(Protocol):

@@ -21,7 +21,7 @@ from certctrl.plane.acme.chains import check_leaf
 from certctrl.plane.acme.client import AcmeClient
 from certctrl.plane.acme.problems import AcmeError, Problem, refusal
 from certctrl.plane.challenges.chosen import choose_kind
-from certctrl.plane.challenges.solver import Proof, Solver
+from certctrl.plane.challenges.solver import Asker, Proof, Solver
 from certctrl.plane.issuers.acme_memo import MAX_AGE, Memo, csr_digest
 from certctrl.plane.issuers.issuer import CertificateRequest, IssuedChain, IssuerError
 from certctrl.text import one_line
@@ -187,7 +187,7 @@ class AcmeOrder:
         for attempt, authorization in refused[:_EXPLAINED]:
             problem = _problem(attempt, authorization)
             first = first or problem
-            seen = await self._seen(attempt.proof)
+            seen = await self._seen(attempt)
             texts.append(f"{authorization.name} by {attempt.proof.kind}: {problem.text}{f' – {seen}' if seen else ''}")
         if len(refused) > _EXPLAINED:
             texts.append(f"and {len(refused) - _EXPLAINED} more names")
@@ -201,11 +201,17 @@ class AcmeOrder:
             fix=error.fix,
         )
 
-    async def _seen(self, proof: Proof) -> str:
+    async def _seen(self, attempt: Attempt) -> str:
         text = ""
         with trio.move_on_after(CLEAN_UP_SECONDS / _EXPLAINED):
             try:
-                text = one_line(await self._solver.explain(proof), _EXPLANATION)
+                asker = Asker(
+                    identities=(await self._client.directory()).caa_identities,
+                    account_url=self._client.account_url,
+                    wildcard=attempt.authorization.wildcard,
+                )
+                text = await self._solver.explain(attrs.evolve(attempt.proof, asker=asker))
+                text = one_line(text, _EXPLANATION)
             except CertctrlError as error:
                 text = one_line(str(error), _EXPLANATION)
         return text

@@ -119,6 +119,15 @@ def test_a_directory() -> None:
             answers.read_directory({other: url for other, url in urls.items() if other != name}, CHECK)
 
 
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [(["a.test", 1, "", "b.test\n"], ("a.test", "b.test\\n")), ("a.test", ()), (["x"] * 100, ("x",) * 20), (None, ())],
+)
+def test_the_domains_of_a_ca_in_caa_records(given: object, found: tuple[str, ...]) -> None:
+    urls = {name: f"{BASE}/{name}" for name in ("newNonce", "newAccount", "newOrder")}
+    assert answers.read_directory(urls | {"meta": {"caaIdentities": given}}, CHECK).caa_identities == found
+
+
 def test_many_profiles_are_cut() -> None:
     urls = {name: f"{BASE}/{name}" for name in ("newNonce", "newAccount", "newOrder")}
     meta = {"profiles": {f"p{number}": "" for number in range(1000)}}

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import attrs
 import h11
 import pytest
 from fake_dns import PRIMARY, RESOLVER, SECONDARY, FakeDns
 
-from certctrl.plane.challenges.caa import CaaRecord, CaaSet, explain_caa, find_caa, refusal
+from certctrl.plane.challenges.caa import CaaRecord, CaaSet, find_caa, refusal
 from certctrl.plane.challenges.dns_lookup import DnsLookup
 from certctrl.plane.challenges.dns_network import DnsServer, Silence
 from certctrl.plane.challenges.explain import explain_dns
 from certctrl.plane.challenges.explain_http import HttpObservation, HttpSeen, http_words, judge
-from certctrl.plane.challenges.solver import Proof, dns_record_value
+from certctrl.plane.challenges.solver import Asker, Proof, dns_record_value
 
 NAME = "_acme-challenge.www.example.com"
 PROOF = Proof(kind="dns-01", identifier="www.example.com", token="t1", key_authorization="t1.account")
@@ -115,10 +116,15 @@ async def test_a_caa_record_that_forbids_it(dns: FakeDns) -> None:
     )
 
 
-async def test_a_caa_record_that_forbids_wildcards(dns: FakeDns) -> None:
-    dns.records["example.com", "CAA"] = ['0 issuewild ";"']
-    assert (await explained(dns)).endswith(
+async def test_a_caa_record_and_who_asks(dns: FakeDns) -> None:
+    dns.records["example.com", "CAA"] = ['0 issue "letsencrypt.org; validationmethods=http-01"', '0 issuewild ";"']
+    lookup = DnsLookup(dns, [RESOLVER])
+    asker = Asker(identities=("letsencrypt.org",), wildcard=True)
+    assert (await explain_dns(lookup, attrs.evolve(PROOF, asker=asker))).endswith(
         "; the CAA issuewild records (they count for wildcards) of example.com forbid every CA"
+    )
+    assert (await explain_dns(lookup, attrs.evolve(PROOF, asker=attrs.evolve(asker, wildcard=False)))).endswith(
+        "; the CAA records of example.com allow only the validation http-01, not dns-01"
     )
     dns.rcodes[RESOLVER.address, "CAA"] = "SERVFAIL"
     assert (await explained(dns)).endswith("answers SERVFAIL; a CA that cannot look it up refuses, too")
@@ -189,10 +195,10 @@ async def test_the_closest_records_count(dns: FakeDns) -> None:
     dns.records["example.com", "CAA"] = ['0 issue "ca.test"']
     assert (await find_caa(lookup, "a.b.example.com")).owner == "example.com"
     dns.records["b.example.com", "CAA"] = ['0 issue "letsencrypt.org"']
-    assert await explain_caa(lookup, "a.b.example.com", LE) == ""
-    assert "allow only ca.test: not letsencrypt.org" in await explain_caa(lookup, "www.example.com", LE)
+    assert (await find_caa(lookup, "a.b.example.com")).owner == "b.example.com"
+    assert (await find_caa(lookup, "www.example.com")).owner == "example.com"
     dns.records["www.example.com", "CNAME"] = ["b.example.com."]  # the target's records, as RFC 8659 says
-    assert await explain_caa(lookup, "www.example.com", LE) == ""
+    assert refusal(await find_caa(lookup, "www.example.com"), LE, wildcard=False) == ""
     assert await find_caa(lookup, "example.org") == CaaSet("")
 
 
