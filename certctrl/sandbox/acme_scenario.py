@@ -50,7 +50,8 @@ class AcmeScenario(Scenario):
         with trio.move_on_after(ISSUE_SECONDS):
             await self._wait_for_feature()
             for name in names_of(count):
-                row = await self.operator.issue(self.user_id, name, device_ids=[self.device_id], issuer=ISSUER)
+                options: dict[str, Any] = {"device_ids": [self.device_id], "issuer": ISSUER, "key_origin": "device"}
+                row = await self.operator.issue(self.user_id, name, **options)
                 self.certificates.append(Certificate(id=row["id"], name=name, serial=""))
                 self.narrator.write("plane", "ordered", f"ordered {name}", name=name, cert_id=row["id"])
             while not all(certificate.serial for certificate in self.certificates):
