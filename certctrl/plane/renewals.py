@@ -30,7 +30,9 @@ from certctrl.text import one_line
 JOB = "renewals"
 WINDOW_JOB = "renewal_window"
 """One job per certificate whose CA may name a window; its key is the certificate's id."""
-ROUND_SECONDS = 30.0
+ROUND_SECONDS = 10.0
+PLAN_SECONDS = 30.0
+"""How often certificates are looked for that are not planned, or whose CA was never asked for a window."""
 LEASE_SECONDS = 120.0
 PLANNED_TOGETHER = 100
 ORDERED_TOGETHER = 5
@@ -74,6 +76,7 @@ class Renewals:
         self._counters = counters
         self._storage_check = storage_check
         self._wall_now = wall_now
+        self._planned_at = float("-inf")
 
     async def run(self) -> None:
         """Order what is due and ask for windows, until cancelled."""
@@ -107,11 +110,18 @@ class Renewals:
         claimed = self._jobs.claim(JOB, limit=1, lease_seconds=LEASE_SECONDS)
         if not claimed:
             return ROUND_SECONDS  # another plane does it
-        planned, more = self._plan(now), self._order(now)
-        busy = more or planned == PLANNED_TOGETHER
-        pause = BUSY_PAUSE if busy else self._until_next(now)
+        more = self._order(now)
+        if abs(now - self._planned_at) >= PLAN_SECONDS:
+            planned = self._plan(now)
+            if planned < PLANNED_TOGETHER:
+                self._db.after_commit(lambda: self._note_planned(now))
+            more = more or planned == PLANNED_TOGETHER
+        pause = BUSY_PAUSE if more else self._until_next(now)
         self._jobs.again(claimed[0], now + pause / 2)  # due when this plane, or another one, looks again
         return pause
+
+    def _note_planned(self, now: float) -> None:
+        self._planned_at = now
 
     def _ensure_job(self, now: float) -> None:
         """Schedule the first round, or the next one if the clock was set back since."""

@@ -92,7 +92,7 @@ class Fleet:
 
     async def round(self, plane: int = 0) -> float:
         """Run the next round."""
-        self.clock.wall += renewals.ROUND_SECONDS
+        self.clock.wall += renewals.PLAN_SECONDS
         self.planes[plane].renewals._problems._next = float("-inf")
         return await self.planes[plane].renewals.round()
 
