@@ -221,6 +221,18 @@ def test_secrets_come_from_files_that_others_cannot_read(site: Site, tmp_path: P
     assert site("issuers", "remove", "keyed").status == 0
 
 
+def test_a_secret_comes_from_standard_input(site: Site) -> None:
+    command = json.dumps([str(site.home / "ca"), str(site.home)])
+    argv = [sys.executable, "-m", "certctrl", "plane", "issuers", "add", "piped", "--kind", "command"]
+    argv += ["--data", str(site.data), "--set", f"command={command}", "--secret", "token=-"]
+    done = subprocess.run(argv, input=b"very secret\n", capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert site("issuers", "show", "piped", "--json").json["secrets"] == ["token"]
+    twice = site("issuers", "add", "x", "--kind", "command", "--secret", "a=-", "--secret", "b=-")
+    assert (twice.status, "once only" in twice.err) == (ExitStatus.USAGE, True)
+    assert site("issuers", "remove", "piped").status == 0
+
+
 @pytest.mark.parametrize(
     ("argv", "what"),
     [
