@@ -78,7 +78,7 @@ def _list(rows: Sequence[dict[str, Any]]) -> None:
             str(row["id"]),
             row["domain_name"],
             row["status"],
-            row["not_after"] or "",
+            (row["not_after"] or "")[:16].replace("T", " "),
             short_serial(row["serial_number"]),
             row["issuer"],
             joined(row["device_ids"]) + (" *" if row["key_origin"] == "device" else ""),

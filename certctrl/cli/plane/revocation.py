@@ -123,5 +123,5 @@ def _done(row: Mapping[str, Any], serial: str, *, replace: bool) -> str:
         return f"revoked {named}{at_ca}"
     if row["order_id"] is None:
         return f"replaced {named}, serial {row['serial_number']}, and revoked the one before"
-    later = "" if at_ca else "; it is revoked once that is issued"
-    return f"ordered a replacement of {named}: order {row['order_id']}{later}{at_ca}"
+    later = "; the present one is revoked " + ("once that is issued" if "waiting" in states else "already")
+    return f"ordered a replacement of {named}: order {row['order_id']}{at_ca or later}"
