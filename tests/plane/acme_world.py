@@ -10,7 +10,7 @@ import trio
 from scripted_ca import DIRECTORY_URL, new_csr
 
 from certctrl.plane.ca.issuer import inline
-from certctrl.plane.challenges.solver import Proof
+from certctrl.plane.challenges.solver import Proof, Solver
 from certctrl.plane.core import Plane
 from certctrl.plane.issuers.acme import KIND, AcmeIssuer
 from certctrl.plane.issuers.issuer import CertificateRequest, IssuerContext, IssuerError
@@ -71,6 +71,8 @@ class AcmeWorld:
     plane: Plane
     wall_now: Callable[[], float]
     solver: RecordingSolver = attrs.field(factory=RecordingSolver)
+    real_solver: Solver | None = None
+    """Used instead if it is given."""
     memos: list[str] = attrs.field(factory=list)
 
     def issuer(self, secrets: Mapping[str, bytes] | None = None, **settings: Any) -> AcmeIssuer:
@@ -84,7 +86,7 @@ class AcmeWorld:
             settings=self.plane.settings,
             wall_now=self.wall_now,
             offload=inline,
-            solvers=lambda challenges, secrets: self.solver,
+            solvers=lambda challenges, secrets: self.real_solver or self.solver,
         )
         return KIND.make(checked, secrets or {}, context)
 
