@@ -15,6 +15,7 @@ from simulation.scene import DAY, Scene, play
 from simulation.world import DEVICE, USER
 
 from certctrl.errors import TransportError
+from certctrl.store.disk.atomic import write_atomic
 
 NAME = "www.example"
 
@@ -99,10 +100,12 @@ def test_a_certificate_is_served_with_a_key_that_never_left_the_host() -> None:
     plays(scenario)
 
 
-@pytest.mark.parametrize("power", [False, True])
-@pytest.mark.parametrize("operations", range(1, 41, 3))
-def test_a_crash_between_any_two_steps_of_the_disk_is_survived(operations: int, power: bool) -> None:
-    """From the signal to the removal of the staged key, for the first certificate and for its renewal."""
+def survived(operations: int, *, power: bool) -> int:
+    """Crash the host within so many changes of its disk, at the first certificate and at its renewal.
+
+    From the signal to the removal of the staged key. Returns how many keys the plane has seen.
+    """
+    seen = []
 
     async def scenario(scene: Scene) -> None:
         cert_id = await ordered(scene)
@@ -114,8 +117,23 @@ def test_a_crash_between_any_two_steps_of_the_disk_is_survived(operations: int, 
         await scene.until(lambda: done(scene, cert_id) and served(scene) != first, within=DAY)
         await scene.until(lambda: not staged(scene), within=DAY)
         assert (keys_at_plane(scene), scene.host.crashes) == (0, 2)
+        seen.append(len(scene.plane.database.all("SELECT * FROM known_keys")))
 
     plays(scenario)
+    return seen[0]
+
+
+@pytest.mark.parametrize("power", [False, True])
+@pytest.mark.parametrize("operations", range(1, 41, 3))
+def test_a_crash_between_any_two_steps_of_the_disk_loses_no_key(operations: int, power: bool) -> None:
+    assert survived(operations, power=power) == 2, "a key was lost whose request was sent"
+
+
+def test_the_crashes_notice_a_key_that_is_not_durable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "certctrl.store.state.staged_keys.write_atomic", lambda *args: write_atomic(*args, durable=False)
+    )
+    assert any(survived(operations, power=True) > 2 for operations in range(1, 30))
 
 
 @pytest.mark.parametrize("answer", [False, True])

@@ -233,7 +233,9 @@ def test_entries_of_the_inbox_are_written_once_each_and_in_order() -> None:
 
 
 def test_leftovers_are_removed_where_there_are_directories(store: StateStore) -> None:
-    for directory in (store.layout.passwords, store.layout.keys / "account_keys", store.layout.keys):
+    for directory in (
+        store.layout.passwords, store.layout.staged_keys, store.layout.keys / "account_keys", store.layout.keys,
+    ):  # fmt: skip
         directory.rmdir()
     (store.layout.state / ".x.00.tmp").touch()
     (store.layout.root / ".x.00.tmp").touch()
