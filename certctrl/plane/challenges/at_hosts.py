@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import trio
@@ -19,10 +19,8 @@ from certctrl.model.challenges import identifier_fault, key_authorization_fault,
 from certctrl.model.features import ACME_HTTP01, ACME_TLS_ALPN01
 from certctrl.model.plan import OutcomeKind
 from certctrl.model.signals import AcmeHttp01Start, AcmeHttp01Stop, AcmeTlsAlpn01Start, AcmeTlsAlpn01Stop
-from certctrl.plane.challenges.fields import Fields
 from certctrl.plane.challenges.holds import HOLDS, Holds
 from certctrl.plane.challenges.solver import HTTP_01, TLS_ALPN_01, Proof
-from certctrl.plane.challenges.solver_kind import SolverParts
 from certctrl.plane.features import announced
 from certctrl.plane.issuers.issuer import IssuerError
 from certctrl.plane.storage.database import Database, Row, marks
@@ -32,7 +30,6 @@ from certctrl.text import one_line
 ANSWER_SECONDS = 1800.0
 """How long a host answers if it is never told to stop."""
 WAIT_SECONDS = 180.0
-LONGEST_WAIT = 3600.0
 MAX_DEVICES = 100
 """Devices that answer for one name."""
 SKEW_SECONDS = 3600.0
@@ -259,42 +256,6 @@ class HostSolver:
             f"no answer within {math.ceil(self._wait_seconds)} s from {names}, to whom the {self._kind} challenge was sent",
             fix="check on that host that the agent runs and reaches the control plane: cert-ctrl status",
         )
-
-
-class HostKind:
-    """Checks the fields of ``agent-http`` and ``agent-tls-alpn``, and makes the solver."""
-
-    def __init__(self, kind: str) -> None:
-        self._kind = kind
-
-    def check(self, fields: Fields, secrets: Mapping[str, bytes]) -> dict[str, Any]:
-        """Return the fields in full. Raises ConfigError."""
-        found = {
-            "devices": fields.texts("devices"),
-            "wait_seconds": fields.number("wait_seconds", WAIT_SECONDS, 1, LONGEST_WAIT),
-        }
-        fields.finish()
-        return found
-
-    def make(self, settings: Mapping[str, Any], secrets: Mapping[str, bytes], parts: SolverParts) -> HostSolver:
-        """Return the solver."""
-        return HostSolver(
-            self._kind,
-            parts.database,
-            parts.stream,
-            parts.wall_now,
-            devices=settings["devices"],
-            wait_seconds=settings["wait_seconds"],
-            explain=_explain if self._kind == HTTP_01 else None,
-        )
-
-
-async def _explain(proof: Proof) -> str:
-    from certctrl.plane.challenges.dns_lookup import DnsLookup  # only refusals need the DNS library
-    from certctrl.plane.challenges.dns_network import RealDnsNetwork
-    from certctrl.plane.challenges.explain_http import explain_http
-
-    return await explain_http(DnsLookup(RealDnsNetwork()), proof)
 
 
 def stop_answers(database: Database, stream: SignalStream, tokens: Sequence[str]) -> int:

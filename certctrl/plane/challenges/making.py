@@ -47,7 +47,7 @@ def _kind(name: str) -> SolverKind:
 
             return PlaneHttpKind()
         case "agent-http" | "agent-tls-alpn":
-            from certctrl.plane.challenges.at_hosts import HostKind
+            from certctrl.plane.challenges.at_hosts_entry import HostKind
 
             return HostKind(HTTP_01 if name == "agent-http" else TLS_ALPN_01)
     raise ConfigError(f"{one_line(name)!r} is not a type of challenges", fix=f"use one of {', '.join(TYPES)}")

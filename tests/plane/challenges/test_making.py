@@ -14,6 +14,7 @@ from engine_plane import plane_on
 
 from certctrl.errors import ConfigError
 from certctrl.plane.ca.issuer import inline
+from certctrl.plane.challenges.at_hosts import HostSolver
 from certctrl.plane.challenges.command import CommandSolver
 from certctrl.plane.challenges.making import TYPES, check_challenges, make_solver
 from certctrl.plane.challenges.plane_http import PlaneHttpSolver
@@ -38,7 +39,10 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_everything_has_a_default(program: str) -> None:
-    entries = [{"type": "rfc2136"}, {"type": "command", "command": program}, {"type": "plane-http"}]
+    entries = [
+        {"type": "rfc2136"}, {"type": "command", "command": program}, {"type": "plane-http"}, {"type": "agent-http"},
+        {"type": "agent-tls-alpn"},
+    ]  # fmt: skip
     checked = check_challenges(entries, SECRETS)
     waiting = {"resolvers": [], "authoritative": [], "port": 53, "propagation_seconds": 120}
     assert checked == [
@@ -51,6 +55,8 @@ def test_everything_has_a_default(program: str) -> None:
             "arguments": "append", "timeout_seconds": 120, "secrets": [], "propagation": "authoritative", **waiting,
         },
         {"type": "plane-http", "domains": []},
+        {"type": "agent-http", "domains": [], "devices": [], "wait_seconds": 180},
+        {"type": "agent-tls-alpn", "domains": [], "devices": [], "wait_seconds": 180},
     ]  # fmt: skip
     assert check_challenges(checked, SECRETS) == checked == json.loads(json.dumps(checked))
 
@@ -66,13 +72,16 @@ def test_solvers_of_all_types(program: str) -> None:
         },
         {"type": "command", "command": [program, "--zone", "x"], "secrets": ["api_token"], "challenge": "http-01"},
         {"type": "plane-http", "domains": ["192.0.2.17/24", "*"]},
+        {"type": "agent-http", "devices": ["web-1", "7"], "wait_seconds": 30},
+        {"type": "agent-tls-alpn"},
     ]  # fmt: skip
     checked = check_challenges(entries, SECRETS)
     assert checked[0]["domains"] == ["example.com", "*.xn--bcher-kva.example"]
     assert checked[2]["domains"] == ["192.0.2.0/24", "*"]
     chosen = make_solver(SolverParts(database, plane.stream, plane.wall_now), checked, SECRETS)
     solvers = [type(rule.solver) for rule in chosen._rules]
-    assert solvers == [Rfc2136Solver, CommandSolver, PlaneHttpSolver]
+    assert solvers == [Rfc2136Solver, CommandSolver, PlaneHttpSolver, HostSolver, HostSolver]
+    assert [rule.solver.kinds for rule in chosen._rules[3:]] == [("http-01",), ("tls-alpn-01",)]
     assert "t0k3n" not in repr(chosen._rules) and "MDEyMzQ1" not in repr(chosen._rules)
 
 
@@ -94,6 +103,9 @@ def test_solvers_of_all_types(program: str) -> None:
             [{"type": "plane-http", "domains": ["a b"]}], "challenges[0].domains: contains 'a b'",
             "use for example example.com, *.example.com, 192.0.2.0/24 or *",
         ),
+        ([{"type": "agent-http", "wait_seconds": 0}], "challenges[0].wait_seconds: is 0", "use a number from 1 to 3600"),
+        ([{"type": "agent-tls-alpn", "devices": 7}], "challenges[0].devices: is a whole number", "use a list of texts"),
+        ([{"type": "agent-http", "device": "x"}], "challenges[0].device: is not a field of this type", "use 'devices'"),
         ([{"type": "rfc2136", "ttl": -1}], "challenges[0].ttl: is -1", "use a number from 0 to 86400"),
         ([{"type": "rfc2136", "ttl": 1.5}], "challenges[0].ttl: is 1.5", "use a whole number"),
         ([{"type": "rfc2136", "ttl": True}], "challenges[0].ttl: is true or false", "use a number from 0 to 86400"),
