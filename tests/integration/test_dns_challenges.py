@@ -263,6 +263,11 @@ async def test_a_clock_that_is_wrong(primary: DnsServerProcess, monkeypatch: pyt
 async def test_a_key_without_the_right(servers: Servers) -> None:
     policy = f"update-policy {{ grant {KEY.name} name _acme-challenge.other.example.com TXT; }};"
     server = servers.bind({ZONE: zone_text(ZONE, ["127.0.0.1"])}, KEY, policy=policy)
+    answers, allowed = solver(server), [proof("other.example.com")]
+    await answers.present(allowed)
+    assert server.texts("_acme-challenge.other.example.com") == [dns_record_value(allowed[0])]
+    await answers.clean_up(allowed)
+    assert server.texts("_acme-challenge.other.example.com") == []
     what, fix = await refused(solver(server))
     assert what == (
         f"the DNS server ns1.example.com ({server.place}) refuses an update of example.com"

@@ -14,7 +14,7 @@ import trio
 from certctrl.errors import DeadlineError, TransportError
 
 CAP = 1 << 20
-BODY = {"text": "x" * (16 << 20)}
+BODY = {"text": "x" * (8 << 20)}
 """More than the buffers of two sockets can hold."""
 
 
