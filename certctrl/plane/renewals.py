@@ -29,7 +29,7 @@ from certctrl.text import one_line
 
 JOB = "renewals"
 WINDOW_JOB = "renewal_window"
-"""One job per certificate whose CA may name a window; its key is the certificate's id."""
+"""One job per certificate whose CA may name a window; its key is ``ID:SERIAL``, so that a renewal gets a job of its own."""
 ROUND_SECONDS = 10.0
 PLAN_SECONDS = 30.0
 """How often certificates are looked for that are not planned, or whose CA was never asked for a window."""
@@ -139,13 +139,13 @@ class Renewals:
         for row in rows:
             self._set_due(row, due_at(_life(row), row["serial_number"]))
         unasked = self._db.all(
-            "SELECT c.id FROM certificates c JOIN issuers i ON i.name = c.issuer AND i.kind != ?"
+            "SELECT c.id, c.serial_number FROM certificates c JOIN issuers i ON i.name = c.issuer AND i.kind != ?"
             " WHERE c.status = 'active' AND c.serial_number != '' AND NOT EXISTS"
-            " (SELECT 1 FROM jobs j WHERE j.kind = ? AND j.job_key = CAST(c.id AS TEXT)) ORDER BY c.id LIMIT ?",
+            " (SELECT 1 FROM jobs j WHERE j.kind = ? AND j.job_key = CAST(c.id AS TEXT) || ':' || c.serial_number) ORDER BY c.id LIMIT ?",
             *(WITHOUT_WINDOWS, WINDOW_JOB, PLANNED_TOGETHER),
         )
         for row in unasked:
-            self._jobs.put(WINDOW_JOB, str(row["id"]), now)
+            self._jobs.put(WINDOW_JOB, f"{row['id']}:{row['serial_number']}", now)
         return max(len(rows), len(unasked))
 
     def _set_due(self, row: Row, due: float) -> None:
@@ -211,9 +211,9 @@ class Renewals:
 
     def _begin(self, job: Job) -> Row | None:
         """Return the certificate of a job; end the job of one that needs no renewal."""
-        row = self._db.one(
-            "SELECT * FROM certificates WHERE id = ? AND status = 'active' AND serial_number != ''", int(job.key)
-        )
+        cert_id, _, serial = job.key.partition(":")
+        sql = "SELECT * FROM certificates WHERE id = ? AND status = 'active' AND serial_number = ?"
+        row = self._db.one(sql, int(cert_id), serial)
         if row is None:
             self._jobs.finish(job)
         return row

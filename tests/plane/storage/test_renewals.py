@@ -242,6 +242,15 @@ async def test_the_window_of_a_replaced_certificate_is_forgotten(fleet: Fleet) -
     window = RenewalWindow(WALL - 2, WALL - 1)
     await fleet.plane.work(fleet.plane.renewals._end, job, old, window, "")
     assert (await fleet.shown(row["id"]))["renew_at"] == renewed["renew_at"]
+    await fleet.round()
+    await fleet.plane.renewals.ask()
+    assert fleet.kind.asked == 1, "the CA is asked for the window of the new one"
+    fleet.clock.wall += 2 * DAY
+    await fleet.plane.renewals.ask()
+    keys = await fleet.plane.work(
+        fleet.plane.database.all, "SELECT job_key FROM jobs WHERE kind = ?", renewals.WINDOW_JOB
+    )
+    assert [key["job_key"] for key in keys] == [f"{row['id']}:{renewed['serial_number']}"]
 
 
 async def test_a_failing_renewal_is_retried_and_reported_and_leaves_the_certificate(
