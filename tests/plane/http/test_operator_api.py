@@ -34,7 +34,8 @@ ENDPOINTS = [
     ("POST", "/apiv1/device-grants/ABCD-EFGH"), ("GET", "/apiv1/plane/tls"), ("POST", "/apiv1/plane/tls"),
     ("GET", "/apiv1/plane/status"), ("PATCH", "/apiv1/users/1/certificates/1"),
     ("GET", "/apiv1/issuers"), ("POST", "/apiv1/issuers"), ("GET", "/apiv1/issuers/1"), ("DELETE", "/apiv1/issuers/1"),
-    ("POST", "/apiv1/issuers/1/check"), ("GET", "/apiv1/issuer-rules"), ("POST", "/apiv1/issuer-rules"),
+    ("POST", "/apiv1/issuers/1/check"), ("POST", "/apiv1/issuers/1/change-key"),
+    ("POST", "/apiv1/issuers/1/deactivate"), ("GET", "/apiv1/issuer-rules"), ("POST", "/apiv1/issuer-rules"),
     ("DELETE", "/apiv1/issuer-rules"), ("GET", "/apiv1/users/1/orders"), ("GET", "/apiv1/users/1/orders/1"),
     ("POST", "/apiv1/users/1/orders/1/retry"), ("POST", "/apiv1/users/1/orders/1/cancel"),
 ]  # fmt: skip

@@ -67,4 +67,6 @@ async def test_a_request_of_an_operator_is_one_unit_of_work_unless_it_makes_a_ke
     assert world.units.of == {f"{method} {path}": 1 for method, path, _ in requests}
     world.units.of.clear()
     assert (await world.operator("POST", f"{user}/certificates/{cert_id}/issues", {"action": "renew"})).status == 202
-    assert set(world.units.of.values()) == {2}, "checked before the key is made, stored after it"
+    assert set(world.units.of.values()) == {3}, (
+        "checked, then signed by the intermediate that is stored now, then stored"
+    )
