@@ -209,6 +209,7 @@ def bao(need: Callable[[str], str], tmp_path: Path) -> Iterator[tuple[Path, str,
         log.close()
 
 
+@pytest.mark.campaign
 async def test_openbao_issues_and_revokes(
     install: Install, bao: tuple[Path, str, str], openssl: str, tmp_path: Path
 ) -> None:
