@@ -20,7 +20,7 @@ from certctrl.plane.features import announced
 from certctrl.plane.orders import BLOCKED, CSR_WANTED, DONE, FAILED, READY, Asked, Orders
 from certctrl.plane.settings import DAY
 from certctrl.plane.shared_limits import SharedBuckets
-from certctrl.plane.storage.database import Database, Row
+from certctrl.plane.storage.database import Database, Row, marks
 from certctrl.plane.storage.signal_stream import SignalStream
 
 CSR_SECONDS = 7 * DAY
@@ -241,13 +241,12 @@ def wanted_csr(order: Row, certificate: Row) -> dict[str, Any]:
 
 def visible_orders(database: Database, certificates: list[Row]) -> dict[int, dict[str, Any]]:
     """Return the open orders of certificates with keys at devices, by certificate, as devices see them."""
-    found: dict[int, dict[str, Any]] = {}
     rows = {row["id"]: row for row in certificates if row["key_origin"] == KEY_AT_DEVICE}
-    for cert_id, row in rows.items():
-        order = database.one("SELECT * FROM orders WHERE cert_id = ? AND state IN (?, ?)", cert_id, CSR_WANTED, READY)
-        if order is not None:
-            found[cert_id] = wanted_csr(order, row)
-    return found
+    if not rows:
+        return {}
+    sql = f"SELECT * FROM orders WHERE cert_id IN ({marks(list(rows))}) AND state IN (?, ?)"
+    orders = database.all(sql, *rows, CSR_WANTED, READY)
+    return {order["cert_id"]: wanted_csr(order, rows[order["cert_id"]]) for order in orders}
 
 
 def _checked(csr_der: bytes, certificate: Row, denied: DeniedKeys) -> CheckedRequest:
