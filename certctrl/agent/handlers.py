@@ -26,7 +26,7 @@ from certctrl.agent.announced import (
 )
 from certctrl.agent.challenge_handlers import on_challenge_start, on_challenge_stop
 from certctrl.agent.context import Agent
-from certctrl.agent.host_keys import on_csr_wanted, replace_lost_key, with_host_key
+from certctrl.agent.host_keys import forget_withdrawn_keys, on_csr_wanted, replace_lost_key, with_host_key
 from certctrl.agent.install_config import MOST_NAMED, note_idle_items, refresh_install_config, refused_items
 from certctrl.agent.log_lines import Line, log_line
 from certctrl.agent.reconcile import plan_resync
@@ -216,6 +216,7 @@ def refuse_older(agent: Agent, bundle: Bundle) -> None:
 async def on_cert_revoked(agent: Agent, signal: Signal) -> Outcome:
     """Confirm the revocation with the plane, then withdraw the certificate according to the policy."""
     cert_id = cast(CertRevoked, signal).cert_id
+    await forget_withdrawn_keys(agent, cert_id)
     record = agent.installer.records.get(cert_id)
     if record is None or not (has_left_something(record) or record.alert_pending):
         return Outcome(kind=OutcomeKind.UNCHANGED, detail="not in use here")
@@ -255,6 +256,7 @@ async def on_cert_unassigned(agent: Agent, signal: Signal) -> Outcome:
     """
     cert_id = cast(CertUnassigned, signal).cert_id
     record = agent.installer.records.get(cert_id)
+    await forget_withdrawn_keys(agent, cert_id)
     if record is None or not has_left_something(record):
         clear_alerts(agent, cert_id)
         return Outcome(kind=OutcomeKind.UNCHANGED, detail="not in use here")

@@ -78,6 +78,8 @@ def _signed_request(agent: Agent, summary: CertificateSummary, order: CsrOrder, 
     if pem is None:
         pem = new_key_pem(kind)
         keys.save(summary.id, order.id, summary.domain_name, pem)
+    elif known is not None:
+        keys.secure(known)
     names = order.names or tuple(dict.fromkeys((summary.domain_name, *summary.sans)))
     return signing_request(pem, names, must_staple=order.must_staple)
 
@@ -190,8 +192,23 @@ async def forget_unwanted_keys(
     list may lag: nothing is removed unless the detail says the same.
     """
     await forget_live_keys(agent)
+    await _forget_unwanted(agent, present, listed)
+
+
+async def forget_withdrawn_keys(agent: Agent, cert_id: int) -> None:
+    """Remove the staged keys of a certificate that was revoked or unassigned, if the plane says that it wants none.
+
+    What the disk refuses is left to the next comparison.
+    """
+    with suppress(DiskError):
+        await _forget_unwanted(agent, agent.store.staged_keys.of(cert_id), {})
+
+
+async def _forget_unwanted(
+    agent: Agent, present: Sequence[StagedKey], listed: Mapping[int, CertificateSummary]
+) -> None:
     for key in present:
-        if key not in agent.store.staged_keys.all() or await _is_wanted(agent, key, listed.get(key.cert_id)):
+        if key not in agent.store.staged_keys.of(key.cert_id) or await _is_wanted(agent, key, listed.get(key.cert_id)):
             continue
         if not await _is_wanted(agent, key, await find_certificate(agent, key.cert_id)):
             await agent.offload(agent.store.staged_keys.remove, key)
@@ -204,6 +221,8 @@ async def _is_wanted(agent: Agent, key: StagedKey, summary: CertificateSummary |
         return False
     if summary.order is not None and summary.order.id == key.order_id:
         return True
+    if summary.status == "revoked":  # its material is gone
+        return False
     half = await agent.offload(_public_half, agent, key)
     return bool(half) and half == summary.public_key_sha256.lower()
 

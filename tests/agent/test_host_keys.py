@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 import attrs
@@ -13,14 +14,15 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from handler_world import AFTER, APPLIED, BEFORE, FACTS, IGNORED, LIVE, NOW, THERE, TS, UNCHANGED, World, refused
 
-from certctrl.agent.handlers import on_cert_renewed
+from certctrl.agent.handlers import on_cert_renewed, on_cert_revoked, on_cert_unassigned
 from certctrl.agent.host_keys import CSR_CONFLICT, awaited, forget_live_keys, on_csr_wanted
 from certctrl.agent.reconcile import plan_resync
 from certctrl.errors import DiskError, LaggingError, MaterialError, PlaneError, PolicyRefusedError
 from certctrl.install.material.key_request import new_key_pem, public_key_sha256
 from certctrl.model.certificate import DEVICE_KEY, CertificateSummary, CsrOrder, DeployMaterials
 from certctrl.model.policy import HostPolicy, KeyType
-from certctrl.model.signals import CertRenewed, CsrWanted
+from certctrl.model.records import CertRecord
+from certctrl.model.signals import CertRenewed, CertRevoked, CertUnassigned, CsrWanted
 from certctrl.store.disk.fs import RealFs
 from certctrl.store.state.staged_keys import StagedKey, StagedKeys
 
@@ -224,6 +226,22 @@ async def test_nothing_leaves_a_host_that_cannot_store_the_key(scene: World, mon
     assert len(scene.plane.csrs) == 1
 
 
+async def test_a_key_of_an_earlier_run_is_made_durable_first(scene: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That run may have been killed between renaming the file and syncing its directory."""
+
+    def broken(*_: object) -> None:
+        raise DiskError("broken", errno=errno.EIO)
+
+    scene.agent.store.staged_keys.save(1, 7, "a.example", new_key_pem(KeyType.P256))
+    again = World(scene.layout.root)
+    again.shows(OPEN)
+    with monkeypatch.context() as patch:
+        patch.setattr("certctrl.store.disk.fs.RealFs.fsync", broken)
+        with pytest.raises(DiskError):
+            await on_csr_wanted(again.agent, WANTED)
+    assert (again.plane.csrs, staged(again)) == ([], (KEY,))
+
+
 # --- the certificate arrives ----------------------------------------------------------------------------------------
 
 
@@ -340,6 +358,40 @@ async def test_the_key_of_an_issued_certificate_stays_until_it_is_live(scene: Wo
     scene.installer.host_keys[1] = {public_key_sha256(pem): pem}
     await plan_resync(scene.agent, "test")
     assert staged(scene) == ()
+
+
+async def test_the_key_of_a_revoked_certificate_is_removed(scene: World) -> None:
+    """It was issued, and revoked before it was deployed; that of a replacement, which is ordered, stays."""
+    pem = new_key_pem(KeyType.P256)
+    scene.agent.store.staged_keys.save(1, 7, "a.example", pem)
+    newer = scene.agent.store.staged_keys.save(1, 9, "a.example", new_key_pem(KeyType.P256))
+    issues(scene, pem)
+    shown = attrs.evolve(scene.plane.certificates[1], status="revoked", order=attrs.evolve(ORDER, id=9))
+    scene.shows(shown)
+    await on_cert_revoked(scene.agent, CertRevoked(ts_ms=TS, cert_id=1))
+    assert staged(scene) == (newer,)
+    scene.shows(attrs.evolve(shown, order=None))
+    await plan_resync(scene.agent, "test")
+    assert staged(scene) == ()
+
+
+@pytest.mark.parametrize("record", [None, LIVE])
+async def test_the_keys_of_an_unassigned_certificate_are_removed(scene: World, record: CertRecord | None) -> None:
+    """Those of others stay, and all as long as the plane does not confirm it."""
+    pem = new_key_pem(KeyType.P256)
+    scene.agent.store.staged_keys.save(1, 7, "a.example", pem)
+    other = scene.agent.store.staged_keys.save(2, 8, "b.example", pem)
+    if record is not None:
+        scene.agent.policy = HostPolicy(unassign_grace=0)
+        scene.has(record)
+    signal = CertUnassigned(ts_ms=TS, cert_id=1)
+    scene.shows(OPEN)
+    with suppress(LaggingError):
+        await on_cert_unassigned(scene.agent, signal)
+    assert staged(scene) == (KEY, other)
+    scene.shows(None)
+    await on_cert_unassigned(scene.agent, signal)
+    assert staged(scene) == (other,)
 
 
 async def test_other_files_among_the_keys_are_left_alone(scene: World) -> None:

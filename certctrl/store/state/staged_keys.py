@@ -10,8 +10,10 @@ keys to list them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 
 from certctrl import lean
 from certctrl.errors import DiskError, StateCorruptError
@@ -49,27 +51,29 @@ def parsed_file(file: str) -> StagedKey | None:
 
 
 class StagedKeys:
-    """The staged keys of one agent. Methods block on the disk and raise DiskError."""
+    """The staged keys of one agent; safe to share among threads. Methods block on the disk and raise DiskError."""
 
     def __init__(self, layout: ConfigDir, fs: Fs) -> None:
         self._directory = layout.staged_keys
         self._fs = fs
         self._files = StateFiles(fs)
-        self._known: tuple[StagedKey, ...] | None = None
+        self._lock = Lock()
+        """Of ``_known``; not held while a key is written, as the event loop reads it too."""
+        self._known: dict[int, tuple[StagedKey, ...]] | None = None
+        """By certificate, those of newer orders last."""
+        self._durable: set[StagedKey] = set()
+        """Those whose file names are durable for sure: not those that a crash before the last fsync may have left."""
 
     def all(self) -> tuple[StagedKey, ...]:
         """Return the staged keys by certificate and order; read from the disk once, as only this process changes them."""
-        if self._known is None:
-            if self._fs.lstat(self._directory) is None:  # of an earlier release
-                return ()
-            with closing(self._fs, self._fs.open_dir(self._directory)) as directory:
-                found = [parsed_file(file) for file in self._fs.listdir(directory)]
-            self._known = _sorted(one for one in found if one is not None)
-        return self._known
+        with self._lock:
+            known = self._read()
+            return tuple(key for cert_id in sorted(known) for key in known[cert_id])
 
     def of(self, cert_id: int) -> tuple[StagedKey, ...]:
         """Return the staged keys of a certificate, those of newer orders last."""
-        return tuple(one for one in self.all() if one.cert_id == cert_id)
+        with self._lock:
+            return self._read().get(cert_id, ())
 
     def find(self, cert_id: int, order_id: int) -> StagedKey | None:
         """Return the staged key of an order."""
@@ -86,25 +90,57 @@ class StagedKeys:
         """Stage a key durably; another one of the same order is replaced."""
         before = self.find(cert_id, order_id)
         key = StagedKey(cert_id, order_id, safe_name(domain)) if before is None else before
-        write_atomic(self._fs, self._path(key), pem)
-        self._note({*self.all(), key})
+        with self._read_again_if_refused():
+            write_atomic(self._fs, self._path(key), pem)
+        self._note(cert_id, lambda keys: keys | {key})
+        self._durable.add(key)
         return key
+
+    def secure(self, key: StagedKey) -> None:
+        """Make sure that a staged key survives a power cut, although an earlier run may have ended while it was staged."""
+        if key in self._durable:
+            return
+        with closing(self._fs, self._fs.open_dir(self._directory)) as directory:
+            self._fs.fsync(directory)
+        self._durable.add(key)
 
     def remove(self, key: StagedKey) -> None:
         """Forget a staged key, durably; idempotent."""
-        try:
+        self._durable.discard(key)
+        with self._read_again_if_refused():
             remove_file(self._fs, self._path(key))
-        except DiskError:
-            self._known = None  # it may be gone
-            raise
-        self._note({*self.all()} - {key})
+        self._note(key.cert_id, lambda keys: keys - {key})
 
-    def _note(self, keys: set[StagedKey]) -> None:
-        self._known = _sorted(keys)
+    @contextmanager
+    def _read_again_if_refused(self) -> Iterator[None]:
+        """Read the directory again after the disk refused a change, which may have been made all the same."""
+        try:
+            yield
+        except DiskError:
+            with self._lock:
+                self._known = None
+            raise
+
+    def _read(self) -> dict[int, tuple[StagedKey, ...]]:
+        """Return the known keys; the caller holds the lock."""
+        if self._known is None:
+            if self._fs.lstat(self._directory) is None:  # of an earlier release
+                return {}
+            with closing(self._fs, self._fs.open_dir(self._directory)) as directory:
+                found = [parsed_file(file) for file in self._fs.listdir(directory)]
+            known: dict[int, list[StagedKey]] = {}
+            for key in sorted((one for one in found if one is not None), key=lambda one: one.order_id):
+                known.setdefault(key.cert_id, []).append(key)
+            self._known = {cert_id: tuple(keys) for cert_id, keys in known.items()}
+        return self._known
+
+    def _note(self, cert_id: int, change: Callable[[set[StagedKey]], set[StagedKey]]) -> None:
+        with self._lock:
+            known = self._read()
+            keys = change({*known.get(cert_id, ())})
+            known[cert_id] = tuple(sorted(keys, key=lambda one: one.order_id))
+            if not keys:
+                del known[cert_id]
 
     def _path(self, key: StagedKey) -> Path:
         return self._directory / key.file
-
-
-def _sorted(keys: Iterable[StagedKey]) -> tuple[StagedKey, ...]:
-    return tuple(sorted(keys, key=lambda one: (one.cert_id, one.order_id)))
