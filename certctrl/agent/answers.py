@@ -20,6 +20,10 @@ class Answers:
     contexts: dict[str, ssl.SSLContext] = attrs.field(factory=dict)
     """By token, of the challenges over TLS."""
     listeners: dict[ChallengeKind, trio.CancelScope] = attrs.field(factory=dict)
+    addresses: dict[ChallengeKind, str] = attrs.field(factory=dict)
+    """Where each listener listens, as the policy says it."""
+    not_given: set[tuple[ChallengeKind, str]] = attrs.field(factory=set)
+    """Those of an earlier run that are not visible again yet."""
     changed: AsyncBool = attrs.field(factory=AsyncBool)
     """Whether a challenge or the policy changed; `answer_challenges` resets it."""
     nursery: trio.Nursery | None = None

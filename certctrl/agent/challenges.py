@@ -53,6 +53,9 @@ async def start_answering(agent: Agent, challenge: Challenge) -> str:
         await _load(agent)
         answers = agent.challenges
         before = answers.active.get(challenge.key)
+        if before is not None and not _is_same(before, challenge):
+            await _take_back(agent, before)
+            before = None
         if before is None and len(answers.active) >= MAX_CHALLENGES:
             raise PolicyRefusedError(
                 f"this host answers {MAX_CHALLENGES} challenges already", fix="wait until some of them end"
@@ -63,6 +66,7 @@ async def start_answering(agent: Agent, challenge: Challenge) -> str:
         try:
             await _save(agent)
             where = await _give(agent, challenge)
+            answers.not_given.discard(challenge.key)
         except BaseException:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 5), suppress(CertctrlError):
                 await _take_back(agent, challenge)
@@ -70,6 +74,10 @@ async def start_answering(agent: Agent, challenge: Challenge) -> str:
         answers.changed.value = True
         log_line(agent.log, Line.CHALLENGE_STARTED, kind=challenge.kind.value, name=challenge.identifier, where=where)
         return where
+
+
+def _is_same(one: Challenge, other: Challenge) -> bool:
+    return (one.key_authorization, one.identifier) == (other.key_authorization, other.identifier)
 
 
 async def stop_answering(agent: Agent, kind: ChallengeKind, token: str) -> bool:
@@ -90,9 +98,8 @@ async def answer_challenges(agent: Agent) -> None:
     async with trio.open_nursery() as nursery:
         answers.nursery = nursery
         try:
-            await _reporting(agent, _resume)
             while True:
-                await _reporting(agent, take_back_ended)
+                await _reporting(agent, _tend)
                 with trio.move_on_after(_pause(agent)):
                     await answers.changed.wait_value(True)
                 answers.changed.value = False
@@ -112,6 +119,18 @@ async def tidy_answers(agent: Agent) -> None:
     await _reporting(agent, take_back_ended)
 
 
+async def _tend(agent: Agent) -> None:
+    """Take back what has ended, and give what an earlier run gave. Raises as `stop_answering`, after all were tried."""
+    failed: CertctrlError | None = None
+    for call in (take_back_ended, _resume):
+        try:
+            await call(agent)
+        except CertctrlError as error:
+            failed = failed or error
+    if failed is not None:
+        raise failed
+
+
 async def take_back_ended(agent: Agent) -> None:
     """Take back the answers that have expired, or that the policy no longer allows. Raises as `stop_answering`."""
     async with agent.challenges.lock:
@@ -119,7 +138,7 @@ async def take_back_ended(agent: Agent) -> None:
         failed: CertctrlError | None = None
         for one in [*agent.challenges.active.values()]:
             expired = one.until <= agent.wall_now() or one.until > agent.wall_now() + 2 * MAX_LIFE  # the clock was set
-            why = "it expired" if expired else refusal(agent.policy.acme, one.kind, one.identifier)
+            why = "it expired" if expired else _no_longer_allowed(agent, one)
             try:
                 if why:
                     await _take_back(agent, one)
@@ -130,14 +149,36 @@ async def take_back_ended(agent: Agent) -> None:
             raise failed
 
 
+def _no_longer_allowed(agent: Agent, challenge: Challenge) -> str:
+    """Return why the policy, which may have changed, does not allow an answer where it is given; empty: it does."""
+    policy, place = agent.policy.acme, challenge.directory
+    if why := refusal(policy, challenge.kind, challenge.identifier):
+        return why
+    allowed = policy.http01_directory if place else _address(policy, challenge.kind)
+    place = place or agent.challenges.addresses.get(challenge.kind, allowed or "a listener")
+    return "" if place == allowed else f"policy.json no longer allows {place}"
+
+
+def _address(policy: AcmeAnswers, kind: ChallengeKind) -> str:
+    return (policy.http01_listen if kind is ChallengeKind.HTTP_01 else policy.tls_alpn01_listen) or ""
+
+
 async def _resume(agent: Agent) -> None:
-    """Give again the answers of an earlier run that have not expired."""
+    """Give again the answers of an earlier run that have not ended. Raises as `stop_answering`, after all were tried."""
     async with agent.challenges.lock:
+        answers = agent.challenges
         await _load(agent)
-        now = agent.wall_now()
-        for one in [*agent.challenges.active.values()]:
-            if one.until > now and not refusal(agent.policy.acme, one.kind, one.identifier):
-                await _give(agent, one)
+        failed: CertctrlError | None = None
+        for key in [*answers.not_given]:
+            one = answers.active[key]
+            try:
+                if one.until > agent.wall_now() and not _no_longer_allowed(agent, one):
+                    await _give(agent, one)
+                answers.not_given.discard(key)
+            except CertctrlError as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
 
 
 async def _reporting(agent: Agent, call: Callable[[Agent], Any]) -> None:
@@ -156,6 +197,7 @@ async def _load(agent: Agent) -> None:
     if not answers.is_loaded:
         found = await agent.offload(agent.store.session.load_challenges)
         answers.active |= {one.key: one for one in found[:MAX_CHALLENGES]}
+        answers.not_given |= answers.active.keys()
         answers.is_loaded = True
 
 
@@ -191,14 +233,14 @@ def _context_of(agent: Agent, challenge: Challenge) -> ssl.SSLContext:
 
 async def _listen(agent: Agent, kind: ChallengeKind) -> str:
     """Open the listener of a kind if it is not open; return its address."""
-    answers, policy = agent.challenges, agent.policy.acme
-    address = (policy.http01_listen if kind is ChallengeKind.HTTP_01 else policy.tls_alpn01_listen) or ""
+    answers, address = agent.challenges, _address(agent.policy.acme, kind)
     if answers.nursery is None:
         raise PolicyRefusedError("no daemon runs here that could listen", fix="systemctl start cert-ctrl")
     if kind not in answers.listeners:
         try:
             host, port = listen_address(address, public=True)
             await answers.nursery.start(_serve, agent, kind, None if host == "::" else host, port)
+            answers.addresses[kind] = address
         except OSError as error:
             fix = "let the web server answer: set acme.http01_directory in policy.json"
             if kind is ChallengeKind.TLS_ALPN_01:
@@ -225,6 +267,7 @@ async def _serve(
         finally:
             if answers.listeners.get(kind) is scope:
                 del answers.listeners[kind]
+                answers.addresses.pop(kind, None)
 
 
 async def _take_back(agent: Agent, challenge: Challenge) -> None:
@@ -235,7 +278,9 @@ async def _take_back(agent: Agent, challenge: Challenge) -> None:
         await agent.offload(remove_token_file, agent.fs, challenge.directory, challenge.token, data)
     answers.contexts.pop(challenge.token, None)
     answers.active.pop(challenge.key, None)
+    answers.not_given.discard(challenge.key)
     needed = {one.kind for one in answers.active.values() if not one.directory}
     for kind in [kind for kind in answers.listeners if kind not in needed]:
         answers.listeners.pop(kind).cancel()
+        answers.addresses.pop(kind, None)
     await _save(agent)

@@ -254,6 +254,55 @@ async def test_a_policy_that_no_longer_allows_it_ends_an_answer(scene: World, to
     await while_answering(scene.agent, body)
 
 
+async def test_another_directory_in_the_policy_ends_an_answer(scene: World, tokens: Path, tmp_path: Path) -> None:
+    """The policy says where the agent may write, also after a restart."""
+    (tmp_path / "others").mkdir(mode=0o755)
+    await on_challenge_start(scene.agent, start())
+    again = restarted(scene)
+    allow(again, http01_directory=str(tmp_path / "others"))
+    (tokens / TOKEN).unlink()
+
+    async def body() -> None:
+        await trio.sleep(0.05)
+
+    await while_answering(again.agent, body)
+    assert (os.listdir(tokens), os.listdir(tmp_path / "others")) == ([], [])
+    assert not again.agent.challenges.active
+
+
+async def test_another_answer_takes_the_place_of_the_first(scene: World, tokens: Path) -> None:
+    """An authority may ask the same again after its client has changed the key of its account."""
+    await on_challenge_start(scene.agent, start())
+    other = attrs.evolve(start(), key_authorization=f"{TOKEN}.{'x' * 43}")
+    assert (await on_challenge_start(scene.agent, other)).kind is APPLIED
+    assert (tokens / TOKEN).read_text() == other.key_authorization
+    await on_challenge_stop(scene.agent, STOP)
+    assert os.listdir(tokens) == []
+
+
+async def test_one_answer_that_cannot_be_given_again_hinders_no_other(
+    scene: World, tokens: Path, autojump_clock: MockClock
+) -> None:
+    """After a restart; it is reported, and tried again until it ends."""
+    await on_challenge_start(scene.agent, start())
+    await on_challenge_start(scene.agent, start(token="t" * 43))
+    for path in tokens.iterdir():
+        path.unlink()
+    (tokens / TOKEN).write_text("of another program")
+    again = restarted(scene)
+    again.agent.wall_now = lambda: NOW + trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(answer_challenges, again.agent)
+        await trio.sleep(5)
+        assert (tokens / ("t" * 43)).exists()
+        assert "did not write it" in again.agent.problems["challenges"].what
+        (tokens / TOKEN).unlink()
+        await trio.sleep(70)
+        assert (tokens / TOKEN).read_text() == ANSWER
+        assert not again.agent.problems
+        nursery.cancel_scope.cancel()
+
+
 async def test_what_cannot_be_taken_back_is_a_problem_and_retried(
     scene: World, tokens: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -372,6 +421,32 @@ async def test_a_listener_opens_again_after_a_restart(scene: World) -> None:
 
     await while_answering(scene.agent, first)
     await while_answering(restarted(scene).agent, then)
+
+
+async def test_a_listener_ends_when_the_policy_names_another_address(scene: World) -> None:
+    ports = free_port(), free_port()
+
+    async def body() -> None:
+        for port, allowed in zip(ports, (ports[1], None), strict=True):
+            allow(scene, http01_listen=f"127.0.0.1:{port}")
+            await on_challenge_start(scene.agent, start())
+            target = f"/.well-known/acme-challenge/{TOKEN}"
+            assert await fetched(port, target) == (200, ANSWER)
+            allow(scene, http01_directory="/var/www", http01_listen=allowed and f"127.0.0.1:{allowed}")
+            scene.agent.challenges.changed.value = True
+            await until_closed(port)
+
+    await while_answering(scene.agent, body)
+
+
+async def until_closed(port: int) -> None:
+    with trio.fail_after(10):
+        while True:
+            try:
+                await (await trio.open_tcp_stream("127.0.0.1", port)).aclose()
+            except OSError:
+                return
+            await trio.sleep(0.02)
 
 
 async def test_a_taken_port_is_a_failure_that_names_the_other_way(scene: World) -> None:
