@@ -9,6 +9,7 @@ All units of work are long ones, and those of several orders share a transaction
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Collection
 from functools import partial
@@ -20,7 +21,7 @@ from certctrl.model.offload import Offload
 from certctrl.plane.ca.issuer import Issued
 from certctrl.plane.counters import PlaneCounters
 from certctrl.plane.errors import ErrorResponse
-from certctrl.plane.issuers.issuer import CertificateRequest, IssuerError
+from certctrl.plane.issuers.issuer import BUILTIN, CertificateRequest, IssuerError
 from certctrl.plane.issuers.registry import Issuers
 from certctrl.plane.jobs import Job, Jobs
 from certctrl.plane.order_attempts import Attempt, Attempts, ClaimLostError
@@ -78,6 +79,8 @@ class OrderRunner:
         self._offload = offload
         self._due = trio.Event()
         self._making_keys = trio.CapacityLimiter(_RSA_TOGETHER)
+        self._turn = trio.CapacityLimiter(1)
+        """Whose turn it is to compute: requests are answered between the steps of any number of orders."""
         self._running = 0
 
     def wake(self) -> None:
@@ -136,7 +139,8 @@ class OrderRunner:
 
     async def _run(self, job: Job) -> None:
         try:
-            attempt = await self._together.work(self._attempts.begin, job)
+            async with self._turn:
+                attempt = await self._together.work(self._attempts.begin, job)
         except CertctrlError as error:  # the lease ends, then it is tried again
             self._storage_check.note_failure(error)
             log.error("order %s cannot be read: %s", job.key, error)
@@ -214,7 +218,8 @@ class OrderRunner:
                 key, csr = await self._offload(
                     new_request, attempt.key_type, attempt.names, attempt.must_staple, attempt.old_key_der
                 )
-            await self._together.work(self._attempts.keep_key, attempt, key, csr)
+            async with self._turn:
+                await self._together.work(self._attempts.keep_key, attempt, key, csr)
         request = CertificateRequest(
             names=attempt.names,
             csr_der=csr,
@@ -227,8 +232,10 @@ class OrderRunner:
             remember=partial(self._remember, attempt),
         )
         with trio.move_on_after(ATTEMPT_SECONDS):
-            chain = await issuer.issue(request)
-            return checked_chain(chain, csr, attempt.names, key=key, now=self._wall_now(), refuse=self._refuse)
+            async with self._turn if attempt.issuer == BUILTIN else contextlib.nullcontext():
+                chain = await issuer.issue(request)
+            async with self._turn:
+                return checked_chain(chain, csr, attempt.names, key=key, now=self._wall_now(), refuse=self._refuse)
         raise IssuerError(
             f"issuer {attempt.issuer} has not answered for a day", fix=f"cert-ctrl plane issuers check {attempt.issuer}"
         )
@@ -247,7 +254,8 @@ class OrderRunner:
         """Run a unit of work until the database accepts it: what a CA has issued must not be lost."""
         while True:
             try:
-                return await self._together.work(unit, *args, **kwargs)
+                async with self._turn:
+                    return await self._together.work(unit, *args, **kwargs)
             except (ErrorResponse, ClaimLostError):
                 raise
             except CertctrlError as error:
