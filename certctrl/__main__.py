@@ -38,7 +38,8 @@ def program() -> None:
         _open_missing()
     if not sys.warnoptions:  # libraries warn about the form of certificates; not for our users
         warnings.simplefilter("ignore")
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a locale may lack characters
+    # A locale may lack characters; a reader of a pipe sees each line at once, such as the code that `register` waits with.
+    sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
     sys.stdout, sys.stderr = _forgiving(sys.stdout), _forgiving(sys.stderr)
     try:
         status = main()
@@ -78,8 +79,7 @@ def _forgiving(stream: "TextIO") -> "TextIO":
     if not stat.S_ISFIFO(os.fstat(stream.fileno()).st_mode):
         return stream
     pipe = io.BufferedWriter(_Pipe(stream.fileno(), "w", closefd=False))
-    lines = stream is sys.stderr
-    return io.TextIOWrapper(pipe, encoding=stream.encoding, errors=stream.errors, line_buffering=lines)
+    return io.TextIOWrapper(pipe, encoding=stream.encoding, errors=stream.errors, line_buffering=True)
 
 
 def _open_missing() -> None:

@@ -184,7 +184,8 @@ def _poll(agent: Agent) -> dict[str, Any]:
 
 async def report_forever(agent: Agent, notifier: Notifier) -> None:
     """Write the status on changes and log each change of health, until cancelled."""
-    was, written, last, deepest = Health.HEALTHY.value, -WRITE_EVERY, "", 0
+    was, written, last = Health.HEALTHY.value, -WRITE_EVERY, ""
+    deepest = BURST  # a start leaves as much free memory behind as a burst
     while True:
         status = snapshot(agent)
         if status["health"] != was:
@@ -200,7 +201,7 @@ async def report_forever(agent: Agent, notifier: Notifier) -> None:
             last, written = essence, trio.current_time()
             await save_status(agent, status)
         deepest = max(deepest, agent.inbox.depth)
-        if deepest >= BURST and agent.inbox.depth == 0:
+        if deepest >= BURST and agent.inbox.depth == 0 and agent.session.last_poll_at is not None:
             deepest = 0
             release_memory()
         await agent.wait_for_status_change(REPORT_INTERVAL, WRITE_EVERY)

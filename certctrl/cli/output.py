@@ -38,7 +38,6 @@ def write_json(value: Any, *, pretty: bool = True) -> None:
     import json
 
     sys.stdout.write(json.dumps(value, indent=2 if pretty else None, ensure_ascii=True, default=str) + "\n")
-    sys.stdout.flush()
 
 
 def on_terminal() -> bool:

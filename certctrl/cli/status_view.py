@@ -33,7 +33,6 @@ def show_status(invoked: Invocation, *, daemon: bool = False, as_json: bool = Fa
         else:
             for line in block(facts) + details(facts, certs):
                 write_line(invoked.with_directory(line))
-        sys.stdout.flush()
         if not watch or reader_has_gone():
             return exit_status(facts)
         if not as_json and not on_terminal():

@@ -97,13 +97,13 @@ def exchange_error(
     found = _tls_error(below, place, now=now, own_ca=own_ca)
     if found is not None:
         return found
+    again = _NO_TLS if plain else _AGAIN
     for one in below:
         if isinstance(one, OSError) and one.errno is not None:
-            return TransportError(f"connection to {place} broke: {_strerror(one)}", fix=_AGAIN)
+            return TransportError(f"connection to {place} broke: {_strerror(one)}", fix=again)
     text = str(error)
     if "disconnected" in text or "closed connection" in text or not text:
-        fix = _NO_TLS if plain else _AGAIN
-        return TransportError(f"{place} closed the connection during an exchange", fix=fix)
+        return TransportError(f"{place} closed the connection during an exchange", fix=again)
     if plain:
         return BadAnswerError(f"{place} does not answer in plain HTTP", fix=_NO_TLS)
     # All others are errors of the HTTP parser, whose texts may quote the peer's bytes.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from certctrl.__main__ import _forgiving
 from certctrl.cli import output
 
 
@@ -97,3 +99,13 @@ def test_a_dumb_terminal_is_not_a_terminal(monkeypatch: pytest.MonkeyPatch) -> N
 )
 def test_expired_is_red_even_after_a_bar(cell: str, style: str) -> None:
     assert style in output._colour(cell) and bool(output._colour(cell)) == bool(style)
+
+
+def test_the_reader_of_a_pipe_sees_each_line_at_once() -> None:
+    """`cert-ctrl register | tee log` prints a code and waits for its approval."""
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    with open(reader, "rb") as pipe, open(writer, "w", encoding="utf-8") as stdout:
+        stream = _forgiving(stdout)
+        stream.write("Code     ABCD-EFGH\n")
+        assert pipe.read() == b"Code     ABCD-EFGH\n"

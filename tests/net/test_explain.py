@@ -318,6 +318,12 @@ def test_a_broken_exchange_names_the_reason() -> None:
     assert error.maybe_sent
 
 
+def test_a_reset_of_plain_http_hints_at_tls() -> None:
+    """A TLS server may answer plain HTTP with a reset as well as with an alert."""
+    reset = chained(RuntimeError("x"), ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"))
+    assert "https://" in str(exchange_error(reset, "plane:443", now=0.0, own_ca=False, plain=True).fix)
+
+
 @given(st.floats(allow_nan=True, allow_infinity=True))
 def test_any_time_can_be_formatted(now: float) -> None:
     assert utc(now)

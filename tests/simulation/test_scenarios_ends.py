@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import linecache
+
 import attrs
 import trio
 from simulation.clock import START
@@ -106,5 +108,14 @@ def test_an_unassigned_certificate_is_withdrawn_after_its_grace_time() -> None:
         assert any(f"certificates/{row['id']}" in one.path for one in scene.sent[sent:]), "confirmed again"
         await scene.until(lambda: ("cert.unassigned", "applied") in scene.outcomes())
         assert (await scene.ask("status"))["health"] == "healthy"
+
+    play(scenario)
+
+
+def test_free_memory_goes_back_after_the_start() -> None:
+    async def scenario(scene: Scene) -> None:
+        linecache.cache["<generated>"] = (1, None, ["x\n"], "<generated>")  # released together with the memory
+        await scene.until(lambda: "<generated>" not in linecache.cache)
+        assert scene.agent.session.last_poll_at is not None
 
     play(scenario)

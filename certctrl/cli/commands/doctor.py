@@ -117,7 +117,6 @@ def _show(invoked: Invocation, finding: Any) -> None:
         write_line(f"{level:<4}  {finding.check}: {finding.what}")
     if finding.fix:
         write_line(f"      fix: {invoked.with_directory(finding.fix)}")
-    sys.stdout.flush()
 
 
 def _sum_up(findings: list[Any]) -> None:

@@ -39,6 +39,11 @@ _EXIT_STATUSES = {
     409: ExitStatus.FAILED, 410: ExitStatus.FAILED, 413: ExitStatus.USAGE,
 }  # fmt: skip
 """HTTP status of an error response -> exit status; otherwise 69."""
+_FIXES = {
+    "CERT_REVOKED": "cert-ctrl plane renew ID makes it valid again, with a new key",
+    "NAME_RESERVED": "give the service a name of its own",
+}
+"""Key of an error response -> what the operator can do."""
 
 
 @lean.define
@@ -141,6 +146,7 @@ def call_plane(ctx: typer.Context, request: Callable[[OperatorApi], Awaitable[T]
             )
         except PlaneError as error:
             error.exit_status = _EXIT_STATUSES.get(error.status, error.exit_status)
+            error.fix = error.fix or _FIXES.get(error.key, "")
             raise
         except TransportError as error:
             error.fix = f"check that `cert-ctrl plane serve` runs at {connection.server} and that --ca is its CA"
