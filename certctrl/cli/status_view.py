@@ -127,7 +127,7 @@ def details(facts: dict[str, Any], certs: list[dict[str, Any]] | None) -> list[s
 def _start_hint(facts: dict[str, Any]) -> str:
     if exit_status(facts) == 77:
         return "cert-ctrl -c DIR register, then start the daemon"
-    return "systemctl start cert-ctrl, or cert-ctrl -c DIR --keep-running"
+    return "systemctl start cert-ctrl, or cert-ctrl -c DIR --keep-running; if it ends, cert-ctrl -c DIR doctor says why"
 
 
 def _summary(certs: list[dict[str, Any]], now: float) -> str:
