@@ -60,3 +60,11 @@ def test_status_and_list_certs_import_nothing_heavy(command: str, tmp_path: Path
     init_config_dir(RealFs(), ConfigDir(root), server_url="https://plane.example", ca_pem=None)
     _, _, loaded = loaded_by("-c", str(root), command)
     assert not loaded, "not even rich: standard output is not a terminal here"
+
+
+def test_the_daemon_imports_neither_challenges_nor_makers_of_keys() -> None:
+    """Most hosts have neither, and what an idle daemon needs of memory has a limit (tests/bench/idle.py)."""
+    names = ["agent.challenges", "net.challenge_listener", "net.tls_alpn", "install.material.key_request"]
+    code = f"import certctrl.agent.run, sys; print(*sorted({{'certctrl.' + n for n in {names}}} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "\n"

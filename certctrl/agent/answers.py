@@ -25,7 +25,7 @@ class Answers:
     not_given: set[tuple[ChallengeKind, str]] = attrs.field(factory=set)
     """Those of an earlier run that are not visible again yet."""
     changed: AsyncBool = attrs.field(factory=AsyncBool)
-    """Whether a challenge or the policy changed; `answer_challenges` resets it."""
+    """Whether a challenge or the policy changed; `tend_forever` resets it."""
     nursery: trio.Nursery | None = None
     """Of the listeners; None: no daemon runs."""
     lock: trio.Lock = attrs.field(factory=trio.Lock)

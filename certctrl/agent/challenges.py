@@ -92,19 +92,14 @@ async def stop_answering(agent: Agent, kind: ChallengeKind, token: str) -> bool:
         return True
 
 
-async def answer_challenges(agent: Agent) -> None:
+async def tend_forever(agent: Agent) -> None:
     """Give the answers that a crash interrupted, and take back each one in time, until cancelled."""
     answers = agent.challenges
-    async with trio.open_nursery() as nursery:
-        answers.nursery = nursery
-        try:
-            while True:
-                await _reporting(agent, _tend)
-                with trio.move_on_after(_pause(agent)):
-                    await answers.changed.wait_value(True)
-                answers.changed.value = False
-        finally:
-            answers.nursery = None
+    while True:
+        await _reporting(agent, _tend)
+        with trio.move_on_after(_pause(agent)):
+            await answers.changed.wait_value(True)
+        answers.changed.value = False
 
 
 def _pause(agent: Agent) -> float:

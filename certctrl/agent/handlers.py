@@ -24,7 +24,6 @@ from certctrl.agent.announced import (
     require_arrival,
     wait_is_over,
 )
-from certctrl.agent.challenge_handlers import on_challenge_start, on_challenge_stop
 from certctrl.agent.context import Agent
 from certctrl.agent.host_keys import forget_withdrawn_keys, on_csr_wanted, replace_lost_key, with_host_key
 from certctrl.agent.install_config import MOST_NAMED, note_idle_items, refresh_install_config, refused_items
@@ -67,6 +66,7 @@ from certctrl.model.signals import (
     CertRenewed,
     CertRevoked,
     CertUnassigned,
+    ChallengeStart,
     CsrWanted,
     InstallUpdated,
     ResyncRequired,
@@ -322,6 +322,13 @@ async def _other_ca(agent: Agent, signal: CaUnassigned) -> str:
     return too_early(agent, signal, await recognise_plane(agent))
 
 
+async def on_challenge(agent: Agent, signal: Signal) -> Outcome:
+    """Answer a certificate authority, or stop answering."""
+    from certctrl.agent.challenge_handlers import on_challenge_start, on_challenge_stop  # here: few hosts have any
+
+    return await (on_challenge_start if isinstance(signal, ChallengeStart) else on_challenge_stop)(agent, signal)
+
+
 async def on_resync_required(agent: Agent, signal: Signal) -> Outcome:
     """Compare the whole host with the plane; differences become separate signals."""
     found = await plan_resync(agent, cast(ResyncRequired, signal).reason or "requested by the plane")
@@ -336,10 +343,10 @@ HANDLERS: dict[str, Handler] = {
     CsrWanted.type: on_csr_wanted,
     CaAssigned.type: on_ca_assigned,
     CaUnassigned.type: on_ca_unassigned,
-    AcmeHttp01Start.type: on_challenge_start,
-    AcmeHttp01Stop.type: on_challenge_stop,
-    AcmeTlsAlpn01Start.type: on_challenge_start,
-    AcmeTlsAlpn01Stop.type: on_challenge_stop,
+    AcmeHttp01Start.type: on_challenge,
+    AcmeHttp01Stop.type: on_challenge,
+    AcmeTlsAlpn01Start.type: on_challenge,
+    AcmeTlsAlpn01Stop.type: on_challenge,
     ResyncRequired.type: on_resync_required,
 }
 

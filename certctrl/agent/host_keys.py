@@ -24,7 +24,6 @@ from certctrl.agent.announced import GONE, find_certificate, is_current, require
 from certctrl.agent.context import Agent
 from certctrl.agent.log_lines import Line, log_line
 from certctrl.errors import DiskError, MaterialError, PlaneError, PolicyRefusedError
-from certctrl.install.material.key_request import is_of_kind, new_key_pem, public_key_sha256, signing_request
 from certctrl.model.certificate import DEVICE_KEY, CertificateSummary, CsrOrder, DeployMaterials
 from certctrl.model.plan import Outcome, OutcomeKind
 from certctrl.model.policy import HostPolicy, KeyType
@@ -72,6 +71,11 @@ def _key_type(policy: HostPolicy, order: CsrOrder) -> KeyType:
 
 def _signed_request(agent: Agent, summary: CertificateSummary, order: CsrOrder, kind: KeyType) -> str:
     """Return the signing request of an order, whose key is durable then. Blocks on the disk."""
+    from certctrl.install.material.key_request import (
+        new_key_pem,
+        signing_request,
+    )  # here and below: if keys are made here
+
     keys = agent.store.staged_keys
     known = keys.find(summary.id, order.id)
     pem = _usable(keys.load(known), kind) if known is not None else None
@@ -86,6 +90,8 @@ def _signed_request(agent: Agent, summary: CertificateSummary, order: CsrOrder, 
 
 def _usable(pem: bytes | None, kind: KeyType) -> bytes | None:
     """Return a staged key if it is whole and of a kind; it is replaced otherwise."""
+    from certctrl.install.material.key_request import is_of_kind
+
     try:
         return pem if pem is not None and is_of_kind(pem, kind) else None
     except MaterialError:
@@ -130,6 +136,8 @@ def _staged_key(agent: Agent, cert_id: int, public_sha256: str) -> bytes | None:
 
 def _public_half(agent: Agent, key: StagedKey) -> str:
     """Return the hash of a staged key's public half; empty if it cannot be read. Blocks on the disk."""
+    from certctrl.install.material.key_request import public_key_sha256
+
     try:
         pem = agent.store.staged_keys.load(key)
         return public_key_sha256(pem) if pem is not None else ""

@@ -27,7 +27,6 @@ import trio
 from certctrl.agent.acks import announce, flush_acks
 from certctrl.agent.alert_watch import alert_forever
 from certctrl.agent.alerts import write_or_report
-from certctrl.agent.challenges import answer_challenges
 from certctrl.agent.context import Agent
 from certctrl.agent.control import Operation, serve_control
 from certctrl.agent.dispatcher import Dispatcher
@@ -42,7 +41,7 @@ from certctrl.agent.retries import retry_forever, watch_clock
 from certctrl.agent.setup import Seams, open_agent
 from certctrl.agent.standing import recover
 from certctrl.agent.systemd import Notifier, feed_watchdog
-from certctrl.errors import NotRegisteredError
+from certctrl.errors import DiskError, NotRegisteredError
 from certctrl.model.status import StopReason
 from certctrl.model.stop import Stop
 
@@ -174,3 +173,25 @@ async def publish_metrics_if_enabled(agent: Agent) -> None:
         agent.report_problem("metrics", f"metrics are disabled: {error}", METRICS_EXTRA)
         return
     await publish_metrics(agent)
+
+
+async def answer_challenges(agent: Agent) -> None:
+    """Give the answers that an earlier run gave, and take back each one in time, until cancelled."""
+    answers = agent.challenges
+    async with trio.open_nursery() as nursery:
+        answers.nursery = nursery
+        try:
+            if not _may_have_answers(agent):
+                await answers.changed.wait_value(True)
+            from certctrl.agent.challenges import tend_forever  # here: few hosts have challenges
+
+            await tend_forever(agent)
+        finally:
+            answers.nursery = None
+
+
+def _may_have_answers(agent: Agent) -> bool:
+    try:
+        return agent.fs.lstat(agent.layout.challenges) is not None
+    except DiskError:  # reported by what reads it
+        return True

@@ -16,7 +16,7 @@ from typing import Any
 import attrs
 
 from certctrl.errors import CertctrlError, CommandError, DiskError, UsageError
-from certctrl.install.deploy import host_keys, preview, recovery, staging
+from certctrl.install.deploy import preview, recovery, staging
 from certctrl.install.deploy.candidates import next_try_at, to_switch
 from certctrl.install.deploy.context import Context, Locks
 from certctrl.install.deploy.converge import Convergence
@@ -140,6 +140,8 @@ class Installer:
         record = self.records.get(cert_id)
         if record is None:
             return None
+        from certctrl.install.deploy import host_keys  # here and below: only if keys are made here
+
         found: bytes | None = await self._context.offload(
             host_keys.find, self._context.generations, record.name, public_key_sha256
         )
@@ -150,6 +152,8 @@ class Installer:
         record = self.records.get(cert_id)
         if record is None or not record.generation:
             return False
+        from certctrl.install.deploy import host_keys
+
         found: bytes | None = await self._context.offload(
             host_keys.key_of, self._context.generations, record.name, record.generation, public_key_sha256
         )

@@ -21,9 +21,10 @@ from handler_world import APPLIED, IGNORED, NOW, TS, UNCHANGED, World
 from trio.testing import MockClock
 
 from certctrl.agent.challenge_handlers import on_challenge_start, on_challenge_stop
-from certctrl.agent.challenges import answer_challenges, tidy_answers
+from certctrl.agent.challenges import tidy_answers
 from certctrl.agent.context import Agent
 from certctrl.agent.features import features_of
+from certctrl.agent.run import answer_challenges
 from certctrl.errors import PolicyRefusedError, StateCorruptError
 from certctrl.model.challenges import MAX_CHALLENGES, MAX_LIFE
 from certctrl.model.policy import AcmeAnswers, HostPolicy
