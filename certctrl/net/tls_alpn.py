@@ -1,14 +1,16 @@
 """Answer a certificate authority over TLS, for as long as it may ask (RFC 8737; for addresses RFC 8738).
 
 The answer is a self-signed certificate for the name, with the digest of the key authorization in a critical extension.
-Nothing else is served: a client that does not ask for this protocol, or for a name without a challenge, gets no
-connection.
+Nothing else is served: a client that asks for no name with a challenge gets no connection, and the others get nothing
+but the handshake.
 """
 
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from ipaddress import ip_address
@@ -111,5 +113,23 @@ async def listen_tls_alpn01(
             served -= 1
             await trio.aclose_forcefully(stream)
 
-    async with trio.open_nursery() as nursery:
-        await trio.serve_listeners(answer, listeners, handler_nursery=nursery)
+    with _no_traceback_for_names():
+        async with trio.open_nursery() as nursery:
+            await trio.serve_listeners(answer, listeners, handler_nursery=nursery)
+
+
+@contextmanager
+def _no_traceback_for_names() -> Iterator[None]:
+    """Keep quiet about server names that are not ASCII: Python refuses them, but prints a traceback for each."""
+    before = sys.unraisablehook
+
+    def hook(problem: sys.UnraisableHookArgs) -> None:
+        if not (isinstance(problem.exc_value, UnicodeDecodeError) and isinstance(problem.object, bytes)):
+            before(problem)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        if sys.unraisablehook is hook:
+            sys.unraisablehook = before

@@ -486,6 +486,29 @@ async def asked_over_tls(port: int, name: str, protocols: list[str]) -> x509.Cer
         await trio.aclose_forcefully(stream)
 
 
+async def test_strangers_write_nothing_into_the_log(scene: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python prints a traceback for a server name that is not ASCII."""
+    printed: list[object] = []
+    monkeypatch.setattr("sys.unraisablehook", lambda problem: printed.append(problem.exc_value))
+    port = free_port()
+    allow(scene, tls_alpn01_listen=f"127.0.0.1:{port}")
+    hello = ssl.MemoryBIO()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    with contextlib.suppress(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), hello, server_hostname="www.example.com").do_handshake()
+
+    async def body() -> None:
+        await on_challenge_start(scene.agent, start(AcmeTlsAlpn01Start))
+        async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+            await stream.send_all(hello.read().replace(b"www.example", b"www.ex\xe4mple"))
+            while await stream.receive_some():
+                pass
+        assert (await asked_over_tls(port, "www.example.com", ["acme-tls/1"])).subject
+
+    await while_answering(scene.agent, body)
+    assert printed == []
+
+
 @pytest.mark.parametrize(
     ("name", "server_name", "general_name"),
     [
