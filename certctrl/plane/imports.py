@@ -18,8 +18,9 @@ from typing import Any
 
 import attrs
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.exceptions import InternalError, InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -55,6 +56,7 @@ from certctrl.plane.storage.database import Database, Row
 
 MAX_BYTES = 512 * 1024
 """Bytes of one file, and of one field of a request."""
+MAX_RSA_BITS = 8192
 _UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm, OverflowError)
 _EXPORT_KEY = "openssl pkey -in FILE -out NEW-FILE"
 
@@ -112,8 +114,8 @@ def from_pkcs12(data: bytes, password: bytes) -> Given:
 def private_key(data: bytes, password: bytes = b"") -> Any:
     """Return the key of a PEM or DER file. Raises MaterialError."""
     load = load_pem_private_key if b"-----BEGIN" in data else load_der_private_key
-    try:
-        return load(data, password or None)
+    try:  # to validate a long RSA key takes seconds, during which the plane answers nothing; _require_usable does it
+        return load(data, password or None, unsafe_skip_rsa_key_validation=True)
     except TypeError:
         if password:
             return private_key(data)
@@ -144,8 +146,24 @@ def examine(given: Given, *, known: Collection[x509.Certificate] = (), now: floa
     require_valid(leaf, now, "the certificate")
     require_strong(leaf, "the certificate")
     chain = chain_of(leaf, [one for one in found if one not in ours], known=known, now=now)
+    _require_usable(key)
     key_der = key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
     return Examined(names=_names(leaf), chain=chain, key_der=key_der, key_type=_key_type(key))
+
+
+def _require_usable(key: Any) -> None:
+    """Refuse RSA keys that are too long to serve with, or whose private half does not fit."""
+    if not isinstance(key, rsa.RSAPrivateKey):
+        return
+    if key.key_size > MAX_RSA_BITS:
+        what = f"the RSA key has {key.key_size} bits, more than {MAX_RSA_BITS}"
+        raise MaterialError(what, reason="key", fix="get a certificate for an EC P-256 or RSA 3072 key")
+    try:
+        signature = key.sign(b"certctrl", padding.PKCS1v15(), hashes.SHA256())
+        key.public_key().verify(signature, b"certctrl", padding.PKCS1v15(), hashes.SHA256())
+    except (InvalidSignature, InternalError, *_UNREADABLE):
+        what = "the private key is damaged: its signatures are not valid"
+        raise MaterialError(what, reason="key", fix="restore the key, or get a certificate for a new one") from None
 
 
 def _is_ca(leaf: x509.Certificate) -> bool:
@@ -229,6 +247,7 @@ class Imports:
         except MaterialError as error:
             raise unusable(error) from None
         self._reserved.refuse(examined.names)
+        self._refuse_revoked(user_id, examined)
         row = self._renewed(user_id, examined.names, cert_id)
         notes = list(examined.chain.notes)
         if row is None:
@@ -240,6 +259,17 @@ class Imports:
         missing = [one for one in device_ids if not self._table.is_assigned(one, row["id"])]
         self._table.assign(missing, row["id"], serial_text(examined.chain.leaf))
         return self._certificates.show(user_id, row["id"]) | {"notes": notes}
+
+    def _refuse_revoked(self, user_id: int, examined: Examined) -> None:
+        """Refuse a certificate that was revoked here: it would be served again."""
+        revoked = self._db.one(
+            "SELECT r.cert_id FROM revocations r JOIN certificates c ON c.id = r.cert_id"
+            " WHERE c.user_id = ? AND r.serial_number = ? AND r.certificate_pem = ?",
+            *(user_id, serial_text(examined.chain.leaf), examined.chain.certificate_pem),
+        )
+        if revoked is not None:
+            what = f"This certificate was revoked as certificate {revoked['cert_id']}: get a new one from its CA"
+            raise conflict(what, "CERT_REVOKED")
 
     def _renewed(self, user_id: int, names: tuple[str, ...], cert_id: int | None) -> Row | None:
         """Return the locked row that an import renews; None if it is a new certificate."""

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, NoEncryption, pkcs12
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    pkcs12,
+)
 from engine_plane import WALL, plane_on, registered
 from made_chains import DAY, Made, made, pki
 
 from certctrl.errors import MaterialError
 from certctrl.plane.core import Plane
 from certctrl.plane.errors import ErrorResponse
-from certctrl.plane.imports import Given, examine, from_pkcs12, private_key, system_roots
+from certctrl.plane.imports import Given, _require_usable, examine, from_pkcs12, private_key, system_roots
 from certctrl.plane.storage.database import Database
 
 ROOT, MIDDLE = pki()
@@ -181,3 +188,44 @@ async def test_stored_cas_complete_a_chain(plane: Plane) -> None:
     direct = made("direct.example", ROOT, names=["direct.example"])
     row = await plane.imports.add(1, given(direct))
     assert row["notes"] == []
+
+
+async def test_a_revoked_certificate_is_not_imported_again(plane: Plane) -> None:
+    one = leaf()
+    row = await plane.imports.add(1, given(one, MIDDLE))
+    await plane.certificates.revoke(1, row["id"], reason_code="keyCompromise")
+    for target in (None, row["id"], (await plane.certificates.issue(1, NAMES))["id"]):
+        with pytest.raises(ErrorResponse, match="was revoked as certificate") as caught:
+            await plane.imports.add(1, given(one, MIDDLE), cert_id=target)
+        assert (caught.value.status, caught.value.key) == (409, "CERT_REVOKED")
+    shown = await plane.work(plane.certificates.show, 1, row["id"])
+    assert shown["status"] == "revoked"
+    again = await plane.imports.add(1, given(leaf(start=NOW), MIDDLE))
+    assert (again["id"], again["status"]) == (row["id"], "active")
+
+
+def test_a_long_rsa_key_is_read_in_a_moment() -> None:
+    """Validation of an RSA key of 8192 bits takes seconds of processor time, in which the plane answers nothing."""
+    key = rsa.RSAPrivateNumbers(
+        p=(1 << 8191) + 1, q=(1 << 8191) + 3, d=5, dmp1=5, dmq1=5, iqmp=5,
+        public_numbers=rsa.RSAPublicNumbers(65537, ((1 << 8191) + 1) * ((1 << 8191) + 3)),
+    ).private_key(unsafe_skip_rsa_key_validation=True)  # fmt: skip
+    data = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    before = time.thread_time()
+    assert private_key(data).key_size == key.key_size
+    assert time.thread_time() - before < 1
+    with pytest.raises(MaterialError, match="more than 8192"):
+        _require_usable(key)
+
+
+def test_an_rsa_key_that_does_not_fit_its_public_half_is_refused() -> None:
+    good = rsa.generate_private_key(65537, 2048).private_numbers()
+    numbers = rsa.RSAPrivateNumbers(
+        p=good.p, q=good.q, d=good.d + 2, dmp1=good.dmp1 + 2, dmq1=good.dmq1 + 2, iqmp=good.iqmp,
+        public_numbers=good.public_numbers,
+    )  # fmt: skip
+    bad = numbers.private_key(unsafe_skip_rsa_key_validation=True)
+    one = leaf(key=rsa.generate_private_key(65537, 2048))
+    assert examine(given(one, MIDDLE), now=NOW).key_type == "rsa-2048"
+    with pytest.raises(MaterialError, match="its signatures are not valid"):
+        _require_usable(bad)
