@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -138,6 +139,8 @@ def _check_ca_file(name: str) -> None:
     if not Path(name).is_absolute():
         raise ConfigError("expected an absolute path", path="ca_file", fix="write the whole path, starting with /")
     try:
+        if not Path(name).is_file():  # to open a pipe would stop the plane
+            raise FileNotFoundError(errno.ENOENT, "no such file, or not a regular one")
         with Path(name).open("rb") as file:
             start = file.read(1024 * 1024)
     except OSError as error:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -115,3 +118,17 @@ def test_a_ca_file(tmp_path: Path) -> None:
     file = tmp_path / "ca.pem"
     file.write_text("-----BEGIN CERTIFICATE-----\n")
     assert checked(ca_file=str(file))["ca_file"] == str(file)
+
+
+def test_a_ca_file_that_is_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    code = (
+        "import sys; from certctrl.plane.issuers.acme_settings import _check_ca_file;"
+        " from certctrl.errors import ConfigError\n"
+        "try: _check_ca_file(sys.argv[1])\n"
+        "except ConfigError as error: print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "pipe")], capture_output=True, timeout=60, text=True
+    )
+    assert "not a regular one" in done.stdout
