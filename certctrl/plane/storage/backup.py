@@ -32,7 +32,7 @@ BEFORE_RESTORE = "plane.db.before-restore"
 ID_GAP = 100_000
 """Ids that a new epoch leaves out: more objects than a plane creates between a backup and its restore."""
 VERSION_GAP = 1000
-_GIVEN_OUT = ("devices", "certificates", "authorities", "install_configs")
+_GIVEN_OUT = ("devices", "certificates", "orders", "authorities", "install_configs")
 """Tables whose ids agents remember."""
 
 
@@ -98,6 +98,7 @@ def begin_epoch(database: SqliteDatabase, now: float) -> None:
     database.run("DELETE FROM page_sessions")
     database.run("DELETE FROM grants")
     database.run("DELETE FROM planes")
+    database.run("UPDATE crls SET outdated = 1")  # clients may have later ones, with higher numbers
     database.run("DELETE FROM settings WHERE name = ?", TAKEN_AT)
     for table in _GIVEN_OUT:
         database.run(

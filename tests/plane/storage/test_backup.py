@@ -279,3 +279,21 @@ async def test_a_crash_of_a_restore_leaves_one_of_the_two_databases(
         devices = plane.database.one("SELECT count(*) AS n FROM devices")
         assert devices is not None and devices["n"] == (1 if name == "sync_directory" else 2)
         sqlite_store.stop()
+
+
+async def test_orders_and_revocation_lists_get_numbers_that_nobody_knows(store: Store, tmp_path: Path) -> None:
+    plane, file = store.plane(), tmp_path / "backup"
+    row = await plane.certificates.issue(1, ["www.example.com"], reuse_key=True)
+    await plane.certificates.issue(1, ["a.example.com"])
+    (key_id,) = await plane.work(plane.ca.intermediates.key_ids)
+    before = await plane.crls.get(key_id)
+    assert before is not None
+    store.back_up(file)
+    store.stop()
+    store.restore(file)
+    plane = store.plane()
+    other = await plane.certificates.issue(1, ["b.example.com"], reuse_key=True)
+    assert other["order_id"] >= row["order_id"] + ID_GAP, "agents keep the keys of orders that the backup lacks"
+    after = await plane.crls.get(key_id)
+    assert after is not None
+    assert after.number > before.number
