@@ -69,6 +69,10 @@ def installed_kinds() -> dict[str, IssuerKind]:
             found[entry.name] = entry.load()
         except ImportError as error:
             log.warning("issuers of kind %s cannot be used: %s; pip install 'certctrl[plane]'", entry.name, error)
+        except Exception as error:  # a bug in another package must not end the plane
+            log.error(
+                "issuers of kind %s cannot be used: unexpected %s", entry.name, type(error).__name__, exc_info=error
+            )
     return found
 
 
@@ -158,7 +162,7 @@ class Issuers:
             raise conflict(f"There are {MAX_ISSUERS} issuers already", "LIMIT")
 
     def remove(self, name: str) -> None:
-        """Remove an issuer with its secrets; ErrorResponse 404, and 409 while certificates or rules use it."""
+        """Remove an issuer with its secrets; ErrorResponse 404, and 409 while certificates, revocations or rules use it."""
         self._require(name)
         used = self._db.one(
             "SELECT count(*) AS n FROM certificates WHERE issuer = ? AND status = 'active'"
@@ -172,6 +176,13 @@ class Issuers:
         rule = self._db.one("SELECT domain FROM issuer_rules WHERE issuer = ?", name)
         if rule is not None:
             raise conflict(f"The rule for {rule['domain']} names issuer {name}; remove it first", "IN_USE")
+        pending = self._db.one(
+            "SELECT count(*) AS n FROM revocations WHERE issuer = ? AND state IN ('waiting', 'due') AND not_after > ?",
+            *(name, self._wall_now()),
+        )
+        if pending is not None and pending["n"]:
+            what = f"{pending['n']} certificates are still to be revoked at issuer {name}; wait, or confirm what you revoked there"
+            raise conflict(what, "IN_USE")
         self._db.run("DELETE FROM issuer_items WHERE issuer = ?", name)
         self._db.run("DELETE FROM issuers WHERE name = ?", name)
 
@@ -252,7 +263,13 @@ class Issuers:
             raise ConfigError(what, fix="install the package that provides it, or remove the issuer")
         settings = json.loads(known.settings)
         secrets = self._secrets(name, known.secrets_enc)
-        return kind.make(settings, secrets, self._make_context(name))
+        try:
+            return kind.make(settings, secrets, self._make_context(name))
+        except CertctrlError:
+            raise
+        except Exception as error:  # a bug in a kind must end neither the plane nor other orders
+            what = f"issuer {name} cannot be made: unexpected {type(error).__name__} in kind {known.kind}"
+            raise ConfigError(what, fix="report it to the author of the kind, or add the issuer again") from error
 
     def _known(self, name: str) -> _Known:
         row = self._row(name)

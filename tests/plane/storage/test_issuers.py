@@ -192,3 +192,33 @@ def test_rows_compare_by_content() -> None:
     value = connection.execute("SELECT x'01'").fetchone()[0]
     connection.close()
     assert _Known("a", "{}", value) == _Known("a", "{}", b"\x01") != _Known("a", "{}", None)
+
+
+async def test_a_bug_of_a_kind_is_a_problem_and_ends_nothing(
+    planes: list[Plane], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plane = planes[0]
+    await put(plane)
+
+    def fail(*args: Any) -> None:
+        raise KeyError("proxy")
+
+    monkeypatch.setattr(ScriptedKind, "make", fail)
+    await plane.order_runner._problems.update()
+    assert ProblemName.ISSUER in plane.problems
+    assert (await plane.issuers.check("le"))["ok"] is False
+    row = await plane.certificates.issue(1, ["a.example"], issuer="le")
+    await plane.order_runner.run_once()
+    order = await plane.work(plane.orders.show, 1, row["order_id"])
+    assert (order["state"], "unexpected KeyError in kind scripted" in order["problem"]) == ("ready", True)
+
+
+def test_a_kind_that_cannot_be_loaded_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        name = "broken"
+
+        def load(self) -> None:
+            raise AttributeError("module has no attribute KIND")
+
+    monkeypatch.setattr("certctrl.plane.issuers.registry.entry_points", lambda group: [Broken()])
+    assert installed_kinds() == {}
