@@ -216,7 +216,10 @@ class Certificates(Revoking):
         return self._table.issue(issue_id)
 
     async def change(self, user_id: int, cert_id: int, *, issuer: str) -> dict[str, Any]:
-        """Change the issuer of a certificate from its next renewal on; its open order ends."""
+        """Change the issuer of a certificate, and of those made from it, from the next renewal on.
+
+        Open orders end. A certificate that is not issued yet is ordered from the new issuer at once.
+        """
         return await self._db.work(self._change, user_id, cert_id, issuer)
 
     def _change(self, user_id: int, cert_id: int, issuer: str) -> dict[str, Any]:
@@ -224,12 +227,21 @@ class Certificates(Revoking):
         names = json.loads(row["sans"])
         self._reserved.refuse(names)
         chosen = self._issuers.choose(names, issuer)
-        if chosen != row["issuer"]:
-            self._db.run(
-                "UPDATE certificates SET issuer = ?, updated_at = ? WHERE id = ?", chosen, self._wall_now(), cert_id
-            )
-            self._orders.cancel_of(cert_id, f"the issuer is {chosen} now")
+        for one in (row, *self._made_from(row)):
+            if chosen != one["issuer"]:
+                self._change_one(one["id"], chosen)
         return self.show(user_id, cert_id)
+
+    def _change_one(self, cert_id: int, issuer: str) -> None:
+        self._db.run(
+            "UPDATE certificates SET issuer = ?, updated_at = ? WHERE id = ?", issuer, self._wall_now(), cert_id
+        )
+        self._orders.cancel_of(cert_id, f"the issuer is {issuer} now")
+        row = self._table.locked_by_id(cert_id)
+        if row is None or row["serial_number"] or row["status"] != "active":
+            return  # its next renewal orders it
+        if row["key_origin"] != KEY_AT_DEVICE or self._table.holders(cert_id):
+            self._orders.start(row, Asked(action="issue", reason=f"the issuer is {issuer} now"))
 
     async def assign(self, user_id: int, device_id: int, cert_id: int) -> dict[str, Any]:
         """Assign a certificate to a device; idempotent.

@@ -10,7 +10,12 @@ import secrets
 from collections.abc import Callable
 
 from certctrl import lean
+from certctrl.plane.settings import DAY
 from certctrl.plane.storage.database import Database
+
+FURTHEST_SECONDS = 8.0 * DAY
+"""No job is planned further ahead; one that is was planned before the clock was set back."""
+LONGEST_LEASE_SECONDS = 3600.0
 
 
 @lean.frozen
@@ -46,14 +51,15 @@ class Jobs:
         )
 
     def claim(self, kind: str, *, limit: int, lease_seconds: float) -> list[Job]:
-        """Claim jobs that are due and not claimed, the most overdue first; jobs that another plane claims are skipped."""
+        """Claim jobs that are due and not claimed, the most overdue first; jobs that another plane claims are skipped.
+
+        Jobs and claims that reach further into the future than any do are of a clock that was ahead: they count as due.
+        """
         now = self._wall_now()
         rows = self._db.all_unlocked(
-            "SELECT id, kind, job_key, due FROM jobs WHERE kind = ? AND due <= ? AND lease <= ? ORDER BY due, id LIMIT ?",
-            kind,
-            now,
-            now,
-            limit,
+            "SELECT id, kind, job_key, due FROM jobs WHERE kind = ? AND (due <= ? OR due > ?) AND (lease <= ? OR lease > ?)"
+            " ORDER BY due, id LIMIT ?",
+            *(kind, now, now + FURTHEST_SECONDS, now, now + lease_seconds + LONGEST_LEASE_SECONDS, limit),
         )
         lease = now + lease_seconds
         for row in rows:

@@ -506,3 +506,37 @@ async def test_ended_orders_are_deleted_after_three_months(scene: Scene) -> None
     await scene.plane.work(scene.plane.orders.delete_expired)
     assert await scene.plane.work(scene.plane.orders.page_of_user, 1, 0, 10) == []
     assert (await scene.certificate(row["id"]))["order_id"] is None
+
+
+async def test_a_pending_certificate_is_ordered_from_its_new_issuer(scene: Scene) -> None:
+    scene.ca.script = [IssuerError("no", is_permanent=True)]
+    refused = await scene.issue("a.example")
+    await scene.plane.order_runner.run_once()
+    waiting = await scene.issue("b.example")
+    for row in (refused, waiting):
+        changed = await scene.plane.certificates.change(1, row["id"], issuer="builtin")
+        assert (changed["status"], changed["order_state"]) == ("pending", "ready")
+    assert await scene.plane.order_runner.run_once() == 2
+    for row in (refused, waiting):
+        done = await scene.certificate(row["id"])
+        assert (done["status"], done["issuer"]) == ("active", "builtin")
+
+
+async def test_a_clock_that_was_set_back_delays_no_order(scene: Scene) -> None:
+    row = await scene.issued()
+    scene.now += 365 * DAY
+    await scene.plane.certificates.renew(1, row["id"])
+    scene.ca.script = [IssuerError("down")]
+    assert await scene.plane.order_runner.run_once() == 1
+    scene.now -= 365 * DAY
+    assert await scene.plane.order_runner.run_once() == 1
+    assert (await scene.certificate(row["id"]))["serial_number"] != row["serial_number"]
+
+
+async def test_a_clock_that_was_set_back_keeps_no_claim_of_a_plane_that_ended(scene: Scene) -> None:
+    row = await scene.issued()
+    await scene.plane.certificates.renew(1, row["id"])
+    scene.now += DAY
+    assert (await scene.plane.work(scene.plane.order_runner._claim, 10))[0] != [], "and then it is killed"
+    scene.now -= DAY
+    assert await scene.another().order_runner.run_once() == 1
