@@ -124,7 +124,7 @@ class CertificateTable:
         self._db.run(
             "INSERT INTO former_certificates SELECT serial_number, id, CASE WHEN issued_by = '' THEN issuer ELSE issued_by"
             " END, certificate_pem, chain_pem, not_after, ? FROM certificates WHERE id = ? AND serial_number != ''"
-            " AND serial_number != ? ON CONFLICT (serial_number) DO NOTHING",
+            " AND serial_number != ? ON CONFLICT (cert_id, serial_number) DO NOTHING",
             *(self._wall_now(), cert_id, new_serial),
         )
 

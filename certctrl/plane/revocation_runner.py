@@ -76,12 +76,14 @@ class RevocationRunner:
             failure = await self._attempt(row)
             if failure is None:
                 await self._db.work(self._revocations.succeed, job)
-                log.info("issuer %s has revoked %s of certificate %d", row["issuer"], job.key, row["cert_id"])
+                log.info(
+                    "issuer %s has revoked %s of certificate %d", row["issuer"], row["serial_number"], row["cert_id"]
+                )
                 return
             await self._db.work(self._revocations.fail, job, failure)
             log.warning(
                 "certificate %d, serial %s, is not revoked at issuer %s: %s",
-                *(row["cert_id"], job.key, row["issuer"], failure),
+                *(row["cert_id"], row["serial_number"], row["issuer"], failure),
             )
         except CertctrlError as error:  # the lease ends, then it is tried again: revoking twice is harmless
             log.error("revocation %s cannot be stored: %s", job.key, error)

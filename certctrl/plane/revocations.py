@@ -97,8 +97,8 @@ class Revocations:
         if not rows:
             raise conflict("No revocation of this certificate is left to be confirmed", "NOT_REVOKED")
         for row in rows:
-            self._db.run("DELETE FROM jobs WHERE kind = ? AND job_key = ?", JOB, row["serial_number"])
-            self._end(row["serial_number"], "confirmed by an operator")
+            self._db.run("DELETE FROM jobs WHERE kind = ? AND job_key = ?", JOB, _key(cert_id, row["serial_number"]))
+            self._end(cert_id, row["serial_number"], "confirmed by an operator")
 
     def note_replaced(self, cert_id: int) -> None:
         """Revoke what has waited for the replacement that is stored now."""
@@ -142,22 +142,23 @@ class Revocations:
 
     def begin_attempt(self, job: Job) -> Row | None:
         """Return the revocation of a claimed job; None, and no job any more, if there is nothing left to do."""
-        row = self._row(job.key)
+        row = self._row(*_of_key(job.key))
         if row is not None and row["state"] == DUE and row["not_after"] > self._wall_now():
             return row
         if row is not None and row["state"] == DUE:
-            self._end(row["serial_number"], "it expired before the CA revoked it")
+            self._end(row["cert_id"], row["serial_number"], "it expired before the CA revoked it")
         self._jobs.finish(job)
         return None
 
     def succeed(self, job: Job) -> None:
         """Note that the CA has revoked it."""
         if self._jobs.finish(job):
-            self._end(job.key, "")
+            self._end(*_of_key(job.key), "")
 
     def fail(self, job: Job, error: CertctrlError) -> float:
         """Note why the CA has not revoked it; return when that is tried again."""
-        row, now = self._row(job.key), self._wall_now()
+        cert_id, serial = _of_key(job.key)
+        row, now = self._row(cert_id, serial), self._wall_now()
         attempts = 1 if row is None else row["attempts"] + 1
         refused = getattr(error, "is_permanent", False)
         pause = jittered(REFUSED_PAUSE if refused else grown(FIRST_PAUSE, LONGEST_PAUSE, attempts), self._random())
@@ -165,28 +166,31 @@ class Revocations:
         due = now + max(pause, after)
         if self._jobs.again(job, due):
             self._db.run(
-                "UPDATE revocations SET attempts = ?, problem = ?, fix = ?, next_at = ? WHERE serial_number = ?",
-                *(attempts, one_line(str(error), MAX_PROBLEM), one_line(error.fix or "", MAX_PROBLEM), due, job.key),
+                "UPDATE revocations SET attempts = ?, problem = ?, fix = ?, next_at = ?"
+                " WHERE cert_id = ? AND serial_number = ?",
+                *(attempts, one_line(str(error), MAX_PROBLEM), one_line(error.fix or "", MAX_PROBLEM), due),
+                *(cert_id, serial),
             )
         return due
 
-    def _end(self, serial: str, problem: str) -> None:
+    def _end(self, cert_id: int, serial: str, problem: str) -> None:
         self._db.run(
-            "UPDATE revocations SET state = ?, problem = ?, fix = '', next_at = NULL, done_at = ? WHERE serial_number = ?",
-            *(DONE, problem, self._wall_now(), serial),
+            "UPDATE revocations SET state = ?, problem = ?, fix = '', next_at = NULL, done_at = ?"
+            " WHERE cert_id = ? AND serial_number = ?",
+            *(DONE, problem, self._wall_now(), cert_id, serial),
         )
 
     # --- new ones -----------------------------------------------------------------------------------------------
 
     def _add(self, certificate: Row, serial: str, code: str, state: str) -> None:
-        known = self._row(serial)
+        cert_id = certificate["id"]
+        known = self._row(cert_id, serial)
         if known is None:
             self._insert(certificate, serial, code, state)
-        elif known["cert_id"] != certificate["id"]:
-            raise not_found("This certificate never had that serial number")
         elif known["state"] == WAITING:
-            self._db.run("UPDATE revocations SET code = ? WHERE serial_number = ?", code, serial)
-        row = self._row(serial)
+            sql = "UPDATE revocations SET code = ? WHERE cert_id = ? AND serial_number = ?"
+            self._db.run(sql, code, cert_id, serial)
+        row = self._row(cert_id, serial)
         assert row is not None
         if state == DUE and row["state"] in (WAITING, DUE):
             self._begin(row)
@@ -223,31 +227,42 @@ class Revocations:
 
     def _begin(self, row: Row) -> None:
         """Revoke at the CA: now if it is the built-in one, otherwise by a job."""
-        serial, now = row["serial_number"], self._wall_now()
+        cert_id, serial, now = row["cert_id"], row["serial_number"], self._wall_now()
         if row["issuer"] == BUILTIN:
             of = issuer_key_id(row["certificate_pem"]) if row["certificate_pem"] else ""
-            self._crls.add(serial, of, cert_id=row["cert_id"], reason=row["code"], not_after=row["not_after"])
-            self._end(serial, "")
+            self._crls.add(serial, of, cert_id=cert_id, reason=row["code"], not_after=row["not_after"])
+            self._end(cert_id, serial, "")
         elif row["issuer"] == IMPORT:
             what = "it was imported, so the control plane cannot revoke it at its CA"
             fix = (
                 f"revoke the serial number {serial} at the CA that issued it, then: cert-ctrl plane revoke --confirmed"
             )
-            sql = "UPDATE revocations SET state = ?, problem = ?, fix = ? WHERE serial_number = ?"
-            self._db.run(sql, MANUAL, what, fix, serial)
+            sql = "UPDATE revocations SET state = ?, problem = ?, fix = ? WHERE cert_id = ? AND serial_number = ?"
+            self._db.run(sql, MANUAL, what, fix, cert_id, serial)
         else:
-            sql = "UPDATE revocations SET state = ?, next_at = ? WHERE serial_number = ?"
-            self._db.run(sql, DUE, now, serial)
-            job = self._db.one("SELECT lease FROM jobs WHERE kind = ? AND job_key = ?", JOB, serial)
+            sql = "UPDATE revocations SET state = ?, next_at = ? WHERE cert_id = ? AND serial_number = ?"
+            self._db.run(sql, DUE, now, cert_id, serial)
+            key = _key(cert_id, serial)
+            job = self._db.one("SELECT lease FROM jobs WHERE kind = ? AND job_key = ?", JOB, key)
             if job is None or job["lease"] <= now:  # otherwise it is running
-                self._jobs.put(JOB, serial, now)
+                self._jobs.put(JOB, key, now)
             self._db.after_commit(self._wake)
 
     def _wake(self) -> None:
         self.on_due()
 
-    def _row(self, serial: str) -> Row | None:
-        return self._db.one("SELECT * FROM revocations WHERE serial_number = ?", serial)
+    def _row(self, cert_id: int, serial: str) -> Row | None:
+        return self._db.one("SELECT * FROM revocations WHERE cert_id = ? AND serial_number = ?", cert_id, serial)
+
+
+def _key(cert_id: int, serial: str) -> str:
+    """Return the key of a job: CAs that know nothing of each other may give the same serial number."""
+    return f"{cert_id} {serial}"
+
+
+def _of_key(key: str) -> tuple[int, str]:
+    cert_id, _, serial = key.partition(" ")
+    return int(cert_id), serial
 
 
 def _shown(row: Row) -> dict[str, Any]:

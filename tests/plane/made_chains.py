@@ -48,6 +48,7 @@ def made(
     end: float = NOW + 90 * DAY,
     published: str = "",
     hash_: Any = None,
+    serial: int = 0,
 ) -> Made:
     """Return a certificate; without an issuer, a self-signed one."""
     key = key or ec.generate_private_key(ec.SECP256R1())
@@ -57,7 +58,7 @@ def made(
         .subject_name(subject)
         .issuer_name(issuer.certificate.subject if issuer else subject)
         .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
+        .serial_number(serial or x509.random_serial_number())
         .not_valid_before(datetime.fromtimestamp(int(start), UTC))
         .not_valid_after(datetime.fromtimestamp(int(end), UTC))
         .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)

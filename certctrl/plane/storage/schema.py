@@ -195,17 +195,17 @@ CREATE TABLE crls (
   next_update REAL NOT NULL, outdated INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE former_certificates (
-  serial_number TEXT PRIMARY KEY, cert_id INTEGER NOT NULL REFERENCES certificates(id), issuer TEXT NOT NULL,
-  certificate_pem TEXT NOT NULL, chain_pem TEXT NOT NULL, not_after REAL NOT NULL, replaced_at REAL NOT NULL
+  serial_number TEXT NOT NULL, cert_id INTEGER NOT NULL REFERENCES certificates(id), issuer TEXT NOT NULL,
+  certificate_pem TEXT NOT NULL, chain_pem TEXT NOT NULL, not_after REAL NOT NULL, replaced_at REAL NOT NULL,
+  PRIMARY KEY (cert_id, serial_number)
 ) WITHOUT ROWID;
-CREATE INDEX former_certificates_certificate ON former_certificates(cert_id);
 CREATE TABLE revocations (
-  serial_number TEXT PRIMARY KEY, cert_id INTEGER NOT NULL REFERENCES certificates(id), issuer TEXT NOT NULL,
+  serial_number TEXT NOT NULL, cert_id INTEGER NOT NULL REFERENCES certificates(id), issuer TEXT NOT NULL,
   code TEXT NOT NULL, certificate_pem TEXT NOT NULL, chain_pem TEXT NOT NULL, not_after REAL NOT NULL,
   state TEXT NOT NULL CHECK (state IN ('waiting', 'due', 'done', 'manual')), attempts INTEGER NOT NULL DEFAULT 0,
-  problem TEXT NOT NULL DEFAULT '', fix TEXT NOT NULL DEFAULT '', created_at REAL NOT NULL, next_at REAL, done_at REAL
+  problem TEXT NOT NULL DEFAULT '', fix TEXT NOT NULL DEFAULT '', created_at REAL NOT NULL, next_at REAL, done_at REAL,
+  PRIMARY KEY (cert_id, serial_number)
 ) WITHOUT ROWID;
-CREATE INDEX revocations_certificate ON revocations(cert_id);
 CREATE TABLE http_challenges (
   token TEXT PRIMARY KEY, key_authorization TEXT NOT NULL, identifier TEXT NOT NULL, expires_at REAL NOT NULL
 ) WITHOUT ROWID;

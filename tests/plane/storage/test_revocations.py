@@ -9,12 +9,14 @@ import attrs
 import pytest
 from cryptography import x509
 from engine_plane import new_device, plane_on
+from made_chains import made, pki
 from scripted_issuer import WALL, ScriptedCa, ScriptedKind, scripted
 
 from certctrl.errors import PlaneError
 from certctrl.plane.ca.crl import REASONS, issuer_key_id
 from certctrl.plane.ca.x509 import serial_text
 from certctrl.plane.core import Plane
+from certctrl.plane.imports import Given
 from certctrl.plane.issuers.issuer import IssuerError
 from certctrl.plane.issuers.registry import NewIssuer
 from certctrl.plane.problems import ProblemName
@@ -419,3 +421,56 @@ async def test_expired_certificates_are_forgotten(scene: Scene) -> None:
     counts = await scene.plane.work(scene.plane.database.one, "SELECT count(*) AS n FROM former_certificates")
     assert counts is not None
     assert counts["n"] == 0
+
+
+async def test_cas_may_give_the_same_serial_number(scene: Scene) -> None:
+    first, second = pki(), pki(prefix="Other ")
+    rows = []
+    for name, chain in (("a.example", first), ("b.example", second)):
+        one = made(name, chain[-1], names=[name], serial=7)
+        given = Given(certificate_pem=one.pem, private_key_pem=one.key_pem, chain_pem=chain[-1].pem)
+        rows.append(await scene.plane.imports.add(1, given))
+    assert rows[0]["serial_number"] == rows[1]["serial_number"]
+    for row in rows:
+        done = await scene.revoke(row["id"])
+        assert (done["status"], states(done)) == ("revoked", [(row["serial_number"], "manual")])
+    await scene.revoke(rows[0]["id"], confirmed=True)
+    assert [states(await scene.certificate(row["id"]))[0][1] for row in rows] == ["done", "manual"]
+
+
+async def test_earlier_certificates_with_the_same_serial_number_are_kept(scene: Scene) -> None:
+    first, second = pki(), pki(prefix="Other ")
+    for name, chain in (("a.example", first), ("b.example", second)):
+        for serial, start in ((7, -120.0), (8 + len(name), -60.0)):
+            one = made(name, chain[-1], names=[name], serial=serial, start=WALL + start)
+            given = Given(certificate_pem=one.pem, private_key_pem=one.key_pem, chain_pem=chain[-1].pem)
+            row = await scene.plane.imports.add(1, given)
+        done = await scene.revoke(row["id"], serial_number="7")
+        assert (done["status"], states(done)) == ("active", [("07", "manual")])
+
+
+async def test_an_issuer_that_is_still_to_revoke_is_not_removed(scene: Scene) -> None:
+    row = await scene.issued()
+    scene.ca.revoke_script = [IssuerError("down")]
+    await scene.revoke(row["id"])
+    await scene.attempt()
+    with pytest.raises(PlaneError, match="1 certificates are still to be revoked at issuer le") as refused:
+        await scene.plane.work(scene.plane.issuers.remove, "le")
+    assert (refused.value.status, refused.value.key) == (409, "IN_USE")
+    scene.now += DAY
+    await scene.attempt()
+    await scene.plane.work(scene.plane.issuers.remove, "le")
+
+
+async def test_a_clock_that_was_set_back_delays_no_revocation(scene: Scene) -> None:
+    row = await scene.issued()
+    scene.now += 365 * DAY
+    await scene.plane.work(
+        scene.plane.database.run, "UPDATE certificates SET not_after = ? WHERE id = ?", scene.now + DAY, row["id"]
+    )
+    scene.ca.revoke_script = [IssuerError("down")]
+    await scene.revoke(row["id"])
+    await scene.attempt()
+    scene.now -= 365 * DAY
+    await scene.attempt()
+    assert states(await scene.certificate(row["id"])) == [(row["serial_number"], "done")]
