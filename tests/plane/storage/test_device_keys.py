@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from csrs import csr
 from engine_plane import WALL, new_device, plane_on
 from nacl.public import PrivateKey
+from scripted_issuer import scripted
 
 from certctrl.plane.ca.csr import key_digest
 from certctrl.plane.ca.denied_keys import DeniedKeys
@@ -21,6 +22,7 @@ from certctrl.plane.core import Plane
 from certctrl.plane.device_keys import CSR_SECONDS
 from certctrl.plane.devices import DeviceFacts
 from certctrl.plane.errors import ErrorResponse
+from certctrl.plane.issuers.registry import NewIssuer
 from certctrl.plane.reports import AgentVersion
 from certctrl.plane.settings import DAY
 from certctrl.plane.storage.database import Database
@@ -359,6 +361,24 @@ async def test_what_is_done_to_a_template_is_done_to_all(site: Site) -> None:
     await site.plane.certificates.revoke(1, root["id"], reason="test")
     assert [(await site.shown(cert["id"]))["status"] for cert in (root, child)] == ["revoked", "revoked"]
     assert (await site.types(two))[-1] == "cert.revoked"
+
+
+async def test_the_issuer_of_a_template_is_that_of_all(site: Site) -> None:
+    one, two, three = [await site.device(f"web-{number}") for number in range(3)]
+    root = await site.issue(one, two, three)
+    children = await site.plane.work(site.plane.certificates.page_of_user, 1, root["id"], 10)
+    issued, gone = (row["id"] for row in children)
+    await site.meets(two, issued)
+    await site.plane.certificates.unassign(1, three, gone)
+    with scripted():
+        site.plane.issuers._kinds = None
+        await site.plane.work(site.plane.issuers.put, NewIssuer(name="le", kind="scripted", settings={}))
+        await site.plane.certificates.change(1, root["id"], issuer="le")
+    rows = [await site.shown(cert_id) for cert_id in (root["id"], issued, gone)]
+    assert [row["issuer"] for row in rows] == ["le"] * 3
+    states = ["csr_wanted", "", ""]
+    assert [row["order_state"] for row in rows] == states, "only what is pending and has a device is ordered at once"
+    assert (await site.types(one))[-1] == "cert.csr_wanted"
 
 
 async def test_unassigning_by_the_template_finds_the_device_s_own_certificate(site: Site) -> None:
