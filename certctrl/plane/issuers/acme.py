@@ -113,11 +113,17 @@ class AcmeIssuer:
             async with connected(self._places, self._settings.ca_file, self._settings.proxy) as http:
                 yield http
         except AcmeError as error:
+            if error.is_permanent and await self._account.was_changed():
+                error.is_permanent, error.fix = False, "wait; the order is tried again with the present account"
             self._account.reload()
             if error.problem.status == _NOT_FOUND:
                 self._known.directory = None  # its URLs may have changed
             if error.problem.is_about("accountDoesNotExist"):
                 await self._account.lost()
+                error.is_permanent, error.fix = (
+                    False,
+                    "wait; the order is tried again with a new account of the same key",
+                )
             if error.problem.kind == "rateLimited" or error.problem.status == _TOO_MANY:
                 error.retry_after = DEFAULT_BLOCK if error.retry_after is None else error.retry_after
                 error.is_permanent = False

@@ -74,6 +74,10 @@ class AcmeAccount:
         stored = await self._context.load(self._item)
         return None if stored is None else StoredAccount.parse(stored)
 
+    async def was_changed(self) -> bool:
+        """Return whether another plane has changed the account since this one has read it."""
+        return self._ready is not None and await self.stored() != self._ready
+
     def reload(self) -> None:
         """Read the stored account before the next order: another plane may have changed it."""
         self._ready = None

@@ -528,7 +528,8 @@ async def test_an_account_that_is_gone_is_registered_by_the_next_attempt(
     await issuer.issue(world.request("a.test"))
     key = ca.accounts.pop(f"{BASE}/acct/1")["key"]
     error = await refused(world, issuer=issuer)
-    assert error.is_permanent and str(error.fix).startswith("run the order again")
+    assert not error.is_permanent, "a first order is not given up, and a renewal does not wait for a day"
+    assert str(error.fix) == "wait; the order is tried again with a new account of the same key"
     await issuer.issue(world.request("a.test"))
     assert [one["key"] for one in ca.accounts.values()] == [key]
 
@@ -621,6 +622,21 @@ async def test_revocation_with_a_reason_twice(world: AcmeWorld, ca: ScriptedCa, 
         await world.issuer().revoke(first.certificate_pem, first.chain_pem, "superseded")
     serial = x509.load_pem_x509_certificate(first.certificate_pem.encode()).serial_number
     assert ca.revoked == {serial: 4}
+
+
+@pytest.mark.parametrize("kind", ["malformed", "unauthorized"])
+async def test_an_account_key_that_another_plane_has_changed_fails_no_order_for_good(
+    world: AcmeWorld, ca: ScriptedCa, autojump_clock: MockClock, kind: str
+) -> None:
+    issuer = world.issuer()
+    await issuer.issue(world.request("a.test"))
+    await world.issuer().change_key()
+    error = await refused(world, issuer=issuer)
+    assert "JWS verification error" in str(error)
+    assert (error.is_permanent, error.fix) == (False, "wait; the order is tried again with the present account")
+    await issuer.issue(world.request("a.test"))
+    ca.hooks.append(once("/newOrder", problem(kind, "really", 400)))
+    assert (await refused(world, issuer=issuer)).is_permanent
 
 
 async def test_a_new_account_key_also_after_a_crash(
