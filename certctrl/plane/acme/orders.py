@@ -48,6 +48,11 @@ def identifiers(names: Sequence[str]) -> tuple[Identifier, ...]:
     return tuple(map(_identifier, names))
 
 
+def plain_name(name: str) -> str:
+    """Return what an authorization is for: a name without ``*.``, or an address in its usual form."""
+    return _identifier(name.lower().removeprefix("*.")).value
+
+
 def require_profile(directory: Directory, profile: str) -> None:
     """Raise IssuerError unless the CA announces the profile; empty: the CA's choice."""
     if not profile or profile in directory.profiles:

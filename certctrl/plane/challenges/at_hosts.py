@@ -93,7 +93,7 @@ class HostSolver:
         """Have the devices answer; return once all of them do. Raises IssuerError that names a device and its reason."""
         self._holds.take(self, proofs)
         since = self._wall_now() - SKEW_SECONDS
-        waiting = await self._db.work(self._start, proofs)
+        waiting = await self._db.work_long(self._start, proofs)  # which looks through all certificates
         pause, deadline = FIRST_PAUSE, trio.current_time() + self._wait_seconds
         while waiting:
             waiting, refusals = await self._db.work(self._unanswered, waiting, since)

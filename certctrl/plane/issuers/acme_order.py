@@ -16,7 +16,7 @@ import trio
 from certctrl import lean
 from certctrl.errors import CertctrlError
 from certctrl.plane.acme import orders
-from certctrl.plane.acme.answers import Authorization, Challenge, Order
+from certctrl.plane.acme.answers import Authorization, Challenge, Order, bad
 from certctrl.plane.acme.chains import check_leaf
 from certctrl.plane.acme.client import AcmeClient
 from certctrl.plane.acme.problems import AcmeError, Problem, refusal
@@ -134,6 +134,7 @@ class AcmeOrder:
     async def _authorized(self, order: Order) -> Order:
         """Prove all names of an order that are not proven yet."""
         found = await each(lambda url: orders.fetch_authorization(self._client, url), order.authorizations)
+        self._refuse_others(found)
         await self._refuse_dead(found)
         attempts = [self._chosen(one) for one in found if one.status == "pending"]
         try:
@@ -170,6 +171,13 @@ class AcmeOrder:
             key_authorization=self._client.key.key_authorization(offered[kind].token),
         )
         return Attempt(authorization, offered[kind], proof)
+
+    def _refuse_others(self, found: Sequence[Authorization]) -> None:
+        """Refuse to prove names that were not ordered: a CA must not decide what is published."""
+        ordered = {orders.plain_name(name) for name in self._request.names}
+        for one in found:
+            if orders.plain_name(one.identifier.value) not in ordered:
+                raise bad("order", f"it has an authorization for {one_line(one.name)}, which was not ordered")
 
     async def _refuse_dead(self, found: Sequence[Authorization]) -> None:
         dead = [one for one in found if one.status not in ("pending", "valid")]

@@ -534,6 +534,18 @@ async def test_an_account_that_is_gone_is_registered_by_the_next_attempt(
     assert [one["key"] for one in ca.accounts.values()] == [key]
 
 
+@pytest.mark.parametrize("name", ["victim.test", "b.a.test", "192.0.2.8"])
+async def test_a_ca_has_nothing_published_for_names_that_were_not_ordered(
+    world: AcmeWorld, ca: ScriptedCa, autojump_clock: MockClock, name: str
+) -> None:
+    challenge = {"type": "dns-01", "url": f"{BASE}/chall/dns-01/1", "token": "abc", "status": "pending"}
+    other = {"status": "pending", "identifier": {"type": "dns", "value": name}, "challenges": [challenge]}
+    ca.hooks.append(always("/authz/", (200, {}, other)))
+    error = await refused(world, "a.test", "192.0.2.7")
+    assert f"it has an authorization for {name}, which was not ordered" in str(error)
+    assert [entry for entry in world.solver.log if entry[0] == "present"] == []
+
+
 async def test_nothing_fits_the_challenges_that_are_offered(
     world: AcmeWorld, ca: ScriptedCa, autojump_clock: MockClock
 ) -> None:
