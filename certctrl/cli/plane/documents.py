@@ -192,9 +192,19 @@ def joined(ids: Iterable[int]) -> str:
     return ", ".join(map(str, ids))
 
 
+def parsed_json(text: bytes | str) -> Any:
+    """Return a value that can be sent as JSON again: without NaN and infinity. Raises ValueError."""
+    try:
+        found = json.loads(text)
+        json.dumps(found, allow_nan=False)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    return found
+
+
 def _json_file(path: Path) -> Any:
     try:
-        return json.loads(_read(path))
+        return parsed_json(_read(path))
     except ValueError as error:
         raise UsageError(
             f"{path} is not JSON: {error}", fix="correct the file; docs/getting-started.md has an example"

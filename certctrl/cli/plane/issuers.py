@@ -14,6 +14,7 @@ import typer
 
 from certctrl.cli.output import table, write_error, write_line
 from certctrl.cli.plane.connection import GROUP, OperatorApi, OperatorCommand, Yes, agreed, call_plane, show
+from certctrl.cli.plane.documents import parsed_json
 from certctrl.errors import ExitStatus, UsageError
 
 issuers = typer.Typer(help="Manage the issuers of certificates: ACME CAs, programs, the control plane's CA.", **GROUP)
@@ -263,7 +264,7 @@ def _settings(file: str, given: Sequence[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if file:
         try:
-            found = json.loads(_read(file, "the settings", secret=False))
+            found = parsed_json(_read(file, "the settings", secret=False))
         except ValueError as error:
             raise UsageError(f"{file} is not JSON: {error}", fix="correct the file") from None
         if not isinstance(found, dict):
@@ -273,7 +274,7 @@ def _settings(file: str, given: Sequence[str]) -> dict[str, Any]:
         if not equals or not key:
             raise UsageError(f"--set {setting!r} is not KEY=VALUE", fix="use for example --set terms_agreed=true")
         try:
-            found[key] = json.loads(value)
+            found[key] = parsed_json(value)
         except ValueError:
             found[key] = value
     return found
