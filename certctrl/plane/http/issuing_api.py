@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from certctrl.plane.core import Plane
-from certctrl.plane.errors import bad_request
+from certctrl.plane.errors import ErrorResponse, bad_request
 from certctrl.plane.http import bodies
 from certctrl.plane.http.answers import data_answer, empty_answer
 from certctrl.plane.http.authentication import Authenticator
@@ -98,7 +98,10 @@ class IssuingApi:
         return data_answer(await change(request.path_params["name"], lambda holder: holder.deactivate()))
 
     async def _check_one(self, rows: list[dict[str, Any]], index: int, name: str) -> None:
-        rows[index] = await self._checked(name)
+        try:
+            rows[index] = await self._checked(name)
+        except ErrorResponse as error:  # it was removed meanwhile
+            rows[index] |= {"ok": False, "facts": {}, "problem": error.what, "fix": ""}
 
     async def _checked(self, name: str) -> dict[str, Any]:
         with trio.move_on_after(CHECK_SECONDS):

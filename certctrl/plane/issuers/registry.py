@@ -218,11 +218,20 @@ class Issuers:
     async def check(self, name: str) -> dict[str, Any]:
         """Return an issuer with ``ok`` and the facts that it reports, such as limits that are left; ErrorResponse 404."""
         shown = await self._db.work(self.show, name)
+        failure: CertctrlError
         try:
             facts = await (await self.get(name)).check()
         except CertctrlError as error:
-            await self._db.work(self.note_failure, name, str(error), error.fix or "")
-            return shown | {"ok": False, "facts": {}, "problem": str(error), "fix": error.fix or ""}
+            failure = error
+        except Exception as error:  # a bug in an issuer must not hide the others
+            log.error("issuer %s: unexpected %s", name, type(error).__name__, exc_info=error)
+            failure = IssuerError(f"unexpected {type(error).__name__} in issuer {name}", fix="report it")
+        else:
+            return await self._checked(name, facts)
+        await self._db.work(self.note_failure, name, str(failure), failure.fix or "")
+        return shown | {"ok": False, "facts": {}, "problem": str(failure), "fix": failure.fix or ""}
+
+    async def _checked(self, name: str, facts: Mapping[str, str]) -> dict[str, Any]:
         await self._db.work(self.note_success, name)
         shown = await self._db.work(self.show, name)
         return shown | {"ok": True, "facts": facts}

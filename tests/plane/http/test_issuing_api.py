@@ -54,6 +54,25 @@ async def test_issuers_are_added_shown_checked_and_removed(world: World, kind: S
     assert (await world.operator("POST", f"{ISSUERS}/le/check")).status == 404
 
 
+@pytest.mark.parametrize("trouble", ["bug", "removed"])
+async def test_one_issuer_that_cannot_be_checked_does_not_hide_the_others(
+    world: World, kind: ScriptedKind, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    await added(world)
+
+    async def check() -> dict[str, str]:
+        if trouble == "bug":
+            raise KeyError("orders_left")
+        await world.plane.work(world.plane.issuers.remove, "le")
+        return {}
+
+    monkeypatch.setattr(kind.ca, "check", check)
+    rows = {row["name"]: row for row in (await world.operator("GET", f"{ISSUERS}?check=1")).data}
+    assert rows["builtin"]["ok"] and not rows["le"]["ok"]
+    assert rows["le"]["problem"] == ("unexpected KeyError in issuer le" if trouble == "bug" else "No such issuer")
+    assert rows["le"]["facts"] == {}
+
+
 @pytest.mark.parametrize(
     ("change", "where"),
     [
