@@ -145,6 +145,9 @@ class OrderRunner:
             self._storage_check.note_failure(error)
             log.error("order %s cannot be read: %s", job.key, error)
             return
+        except Exception as error:  # one order that cannot be begun must not end the plane
+            log.error("order %s cannot be begun: unexpected %s", job.key, type(error).__name__, exc_info=error)
+            return
         if attempt is None:
             return
         ended = False

@@ -24,9 +24,13 @@ _MAX_COMMON_NAME = 64
 
 
 def new_request(key_type: str, names: tuple[str, ...], must_staple: bool, old_key: bytes) -> tuple[bytes, bytes]:
-    """Return a key (PKCS#8) and its CSR, both as DER; ``old_key`` is used if it is not empty. RSA keys are slow."""
-    key = new_key(key_type) if not old_key else serialization.load_der_private_key(old_key, None)
-    assert isinstance(key, PrivateKey)  # of a type in KEY_TYPES
+    """Return a key (PKCS#8) and its CSR, both as DER. RSA keys are slow.
+
+    ``old_key`` is used if it is not empty, and of a type that the plane makes: an imported one may be another.
+    """
+    key = serialization.load_der_private_key(old_key, None) if old_key else None
+    if not isinstance(key, PrivateKey):
+        key = new_key(key_type)
     return key_der(key), csr_of(key, names, must_staple=must_staple)
 
 

@@ -11,10 +11,12 @@ import trio
 import trio.testing
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed448
 from engine_plane import new_device, plane_on
 from scripted_issuer import WALL, ScriptedCa, ScriptedKind, scripted
 
 from certctrl.errors import PlaneError
+from certctrl.plane import requests
 from certctrl.plane.ca.csr import key_digest
 from certctrl.plane.ca.x509 import new_intermediate, new_root
 from certctrl.plane.core import Plane
@@ -540,3 +542,32 @@ async def test_a_clock_that_was_set_back_keeps_no_claim_of_a_plane_that_ended(sc
     assert (await scene.plane.work(scene.plane.order_runner._claim, 10))[0] != [], "and then it is killed"
     scene.now -= DAY
     assert await scene.another().order_runner.run_once() == 1
+
+
+async def test_an_order_that_cannot_be_begun_harms_no_other_order(
+    scene: Scene, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = await scene.issue("a.example"), await scene.issue("b.example")
+
+    def new_request(key_type: str, names: tuple[str, ...], must_staple: bool, old_key: bytes) -> tuple[bytes, bytes]:
+        if "a.example" in names:
+            raise AssertionError
+        return requests.new_request(key_type, names, must_staple, old_key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("certctrl.plane.order_attempts.new_request", new_request)
+        assert await scene.plane.order_runner.run_once() == 2
+    assert "order 1 cannot be begun: unexpected AssertionError" in caplog.text
+    assert [(await scene.certificate(row["id"]))["status"] for row in (first, second)] == ["pending", "active"]
+    scene.now += LEASE_SECONDS + 1
+    assert await scene.plane.order_runner.run_once() == 1
+    assert (await scene.certificate(first["id"]))["status"] == "active"
+
+
+def test_an_old_key_of_another_type_is_replaced() -> None:
+    key = ed448.Ed448PrivateKey.generate().private_bytes(
+        serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    made, csr = requests.new_request("ecdsa-p256", ("a.example",), False, key)
+    assert made != key
+    assert x509.load_der_x509_csr(csr).is_signature_valid
