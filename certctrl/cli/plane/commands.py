@@ -59,6 +59,8 @@ def set_issuer(
 ) -> None:
     """Change the issuer of a certificate from its next renewal on; its id and its devices stay.
 
+    One that is not issued yet is ordered from the new issuer at once.
+
     \b
     cert-ctrl plane set-issuer --data /var/lib/plane www.example.com le
     cert-ctrl plane renew --data /var/lib/plane www.example.com
@@ -68,7 +70,9 @@ def set_issuer(
         return await api.call("PATCH", f"certificates/{await api.certificate(certificate)}", {"issuer": issuer})
 
     row = call_plane(ctx, request)
-    show(ctx, row, f"certificate {row['id']} ({row['domain_name']}) is from issuer {row['issuer']} when renewed")
+    ordered = f"is ordered from issuer {row['issuer']}: order {row['order_id']}"
+    when = ordered if row["status"] == "pending" and row["order_id"] else f"is from issuer {row['issuer']} when renewed"
+    show(ctx, row, f"certificate {row['id']} ({row['domain_name']}) {when}")
 
 
 plane.command(cls=OperatorCommand)(revoke)
