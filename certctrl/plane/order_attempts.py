@@ -29,7 +29,9 @@ from certctrl.text import one_line
 FIRST_PAUSE = 30.0
 LONGEST_PAUSE = 6 * 3600.0
 REFUSED_PAUSE = float(DAY)
-"""Until a renewal that was refused is tried again."""
+"""Until a renewal that was refused is tried again, at most."""
+REFUSED_SHARE = 1 / 16
+"""The part of a certificate's life that this pause takes at first: one of a day is tried again several times."""
 LONGEST_RETRY_AFTER = 7.0 * DAY
 GIVE_UP_SECONDS = 7.0 * DAY
 """For how long a first order is retried."""
@@ -173,9 +175,9 @@ class Attempts:
 
     def fail(self, attempt: Attempt, error: CertctrlError) -> float | None:
         """Note a failure; return when the next attempt is due, None if the order has ended."""
-        _, order = self._rows(attempt.order_id)
+        certificate, order = self._rows(attempt.order_id)
         self._require_claim(attempt)
-        assert order is not None  # it has a job
+        assert certificate is not None and order is not None  # it has a job
         problem, fix = one_line(str(error), MAX_PROBLEM), one_line(error.fix or "", MAX_PROBLEM)
         self._issuers.note_failure(attempt.issuer, problem, fix)
         refused = isinstance(error, IssuerError) and error.is_permanent
@@ -183,7 +185,8 @@ class Attempts:
         if is_first and (refused or now - order["created_at"] > GIVE_UP_SECONDS):
             self._orders.end(attempt.order_id, FAILED, problem, fix)
             return None
-        due = now + self._pause(attempt, error, refused)
+        life = certificate["not_after"] - certificate["not_before"]
+        due = now + self._pause(attempt, error, life if refused else None)
         self._db.run(
             "UPDATE orders SET problem = ?, fix = ?, updated_at = ?, next_at = ? WHERE id = ?",
             *(problem, fix, now, due, attempt.order_id),
@@ -199,8 +202,12 @@ class Attempts:
         """End the claim of an attempt that was interrupted, so that any plane continues it now."""
         self._jobs.again(attempt.job, self._wall_now())
 
-    def _pause(self, attempt: Attempt, error: CertctrlError, refused: bool) -> float:
-        grows = REFUSED_PAUSE if refused else grown(FIRST_PAUSE, LONGEST_PAUSE, attempt.attempts)
+    def _pause(self, attempt: Attempt, error: CertctrlError, life: float | None) -> float:
+        """Return the seconds until the next attempt; ``life`` is that of the certificate if the order was refused."""
+        if life is None:
+            grows = grown(FIRST_PAUSE, LONGEST_PAUSE, attempt.attempts)
+        else:
+            grows = max(min(life * REFUSED_SHARE, REFUSED_PAUSE), grown(FIRST_PAUSE, REFUSED_PAUSE, attempt.attempts))
         pause = jittered(grows, self._random())
         after = min(getattr(error, "retry_after", None) or 0.0, LONGEST_RETRY_AFTER)
         return max(pause, after * (1 + 0.05 * self._random()))

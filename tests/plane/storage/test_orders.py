@@ -571,3 +571,25 @@ def test_an_old_key_of_another_type_is_replaced() -> None:
     made, csr = requests.new_request("ecdsa-p256", ("a.example",), False, key)
     assert made != key
     assert x509.load_der_x509_csr(csr).is_signature_valid
+
+
+async def test_a_refused_renewal_of_a_short_life_is_tried_again_before_its_end(scene: Scene) -> None:
+    row = await scene.issued(validity_seconds=86_400)
+    order_id = (await scene.plane.certificates.renew(1, row["id"]))["order_id"]
+    scene.now += DAY / 2
+    tries = 0
+    while scene.now < WALL + DAY:
+        scene.ca.script = [IssuerError("forbidden", is_permanent=True)]
+        assert await scene.plane.order_runner.run_once() == 1
+        due = await scene.plane.work(scene.plane.database.one, "SELECT next_at FROM orders WHERE id = ?", order_id)
+        assert due is not None
+        assert due["next_at"] > scene.now + FIRST_PAUSE
+        scene.now, tries = due["next_at"] + 1, tries + 1
+    assert 5 < tries < 30
+    for _ in range(10):
+        scene.ca.script = [IssuerError("forbidden", is_permanent=True)]
+        scene.now += DAY
+        assert await scene.plane.order_runner.run_once() == 1
+    due = await scene.plane.work(scene.plane.database.one, "SELECT next_at FROM orders WHERE id = ?", order_id)
+    assert due is not None
+    assert due["next_at"] >= scene.now + REFUSED_PAUSE / 2, "and not so often after its end"
