@@ -61,8 +61,10 @@ class Server:
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         files = 2 * CONNECTIONS if files == resource.RLIM_INFINITY else files
         self._most = min(CONNECTIONS, max(files - _OTHER_FILES, files // 2))
+        # Without TLS nobody authenticates: both servers together must leave files to the database.
+        share = files // 8 if context is None else files // 2
         self._unauthenticated = UnauthenticatedConnections(
-            min(UNAUTHENTICATED_PER_ADDRESS, files // 4), min(UNAUTHENTICATED_TOTAL, files // 2), trio.current_time
+            min(UNAUTHENTICATED_PER_ADDRESS, share // 2), min(UNAUTHENTICATED_TOTAL, share), trio.current_time
         )
 
     async def serve(self, *, stop: trio.Event, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

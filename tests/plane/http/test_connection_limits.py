@@ -17,6 +17,7 @@ import trio
 from plane_socket import FAST, UPDATES, Connection, connected, enrolled, operator_key, port_of
 
 from certctrl.plane.http.proxies import Proxies, networks
+from certctrl.plane.http.server import Server
 from certctrl.plane.serve import PlaneAddress, serve_plane
 
 pytestmark = pytest.mark.integration
@@ -52,6 +53,10 @@ async def announced(address: PlaneAddress, header: bytes, token: str = "") -> As
         await trio.aclose_forcefully(secure)
 
 
+async def nothing(scope: Any, receive: Any, send: Any) -> None:
+    """Answer nothing."""
+
+
 async def is_refused(client: Connection) -> bool:
     """Return whether the plane ends a connection without an answer."""
     with trio.fail_after(60):
@@ -65,6 +70,23 @@ async def is_refused(client: Connection) -> bool:
 async def last_address(operator: Connection) -> str:
     (device,) = (await operator.ask("GET", "/apiv1/users/1/devices")).data
     return str(device["last_address"])
+
+
+def test_both_servers_together_leave_files_to_the_database(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by review: each of them could take half of the files, which a flood of both ports did."""
+    files = 400
+    monkeypatch.setattr("certctrl.plane.http.server.resource.getrlimit", lambda _: (files, files))
+    monkeypatch.setattr("certctrl.plane.http.server.trio.current_time", lambda: 0.0)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    with socket.socket() as sock:
+        servers = [Server(nothing, sock, given) for given in (context, None)]
+    most = [sum(_admits(server, f"192.0.2.{number}") for number in range(files)) for server in servers]
+    assert most[0] == files // 2
+    assert 0 < most[1] <= files // 8
+
+
+def _admits(server: Server, caller: str) -> bool:
+    return server._unauthenticated.admit(caller, lambda: None) is not None
 
 
 # --- numbers and times ------------------------------------------------------------------------------------------------
