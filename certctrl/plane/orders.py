@@ -157,7 +157,7 @@ class Orders:
         """Return the order as the answer to a request for a renewal."""
         row = self._db.one("SELECT * FROM orders WHERE id = ?", order_id)
         if row is None:
-            raise not_found("No such order")
+            raise not_found("There is no such order; see plane orders list --all")
         shown = {"id": row["id"], "cert_id": row["cert_id"], "action": row["action"], "status": "pending"}
         return shown | {"serial_number": "", "order_id": row["id"], "state": row["state"]}
 
@@ -201,7 +201,7 @@ class Orders:
     def _of_user(self, user_id: int, order_id: int) -> Row:
         row = self._db.one(f"{_SELECT} AND o.id = ?", user_id, order_id)
         if row is None:
-            raise not_found("No such order")
+            raise not_found("There is no such order; see plane orders list --all")
         return row
 
 

@@ -174,6 +174,28 @@ def test_an_interrupt_ends_the_wait_but_not_the_order(site: Site) -> None:
     assert "is issued" in site("orders", "retry", order).out
 
 
+def test_a_failed_attempt_is_noted_with_what_to_do(site: Site) -> None:
+    site.script("fail")
+    noted = site("issue", "again.example", "--issuer", "house").err.splitlines()
+    assert "next attempt at" in noted[0], noted
+    fix = site("orders", "list", "--all", "--json").json[-1]["fix"]
+    assert fix == "" or noted[1] == f"fix: {fix}", noted
+    assert noted[1].startswith("fix: "), noted
+
+
+def test_a_certificate_without_a_device_for_its_key_is_not_called_ordered(site: Site) -> None:
+    said = site("issue", "nowhere.example", "--key", "device").out
+    assert said.startswith("recorded certificate ") and "cert-ctrl plane assign " in said, said
+    assert "nowhere.example" not in site("orders", "list", "--all").out
+
+
+def test_unknown_and_known_issuers_are_refused_with_what_to_do(site: Site) -> None:
+    for argv in (("issue", "x.example", "--issuer", "nobody"), ("issuers", "show", "nobody")):
+        assert "There is no issuer 'nobody'; see plane issuers list" in site(*argv).err
+    assert "change it with --replace" in site("issuers", "add", "house", "--kind", "command").err
+    assert "choose another name" in site("issuers", "add", "house", "--kind", "acme").err
+
+
 def test_rules_choose_the_issuer(site: Site) -> None:
     assert "rule.example" in site("issuers", "rule", "rule.example", "house").out
     assert site("issue", "www.rule.example", "--json").json["issuer"] == "house"

@@ -111,6 +111,9 @@ def _issued(ctx: typer.Context, row: dict[str, Any]) -> dict[str, Any]:
 
 def _said(row: dict[str, Any]) -> str:
     what = f"certificate {row['id']} for {row['domain_name']}"
+    if row["status"] == "pending" and row["key_origin"] == "device" and not row["device_ids"]:
+        assign = f"cert-ctrl plane assign {row['id']} --device ID"
+        return f"recorded {what}; it is ordered once a device is to make its key: {assign}"
     if row["status"] == "pending":
         order = "" if row["order_id"] is None else f": order {row['order_id']}"
         return f"ordered {what} from issuer {row['issuer']}{order}"

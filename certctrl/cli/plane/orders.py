@@ -164,6 +164,8 @@ async def _follow(api: OperatorApi, order_id: int, since: int, note: Callable[[s
         if row["problem"] and row["attempts"] > noted:
             noted = row["attempts"]
             write_error(f"note: {_said(row)}; next attempt at {row['next_at']}")
+            if row["fix"]:
+                write_error(f"fix: {one_line(row['fix'], None)}")
         await trio.sleep(pause)
         pause = min(pause * 1.2, SLOWEST_POLL_SECONDS)
 

@@ -116,7 +116,7 @@ class Issuers:
             rules = {row["domain"]: row["issuer"] for row in self._db.all("SELECT domain, issuer FROM issuer_rules")}
             chosen = issuer_for(names, rules, BUILTIN)
         if chosen not in WITHOUT_ROW and self._row(chosen) is None:
-            raise bad_request(f"There is no issuer {chosen[:100]!r}", field="issuer")
+            raise bad_request(f"There is no issuer {chosen[:100]!r}; see plane issuers list", field="issuer")
         if chosen == IMPORT:
             raise bad_request("Certificates of issuer import are imported, not ordered", field="issuer")
         return chosen
@@ -149,7 +149,9 @@ class Issuers:
             kinds = ", ".join(sorted(set(self.kinds) - set(WITHOUT_ROW)))
             raise bad_request(f"The kind of an issuer is one of {kinds}", field="kind")
         if known is not None and (not new.replace or known["kind"] != new.kind):
-            raise conflict(f"There is an issuer {new.name} of kind {known['kind']}", "EXISTS")
+            kind = known["kind"]
+            fix = "change it with --replace" if kind == new.kind else "choose another name"
+            raise conflict(f"There is an issuer {new.name} of kind {kind}; {fix}", "EXISTS")
         if len(json.dumps(dict(new.settings))) > MAX_SETTINGS_BYTES:
             raise bad_request(f"The settings have more than {MAX_SETTINGS_BYTES} bytes", field="settings")
         if len(new.secrets) > MAX_SECRETS or any(len(value) > MAX_SECRET_BYTES for value in new.secrets.values()):
@@ -291,7 +293,7 @@ class Issuers:
     def _require(self, name: str) -> Row:
         row = self._row(name)
         if row is None:
-            raise not_found("No such issuer")
+            raise not_found(f"There is no issuer {name[:100]!r}; see plane issuers list")
         return row
 
     def _row(self, name: str) -> Row | None:
