@@ -128,10 +128,10 @@ class Issuers:
         secrets = dict(new.secrets)
         if known is not None:
             secrets = self._secrets(new.name, known["secrets_enc"]) | secrets
-        try:
-            settings = json.dumps(self.kinds[new.kind].check_settings(new.settings, secrets))
-        except ConfigError as error:
-            raise bad_request(f"{error}; {error.fix}" if error.fix else str(error), field=error.path) from None
+        settings = json.dumps(self._check_settings(new, secrets))
+        if len(secrets) > MAX_SECRETS:
+            what = f"An issuer has at most {MAX_SECRETS} secrets, with those of before; remove it, then add it again"
+            raise bad_request(what, field="secrets")
         now = self._wall_now()
         self._db.run(
             "INSERT INTO issuers (name, kind, settings, secrets_enc, created_at, updated_at) VALUES (?, ?, ?, ?, ?, ?)"
@@ -140,6 +140,17 @@ class Issuers:
             *(new.name, new.kind, settings, self._sealed(new.name, secrets) if secrets else None, now, now),
         )
         return self.show(new.name)
+
+    def _check_settings(self, new: NewIssuer, secrets: dict[str, bytes]) -> dict[str, Any]:
+        """Return the settings in full; secrets of before that they have no use for are removed. ErrorResponse 400."""
+        while True:
+            try:
+                return self.kinds[new.kind].check_settings(new.settings, secrets)
+            except ConfigError as error:
+                if error.path in secrets and error.path not in new.secrets:
+                    del secrets[error.path]
+                    continue
+                raise bad_request(f"{error}; {error.fix}" if error.fix else str(error), field=error.path) from None
 
     def _check_new(self, new: NewIssuer, known: Row | None) -> None:
         if not _NAME.fullmatch(new.name) or new.name in WITHOUT_ROW:

@@ -12,6 +12,7 @@ from scripted_issuer import ScriptedKind, scripted
 
 from certctrl.errors import CertctrlError, PlaneError
 from certctrl.plane.core import Plane
+from certctrl.plane.issuers.acme import KIND as ACME
 from certctrl.plane.issuers.issuer import IssuerContext, IssuerError
 from certctrl.plane.issuers.registry import NewIssuer, installed_kinds
 from certctrl.plane.problems import ProblemName
@@ -222,3 +223,33 @@ def test_a_kind_that_cannot_be_loaded_is_left_out(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr("certctrl.plane.issuers.registry.entry_points", lambda group: [Broken()])
     assert installed_kinds() == {}
+
+
+async def test_a_secret_of_before_that_is_of_no_use_any_more_is_removed(
+    planes: list[Plane], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plane = planes[0]
+    acme = {"scripted": ACME}
+    monkeypatch.setattr("certctrl.plane.issuers.registry.installed_kinds", lambda: acme)
+    settings = {"directory_url": "https://ca.test/directory", "challenges": [{"type": "plane-http"}]}
+    proxy = {"proxy": "http://proxy.test:3128"}
+    login = {"proxy_login": b"user:password"}
+    given = NewIssuer(name="le", kind="scripted", settings=settings | proxy, secrets=login)
+    assert (await put(plane, given))["secrets"] == ["proxy_login"]
+    kept = NewIssuer(name="le", kind="scripted", settings=settings | proxy, replace=True)
+    assert (await put(plane, kept))["secrets"] == ["proxy_login"]
+    without = NewIssuer(name="le", kind="scripted", settings=settings, replace=True)
+    assert (await put(plane, without))["secrets"] == []
+    with pytest.raises(PlaneError, match="proxy_login: is given, but proxy is not set"):
+        await put(plane, NewIssuer(name="le", kind="scripted", settings=settings, secrets=login, replace=True))
+
+
+async def test_secrets_of_before_count(planes: list[Plane]) -> None:
+    for prefix in "ab":
+        secrets = {f"{prefix}{number}": b"x" for number in range(30)}
+        given = NewIssuer(name="le", kind="scripted", settings={}, secrets=secrets, replace=True)
+        if prefix == "a":
+            await put(planes[0], given)
+        else:
+            with pytest.raises(PlaneError, match="at most 50 secrets, with those of before"):
+                await put(planes[0], given)
