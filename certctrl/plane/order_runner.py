@@ -82,6 +82,8 @@ class OrderRunner:
         self._turn = trio.CapacityLimiter(1)
         """Whose turn it is to compute: requests are answered between the steps of any number of orders."""
         self._running = 0
+        self._unstored: set[int] = set()
+        """Orders whose certificates are issued and not stored yet."""
 
     def wake(self) -> None:
         """Look for orders now."""
@@ -135,6 +137,7 @@ class OrderRunner:
             await self._run(job)
         finally:
             self._running -= 1
+            self._unstored.discard(int(job.key))
             self._due.set()
 
     async def _run(self, job: Job) -> None:
@@ -163,9 +166,12 @@ class OrderRunner:
                     await self._give_back(attempt)
 
     async def _extend(self, attempt: Attempt, scope: trio.CancelScope) -> None:
-        """Extend the claim; cancel the attempt once another plane may have it."""
+        """Extend the claim; cancel the attempt once another plane may have it.
+
+        While the database is away, what a CA has issued waits for it: whether it may be stored is seen then.
+        """
         ends = trio.current_time() + LEASE_SECONDS
-        while trio.current_time() < ends:
+        while trio.current_time() < ends or attempt.order_id in self._unstored:
             await trio.sleep(EXTEND_SECONDS / 2)
             try:
                 if not await self._db.work_long(self._jobs.extend, attempt.job, LEASE_SECONDS):
@@ -182,6 +188,7 @@ class OrderRunner:
         failure: CertctrlError
         try:
             issued = await self._issued(attempt)
+            self._unstored.add(attempt.order_id)
             await self._stored(self._attempts.succeed, attempt, issued)
         except ClaimLostError:
             return

@@ -593,3 +593,32 @@ async def test_a_refused_renewal_of_a_short_life_is_tried_again_before_its_end(s
     due = await scene.plane.work(scene.plane.database.one, "SELECT next_at FROM orders WHERE id = ?", order_id)
     assert due is not None
     assert due["next_at"] >= scene.now + REFUSED_PAUSE / 2, "and not so often after its end"
+
+
+async def test_what_a_ca_has_issued_outlives_a_database_that_is_away_for_longer_than_a_claim(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from certctrl.plane.errors import DatabaseAwayError
+
+    for name, seconds in (("STORE_PAUSE", 0.01), ("LEASE_SECONDS", 0.2), ("EXTEND_SECONDS", 0.1)):
+        monkeypatch.setattr(f"certctrl.plane.order_runner.{name}", seconds)
+    work, returns = scene.plane.database.work_long, 0.0
+
+    async def flaky(unit: Any, *args: Any, **kwargs: Any) -> Any:
+        if trio.current_time() < returns:
+            raise DatabaseAwayError("away")
+        return await work(unit, *args, **kwargs)
+
+    async def issue(request: CertificateRequest) -> IssuedChain:
+        nonlocal returns
+        returns = trio.current_time() + 0.8
+        return scene.ca.signed(request)
+
+    row = await scene.issue()
+    monkeypatch.setattr(scene.plane.database, "work_long", flaky)
+    scene.ca.script = [issue]
+    with trio.fail_after(30):
+        assert await scene.plane.order_runner.run_once() == 1
+    assert (await scene.certificate(row["id"]))["status"] == "active"
+    assert len(scene.ca.requests) == 1
+    assert scene.plane.order_runner._unstored == set()
