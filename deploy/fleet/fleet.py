@@ -178,7 +178,8 @@ def start_agents(fleet: Fleet) -> None:
                 word for number in new[group::DOMAINS] for word in ("--device", fleet.agent(number).name)
             ]
             domain = f"group{group + 1}.example"
-            run([*PROGRAM, "plane", "issue", domain, *devices, "--data", fleet.plane(1)])
+            # Agents of a group share a key, and none runs yet that could make one.
+            run([*PROGRAM, "plane", "issue", domain, *devices, "--key", "plane", "--data", fleet.plane(1)])
     for number in agents:
         say(f"started {number} of {len(agents)} agents   ", end="\r")
         fleet.launch(fleet.agent(number).name, [*PROGRAM, "-c", fleet.agent(number), "--keep-running"])
