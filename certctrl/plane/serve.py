@@ -128,7 +128,7 @@ async def _start_small(
 def _log_start(plane: Plane, url: str) -> None:
     log.info("control plane at %s", url)
     if not plane.settings.crl_url:
-        log.info("certificates name no revocation list, so clients do not learn of revocations: --crl-url is off")
+        log.info("certificates name no revocation list, so clients do not learn of revocations; see --http")
 
 
 def _start_tasks(

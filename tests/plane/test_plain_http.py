@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import ssl
 from functools import partial
@@ -76,6 +77,18 @@ def test_addresses_without_tls() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(TransportError) as caught:
         listen_without_tls(f"127.0.0.1:{taken.getsockname()[1]}")
     assert caught.value.fix == "choose another --http HOST:PORT"
+
+
+async def test_a_start_without_lists_says_which_option_serves_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Found by review: it said that --crl-url is off, which nobody had set."""
+    caplog.set_level(logging.INFO)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(serve_plane, tmp_path / "plane", settings=FAST))
+        nursery.cancel_scope.cancel()
+    (line,) = [line for line in caplog.messages if "name no revocation list" in line]
+    assert "see --http" in line and "off" not in line
 
 
 async def test_the_list_is_served_over_http_and_https(tmp_path: Path) -> None:
