@@ -69,7 +69,8 @@ async def test_one_issuer_that_cannot_be_checked_does_not_hide_the_others(
     monkeypatch.setattr(kind.ca, "check", check)
     rows = {row["name"]: row for row in (await world.operator("GET", f"{ISSUERS}?check=1")).data}
     assert rows["builtin"]["ok"] and not rows["le"]["ok"]
-    assert rows["le"]["problem"] == ("unexpected KeyError in issuer le" if trouble == "bug" else "No such issuer")
+    said = "unexpected KeyError in issuer le" if trouble == "bug" else "There is no issuer 'le'; see plane issuers list"
+    assert rows["le"]["problem"] == said
     assert rows["le"]["facts"] == {}
 
 
