@@ -33,6 +33,8 @@ WRITE_EVERY = 300.0
 REPORT_INTERVAL = 1.0
 STALE_INTERVALS = 10
 BURST = 50
+NOTHING_NEW = 204
+"""Status of a poll without signals."""
 """Pending signals above which memory is returned to the system afterwards."""
 STALE_AT_LEAST = 120.0
 
@@ -201,7 +203,7 @@ async def report_forever(agent: Agent, notifier: Notifier) -> None:
             last, written = essence, trio.current_time()
             await save_status(agent, status)
         deepest = max(deepest, agent.inbox.depth)
-        if deepest >= BURST and agent.inbox.depth == 0 and agent.session.last_poll_at is not None:
+        if deepest >= BURST and agent.inbox.depth == 0 and agent.session.last_poll_code == NOTHING_NEW:
             deepest = 0
             release_memory()
         await agent.wait_for_status_change(REPORT_INTERVAL, WRITE_EVERY)
