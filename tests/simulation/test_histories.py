@@ -10,7 +10,7 @@ import os
 import pytest
 from simulation.history import run_history
 
-HISTORIES = int(os.environ.get("CERTCTRL_TEST_HISTORIES", "1000"))
+HISTORIES = int(os.environ.get("CERTCTRL_TEST_HISTORIES", "500"))
 CHUNKS = max(20, HISTORIES // 500)
 SEED = os.environ.get("CERTCTRL_TEST_SEED", "")
 
