@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ Install = Callable[..., CommandIssuer]
 
 
 @pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
     """Return ``install(recipe, words…, secrets)``: an issuer whose program is a recipe."""
     place = tmp_path / "commands"
     place.mkdir(mode=0o755)
@@ -51,12 +52,13 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
         (place / recipe).chmod(0o755)
         settings = KIND.check_settings({"command": [str(place / recipe), *words], "timeout_seconds": 60}, secrets)
         context = IssuerContext(
-            recipe, database=SqliteDatabase(None, inline), keyring=Keyring.open(None), settings=PlaneSettings(),
+            recipe, database=database, keyring=Keyring.open(None), settings=PlaneSettings(),
             wall_now=wall_now, offload=inline, solvers=lambda *_: pytest.fail("no challenges"),
         )  # fmt: skip
         return KIND.make(settings, secrets, context)
 
-    return build
+    with closing(SqliteDatabase(None, inline)) as database:
+        yield build
 
 
 def asked(names: Sequence[str] = NAMES, **more: object) -> CertificateRequest:

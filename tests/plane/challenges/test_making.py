@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +62,15 @@ def test_everything_has_a_default(program: str) -> None:
     assert check_challenges(checked, SECRETS) == checked == json.loads(json.dumps(checked))
 
 
-def test_solvers_of_all_types(program: str) -> None:
-    database = SqliteDatabase(None, inline)
-    plane = plane_on(database)
+@pytest.fixture
+def memory() -> Iterator[SqliteDatabase]:
+    """A database in memory."""
+    with closing(SqliteDatabase(None, inline)) as database:
+        yield database
+
+
+def test_solvers_of_all_types(program: str, memory: SqliteDatabase) -> None:
+    plane = plane_on(memory)
     entries = [
         {
             "type": "rfc2136", "domains": ["Example.COM.", "*.bücher.example"], "server": "ns1.example.com",
@@ -78,7 +85,7 @@ def test_solvers_of_all_types(program: str) -> None:
     checked = check_challenges(entries, SECRETS)
     assert checked[0]["domains"] == ["example.com", "*.xn--bcher-kva.example"]
     assert checked[2]["domains"] == ["192.0.2.0/24", "*"]
-    chosen = make_solver(SolverParts(database, plane.stream, plane.wall_now), checked, SECRETS)
+    chosen = make_solver(SolverParts(memory, plane.stream, plane.wall_now), checked, SECRETS)
     solvers = [type(rule.solver) for rule in chosen._rules]
     assert solvers == [Rfc2136Solver, CommandSolver, PlaneHttpSolver, HostSolver, HostSolver]
     assert [rule.solver.kinds for rule in chosen._rules[3:]] == [("http-01",), ("tls-alpn-01",)]
@@ -159,10 +166,9 @@ def test_a_program_elsewhere(program: str) -> None:
     assert str(caught.value).startswith("challenges[0].command: '/bin/sh' is not a program that the control plane may")
 
 
-def test_a_secret_that_is_gone(program: str) -> None:
-    database = SqliteDatabase(None, inline)
-    plane = plane_on(database)
-    parts = SolverParts(database, plane.stream, plane.wall_now)
+def test_a_secret_that_is_gone(program: str, memory: SqliteDatabase) -> None:
+    plane = plane_on(memory)
+    parts = SolverParts(memory, plane.stream, plane.wall_now)
     for entry in ({"type": "rfc2136"}, {"type": "command", "command": program, "secrets": ["api_token"]}):
         with pytest.raises(ConfigError, match="is not given"):
             make_solver(parts, check_challenges([entry], SECRETS), {})

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def make(directory: Path) -> Make:
+def make(directory: Path) -> Iterator[Make]:
     """Return ``make(script)``: an issuer whose program is a shell script."""
 
     def build(script: str, *, seconds: int = 60, secrets: Mapping[str, bytes] | None = None) -> CommandIssuer:
@@ -52,12 +53,13 @@ def make(directory: Path) -> Make:
             {"command": [str(program), "--profile", "web"], "timeout_seconds": seconds}, secrets or {}
         )
         context = IssuerContext(
-            "house", database=SqliteDatabase(None, inline), keyring=Keyring.open(None), settings=PlaneSettings(),
+            "house", database=database, keyring=Keyring.open(None), settings=PlaneSettings(),
             wall_now=lambda: NOW, offload=inline, solvers=lambda *_: pytest.fail("no challenges"),
         )  # fmt: skip
         return KIND.make(settings, secrets or {}, context)
 
-    return build
+    with closing(SqliteDatabase(None, inline)) as database:
+        yield build
 
 
 def printing(directory: Path, *chain: Made) -> str:
