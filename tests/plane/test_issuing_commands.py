@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,10 @@ def test_orders_can_wait_be_tried_and_cancelled(site: Site) -> None:
 def test_an_interrupt_ends_the_wait_but_not_the_order(site: Site) -> None:
     site.script("fail")
     argv = [sys.executable, "-m", "certctrl", "plane", "issue", "--data", str(site.data), "stopped.example"]
-    process = subprocess.Popen([*argv, "--issuer", "house"], stderr=subprocess.PIPE, text=True)
+    interruptible = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a job in the background ignores it
+    process = subprocess.Popen(
+        [*argv, "--issuer", "house"], stderr=subprocess.PIPE, text=True, preexec_fn=interruptible
+    )
     assert process.stderr is not None
     noted = process.stderr.readline()
     assert noted.startswith("note: order ") and "next attempt at" in noted, noted
