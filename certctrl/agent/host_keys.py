@@ -71,10 +71,8 @@ def _key_type(policy: HostPolicy, order: CsrOrder) -> KeyType:
 
 def _signed_request(agent: Agent, summary: CertificateSummary, order: CsrOrder, kind: KeyType) -> str:
     """Return the signing request of an order, whose key is durable then. Blocks on the disk."""
-    from certctrl.install.material.key_request import (
-        new_key_pem,
-        signing_request,
-    )  # here and below: if keys are made here
+    # here and below: only if keys are made on this host
+    from certctrl.install.material.key_request import new_key_pem, signing_request
 
     keys = agent.store.staged_keys
     known = keys.find(summary.id, order.id)

@@ -32,9 +32,9 @@ WRITE_EVERY = 300.0
 """Seconds after which the status file is written again even without a relevant change."""
 REPORT_INTERVAL = 1.0
 STALE_INTERVALS = 10
-BURST = 50
 NOTHING_NEW = 204
 """Status of a poll without signals."""
+BURST = 50
 """Pending signals above which memory is returned to the system afterwards."""
 STALE_AT_LEAST = 120.0
 

@@ -1,7 +1,7 @@
 """Challenges of certificate authorities (ACME) that an agent answers on its host.
 
 Control plane and agent check what they send and receive with the same rules: a token becomes a file name and a part of
-a URL, and a key authorization is what the host says to the whole world.
+a URL, and the host publishes key authorizations.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ ACME_TLS_ALPN01 = "acme-tls-alpn01"
 """Answers tls-alpn-01 challenges, as ``policy.json`` allows."""
 
 AGENT_FEATURES = (CSR,)
-"""What this version announces at each start (``agent_version``) and at registration, whatever the policy says."""
+"""The features announced at each start (``agent_version``) and at registration, whatever the policy says."""
 MAX_FEATURES = 50
 MAX_FEATURE_NAME = 50
 """Characters."""

@@ -1,4 +1,4 @@
-"""The objects of a CA's answers, read strictly and within bounds; whatever they lack is an IssuerError.
+"""The objects of a CA's answers, read strictly and within bounds; a missing or wrong field is an IssuerError.
 
 URLs must be at the directory's host or at one that the operator allows: signed requests go nowhere else.
 """
@@ -96,7 +96,7 @@ class Challenge:
 
 @lean.frozen(kw_only=True)
 class Authorization:
-    """What the CA wants to see for one identifier."""
+    """The authorization of one identifier, with its challenges."""
 
     url: str
     identifier: Identifier

@@ -111,7 +111,7 @@ class HttpCa:
             except TransportError as error:  # not HTTP, or too long
                 raise IssuerError(str(error), fix="check directory_url") from None
             except BROKEN as error:
-                if opened.anew or last_try:  # otherwise the server had closed an idle connection
+                if opened.anew or last_try:  # a server may close an idle connection at any time: try a new one
                     raise IssuerError(
                         f"the connection to {place} broke: {one_line(str(error) or type(error).__name__)}",
                         fix="check the network between the control plane and the CA",
