@@ -63,7 +63,7 @@ def setting_for(seed: int) -> Setting:
 def run_history(seed: int, setting: Setting | None = None) -> HistoryResult:
     """Run the history of a seed. Raises Violation with everything that is needed to repeat it."""
     template()
-    with stand_ins():
+    with stand_ins(), patch("certctrl.agent.retries.CLOCK_INTERVAL", (300.0, 600.0)):
         return run_seeded(seed, _play, seed, setting or setting_for(seed))  # type: ignore[no-any-return]
 
 
@@ -147,4 +147,5 @@ STAND_INS: dict[str, Any] = {
     "certctrl.agent.run.watch_os_signals": signals_stand_in,
     "certctrl.agent.reporter.WRITE_EVERY": 1800.0,
     "certctrl.agent.retries.CHECK_INTERVAL": 1800.0,
+    "certctrl.agent.alert_watch.INTERVAL": (600.0, 1200.0),
 }
