@@ -307,8 +307,8 @@ def _metric_rows(families: list[Any]) -> list[tuple[str, ...]]:
 
 def plane_families() -> list[Any]:
     """Return every metric family of the plane with at least one sample."""
-    from certctrl.plane.counters import DatabaseCalls, PlaneCounters
-    from certctrl.plane.metric_families import View, families
+    from certctrl.plane.health.counters import DatabaseCalls, PlaneCounters
+    from certctrl.plane.health.metric_families import View, families
 
     counters, calls = PlaneCounters(), DatabaseCalls()
     counters.request("GET", "/x", "200", 0.1)

@@ -172,8 +172,8 @@ def test_the_sample_directory_is_accepted(tmp_path: Path) -> None:
 def exposed_names() -> set[str]:
     from certctrl.agent.counters import Counters
     from certctrl.agent.metric_families import AgentCollector, View
-    from certctrl.plane import metric_families as plane
-    from certctrl.plane.counters import DatabaseCalls, PlaneCounters
+    from certctrl.plane.health import metric_families as plane
+    from certctrl.plane.health.counters import DatabaseCalls, PlaneCounters
 
     names = set()
     agents = AgentCollector(View(counters=Counters(), status={}, records=())).collect()

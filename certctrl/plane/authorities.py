@@ -9,7 +9,7 @@ from cryptography import x509
 
 from certctrl.plane.ca.x509 import pem_of, serial_text
 from certctrl.plane.clock import when
-from certctrl.plane.devices import require_device, require_user
+from certctrl.plane.devices.devices import require_device, require_user
 from certctrl.plane.errors import bad_request, not_found
 from certctrl.plane.storage.database import Database, Row
 from certctrl.plane.storage.signal_stream import SignalStream

@@ -25,27 +25,28 @@ from certctrl.plane.anchor import Anchor
 from certctrl.plane.authorities import Authorities
 from certctrl.plane.ca.denied_keys import DeniedKeys, read_denied_keys
 from certctrl.plane.ca.issuer import BuiltinCa, Issuer, inline
-from certctrl.plane.census import Census
 from certctrl.plane.challenges import plane_http
 from certctrl.plane.challenges.at_hosts import stop_expired
-from certctrl.plane.clones import CloneDetector
-from certctrl.plane.counters import PlaneCounters
-from certctrl.plane.crls import Crls
-from certctrl.plane.devices import Devices
-from certctrl.plane.enrolment import Enrolment
+from certctrl.plane.devices.clones import CloneDetector
+from certctrl.plane.devices.devices import Devices
+from certctrl.plane.devices.enrolment import Enrolment
+from certctrl.plane.devices.grants import Grants
+from certctrl.plane.devices.key_proofs import KeyProofs
+from certctrl.plane.devices.reports import Reports
+from certctrl.plane.devices.sessions import DeviceSession, Sessions
 from certctrl.plane.errors import DatabaseAwayError, DatabaseLockedError, ErrorResponse, bad_request
-from certctrl.plane.grants import Grants
+from certctrl.plane.health.census import Census
+from certctrl.plane.health.counters import PlaneCounters
+from certctrl.plane.health.problems import ProblemName, Problems
+from certctrl.plane.health.storage_check import StorageCheck
 from certctrl.plane.installs import Installs
 from certctrl.plane.issuance import Base, Issuance
 from certctrl.plane.issuing_ca import IssuingCa
 from certctrl.plane.jobs import Jobs
-from certctrl.plane.key_proofs import KeyProofs
 from certctrl.plane.limits import Buckets, FreePages
 from certctrl.plane.operators import Operators
 from certctrl.plane.planes import Planes, plane_name
-from certctrl.plane.problems import ProblemName, Problems
-from certctrl.plane.reports import Reports
-from certctrl.plane.sessions import DeviceSession, Sessions
+from certctrl.plane.revocation.crls import Crls
 from certctrl.plane.settings import PlaneSettings
 from certctrl.plane.storage.data_dir import DataDir, GivenKeys, keep_file, locked, make_data_dir
 from certctrl.plane.storage.database import Database, P, T
@@ -53,7 +54,6 @@ from certctrl.plane.storage.gathering import Gathering
 from certctrl.plane.storage.keyring import Keyring
 from certctrl.plane.storage.signal_stream import Page, SignalStream, Waiter
 from certctrl.plane.storage.sqlite import SqliteDatabase
-from certctrl.plane.storage_check import StorageCheck
 
 MAX_SIGNALS = 100
 MAX_WAIT_SECONDS = 30

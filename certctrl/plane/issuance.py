@@ -8,34 +8,34 @@ from random import random
 
 from certctrl import lean
 from certctrl.model.offload import Offload
-from certctrl.plane.bulk import Bulk
 from certctrl.plane.ca.issuer import BuiltinCa, Issuer
-from certctrl.plane.certificate_table import CertificateTable
-from certctrl.plane.certificates import Certificates, Seams
+from certctrl.plane.certificates.bulk import Bulk
+from certctrl.plane.certificates.certificates import Certificates, Seams
+from certctrl.plane.certificates.device_keys import DeviceKeys
+from certctrl.plane.certificates.imports import Imports
+from certctrl.plane.certificates.table import CertificateTable
 from certctrl.plane.challenges.making import make_solver
 from certctrl.plane.challenges.solver_kind import SolverParts
-from certctrl.plane.counters import PlaneCounters
-from certctrl.plane.crls import Crls
-from certctrl.plane.device_keys import DeviceKeys
-from certctrl.plane.imports import Imports
+from certctrl.plane.health.counters import PlaneCounters
+from certctrl.plane.health.problems import Problems
+from certctrl.plane.health.storage_check import StorageCheck
 from certctrl.plane.issuers.issuer import IssuerContext
 from certctrl.plane.issuers.registry import Issuers
 from certctrl.plane.jobs import Jobs
-from certctrl.plane.order_attempts import Attempts
-from certctrl.plane.order_problems import OrderProblems
-from certctrl.plane.order_runner import OrderRunner
-from certctrl.plane.orders import Orders
-from certctrl.plane.problems import Problems
-from certctrl.plane.renewal_problems import RenewalProblems
-from certctrl.plane.renewals import Renewals
+from certctrl.plane.orders.attempts import Attempts
+from certctrl.plane.orders.orders import Orders
+from certctrl.plane.orders.problems import OrderProblems
+from certctrl.plane.orders.renewal_problems import RenewalProblems
+from certctrl.plane.orders.renewals import Renewals
+from certctrl.plane.orders.runner import OrderRunner
 from certctrl.plane.reserved_names import ReservedNames
-from certctrl.plane.revocation_runner import RevocationRunner
-from certctrl.plane.revocations import Revocations
+from certctrl.plane.revocation.crls import Crls
+from certctrl.plane.revocation.revocations import Revocations
+from certctrl.plane.revocation.runner import RevocationRunner
 from certctrl.plane.settings import PlaneSettings
 from certctrl.plane.storage.database import Database
 from certctrl.plane.storage.keyring import Keyring
 from certctrl.plane.storage.signal_stream import SignalStream
-from certctrl.plane.storage_check import StorageCheck
 
 
 @lean.frozen(kw_only=True)

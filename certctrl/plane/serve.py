@@ -22,12 +22,12 @@ from certctrl.errors import CertctrlError, ConfigError, TransportError
 from certctrl.net.metrics_listener import answer_scrapes
 from certctrl.plane.challenges import plane_http
 from certctrl.plane.core import Plane
+from certctrl.plane.health.problems import ProblemName
 from certctrl.plane.http.app import make_app
 from certctrl.plane.http.faults import Faults
 from certctrl.plane.http.plain_app import make_plain_app
 from certctrl.plane.http.proxies import Proxies
 from certctrl.plane.http.server import NO_PROXIES, Server, listen
-from certctrl.plane.problems import ProblemName
 from certctrl.plane.settings import PlaneSettings
 from certctrl.plane.storage.data_dir import DataDir, GivenKeys, keep_file
 from certctrl.plane.storage.database import Database
@@ -153,7 +153,7 @@ async def _serve_metrics(
     Raises TransportError if it cannot listen, ConfigError without the library.
     """
     try:
-        from certctrl.plane.metric_families import scraped
+        from certctrl.plane.health.metric_families import scraped
     except ModuleNotFoundError:
         what = "metrics need the Python package prometheus-client"
         raise ConfigError(what, fix="pip install 'certctrl[metrics]'") from None

@@ -17,7 +17,7 @@ from certctrl.plane.ca.issuer import ISSUING, PLANE_TLS
 from certctrl.plane.ca.x509 import KEY_TYPES, PrivateKey, key_pem
 from certctrl.plane.clock import rfc3339
 from certctrl.plane.core import Plane
-from certctrl.plane.problems import ProblemName
+from certctrl.plane.health.problems import ProblemName
 from certctrl.plane.settings import DAY
 from certctrl.plane.storage.data_dir import DataDir, write_file
 

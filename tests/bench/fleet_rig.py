@@ -23,7 +23,7 @@ from measure import Usage, percentile
 from nacl.public import PrivateKey
 
 from certctrl.plane.core import Plane
-from certctrl.plane.devices import FIRST_USER, DeviceFacts
+from certctrl.plane.devices.devices import FIRST_USER, DeviceFacts
 from certctrl.plane.settings import DAY, PlaneSettings
 
 HERE = Path(__file__).resolve().parent

@@ -9,7 +9,7 @@ from typing import Any
 from fleet_rig import Fleet, Herd, Prober, Server, running_herd
 from measure import percentile
 
-from certctrl.plane.devices import FIRST_USER
+from certctrl.plane.devices.devices import FIRST_USER
 
 LONGEST = 30
 """Seconds of the longest poll: most figures are taken before one ends."""

@@ -22,7 +22,7 @@ from measure import percentile, row
 from nacl.public import PrivateKey
 
 from certctrl.plane.core import Plane
-from certctrl.plane.devices import FIRST_USER, DeviceFacts
+from certctrl.plane.devices.devices import FIRST_USER, DeviceFacts
 from certctrl.plane.settings import DAY, PlaneSettings
 
 MOST = 2.0

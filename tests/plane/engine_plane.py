@@ -10,7 +10,7 @@ from nacl.public import PrivateKey
 
 from certctrl.plane.ca.issuer import inline
 from certctrl.plane.core import Plane
-from certctrl.plane.devices import DeviceFacts
+from certctrl.plane.devices.devices import DeviceFacts
 from certctrl.plane.settings import PlaneSettings
 from certctrl.plane.storage.database import Database
 from certctrl.plane.storage.keyring import Keyring

@@ -168,7 +168,7 @@ async def test_a_device_that_registers_again_has_to_confirm_again(old: tuple[Pat
     with opened(old[0]) as plane:
         plane.anchor.note(1, [plane.anchor.own.root_fingerprint])
         row = plane.devices.row(1, 1)
-        from certctrl.plane.devices import DeviceFacts
+        from certctrl.plane.devices.devices import DeviceFacts
 
         plane.devices.activate(row["id"], DeviceFacts(device_public_id="device-1"), bytes(32))
         assert len(plane.anchor.unconfirmed()) == 1

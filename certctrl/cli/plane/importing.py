@@ -79,7 +79,7 @@ def import_certificate(
 def _body(cert: str, key: str, chains: Sequence[str], pkcs12: str, password: bytes) -> dict[str, Any]:
     """Return the request with the contents of the files."""
     from certctrl.plane.ca.x509 import key_pem
-    from certctrl.plane.imports import from_pkcs12, private_key
+    from certctrl.plane.certificates.imports import from_pkcs12, private_key
 
     extra = "\n".join(_read(file).decode("utf-8", "replace") for file in chains)
     try:

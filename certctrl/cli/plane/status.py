@@ -53,7 +53,7 @@ def _stopped(ctx: typer.Context, url: str, file: str) -> dict[str, Any] | None:
         return None
     connect = connector(database_address(url, file, os.environ), migrate=False)
     from certctrl.plane.clock import wall_now
-    from certctrl.plane.status import stopped_status
+    from certctrl.plane.health.status import stopped_status
     from certctrl.plane.storage.data_dir import DataDir
 
     return stopped_status(DataDir(Path(directory)), wall_now, connect)

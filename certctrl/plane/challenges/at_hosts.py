@@ -21,7 +21,7 @@ from certctrl.model.plan import OutcomeKind
 from certctrl.model.signals import AcmeHttp01Start, AcmeHttp01Stop, AcmeTlsAlpn01Start, AcmeTlsAlpn01Stop
 from certctrl.plane.challenges.holds import HOLDS, Holds
 from certctrl.plane.challenges.solver import HTTP_01, TLS_ALPN_01, Proof
-from certctrl.plane.features import announced
+from certctrl.plane.devices.features import announced
 from certctrl.plane.issuers.issuer import IssuerError
 from certctrl.plane.storage.database import Database, Row, marks
 from certctrl.plane.storage.signal_stream import SignalStream

@@ -10,10 +10,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from certctrl.plane.core import Plane
+from certctrl.plane.devices.sessions import DeviceSession
 from certctrl.plane.errors import forbidden, invalid_token
 from certctrl.plane.http.reading import bearer_token
 from certctrl.plane.http.routing import Endpoint
-from certctrl.plane.sessions import DeviceSession
 
 CONNECTION = "certctrl.connection"
 """Key of the `UnauthenticatedConnection` in the state of an ASGI scope."""

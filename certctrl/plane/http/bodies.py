@@ -10,11 +10,13 @@ from starlette.requests import Request
 
 from certctrl import lean
 from certctrl.model.plan import OutcomeKind
-from certctrl.plane.bulk import MOST_CHECKED, MOST_RENEWED
 from certctrl.plane.ca.csr import MAX_CSR_BYTES
-from certctrl.plane.certificate_table import KEY_AT_PLANE
-from certctrl.plane.devices import FIRST_USER, DeviceFacts
-from certctrl.plane.enrolment import Proof
+from certctrl.plane.certificates.bulk import MOST_CHECKED, MOST_RENEWED
+from certctrl.plane.certificates.imports import MAX_BYTES
+from certctrl.plane.certificates.table import KEY_AT_PLANE
+from certctrl.plane.devices.devices import FIRST_USER, DeviceFacts
+from certctrl.plane.devices.enrolment import Proof
+from certctrl.plane.devices.reports import Ack, AgentVersion, Event, OtherEvent
 from certctrl.plane.http.reading import BODY_CAP, read_object
 from certctrl.plane.http.structure import (
     AtMost,
@@ -28,8 +30,6 @@ from certctrl.plane.http.structure import (
     new_converter,
     structured,
 )
-from certctrl.plane.imports import MAX_BYTES
-from certctrl.plane.reports import Ack, AgentVersion, Event, OtherEvent
 from certctrl.plane.settings import DAY
 from certctrl.protocol.wire.registration import KEY_PROOF
 

@@ -10,8 +10,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from certctrl.plane.core import Plane
-from certctrl.plane.crls import Crl
 from certctrl.plane.errors import not_found
+from certctrl.plane.revocation.crls import Crl
 
 PATH = "/crl"
 _NAME = re.compile(r"([0-9a-f]{40})\.crl", re.ASCII)

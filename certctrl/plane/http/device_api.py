@@ -13,8 +13,9 @@ from starlette.routing import Route
 
 from certctrl.plane.ca.sealing import device_key
 from certctrl.plane.core import DEFAULT_LIMIT, MAX_SIGNALS, MAX_WAIT_SECONDS, Plane, Poll
+from certctrl.plane.devices.grants import GrantRequest
+from certctrl.plane.devices.sessions import DeviceSession
 from certctrl.plane.errors import ErrorResponse
-from certctrl.plane.grants import GrantRequest
 from certctrl.plane.http import bodies
 from certctrl.plane.http.answers import data_answer, empty_answer
 from certctrl.plane.http.authentication import Authenticator, address_of, etag_of
@@ -22,7 +23,6 @@ from certctrl.plane.http.bodies import GrantAction, body_of, read_as
 from certctrl.plane.http.reading import LARGE_BODY_CAP, clean_line, query_of, read_object, whole_number
 from certctrl.plane.http.routing import SELF
 from certctrl.plane.limits import caller_of
-from certctrl.plane.sessions import DeviceSession
 from certctrl.protocol.wire.poll import FREE_HEADER, FREE_VALUE
 
 _MAX_PAGE = 500

@@ -7,6 +7,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from certctrl.plane.ca.x509 import KEY_TYPES
+from certctrl.plane.certificates.imports import Given
 from certctrl.plane.core import Plane
 from certctrl.plane.http import bodies
 from certctrl.plane.http.answers import data_answer
@@ -14,7 +15,6 @@ from certctrl.plane.http.authentication import Authenticator
 from certctrl.plane.http.bodies import read_as
 from certctrl.plane.http.reading import LARGE_BODY_CAP
 from certctrl.plane.http.routing import USER, Endpoint, number, routes_of
-from certctrl.plane.imports import Given
 
 
 class LifecycleApi:

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from certctrl.plane.core import Plane
-from certctrl.plane.devices import LONGEST_PAGE
+from certctrl.plane.devices.devices import LONGEST_PAGE
 from certctrl.plane.http.answers import json_answer, json_of
 from certctrl.plane.http.reading import whole_number
 from certctrl.plane.http.routing import number

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from time import perf_counter
 
-from certctrl.plane.counters import PlaneCounters
+from certctrl.plane.health.counters import PlaneCounters
 from certctrl.plane.http.middleware import App, Message, Receive, Scope, Send
 
 OTHER = "other"

@@ -16,10 +16,10 @@ from starlette.requests import Request
 
 from certctrl.plane.core import Plane
 from certctrl.plane.errors import ErrorResponse, bad_request, unavailable
+from certctrl.plane.health.problems import ProblemName
+from certctrl.plane.health.storage_check import MAX_BACKLOG, problem_of
 from certctrl.plane.http.answers import error_answer
 from certctrl.plane.http.reading import bearer_token
-from certctrl.plane.problems import ProblemName
-from certctrl.plane.storage_check import MAX_BACKLOG, problem_of
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]

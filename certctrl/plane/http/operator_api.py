@@ -9,7 +9,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from certctrl.plane.core import Plane
-from certctrl.plane.devices import DeviceFacts
+from certctrl.plane.devices.devices import DeviceFacts
+from certctrl.plane.health.status import running_status
 from certctrl.plane.http import bodies
 from certctrl.plane.http.answers import data_answer, empty_answer
 from certctrl.plane.http.authentication import Authenticator
@@ -24,7 +25,6 @@ from certctrl.plane.http.routing import (
     routes_of,
     user_and_device,
 )
-from certctrl.plane.status import running_status
 
 _USERS = "/apiv1/users"
 _TLS = "/apiv1/plane/tls"

@@ -13,6 +13,7 @@ from starlette.routing import Route
 
 from certctrl.plane.ca.x509 import KEY_TYPES
 from certctrl.plane.core import Plane
+from certctrl.plane.devices.sessions import DeviceSession
 from certctrl.plane.errors import bad_request, forbidden, not_found
 from certctrl.plane.http import bodies
 from certctrl.plane.http.answers import data_answer, empty_answer
@@ -31,7 +32,6 @@ from certctrl.plane.http.routing import (
     user_and_certificate,
     user_and_device,
 )
-from certctrl.plane.sessions import DeviceSession
 
 _USERS = "/apiv1/users"
 

@@ -11,7 +11,7 @@ import trio
 from starlette.requests import Request
 
 from certctrl.plane.errors import bad_request, invalid_token, too_large, unavailable, unsupported_media
-from certctrl.plane.problems import ProblemName
+from certctrl.plane.health.problems import ProblemName
 from certctrl.protocol.wire.reader import MAX_VALUES, has_too_many_values
 from certctrl.text import one_line
 

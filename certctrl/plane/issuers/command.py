@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from certctrl import lean
 from certctrl.errors import CertctrlError, ConfigError, MaterialError
 from certctrl.plane.ca.domains import is_address
-from certctrl.plane.chains import certificates_of, chain_of, key_bytes
+from certctrl.plane.certificates.chains import certificates_of, chain_of, key_bytes
 from certctrl.plane.commands import Finished, check_program, check_secret_name, run_program
 from certctrl.plane.issuers.issuer import CertificateRequest, IssuedChain, IssuerContext, IssuerError, RenewalWindow
 from certctrl.text import kind_of, one_line

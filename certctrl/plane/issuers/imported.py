@@ -1,4 +1,4 @@
-"""The kind ``import``: certificates that operators import; it issues nothing (``certctrl/plane/imports.py``)."""
+"""The kind ``import``: certificates that operators import; it issues nothing (``certctrl/plane/certificates/imports.py``)."""
 
 from __future__ import annotations
 

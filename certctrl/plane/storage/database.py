@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any, ParamSpec, Protocol, TypeVar
 
-from certctrl.plane.counters import DatabaseCalls
+from certctrl.plane.health.counters import DatabaseCalls
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -6,7 +6,7 @@ import pytest
 from plane_world import World
 
 from certctrl import __version__
-from certctrl.plane.problems import ProblemName
+from certctrl.plane.health.problems import ProblemName
 
 UNREADY = [kind for kind in ProblemName if kind.prevents_ready]
 

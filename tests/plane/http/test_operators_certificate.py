@@ -21,7 +21,7 @@ from trio_util import RepeatedEvent
 from certctrl.errors import ConfigError
 from certctrl.plane.ca.x509 import KEY_TYPES, Authority, key_pem, new_key, new_root
 from certctrl.plane.core import Plane
-from certctrl.plane.problems import ProblemName
+from certctrl.plane.health.problems import ProblemName
 from certctrl.plane.serve import PlaneAddress, serve_plane
 from certctrl.plane.storage.data_dir import DataDir
 from certctrl.plane.tls import ServerCertificate

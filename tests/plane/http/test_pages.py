@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from page_browser import Browser
 from plane_world import World
 
-from certctrl.plane.devices import DeviceFacts
+from certctrl.plane.devices.devices import DeviceFacts
 from certctrl.plane.http.pages.html import Html, fill
 from certctrl.plane.http.pages.views import moment
 

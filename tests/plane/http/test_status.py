@@ -8,7 +8,7 @@ from plane_world import World
 
 from certctrl.errors import DiskError
 from certctrl.plane.errors import DatabaseAwayError
-from certctrl.plane.problems import ProblemName
+from certctrl.plane.health.problems import ProblemName
 from certctrl.plane.storage.schema import SCHEMA
 
 PATH = "/apiv1/plane/status"

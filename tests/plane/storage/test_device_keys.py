@@ -18,12 +18,12 @@ from scripted_issuer import scripted
 
 from certctrl.plane.ca.csr import key_digest
 from certctrl.plane.ca.denied_keys import DeniedKeys
+from certctrl.plane.certificates.device_keys import CSR_SECONDS
 from certctrl.plane.core import Plane
-from certctrl.plane.device_keys import CSR_SECONDS
-from certctrl.plane.devices import DeviceFacts
+from certctrl.plane.devices.devices import DeviceFacts
+from certctrl.plane.devices.reports import AgentVersion
 from certctrl.plane.errors import ErrorResponse
 from certctrl.plane.issuers.registry import NewIssuer
-from certctrl.plane.reports import AgentVersion
 from certctrl.plane.settings import DAY
 from certctrl.plane.storage.database import Database
 

@@ -12,10 +12,10 @@ from nacl.public import PrivateKey
 
 from certctrl.model.plan import OutcomeKind
 from certctrl.plane.core import Plane
-from certctrl.plane.devices import DeviceFacts
+from certctrl.plane.devices.devices import DeviceFacts
+from certctrl.plane.devices.grants import GrantRequest
+from certctrl.plane.devices.reports import Ack, AgentVersion
 from certctrl.plane.errors import ErrorResponse
-from certctrl.plane.grants import GrantRequest
-from certctrl.plane.reports import Ack, AgentVersion
 from certctrl.plane.storage.database import Database
 from certctrl.plane.storage.keyring import Keyring
 

@@ -13,10 +13,10 @@ from engine_plane import new_device, plane_on, registered
 from certctrl.errors import DiskError
 from certctrl.model.plan import OutcomeKind
 from certctrl.plane.core import Plane, Poll
-from certctrl.plane.devices import DeviceFacts
+from certctrl.plane.devices.devices import DeviceFacts
+from certctrl.plane.devices.reports import Ack
+from certctrl.plane.devices.sessions import DeviceSession
 from certctrl.plane.errors import ErrorResponse, conflict
-from certctrl.plane.reports import Ack
-from certctrl.plane.sessions import DeviceSession
 from certctrl.plane.storage.database import Database
 from certctrl.plane.storage.gathering import _TRANSACTIONS, MOST_TOGETHER, Gathering
 from certctrl.plane.storage.signal_stream import Page, Waiter
@@ -263,7 +263,7 @@ async def test_a_list_shows_each_device_as_it_is_shown_alone(plane: Plane) -> No
 
 
 async def test_pages_of_devices(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("certctrl.plane.devices.LONGEST_PAGE", 2)
+    monkeypatch.setattr("certctrl.plane.devices.devices.LONGEST_PAGE", 2)
     devices = [await new_device(plane, f"device-{number}") for number in range(5)]
     other = await plane.work(plane.devices.add_user, "other")
     await plane.work(plane.devices.expect, other["id"], DeviceFacts(device_public_id="foreign"))

@@ -16,8 +16,8 @@ from certctrl.plane.challenges.holds import Holds
 from certctrl.plane.challenges.solver import HTTP_01, TLS_ALPN_01, Proof
 from certctrl.plane.clock import wall_now
 from certctrl.plane.core import Plane
+from certctrl.plane.devices.reports import Ack, AgentVersion
 from certctrl.plane.issuers.issuer import IssuerError
-from certctrl.plane.reports import Ack, AgentVersion
 from certctrl.plane.storage.database import Database
 
 THUMBPRINT = "9jg46WB3rR_AHD-EBXdN7cBkH1WOu0tA3M9fm21mqTI"

@@ -19,9 +19,9 @@ from engine_plane import WALL, plane_on, registered
 from made_chains import DAY, Made, made, pki
 
 from certctrl.errors import MaterialError
+from certctrl.plane.certificates.imports import Given, _require_usable, examine, from_pkcs12, private_key, system_roots
 from certctrl.plane.core import Plane
 from certctrl.plane.errors import ErrorResponse
-from certctrl.plane.imports import Given, _require_usable, examine, from_pkcs12, private_key, system_roots
 from certctrl.plane.storage.database import Database
 
 ROOT, MIDDLE = pki()

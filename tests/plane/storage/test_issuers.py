@@ -12,10 +12,10 @@ from scripted_issuer import ScriptedKind, scripted
 
 from certctrl.errors import CertctrlError, PlaneError
 from certctrl.plane.core import Plane
+from certctrl.plane.health.problems import ProblemName
 from certctrl.plane.issuers.acme import KIND as ACME
 from certctrl.plane.issuers.issuer import IssuerContext, IssuerError
 from certctrl.plane.issuers.registry import NewIssuer, installed_kinds
-from certctrl.plane.problems import ProblemName
 from certctrl.plane.storage.database import Database
 from certctrl.plane.storage.keyring import Keyring
 

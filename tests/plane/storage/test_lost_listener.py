@@ -9,7 +9,7 @@ from engine_plane import plane_on
 from postgres_server import PostgresServer
 
 from certctrl.plane.core import Plane
-from certctrl.plane.problems import ProblemName
+from certctrl.plane.health.problems import ProblemName
 
 END_LISTENER = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'listener'"
 

@@ -16,15 +16,15 @@ from engine_plane import new_device, plane_on
 from scripted_issuer import WALL, ScriptedCa, ScriptedKind, scripted
 
 from certctrl.errors import PlaneError
-from certctrl.plane import requests
 from certctrl.plane.ca.csr import key_digest
 from certctrl.plane.ca.x509 import new_intermediate, new_root
 from certctrl.plane.core import Plane
+from certctrl.plane.health.problems import ProblemName
 from certctrl.plane.issuers.issuer import CertificateRequest, IssuedChain, IssuerError
 from certctrl.plane.issuers.registry import NewIssuer
-from certctrl.plane.order_attempts import FIRST_PAUSE, GIVE_UP_SECONDS, REFUSED_PAUSE
-from certctrl.plane.order_runner import LEASE_SECONDS
-from certctrl.plane.problems import ProblemName
+from certctrl.plane.orders import requests
+from certctrl.plane.orders.attempts import FIRST_PAUSE, GIVE_UP_SECONDS, REFUSED_PAUSE
+from certctrl.plane.orders.runner import LEASE_SECONDS
 from certctrl.plane.storage.database import Database
 from certctrl.plane.storage.keyring import Keyring
 
@@ -197,7 +197,7 @@ async def test_a_first_order_is_given_up_after_a_week(scene: Scene) -> None:
 
 def wrong_key(scene: Scene) -> Any:
     async def act(request: CertificateRequest) -> IssuedChain:
-        from certctrl.plane.requests import new_request
+        from certctrl.plane.orders.requests import new_request
 
         _, csr = new_request("ecdsa-p256", request.names, False, b"")
         return scene.ca.signed(attrs.evolve(request, csr_der=csr))
@@ -324,7 +324,7 @@ async def test_a_plane_that_lost_its_claim_stores_nothing(scene: Scene) -> None:
 
 
 async def test_a_stopping_plane_gives_its_orders_back(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("certctrl.plane.order_runner.DRAIN_SECONDS", 0.05)
+    monkeypatch.setattr("certctrl.plane.orders.runner.DRAIN_SECONDS", 0.05)
     row = await scene.issue()
     reached = trio.Event()
 
@@ -367,7 +367,7 @@ async def test_a_runner_notices_new_orders_and_a_database_that_is_away(
 ) -> None:
     from certctrl.plane.errors import DatabaseAwayError
 
-    monkeypatch.setattr("certctrl.plane.order_runner.STORE_PAUSE", 0.01)
+    monkeypatch.setattr("certctrl.plane.orders.runner.STORE_PAUSE", 0.01)
     row_of: dict[str, Any] = {}
     work, away = scene.plane.database.work_long, 3
 
@@ -555,7 +555,7 @@ async def test_an_order_that_cannot_be_begun_harms_no_other_order(
         return requests.new_request(key_type, names, must_staple, old_key)
 
     with monkeypatch.context() as patch:
-        patch.setattr("certctrl.plane.order_attempts.new_request", new_request)
+        patch.setattr("certctrl.plane.orders.attempts.new_request", new_request)
         assert await scene.plane.order_runner.run_once() == 2
     assert "order 1 cannot be begun: unexpected AssertionError" in caplog.text
     assert [(await scene.certificate(row["id"]))["status"] for row in (first, second)] == ["pending", "active"]
@@ -601,7 +601,7 @@ async def test_what_a_ca_has_issued_outlives_a_database_that_is_away_for_longer_
     from certctrl.plane.errors import DatabaseAwayError
 
     for name, seconds in (("STORE_PAUSE", 0.01), ("LEASE_SECONDS", 0.2), ("EXTEND_SECONDS", 0.1)):
-        monkeypatch.setattr(f"certctrl.plane.order_runner.{name}", seconds)
+        monkeypatch.setattr(f"certctrl.plane.orders.runner.{name}", seconds)
     work, returns = scene.plane.database.work_long, 0.0
 
     async def flaky(unit: Any, *args: Any, **kwargs: Any) -> Any:

@@ -18,9 +18,9 @@ from postgres_server import PostgresServer
 
 from certctrl.errors import BusyError, ConfigError, DiskError, ExitStatus
 from certctrl.plane.core import Plane, Poll
+from certctrl.plane.devices.sessions import DeviceSession
 from certctrl.plane.errors import DatabaseAwayError, ErrorResponse
-from certctrl.plane.problems import ProblemName
-from certctrl.plane.sessions import DeviceSession
+from certctrl.plane.health.problems import ProblemName
 from certctrl.plane.storage.data_dir import DataDir, locked
 from certctrl.plane.storage.database import Database
 from certctrl.plane.storage.keyring import Keyring

@@ -10,12 +10,12 @@ import attrs
 import pytest
 from engine_plane import WALL, plane_on, registered
 
-from certctrl.plane import renewals
 from certctrl.plane.core import Plane
 from certctrl.plane.errors import ErrorResponse
+from certctrl.plane.health.problems import ProblemName
 from certctrl.plane.issuers.issuer import IssuerError, RenewalWindow
 from certctrl.plane.issuers.registry import NewIssuer, installed_kinds
-from certctrl.plane.problems import ProblemName
+from certctrl.plane.orders import renewals
 from certctrl.plane.storage.database import Database
 from certctrl.plane.storage.keyring import Keyring
 

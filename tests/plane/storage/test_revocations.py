@@ -15,12 +15,12 @@ from scripted_issuer import WALL, ScriptedCa, ScriptedKind, scripted
 from certctrl.errors import PlaneError
 from certctrl.plane.ca.crl import REASONS, issuer_key_id
 from certctrl.plane.ca.x509 import serial_text
+from certctrl.plane.certificates.imports import Given
 from certctrl.plane.core import Plane
-from certctrl.plane.imports import Given
+from certctrl.plane.health.problems import ProblemName
 from certctrl.plane.issuers.issuer import IssuerError
 from certctrl.plane.issuers.registry import NewIssuer
-from certctrl.plane.problems import ProblemName
-from certctrl.plane.revocations import FIRST_PAUSE, LONGEST_PAUSE, clean_serial
+from certctrl.plane.revocation.revocations import FIRST_PAUSE, LONGEST_PAUSE, clean_serial
 from certctrl.plane.storage.database import Database
 from certctrl.plane.storage.keyring import Keyring
 

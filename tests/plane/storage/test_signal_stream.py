@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from certctrl.plane.core import Plane
-from certctrl.plane.devices import DeviceFacts
+from certctrl.plane.devices.devices import DeviceFacts
 from certctrl.plane.errors import ErrorResponse
 from certctrl.plane.settings import PlaneSettings
 from certctrl.plane.storage.signal_stream import Page

@@ -12,8 +12,8 @@ import pytest
 
 from certctrl.errors import BusyError, ConfigError, DiskError
 from certctrl.plane.core import Plane
-from certctrl.plane.devices import DeviceFacts
-from certctrl.plane.grants import GrantRequest
+from certctrl.plane.devices.devices import DeviceFacts
+from certctrl.plane.devices.grants import GrantRequest
 from certctrl.plane.settings import PlaneSettings
 from certctrl.plane.storage.data_dir import DataDir
 from certctrl.plane.tls import ServerCertificate, host_for_url, names_of

@@ -15,10 +15,10 @@ import trio
 from postgres_server import PostgresServer
 
 from certctrl.errors import DiskError
-from certctrl.plane.problems import ProblemName, Problems
+from certctrl.plane.health.problems import ProblemName, Problems
+from certctrl.plane.health.storage_check import StorageCheck
 from certctrl.plane.storage.database import Database
 from certctrl.plane.storage.sqlite import SqliteDatabase
-from certctrl.plane.storage_check import StorageCheck
 
 
 def check_of(database: Database, directory: Path | None = None) -> tuple[StorageCheck, Callable[[], set[ProblemName]]]:
@@ -136,7 +136,7 @@ async def test_a_data_directory_that_is_almost_full_is_a_problem(
     database = SqliteDatabase(None)
     check, present = check_of(database, tmp_path)
     free = SimpleNamespace(f_bavail=1000, f_frsize=4096)
-    monkeypatch.setattr("certctrl.plane.storage_check.os.statvfs", lambda path: free)
+    monkeypatch.setattr("certctrl.plane.health.storage_check.os.statvfs", lambda path: free)
     await check.once()
     assert present() == {ProblemName.DISK_LOW}
     free.f_bavail = 1_000_000

@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from certctrl.plane.core import Plane
-from certctrl.plane.devices import FIRST_USER
+from certctrl.plane.devices.devices import FIRST_USER
 from certctrl.plane.errors import ErrorResponse, bad_request, forbidden
 from certctrl.plane.http.authentication import address_of, note_authenticated
 from certctrl.plane.http.pages import views

@@ -1,0 +1,93 @@
+"""Many certificates with one request: check those to issue before any is issued, and order renewals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import trio
+
+from certctrl.plane.certificates.certificates import Certificates, refuse_imported
+from certctrl.plane.certificates.table import CertificateTable, NewCertificate
+from certctrl.plane.errors import ErrorResponse
+from certctrl.plane.orders.orders import Asked, Orders
+from certctrl.plane.reserved_names import ReservedNames
+from certctrl.plane.storage.database import Database
+
+MOST_CHECKED = 100
+MOST_RENEWED = 1000
+_TOGETHER = 10
+"""Certificates of one unit of work, so that other requests are answered between two."""
+
+
+class Bulk:
+    """Requests about many certificates of a user."""
+
+    def __init__(
+        self,
+        database: Database,
+        table: CertificateTable,
+        certificates: Certificates,
+        orders: Orders,
+        reserved: ReservedNames,
+    ) -> None:
+        self._db = database
+        self._table = table
+        self._certificates = certificates
+        self._orders = orders
+        self._reserved = reserved
+
+    async def check(self, user_id: int, wanted: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Return for each certificate ``problem`` and ``field``, both empty if it can be issued, and ``known``.
+
+        ``wanted`` are the arguments of ``Certificates.issue``. ``known`` is a certificate that is the same, by names,
+        type of key and profile, and not revoked: its id and devices; otherwise None.
+        """
+        checked = []
+        for begin in range(0, len(wanted), _TOGETHER):
+            checked += await self._db.work_long(self._check_some, user_id, wanted[begin : begin + _TOGETHER])
+            await trio.lowlevel.checkpoint()
+        return checked
+
+    def _check_some(self, user_id: int, wanted: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        return [self._check(user_id, one) for one in wanted]
+
+    def _check(self, user_id: int, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            new = self._certificates.check(user_id, **wanted)
+        except ErrorResponse as error:
+            return {"problem": error.what, "field": str(error.params.get("field", "")), "known": None}
+        return {"problem": "", "field": "", "known": self._known(user_id, new)}
+
+    def _known(self, user_id: int, new: NewCertificate) -> dict[str, Any] | None:
+        rows = self._db.all(
+            "SELECT id, sans FROM certificates WHERE user_id = ? AND domain_name IN"
+            f" ({', '.join('?' * len(new.names))}) AND key_type = ? AND profile = ? AND status = 'active'"
+            " AND template_id IS NULL ORDER BY id",
+            *(user_id, *new.names, new.key_type, new.profile),
+        )
+        same = next((row["id"] for row in rows if set(json.loads(row["sans"])) == set(new.names)), None)
+        return None if same is None else {"id": same, "device_ids": self._table.holders(same)}
+
+    async def renew(self, user_id: int, cert_ids: Sequence[int], reason: str) -> list[dict[str, Any]]:
+        """Order renewals; return for each certificate ``cert_id``, ``order_id`` (or None) and ``problem``."""
+        ordered = []
+        for begin in range(0, len(cert_ids), _TOGETHER):
+            part = cert_ids[begin : begin + _TOGETHER]
+            ordered += await self._db.work_long(self._renew_some, user_id, part, reason)
+            await trio.lowlevel.checkpoint()
+        return ordered
+
+    def _renew_some(self, user_id: int, cert_ids: Sequence[int], reason: str) -> list[dict[str, Any]]:
+        return [self._renew(user_id, cert_id, reason) for cert_id in cert_ids]
+
+    def _renew(self, user_id: int, cert_id: int, reason: str) -> dict[str, Any]:
+        try:
+            row = self._table.locked(user_id, cert_id)
+            self._reserved.refuse(json.loads(row["sans"]))
+            refuse_imported(row)
+        except ErrorResponse as error:
+            return {"cert_id": cert_id, "order_id": None, "problem": error.what}
+        asked = Asked(action="renew" if row["serial_number"] else "issue", reason=reason)
+        return {"cert_id": cert_id, "order_id": self._orders.start(row, asked), "problem": ""}

@@ -1,0 +1,321 @@
+"""Certificates: issue, renew, revoke and assign; each change is signalled to the assigned devices.
+
+The plane's own CA issues within the request, with a key of the plane. Any other certificate becomes an order
+(``orders.py``), and stays pending, or as it is, until its issuer has issued it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import attrs
+
+from certctrl import lean
+from certctrl.plane.ca.domains import clean_names
+from certctrl.plane.ca.issuer import Issued, Issuer
+from certctrl.plane.ca.x509 import KEY_TYPES
+from certctrl.plane.certificates.device_keys import DeviceKeys
+from certctrl.plane.certificates.table import KEY_AT_DEVICE, CertificateTable, NewCertificate, is_immediate
+from certctrl.plane.certificates.templates import Templates
+from certctrl.plane.devices.devices import require_device, require_user
+from certctrl.plane.errors import bad_request, conflict, not_found
+from certctrl.plane.issuers.registry import IMPORT, Issuers
+from certctrl.plane.orders.orders import Asked, Orders
+from certctrl.plane.reserved_names import ReservedNames
+from certctrl.plane.revocation.revocations import Revocations
+from certctrl.plane.revocation.revoking import Revoking
+from certctrl.plane.settings import DAY, PlaneSettings
+from certctrl.plane.shared_limits import SharedBuckets
+from certctrl.plane.storage.database import Database, Row
+from certctrl.plane.storage.signal_stream import SignalStream
+
+MAX_VALIDITY = 366 * DAY
+MIN_VALIDITY = 10
+
+
+@lean.frozen(kw_only=True)
+class Seams:
+    """The parts that certificates are issued with."""
+
+    table: CertificateTable
+    issuer: Issuer
+    """Issues within a request."""
+    issuers: Issuers
+    orders: Orders
+    reserved: ReservedNames
+    revocations: Revocations
+    keys: DeviceKeys
+
+
+class Certificates(Revoking):
+    """The table of certificates and their assignments to devices."""
+
+    def __init__(
+        self,
+        database: Database,
+        stream: SignalStream,
+        settings: PlaneSettings,
+        wall_now: Callable[[], float],
+        seams: Seams,
+    ) -> None:
+        super().__init__(
+            database,
+            seams.table,
+            stream,
+            wall_now,
+            issuer=seams.issuer,
+            orders=seams.orders,
+            revocations=seams.revocations,
+        )
+        self._issuers = seams.issuers
+        self._settings = settings
+        self._requests = SharedBuckets(database, "renewals", 0.1, 5, wall_now)
+        """Renewals that a device may request: a burst of five, then one every ten seconds."""
+        self._reserved = seams.reserved
+        self._keys = seams.keys
+        self._templates = Templates(database, seams.table, seams.orders, seams.keys, stream)
+
+    def reserve(self, names: Collection[str]) -> list[dict[str, Any]]:
+        """Issue and renew nothing that is valid for one of these canonical names from now on.
+
+        Returns the certificates that are already valid for one.
+        """
+        self._reserved.set(names)
+        rows = self._db.all(
+            "SELECT * FROM certificates WHERE status = 'active' AND (not_after > ? OR serial_number = '') ORDER BY id",
+            self._wall_now(),
+        )
+        return [self.summary(row) for row in rows if self._reserved.taken(json.loads(row["sans"]))]
+
+    async def issue(
+        self,
+        user_id: int,
+        domains: Sequence[str],
+        *,
+        key_type: str = KEY_TYPES[0],
+        validity_seconds: int | None = None,
+        device_ids: Collection[int] = (),
+        **options: Any,
+    ) -> dict[str, Any]:
+        """Issue a certificate for ``domains`` (the first is primary) and assign it to devices of the user.
+
+        ``options`` are further fields of ``NewCertificate``; without ``issuer``, a rule decides. Unless it is issued
+        immediately, it is pending, with ``order_id``.
+        """
+        new = self._checked(domains, key_type, validity_seconds, options)
+        new = await self._db.work_long(self._choose, user_id, new, device_ids)
+        issued = None
+        if is_immediate(attrs.asdict(new)):
+            issued = await self._issuer.issue(new.names, key_type=key_type, validity_seconds=new.validity_seconds)
+        return await self._db.work_long(self._add, user_id, new, issued, device_ids)
+
+    def check(
+        self,
+        user_id: int,
+        domains: Sequence[str],
+        *,
+        key_type: str = KEY_TYPES[0],
+        validity_seconds: int | None = None,
+        device_ids: Collection[int] = (),
+        **options: Any,
+    ) -> NewCertificate:
+        """Return what ``issue`` would issue, in the caller's unit of work; ErrorResponse as from ``issue``."""
+        return self._choose(user_id, self._checked(domains, key_type, validity_seconds, options), device_ids)
+
+    def _checked(
+        self, domains: Sequence[str], key_type: str, validity_seconds: int | None, options: dict[str, Any]
+    ) -> NewCertificate:
+        names = clean_names(domains)
+        self._reserved.refuse(names)
+        validity = self._settings.certificate_seconds if validity_seconds is None else validity_seconds
+        if key_type not in KEY_TYPES:
+            raise bad_request(f"key_type must be one of {', '.join(KEY_TYPES)}", field="key_type")
+        if not MIN_VALIDITY <= validity <= MAX_VALIDITY:
+            what = f"validity_seconds must be {MIN_VALIDITY} to {MAX_VALIDITY}"
+            raise bad_request(what, field="validity_seconds")
+        by_rule = {"issuer": ""}
+        return NewCertificate(names=names, key_type=key_type, validity_seconds=validity, **by_rule | options)
+
+    def _choose(self, user_id: int, new: NewCertificate, device_ids: Collection[int]) -> NewCertificate:
+        """Check the owner, and choose the issuer if none is given."""
+        require_user(self._db, user_id)
+        for device_id in device_ids:
+            require_device(self._db, user_id, device_id)
+        origin = self._templates.origin(new.key_origin, device_ids)
+        return attrs.evolve(new, issuer=self._issuers.choose(new.names, new.issuer), key_origin=origin)
+
+    def _add(
+        self, user_id: int, new: NewCertificate, issued: Issued | None, device_ids: Collection[int]
+    ) -> dict[str, Any]:
+        cert_id, serial = self._table.add(user_id, new), ""
+        if issued is not None:
+            serial = issued.serial_number
+            self._table.store(cert_id, issued, "issue", "", None)
+        if new.key_origin == KEY_AT_DEVICE:
+            for device_id in sorted(set(device_ids)):
+                self._templates.assign(device_id, self._table.locked(user_id, cert_id))
+            return self.show(user_id, cert_id)
+        self._table.assign(sorted(set(device_ids)), cert_id, serial)
+        if issued is None:
+            self._orders.start(self._table.locked(user_id, cert_id), Asked(action="issue"))
+        return self.show(user_id, cert_id)
+
+    async def renew(
+        self, user_id: int, cert_id: int, *, reason: str = "", device_id: int | None = None, key_lost: bool = False
+    ) -> dict[str, Any]:
+        """Replace key and certificate, signal the assigned devices, and return the issue: ``{"id", "status", …}``.
+
+        For a certificate that becomes an order, return that: ``{"order_id", "status": "pending", …}``. A device
+        (``device_id``) may renew only assigned certificates that are not revoked, within its rate limit. If another
+        device has just renewed the certificate, it gets that renewal. ``key_lost``: the device no longer has the key
+        that it made for the certificate or its open order. An operator also renews what was made from a template.
+        """
+        row, answer = await self._db.work(self._begin_renewal, user_id, cert_id, reason, device_id, key_lost)
+        if answer is not None:
+            return answer
+        issued = await self._issuer.issue(
+            json.loads(row["sans"]), key_type=row["key_type"], validity_seconds=row["validity_seconds"]
+        )
+        return await self._db.work_long(self._finish_renewal, user_id, cert_id, issued, reason, device_id)
+
+    def _begin_renewal(
+        self, user_id: int, cert_id: int, reason: str, device_id: int | None, key_lost: bool
+    ) -> tuple[Row, dict[str, Any] | None]:
+        """Return the certificate; with an order, or with another device's renewal if that is recent enough to share."""
+        row = self._table.row(user_id, cert_id)
+        self._reserved.refuse(json.loads(row["sans"]))
+        refuse_imported(row)
+        shared = None if device_id is None else self._device_request(row, device_id, share=not key_lost)
+        if shared is not None or is_immediate(row):
+            return row, shared
+        action = "renew" if row["serial_number"] else "issue"
+        asked = Asked(action=action, reason=reason, device_id=device_id)
+        locked = self._table.locked(user_id, cert_id)
+        if row["key_origin"] == KEY_AT_DEVICE and device_id is None:
+            for made in self._templates.made_from(cert_id):
+                child = self._table.locked(user_id, made)
+                if self._table.holders(made):
+                    self._orders.start(
+                        child, attrs.evolve(asked, action="renew" if child["serial_number"] else "issue")
+                    )
+        if key_lost and row["key_origin"] == KEY_AT_DEVICE:
+            return row, self._orders.answer(self._keys.replace_key(locked, asked))
+        return row, self._orders.answer(self._orders.start(locked, asked))
+
+    def _finish_renewal(
+        self, user_id: int, cert_id: int, issued: Issued, reason: str, device_id: int | None
+    ) -> dict[str, Any]:
+        row = self._table.locked(user_id, cert_id)
+        if device_id is not None:  # the row may have changed while the key was generated
+            self._require_renewable(row, device_id)
+        self._orders.cancel_of(cert_id, "issued by another issuer meanwhile")
+        issue_id = self._table.store(cert_id, issued, "renew", reason, device_id)
+        self._table.announce(cert_id, issued.serial_number)
+        return self._table.issue(issue_id)
+
+    async def change(self, user_id: int, cert_id: int, *, issuer: str) -> dict[str, Any]:
+        """Change the issuer of a certificate, and of those made from it, from the next renewal on.
+
+        Open orders end. A certificate that is not issued yet is ordered from the new issuer at once.
+        """
+        return await self._db.work(self._change, user_id, cert_id, issuer)
+
+    def _change(self, user_id: int, cert_id: int, issuer: str) -> dict[str, Any]:
+        row = self._table.locked(user_id, cert_id)
+        names = json.loads(row["sans"])
+        self._reserved.refuse(names)
+        chosen = self._issuers.choose(names, issuer)
+        for one in (row, *self._made_from(row)):
+            if chosen != one["issuer"]:
+                self._change_one(one["id"], chosen)
+        return self.show(user_id, cert_id)
+
+    def _change_one(self, cert_id: int, issuer: str) -> None:
+        self._db.run(
+            "UPDATE certificates SET issuer = ?, updated_at = ? WHERE id = ?", issuer, self._wall_now(), cert_id
+        )
+        self._orders.cancel_of(cert_id, f"the issuer is {issuer} now")
+        row = self._table.locked_by_id(cert_id)
+        if row is None or row["serial_number"] or row["status"] != "active":
+            return  # its next renewal orders it
+        if row["key_origin"] != KEY_AT_DEVICE or self._table.holders(cert_id):
+            self._orders.start(row, Asked(action="issue", reason=f"the issuer is {issuer} now"))
+
+    async def assign(self, user_id: int, device_id: int, cert_id: int) -> dict[str, Any]:
+        """Assign a certificate to a device; idempotent.
+
+        With the key at devices, a further device gets a certificate of its own, which is returned.
+        """
+        return await self._db.work_long(self._assign, user_id, device_id, cert_id)
+
+    def _assign(self, user_id: int, device_id: int, cert_id: int) -> dict[str, Any]:
+        row = self._table.locked(user_id, cert_id)
+        require_device(self._db, user_id, device_id)
+        if row["status"] == "revoked":
+            raise conflict("This certificate is revoked", "CERT_REVOKED")
+        if row["key_origin"] == KEY_AT_DEVICE:
+            return self.show(user_id, self._templates.assign(device_id, row))
+        if not self._table.is_assigned(device_id, cert_id):
+            self._table.assign([device_id], cert_id, row["serial_number"])
+        return self.show(user_id, cert_id)
+
+    async def unassign(self, user_id: int, device_id: int, cert_id: int) -> None:
+        """Unassign a certificate from a device; ErrorResponse 404 if it is not assigned."""
+        await self._db.work(self._unassign, user_id, device_id, cert_id)
+
+    def _unassign(self, user_id: int, device_id: int, cert_id: int) -> None:
+        row = self._table.locked(user_id, cert_id)
+        require_device(self._db, user_id, device_id)
+        if row["key_origin"] == KEY_AT_DEVICE:
+            self._templates.unassign(device_id, row)
+            return
+        if not self._db.run("DELETE FROM assignments WHERE device_id = ? AND cert_id = ?", device_id, cert_id):
+            raise not_found("Not assigned to this device")
+        self._stream.append(device_id, "cert.unassigned", {"cert_id": cert_id})
+
+    def delete_expired(self) -> None:
+        """Delete limits that no longer count, and what is kept of expired certificates."""
+        self._requests.delete_expired()
+        self._revocations.delete_expired()
+
+    def _refuse_names(self, names: Sequence[str]) -> None:
+        self._reserved.refuse(names)
+
+    def _device_request(self, row: Row, device_id: int, *, share: bool) -> dict[str, Any] | None:
+        """Check a device's renewal request; return an open order, or a renewal that is recent enough to ``share``."""
+        self._require_renewable(row, device_id)
+        if not share:
+            self._requests.take(str(device_id))
+            return None
+        known = self._orders.open_of(row["id"])
+        if known is not None:
+            return self._orders.answer(known["id"])
+        last = self._db.one(
+            "SELECT * FROM issues WHERE cert_id = ? AND action = 'renew' AND at > ?"
+            " AND (device_id IS NULL OR device_id != ?) ORDER BY id DESC LIMIT 1",
+            row["id"],
+            self._wall_now() - self._settings.shared_renewal_seconds,
+            device_id,
+        )
+        if last is not None:
+            return self._table.issue(last["id"])
+        self._requests.take(str(device_id))
+        return None
+
+    def _require_renewable(self, row: Row, device_id: int) -> None:
+        if not self._table.is_assigned(device_id, row["id"]):
+            raise not_found("No such certificate")
+        if row["status"] == "revoked":
+            raise conflict("This certificate is revoked; an operator must renew it", "CERT_REVOKED")
+
+
+def refuse_imported(row: Row) -> None:
+    """Raise ErrorResponse 409 for the renewal of a certificate that only its owner can replace."""
+    if row["issuer"] == IMPORT:
+        what = (
+            f"Certificate {row['id']} was imported: get a new one from its CA and import it (cert-ctrl plane import),"
+            " or give it an issuer"
+        )
+        raise conflict(what, "CERT_IMPORTED")

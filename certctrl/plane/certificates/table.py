@@ -1,0 +1,186 @@
+"""CertificateTable: the rows of certificates, of their issues and of their assignments; all in the caller's unit of work.
+
+A certificate that is not issued yet has an empty serial number, and ``not_after`` 0: its devices hear nothing of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from certctrl import lean
+from certctrl.plane.ca.issuer import Issued
+from certctrl.plane.errors import not_found
+from certctrl.plane.issuers.issuer import BUILTIN
+from certctrl.plane.orders.renewal_times import Life, due_at
+from certctrl.plane.storage.database import Database, Row
+from certctrl.plane.storage.keyring import Keyring
+from certctrl.plane.storage.signal_stream import SignalStream
+
+KEY_AT_PLANE, KEY_AT_DEVICE = "plane", "device"
+"""Where the key of a certificate is made (``key_origin``)."""
+
+
+@lean.frozen(kw_only=True)
+class NewCertificate:
+    """What an operator wants a certificate to be."""
+
+    names: tuple[str, ...]
+    key_type: str
+    validity_seconds: int
+    issuer: str = BUILTIN
+    key_origin: str = KEY_AT_PLANE
+    profile: str = ""
+    must_staple: bool = False
+    reuse_key: bool = False
+
+
+def is_immediate(row: Row) -> bool:
+    """Return whether a certificate is issued within the request: with a new key of the plane, by its own CA."""
+    at_plane = row["issuer"] == BUILTIN and row["key_origin"] == KEY_AT_PLANE
+    return at_plane and not row["must_staple"] and not row["reuse_key"]
+
+
+class CertificateTable:
+    """The tables ``certificates``, ``issues`` and ``assignments``."""
+
+    def __init__(
+        self, database: Database, keyring: Keyring, stream: SignalStream, wall_now: Callable[[], float]
+    ) -> None:
+        self._db = database
+        self._keyring = keyring
+        self._stream = stream
+        self._wall_now = wall_now
+        self.on_stored: Callable[[int], object] = lambda cert_id: None
+        """Called, in the unit of work, with the id of a certificate that has been replaced."""
+
+    def row(self, user_id: int, cert_id: int) -> Row:
+        """Return a certificate of a user; ErrorResponse 404."""
+        row = self._db.one("SELECT * FROM certificates WHERE id = ? AND user_id = ?", cert_id, user_id)
+        if row is None:
+            raise not_found("No such certificate")
+        return row
+
+    def locked(self, user_id: int, cert_id: int) -> Row:
+        """Return a certificate of a user for a change of it or of its assignments; ErrorResponse 404."""
+        row = self._db.one_locked("SELECT * FROM certificates WHERE id = ? AND user_id = ?", cert_id, user_id)
+        if row is None:
+            raise not_found("No such certificate")
+        return row
+
+    def locked_by_id(self, cert_id: int) -> Row | None:
+        """Return a certificate for a change of it, whichever user has it."""
+        return self._db.one_locked("SELECT * FROM certificates WHERE id = ?", cert_id)
+
+    def add(self, user_id: int, new: NewCertificate) -> int:
+        """Add a certificate that is not issued yet; return its id."""
+        now = self._wall_now()
+        return self._db.insert(
+            "INSERT INTO certificates (user_id, domain_name, sans, key_type, validity_seconds, issuer, key_origin,"
+            " profile, must_staple, reuse_key, status, serial_number, fingerprint_sha256, not_before, not_after,"
+            " certificate_pem, chain_pem, private_key_enc, created_at, updated_at)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'active', '', '', 0, 0, '', '', ?, ?, ?)",
+            user_id,
+            new.names[0],
+            json.dumps(new.names),
+            new.key_type,
+            new.validity_seconds,
+            new.issuer,
+            new.key_origin,
+            new.profile,
+            int(new.must_staple),
+            int(new.reuse_key),
+            b"",
+            now,
+            now,
+        )
+
+    def store(self, cert_id: int, issued: Issued, action: str, reason: str, device_id: int | None) -> int:
+        """Replace certificate, chain and key; return the id of the issue. An empty key is one that a device has."""
+        key = issued.private_key_der
+        self._keep_former(cert_id, issued.serial_number)
+        self._db.run(
+            "UPDATE certificates SET status = 'active', issued_by = issuer, serial_number = ?, fingerprint_sha256 = ?, not_before = ?,"
+            " not_after = ?, certificate_pem = ?, chain_pem = ?, private_key_enc = ?, public_key_sha256 = ?,"
+            " renew_at = ?, updated_at = ?, revoked_at = NULL, revoke_reason = '', revoke_code = '' WHERE id = ?",
+            issued.serial_number,
+            issued.fingerprint_sha256,
+            issued.not_before,
+            issued.not_after,
+            issued.certificate_pem,
+            issued.chain_pem,
+            self._keyring.seal(f"certificate {cert_id}", key) if key else b"",
+            issued.public_key_sha256,
+            due_at(Life(issued.not_before, issued.not_after), issued.serial_number),
+            self._wall_now(),
+            cert_id,
+        )
+        self.on_stored(cert_id)
+        return self.log(cert_id, action, reason, device_id, issued.serial_number)
+
+    def _keep_former(self, cert_id: int, new_serial: str) -> None:
+        """Keep the certificate that is replaced until it expires: a CA wants to see what it is to revoke."""
+        self._db.run(
+            "INSERT INTO former_certificates SELECT serial_number, id, CASE WHEN issued_by = '' THEN issuer ELSE issued_by"
+            " END, certificate_pem, chain_pem, not_after, ? FROM certificates WHERE id = ? AND serial_number != ''"
+            " AND serial_number != ? ON CONFLICT (cert_id, serial_number) DO NOTHING",
+            *(self._wall_now(), cert_id, new_serial),
+        )
+
+    def key_of(self, row: Row) -> bytes:
+        """Return the private key of a certificate; empty if the plane does not have it."""
+        sealed = bytes(row["private_key_enc"])
+        return self._keyring.unseal(f"certificate {row['id']}", sealed) if sealed else b""
+
+    def announce(self, cert_id: int, serial: str) -> None:
+        """Signal a new certificate to the devices that have it."""
+        self._stream.append_to_all(self.holders(cert_id), "cert.renewed", {"cert_id": cert_id, "serial": serial})
+
+    def log(self, cert_id: int, action: str, reason: str, device_id: int | None, serial: str) -> int:
+        """Add an issue, which is the record of a change; return its id."""
+        return self._db.insert(
+            "INSERT INTO issues (cert_id, action, reason, device_id, serial_number, status, at)"
+            " VALUES (?, ?, ?, ?, ?, 'done', ?)",
+            cert_id,
+            action,
+            reason,
+            device_id,
+            serial,
+            self._wall_now(),
+        )
+
+    def issue(self, issue_id: int) -> dict[str, Any]:
+        """Return an issue; ErrorResponse 404."""
+        row = self._db.one("SELECT * FROM issues WHERE id = ?", issue_id)
+        if row is None:
+            raise not_found("No such issue")
+        return {name: row[name] for name in ("id", "cert_id", "action", "status", "serial_number")}
+
+    def assign(self, device_ids: Sequence[int], cert_id: int, serial: str) -> None:
+        """Assign a certificate to devices, and signal it to them if it is issued."""
+        for device_id in device_ids:
+            self._db.run("INSERT INTO assignments VALUES (?, ?, ?)", device_id, cert_id, self._wall_now())
+        if serial:
+            self._stream.append_to_all(device_ids, "cert.renewed", {"cert_id": cert_id, "serial": serial})
+
+    def holders(self, cert_id: int) -> list[int]:
+        """Return the devices that a certificate is assigned to."""
+        rows = self._db.all("SELECT device_id FROM assignments WHERE cert_id = ? ORDER BY device_id", cert_id)
+        return [row["device_id"] for row in rows]
+
+    def is_assigned(self, device_id: int, cert_id: int) -> bool:
+        """Return whether a certificate is assigned to a device."""
+        sql = "SELECT 1 FROM assignments WHERE device_id = ? AND cert_id = ?"
+        return self._db.one(sql, device_id, cert_id) is not None
+
+    def of_device(self, device_id: int, cert_id: int) -> Row:
+        """Return a certificate that is assigned to a device; ErrorResponse 404."""
+        row = self._db.one(
+            "SELECT c.* FROM certificates c JOIN assignments a ON a.cert_id = c.id WHERE a.device_id = ? AND c.id = ?",
+            device_id,
+            cert_id,
+        )
+        if row is None:
+            raise not_found("No such certificate")
+        return row

@@ -1,0 +1,158 @@
+"""CertificateViews: certificates as operators and devices read them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from certctrl.model.certificate import DEVICE_KEY
+from certctrl.plane.ca.sealing import seal_private_key
+from certctrl.plane.certificates.device_keys import blocked_renewal, visible_orders
+from certctrl.plane.certificates.table import KEY_AT_DEVICE, CertificateTable
+from certctrl.plane.clock import when
+from certctrl.plane.devices.devices import require_user
+from certctrl.plane.errors import conflict, gone
+from certctrl.plane.storage.database import Database, Row, marks
+
+
+class CertificateViews:
+    """Reads of the table of certificates; all in the caller's unit of work."""
+
+    def __init__(self, database: Database, table: CertificateTable, wall_now: Callable[[], float]) -> None:
+        self._db = database
+        self._table = table
+        self._wall_now = wall_now
+
+    def page_of_user(self, user_id: int, after_id: int, limit: int) -> list[dict[str, Any]]:
+        """Return up to ``limit`` certificates of a user with ids above ``after_id``, by id, as operators see them."""
+        require_user(self._db, user_id)
+        sql = "SELECT * FROM certificates WHERE user_id = ? AND id > ? ORDER BY id LIMIT ?"
+        return self._shown(self._db.all(sql, user_id, after_id, limit))
+
+    def show(self, user_id: int, cert_id: int) -> dict[str, Any]:
+        """Return one certificate as operators see it."""
+        return self._shown([self._table.row(user_id, cert_id)])[0]
+
+    def page(self, device_id: int, after_id: int, limit: int) -> list[dict[str, Any]]:
+        """Return summaries of a device's issued certificates with ids above ``after_id``, by id."""
+        rows = self._db.all(
+            "SELECT c.* FROM certificates c JOIN assignments a ON a.cert_id = c.id"
+            " WHERE a.device_id = ? AND c.id > ? AND (c.serial_number != '' OR c.key_origin = ?) ORDER BY c.id LIMIT ?",
+            device_id,
+            after_id,
+            KEY_AT_DEVICE,
+            limit,
+        )
+        orders = visible_orders(self._db, rows)
+        return [self._of_device(row, orders) for row in rows]
+
+    def _of_device(self, row: Row, orders: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
+        """Return what a device sees of a certificate."""
+        if row["key_origin"] != KEY_AT_DEVICE:
+            return self.summary(row)
+        key = {"key_origin": KEY_AT_DEVICE, "public_key_sha256": row["public_key_sha256"]}
+        return self.summary(row) | key | {"order": orders.get(row["id"])}
+
+    def detail(self, device_id: int, cert_id: int) -> dict[str, Any]:
+        """Return ``CertificateDetail``; ErrorResponse 404 unless the certificate is assigned to the device."""
+        row = self._table.of_device(device_id, cert_id)
+        pem = {"certificate_pem": row["certificate_pem"], "chain_pem": row["chain_pem"]}
+        return self._of_device(row, visible_orders(self._db, [row])) | pem
+
+    def materials(self, device_id: int, cert_id: int) -> dict[str, Any]:
+        """Return ``DeployMaterials``, sealed to the device's key; ErrorResponse 404, 409 until issued, 410 if revoked.
+
+        If the device has made the key, its public half takes the place of the sealed key.
+        """
+        row = self._table.of_device(device_id, cert_id)
+        if row["status"] == "revoked":
+            raise gone("This certificate is revoked", "CERT_REVOKED")
+        if not row["serial_number"]:
+            raise conflict("This certificate is not issued yet", "WRAP_PENDING")
+        issued = {name: row[name] for name in ("certificate_pem", "chain_pem", "serial_number")}
+        if not row["private_key_enc"]:
+            return issued | {"enc_scheme": DEVICE_KEY, "public_key_sha256": row["public_key_sha256"]}
+        device = self._db.one("SELECT public_key FROM devices WHERE id = ?", device_id)
+        if device is None or device["public_key"] is None:
+            raise conflict("The device has no key yet", "WRAP_PENDING")
+        return seal_private_key(self._table.key_of(row), device["public_key"]) | issued
+
+    def summary(self, row: Row) -> dict[str, Any]:
+        """Return what operators and devices see of a certificate."""
+        issued = bool(row["serial_number"])
+        status = row["status"]
+        if status == "active":
+            status = "pending" if not issued else "expired" if row["not_after"] <= self._wall_now() else status
+        return {
+            "id": row["id"],
+            "domain_name": row["domain_name"],
+            "sans": json.loads(row["sans"]),
+            "serial_number": row["serial_number"],
+            "fingerprint_sha256": row["fingerprint_sha256"],
+            "not_before": when(row["not_before"]) if issued else None,
+            "not_after": when(row["not_after"]) if issued else None,
+            "status": status,
+            "updated_at": when(row["updated_at"]),
+        }
+
+    def _shown(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
+        ids = [row["id"] for row in rows]
+        holders, orders = self._holders(ids), self._open_orders(ids)
+        made = self._children(ids)
+        blocked = self._blocked([row for row in rows if row["key_origin"] == KEY_AT_DEVICE], holders)
+        return [
+            self.summary(row)
+            | {
+                "key_type": row["key_type"],
+                "validity_seconds": row["validity_seconds"],
+                "issuer": row["issuer"],
+                "key_origin": row["key_origin"],
+                "profile": row["profile"],
+                "must_staple": bool(row["must_staple"]),
+                "reuse_key": bool(row["reuse_key"]),
+                "renew_at": when(row["renew_at"]),
+                "order_id": orders[row["id"]]["id"] if row["id"] in orders else None,
+                "order_state": orders[row["id"]]["state"] if row["id"] in orders else "",
+                "problem": (orders[row["id"]]["problem"] if row["id"] in orders else "") or blocked.get(row["id"], ""),
+                "template_id": row["template_id"],
+                "made_for_others": made.get(row["id"], []),
+                "revoked_at": when(row["revoked_at"]),
+                "revoke_reason": row["revoke_reason"],
+                "device_ids": holders[row["id"]],
+            }
+            for row in rows
+        ]
+
+    def _holders(self, ids: Sequence[int]) -> dict[int, list[int]]:
+        """Return the ids of the devices of each certificate."""
+        found: dict[int, list[int]] = {cert_id: [] for cert_id in ids}
+        sql = f"SELECT cert_id, device_id FROM assignments WHERE cert_id IN ({marks(ids)}) ORDER BY cert_id, device_id"
+        for row in self._db.all(sql, *ids) if ids else ():
+            found[row["cert_id"]].append(row["device_id"])
+        return found
+
+    def _open_orders(self, ids: Sequence[int]) -> dict[int, Row]:
+        """Return the open orders of certificates, by certificate."""
+        sql = (
+            f"SELECT cert_id, id, state, problem FROM orders WHERE cert_id IN ({marks(ids)})"
+            " AND state IN ('csr_wanted', 'ready', 'blocked')"
+        )
+        return {row["cert_id"]: row for row in self._db.all(sql, *ids)} if ids else {}
+
+    def _children(self, ids: Sequence[int]) -> dict[int, list[int]]:
+        """Return the certificates that were made from templates for further devices, by template."""
+        found: dict[int, list[int]] = {}
+        sql = f"SELECT id, template_id FROM certificates WHERE template_id IN ({marks(ids)}) ORDER BY id"
+        for row in self._db.all(sql, *ids) if ids else ():
+            found.setdefault(row["template_id"], []).append(row["id"])
+        return found
+
+    def _blocked(self, rows: Sequence[Row], holders: Mapping[int, list[int]]) -> dict[int, str]:
+        """Return why the next renewal of certificates with keys at devices would be blocked, of those that would be."""
+        ids = sorted({device_id for row in rows for device_id in holders[row["id"]][:1]})
+        if not ids:
+            return {}
+        sql = f"SELECT id, name, status, app_version, features FROM devices WHERE id IN ({marks(ids)})"
+        devices = {device["id"]: blocked_renewal(device) for device in self._db.all(sql, *ids)}
+        return {row["id"]: devices.get(holders[row["id"]][0], "") for row in rows if holders[row["id"]]}

@@ -1,0 +1,1 @@
+"""Devices of the plane: registration, sessions, and what they report."""

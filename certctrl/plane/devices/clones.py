@@ -1,0 +1,72 @@
+"""Detect two live agents that share one device, as a cloned disk or directory causes.
+
+Each agent process polls under a new random name. A restart moves from one name to the next and never returns to an
+earlier one; two live agents alternate. The names are in the device's row, so that it does not matter which plane of a
+database an agent polls. A poll that comes under the name of the last one writes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+from certctrl.errors import CertctrlError
+from certctrl.plane.devices.sessions import DeviceSession
+from certctrl.plane.storage.database import Database
+
+WINDOW_SECONDS = 900.0
+"""How long a replaced name is remembered, and how long a suspicion lasts."""
+_CONFIRM_SECONDS = 60.0
+"""How long a suspicion stands before polls confirm it: two busy copies must not write with each poll."""
+_MAX_NAMES = 8
+"""Names remembered per device; more within the window mean a restart loop, so the oldest are dropped."""
+
+
+class CloneDetector:
+    """Remembers which agents poll for each device."""
+
+    def __init__(self, database: Database, wall_now: Callable[[], float]) -> None:
+        self._db = database
+        self._wall_now = wall_now
+
+    async def note(self, session: DeviceSession, instance: str) -> bool:
+        """Note a poll and return whether clones are suspected; an empty name (an older agent) is not counted.
+
+        A new name is a unit of work after the poll's: the poll must succeed even if the database takes no changes.
+        """
+        known = instance in ("", session.instance)
+        if not known and not self._is_recent(session.copies_at, _CONFIRM_SECONDS):
+            try:
+                return await self._db.work(self._replace, session, instance)
+            except CertctrlError:
+                pass  # the next poll tries again
+        return self.suspected(session.copies_at)
+
+    def suspected(self, copies_at: float | None) -> bool:
+        """Return whether clones noticed at this time are still suspected."""
+        return self._is_recent(copies_at, WINDOW_SECONDS)
+
+    def _replace(self, session: DeviceSession, instance: str) -> bool:
+        """Store the name of the agent that polls now; return whether it had been replaced before."""
+        row = self._db.one_locked("SELECT * FROM devices WHERE id = ?", session.device_id)
+        if row is None or row["session"] != session.number:
+            return False  # registered again meanwhile, which ends the sessions of all clones
+        now, copies_at, latest = self._wall_now(), row["copies_at"], row["instance"]
+        if latest != instance:
+            earlier: dict[str, float] = json.loads(row["earlier_instances"])
+            earlier = {name: at for name, at in earlier.items() if self._is_recent(at, WINDOW_SECONDS)}
+            if earlier.pop(instance, None) is not None:
+                copies_at = now
+            if latest:
+                earlier[latest] = now
+            self._db.run(
+                "UPDATE devices SET instance = ?, earlier_instances = ?, copies_at = ? WHERE id = ?",
+                instance,
+                json.dumps(dict(list(earlier.items())[1 - _MAX_NAMES :])),
+                copies_at,
+                session.device_id,
+            )
+        return self.suspected(copies_at)
+
+    def _is_recent(self, at: float | None, seconds: float) -> bool:
+        return at is not None and abs(self._wall_now() - at) < seconds

@@ -1,0 +1,309 @@
+"""Users and devices: their rows, revocation, and when each device last polled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import islice
+from typing import Any
+
+from certctrl import lean
+from certctrl.plane.ca.sealing import fingerprint
+from certctrl.plane.clock import when
+from certctrl.plane.devices import features
+from certctrl.plane.devices.clones import CloneDetector
+from certctrl.plane.devices.sessions import Sessions
+from certctrl.plane.errors import bad_request, conflict, device_revoked, not_found
+from certctrl.plane.installs import Installs
+from certctrl.plane.storage.database import Database, Row, marks
+from certctrl.plane.storage.signal_stream import SignalStream
+
+FIRST_USER = 1
+"""The user that every plane starts with."""
+
+LONGEST_PAGE = 500
+"""Devices read together."""
+
+RECENT_SECONDS = 86_400.0
+"""Outcomes of this time are counted for a device: what failed long ago says nothing about now."""
+
+
+_SHOWN = (
+    "id", "user_id", "device_public_id", "status", "name", "platform", "model", "app_version", "key_fingerprint",
+)  # fmt: skip
+_SAVED_WITHIN_SECONDS = 60.0
+"""A plane saves its sightings within this time: a stored one this much newer is another plane's, otherwise of a clock
+that was set back."""
+
+
+def require_device(database: Database, user_id: int, device_id: int) -> None:
+    """Raise ErrorResponse 404 unless the user has this device."""
+    if database.one("SELECT 1 FROM devices WHERE id = ? AND user_id = ?", device_id, user_id) is None:
+        raise not_found("No such device")
+
+
+def require_user(database: Database, user_id: int) -> None:
+    """Raise ErrorResponse 404 unless the user exists."""
+    if database.one("SELECT 1 FROM users WHERE id = ?", user_id) is None:
+        raise not_found("No such user")
+
+
+@lean.frozen(kw_only=True)
+class DeviceFacts:
+    """A device's description of itself; shown to operators, never trusted."""
+
+    device_public_id: str
+    name: str = ""
+    platform: str = ""
+    model: str = ""
+    app_version: str = ""
+    user_agent: str = ""
+    features: tuple[str, ...] = ()
+    """What its agent can do."""
+
+
+@lean.define
+class _Sighting:
+    at: float
+    address: str
+    cursor: str
+
+
+class Devices:
+    """The tables of users and devices."""
+
+    def __init__(
+        self,
+        database: Database,
+        stream: SignalStream,
+        sessions: Sessions,
+        installs: Installs,
+        clones: CloneDetector,
+        wall_now: Callable[[], float],
+    ) -> None:
+        self._db = database
+        self._stream = stream
+        self._sessions = sessions
+        self._installs = installs
+        self._clones = clones
+        self._wall_now = wall_now
+        self._sightings: dict[int, _Sighting] = {}
+        """Not yet stored: a poll writes nothing, ``save_sightings`` stores them together."""
+        self.sightings_saved = 0
+        if self._db.one("SELECT 1 FROM users WHERE id = ?", FIRST_USER) is None:
+            self.add_user("operator")
+
+    def add_user(self, name: str) -> dict[str, Any]:
+        """Add a user; ErrorResponse 409 if the name is taken."""
+        if not name:
+            raise bad_request("A user needs a name", field="name")
+        if self._db.one("SELECT 1 FROM users WHERE name = ?", name) is not None:
+            raise conflict("This name is taken")
+        user_id = self._db.insert("INSERT INTO users (name, created_at) VALUES (?, ?)", name, self._wall_now())
+        return {"id": user_id, "name": name}
+
+    def users(self) -> list[dict[str, Any]]:
+        """Return all users."""
+        return [
+            {"id": row["id"], "name": row["name"]} for row in self._db.all("SELECT id, name FROM users ORDER BY id")
+        ]
+
+    def require_user(self, user_id: int) -> None:
+        """Raise ErrorResponse 404 unless the user exists."""
+        require_user(self._db, user_id)
+
+    def expect(self, user_id: int, facts: DeviceFacts) -> dict[str, Any]:
+        """Add a device ahead of its registration, so that certificates can be assigned to it."""
+        self.require_user(user_id)
+        if self.find(user_id, facts.device_public_id) is not None:
+            raise conflict("This device_public_id is taken")
+        with self._db.transaction():
+            device_id = self.add(user_id, facts)
+        return self.show(user_id, device_id)
+
+    def add(self, user_id: int, facts: DeviceFacts) -> int:
+        """Insert a device with its stream and an empty install config, inside the caller's transaction."""
+        device_id = self._db.insert(
+            "INSERT INTO devices (user_id, device_public_id, status, name, platform, model, app_version, user_agent,"
+            " created_at) VALUES (?, ?, 'expected', ?, ?, ?, ?, ?, ?)",
+            user_id,
+            facts.device_public_id,
+            facts.name,
+            facts.platform,
+            facts.model,
+            facts.app_version,
+            facts.user_agent,
+            self._wall_now(),
+        )
+        self._stream.create(device_id)
+        self._installs.create(device_id)
+        return device_id
+
+    def find(self, user_id: int, device_public_id: str) -> Row | None:
+        """Return the row of a device by its public id, locked."""
+        return self._db.one_locked(
+            "SELECT * FROM devices WHERE user_id = ? AND device_public_id = ?", user_id, device_public_id
+        )
+
+    def similar(self, device_public_id: str, name: str) -> list[dict[str, Any]]:
+        """Return the devices, of all users, that have this id or this name; operators see them before they approve."""
+        rows = self._db.all(
+            "SELECT d.*, u.name AS user FROM devices d JOIN users u ON u.id = d.user_id"
+            " WHERE (d.device_public_id = ? AND ? != '') OR (d.name = ? AND ? != '')"
+            " ORDER BY d.device_public_id != ?, d.id LIMIT 20",
+            *(device_public_id, device_public_id, name, name, device_public_id),
+        )
+        shown = ("id", "user_id", "user", "name", "status")
+        return [
+            {key: row[key] for key in shown} | {"same_id": row["device_public_id"] == device_public_id} for row in rows
+        ]
+
+    def is_known(self, device_public_id: str) -> bool:
+        """Return whether any user has, or expects, a device with this public id."""
+        return self._db.one("SELECT 1 FROM devices WHERE device_public_id = ?", device_public_id) is not None
+
+    def refuse_revoked(self, public_key: bytes, device_public_id: str = "", *, restoring: int | None = None) -> None:
+        """Raise ErrorResponse 403 if a revoked device of any user has this key or id, except the one being restored."""
+        row = self._db.one(
+            "SELECT revoked_at, revoke_reason FROM devices"
+            " WHERE status = 'revoked' AND (public_key = ? OR device_public_id = ?) AND id != ?",
+            public_key,
+            device_public_id,
+            restoring or 0,
+        )
+        if row is not None:
+            raise device_revoked(row["revoked_at"], row["revoke_reason"])
+
+    def activate(self, device_id: int, facts: DeviceFacts, public_key: bytes) -> None:
+        """Bind a device to its key and make it active, inside the caller's transaction."""
+        self._db.run(
+            "UPDATE devices SET status = 'active', name = ?, platform = ?, model = ?, app_version = ?, user_agent = ?,"
+            " features = ?, public_key = ?, key_fingerprint = ?, registered_at = ?, revoked_at = NULL, revoke_reason = '',"
+            " anchor_sha256 = '', instance = '', earlier_instances = '{}', copies_at = NULL"
+            " WHERE id = ?",
+            facts.name,
+            facts.platform,
+            facts.model,
+            facts.app_version,
+            facts.user_agent,
+            features.stored(facts.features),
+            public_key,
+            fingerprint(public_key).hex(),
+            self._wall_now(),
+            device_id,
+        )
+
+    def row(self, user_id: int, device_id: int) -> Row:
+        """Return the row of a user's device; ErrorResponse 404 if there is none."""
+        row = self._db.one("SELECT * FROM devices WHERE id = ? AND user_id = ?", device_id, user_id)
+        if row is None:
+            raise not_found("No such device")
+        return row
+
+    def revoke(self, user_id: int, device_id: int, reason: str) -> dict[str, Any]:
+        """Revoke a device: all its requests get 403 ``DEVICE_REVOKED`` from now on."""
+        row = self._db.one_locked("SELECT status FROM devices WHERE id = ? AND user_id = ?", device_id, user_id)
+        if row is not None and row["status"] != "revoked":
+            self._db.run(
+                "UPDATE devices SET status = 'revoked', revoked_at = ?, revoke_reason = ? WHERE id = ?",
+                self._wall_now(),
+                reason,
+                device_id,
+            )
+            self._stream.wake_after_commit(device_id)
+        return self.show(user_id, device_id)
+
+    def show_all(self, user_id: int) -> list[dict[str, Any]]:
+        """Return all devices of a user as operators see them."""
+        shown: list[dict[str, Any]] = []
+        while page := self.page(user_id, shown[-1]["id"] if shown else 0, LONGEST_PAGE):
+            shown += page
+        return shown
+
+    def page(self, user_id: int, after_id: int, limit: int) -> list[dict[str, Any]]:
+        """Return up to ``limit`` devices of a user with ids above ``after_id``, in order of id."""
+        self.require_user(user_id)
+        sql = "SELECT * FROM devices WHERE user_id = ? AND id > ? ORDER BY id LIMIT ?"
+        return self._shown(self._db.all(sql, user_id, after_id, limit))
+
+    def show(self, user_id: int, device_id: int) -> dict[str, Any]:
+        """Return one device as operators see it."""
+        return self._shown([self.row(user_id, device_id)])[0]
+
+    def seen(self, device_id: int, address: str, cursor: str) -> None:
+        """Note the time, address and cursor of a poll."""
+        self._sightings[device_id] = _Sighting(self._wall_now(), address, cursor)
+
+    def save_sightings(self, most: int | None = None) -> None:
+        """Store the polls noted since the last call, of at most so many devices."""
+        sightings = dict(islice(self._sightings.items(), most))
+        if not sightings:
+            return
+        with self._db.transaction():
+            for device_id in sorted(sightings):  # in one order, so that planes do not block each other
+                sighting = sightings[device_id]
+                self._db.run(
+                    "UPDATE devices SET last_seen_at = ?, last_address = ?, last_cursor = ?"
+                    " WHERE id = ? AND NOT (coalesce(last_seen_at, 0) BETWEEN ? AND ?)",
+                    sighting.at,
+                    sighting.address,
+                    sighting.cursor,
+                    device_id,
+                    sighting.at,
+                    sighting.at + _SAVED_WITHIN_SECONDS,
+                )
+            self._db.after_commit(partial(self._forget_saved, sightings))
+
+    def sightings_waiting(self) -> int:
+        """Return the number of sightings that are not stored yet."""
+        return len(self._sightings)
+
+    def _forget_saved(self, sightings: dict[int, _Sighting]) -> None:
+        self.sightings_saved += len(sightings)
+        for device_id, sighting in sightings.items():
+            if self._sightings.get(device_id) is sighting:
+                del self._sightings[device_id]
+
+    def _shown(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
+        """Return devices as operators see them, with one statement for each kind of detail."""
+        if not rows:
+            return []
+        seen = {row["id"]: self._last_seen(row) for row in rows}
+        waiting = self._stream.waiting({device_id: sighting.cursor for device_id, sighting in seen.items()})
+        versions = self._installs.versions(list(seen))
+        outcomes = self._outcomes(list(seen))
+        shown = []
+        for row in rows:
+            sighting = seen[row["id"]]
+            shown.append(
+                {name: row[name] for name in _SHOWN}
+                | {
+                    "created_at": when(row["created_at"]),
+                    "registered_at": when(row["registered_at"]),
+                    "revoked_at": when(row["revoked_at"]),
+                    "revoke_reason": row["revoke_reason"],
+                    "last_seen_at": when(sighting.at or None),
+                    "last_address": sighting.address,
+                    "copies_suspected": self._clones.suspected(row["copies_at"]),
+                    "signals_waiting": waiting.get(row["id"], 0),
+                    "install_version": versions[row["id"]],
+                    "features": sorted(features.announced(row)),
+                    "outcomes": outcomes.get(row["id"], {}),
+                }
+            )
+        return shown
+
+    def _last_seen(self, row: Row) -> _Sighting:
+        stored = _Sighting(row["last_seen_at"] or 0.0, row["last_address"], row["last_cursor"])
+        return max(stored, self._sightings.get(row["id"], stored), key=lambda sighting: sighting.at)
+
+    def _outcomes(self, device_ids: Sequence[int]) -> dict[int, dict[str, int]]:
+        """Return the number of recent outcomes of each kind, for devices that have any."""
+        counts: dict[int, dict[str, int]] = {}
+        for row in self._db.all(
+            f"SELECT device_id, outcome, count(*) AS n FROM outcomes WHERE device_id IN ({marks(device_ids)}) AND at > ?"
+            " GROUP BY device_id, outcome ORDER BY device_id, outcome",
+            *(*device_ids, self._wall_now() - RECENT_SECONDS),
+        ):
+            counts.setdefault(row["device_id"], {})[row["outcome"]] = row["n"]
+        return counts

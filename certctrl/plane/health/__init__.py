@@ -1,0 +1,1 @@
+"""Health of the plane: its problems, counters and metrics, for ``/health`` and ``plane status``."""

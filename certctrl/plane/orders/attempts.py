@@ -1,0 +1,229 @@
+"""Attempts at orders: what an attempt needs, and how it ends; all in units of work.
+
+Every change checks the claim of the job, so that a plane that has lost its claim changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import attrs
+
+from certctrl import lean
+from certctrl.backoff import grown, jittered
+from certctrl.errors import CertctrlError
+from certctrl.plane.ca.issuer import Issued
+from certctrl.plane.certificates.table import CertificateTable
+from certctrl.plane.errors import ErrorResponse
+from certctrl.plane.issuers.issuer import IssuerError
+from certctrl.plane.issuers.registry import Issuers
+from certctrl.plane.jobs import Job, Jobs
+from certctrl.plane.orders.orders import DONE, FAILED, READY, Orders
+from certctrl.plane.orders.requests import new_request
+from certctrl.plane.settings import DAY
+from certctrl.plane.storage.database import Database, Row
+from certctrl.plane.storage.keyring import Keyring
+from certctrl.text import one_line
+
+FIRST_PAUSE = 30.0
+LONGEST_PAUSE = 6 * 3600.0
+REFUSED_PAUSE = float(DAY)
+"""Until a renewal that was refused is tried again, at most."""
+REFUSED_SHARE = 1 / 16
+"""The part of a certificate's life that this pause takes at first: one of a day is tried again several times."""
+LONGEST_RETRY_AFTER = 7.0 * DAY
+GIVE_UP_SECONDS = 7.0 * DAY
+"""For how long a first order is retried."""
+MAX_PROBLEM = 500
+MAX_MEMO = 256 * 1024
+
+
+class ClaimLostError(ErrorResponse):
+    """Another plane works on the order, or it has ended; raised before any change."""
+
+    def __init__(self, order_id: int) -> None:
+        what = f"order {order_id} is worked on by another plane, or has ended"
+        super().__init__(what, status=409, key="ORDER_STATE", code=4009)
+
+
+@lean.frozen(kw_only=True)
+class Attempt:
+    """One attempt at an order."""
+
+    job: Job
+    order_id: int
+    cert_id: int
+    domain_name: str
+    issuer: str
+    action: str
+    attempts: int
+    """Including this one."""
+    names: tuple[str, ...]
+    key_type: str
+    validity_seconds: int
+    profile: str
+    must_staple: bool
+    csr_der: bytes
+    """Empty: the plane makes key and CSR."""
+    key_der: bytes = attrs.field(repr=False)
+    """Unencrypted PKCS#8; empty if a device has the key, or if there is none yet."""
+    old_key_der: bytes = attrs.field(repr=False)
+    """The key of the certificate in use if it is to be used again; otherwise empty."""
+    memo: str = attrs.field(repr=False)
+    replaces_pem: str
+    device_ids: tuple[int, ...]
+
+
+class Attempts:
+    """Begins and ends attempts."""
+
+    def __init__(
+        self,
+        database: Database,
+        keyring: Keyring,
+        table: CertificateTable,
+        orders: Orders,
+        jobs: Jobs,
+        issuers: Issuers,
+        wall_now: Callable[[], float],
+        random: Callable[[], float],
+    ) -> None:
+        """``random`` returns numbers in [0, 1)."""
+        self._db = database
+        self._keyring = keyring
+        self._table = table
+        self._orders = orders
+        self._jobs = jobs
+        self._issuers = issuers
+        self._wall_now = wall_now
+        self._random = random
+
+    def begin(self, job: Job) -> Attempt | None:
+        """Return the attempt of a claimed job; None, and no job any more, if there is nothing to do."""
+        certificate, order = self._rows(int(job.key))
+        if certificate is None or order is None or order["state"] != READY:
+            self._jobs.finish(job)
+            return None
+        order_id, now = order["id"], self._wall_now()
+        self._db.run("UPDATE orders SET attempts = attempts + 1, updated_at = ? WHERE id = ?", now, order_id)
+        return self._with_quick_key(self._attempt(job, certificate, order))
+
+    def _with_quick_key(self, attempt: Attempt) -> Attempt:
+        """Return an attempt with its key, unless that is one that takes long to make."""
+        if attempt.csr_der or attempt.key_type.startswith("rsa"):
+            return attempt
+        key, csr = new_request(attempt.key_type, attempt.names, attempt.must_staple, attempt.old_key_der)
+        self.keep_key(attempt, key, csr)
+        return attrs.evolve(attempt, key_der=key, csr_der=csr)
+
+    def _attempt(self, job: Job, certificate: Row, order: Row) -> Attempt:
+        order_id = order["id"]
+        active = certificate["status"] == "active" and certificate["serial_number"]
+        reuses = certificate["reuse_key"] and active and order["action"] != "replace"
+        old_key = self._table.key_of(certificate) if reuses else b""
+        return Attempt(
+            job=job,
+            order_id=order_id,
+            cert_id=order["cert_id"],
+            domain_name=certificate["domain_name"],
+            issuer=order["issuer"],
+            action=order["action"],
+            attempts=order["attempts"] + 1,
+            names=tuple(json.loads(certificate["sans"])),
+            key_type=certificate["key_type"],
+            validity_seconds=certificate["validity_seconds"],
+            profile=certificate["profile"],
+            must_staple=bool(certificate["must_staple"]),
+            csr_der=bytes(order["csr_der"] or b""),
+            key_der=self._unsealed(f"order {order_id} key", order["key_enc"]),
+            old_key_der=old_key,
+            memo=self._unsealed(f"order {order_id} memo", order["memo_enc"]).decode(),
+            replaces_pem=certificate["certificate_pem"] if active else "",
+            device_ids=tuple(self._table.holders(order["cert_id"])),
+        )
+
+    def keep_key(self, attempt: Attempt, key_der: bytes, csr_der: bytes) -> None:
+        """Store the key of the plane for an order, and its CSR."""
+        self._require_claim(attempt)
+        sealed = self._keyring.seal(f"order {attempt.order_id} key", key_der)
+        sql = "UPDATE orders SET key_enc = ?, csr_der = ?, updated_at = ? WHERE id = ?"
+        self._db.run(sql, sealed, csr_der, self._wall_now(), attempt.order_id)
+
+    def remember(self, attempt: Attempt, memo: str) -> None:
+        """Store the memo of an order; ValueError if it is too long."""
+        plain = memo.encode()
+        if len(plain) > MAX_MEMO:
+            raise ValueError("the memo of an order is too long")
+        self._require_claim(attempt)
+        sealed = self._keyring.seal(f"order {attempt.order_id} memo", plain)
+        self._db.run(
+            "UPDATE orders SET memo_enc = ?, updated_at = ? WHERE id = ?", sealed, self._wall_now(), attempt.order_id
+        )
+
+    def succeed(self, attempt: Attempt, issued: Issued) -> None:
+        """Store what was issued, end the order, and signal the devices."""
+        certificate, _ = self._rows(attempt.order_id)
+        self._require_claim(attempt)
+        assert certificate is not None  # the claimed order refers to it
+        order = self._db.one("SELECT reason, device_id FROM orders WHERE id = ?", attempt.order_id)
+        assert order is not None
+        self._table.store(attempt.cert_id, issued, attempt.action, order["reason"], order["device_id"])
+        self._orders.end(attempt.order_id, DONE)
+        self._issuers.note_success(attempt.issuer, used=True)
+        self._table.announce(attempt.cert_id, issued.serial_number)
+
+    def fail(self, attempt: Attempt, error: CertctrlError) -> float | None:
+        """Note a failure; return when the next attempt is due, None if the order has ended."""
+        certificate, order = self._rows(attempt.order_id)
+        self._require_claim(attempt)
+        assert certificate is not None and order is not None  # it has a job
+        problem, fix = one_line(str(error), MAX_PROBLEM), one_line(error.fix or "", MAX_PROBLEM)
+        self._issuers.note_failure(attempt.issuer, problem, fix)
+        refused = isinstance(error, IssuerError) and error.is_permanent
+        now, is_first = self._wall_now(), attempt.action == "issue"
+        if is_first and (refused or now - order["created_at"] > GIVE_UP_SECONDS):
+            self._orders.end(attempt.order_id, FAILED, problem, fix)
+            return None
+        life = certificate["not_after"] - certificate["not_before"]
+        due = now + self._pause(attempt, error, life if refused else None)
+        self._db.run(
+            "UPDATE orders SET problem = ?, fix = ?, updated_at = ?, next_at = ? WHERE id = ?",
+            *(problem, fix, now, due, attempt.order_id),
+        )
+        if refused:  # begin again at the CA, and with a new key unless a device has it
+            self._db.run("UPDATE orders SET memo_enc = NULL WHERE id = ?", attempt.order_id)
+            sql = "UPDATE orders SET key_enc = NULL, csr_der = NULL WHERE id = ? AND key_enc IS NOT NULL"
+            self._db.run(sql, attempt.order_id)
+        self._jobs.again(attempt.job, due)
+        return due
+
+    def give_back(self, attempt: Attempt) -> None:
+        """End the claim of an attempt that was interrupted, so that any plane continues it now."""
+        self._jobs.again(attempt.job, self._wall_now())
+
+    def _pause(self, attempt: Attempt, error: CertctrlError, life: float | None) -> float:
+        """Return the seconds until the next attempt; ``life`` is that of the certificate if the order was refused."""
+        if life is None:
+            grows = grown(FIRST_PAUSE, LONGEST_PAUSE, attempt.attempts)
+        else:
+            grows = max(min(life * REFUSED_SHARE, REFUSED_PAUSE), grown(FIRST_PAUSE, REFUSED_PAUSE, attempt.attempts))
+        pause = jittered(grows, self._random())
+        after = min(getattr(error, "retry_after", None) or 0.0, LONGEST_RETRY_AFTER)
+        return max(pause, after * (1 + 0.05 * self._random()))
+
+    def _rows(self, order_id: int) -> tuple[Row | None, Row | None]:
+        """Return certificate and order; the certificate is locked first, as by all other changes of orders."""
+        order = self._db.one("SELECT cert_id FROM orders WHERE id = ?", order_id)
+        if order is None:
+            return None, None
+        certificate = self._table.locked_by_id(order["cert_id"])
+        return certificate, self._db.one("SELECT * FROM orders WHERE id = ?", order_id)
+
+    def _require_claim(self, attempt: Attempt) -> None:
+        row = self._db.one_locked("SELECT owner FROM jobs WHERE id = ?", attempt.job.id)
+        if row is None or row["owner"] != self._jobs.owner:
+            raise ClaimLostError(attempt.order_id)
+
+    def _unsealed(self, purpose: str, sealed: bytes | None) -> bytes:
+        return b"" if sealed is None else self._keyring.unseal(purpose, bytes(sealed))

@@ -1,0 +1,226 @@
+"""Orders: certificates that an issuer is asked for, one open order per certificate; all in the caller's unit of work.
+
+An order waits for a key of a device (``csr_wanted``), or is worked on and retried (``ready``), or an operator must act
+(``blocked``), until it is ``done`` or ``failed``. Its job has its id as key; ``order_runner.py`` runs it. A renewal that
+fails changes nothing of the certificate in use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from certctrl import lean
+from certctrl.plane.certificates.table import KEY_AT_DEVICE
+from certctrl.plane.clock import when
+from certctrl.plane.devices.devices import require_user
+from certctrl.plane.errors import conflict, not_found
+from certctrl.plane.jobs import Jobs
+from certctrl.plane.settings import DAY
+from certctrl.plane.storage.database import Database, Row
+
+CSR_WANTED, READY, DONE, FAILED, BLOCKED = "csr_wanted", "ready", "done", "failed", "blocked"
+OPEN = (CSR_WANTED, READY, BLOCKED)
+JOB = "order"
+KEPT_SECONDS = 90 * DAY
+"""How long finished orders are kept."""
+_OPEN_SQL = "state IN ('csr_wanted', 'ready', 'blocked')"
+
+
+@lean.frozen(kw_only=True)
+class Asked:
+    """Why a certificate is ordered."""
+
+    action: str
+    """``issue``, ``renew`` or ``replace``."""
+    reason: str = ""
+    device_id: int | None = None
+    """The device that requests it; None: an operator, or the plane."""
+
+
+class Orders:
+    """The table of orders."""
+
+    def __init__(self, database: Database, jobs: Jobs, wall_now: Callable[[], float]) -> None:
+        self._db = database
+        self._jobs = jobs
+        self._wall_now = wall_now
+        self.request_csr: Callable[[int, Row], object] = lambda order_id, certificate: None
+        """Called, in the unit of work, with an order that needs a CSR of a device, and its certificate."""
+        self.on_due: Callable[[], object] = lambda: None
+        """Called after the commit when an order has become due."""
+
+    def start(self, certificate: Row, asked: Asked) -> int:
+        """Order a certificate, whose row is locked; return the id of its order.
+
+        If one is open, return that one, which an operator's request makes due now.
+        """
+        known = self.open_of(certificate["id"])
+        if known is not None:
+            if asked.device_id is None:
+                self._make_due(known)
+            return int(known["id"])
+        at_device = certificate["key_origin"] == KEY_AT_DEVICE
+        now = self._wall_now()
+        order_id = self._db.insert(
+            "INSERT INTO orders (cert_id, issuer, action, reason, device_id, state, created_at, updated_at, next_at)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            *(certificate["id"], certificate["issuer"], asked.action, asked.reason, asked.device_id),
+            *(CSR_WANTED if at_device else READY, now, now, None if at_device else now),
+        )
+        if at_device:
+            self.request_csr(order_id, certificate)
+        else:
+            self._put(order_id, now)
+        return order_id
+
+    def accept_csr(self, order_id: int, csr_der: bytes) -> None:
+        """Store the CSR of a device, which was checked, and make the order due; ErrorResponse 409 unless it is wanted."""
+        sql = "UPDATE orders SET state = ?, csr_der = ?, problem = '', fix = '', updated_at = ?, next_at = ? WHERE id = ? AND state = ?"
+        now = self._wall_now()
+        if not self._db.run(sql, READY, csr_der, now, now, order_id, CSR_WANTED):
+            raise conflict("This order wants no CSR", "ORDER_STATE")
+        self._put(order_id, now)
+
+    def block(self, order_id: int, problem: str, fix: str) -> None:
+        """Stop an open order until an operator, or a change of its device, lets it continue."""
+        self._db.run(
+            f"UPDATE orders SET state = ?, problem = ?, fix = ?, updated_at = ?, next_at = NULL WHERE id = ? AND {_OPEN_SQL}",
+            *(BLOCKED, problem, fix, self._wall_now(), order_id),
+        )
+        self._drop_job(order_id)
+
+    def retry(self, user_id: int, order_id: int) -> dict[str, Any]:
+        """Make an open order due now; a failed one is ordered again. ErrorResponse 404 and 409."""
+        order = self._of_user(user_id, order_id)
+        certificate = self._db.one_locked("SELECT * FROM certificates WHERE id = ?", order["cert_id"])
+        assert certificate is not None  # the order refers to it
+        if order["state"] == DONE:
+            raise conflict("This order is done", "ORDER_STATE")
+        if order["state"] == FAILED:
+            order_id = self.start(certificate, Asked(action=order["action"], reason=order["reason"]))
+        elif order["state"] == READY:
+            self._make_due(order)
+        else:
+            self.ask_again(order_id, certificate)
+        return self.show(user_id, order_id)
+
+    def cancel(self, user_id: int, order_id: int) -> dict[str, Any]:
+        """End an open order; the certificate in use stays. ErrorResponse 404, and 409 if it has ended."""
+        order = self._of_user(user_id, order_id)
+        self._db.one_locked("SELECT id FROM certificates WHERE id = ?", order["cert_id"])
+        if not self.end(order_id, FAILED, "cancelled by an operator"):
+            raise conflict("This order has ended", "ORDER_STATE")
+        return self.show(user_id, order_id)
+
+    def cancel_of(self, cert_id: int, why: str) -> None:
+        """End the open order of a certificate, if it has one."""
+        known = self.open_of(cert_id)
+        if known is not None:
+            self.end(known["id"], FAILED, why)
+
+    def end(self, order_id: int, state: str, problem: str = "", fix: str = "") -> bool:
+        """End an open order, and delete its secrets and job; return False if it has ended already."""
+        now = self._wall_now()
+        changed = self._db.run(
+            "UPDATE orders SET state = ?, problem = ?, fix = ?, memo_enc = NULL, updated_at = ?,"
+            " csr_der = CASE WHEN key_enc IS NULL THEN csr_der ELSE NULL END, key_enc = NULL,"
+            f" next_at = NULL, finished_at = ? WHERE id = ? AND {_OPEN_SQL}",
+            *(state, problem, fix, now, now, order_id),
+        )
+        self._drop_job(order_id)
+        return changed == 1
+
+    def open_of(self, cert_id: int) -> Row | None:
+        """Return the open order of a certificate."""
+        return self._db.one(f"SELECT * FROM orders WHERE cert_id = ? AND {_OPEN_SQL}", cert_id)
+
+    def show(self, user_id: int, order_id: int) -> dict[str, Any]:
+        """Return one order as operators see it; ErrorResponse 404."""
+        return _shown(self._of_user(user_id, order_id))
+
+    def page_of_user(self, user_id: int, after_id: int, limit: int) -> list[dict[str, Any]]:
+        """Return up to ``limit`` orders of a user with ids above ``after_id``, by id."""
+        require_user(self._db, user_id)
+        return [
+            _shown(row)
+            for row in self._db.all(f"{_SELECT} AND o.id > ? ORDER BY o.id LIMIT ?", user_id, after_id, limit)
+        ]
+
+    def open_page_of_user(self, user_id: int, after_id: int, limit: int) -> list[dict[str, Any]]:
+        """Return open orders, as ``page_of_user``."""
+        require_user(self._db, user_id)
+        sql = f"{_SELECT} AND o.id > ? AND o.{_OPEN_SQL} ORDER BY o.id LIMIT ?"
+        return [_shown(row) for row in self._db.all(sql, user_id, after_id, limit)]
+
+    def answer(self, order_id: int) -> dict[str, Any]:
+        """Return the order as the answer to a request for a renewal."""
+        row = self._db.one("SELECT * FROM orders WHERE id = ?", order_id)
+        if row is None:
+            raise not_found("There is no such order; see plane orders list --all")
+        shown = {"id": row["id"], "cert_id": row["cert_id"], "action": row["action"], "status": "pending"}
+        return shown | {"serial_number": "", "order_id": row["id"], "state": row["state"]}
+
+    def delete_expired(self) -> None:
+        """Delete orders that ended long ago."""
+        last = "SELECT max(id) FROM orders WHERE state = 'done' AND csr_der IS NOT NULL GROUP BY cert_id"
+        sql = f"DELETE FROM orders WHERE finished_at < ? AND id NOT IN ({last})"  # its CSR may serve again
+        self._db.run(sql, self._wall_now() - KEPT_SECONDS)
+
+    def _make_due(self, order: Row) -> None:
+        """Run an order now that waits for its next attempt."""
+        if order["state"] != READY:
+            return
+        now = self._wall_now()
+        job = self._db.one("SELECT lease FROM jobs WHERE kind = ? AND job_key = ?", JOB, str(order["id"]))
+        if job is None or job["lease"] <= now:  # otherwise it is running
+            self._db.run("UPDATE orders SET next_at = ?, updated_at = ? WHERE id = ?", now, now, order["id"])
+            self._put(order["id"], now)
+
+    def ask_again(self, order_id: int, certificate: Row) -> None:
+        """Ask a device again for the CSR of an open order, or continue with the one that it sent."""
+        order, now = self._db.one("SELECT * FROM orders WHERE id = ?", order_id), self._wall_now()
+        assert order is not None  # it is open
+        state = CSR_WANTED if certificate["key_origin"] == KEY_AT_DEVICE and order["csr_der"] is None else READY
+        self._db.run(
+            "UPDATE orders SET state = ?, problem = '', fix = '', updated_at = ?, next_at = ? WHERE id = ?",
+            *(state, now, now if state == READY else None, order["id"]),
+        )
+        if state == READY:
+            self._put(order["id"], now)
+        else:
+            self.request_csr(order["id"], certificate)
+
+    def _put(self, order_id: int, due: float) -> None:
+        self._jobs.put(JOB, str(order_id), due)
+        self._db.after_commit(self.on_due)
+
+    def _drop_job(self, order_id: int) -> None:
+        self._db.run("DELETE FROM jobs WHERE kind = ? AND job_key = ?", JOB, str(order_id))
+
+    def _of_user(self, user_id: int, order_id: int) -> Row:
+        row = self._db.one(f"{_SELECT} AND o.id = ?", user_id, order_id)
+        if row is None:
+            raise not_found("There is no such order; see plane orders list --all")
+        return row
+
+
+_SELECT = "SELECT o.*, c.domain_name FROM orders o JOIN certificates c ON c.id = o.cert_id WHERE c.user_id = ?"
+
+
+def _shown(row: Row) -> dict[str, Any]:
+    plain = (
+        "id",
+        "cert_id",
+        "domain_name",
+        "issuer",
+        "action",
+        "reason",
+        "device_id",
+        "state",
+        "attempts",
+        "problem",
+        "fix",
+    )
+    times = ("created_at", "updated_at", "next_at", "finished_at")
+    return {name: row[name] for name in plain} | {name: when(row[name]) for name in times}

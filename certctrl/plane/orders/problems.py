@@ -1,0 +1,58 @@
+"""OrderProblems: report orders that keep failing, and issuers that cannot be used, as problems of the plane."""
+
+from __future__ import annotations
+
+import trio
+
+from certctrl.errors import CertctrlError
+from certctrl.plane.health.problems import ProblemName, Problems
+from certctrl.plane.issuers.registry import Issuers
+from certctrl.plane.orders.orders import BLOCKED, READY
+from certctrl.plane.storage.database import Database, Row
+
+FAILURES = 3
+"""Failed attempts that make an order a problem: the first ones may be a passing fault of the CA."""
+EVERY_SECONDS = 30.0
+
+
+class OrderProblems:
+    """Keeps the problems of orders and issuers up to date; the orders of all planes on the database count."""
+
+    def __init__(self, database: Database, problems: Problems, issuers: Issuers) -> None:
+        self._db = database
+        self._problems = problems
+        self._issuers = issuers
+        self._next = float("-inf")
+
+    async def update(self) -> None:
+        """Look at the orders, unless that was done a short time ago."""
+        if trio.current_time() < self._next:
+            return
+        self._next = trio.current_time() + EVERY_SECONDS
+        count, worst, names = await self._db.work(self._read)
+        if worst is None:
+            self._problems.clear(ProblemName.ORDERS)
+        else:
+            what = f"order {worst['id']} ({worst['domain_name']}, issuer {worst['issuer']}): {worst['problem']}"
+            self._problems.report(ProblemName.ORDERS, f"{count} orders fail; {what}" if count > 1 else what)
+        await self._check_issuers(names)
+
+    async def _check_issuers(self, names: list[str]) -> None:
+        for name in names:
+            try:
+                await self._issuers.get(name)
+            except CertctrlError as error:
+                self._problems.report(ProblemName.ISSUER, f"{name}: {error}")
+                return
+        self._problems.clear(ProblemName.ISSUER)
+
+    def _read(self) -> tuple[int, Row | None, list[str]]:
+        """Return the number of failing orders, the oldest of them, and the names of all issuers."""
+        failing = f"(o.state = '{READY}' AND o.attempts >= {FAILURES} AND o.problem != '') OR o.state = '{BLOCKED}'"
+        count = self._db.one(f"SELECT count(*) AS n FROM orders o WHERE {failing}")
+        worst = self._db.one(
+            "SELECT o.id, o.issuer, o.problem, c.domain_name FROM orders o JOIN certificates c ON c.id = o.cert_id"
+            f" WHERE {failing} ORDER BY o.id LIMIT 1"
+        )
+        names = [row["name"] for row in self._db.all("SELECT name FROM issuers ORDER BY name")]
+        return 0 if count is None else int(count["n"]), worst, names

@@ -1,0 +1,116 @@
+"""RenewalProblems: report certificates in use that end and are not renewed, as problems, and in the log one by one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import trio
+
+from certctrl import lean
+from certctrl.plane.clock import rfc3339
+from certctrl.plane.health.problems import ProblemName, Problems
+from certctrl.plane.issuers.registry import IMPORT
+from certctrl.plane.orders.renewal_times import LATE_SHARE, Life, ending_at, late_at
+from certctrl.plane.storage.database import Database, Row
+
+EVERY_SECONDS = 30.0
+_MOST = 1000
+"""Certificates that are looked at: beyond them, the number in a problem is a lower bound."""
+_STAGES = (ProblemName.IMPORTS_ENDING, ProblemName.RENEWALS_LATE, ProblemName.RENEWALS_ENDING)
+
+log = logging.getLogger("certctrl.Renewals")
+
+
+@lean.frozen(kw_only=True)
+class Late:
+    """A certificate that should have been renewed."""
+
+    stage: ProblemName
+    cert_id: int
+    domain_name: str
+    serial: str
+    not_after: float
+    why: str
+
+    def __str__(self) -> str:
+        return f"certificate {self.cert_id} ({self.domain_name}) ends at {rfc3339(self.not_after)}: {self.why}"
+
+
+def stage_of(life: Life, now: float, *, is_imported: bool) -> ProblemName | None:
+    """Return the problem that a certificate in use is; None: it is well."""
+    if now < late_at(life, is_imported=is_imported):
+        return None
+    if is_imported:
+        return ProblemName.IMPORTS_ENDING
+    return ProblemName.RENEWALS_ENDING if now >= ending_at(life) else ProblemName.RENEWALS_LATE
+
+
+class RenewalProblems:
+    """Keeps the problems of late renewals up to date; each plane reports them."""
+
+    def __init__(self, database: Database, problems: Problems, wall_now: Callable[[], float]) -> None:
+        self._db = database
+        self._problems = problems
+        self._wall_now = wall_now
+        self._next = float("-inf")
+        self._logged: set[tuple[int, str, ProblemName]] = set()
+
+    async def update(self) -> None:
+        """Look at the certificates, unless that was done a short time ago."""
+        if trio.current_time() < self._next:
+            return
+        self._next = trio.current_time() + EVERY_SECONDS
+        late = await self._db.work_long(self.read)
+        self._log(late)
+        for stage in _STAGES:
+            found = [one for one in late if one.stage is stage]
+            if found:
+                more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+                self._problems.report(stage, f"{found[0]}{more}")
+            else:
+                self._problems.clear(stage)
+
+    def read(self) -> list[Late]:
+        """Return the certificates on devices that should have been renewed, the most urgent first."""
+        now = self._wall_now()
+        rows = self._db.all(
+            "SELECT c.id, c.domain_name, c.serial_number, c.issuer, c.not_before, c.not_after, o.problem, o.fix,"
+            " o.id AS order_id FROM certificates c"
+            " LEFT JOIN orders o ON o.cert_id = c.id AND o.state IN ('csr_wanted', 'ready', 'blocked')"
+            " WHERE c.status = 'active' AND c.serial_number != '' AND c.not_after - ? <= (c.not_after - c.not_before) * ?"
+            " AND EXISTS (SELECT 1 FROM assignments a WHERE a.cert_id = c.id) ORDER BY c.not_after, c.id LIMIT ?",
+            *(now, LATE_SHARE, _MOST),
+        )
+        return [late for row in rows if (late := _late(row, now)) is not None]
+
+    def _log(self, late: Sequence[Late]) -> None:
+        """Log each certificate once per stage."""
+        present = {(one.cert_id, one.serial, one.stage) for one in late}
+        self._logged &= present
+        for one in late:
+            if (one.cert_id, one.serial, one.stage) not in self._logged:
+                level = logging.ERROR if one.stage is ProblemName.RENEWALS_ENDING else logging.WARNING
+                log.log(level, "%s", one)
+        self._logged = present
+
+
+def _late(row: Row, now: float) -> Late | None:
+    is_imported = row["issuer"] == IMPORT
+    stage = stage_of(Life(row["not_before"], row["not_after"]), now, is_imported=is_imported)
+    if stage is None:
+        return None
+    if is_imported:
+        why = "it was imported: get the next one from its CA, then cert-ctrl plane import"
+    elif row["order_id"] is None:
+        why = "its renewal is not ordered yet"
+    else:
+        why = f"order {row['order_id']}: {row['problem'] or 'in progress'}"
+    return Late(
+        stage=stage,
+        cert_id=row["id"],
+        domain_name=row["domain_name"],
+        serial=row["serial_number"],
+        not_after=row["not_after"],
+        why=why,
+    )
