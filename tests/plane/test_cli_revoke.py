@@ -48,14 +48,14 @@ def test_questions(options: dict[str, Any], devices: tuple[int, ...], text: str)
     [
         (row(one("done")), {}, "revoked certificate 3 (www.example.com)"),
         (row(one("due")), {}, "revoked certificate 3 (www.example.com); issuer le is asked to revoke it"),
-        (row(one("done")), {"replace": True}, "replaced certificate 3 (www.example.com), serial 04:ab, and revoked the one before"),
+        (row(one("done")), {"replace": True}, "replaced certificate 3 (www.example.com), serial 04:ab, and revoked the previous one"),
         (
             row(one("waiting"), order_id=5), {"replace": True},
-            "ordered a replacement of certificate 3 (www.example.com): order 5; the present one is revoked once that is issued",
+            "ordered a replacement of certificate 3 (www.example.com): order 5; the current one is revoked once it is issued",
         ),
         (
             row(one("done"), order_id=5), {"replace": True},  # a leaked key of the plane's own CA
-            "ordered a replacement of certificate 3 (www.example.com): order 5; the present one is revoked already",
+            "ordered a replacement of certificate 3 (www.example.com): order 5; the current one is revoked already",
         ),
         (
             row(one("due"), order_id=5), {"replace": True},

@@ -121,7 +121,7 @@ def test_issue_renew_and_change_of_the_issuer(site: Site) -> None:
     row = site("issue", "www.shop.example", "--issuer", "house", "--json").json
     assert (row["status"], row["issuer"], row["order_id"]) == ("active", "house", None)
     assert "serial" in site("renew", "www.shop.example").out
-    assert "from issuer builtin when renewed" in site("set-issuer", "www.shop.example", "builtin").out
+    assert "is renewed by issuer builtin" in site("set-issuer", "www.shop.example", "builtin").out
     assert site("renew", "www.shop.example", "--json").json["status"] == "done"
     shown = {found["id"]: found for found in site("certificates", "--json").json}
     assert shown[row["id"]]["issuer"] == "builtin"

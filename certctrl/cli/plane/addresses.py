@@ -16,7 +16,10 @@ def other_addresses(metrics: str, metrics_public: bool, acme_http: str) -> Addre
 
 
 def others_of(worker: int, others: Addresses) -> Addresses:
-    """Return a worker's own addresses for metrics, where port 0 is any free port for each; the first answers CAs."""
+    """Return the small listeners of one worker: its own port for metrics, and http-01 at the first worker only.
+
+    Port 0 stays 0: any free port for each.
+    """
     metrics = others["metrics"]
     own = metrics and (metrics[0], metrics[1] + worker - 1 if metrics[1] else 0)
     return {"metrics": own, "acme_http": others["acme_http"] if worker == 1 else None}
@@ -33,7 +36,7 @@ def parse_listen(text: str, option: str = "--listen") -> tuple[str, int]:
 
 
 def parse_metrics(text: str, *, public: bool) -> tuple[str, int] | None:
-    """Return host and port for metrics; None: off. Raises UsageError, also for an address that is not loopback."""
+    """Return host and port for metrics; None: off. Raises UsageError, even for a valid one that is not loopback."""
     from certctrl.model.config import listen_address
 
     if not text:

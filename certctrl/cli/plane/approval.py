@@ -1,4 +1,4 @@
-"""``plane approve`` and ``plane deny``: show which device asks, then decide."""
+"""``plane approve`` and ``plane deny``: show the requesting device, then decide."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ UserCode = Annotated[str, typer.Argument(metavar="USER_CODE", help="The code tha
 def approve(ctx: typer.Context, user_code: UserCode, yes: Yes = False) -> int:
     """Approve the device showing this code, for the owner given by --user.
 
-    First prints which device asks and which known devices have its id or name. Asks for confirmation on a terminal.
+    First shows the requesting device, and known devices with its id or name. Asks for confirmation on a terminal.
     Exit status: 0 approved, 1 not confirmed.
 
     \b
@@ -75,7 +75,7 @@ def _who(grant: Mapping[str, Any]) -> str:
 
 
 def _described(grant: Mapping[str, Any], user: int) -> Iterator[str]:
-    """Return the lines that tell an operator which device asks."""
+    """Return the lines that describe the requesting device."""
     yield f"device    {grant['name'] or 'unnamed'}, {grant['platform'] or 'unknown platform'}"
     yield f"address   {grant['address'] or 'unknown'}"
     yield f"asked at  {grant['created_at']}"

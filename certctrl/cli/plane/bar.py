@@ -1,4 +1,4 @@
-"""Bar: how far a long command is, drawn on a terminal, and in a pipe a line for every tenth."""
+"""Bar: the progress of a long command, drawn on a terminal; in a pipe, one line for every tenth."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 from certctrl.cli.output import write_error
 
 LEAST_TOTAL = 20
-"""A shorter work shows nothing in a pipe."""
+"""Smaller jobs print nothing in a pipe."""
 
 
 class Bar:
-    """A context in which ``reached`` tells how much is done."""
+    """A context that shows the progress given to ``reached``."""
 
     def __init__(self, what: str, total: int) -> None:
         self._what = what
@@ -39,7 +39,7 @@ class Bar:
             self._drawn.stop()
 
     def reached(self, count: int) -> None:
-        """Show that ``count`` of all are done."""
+        """Show that ``count`` of ``total`` are done."""
         if self._drawn is not None:
             self._drawn.update(self._task, completed=count)
             return

@@ -57,9 +57,9 @@ def set_issuer(
     certificate: Certificate,
     issuer: Annotated[str, typer.Argument(metavar="NAME", help="The issuer.")],
 ) -> None:
-    """Change the issuer of a certificate from its next renewal on; its id and its devices stay.
+    """Change the issuer of a certificate from its next renewal on; its id and devices stay.
 
-    One that is not issued yet is ordered from the new issuer at once.
+    A certificate that is not issued yet is ordered from the new issuer immediately.
 
     \b
     cert-ctrl plane set-issuer --data /var/lib/plane www.example.com le
@@ -71,7 +71,7 @@ def set_issuer(
 
     row = call_plane(ctx, request)
     ordered = f"is ordered from issuer {row['issuer']}: order {row['order_id']}"
-    when = ordered if row["status"] == "pending" and row["order_id"] else f"is from issuer {row['issuer']} when renewed"
+    when = ordered if row["status"] == "pending" and row["order_id"] else f"is renewed by issuer {row['issuer']}"
     show(ctx, row, f"certificate {row['id']} ({row['domain_name']}) {when}")
 
 

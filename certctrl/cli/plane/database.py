@@ -86,7 +86,7 @@ def _address(url: str, file: str, environ: Mapping[str, str]) -> DatabaseAddress
         if url:
             raise UsageError("two databases are given", fix="give either --database or a file with the whole URL")
         if secret.partition("://")[0] not in _SCHEMES:
-            raise ConfigError("contains another URL than PostgreSQL's", file=file or CREDENTIAL, fix=f"use {_EXAMPLE}")
+            raise ConfigError("contains a URL that is not PostgreSQL's", file=file or CREDENTIAL, fix=f"use {_EXAMPLE}")
         return DatabaseAddress(secret, None)
     if not url and secret:
         raise UsageError("a password, but no database is given", fix=f"add --database {_EXAMPLE}")
@@ -122,9 +122,9 @@ def needed_modules(extra: str) -> Iterator[None]:
 def connector(
     address: DatabaseAddress | None, *, migrate: bool = True, again: Callable[[], DatabaseAddress | None] | None = None
 ) -> Callable[[], Any] | None:
-    """Return the function that opens a database; None: the one in the data directory. ``migrate``: so that it fits.
+    """Return the function that opens a database; None: the one in the data directory.
 
-    ``again`` returns the address of now, whose password new connections use.
+    ``migrate``: update its schema first. ``again`` returns the current address, whose password new connections use.
     """
     if address is None:
         return None
@@ -180,8 +180,8 @@ def backup(
 ) -> None:
     """Write all data of a control plane to one file, while it serves.
 
-    The file is of no use without storage.key, and not secret without it: keep both, apart from each other. Private keys
-    in it are sealed; names, hosts and install configs are not.
+    Restoring the file requires storage.key: keep both, in separate places. Private keys in the file are sealed with that
+    key; names, hosts and install configs are readable.
 
     \b
     cert-ctrl plane backup /backup/plane-$(date +%F).db --data /var/lib/plane
@@ -199,7 +199,7 @@ def backup(
         write_json(contents._asdict(), pretty=False)
     else:
         write_line(f"{file}: {contents.devices} devices, {contents.certificates} certificates")
-        write_line(f"keep {directory.storage_key} and {directory.operator_key} too, in another place")
+        write_line(f"also keep {directory.storage_key} and {directory.operator_key}, in another place")
 
 
 def restore(
@@ -211,11 +211,11 @@ def restore(
     operator_key_file: OperatorKeyFile = "",
     as_json: AsJson = False,
 ) -> None:
-    """Replace all data of a stopped control plane by those of a backup.
+    """Replace all data of a stopped control plane with those of a backup.
 
     The directory must contain the storage.key of the backup, unless it is given. Every agent compares its host with
-    the control plane at its next poll and keeps what is in use. What has happened since the backup is forgotten: revoke
-    again what was revoked, and register again the devices that were registered.
+    the control plane at its next poll and keeps what is in use. Changes since the backup are lost: repeat revocations,
+    and register new devices again.
 
     \b
     cert-ctrl plane restore /backup/plane-2026-11-29.db --data /var/lib/plane

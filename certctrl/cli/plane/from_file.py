@@ -21,7 +21,7 @@ ISSUED_TOGETHER = 8
 
 @lean.frozen
 class Checked:
-    """An entry with its request, and the same certificate if there is one."""
+    """An entry, its request, and the existing certificate for it, if there is one."""
 
     entry: Entry
     body: dict[str, Any]
@@ -34,7 +34,7 @@ class Checked:
 
 
 def issue_from_file(ctx: typer.Context, file: Path, defaults: Mapping[str, Any], *, yes: bool) -> int:
-    """Check a whole file, ask, and issue what is not there yet; return the exit status."""
+    """Check a whole file, ask for confirmation, and issue the missing certificates; return the exit status."""
     entries, errors = read_entries(file)
     if errors:
         raise _refused(file, errors)
@@ -73,7 +73,7 @@ def _refused(file: Path, errors: Sequence[LineError]) -> UsageError:
 async def _checked(
     api: OperatorApi, entries: Sequence[Entry], defaults: Mapping[str, Any]
 ) -> tuple[list[Checked], list[LineError]]:
-    """Return the entries as the control plane understands them, and everything that it would refuse."""
+    """Return the entries as the control plane understands them, and all errors that it finds."""
     known_devices = await api.call("GET", "devices") if any(entry.devices for entry in entries) else []
     bodies, errors = [], []
     for entry in entries:
@@ -96,7 +96,7 @@ async def _checked(
 
 
 def _same(checked: Sequence[Checked]) -> list[LineError]:
-    """Return the entries that are one certificate of the control plane, although they are written differently."""
+    """Return an error for each entry that is the same certificate as an earlier one in another spelling."""
     first: dict[int, int] = {}
     errors = []
     for one in checked:
@@ -113,7 +113,7 @@ def _field(name: str) -> str:
 
 
 def _device_ids(entry: Entry, known: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[str]]:
-    """Return the ids of an entry's devices, and what is wrong with its names."""
+    """Return the ids of an entry's devices, and its unknown or ambiguous names."""
     ids, unknown = [], []
     for named in entry.devices:
         found = [
@@ -131,7 +131,7 @@ def _device_ids(entry: Entry, known: Sequence[Mapping[str, Any]]) -> tuple[list[
 
 
 async def _issued(api: OperatorApi, left: Sequence[Checked]) -> list[dict[str, Any]]:
-    """Issue or assign what is left, a few at a time; TransportError and an interrupt leave the rest for a repetition."""
+    """Issue or assign the rest, a few at a time; repeating the command continues after TransportError or an interrupt."""
     import trio
 
     results: list[dict[str, Any]] = []

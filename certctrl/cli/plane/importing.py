@@ -48,14 +48,14 @@ def import_certificate(
     """Import a certificate with its key, and assign it to devices.
 
     The chain is sorted, completed and checked. A certificate for the same names as an imported one renews it: its id
-    and its devices stay. The control plane cannot renew an imported certificate; it warns a month before its end.
+    and its devices stay. The control plane cannot renew an imported certificate; it warns a month before its expiry.
 
     \b
     cert-ctrl plane import --data /var/lib/plane --cert www.pem --key www.key --chain ca.pem --device web-1
     cert-ctrl plane import --data /var/lib/plane --pkcs12 www.p12 --password-file password
     """
     if bool(pkcs12) == bool(cert or key) or (not pkcs12 and not (cert and key)):
-        raise UsageError("what to import?", fix="give --cert FILE --key FILE, or --pkcs12 FILE")
+        raise UsageError("nothing to import", fix="give --cert FILE --key FILE, or --pkcs12 FILE")
     body = _body(cert, key, chain or (), pkcs12, _password(password_file))
 
     async def request(api: OperatorApi) -> Any:

@@ -34,7 +34,9 @@ Validity = Annotated[
     typer.Option("--validity-seconds", metavar="N", help="Validity; default: the control plane's setting, 90 days."),
 ]
 Profile = Annotated[str, typer.Option("--profile", metavar="NAME", help="Profile of the CA.")]
-MustStaple = Annotated[bool, typer.Option("--must-staple", help="Have clients insist on a stapled OCSP response.")]
+MustStaple = Annotated[
+    bool, typer.Option("--must-staple", help="Require clients to insist on a stapled OCSP response.")
+]
 Key = Annotated[
     str,
     typer.Option(
@@ -70,9 +72,9 @@ def issue(
 ) -> int:
     """Issue a certificate and assign it to devices.
 
-    Waits until its issuer has issued it, and notes what the CA says if an attempt fails. An interrupt ends the wait, not
-    the order. With --from-file, checks the whole file first, asks on a terminal, and can be repeated after an interrupt:
-    nothing is issued twice. Exit status: 0 issued, 1 the CA refuses it, 69 the order continues, but takes long.
+    Waits until its issuer has issued it, and prints the CA's error if an attempt fails. An interrupt ends the wait, not
+    the order. With --from-file, checks the whole file first and asks for confirmation on a terminal; repeating it issues
+    nothing twice. Exit status: 0 issued, 1 refused by the CA, 69 the order takes long, but continues.
 
     \b
     cert-ctrl plane issue --data /var/lib/plane www.example.com example.com --device web-1
@@ -85,7 +87,9 @@ def issue(
     )
     if from_file is not None:
         if domains or device:
-            raise UsageError("--from-file names the domains and devices", fix="leave DOMAIN and --device out")
+            raise UsageError(
+                "--from-file cannot be combined with DOMAIN or --device", fix="leave DOMAIN and --device out"
+            )
         return issue_from_file(ctx, from_file, options, yes=yes)
     if not domains:
         raise UsageError("no domain given", fix="cert-ctrl plane issue DOMAIN, or --from-file FILE")
@@ -113,7 +117,7 @@ def _said(row: dict[str, Any]) -> str:
     what = f"certificate {row['id']} for {row['domain_name']}"
     if row["status"] == "pending" and row["key_origin"] == "device" and not row["device_ids"]:
         assign = f"cert-ctrl plane assign {row['id']} --device ID"
-        return f"recorded {what}; it is ordered once a device is to make its key: {assign}"
+        return f"recorded {what}; it is ordered once it is assigned to a device, which makes its key: {assign}"
     if row["status"] == "pending":
         order = "" if row["order_id"] is None else f": order {row['order_id']}"
         return f"ordered {what} from issuer {row['issuer']}{order}"

@@ -1,4 +1,4 @@
-"""Read a file of certificates to issue: CSV or JSON, every error with its line and field. Nothing is sent from here."""
+"""Read a file of certificates to issue, CSV or JSON; every error has its line and field. Sends nothing."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class Entry:
 
     @property
     def key(self) -> tuple[frozenset[str], str, str]:
-        """What makes it another certificate: names, type of key and profile."""
+        """The identity of the certificate: names, key type and profile."""
         names = frozenset(name.strip().rstrip(".").lower() for name in self.domains)
         return names, str(self.fields.get("key_type", "")), str(self.fields.get("profile", ""))
 
 
 @lean.frozen
 class LineError:
-    """What is wrong with one field of a line."""
+    """An error in one field of a line."""
 
     line: int
     field: str
@@ -101,7 +101,7 @@ FIELDS: dict[str, Callable[[Any], Any]] = {
 
 
 def read_entries(file: Path) -> tuple[list[Entry], list[LineError]]:
-    """Return the entries of a file, and everything that is wrong with it. Raises UsageError if it cannot be read."""
+    """Return the entries of a file and its errors. Raises UsageError if it cannot be read."""
     try:
         with file.open("rb") as opened:
             data = opened.read(MAX_BYTES + 1)
@@ -121,7 +121,7 @@ def read_entries(file: Path) -> tuple[list[Entry], list[LineError]]:
 
 
 def entries_of(text: str) -> tuple[list[Entry], list[LineError]]:
-    """Return the entries of a text, and everything that is wrong with them; ValueError if it is neither CSV nor JSON."""
+    """Return the entries of a text and their errors; ValueError if it is neither CSV nor JSON."""
     rows = _json_rows(text) if text.lstrip().startswith(("[", "{")) else _csv_rows(text)
     entries: list[Entry] = []
     errors: list[LineError] = []
@@ -200,7 +200,7 @@ def _check_heads(heads: list[str]) -> None:
 
 
 def _csv_row(heads: list[str], cells: list[str]) -> dict[str, Any]:
-    """Return the fields that are given: an empty cell is not."""
+    """Return the fields with a value; empty cells have none."""
     row: dict[str, Any] = {head: cell.strip() for head, cell in zip(heads, cells, strict=False) if cell.strip()}
     if len(cells) > len(heads):
         row[f"column {len(heads) + 1}"] = cells[len(heads)]

@@ -34,7 +34,7 @@ def add(
         typer.Option("--set", metavar="KEY=VALUE", help="A setting, as JSON or plain text; may be repeated."),
     ] = None,
     settings_file: Annotated[
-        str, typer.Option("--settings", metavar="FILE", help="Settings as a JSON object; -: stdin. --set goes first.")
+        str, typer.Option("--settings", metavar="FILE", help="Settings as a JSON object; -: stdin. --set wins.")
     ] = "",
     secrets: Annotated[
         list[str] | None,
@@ -72,7 +72,7 @@ def add(
 
 @issuers.command("list", cls=OperatorCommand)
 def list_issuers(ctx: typer.Context) -> None:
-    """List the issuers with their health, last use, limits left and problems. Each is asked now.
+    """Check all issuers; list their health, last use, remaining limits and problems.
 
     \b
     cert-ctrl plane issuers list --data /var/lib/plane
@@ -125,7 +125,7 @@ def show_issuer(ctx: typer.Context, name: Name) -> None:
 
 @issuers.command("remove", cls=OperatorCommand)
 def remove(ctx: typer.Context, name: Name, yes: Yes = False) -> int:
-    """Remove an issuer with its secrets; no certificate and no rule may use it.
+    """Remove an issuer and its secrets; refused while a certificate or rule uses it.
 
     Asks for confirmation on a terminal. Exit status: 0 removed, 1 in use or not confirmed.
 
@@ -146,9 +146,9 @@ def remove(ctx: typer.Context, name: Name, yes: Yes = False) -> int:
 
 @issuers.command("check", cls=OperatorCommand)
 def check(ctx: typer.Context, name: Name) -> int:
-    """Check whether an issuer could issue now, and show the limits that it has left.
+    """Check whether an issuer can issue now, and show its remaining limits.
 
-    Exit status: 0 it could, 69 it could not.
+    Exit status: 0 it can, 69 it cannot.
 
     \b
     cert-ctrl plane issuers check --data /var/lib/plane le
@@ -166,8 +166,8 @@ def check(ctx: typer.Context, name: Name) -> int:
 def change_key(ctx: typer.Context, name: Name) -> int:
     """Replace the key of an ACME issuer's account at its CA.
 
-    Orders and certificates stay. A crash in between is settled by the next use of the issuer. Exit status: 0 changed, 69
-    the CA cannot be reached or refuses.
+    Orders and certificates stay. If it is interrupted, the next use of the issuer completes it. Exit status: 0 changed,
+    69 the CA cannot be reached or refuses.
 
     \b
     cert-ctrl plane issuers change-key --data /var/lib/plane le
@@ -183,15 +183,15 @@ def change_key(ctx: typer.Context, name: Name) -> int:
 
 @issuers.command("deactivate", cls=OperatorCommand)
 def deactivate(ctx: typer.Context, name: Name, yes: Yes = False) -> int:
-    """End an ACME issuer's account at its CA, which cannot be undone.
+    """Deactivate an ACME issuer's account at its CA permanently.
 
     Its certificates stay valid, but can be neither renewed nor revoked by this issuer. Asks for confirmation on a
-    terminal. Exit status: 0 ended, 1 not confirmed, 69 the CA cannot be reached or refuses.
+    terminal. Exit status: 0 deactivated, 1 not confirmed, 69 the CA cannot be reached or refuses.
 
     \b
     cert-ctrl plane issuers deactivate --data /var/lib/plane le
     """
-    if not agreed(ctx, f"End the account of issuer {name} at its CA for good?", yes=yes):
+    if not agreed(ctx, f"Permanently deactivate the account of issuer {name} at its CA?", yes=yes):
         return ExitStatus.FAILED
 
     async def request(api: OperatorApi) -> Any:
@@ -213,7 +213,7 @@ def rule(
 ) -> None:
     """List, set or remove the rules that choose the issuer of a new certificate.
 
-    A rule for a domain is for the names below it, too; the most specific one counts. Without a rule, certificates are
+    A rule for a domain includes the names below it; the most specific rule counts. Without a rule, certificates come
     from the control plane's own CA.
 
     \b
@@ -223,7 +223,7 @@ def rule(
     if remove and (not domain or issuer):
         raise UsageError("--remove needs the domain of a rule, and no issuer", fix="add the domain alone")
     if domain and not issuer and not remove:
-        raise UsageError("no issuer is given", fix=f"cert-ctrl plane issuers rule {domain} NAME")
+        raise UsageError("no issuer given", fix=f"cert-ctrl plane issuers rule {domain} NAME")
 
     async def request(api: OperatorApi) -> Any:
         if remove:
@@ -297,7 +297,7 @@ def _secrets(given: Sequence[str], settings_file: str) -> dict[str, str]:
 
 
 def _read(file: str, what: str, *, secret: bool) -> bytes:
-    """Return a file's content; its name is not repeated in messages about secrets, which it may be by mistake."""
+    """Return a file's content. Messages about secrets do not contain its name, which may be the secret by mistake."""
     shown = what if secret else f"{what} in {file}"
     try:
         with open(0 if file == "-" else Path(file), "rb", closefd=file != "-") as opened:

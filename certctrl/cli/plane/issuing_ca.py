@@ -32,22 +32,22 @@ def constrain(
     ctx: typer.Context,
     domain: Annotated[
         list[str] | None,
-        typer.Option("--domain", metavar="DOMAIN", help="Issue for it and all names below it; may be repeated."),
+        typer.Option("--domain", metavar="DOMAIN", help="Issue for this domain and all names below; may be repeated."),
     ] = None,
     network: Annotated[
         list[str] | None,
         typer.Option(
-            "--network", metavar="CIDR", help="Issue for its addresses; may be repeated. Default: for no address."
+            "--network", metavar="CIDR", help="Issue for addresses of this network; may be repeated. Default: for none."
         ),
     ] = None,
     everything: Annotated[bool, typer.Option("--any", help="Issue for all names again.")] = False,
     yes: Yes = False,
 ) -> int:
-    """Let the control plane's own CA issue for some domains only, by name constraints that clients check.
+    """Restrict the control plane's own CA to some domains, by name constraints that clients check.
 
-    A new intermediate issues from now on; certificates keep the one that they have until they are renewed. Those with
-    other names cannot be renewed any more and are listed. Asks for confirmation on a terminal. Exit status: 0 done, 1
-    not confirmed.
+    A new intermediate issues from now on; existing certificates keep theirs until they are renewed. Those with other
+    names can no longer be renewed and are listed. Asks for confirmation on a terminal. Exit status: 0 done, 1 not
+    confirmed.
 
     \b
     cert-ctrl plane ca constrain --data /var/lib/plane --domain corp.example --network 10.0.0.0/8
@@ -86,4 +86,6 @@ def _print(state: Mapping[str, Any]) -> None:
     ]
     table(("intermediate", "state", "not after", "issues for", "revocation list"), cells)
     if not state["crl_url"]:
-        write_error("note: certificates name no revocation list; plane serve --crl-url sets where clients find it")
+        write_error(
+            "note: certificates contain no URL of a revocation list; plane serve --crl-url sets where clients find it"
+        )

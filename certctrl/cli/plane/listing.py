@@ -21,9 +21,7 @@ _MOST_DAYS = 36_500
 
 Expiring = Annotated[
     str,
-    typer.Option(
-        "--expiring", metavar="SPAN", help="Only those that expire within 12h, 30d, 4w, …, the first one first."
-    ),
+    typer.Option("--expiring", metavar="SPAN", help="Only those that expire within 12h, 30d, 4w, …, earliest first."),
 ]
 
 
@@ -53,7 +51,7 @@ def span(text: str) -> int:
     match = _SPAN.fullmatch(text)
     seconds = int(match[1]) * _SECONDS[match[2]] if match else 0
     if not 0 < seconds <= _MOST_DAYS * 86_400:
-        raise UsageError(f"{text!r} is not a span of time", fix="use hours, days or weeks: 12h, 30d, 4w")
+        raise UsageError(f"{text!r} is not a duration", fix="use hours, days or weeks: 12h, 30d, 4w")
     return seconds
 
 
@@ -123,7 +121,7 @@ def _calendar(rows: Sequence[dict[str, Any]], now: float, within: str) -> None:
 
 
 def _renewal(row: dict[str, Any], now: float) -> str:
-    """Return what becomes of a certificate."""
+    """Return how and when a certificate is renewed."""
     if row["issuer"] == "import":
         return "import it again"
     if row["order_id"] is not None:

@@ -1,4 +1,4 @@
-"""``plane orders``: certificates that issuers are asked for; and waiting for one of them."""
+"""``plane orders``: certificates that were ordered from issuers; wait for an order."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from certctrl.cli.plane.connection import GROUP, OperatorApi, OperatorCommand, c
 from certctrl.errors import CertctrlError, ExitStatus
 from certctrl.text import one_line
 
-orders = typer.Typer(help="Show certificates that are being ordered, and try or end orders.", **GROUP)
+orders = typer.Typer(help="Show, retry and cancel orders of certificates.", **GROUP)
 
 POLL_SECONDS = 0.5
 SLOWEST_POLL_SECONDS = 5.0
-PATIENCE_SECONDS = 600.0
-"""An order whose next attempt is later than this is not waited for."""
-CSR_SECONDS = 120.0
-"""How long the key of a device is waited for."""
+MAX_PAUSE_SECONDS = 600.0
+"""Longest pause before an attempt that is waited for."""
+MAX_CSR_SECONDS = 120.0
+"""Longest wait for a device's signing request."""
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Do not wait until the issuer has issued the certificate.")]
 Order = Annotated[int, typer.Argument(metavar="ID", help="The order.", min=1)]
 
 
 class OrderError(CertctrlError):
-    """An order that has failed, or that takes long."""
+    """An order that has failed or takes long."""
 
     def __init__(self, what: str, *, fix: str | None = None, ended: bool) -> None:
         super().__init__(what, fix=fix)
@@ -34,7 +34,7 @@ class OrderError(CertctrlError):
 
 @orders.command("list", cls=OperatorCommand)
 def list_orders(
-    ctx: typer.Context, every: Annotated[bool, typer.Option("--all", help="Show those that have ended, too.")] = False
+    ctx: typer.Context, every: Annotated[bool, typer.Option("--all", help="Include orders that have ended.")] = False
 ) -> None:
     """List the orders that have not ended.
 
@@ -91,7 +91,7 @@ def show_order(ctx: typer.Context, order: Order) -> None:
 
 @orders.command("retry", cls=OperatorCommand)
 def retry(ctx: typer.Context, order: Order, no_wait: NoWait = False) -> None:
-    """Try an order now, or order again what has failed, and wait for the certificate.
+    """Retry an order now, or repeat a failed one, and wait for the certificate.
 
     \b
     cert-ctrl plane orders retry --data /var/lib/plane 7
@@ -102,7 +102,7 @@ def retry(ctx: typer.Context, order: Order, no_wait: NoWait = False) -> None:
 
     row = call_plane(ctx, request)
     if no_wait:
-        show(ctx, row, f"order {row['id']} is tried now")
+        show(ctx, row, f"order {row['id']} is retried now")
         return
     done = wait_for_order(ctx, row["id"], since=row["attempts"])
     show(ctx, done, f"order {done['id']} is done: certificate {done['cert_id']} ({done['domain_name']}) is issued")
@@ -110,7 +110,7 @@ def retry(ctx: typer.Context, order: Order, no_wait: NoWait = False) -> None:
 
 @orders.command("cancel", cls=OperatorCommand)
 def cancel(ctx: typer.Context, order: Order) -> None:
-    """End an order; the certificate in use stays.
+    """Cancel an order; the certificate in use stays.
 
     \b
     cert-ctrl plane orders cancel --data /var/lib/plane 7
@@ -175,10 +175,10 @@ def _require_progress(row: dict[str, Any], waited: float) -> None:
     see = f"cert-ctrl plane orders show {row['id']}"
     if row["state"] == "blocked":
         raise OrderError(_said(row), fix=row["fix"] or see, ended=False)
-    if row["state"] == "csr_wanted" and waited > CSR_SECONDS:
+    if row["state"] == "csr_wanted" and waited > MAX_CSR_SECONDS:
         what = f"order {row['id']} for {row['domain_name']} waits for the key of a device"
         raise OrderError(what, fix=f"check that the device is online; {see}", ended=False)
-    if row["problem"] and row["next_at"] and _seconds_until(row["next_at"]) > PATIENCE_SECONDS:
+    if row["problem"] and row["next_at"] and _seconds_until(row["next_at"]) > MAX_PAUSE_SECONDS:
         what = f"{_said(row)}; next attempt at {row['next_at']}"
         raise OrderError(what, fix=row["fix"] or see, ended=False)
 

@@ -1,4 +1,4 @@
-"""Options of ``plane serve`` for what it serves without TLS, and where clients find revocation lists."""
+"""Options of ``plane serve``: the listener without TLS, and the URL of revocation lists."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ HttpListen = Annotated[
     typer.Option(
         "--http",
         metavar="HOST:PORT",
-        help="Serve without TLS here what needs none: the revocation lists of the built-in CA; default: off.",
+        help="Serve here without TLS: revocation lists of the built-in CA, and http-01 answers of plane-http; default: "
+        "off.",
     ),
 ]
 CrlUrl = Annotated[
@@ -26,7 +27,7 @@ CrlUrl = Annotated[
         "--crl-url",
         metavar="URL|off",
         help="Where clients find the revocation lists of the built-in CA; certificates contain it. Default: the path /crl "
-        "of --http with the first --hostname, or of --public-url. off: clients do not learn of revocations.",
+        "of --http with the first --hostname, or of --public-url. off: certificates contain no URL.",
     ),
 ]
 OFF = "off"

@@ -16,14 +16,15 @@ from certctrl.errors import ExitStatus, UsageError
 TOGETHER = 100
 """Certificates of one request."""
 POLL_SECONDS = 1.0
-PATIENCE_SECONDS = 120.0
+MAX_STALL_SECONDS = 120.0
 """How long to wait while no order makes progress."""
 _PAGE = 500
 _SHOWN = 20
 _SELECTABLE = ("active", "expired")
 
 Certificates = Annotated[
-    list[str] | None, typer.Argument(metavar="ID|DOMAIN...", help="The certificates; leave out for --all and the like.")
+    list[str] | None,
+    typer.Argument(metavar="ID|DOMAIN...", help="The certificates; not with --all, --due or --issuer."),
 ]
 Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Reason, stored with the certificate.")]
 Every = Annotated[bool, typer.Option("--all", help="Renew all certificates.")]
@@ -43,9 +44,9 @@ def renew(
 ) -> int:
     """Replace keys and certificates, and notify their devices.
 
-    Waits until they are issued; an interrupt ends the wait, not the orders. For several certificates, says how many
-    they are and asks for confirmation on a terminal; imported ones are left out. --due and --issuer together renew what
-    is both. Exit status: 0 renewed, 1 not confirmed, or some are not renewed yet.
+    Waits until they are issued; an interrupt ends the wait, not the orders. For several certificates, prints their
+    number and asks for confirmation on a terminal; imported ones are left out. --due with --issuer renews certificates
+    that match both. Exit status: 0 renewed, 1 not confirmed, or some are not renewed yet.
 
     \b
     cert-ctrl plane renew --data /var/lib/plane www.example.com
@@ -143,7 +144,7 @@ async def _waited(api: OperatorApi, ordered: list[dict[str, Any]]) -> list[dict[
     waiting = {row["order_id"]: row for row in ordered if row["order_id"] is not None}
     total, moved = len(waiting), trio.current_time()
     with Bar("certificates renewed", total) as bar:
-        while waiting and trio.current_time() < moved + PATIENCE_SECONDS:
+        while waiting and trio.current_time() < moved + MAX_STALL_SECONDS:
             for order in await _orders(api, min(waiting) - 1, max(waiting)):
                 row = waiting.get(order["id"])
                 if row is None:

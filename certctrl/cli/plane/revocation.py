@@ -23,22 +23,20 @@ Replace = Annotated[
     bool,
     typer.Option(
         "--replace",
-        help="Issue a replacement with a new key; the devices keep the certificate until then, and it is revoked then. "
-        "With keyCompromise it is revoked at its CA immediately.",
+        help="Issue a replacement with a new key first; devices keep the certificate until then. With keyCompromise it is "
+        "revoked at its CA immediately.",
     ),
 ]
 Serial = Annotated[
     str,
     typer.Option(
-        "--serial", metavar="SERIAL", help="Revoke this earlier certificate of it; its devices keep the present one."
+        "--serial", metavar="SERIAL", help="Revoke only an earlier certificate; devices keep the current one."
     ),
 ]
 
 Confirmed = Annotated[
     bool,
-    typer.Option(
-        "--confirmed", help="You have revoked it at its CA, which the control plane could not: stop asking there."
-    ),
+    typer.Option("--confirmed", help="Stop retrying at the CA: you have revoked it there by other means."),
 ]
 
 
@@ -54,8 +52,8 @@ def revoke(
 ) -> int:
     """Revoke a certificate here and at its CA, destroy its key, and notify its devices.
 
-    A CA that cannot be reached is asked again for days; repeat the command to ask it now. plane certificates --json shows
-    what the CA has confirmed. Asks for confirmation on a terminal. Exit status: 0 revoked here, 1 not confirmed.
+    An unreachable CA is retried for days; repeat the command to retry now. plane certificates --json shows what the CA
+    has confirmed. Asks for confirmation on a terminal. Exit status: 0 revoked here, 1 not confirmed.
 
     \b
     cert-ctrl plane revoke --data /var/lib/plane www.example.com --reason-code keyCompromise --replace
@@ -122,6 +120,6 @@ def _done(row: Mapping[str, Any], serial: str, *, replace: bool) -> str:
     if not replace:
         return f"revoked {named}{at_ca}"
     if row["order_id"] is None:
-        return f"replaced {named}, serial {row['serial_number']}, and revoked the one before"
-    later = "; the present one is revoked " + ("once that is issued" if "waiting" in states else "already")
+        return f"replaced {named}, serial {row['serial_number']}, and revoked the previous one"
+    later = "; the current one is revoked " + ("once it is issued" if "waiting" in states else "already")
     return f"ordered a replacement of {named}: order {row['order_id']}{at_ca or later}"

@@ -46,7 +46,7 @@ class Secret(NamedTuple):
 
 
 def read_secret(file: str, credential: str, environ: Mapping[str, str], contents: str) -> Secret | None:
-    """Return the line of a file, or without one, of a systemd credential; None without both.
+    """Return the line of a file, otherwise of a systemd credential; None without both.
 
     ``contents`` says what the line is. Raises ConfigError for an unusable file, and one that others can read.
     """

@@ -75,8 +75,8 @@ AcmeHttp = Annotated[
     typer.Option(
         "--acme-http",
         metavar="HOST:PORT",
-        help="Answer http-01 of issuers with plane-http here, in plain HTTP and nothing else; for CAs at port 80. "
-        "Default: off.",
+        help="Answer http-01 challenges of issuers with plane-http here, in plain HTTP and nothing else; CAs connect to "
+        "port 80. Default: off.",
     ),
 ]
 Workers = Annotated[
@@ -127,8 +127,8 @@ def serve(
     With --database, the data are on a PostgreSQL server, into which plane migrate-to has moved them; DIR then contains
     the keys and what this process needs.
 
-    SIGHUP makes it read tls.pem and tls.key in DIR again, and nothing else. If their certificate is from another CA than
-    those in DIR, it is never replaced. New connections to the database read --database-file again.
+    SIGHUP rereads tls.pem and tls.key in DIR, and nothing else. A certificate of another CA there is used and never
+    replaced. New connections to the database read --database-file again.
 
     \b
     cert-ctrl plane serve --data /var/lib/plane --listen 0.0.0.0:8443 --hostname plane.example.com

@@ -38,9 +38,9 @@ def switch(
     """Serve a certificate of a CA that issues nothing else, as every new control plane does.
 
     Agents get this CA with their next token refresh and confirm it with the one after that, within half an hour. Until
-    all active devices have, this lists the others and refuses. With --force it lists those that cannot connect any
-    more: give them the new ca.pem by hand. Asks for confirmation on a terminal. Exit status: 0 switched, 1 refused or
-    not confirmed.
+    all active devices have, this lists the others and refuses. With --force it lists those that can no longer connect:
+    give them the new ca.pem by hand. Asks for confirmation on a terminal. Exit status: 0 switched, 1 refused or not
+    confirmed.
 
     \b
     cert-ctrl plane tls switch --data /var/lib/plane
