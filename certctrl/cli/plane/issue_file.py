@@ -214,21 +214,30 @@ def _json_rows(text: str) -> Iterator[tuple[int, Any]]:
         raise ValueError("expected a list: [{…}, {…}]")
     decoder = json.JSONDecoder(object_pairs_hook=_unique)
     at = _after_blanks(text, at + 1)
+    line, counted, comma = 1, 0, -1
     while text[at : at + 1] != "]":
-        line = text.count("\n", 0, at) + 1
+        line, counted = line + text.count("\n", counted, at), at
         try:
             value, at = decoder.raw_decode(text, at)
-        except (json.JSONDecodeError, RecursionError) as error:
-            line = getattr(error, "lineno", line)
-            raise ValueError(f"line {line} is not JSON: {getattr(error, 'msg', 'too deep')}") from None
+        except json.JSONDecodeError as error:
+            raise _not_json(text, error.pos, error.msg) from None
+        except RecursionError:
+            raise _not_json(text, at, "too deep") from None
         yield line, value
-        at = _after_blanks(text, at)
+        at, comma = _after_blanks(text, at), -1
         if text[at : at + 1] == ",":
-            at = _after_blanks(text, at + 1)
+            at, comma = _after_blanks(text, at + 1), at
         elif text[at : at + 1] != "]":
-            raise ValueError(f"line {text.count(chr(10), 0, at) + 1} is not JSON: expected , or ]")
+            raise _not_json(text, at, "expected , or ]")
+    if comma >= 0:
+        raise _not_json(text, comma, "a comma after the last certificate")
     if text[at + 1 :].strip():
-        raise ValueError(f"line {text.count(chr(10), 0, at) + 1}: text after the list")
+        raise _not_json(text, _after_blanks(text, at + 1), "text after the list")
+
+
+def _not_json(text: str, at: int, what: str) -> ValueError:
+    line, column = text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
+    return ValueError(f"line {line}, column {column} is not JSON: {what}")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
