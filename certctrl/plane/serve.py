@@ -51,6 +51,8 @@ class PlaneAddress:
     """Address of the metrics; empty: off."""
     acme_http_url: str = ""
     """Address at which CAs find the answers of http-01; empty: off."""
+    http_url: str = ""
+    """Address of what needs no TLS; empty: off."""
 
     @property
     def issuing_ca_file(self) -> Path:
@@ -105,7 +107,7 @@ async def serve_plane(
                     await nursery.start(_run_server, plane, plain)
                 _start_tasks(nursery, plane, certificate, reload)
                 _log_start(plane, url)
-                task_status.started(_address(url, plane.data, *urls))
+                task_status.started(_address(url, plane.data, *urls, _http_url(without_tls)))
 
 
 def _kept_url(data: DataDir, host: str, hostnames: Sequence[str], port: int) -> str:
@@ -236,5 +238,14 @@ async def _replace_anchor(plane: Plane, certificate: ServerCertificate) -> None:
         log.info("the control plane's own certificate is from its own CA now: %s", plane.anchor.own.root_fingerprint)
 
 
-def _address(url: str, data: DataDir, metrics_url: str, acme_http_url: str) -> PlaneAddress:
-    return PlaneAddress(url, data.ca.absolute(), data.operator_key.absolute(), metrics_url, acme_http_url)
+def _address(url: str, data: DataDir, metrics_url: str, acme_http_url: str, http_url: str) -> PlaneAddress:
+    files = data.ca.absolute(), data.operator_key.absolute()
+    return PlaneAddress(url, *files, metrics_url, acme_http_url, http_url)
+
+
+def _http_url(without_tls: socket.socket | None) -> str:
+    """Return the URL of a listener without TLS on this machine; empty: off."""
+    if without_tls is None:
+        return ""
+    host, port = without_tls.getsockname()[:2]
+    return f"http://{local_host(host)}:{port}"

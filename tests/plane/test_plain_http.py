@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import signal
 import socket
 import ssl
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -98,6 +102,7 @@ async def test_the_list_is_served_over_http_and_https(tmp_path: Path) -> None:
     async with trio.open_nursery() as nursery:
         serving = partial(serve_plane, tmp_path / "plane", settings=FAST, without_tls=plain)
         address: PlaneAddress = await nursery.start(serving)
+        assert address.http_url == f"http://127.0.0.1:{port}"
         context = ssl.create_default_context(cafile=str(address.ca_file))
         async with httpx.AsyncClient(verify=context) as client:
             missing = await client.get(f"http://127.0.0.1:{port}/crl/{'0' * 40}.crl")
@@ -107,3 +112,21 @@ async def test_the_list_is_served_over_http_and_https(tmp_path: Path) -> None:
             with pytest.raises(httpx.TransportError):
                 await client.get(f"https://127.0.0.1:{port}/health")
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("as_json", [False, True])
+def test_the_address_is_printed(tmp_path: Path, as_json: bool) -> None:
+    """Found by review: --http HOST:0 left the operator without the port, and nothing said that it listens."""
+    argv = [sys.executable, "-m", "certctrl", "plane", "serve", "--data", str(tmp_path / "plane")]
+    argv += ["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", *(["--json"] if as_json else [])]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        if as_json:
+            url = json.loads(process.stdout.readline())["http_url"]
+        else:
+            url = [process.stdout.readline() for _ in range(5)][-1].removeprefix("without TLS    ").strip()
+        answer = httpx.get(f"{url}/crl/{'0' * 40}.crl")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    assert url.startswith("http://127.0.0.1:") and answer.json()["error"]["key"] == "NOT_FOUND"

@@ -94,6 +94,8 @@ _GC_THRESHOLDS = (50_000, 50, 100)
 """Garbage collection thresholds that scan thousands of waiting polls ten times less often."""
 
 _MAX_OPEN_FILES = 65_536
+_LISTENERS = {"metrics_url": "metrics", "acme_http_url": "http-01", "http_url": "without TLS"}
+"""Small listeners, and what they are called."""
 
 
 def serve(
@@ -312,18 +314,16 @@ async def _asked_to_stop(signals: AsyncIterator[int], worker: Any) -> None:
 def _announce(address: Any, approval_url: str, *, as_json: bool) -> None:
     names = ("ca_file", "issuing_ca_file", "operator_key_file")
     files = {name: str(getattr(address, name)) for name in names}
+    more = {name: getattr(address, name) for name in _LISTENERS if getattr(address, name)}
     if as_json:
-        more = {name: getattr(address, name) for name in ("metrics_url", "acme_http_url") if getattr(address, name)}
         write_json({"url": address.url, "approval_url": approval_url, **files, **more}, pretty=False)
     else:
         write_line(f"control plane  {address.url}")
         write_line(f"approve hosts  {approval_url}")
         write_line(f"CA file        {address.ca_file}")
         write_line(f"operator key   {address.operator_key_file}")
-        if address.metrics_url:
-            write_line(f"metrics        {address.metrics_url}")
-        if address.acme_http_url:
-            write_line(f"http-01        {address.acme_http_url}")
+        for name, url in more.items():
+            write_line(f"{_LISTENERS[name]:<13}  {url}")
     sys.stdout.flush()
 
 
