@@ -123,7 +123,9 @@ class Issuers:
 
     def put(self, new: NewIssuer) -> dict[str, Any]:
         """Add or replace an issuer, in the caller's unit of work; ErrorResponse 400 and 409."""
-        known = self._row(new.name)
+        known = self._db.one_locked(
+            "SELECT * FROM issuers WHERE name = ?", new.name
+        )  # its secrets are read and written
         self._check_new(new, known)
         secrets = dict(new.secrets)
         if known is not None:
@@ -132,14 +134,24 @@ class Issuers:
         if len(secrets) > MAX_SECRETS:
             what = f"An issuer has at most {MAX_SECRETS} secrets, with those of before; remove it, then add it again"
             raise bad_request(what, field="secrets")
-        now = self._wall_now()
-        self._db.run(
-            "INSERT INTO issuers (name, kind, settings, secrets_enc, created_at, updated_at) VALUES (?, ?, ?, ?, ?, ?)"
-            " ON CONFLICT (name) DO UPDATE SET settings = excluded.settings, secrets_enc = excluded.secrets_enc,"
-            " updated_at = excluded.updated_at, problem = '', fix = '', problem_at = NULL, blocked_until = 0",
-            *(new.name, new.kind, settings, self._sealed(new.name, secrets) if secrets else None, now, now),
-        )
+        sealed = self._sealed(new.name, secrets) if secrets else None
+        self._store(new, settings, sealed, is_known=known is not None)
         return self.show(new.name)
+
+    def _store(self, new: NewIssuer, settings: str, sealed: bytes | None, *, is_known: bool) -> None:
+        """Store an issuer; an insert that another plane's has overtaken fails, so that its unit of work runs again."""
+        now = self._wall_now()
+        if is_known:
+            self._db.run(
+                "UPDATE issuers SET settings = ?, secrets_enc = ?, updated_at = ?, problem = '', fix = '',"
+                " problem_at = NULL, blocked_until = 0 WHERE name = ?",
+                *(settings, sealed, now, new.name),
+            )
+        else:
+            self._db.run(
+                "INSERT INTO issuers (name, kind, settings, secrets_enc, created_at, updated_at) VALUES (?, ?, ?, ?, ?, ?)",
+                *(new.name, new.kind, settings, sealed, now, now),
+            )
 
     def _check_settings(self, new: NewIssuer, secrets: dict[str, bytes]) -> dict[str, Any]:
         """Return the settings in full; secrets of before that they have no use for are removed. ErrorResponse 400."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
+import trio
 from engine_plane import plane_on
 from scripted_issuer import ScriptedKind, scripted
 
@@ -253,3 +256,63 @@ async def test_secrets_of_before_count(planes: list[Plane]) -> None:
         else:
             with pytest.raises(PlaneError, match="at most 50 secrets, with those of before"):
                 await put(planes[0], given)
+
+
+class Meeting:
+    """Checks of settings that wait a moment for one another, so that two changes overlap if the database lets them."""
+
+    def __init__(self, kind: ScriptedKind) -> None:
+        self._barrier = threading.Barrier(2)
+        self._check, kind.check_settings = kind.check_settings, self.check  # type: ignore[method-assign]
+
+    def check(self, settings: Mapping[str, Any], secrets: Mapping[str, bytes]) -> dict[str, Any]:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            self._barrier.wait(0.5)
+        return self._check(settings, secrets)
+
+
+async def put_together(planes: list[Plane], *new: NewIssuer) -> list[str]:
+    """Put issuers at the same time; return what is refused."""
+    refused = []
+
+    async def put_one(plane: Plane, one: NewIssuer) -> None:
+        try:
+            await put(plane, one)
+        except PlaneError as error:
+            refused.append(str(error))
+
+    async with trio.open_nursery() as nursery:
+        for plane, one in zip(planes, new, strict=True):
+            nursery.start_soon(put_one, plane, one)
+    return refused
+
+
+async def test_two_operators_who_replace_an_issuer_lose_no_secret(planes: list[Plane], kind: ScriptedKind) -> None:
+    """Found by review: the second one stored the secrets that it had read before the first one's change."""
+    await put(planes[0])
+    Meeting(kind)
+    secrets = {"one": b"first"}, {"two": b"second"}
+    new = [NewIssuer(name="le", kind="scripted", settings={}, secrets=one, replace=True) for one in secrets]
+    assert await put_together(planes, *new) == []
+    await planes[0].issuers.get("le")
+    assert kind.made[-1][1] == {"eab": b"very secret", "one": b"first", "two": b"second"}
+
+
+async def test_two_operators_who_add_an_issuer_do_not_replace_it(planes: list[Plane], kind: ScriptedKind) -> None:
+    Meeting(kind)
+    other = NewIssuer(name="le", kind="scripted", settings={}, secrets={"other": b"secret"})
+    (refused,) = await put_together(planes, LE, other)
+    assert "There is an issuer le of kind scripted" in refused
+    await planes[0].issuers.get("le")
+    assert kind.made[-1][1] in ({"eab": b"very secret"}, {"other": b"secret"})
+
+
+async def test_what_two_operators_give_one_after_the_other_is_kept_together(
+    planes: list[Plane], kind: ScriptedKind
+) -> None:
+    """If both may replace it, the one that comes second keeps the secrets of the first, even if neither existed."""
+    Meeting(kind)
+    new = [NewIssuer(name="le", kind="scripted", settings={}, secrets={s: b"x"}, replace=True) for s in ("one", "two")]
+    assert await put_together(planes, *new) == []
+    await planes[0].issuers.get("le")
+    assert kind.made[-1][1] == {"one": b"x", "two": b"x"}
