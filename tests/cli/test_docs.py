@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from certctrl.protocol.wire.install_config import items_from_operator
 from certctrl.protocol.wire.install_items import _KEYS, _VERIFY_KEYS, unknown_keys
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = runpy.run_path(str(DOCS / "generate.py"))["PAGES"]
+GENERATE = runpy.run_path(str(DOCS / "generate.py"))
+PAGES = GENERATE["PAGES"]
 
 
 def test_five_pages_are_generated() -> None:
@@ -23,6 +25,32 @@ def test_five_pages_are_generated() -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_matches_the_code(page: str) -> None:
     assert (DOCS / page).read_text(encoding="utf-8") == PAGES[page]()
+
+
+def screens(*words: str) -> Iterator[tuple[str, str]]:
+    """Yield each command below ``words`` with its help, 80 columns wide."""
+    screen = GENERATE["help_of"](*words)
+    yield " ".join(words), screen
+    for line in screen.partition("\nCommands:\n")[2].splitlines():
+        if line.startswith("  ") and not line.startswith("   "):
+            yield from screens(*words, line.split()[0])
+
+
+def too_wide(screen: str) -> list[str]:
+    """Return the lines of a help that are cut or do not fit."""
+    lines = screen.splitlines()[1:]  # the first one is the usage
+    return [line for line in lines if len(line) > 80 or line.endswith("...")]
+
+
+def test_every_help_fits_80_columns() -> None:
+    found = dict(screens())
+    assert {"plane issuers add", "plane ca constrain", "policy allow"} <= found.keys()
+    assert {name: too_wide(screen) for name, screen in found.items() if too_wide(screen)} == {}
+
+
+@pytest.mark.parametrize("line", ["  add  Add an issuer, check it, and...", "x" * 81])
+def test_a_line_that_does_not_fit_is_found(line: str) -> None:
+    assert too_wide(f"Usage: cert-ctrl ...\n{line}\n") == [line]
 
 
 def test_the_page_of_items_names_every_key_file_and_form() -> None:

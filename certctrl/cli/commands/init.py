@@ -42,8 +42,10 @@ def init(
     them to a configuration without. It never overwrites a different configuration.
 
     \b
-    cert-ctrl -c /etc/cert-ctrl init --server https://plane.example.com --name web-1
-    cert-ctrl -c /etc/cert-ctrl init --server https://10.0.0.5:8443 --ca plane-ca.pem
+    cert-ctrl -c /etc/cert-ctrl init --server https://plane.example.com \\
+        --name web-1
+    cert-ctrl -c /etc/cert-ctrl init --server https://10.0.0.5:8443 \\
+        --ca plane-ca.pem
     cert-ctrl -c /etc/cert-ctrl init --ca plane-ca.pem
     """
     from certctrl.store.config.files import init_config_dir

@@ -1,4 +1,4 @@
-"""``keystore-password``: give the keystores of a certificate a password of the operator's choice."""
+"""``keystore-password``: set the password of a certificate's keystores."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ def keystore_password(
 
     \b
     cert-ctrl -c /etc/cert-ctrl keystore-password --domain www.example.com
-    cert-ctrl -c /etc/cert-ctrl keystore-password --domain www.example.com --format jks --from-file password.txt
+    cert-ctrl -c /etc/cert-ctrl keystore-password --domain www.example.com \\
+        --format jks --from-file password.txt
     """
     from certctrl.install.material.formats import password_fault
     from certctrl.store.disk.fs import RealFs

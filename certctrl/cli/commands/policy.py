@@ -61,10 +61,12 @@ def allow(
     \b
     cert-ctrl -c /etc/cert-ctrl policy allow
     cert-ctrl -c /etc/cert-ctrl policy allow path /etc/nginx/tls
-    cert-ctrl -c /etc/cert-ctrl policy allow command --name nginx-reload -- /usr/sbin/nginx -s reload
+    cert-ctrl -c /etc/cert-ctrl policy allow command --name nginx-reload -- \\
+        /usr/sbin/nginx -s reload
     cert-ctrl -c /etc/cert-ctrl policy allow run-as www-data
     cert-ctrl -c /etc/cert-ctrl policy allow probe www.example.com:443
-    cert-ctrl -c /etc/cert-ctrl policy allow trust-store /etc/pki/ca-trust/source/anchors /usr/bin/update-ca-trust
+    cert-ctrl -c /etc/cert-ctrl policy allow trust-store \\
+        /etc/pki/ca-trust/source/anchors /usr/bin/update-ca-trust
     """
     invoked = invocation(ctx)
     session = _Session(yes, as_json)
@@ -119,7 +121,7 @@ def _allow_refused(invoked: Invocation, session: _Session) -> int:
 
 
 def _beyond_a_question(invoked: Invocation, refusals: list[dict[str, Any]]) -> list[str]:
-    """Describe the refusals that a yes cannot end: they need a command with more words, or another item."""
+    """Print the refusals that a confirmation cannot lift: they need a longer command, or another item."""
     lines = []
     for refusal in refusals:
         what = f"{refusal['what']}: {refusal['why']}"

@@ -16,10 +16,10 @@ UserCode = Annotated[str, typer.Argument(metavar="USER_CODE", help="The code tha
 
 
 def approve(ctx: typer.Context, user_code: UserCode, yes: Yes = False) -> int:
-    """Approve the device showing this code, for the owner given by --user.
+    """Approve the device showing this code.
 
-    First shows the requesting device, and known devices with its id or name. Asks for confirmation on a terminal.
-    Exit status: 0 approved, 1 not confirmed.
+    It gets the owner given by --user. First shows the requesting device, and known devices with its id or name. Asks
+    for confirmation on a terminal. Exit status: 0 approved, 1 not confirmed.
 
     \b
     cert-ctrl plane approve --data /var/lib/plane BCDF-GHJK

@@ -57,9 +57,10 @@ def set_issuer(
     certificate: Certificate,
     issuer: Annotated[str, typer.Argument(metavar="NAME", help="The issuer.")],
 ) -> None:
-    """Change the issuer of a certificate from its next renewal on; its id and devices stay.
+    """Change the issuer of a certificate.
 
-    A certificate that is not issued yet is ordered from the new issuer immediately.
+    Its next renewal comes from the new issuer; its id and devices stay. A certificate that is not issued yet is ordered
+    from the new issuer immediately.
 
     \b
     cert-ctrl plane set-issuer --data /var/lib/plane www.example.com le
@@ -136,7 +137,9 @@ def devices(
         str | None, typer.Option("--outcomes", metavar="ID|NAME", help="Show the outcomes that this device reported.")
     ] = None,
 ) -> None:
-    """List the devices with last contact, waiting signals and the outcomes of the last day.
+    """List the devices, or the outcomes of one device.
+
+    Shows last contact, waiting signals and the outcomes of the last day.
 
     \b
     cert-ctrl plane devices --data /var/lib/plane
@@ -159,9 +162,10 @@ def revoke_device(
     reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Reason, sent to the device.")] = "",
     yes: Yes = False,
 ) -> int:
-    """Revoke a device; its agent stops until it is registered again.
+    """Revoke a device.
 
-    Asks for confirmation on a terminal. Exit status: 0 revoked, 1 not confirmed.
+    Its agent stops until it is registered again. Asks for confirmation on a terminal. Exit status: 0 revoked, 1 not
+    confirmed.
 
     \b
     cert-ctrl plane revoke-device --data /var/lib/plane web-1 --reason stolen
@@ -190,7 +194,9 @@ def enrolment_token(
     ] = 86_400,
     label: Annotated[str, typer.Option("--label", metavar="TEXT", help="Note on its purpose.")] = "",
 ) -> None:
-    """Create a token for unattended registration and print it; it cannot be shown again.
+    """Create and print a token for unattended registration.
+
+    It cannot be shown again.
 
     \b
     cert-ctrl plane enrolment-token --data /var/lib/plane --uses 20 > token

@@ -148,13 +148,14 @@ def migrate_to(
     database_file: DatabaseFile = "",
     as_json: AsJson = False,
 ) -> None:
-    """Move the data of a stopped control plane from DIR to an empty PostgreSQL database.
+    """Move a stopped control plane's data to PostgreSQL.
 
-    All ids, tokens and cursors stay the same: agents notice nothing. Afterwards, serve it with --database; DIR keeps
-    the keys and an unused copy of the data.
+    Moves them from DIR to an empty database. All ids, tokens and cursors stay the same: agents notice nothing.
+    Afterwards, serve it with --database; DIR keeps the keys and an unused copy of the data.
 
     \b
-    cert-ctrl plane migrate-to postgresql://plane@db.example.com/plane --data /var/lib/plane
+    cert-ctrl plane migrate-to postgresql://plane@db.example.com/plane \\
+        --data /var/lib/plane
     """
     connect = connector(database_address(url, database_file, os.environ))
     if connect is None:
@@ -178,14 +179,15 @@ def backup(
     database_file: DatabaseFile = "",
     as_json: AsJson = False,
 ) -> None:
-    """Write all data of a control plane to one file, while it serves.
+    """Write all data of a control plane to one file.
 
-    Restoring the file requires storage.key: keep both, in separate places. Private keys in the file are sealed with that
-    key; names, hosts and install configs are readable.
+    It may serve meanwhile. Restoring the file requires storage.key: keep both, in separate places. Private keys in the
+    file are sealed with that key; names, hosts and install configs are readable.
 
     \b
     cert-ctrl plane backup /backup/plane-$(date +%F).db --data /var/lib/plane
-    cert-ctrl plane backup plane.db --database postgresql://plane@db.example.com/plane
+    cert-ctrl plane backup plane.db --data /var/lib/plane \\
+        --database postgresql://plane@db.example.com/plane
     """
     connect = connector(database_address(database, database_file, os.environ))
     root = _owned(data)
@@ -211,11 +213,11 @@ def restore(
     operator_key_file: OperatorKeyFile = "",
     as_json: AsJson = False,
 ) -> None:
-    """Replace all data of a stopped control plane with those of a backup.
+    """Restore a stopped control plane from a backup.
 
-    The directory must contain the storage.key of the backup, unless it is given. Every agent compares its host with
-    the control plane at its next poll and keeps what is in use. Changes since the backup are lost: repeat revocations,
-    and register new devices again.
+    Replaces all of its data. The directory must contain the storage.key of the backup, unless it is given. Every agent
+    compares its host with the control plane at its next poll and keeps what is in use. Changes since the backup are
+    lost: repeat revocations, and register new devices again.
 
     \b
     cert-ctrl plane restore /backup/plane-2026-11-29.db --data /var/lib/plane

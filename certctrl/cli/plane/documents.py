@@ -26,7 +26,7 @@ from certctrl.errors import ExitStatus, PlanError, UsageError
 _MAX_FILE_BYTES = 1024 * 1024
 
 install_config = typer.Typer(help="Show or replace the install config of a device.", **GROUP)
-ca = typer.Typer(help="Manage private CAs that devices trust, and the CA of this control plane.", **GROUP)
+ca = typer.Typer(help="Manage private CAs of devices and the plane's own CA.", **GROUP)
 
 Ca = Annotated[str, typer.Argument(metavar="ID|NAME", help="The CA.")]
 
@@ -45,7 +45,8 @@ def put(
     list.
 
     \b
-    cert-ctrl plane install-config put --data /var/lib/plane nginx.json --device web-1
+    cert-ctrl plane install-config put --data /var/lib/plane nginx.json \\
+        --device web-1
     """
     body = _json_file(file)
     items = body.get("installs") if isinstance(body, dict) else body

@@ -131,7 +131,7 @@ def _device_ids(entry: Entry, known: Sequence[Mapping[str, Any]]) -> tuple[list[
 
 
 async def _issued(api: OperatorApi, left: Sequence[Checked]) -> list[dict[str, Any]]:
-    """Issue or assign the rest, a few at a time; repeating the command continues after TransportError or an interrupt."""
+    """Issue or assign the rest, a few at a time; after TransportError or an interrupt, a second run continues."""
     import trio
 
     results: list[dict[str, Any]] = []

@@ -45,14 +45,17 @@ def import_certificate(
     device: Devices = None,
     renews: Replaced = "",
 ) -> None:
-    """Import a certificate with its key, and assign it to devices.
+    """Import a certificate with its key.
 
-    The chain is sorted, completed and checked. A certificate for the same names as an imported one renews it: its id
-    and its devices stay. The control plane cannot renew an imported certificate; it warns a month before its expiry.
+    Assigns it to devices, too. The chain is sorted, completed and checked. A certificate for the same names as an
+    imported one renews it: its id and its devices stay. The control plane cannot renew an imported certificate; it
+    warns a month before its expiry.
 
     \b
-    cert-ctrl plane import --data /var/lib/plane --cert www.pem --key www.key --chain ca.pem --device web-1
-    cert-ctrl plane import --data /var/lib/plane --pkcs12 www.p12 --password-file password
+    cert-ctrl plane import --data /var/lib/plane --cert www.pem --key www.key \\
+        --chain ca.pem --device web-1
+    cert-ctrl plane import --data /var/lib/plane --pkcs12 www.p12 \\
+        --password-file password
     """
     if bool(pkcs12) == bool(cert or key) or (not pkcs12 and not (cert and key)):
         raise UsageError("nothing to import", fix="give --cert FILE --key FILE, or --pkcs12 FILE")

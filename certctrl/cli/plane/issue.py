@@ -73,12 +73,13 @@ def issue(
     """Issue a certificate and assign it to devices.
 
     Waits until its issuer has issued it, and prints the CA's error if an attempt fails. An interrupt ends the wait, not
-    the order. With --from-file, checks the whole file first and asks for confirmation on a terminal; repeating it issues
-    nothing twice. Exit status: 0 issued, 1 refused by the CA, 69 the order takes long, but continues.
+    the order. With --from-file, checks the whole file first and asks for confirmation on a terminal; repeating it
+    issues nothing twice. Exit status: 0 issued, 1 refused by the CA, 69 the order takes long, but continues.
 
     \b
-    cert-ctrl plane issue --data /var/lib/plane www.example.com example.com --device web-1
-    cert-ctrl plane issue --data /var/lib/plane www.example.com --issuer le --device web-1
+    cert-ctrl plane issue --data /var/lib/plane www.example.com --device web-1
+    cert-ctrl plane issue --data /var/lib/plane www.example.com example.com \\
+        --issuer le --device web-1
     cert-ctrl plane issue --data /var/lib/plane --from-file certificates.csv
     """
     options: dict[str, Any] = {"key_type": key_type, "issuer": issuer, "profile": profile}

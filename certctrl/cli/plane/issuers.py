@@ -17,7 +17,7 @@ from certctrl.cli.plane.connection import GROUP, OperatorApi, OperatorCommand, Y
 from certctrl.cli.plane.documents import parsed_json
 from certctrl.errors import ExitStatus, UsageError
 
-issuers = typer.Typer(help="Manage the issuers of certificates: ACME CAs, programs, the control plane's CA.", **GROUP)
+issuers = typer.Typer(help="Manage the CAs and programs that issue certificates.", **GROUP)
 
 _MAX_FILE_BYTES = 64 * 1024
 _ISSUERS, _RULES = "/apiv1/issuers", "/apiv1/issuer-rules"
@@ -50,8 +50,9 @@ def add(
     and it works, 69 added, but it cannot issue at present.
 
     \b
-    cert-ctrl plane issuers add --data /var/lib/plane le --kind acme --set directory_url=letsencrypt \\
-        --set contact=admin@example.com --set terms_agreed=true --set 'challenges=[{"type": "plane-http"}]'
+    cert-ctrl plane issuers add --data /var/lib/plane le --kind acme \\
+        --set directory_url=letsencrypt --set contact=admin@example.com \\
+        --set terms_agreed=true --set 'challenges=[{"type": "plane-http"}]'
     """
     body = {
         "name": name,
@@ -72,7 +73,9 @@ def add(
 
 @issuers.command("list", cls=OperatorCommand)
 def list_issuers(ctx: typer.Context) -> None:
-    """Check all issuers; list their health, last use, remaining limits and problems.
+    """Check and list all issuers.
+
+    Shows health, last use, remaining limits and problems.
 
     \b
     cert-ctrl plane issuers list --data /var/lib/plane
@@ -125,9 +128,10 @@ def show_issuer(ctx: typer.Context, name: Name) -> None:
 
 @issuers.command("remove", cls=OperatorCommand)
 def remove(ctx: typer.Context, name: Name, yes: Yes = False) -> int:
-    """Remove an issuer and its secrets; refused while a certificate or rule uses it.
+    """Remove an issuer and its secrets.
 
-    Asks for confirmation on a terminal. Exit status: 0 removed, 1 in use or not confirmed.
+    Refused while a certificate or rule uses it. Asks for confirmation on a terminal. Exit status: 0 removed, 1 in use
+    or not confirmed.
 
     \b
     cert-ctrl plane issuers remove --data /var/lib/plane le
@@ -146,9 +150,9 @@ def remove(ctx: typer.Context, name: Name, yes: Yes = False) -> int:
 
 @issuers.command("check", cls=OperatorCommand)
 def check(ctx: typer.Context, name: Name) -> int:
-    """Check whether an issuer can issue now, and show its remaining limits.
+    """Check whether an issuer can issue now.
 
-    Exit status: 0 it can, 69 it cannot.
+    Shows its remaining limits. Exit status: 0 it can, 69 it cannot.
 
     \b
     cert-ctrl plane issuers check --data /var/lib/plane le
@@ -211,7 +215,7 @@ def rule(
     issuer: Annotated[str, typer.Argument(metavar="[NAME]", help="The issuer of certificates for the domain.")] = "",
     remove: Annotated[bool, typer.Option("--remove", help="Remove the rule for the domain.")] = False,
 ) -> None:
-    """List, set or remove the rules that choose the issuer of a new certificate.
+    """List, set or remove rules that choose the issuer.
 
     A rule for a domain includes the names below it; the most specific rule counts. Without a rule, certificates come
     from the control plane's own CA.

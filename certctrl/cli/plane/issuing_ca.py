@@ -15,7 +15,9 @@ _PATH = "/apiv1/plane/ca"
 
 
 def show_ca(ctx: typer.Context) -> None:
-    """Show the control plane's own CA: its intermediates, their domains, and where their revocation lists are.
+    """Show the control plane's own CA.
+
+    Lists its intermediates, their domains, and the URLs of their revocation lists.
 
     \b
     cert-ctrl plane ca show --data /var/lib/plane
@@ -43,14 +45,15 @@ def constrain(
     everything: Annotated[bool, typer.Option("--any", help="Issue for all names again.")] = False,
     yes: Yes = False,
 ) -> int:
-    """Restrict the control plane's own CA to some domains, by name constraints that clients check.
+    """Restrict the control plane's own CA to some domains.
 
-    A new intermediate issues from now on; existing certificates keep theirs until they are renewed. Those with other
-    names can no longer be renewed and are listed. Asks for confirmation on a terminal. Exit status: 0 done, 1 not
-    confirmed.
+    Clients check that by name constraints. A new intermediate issues from now on; existing certificates keep theirs
+    until they are renewed. Those with other names can no longer be renewed and are listed. Asks for confirmation on a
+    terminal. Exit status: 0 done, 1 not confirmed.
 
     \b
-    cert-ctrl plane ca constrain --data /var/lib/plane --domain corp.example --network 10.0.0.0/8
+    cert-ctrl plane ca constrain --data /var/lib/plane --domain corp.example \\
+        --network 10.0.0.0/8
     """
     if everything == bool(domain) or (everything and network):
         raise UsageError("give --domain, or --any alone", fix="add for example --domain corp.example")

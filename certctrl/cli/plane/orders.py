@@ -91,7 +91,9 @@ def show_order(ctx: typer.Context, order: Order) -> None:
 
 @orders.command("retry", cls=OperatorCommand)
 def retry(ctx: typer.Context, order: Order, no_wait: NoWait = False) -> None:
-    """Retry an order now, or repeat a failed one, and wait for the certificate.
+    """Retry an order now, or repeat a failed one.
+
+    Waits for the certificate.
 
     \b
     cert-ctrl plane orders retry --data /var/lib/plane 7

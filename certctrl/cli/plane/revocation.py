@@ -50,13 +50,15 @@ def revoke(
     confirmed: Confirmed = False,
     yes: Yes = False,
 ) -> int:
-    """Revoke a certificate here and at its CA, destroy its key, and notify its devices.
+    """Revoke a certificate here and at its CA.
 
-    An unreachable CA is retried for days; repeat the command to retry now. plane certificates --json shows what the CA
-    has confirmed. Asks for confirmation on a terminal. Exit status: 0 revoked here, 1 not confirmed.
+    Also destroys its key and notifies its devices. An unreachable CA is retried for days; repeat the command to retry
+    now. plane certificates --json shows what the CA has confirmed. Asks for confirmation on a terminal. Exit status: 0
+    revoked here, 1 not confirmed.
 
     \b
-    cert-ctrl plane revoke --data /var/lib/plane www.example.com --reason-code keyCompromise --replace
+    cert-ctrl plane revoke --data /var/lib/plane www.example.com \\
+        --reason-code keyCompromise --replace
     """
     if reason_code and reason_code not in _CODES:
         raise UsageError(f"--reason-code {reason_code!r} is unknown", fix=f"use one of {', '.join(_CODES)}")

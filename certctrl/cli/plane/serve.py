@@ -120,11 +120,11 @@ def serve(
     workers: Workers = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print the addresses and files as JSON.")] = False,
 ) -> None:
-    """Run the control plane in the foreground until SIGTERM or Ctrl-C.
+    """Run the control plane in the foreground.
 
     The first start creates DIR (0700) with database, CAs, operator.key and ca.pem. Agents need ca.pem: cert-ctrl -c …
-    init --server URL --ca ca.pem. Clients of services with certificates of this control plane need issuing-ca.pem. It
-    can be stopped at any time, even with kill -9, without data loss.
+    init --server URL --ca ca.pem. Clients of services with certificates of this control plane need issuing-ca.pem.
+    SIGTERM and Ctrl-C stop it; even kill -9 loses no data.
 
     With --database, the data are on a PostgreSQL server, into which plane migrate-to has moved them; DIR then contains
     the keys and what this process needs.
@@ -133,7 +133,8 @@ def serve(
     replaced. New connections to the database read --database-file again.
 
     \b
-    cert-ctrl plane serve --data /var/lib/plane --listen 0.0.0.0:8443 --hostname plane.example.com
+    cert-ctrl plane serve --data /var/lib/plane --listen 0.0.0.0:8443 \\
+        --hostname plane.example.com
     """
     directory = _data_directory(data)
     host, port = parse_listen(listen)

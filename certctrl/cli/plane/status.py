@@ -18,11 +18,11 @@ _PATH = "/apiv1/plane/status"
 
 
 def status(ctx: typer.Context, database: DatabaseUrl = "", database_file: DatabaseFile = "") -> int:
-    """Show the control plane, its database, devices, certificates near their end, jobs, disk and problems.
+    """Show the state of the control plane and its problems.
 
-    With --data it also works while the control plane is stopped; for one on PostgreSQL, add --database. Exit status: 0
-    everything is well, 1 it has a problem, an overdue job or a certificate on a device that has expired, 3 it is not
-    running.
+    Also shows its database, devices, certificates near their end, jobs and disk. With --data it also works while the
+    control plane is stopped; for one on PostgreSQL, add --database. Exit status: 0 everything is well, 1 it has a
+    problem, an overdue job or a certificate on a device that has expired, 3 it is not running.
 
     \b
     cert-ctrl plane status --data /var/lib/plane

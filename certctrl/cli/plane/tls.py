@@ -11,14 +11,16 @@ from certctrl.cli.output import table, write_error, write_line
 from certctrl.cli.plane.connection import GROUP, OperatorApi, OperatorCommand, Yes, agreed, call_plane, show
 from certctrl.errors import ExitStatus, PlaneError
 
-tls = typer.Typer(help="Show or switch the CA of the control plane's own certificate.", **GROUP)
+tls = typer.Typer(help="Show or switch the CA of the plane's own certificate.", **GROUP)
 
 _PATH = "/apiv1/plane/tls"
 
 
 @tls.command("show", cls=OperatorCommand)
 def show_tls(ctx: typer.Context) -> None:
-    """Show which CA the control plane's own certificate has, and which devices do not trust the new one yet.
+    """Show the CA of the control plane's own certificate.
+
+    Lists the devices that do not trust the new one yet.
 
     \b
     cert-ctrl plane tls show --data /var/lib/plane
@@ -35,12 +37,12 @@ def switch(
     ] = False,
     yes: Yes = False,
 ) -> int:
-    """Serve a certificate of a CA that issues nothing else, as every new control plane does.
+    """Switch to a CA that issues nothing else.
 
-    Agents get this CA with their next token refresh and confirm it with the one after that, within half an hour. Until
-    all active devices have, this lists the others and refuses. With --force it lists those that can no longer connect:
-    give them the new ca.pem by hand. Asks for confirmation on a terminal. Exit status: 0 switched, 1 refused or not
-    confirmed.
+    New control planes have one from the start. Agents get it with their next token refresh and confirm it with the one
+    after that, within half an hour. Until all active devices have, this lists the others and refuses. With --force it
+    lists those that can no longer connect: give them the new ca.pem by hand. Asks for confirmation on a terminal. Exit
+    status: 0 switched, 1 refused or not confirmed.
 
     \b
     cert-ctrl plane tls switch --data /var/lib/plane
