@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -104,6 +105,38 @@ def test_every_page_that_is_named_exists() -> None:
 def test_unknown_pages_are_found() -> None:
     text = "design.md docs/none.md docs/services/none.md docs/security.md security.md ../metrics.md services/README.md"
     assert unknown_pages(text) == ["design.md", "docs/none.md", "docs/services/none.md"]
+
+
+@functools.cache
+def module_names() -> set[str]:
+    """Return the names of the project's modules, with none, some and all of their folders."""
+    folders = [path for name in ("certctrl", "tests", "deploy", "docs") for path in (ROOT / name).rglob("*.py")]
+    parts = [path.relative_to(ROOT).parts for path in (*folders, *ROOT.glob("*.py"))]
+    return {"/".join(one[begin:]) for one in parts for begin in range(len(one))}
+
+
+def unknown_files(text: str) -> list[str]:
+    """Return the Python modules, and the files below ``deploy/``, that a text names and the project does not have."""
+    unknown = [name for name in re.findall(r"(?<![\w/.])[a-z_][\w/]*\.py\b", text) if name not in module_names()]
+    files = [name for name in re.findall(r"(?<![\w/])deploy/[\w./@-]*\w", text) if not name.endswith(".py")]
+    return [
+        name
+        for name in (*unknown, *(name for name in files if not (ROOT / name).exists()))
+        if not PLACEHOLDER.search(name)
+    ]
+
+
+def test_every_file_that_the_project_names_exists() -> None:
+    files = [path for path in text_files() if path.relative_to(ROOT).parts[0] != "tests"]
+    wrong = {str(path.relative_to(ROOT)): unknown_files(path.read_text(encoding="utf-8")) for path in files}
+    assert {path: names for path, names in wrong.items() if names} == {}
+
+
+def test_unknown_files_are_found() -> None:
+    text = (
+        "`none.py`, agent/none.py, install/run.py; deploy/none/items.json. /opt/x.py agent/run.py run.py deploy/fleet"
+    )
+    assert unknown_files(text) == ["none.py", "agent/none.py", "install/run.py", "deploy/none/items.json"]
 
 
 def test_the_steps_for_additions_name_what_the_code_has() -> None:

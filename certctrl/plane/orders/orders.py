@@ -1,7 +1,7 @@
 """Orders: certificates that an issuer is asked for, one open order per certificate; all in the caller's unit of work.
 
 An order waits for a key of a device (``csr_wanted``), or is worked on and retried (``ready``), or an operator must act
-(``blocked``), until it is ``done`` or ``failed``. Its job has its id as key; ``order_runner.py`` runs it. A renewal that
+(``blocked``), until it is ``done`` or ``failed``. Its job has its id as key; ``runner.py`` runs it. A renewal that
 fails changes nothing of the certificate in use.
 """
 
