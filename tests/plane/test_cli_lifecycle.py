@@ -36,6 +36,12 @@ def chain() -> tuple[Made, Made]:
 HOUSE, ISSUING = chain()
 
 
+def secret(path: Path, data: str | bytes) -> None:
+    """Write a file that only its owner can read."""
+    path.touch(mode=0o600)
+    path.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
 def leaf(name: str, **options: float) -> Made:
     return made(name, ISSUING, names=[name], **{"start": NOW - DAY, "end": NOW + 90 * DAY, **options})
 
@@ -91,7 +97,7 @@ def test_imports_and_their_renewal(site: Site, device: str, tmp_path: Path) -> N
     cert, key, ca = tmp_path / "cert.pem", tmp_path / "key.pem", tmp_path / "ca.pem"
     one = leaf("import.example")
     cert.write_text(one.pem)
-    key.write_text(one.key_pem)
+    secret(key, one.key_pem)
     ca.write_text(HOUSE.pem + ISSUING.pem)
     argv = ("import", "--cert", str(cert), "--key", str(key))
     refused = site(*argv)
@@ -105,8 +111,8 @@ def test_imports_and_their_renewal(site: Site, device: str, tmp_path: Path) -> N
     data = pkcs12.serialize_key_and_certificates(
         b"www", newer.key, newer.certificate, [ISSUING.certificate], BestAvailableEncryption(b"hunter-two")
     )
-    (tmp_path / "www.p12").write_bytes(data)
-    (tmp_path / "password").write_text("hunter-two\n")
+    secret(tmp_path / "www.p12", data)
+    secret(tmp_path / "password", "hunter-two\n")
     wrong = site("import", "--pkcs12", str(tmp_path / "www.p12"))
     assert wrong.status == ExitStatus.USAGE
     assert "the password is wrong" in wrong.err
@@ -126,11 +132,31 @@ def test_an_encrypted_key_and_a_certificate_to_renew(site: Site, tmp_path: Path)
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     cert.write_text(one.pem + ISSUING.pem)
     form = PrivateFormat.PKCS8
-    key.write_bytes(one.key.private_bytes(Encoding.PEM, form, BestAvailableEncryption(b"hunter-two")))
-    (tmp_path / "password").write_text("hunter-two")
+    secret(key, one.key.private_bytes(Encoding.PEM, form, BestAvailableEncryption(b"hunter-two")))
+    secret(tmp_path / "password", "hunter-two")
     argv = ("import", "--cert", str(cert), "--key", str(key), "--password-file", str(tmp_path / "password"))
     row = site(*argv, "--renews", "replaced.example", "--json").json
     assert (row["id"], row["issuer"]) == (issued["id"], "import")
+
+
+def test_secrets_of_an_import_must_not_be_readable_by_others(site: Site, tmp_path: Path) -> None:
+    one = leaf("readable.example")
+    cert, key, password, store = (tmp_path / name for name in ("cert.pem", "key.pem", "password", "www.p12"))
+    encryption = BestAvailableEncryption(b"hunter-two")
+    cert.write_text(one.pem + ISSUING.pem)
+    secret(key, one.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption))
+    secret(store, pkcs12.serialize_key_and_certificates(b"www", one.key, one.certificate, None, encryption))
+    secret(password, "hunter-two\n")
+    by_key = ("import", "--cert", str(cert), "--key", str(key), "--password-file", str(password))
+    by_store = ("import", "--pkcs12", str(store), "--chain", str(cert), "--password-file", str(password))
+    for argv, file, mode in ((by_key, key, 0o644), (by_key, password, 0o640), (by_store, store, 0o604)):
+        file.chmod(mode)
+        refused = site(*argv)
+        assert refused.status == ExitStatus.USAGE
+        assert f"{file} is readable by other users" in refused.err and f"chmod 0600 {file}" in refused.err
+        assert "readable.example" not in certificates(site)
+        file.chmod(0o600)
+    assert site(*by_key).status == 0, "the certificate itself may be public"
 
 
 @pytest.mark.parametrize("argv", [(), ("--cert", "x"), ("--pkcs12", "x", "--key", "y"), ("--pkcs12", "/absent")])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,22 +15,28 @@ from certctrl.cli.output import write_error
 from certctrl.cli.plane.connection import OperatorApi, call_plane, show
 from certctrl.cli.plane.documents import joined
 from certctrl.cli.plane.issue import Devices
+from certctrl.cli.plane.secrets import refuse_readable
 from certctrl.errors import MaterialError, UsageError
 
 MAX_BYTES = 512 * 1024
 _MAX_PASSWORD = 4096
 
 Cert = Annotated[str, typer.Option("--cert", metavar="FILE", help="The certificate in PEM, with or without its chain.")]
-Key = Annotated[str, typer.Option("--key", metavar="FILE", help="Its private key, in PEM or DER.")]
+Key = Annotated[str, typer.Option("--key", metavar="FILE", help="Its private key, in PEM or DER; mode 0600.")]
 Chains = Annotated[
     list[str] | None,
     typer.Option("--chain", metavar="FILE", help="CA certificates in PEM, any order; may be repeated."),
 ]
 Pkcs12 = Annotated[
-    str, typer.Option("--pkcs12", metavar="FILE", help="Certificate, key and chain in one PKCS#12 file.")
+    str, typer.Option("--pkcs12", metavar="FILE", help="Certificate, key and chain in one PKCS#12 file, mode 0600.")
 ]
 PasswordFile = Annotated[
-    str, typer.Option("--password-file", metavar="FILE", help="Password of the key or of the PKCS#12 file; -: stdin.")
+    str,
+    typer.Option(
+        "--password-file",
+        metavar="FILE",
+        help="Password of the key or of the PKCS#12 file, in a file of mode 0600; -: stdin.",
+    ),
 ]
 Replaced = Annotated[
     str, typer.Option("--renews", metavar="ID|DOMAIN", help="The certificate that it renews, of any issuer.")
@@ -87,22 +95,26 @@ def _body(cert: str, key: str, chains: Sequence[str], pkcs12: str, password: byt
     extra = "\n".join(_read(file).decode("utf-8", "replace") for file in chains)
     try:
         if pkcs12:
-            given = from_pkcs12(_read(pkcs12), password)
+            given = from_pkcs12(_read(pkcs12, secret=True), password)
             certificate, chain, private = given.certificate_pem, given.chain_pem + extra, given.private_key_pem
         else:
-            private = key_pem(private_key(_read(key), password)).decode()
+            private = key_pem(private_key(_read(key, secret=True), password)).decode()
             certificate, chain = _read(cert).decode("utf-8", "replace"), extra
     except MaterialError as error:
         raise UsageError(f"{pkcs12 or key}: {error}", fix=error.fix) from None
     return {"certificate_pem": certificate, "private_key_pem": private} | ({"chain_pem": chain} if chain else {})
 
 
-def _read(file: str) -> bytes:
+def _read(file: str, *, secret: bool = False) -> bytes:
+    """Return a file's content. Raises UsageError, also for a secret that other users can read."""
     try:
         with Path(file).open("rb") as opened:
+            mode = stat.S_IMODE(os.fstat(opened.fileno()).st_mode)
             data = opened.read(MAX_BYTES + 1)
     except OSError as error:
         raise UsageError(f"cannot read {file}: {error.strerror}", fix="give the right file") from None
+    if secret:
+        refuse_readable(mode, file, file)
     if len(data) > MAX_BYTES:
         raise UsageError(f"{file} has more than {MAX_BYTES} bytes", fix="give the file of one certificate")
     return data
@@ -112,7 +124,7 @@ def _password(file: str) -> bytes:
     """Return the first line of a file or of standard input; empty without one."""
     if not file:
         return b""
-    data = sys.stdin.buffer.read(_MAX_PASSWORD) if file == "-" else _read(file)[:_MAX_PASSWORD]
+    data = sys.stdin.buffer.read(_MAX_PASSWORD) if file == "-" else _read(file, secret=True)[:_MAX_PASSWORD]
     line = data.split(b"\n", 1)[0].removesuffix(b"\r")
     if not line:
         raise UsageError(

@@ -15,6 +15,7 @@ import typer
 from certctrl.cli.output import table, write_error, write_line
 from certctrl.cli.plane.connection import GROUP, OperatorApi, OperatorCommand, Yes, agreed, call_plane, show
 from certctrl.cli.plane.documents import parsed_json
+from certctrl.cli.plane.secrets import refuse_readable
 from certctrl.errors import ExitStatus, UsageError
 
 issuers = typer.Typer(help="Manage the CAs and programs that issue certificates.", **GROUP)
@@ -309,8 +310,8 @@ def _read(file: str, what: str, *, secret: bool) -> bytes:
             data = opened.read(_MAX_FILE_BYTES + 1)
     except OSError as error:
         raise UsageError(f"cannot read {shown}: {error.strerror}", fix="name a readable file") from None
-    if secret and file != "-" and mode & 0o077:
-        raise UsageError(f"the file of {what} is readable by other users", fix=f"chmod 0600 {file}")
+    if secret:
+        refuse_readable(mode, f"the file of {what}", file)
     if len(data) > _MAX_FILE_BYTES or not data:
         size = "empty" if not data else f"larger than {_MAX_FILE_BYTES} bytes"
         raise UsageError(f"the file of {what} is {size}", fix="name another file")

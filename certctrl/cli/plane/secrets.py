@@ -10,7 +10,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from certctrl.errors import ConfigError
+from certctrl.errors import ConfigError, UsageError
 
 STORAGE_CREDENTIAL = "certctrl-storage-key"
 OPERATOR_CREDENTIAL = "certctrl-operator-key"
@@ -69,6 +69,12 @@ def read_secret(file: str, credential: str, environ: Mapping[str, str], contents
     if not text or "\n" in text:
         raise ConfigError(f"must contain one line: {contents}", file=str(path), fix=f"write {contents} to it")
     return Secret(text, path)
+
+
+def refuse_readable(mode: int, what: str, file: str) -> None:
+    """Raise UsageError if the mode of a secret's file lets other users read it; ``-`` is standard input."""
+    if file != "-" and mode & 0o077:
+        raise UsageError(f"{what} is readable by other users", fix=f"chmod 0600 {file}")
 
 
 def given_keys(storage_file: str, operator_file: str, environ: Mapping[str, str]) -> Any:
