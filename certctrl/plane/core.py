@@ -46,6 +46,7 @@ from certctrl.plane.jobs import Jobs
 from certctrl.plane.limits import Buckets, FreePages
 from certctrl.plane.operators import Operators
 from certctrl.plane.planes import Planes, plane_name
+from certctrl.plane.reserved_names import ReservedNames
 from certctrl.plane.revocation.crls import Crls
 from certctrl.plane.settings import PlaneSettings
 from certctrl.plane.storage.data_dir import DataDir, GivenKeys, keep_file, locked, make_data_dir
@@ -163,6 +164,7 @@ class Plane:
             storage_check=self.storage_check,
             wall_now=self.wall_now,
             offload=offload,
+            reserved=self.reserved,
         )
         self.issuance = made = Issuance(base, issuer)
         self.issuers, self.orders, self.certificates = made.issuers, made.orders, made.certificates
@@ -177,6 +179,7 @@ class Plane:
         self.storage_check = StorageCheck(self.database, self.problems, None if self.data is None else self.data.root)
         name = self.jobs.owner if self.data is None else plane_name(self.data.root)
         self.planes = Planes(self.database, name, self.wall_now)
+        self.reserved = ReservedNames(self.database, name, self.wall_now)
         self.census = Census(self.database, self.wall_now)
 
     @classmethod
@@ -381,6 +384,7 @@ class Plane:
         """Save sightings; one of the planes on a database also deletes expired rows. Return the number of jobs done."""
         self.devices.save_sightings()
         self.planes.note(polls=self.stream.waiting_polls())
+        self.reserved.note()
         jobs = self.jobs.claim(_HOUSEKEEPING, limit=1, lease_seconds=HOUSEKEEPING_SECONDS)
         for job in jobs:
             self._delete_expired()
@@ -406,3 +410,4 @@ class Plane:
         plane_http.delete_expired(self.database, self.wall_now())
         self.device_keys.replace_expired()
         self.planes.delete_expired()
+        self.reserved.delete_expired()

@@ -54,6 +54,7 @@ class Base:
     storage_check: StorageCheck
     wall_now: Callable[[], float]
     offload: Offload
+    reserved: ReservedNames
 
 
 class Issuance:
@@ -62,7 +63,7 @@ class Issuance:
     def __init__(self, base: Base, issuer: Issuer) -> None:
         """``issuer`` issues within a request."""
         db, wall_now = base.database, base.wall_now
-        self.reserved = ReservedNames()
+        self.reserved = base.reserved
         self.issuers = Issuers(db, base.keyring, wall_now, partial(_context, base))
         self.orders = Orders(db, base.jobs, wall_now)
         self.table = CertificateTable(db, base.keyring, base.stream, wall_now)

@@ -1,30 +1,76 @@
-"""ReservedNames: the names and addresses of the plane itself, for which no issuer may issue."""
+"""ReservedNames: the names and addresses of the planes of a database, for which no issuer may issue.
+
+Each plane stores its own names, since the planes of a fleet may have different ones. Those of a plane that no longer runs
+stay reserved for ``KEPT_SECONDS``: it may only be down, and agents still connect to its name.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from certctrl.plane.ca.domains import collides
 from certctrl.plane.errors import conflict
+from certctrl.plane.settings import DAY
+from certctrl.plane.storage.database import Database
+
+KEPT_SECONDS = 7.0 * DAY
+"""For how long the names of a plane stay reserved after it was last seen."""
+MAX_NAMES = 200
+"""Names of one plane: those that it is given, and those of its operator's certificate."""
 
 
 class ReservedNames:
-    """Canonical names; a certificate for one of them could impersonate the plane."""
+    """Canonical names; a certificate for one of them could impersonate a plane. Methods run in units of work."""
 
-    def __init__(self) -> None:
-        self._names: tuple[str, ...] = ()
+    def __init__(self, database: Database, plane: str, wall_now: Callable[[], float]) -> None:
+        """``plane`` is the name of this plane in the table of planes."""
+        self._db = database
+        self._plane = plane
+        self._wall_now = wall_now
+        self._own: tuple[str, ...] = ()
 
     def set(self, names: Collection[str]) -> None:
-        """Replace the names."""
-        self._names = tuple(names)
+        """Replace the names of this plane, also in the database, unless it is read-only."""
+        self._own = tuple(dict.fromkeys(names))[:MAX_NAMES]
+        self.note()
 
-    def taken(self, names: Collection[str]) -> list[str]:
-        """Return the names that would make a certificate valid for a reserved one."""
-        return [name for name in names if any(collides(name, reserved) for reserved in self._names)]
+    def note(self) -> None:
+        """Store that the names of this plane are in use, and forget its former ones."""
+        if not self._own or self._db.is_read_only():
+            return
+        now = self._wall_now()
+        stored = self._db.all("SELECT name FROM plane_names WHERE plane = ?", self._plane)
+        for name in {row["name"] for row in stored} - {*self._own}:
+            self._db.run("DELETE FROM plane_names WHERE plane = ? AND name = ?", self._plane, name)
+        for name in self._own:
+            self._db.run(
+                "INSERT INTO plane_names (plane, name, seen_at) VALUES (?, ?, ?)"
+                " ON CONFLICT (plane, name) DO UPDATE SET seen_at = excluded.seen_at",
+                *(self._plane, name, now),
+            )
+
+    def delete_expired(self) -> None:
+        """Delete the names of planes that ended long ago."""
+        self._db.run("DELETE FROM plane_names WHERE seen_at < ?", self._wall_now() - KEPT_SECONDS)
+
+    def all(self) -> tuple[str, ...]:
+        """Return the names of all planes."""
+        rows = self._db.all("SELECT DISTINCT name FROM plane_names")
+        return (*{*self._own, *(row["name"] for row in rows)},)
 
     def refuse(self, names: Collection[str]) -> None:
         """Raise ErrorResponse 409 for names that would make a certificate valid for a reserved one."""
-        taken = self.taken(names)
-        if taken:
-            what = f"{taken[0]} is, or covers, a name of this control plane, which has its certificate from another CA"
-            raise conflict(what, "NAME_RESERVED", names=taken)
+        refuse_reserved(names, self.all())
+
+
+def taken(names: Collection[str], reserved: Collection[str]) -> list[str]:
+    """Return the names that would make a certificate valid for a reserved one."""
+    return [name for name in names if any(collides(name, one) for one in reserved)]
+
+
+def refuse_reserved(names: Collection[str], reserved: Collection[str]) -> None:
+    """Raise ErrorResponse 409 for names that would make a certificate valid for a reserved one."""
+    found = taken(names, reserved)
+    if found:
+        what = f"{found[0]} is, or covers, a name of this control plane, which has its certificate from another CA"
+        raise conflict(what, "NAME_RESERVED", names=found)

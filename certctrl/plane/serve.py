@@ -90,8 +90,8 @@ async def serve_plane(
         assert plane.data is not None
         names = names_of(host, hostnames)
         certificate = ServerCertificate(plane, plane.data, names)
-        await plane.work(_reserve, plane, names)
         await certificate.load()
+        await _reserve(plane, certificate)
         plane.anchor.on_switch = partial(_replace_anchor, plane, certificate)
         with listening or listen(host, port) as sock, without_tls or contextlib.nullcontext():
             port = sock.getsockname()[1]
@@ -216,15 +216,22 @@ async def _reload_forever(plane: Plane, certificate: ServerCertificate, reload: 
         try:
             await certificate.load()
             log.info("read the TLS certificate again")
+            await _reserve(plane, certificate)
         except CertctrlError as error:
             plane.problems.report(ProblemName.TLS_CERTIFICATE, str(error))
             log.error("TLS certificate rejected, keeping the old one: %s", error)
 
 
-def _reserve(plane: Plane, names: Sequence[str]) -> None:
-    """Keep the CA from issuing certificates with which one could impersonate the plane; log those that exist."""
+async def _reserve(plane: Plane, certificate: ServerCertificate) -> None:
+    """Keep issuers from certificates with which one could impersonate the plane; log those that exist."""
     page = (urlsplit(plane.settings.public_url).hostname or "").rstrip(".")
-    for row in plane.certificates.reserve((*names, *([page] if page else []))):
+    names = (*certificate.names(), *([page] if page else []))
+    try:
+        found = await plane.work(plane.certificates.reserve, names)
+    except CertctrlError as error:  # housekeeping stores the names once the database accepts them
+        plane.storage_check.note_failure(error)
+        return
+    for row in found:
         log.warning(
             "certificate %d (%s) is valid for a name of this control plane; it cannot be renewed, revoke it",
             row["id"],

@@ -47,6 +47,11 @@ class ServerCertificate:
         self.context.minimum_version = ssl.TLSVersion.TLSv1_2
         self.context.set_alpn_protocols(["http/1.1"])
 
+    def names(self) -> tuple[str, ...]:
+        """Return the names that clients connect to, and those that an operator's certificate has without wildcard."""
+        certificate = self._certificate() if self._is_operators() else None
+        return tuple(dict.fromkeys((*self._names, *(() if certificate is None else _plain_names(certificate)))))
+
     async def load(self) -> None:
         """Load the files into the context, for new connections; issue a certificate first if none is usable.
 
@@ -139,6 +144,16 @@ class ServerCertificate:
             or key.public_key() != certificate.public_key()
             or not self._plane.anchor.ca.signs(certificate)
         )
+
+
+def _plain_names(certificate: x509.Certificate) -> list[str]:
+    """Return the canonical names of a certificate; a wildcard says nothing about the plane's own name."""
+    try:
+        found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return []
+    names = [name.lower().rstrip(".") for name in found.get_values_for_type(x509.DNSName)]
+    return [name for name in names if "*" not in name] + [str(ip) for ip in found.get_values_for_type(x509.IPAddress)]
 
 
 def local_host(host: str) -> str:

@@ -23,7 +23,7 @@ from certctrl.plane.devices.devices import require_device, require_user
 from certctrl.plane.errors import bad_request, conflict, not_found
 from certctrl.plane.issuers.registry import IMPORT, Issuers
 from certctrl.plane.orders.orders import Asked, Orders
-from certctrl.plane.reserved_names import ReservedNames
+from certctrl.plane.reserved_names import ReservedNames, taken
 from certctrl.plane.revocation.revocations import Revocations
 from certctrl.plane.revocation.revoking import Revoking
 from certctrl.plane.settings import DAY, PlaneSettings
@@ -78,16 +78,17 @@ class Certificates(Revoking):
         self._templates = Templates(database, seams.table, seams.orders, seams.keys, stream)
 
     def reserve(self, names: Collection[str]) -> list[dict[str, Any]]:
-        """Issue and renew nothing that is valid for one of these canonical names from now on.
+        """Issue and renew nothing that is valid for one of these canonical names of this plane from now on.
 
-        Returns the certificates that are already valid for one.
+        Returns the certificates that are already valid for a name of a plane.
         """
         self._reserved.set(names)
         rows = self._db.all(
             "SELECT * FROM certificates WHERE status = 'active' AND (not_after > ? OR serial_number = '') ORDER BY id",
             self._wall_now(),
         )
-        return [self.summary(row) for row in rows if self._reserved.taken(json.loads(row["sans"]))]
+        reserved = self._reserved.all()
+        return [self.summary(row) for row in rows if taken(json.loads(row["sans"]), reserved)]
 
     async def issue(
         self,
@@ -128,7 +129,6 @@ class Certificates(Revoking):
         self, domains: Sequence[str], key_type: str, validity_seconds: int | None, options: dict[str, Any]
     ) -> NewCertificate:
         names = clean_names(domains)
-        self._reserved.refuse(names)
         validity = self._settings.certificate_seconds if validity_seconds is None else validity_seconds
         if key_type not in KEY_TYPES:
             raise bad_request(f"key_type must be one of {', '.join(KEY_TYPES)}", field="key_type")
@@ -139,7 +139,8 @@ class Certificates(Revoking):
         return NewCertificate(names=names, key_type=key_type, validity_seconds=validity, **by_rule | options)
 
     def _choose(self, user_id: int, new: NewCertificate, device_ids: Collection[int]) -> NewCertificate:
-        """Check the owner, and choose the issuer if none is given."""
+        """Check names and owner, and choose the issuer if none is given."""
+        self._reserved.refuse(new.names)
         require_user(self._db, user_id)
         for device_id in device_ids:
             require_device(self._db, user_id, device_id)

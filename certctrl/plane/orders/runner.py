@@ -29,7 +29,7 @@ from certctrl.plane.orders.attempts import Attempt, Attempts, ClaimLostError
 from certctrl.plane.orders.orders import JOB
 from certctrl.plane.orders.problems import OrderProblems
 from certctrl.plane.orders.requests import checked_chain, new_request
-from certctrl.plane.reserved_names import ReservedNames
+from certctrl.plane.reserved_names import ReservedNames, refuse_reserved
 from certctrl.plane.settings import DAY
 from certctrl.plane.storage.database import Database, P, T
 from certctrl.plane.storage.gathering import Gathering
@@ -188,7 +188,6 @@ class OrderRunner:
         failure: CertctrlError
         try:
             issued = await self._issued(attempt)
-            self._unstored.add(attempt.order_id)
             await self._stored(self._attempts.succeed, attempt, issued)
         except ClaimLostError:
             return
@@ -220,7 +219,7 @@ class OrderRunner:
 
     async def _issued(self, attempt: Attempt) -> Issued:
         """Return what the issuer has issued, checked."""
-        self._refuse(attempt.names)
+        _refuse(attempt.names, await self._stored(self._reserved.all))
         issuer = await self._issuers.get(attempt.issuer)
         key, csr = attempt.key_der, attempt.csr_der
         if not csr:
@@ -241,24 +240,19 @@ class OrderRunner:
             memo=attempt.memo,
             remember=partial(self._remember, attempt),
         )
-        with trio.move_on_after(ATTEMPT_SECONDS):
+        with trio.move_on_after(ATTEMPT_SECONDS) as scope:
             async with self._turn if attempt.issuer == BUILTIN else contextlib.nullcontext():
                 chain = await issuer.issue(request)
-            async with self._turn:
-                return checked_chain(chain, csr, attempt.names, key=key, now=self._wall_now(), refuse=self._refuse)
-        raise IssuerError(
-            f"issuer {attempt.issuer} has not answered for a day", fix=f"cert-ctrl plane issuers check {attempt.issuer}"
-        )
+        if scope.cancelled_caught:
+            what = f"issuer {attempt.issuer} has not answered for a day"
+            raise IssuerError(what, fix=f"cert-ctrl plane issuers check {attempt.issuer}")
+        self._unstored.add(attempt.order_id)
+        refuse = partial(_refuse, reserved=await self._stored(self._reserved.all))  # which may be more by now
+        async with self._turn:
+            return checked_chain(chain, csr, attempt.names, key=key, now=self._wall_now(), refuse=refuse)
 
     async def _remember(self, attempt: Attempt, memo: str) -> None:
         await self._stored(self._attempts.remember, attempt, memo)
-
-    def _refuse(self, names: Collection[str]) -> None:
-        """Refuse names of the plane."""
-        try:
-            self._reserved.refuse(names)
-        except ErrorResponse as error:
-            raise IssuerError(error.what, is_permanent=True) from None
 
     async def _stored(self, unit: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a unit of work until the database accepts it: what a CA has issued must not be lost."""
@@ -277,6 +271,14 @@ class OrderRunner:
             await self._db.work_long(self._attempts.give_back, attempt)
         except CertctrlError as error:
             log.info("order %d continues when its lease ends: %s", attempt.order_id, error)
+
+
+def _refuse(names: Collection[str], reserved: Collection[str]) -> None:
+    """Refuse names of a plane. Raises a permanent IssuerError."""
+    try:
+        refuse_reserved(names, reserved)
+    except ErrorResponse as error:
+        raise IssuerError(error.what, is_permanent=True) from None
 
 
 async def _hold_attempts(

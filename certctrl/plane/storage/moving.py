@@ -16,8 +16,9 @@ if TYPE_CHECKING:  # its driver is an extra
 TABLES = (
     "secrets", "settings", "users", "devices", "refresh_tokens", "grants", "enrolment_tokens", "enrolments",
     "page_sessions", "certificates", "issues", "assignments", "authorities", "authority_assignments",
-    "install_configs", "streams", "signals", "outcomes", "jobs", "limits", "planes", "issuers", "issuer_rules",
+    "install_configs", "streams", "signals", "outcomes", "jobs", "limits", "planes", "plane_names", "issuers", "issuer_rules",
     "issuer_items", "orders", "revoked_serials", "crls", "former_certificates", "revocations", "http_challenges", "host_challenges", "known_keys",
+    "published_proofs", "proof_holds",
 )  # fmt: skip
 """All tables, each after those it refers to."""
 

@@ -218,6 +218,20 @@ CREATE TABLE known_keys (
   public_key_sha256 TEXT PRIMARY KEY, cert_id INTEGER NOT NULL, device_id INTEGER, at REAL NOT NULL
 ) WITHOUT ROWID;
 """,
+    """
+CREATE TABLE plane_names (
+  plane TEXT NOT NULL, name TEXT NOT NULL, seen_at REAL NOT NULL, PRIMARY KEY (plane, name)
+) WITHOUT ROWID;
+CREATE TABLE published_proofs (
+  answer TEXT PRIMARY KEY, issuer TEXT NOT NULL, kind TEXT NOT NULL, identifier TEXT NOT NULL, token TEXT NOT NULL,
+  key_authorization TEXT NOT NULL, due REAL NOT NULL, busy_until REAL NOT NULL DEFAULT 0,
+  attempts INTEGER NOT NULL DEFAULT 0, failed_at REAL, problem TEXT NOT NULL DEFAULT ''
+) WITHOUT ROWID;
+CREATE INDEX published_proofs_due ON published_proofs(due);
+CREATE TABLE proof_holds (
+  answer TEXT NOT NULL, holder TEXT NOT NULL, expires_at REAL NOT NULL, PRIMARY KEY (answer, holder)
+) WITHOUT ROWID;
+""",
 )
 """One script per schema version, oldest first, in the words of SQLite; the database counts those that have run.
 

@@ -73,6 +73,18 @@ async def test_it_is_kept_even_if_it_ends_or_has_other_names(
         assert ProblemName.TLS_CERTIFICATE not in plane.problems
 
 
+async def test_its_names_are_reserved_except_wildcards(tmp_path: Path, company: Authority) -> None:
+    data = tmp_path / "plane"
+    write_certificate(data, company, names=["fleet.example.com", "*.example.org", "192.0.2.9"])
+    with Plane.open(data) as plane:
+        certificate = ServerCertificate(plane, DataDir(data), ("plane.example.com",))
+        assert certificate.names() == ("plane.example.com", "fleet.example.com", "192.0.2.9")
+        for name in FILES:
+            (data / name).unlink()
+        await certificate.load()
+        assert certificate.names() == ("plane.example.com",)
+
+
 @pytest.mark.parametrize("key", [b"", b"not a key", None, key_pem(new_key(KEY_TYPES[0]))])
 async def test_one_without_its_key_is_refused_and_kept(tmp_path: Path, company: Authority, key: bytes | None) -> None:
     data = tmp_path / "plane"
