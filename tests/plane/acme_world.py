@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
+import pytest
 import trio
-from scripted_ca import DIRECTORY_URL, new_csr
+from cryptography import x509
+from scripted_ca import DIRECTORY_URL, Reply, ScriptedCa, new_csr
 
 from certctrl.plane.ca.issuer import inline
 from certctrl.plane.challenges.solver import Proof, Solver
 from certctrl.plane.core import Plane
+from certctrl.plane.issuers import acme
 from certctrl.plane.issuers.acme import KIND, AcmeIssuer
-from certctrl.plane.issuers.issuer import CertificateRequest, IssuerContext, IssuerError
+from certctrl.plane.issuers.issuer import CertificateRequest, IssuedChain, IssuerContext, IssuerError
 
 CHALLENGES = [{"type": "plane-http"}]
 NAME = "le"
@@ -114,3 +118,38 @@ def make_world(wall_now: Callable[[], float], plane: Plane | None = None) -> Acm
             NAME,
         )
     return AcmeWorld(plane, wall_now)
+
+
+async def refused(world: AcmeWorld, *names: str, issuer: Any = None, **more: Any) -> IssuerError:
+    """Return the error of an order."""
+    with pytest.raises(IssuerError) as caught:
+        await (issuer or world.issuer()).issue(world.request(*(names or ("a.test",)), **more))
+    assert str(caught.value).isprintable() and caught.value.fix
+    return caught.value
+
+
+def names_of(issued: IssuedChain) -> set[str]:
+    found = x509.load_pem_x509_certificate(issued.certificate_pem.encode())
+    sans = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return {*sans.get_values_for_type(x509.DNSName), *map(str, sans.get_values_for_type(x509.IPAddress))}
+
+
+def once(path: str, reply: Reply) -> Callable[[str, str, Any], Reply | None]:
+    """Return a hook that replaces the first answer to a path."""
+    left = [reply]
+    return lambda method, asked, payload: left.pop() if asked.startswith(path) and left else None
+
+
+def always(path: str, reply: Reply) -> Callable[[str, str, Any], Reply | None]:
+    return lambda method, asked, payload: reply if asked.startswith(path) else None
+
+
+def connect_to(ca: ScriptedCa, patch: pytest.MonkeyPatch) -> ScriptedCa:
+    """Make ACME issuers connect to a scripted CA."""
+
+    @contextlib.asynccontextmanager
+    async def connected(*args: object) -> AsyncIterator[ScriptedCa]:
+        yield ca
+
+    patch.setattr(acme, "connected", connected)
+    return ca

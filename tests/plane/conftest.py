@@ -1,4 +1,4 @@
-"""Fixtures: an in-process plane, and a served one."""
+"""Fixtures: planes in memory, on each engine, and served; databases of each engine."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 import trio
+from device_key_site import Site
+from issuer_scene import Scene
 from plane_socket import FAST
 from plane_world import WALL, Client, Clock, World
 from postgres_server import PostgresServer, postgres_server
 from proving import registration
+from scripted_issuer import scripted
 from units import Units
 
 from certctrl.plane.core import Plane
@@ -20,6 +23,8 @@ from certctrl.plane.http.app import make_app
 from certctrl.plane.http.faults import Faults
 from certctrl.plane.serve import PlaneAddress, serve_plane
 from certctrl.plane.settings import PlaneSettings
+from certctrl.plane.storage.database import Database
+from certctrl.plane.storage.sqlite import SqliteDatabase
 
 
 @pytest.fixture
@@ -83,3 +88,45 @@ def own_postgres(need: Callable[[str], str], need_module: Callable[[str], None])
     need_module("psycopg")
     with postgres_server(need) as server:
         yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def open_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], Database]]:
+    """``open_database()`` opens one and the same database of the engine, each time as another process would."""
+    opened: list[Database] = []
+    if request.param == "sqlite":
+        make: Callable[[], Database] = lambda: SqliteDatabase(tmp_path / "plane.db", trio.to_thread.run_sync)  # noqa: E731
+    else:
+        url = request.getfixturevalue("postgres").database()
+        from certctrl.plane.storage.postgres import PostgresDatabase
+
+        make = lambda: PostgresDatabase(url)  # noqa: E731
+
+    def open_one() -> Database:
+        opened.append(make())
+        return opened[-1]
+
+    yield open_one
+    for database in opened:
+        database.close()
+
+
+@pytest.fixture
+def database(open_database: Callable[[], Database]) -> Database:
+    """A database of each engine."""
+    return open_database()
+
+
+@pytest.fixture
+async def scene(open_database: Callable[[], Database]) -> AsyncIterator[Scene]:
+    """A plane with a scripted issuer ``le``, on each engine."""
+    with scripted() as kind:
+        made = Scene(open_database, kind)
+        await made.add()
+        yield made
+
+
+@pytest.fixture
+def site(open_database: Callable[[], Database]) -> Site:
+    """A plane with keys made at devices, on each engine."""
+    return Site(open_database())

@@ -2,31 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncIterator
-
-import pytest
-from plane_world import WALL, World
+from plane_world import World
 from scripted_ca import BASE, DIRECTORY_URL, ScriptedCa, problem
-
-from certctrl.plane.issuers import acme
 
 ISSUER = {
     "name": "le", "kind": "acme",
     "settings": {"directory_url": DIRECTORY_URL, "terms_agreed": True, "challenges": [{"type": "plane-http"}]},
 }  # fmt: skip
-
-
-@pytest.fixture
-def ca(monkeypatch: pytest.MonkeyPatch) -> ScriptedCa:
-    made = ScriptedCa(WALL)
-
-    @contextlib.asynccontextmanager
-    async def connected(*args: object) -> AsyncIterator[ScriptedCa]:
-        yield made
-
-    monkeypatch.setattr(acme, "connected", connected)
-    return made
 
 
 async def test_a_new_key_and_the_end_of_an_account(world: World, ca: ScriptedCa) -> None:

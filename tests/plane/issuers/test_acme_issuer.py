@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 import pytest
 import trio
@@ -11,22 +10,9 @@ from acme_world import AcmeWorld, make_world
 from engine_plane import WALL, plane_on
 from scripted_ca import BASE, ScriptedCa, problem
 
-from certctrl.plane.issuers import acme
 from certctrl.plane.issuers.issuer import IssuerError
 from certctrl.plane.storage.database import Database
 from certctrl.plane.storage.keyring import Keyring
-
-
-@pytest.fixture
-def ca(monkeypatch: pytest.MonkeyPatch) -> ScriptedCa:
-    made = ScriptedCa(WALL)
-
-    @contextlib.asynccontextmanager
-    async def connected(*args: object) -> AsyncIterator[ScriptedCa]:
-        yield made
-
-    monkeypatch.setattr(acme, "connected", connected)
-    return made
 
 
 @pytest.fixture

@@ -16,11 +16,11 @@ from certctrl.plane.health.problems import ProblemName
 from certctrl.plane.issuers.issuer import IssuerError, RenewalWindow
 from certctrl.plane.issuers.registry import NewIssuer, installed_kinds
 from certctrl.plane.orders import renewals
+from certctrl.plane.settings import DAY
 from certctrl.plane.storage.database import Database
 from certctrl.plane.storage.keyring import Keyring
 
 Open = Callable[[], Database]
-DAY = 86_400.0
 
 
 @attrs.define
