@@ -61,7 +61,7 @@ def test_every_problem_has_a_summary_without_details() -> None:
 
 
 def test_the_protocol_lists_every_problem() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[3] / "docs" / "protocol.md").read_text(encoding="utf-8")
     listed = page.partition("Each of the `problems` has")[2].partition("\n\n")[0]
     unready, ready = listed.split("is not ready;")
     for name in ProblemName:
