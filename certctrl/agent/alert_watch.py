@@ -24,17 +24,17 @@ from certctrl.model.records import CertRecord, Retry
 from certctrl.text import one_line
 
 INTERVAL = 30.0, 60.0
-"""Least and most seconds between two checks, unless a retry changes."""
+"""Minimum and maximum seconds between two checks, unless a retry changes."""
 PAUSE = 1.0
-"""Least seconds between two checks."""
+"""Minimum seconds between two checks."""
 MAX_SEPARATE = 3
 """New conditions of one kind that get an alert each; more share one, so that an outage does not send many mails."""
 MAX_NAMED = 20
-FIX_RETRY = "remove the cause; `cert-ctrl apply --now` retries at once"
+FIX_RETRY = "remove the cause; `cert-ctrl apply --now` retries immediately"
 
 
 class Kind(StrEnum):
-    """The kinds of alerts that are raised here, in order of urgency."""
+    """Kinds of alerts that are raised here, most urgent first."""
 
     QUARANTINED = "quarantined"
     FAILING = "failing"
@@ -45,11 +45,11 @@ class Kind(StrEnum):
 
 @lean.frozen(kw_only=True)
 class Condition:
-    """Something that an operator has to know."""
+    """A condition that an operator must know about."""
 
     kind: Kind
     subject: str
-    """What it is about: ``certificate 7 (www.example.com)``."""
+    """The subject, such as ``certificate 7 (www.example.com)``."""
     what: str
     fix: str
     facts: dict[str, Any] = attrs.field(factory=dict)
@@ -88,7 +88,7 @@ def _combined(kind: Kind, found: list[Condition]) -> list[Condition]:
 
 
 def conditions(agent: Agent) -> list[Condition]:
-    """Return the present conditions that an operator has to know."""
+    """Return the current conditions that an operator must know about."""
     records = agent.installer.records
     return [
         *_failing(agent, agent.installer.retries.rows().values(), records),
@@ -116,7 +116,7 @@ def _failing(agent: Agent, retries: Iterable[Retry], records: dict[int, CertReco
 
 
 def _subject(retry: Retry, records: dict[int, CertRecord]) -> tuple[str, dict[str, Any]]:
-    """Return what a retry is about, in words and as JSON."""
+    """Return the subject of a retry, as text and as JSON."""
     kind, _, number = retry.resource.partition(":")
     record = records.get(int(number)) if kind == "cert" and number.isdecimal() else None
     about = {"signal": retry.signal.type} if retry.signal is not None else {}

@@ -1,4 +1,4 @@
-"""Answers: what this host answers certificate authorities now; ``challenges.py`` decides."""
+"""Answers: this host's current answers to challenges; ``challenges.py`` decides about them."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from certctrl.model.challenges import Challenge, ChallengeKind, server_name
 
 @lean.define(eq=False)
 class Answers:
-    """The answers that this host gives now."""
+    """The current answers, and the listeners that give them."""
 
     active: dict[tuple[ChallengeKind, str], Challenge] = attrs.field(factory=dict)
     contexts: dict[str, ssl.SSLContext] = attrs.field(factory=dict)
-    """By token, of the challenges over TLS."""
+    """TLS contexts of tls-alpn-01 challenges, by token."""
     listeners: dict[ChallengeKind, trio.CancelScope] = attrs.field(factory=dict)
     addresses: dict[ChallengeKind, str] = attrs.field(factory=dict)
-    """Where each listener listens, as the policy says it."""
-    not_given: set[tuple[ChallengeKind, str]] = attrs.field(factory=set)
-    """Those of an earlier run that are not visible again yet."""
+    """The address of each listener, as written in the policy."""
+    unpublished: set[tuple[ChallengeKind, str]] = attrs.field(factory=set)
+    """Answers of an earlier run that are not published again yet."""
     changed: AsyncBool = attrs.field(factory=AsyncBool)
-    """Whether a challenge or the policy changed; `tend_forever` resets it."""
+    """Whether a challenge or the policy changed; `manage_forever` resets it."""
     nursery: trio.Nursery | None = None
-    """Of the listeners; None: no daemon runs."""
+    """Runs the listeners; None: there is no daemon."""
     lock: trio.Lock = attrs.field(factory=trio.Lock)
     is_loaded: bool = False
 
     def over_http(self, token: str) -> str | None:
-        """Return the answer of the listener to a token."""
+        """Return the listener's answer for a token; None if it has none."""
         found = self.active.get((ChallengeKind.HTTP_01, token))
         return found.key_authorization if found is not None and not found.directory else None
 

@@ -1,7 +1,7 @@
 """Switch certificates that arrive together in one batch, so that a service reloads once.
 
-The task of a signal adds its prepared certificate here and ends: a burst has a thousand of them, and a task each
-would be most of what it holds in memory. `BurstWatch` decides when a batch leaves.
+The task of a signal adds its prepared certificate here and ends: a burst may have a thousand, and a task for each would
+use most of the memory of the burst. `BurstWatch` decides when a batch leaves.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Decide when a batch of ready certificates leaves.
 
-The poller and the dispatcher report facts; nothing else about a burst is known or steered elsewhere. A lone renewal
+The poller and the dispatcher report facts; no other module decides anything about bursts. A lone renewal
 leaves immediately; a burst leaves when no page and no fetch is left that could add to it, when nothing has happened
 for a while, or when the batch has collected for as long as it may.
 """
@@ -42,7 +42,7 @@ class BurstWatch:
         return self._more_pages
 
     def full_page(self) -> None:
-        """Note that a poll returned a full page, so that another one may follow."""
+        """Note that a poll returned a full page: another one may follow."""
         self._more_pages = True
         self.changed.set()
 

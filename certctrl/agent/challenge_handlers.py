@@ -1,7 +1,7 @@
-"""Handle the signals by which the control plane has this host answer certificate authorities.
+"""Handle the signals that make this host answer challenges of certificate authorities.
 
-Unlike others, such a signal carries what it is about: the plane has no resource for a question that lasts seconds. A
-lost start fails the order, which is tried again; a lost stop ends with the expiry.
+Unlike others, these signals carry their content: the plane has no resource for a challenge, which lasts seconds. If a
+start is lost, the order fails and is retried; if a stop is lost, the answer expires.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ async def on_challenge_start(agent: Agent, signal: Signal) -> Outcome:
 
 
 async def on_challenge_stop(agent: Agent, signal: Signal) -> Outcome:
-    """Take the answer to a challenge back."""
+    """Withdraw the answer to a challenge."""
     signal = cast(ChallengeStop, signal)
     if await stop_answering(agent, signal.kind, signal.token):
         return Outcome(kind=OutcomeKind.APPLIED, detail="no longer answers")

@@ -1,8 +1,8 @@
 """Answer certificate authorities on this host while they may ask, as policy.json allows.
 
-An answer is recorded on disk before it can be seen, so that a crash leaves nothing behind: the next start takes back
-what has expired, and gives the other answers again. Its end comes from the control plane or, at the latest, from the
-clock here. Listeners are open only while there is a challenge for them.
+An answer is recorded on disk before it is published, so that a crash leaves nothing behind: the next start withdraws
+expired answers and publishes the others again. The control plane ends an answer; at the latest, it expires by this
+host's clock. Listeners are open only while there is a challenge for them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PROBLEM = "challenges"
 
 
 def refusal(policy: AcmeAnswers, kind: ChallengeKind, identifier: str) -> str:
-    """Return why this host does not answer a challenge, in words; empty: it does."""
+    """Return why this host does not answer a challenge, for operators; empty: it does."""
     places = [policy.http01_directory, policy.http01_listen]
     keys = "http01_directory or http01_listen"
     if kind is ChallengeKind.TLS_ALPN_01:
@@ -54,22 +54,22 @@ async def start_answering(agent: Agent, challenge: Challenge) -> str:
         answers = agent.challenges
         before = answers.active.get(challenge.key)
         if before is not None and not _is_same(before, challenge):
-            await _take_back(agent, before)
+            await _withdraw(agent, before)
             before = None
         if before is None and len(answers.active) >= MAX_CHALLENGES:
             raise PolicyRefusedError(
                 f"this host answers {MAX_CHALLENGES} challenges already", fix="wait until some of them end"
             )
-        if before is not None and before.directory:  # where its file is
+        if before is not None and before.directory:  # its file is there
             challenge = attrs.evolve(challenge, directory=before.directory)
         answers.active[challenge.key] = challenge
         try:
             await _save(agent)
-            where = await _give(agent, challenge)
-            answers.not_given.discard(challenge.key)
+            where = await _publish(agent, challenge)
+            answers.unpublished.discard(challenge.key)
         except BaseException:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 5), suppress(CertctrlError):
-                await _take_back(agent, challenge)
+                await _withdraw(agent, challenge)
             raise
         answers.changed.value = True
         log_line(agent.log, Line.CHALLENGE_STARTED, kind=challenge.kind.value, name=challenge.identifier, where=where)
@@ -81,22 +81,22 @@ def _is_same(one: Challenge, other: Challenge) -> bool:
 
 
 async def stop_answering(agent: Agent, kind: ChallengeKind, token: str) -> bool:
-    """Take an answer back; False if none was given. Raises PolicyRefusedError, DiskError."""
+    """Withdraw an answer; False if there is none. Raises PolicyRefusedError, DiskError."""
     async with agent.challenges.lock:
         await _load(agent)
         found = agent.challenges.active.get((kind, token))
         if found is None:
             return False
-        await _take_back(agent, found)
+        await _withdraw(agent, found)
         log_line(agent.log, Line.CHALLENGE_ENDED, kind=kind.value, name=found.identifier, why="the control plane asked")
         return True
 
 
-async def tend_forever(agent: Agent) -> None:
-    """Give the answers that a crash interrupted, and take back each one in time, until cancelled."""
+async def manage_forever(agent: Agent) -> None:
+    """Publish the answers of an interrupted run again, and withdraw each answer in time, until cancelled."""
     answers = agent.challenges
     while True:
-        await _reporting(agent, _tend)
+        await _reporting(agent, _update)
         with trio.move_on_after(_pause(agent)):
             await answers.changed.wait_value(True)
         answers.changed.value = False
@@ -110,14 +110,14 @@ def _pause(agent: Agent) -> float:
 
 
 async def tidy_answers(agent: Agent) -> None:
-    """Take back the answers that have ended, and report what fails (one-shot commands)."""
-    await _reporting(agent, take_back_ended)
+    """Withdraw the answers that have ended, and report failures (one-shot commands)."""
+    await _reporting(agent, withdraw_ended)
 
 
-async def _tend(agent: Agent) -> None:
-    """Take back what has ended, and give what an earlier run gave. Raises as `stop_answering`, after all were tried."""
+async def _update(agent: Agent) -> None:
+    """Withdraw ended answers, and publish those of an earlier run. Tries all, then raises as `stop_answering`."""
     failed: CertctrlError | None = None
-    for call in (take_back_ended, _resume):
+    for call in (withdraw_ended, _publish_again):
         try:
             await call(agent)
         except CertctrlError as error:
@@ -126,8 +126,8 @@ async def _tend(agent: Agent) -> None:
         raise failed
 
 
-async def take_back_ended(agent: Agent) -> None:
-    """Take back the answers that have expired, or that the policy no longer allows. Raises as `stop_answering`."""
+async def withdraw_ended(agent: Agent) -> None:
+    """Withdraw the answers that have expired or that the policy no longer allows. Raises as `stop_answering`."""
     async with agent.challenges.lock:
         await _load(agent)
         failed: CertctrlError | None = None
@@ -136,7 +136,7 @@ async def take_back_ended(agent: Agent) -> None:
             why = "it expired" if expired else _no_longer_allowed(agent, one)
             try:
                 if why:
-                    await _take_back(agent, one)
+                    await _withdraw(agent, one)
                     log_line(agent.log, Line.CHALLENGE_ENDED, kind=one.kind.value, name=one.identifier, why=why)
             except CertctrlError as error:
                 failed = failed or error
@@ -145,7 +145,7 @@ async def take_back_ended(agent: Agent) -> None:
 
 
 def _no_longer_allowed(agent: Agent, challenge: Challenge) -> str:
-    """Return why the policy, which may have changed, does not allow an answer where it is given; empty: it does."""
+    """Return why the current policy does not allow an answer at its place; empty: it does."""
     policy, place = agent.policy.acme, challenge.directory
     if why := refusal(policy, challenge.kind, challenge.identifier):
         return why
@@ -158,18 +158,18 @@ def _address(policy: AcmeAnswers, kind: ChallengeKind) -> str:
     return (policy.http01_listen if kind is ChallengeKind.HTTP_01 else policy.tls_alpn01_listen) or ""
 
 
-async def _resume(agent: Agent) -> None:
-    """Give again the answers of an earlier run that have not ended. Raises as `stop_answering`, after all were tried."""
+async def _publish_again(agent: Agent) -> None:
+    """Publish the answers of an earlier run that have not ended. Tries all, then raises as `stop_answering`."""
     async with agent.challenges.lock:
         answers = agent.challenges
         await _load(agent)
         failed: CertctrlError | None = None
-        for key in [*answers.not_given]:
+        for key in [*answers.unpublished]:
             one = answers.active[key]
             try:
                 if one.until > agent.wall_now() and not _no_longer_allowed(agent, one):
-                    await _give(agent, one)
-                answers.not_given.discard(key)
+                    await _publish(agent, one)
+                answers.unpublished.discard(key)
             except CertctrlError as error:
                 failed = failed or error
         if failed is not None:
@@ -192,7 +192,7 @@ async def _load(agent: Agent) -> None:
     if not answers.is_loaded:
         found = await agent.offload(agent.store.session.load_challenges)
         answers.active |= {one.key: one for one in found[:MAX_CHALLENGES]}
-        answers.not_given |= answers.active.keys()
+        answers.unpublished |= answers.active.keys()
         answers.is_loaded = True
 
 
@@ -200,8 +200,8 @@ async def _save(agent: Agent) -> None:
     await agent.offload(agent.store.session.save_challenges, tuple(agent.challenges.active.values()))
 
 
-async def _give(agent: Agent, challenge: Challenge) -> str:
-    """Make an answer visible; return where. Its record is durable."""
+async def _publish(agent: Agent, challenge: Challenge) -> str:
+    """Publish an answer whose record is durable; return where."""
     if challenge.directory:
         data = challenge.key_authorization.encode("ascii")
         await agent.offload(write_token_file, agent.fs, challenge.directory, challenge.token, data)
@@ -212,7 +212,7 @@ async def _give(agent: Agent, challenge: Challenge) -> str:
 
 
 def _context_of(agent: Agent, challenge: Challenge) -> ssl.SSLContext:
-    """Return the TLS context of a challenge; Python reads its key only from a file, which is gone afterwards."""
+    """Return the TLS context of a challenge. Python reads keys only from files: a temporary one, removed afterwards."""
     from certctrl.net.tls_alpn import challenge_context, challenge_pem  # here: few hosts have such challenges
 
     pem = challenge_pem(challenge.identifier, challenge.key_authorization, agent.wall_now())
@@ -265,7 +265,7 @@ async def _serve(
                 answers.addresses.pop(kind, None)
 
 
-async def _take_back(agent: Agent, challenge: Challenge) -> None:
+async def _withdraw(agent: Agent, challenge: Challenge) -> None:
     """Remove an answer, and then its record; close the listeners that are no longer needed."""
     answers = agent.challenges
     if challenge.directory:
@@ -273,7 +273,7 @@ async def _take_back(agent: Agent, challenge: Challenge) -> None:
         await agent.offload(remove_token_file, agent.fs, challenge.directory, challenge.token, data)
     answers.contexts.pop(challenge.token, None)
     answers.active.pop(challenge.key, None)
-    answers.not_given.discard(challenge.key)
+    answers.unpublished.discard(challenge.key)
     needed = {one.kind for one in answers.active.values() if not one.directory}
     for kind in [kind for kind in answers.listeners if kind not in needed]:
         answers.listeners.pop(kind).cancel()

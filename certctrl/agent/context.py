@@ -83,14 +83,14 @@ class Agent:
     plane_changed: bool = False
     """Whether certificates of another plane were found at this start, and no alert was raised yet."""
     idle_items: dict[str, str] = attrs.field(factory=dict)
-    """Item id -> what it names that was not on this host when the host was last compared or the status asked for."""
+    """Item id -> missing certificates or CAs that it names, as of the last comparison or status request."""
     lost: dict[int, str] = attrs.field(factory=dict)
-    """Certificate id -> name of what was deployed, vanished from the disk and is not restored yet."""
+    """Certificate id -> name, of deployed certificates that vanished from disk and are not restored yet."""
     items: tuple[InstallItem, ...] = ()
     """Active install items: the plane's, then the local ones (``install_config.py``)."""
 
     challenges: Answers = attrs.field(factory=Answers)
-    """What this host answers certificate authorities (``challenges.py``)."""
+    """This host's answers to challenges of certificate authorities (``challenges.py``)."""
 
     intake: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     """Cancelled first on stop: no new signals."""
@@ -171,7 +171,7 @@ class Agent:
         return fresh
 
     def retry_now(self, resource: str | None = None) -> list[Retry]:
-        """Make everything that failed due now, or one resource, and return it: the reasons may be gone."""
+        """Make all failures due now, or those of one resource, and return them: their causes may be gone."""
         due = self.installer.retries.due_now(resource)
         self.work_changed.value = True
         return due

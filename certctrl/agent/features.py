@@ -7,7 +7,7 @@ from certctrl.model.policy import HostPolicy
 
 
 def features_of(policy: HostPolicy) -> tuple[str, ...]:
-    """Return the names of what this agent can do under a policy."""
+    """Return the features that this agent has under a policy."""
     acme = policy.acme
     found = [*AGENT_FEATURES]
     if acme.http01_directory is not None or acme.http01_listen is not None:

@@ -147,7 +147,7 @@ async def on_cert_renewed(agent: Agent, signal: Signal) -> Outcome | Candidate:
 
 
 async def _resume_unassignment(agent: Agent, signal: CertRenewed) -> None:
-    """Admit the unassignment again that this signal superseded in its grace time, though nothing is assigned again."""
+    """Admit an unassignment again that this signal superseded during its grace time, if it still holds."""
     record = agent.installer.records.get(signal.cert_id)
     if record is not None and order_stands(record, await recognise_plane(agent)):
         # later than what it replaces, which counts as done, and earlier than what the plane sends next
@@ -242,7 +242,7 @@ async def on_cert_revoked(agent: Agent, signal: Signal) -> Outcome:
 
 
 async def _not_meant(agent: Agent, record: CertRecord, signal: Signal, summary: CertificateSummary | None) -> str:
-    """Return why a signal about a certificate's id is not about the one that is in use here; empty: it is."""
+    """Return why a signal does not concern the certificate that has its id on this host; empty: it does."""
     known = await recognise_plane(agent)
     if summary is None:
         return no_order(agent, record, signal, known)
@@ -315,7 +315,7 @@ async def on_ca_unassigned(agent: Agent, signal: Signal) -> Outcome:
 
 
 async def _other_ca(agent: Agent, signal: CaUnassigned) -> str:
-    """Return why a signal about a CA's id is not about the CA of this host; empty: it is."""
+    """Return why a signal does not concern the CA that has its id on this host; empty: it does."""
     here = agent.installer.ca_name(signal.ca_id)
     if here and signal.ca_name and here != signal.ca_name:
         return f"CA {signal.ca_id} of this host is {one_line(here)}"
@@ -323,7 +323,7 @@ async def _other_ca(agent: Agent, signal: CaUnassigned) -> str:
 
 
 async def on_challenge(agent: Agent, signal: Signal) -> Outcome:
-    """Answer a certificate authority, or stop answering."""
+    """Start or stop to answer a challenge."""
     from certctrl.agent.challenge_handlers import on_challenge_start, on_challenge_stop  # here: few hosts have any
 
     return await (on_challenge_start if isinstance(signal, ChallengeStart) else on_challenge_stop)(agent, signal)

@@ -1,15 +1,15 @@
-"""Keys that are made on this host: answer orders of the plane for signing requests, find the keys, and forget them.
+"""Make keys on this host: send the signing requests that the plane wants, find the keys again, remove unneeded ones.
 
-The order of steps, between any two of which the host may crash:
+The host may crash between any two of these steps:
 
-1. a key is made and durable in ``keys/staged``;
-2. its signing request is sent: the same order gets the same key again, whether or not the first answer was lost;
-3. the plane issues, and announces it with ``cert.renewed``, whose material names the public key;
-4. the key with that public half is found, staged with the certificate as one generation, and goes live with it;
+1. a key is made, and is durable in ``keys/staged``;
+2. its signing request is sent; if the answer is lost, the same order gets the same key again;
+3. the plane issues the certificate and sends ``cert.renewed``; the material names the public key;
+4. the matching staged key is found, staged with the certificate as one generation, and goes live with it;
 5. the staged key is removed.
 
-A key that is missing in step 4, or an order that has another key than this host, cannot be repaired: the host requests a
-renewal and says that the key is lost, and the plane opens a new order. Until then the previous certificate serves.
+If the key is missing in step 4, or the order has another key than this host, the host requests a renewal and reports
+the key as lost; the plane opens a new order. Until then the previous certificate is served.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from certctrl.store.state.staged_keys import StagedKey
 from certctrl.text import one_line
 
 CSR_CONFLICT = "CSR_CONFLICT"
-"""Key of the plane's answer 409 to a request with another key than the order's first one."""
+"""Error key of the plane's 409 to a signing request with another key than the order's first one."""
 
 
 # --- orders ---------------------------------------------------------------------------------------------------------
@@ -55,7 +55,7 @@ async def on_csr_wanted(agent: Agent, signal: Signal) -> Outcome:
 
 
 def _key_type(policy: HostPolicy, order: CsrOrder) -> KeyType:
-    """Return the kind of key to make for an order. Raises MaterialError, PolicyRefusedError."""
+    """Return the type of key to make for an order. Raises MaterialError, PolicyRefusedError."""
     if not order.key_type:
         return policy.key_types[0]
     if order.key_type not in list(KeyType):
@@ -70,7 +70,7 @@ def _key_type(policy: HostPolicy, order: CsrOrder) -> KeyType:
 
 
 def _signed_request(agent: Agent, summary: CertificateSummary, order: CsrOrder, kind: KeyType) -> str:
-    """Return the signing request of an order, whose key is durable then. Blocks on the disk."""
+    """Return the signing request of an order; its key is durable. Blocks on the disk."""
     # here and below: only if keys are made on this host
     from certctrl.install.material.key_request import new_key_pem, signing_request
 
@@ -87,7 +87,7 @@ def _signed_request(agent: Agent, summary: CertificateSummary, order: CsrOrder, 
 
 
 def _usable(pem: bytes | None, kind: KeyType) -> bytes | None:
-    """Return a staged key if it is whole and of a kind; it is replaced otherwise."""
+    """Return a staged key if it is intact and of this type; otherwise None, and it is replaced."""
     from certctrl.install.material.key_request import is_of_kind
 
     try:
@@ -97,7 +97,7 @@ def _usable(pem: bytes | None, kind: KeyType) -> bytes | None:
 
 
 async def _send(agent: Agent, summary: CertificateSummary, order: CsrOrder, csr: str) -> Outcome:
-    """Send the signing request of an order; the key of one that has ended is removed."""
+    """Send the signing request of an order; remove the key if the order has ended."""
     agent.status_changed.value = True
     try:
         await agent.authorized(lambda token: agent.plane.send_csr(token, summary.id, order.id, csr))
@@ -117,7 +117,7 @@ async def _send(agent: Agent, summary: CertificateSummary, order: CsrOrder, csr:
 
 
 async def with_host_key(agent: Agent, cert_id: int, materials: DeployMaterials) -> DeployMaterials:
-    """Return material with the key that it belongs to, if it was made on this host and is still there."""
+    """Add the matching key of this host to material that needs one; unchanged if the key is not here."""
     if materials.enc_scheme != DEVICE_KEY or not materials.public_key_sha256:
         return materials
     wanted = materials.public_key_sha256.lower()
@@ -144,7 +144,7 @@ def _public_half(agent: Agent, key: StagedKey) -> str:
 
 
 async def replace_lost_key(agent: Agent, cert_id: int) -> Outcome:
-    """Request a new order for a certificate whose key is not on this host, unless one is open that this host can meet."""
+    """Request a new order for a certificate whose key is lost, unless this host can fulfil an open one."""
     order = summary.order if (summary := await find_certificate(agent, cert_id)) is not None else None
     if order is not None and (order.wants_csr or await agent.offload(_has_key, agent, cert_id, order)):
         detail = f"its key is not on this host; order {order.id} is for another one"
@@ -167,9 +167,9 @@ async def _request_new_key(agent: Agent, cert_id: int, why: str) -> Outcome:
 
 
 async def forget_live_keys(agent: Agent, cert_ids: Collection[int] | None = None) -> None:
-    """Remove the staged keys that are live now, and those of older orders; of these certificates, or of all.
+    """Remove staged keys that are live now, and those of older orders; of these certificates, or of all.
 
-    What the disk refuses is left to the next comparison.
+    If the disk fails, the next comparison removes them.
     """
     keys = agent.store.staged_keys
     with suppress(DiskError):
@@ -192,19 +192,19 @@ async def _forget_live(agent: Agent, of_certificate: Sequence[StagedKey]) -> Non
 async def forget_unwanted_keys(
     agent: Agent, present: Sequence[StagedKey], listed: Mapping[int, CertificateSummary]
 ) -> None:
-    """Remove staged keys that no order, certificate or renewal wants any more; raises DiskError.
+    """Remove staged keys that no order, certificate or renewal needs any longer. Raises DiskError.
 
-    ``present``: the keys from before the list was fetched. An order that the list lacks may be newer than the list, or the
-    list may lag: nothing is removed unless the detail says the same.
+    ``present``: the keys from before the list was fetched. The list may lag, or be older than an order: a key is
+    removed only if the certificate's detail agrees.
     """
     await forget_live_keys(agent)
     await _forget_unwanted(agent, present, listed)
 
 
 async def forget_withdrawn_keys(agent: Agent, cert_id: int) -> None:
-    """Remove the staged keys of a certificate that was revoked or unassigned, if the plane says that it wants none.
+    """Remove the staged keys of a revoked or unassigned certificate, if the plane confirms that it wants none.
 
-    What the disk refuses is left to the next comparison.
+    If the disk fails, the next comparison removes them.
     """
     with suppress(DiskError):
         await _forget_unwanted(agent, agent.store.staged_keys.of(cert_id), {})
@@ -234,7 +234,7 @@ async def _is_wanted(agent: Agent, key: StagedKey, summary: CertificateSummary |
 
 
 def awaited(agent: Agent) -> list[dict[str, Any]]:
-    """Return the certificates whose keys are made and that are not deployed yet, as status JSON."""
+    """Return the certificates that have a key here and are not deployed yet, as status JSON."""
     try:
         staged = agent.store.staged_keys.all()
     except DiskError:

@@ -163,7 +163,7 @@ def item_problems(agent: Agent) -> list[dict[str, Any]]:
 
 
 async def note_idle_items(agent: Agent) -> dict[str, str]:
-    """Note, for the status, which items name what is not on this host: not issued yet, or misspelt."""
+    """Record, for the status, items that name what is not on this host: not issued yet, or misspelt."""
     agent.idle_items = await agent.installer.waiting_items(agent.items)
     return agent.idle_items
 
@@ -178,7 +178,7 @@ def reload_items(agent: Agent) -> None:
         _check_local(agent.items)
         agent.clear_problem("local-installs")
         agent.clear_problem("stored-install-config")
-    except PlanError as error:  # what a version without these limits has kept
+    except PlanError as error:  # stored by a version without these limits
         what = f"the stored install config cannot be used ({error.reason}): {error}"
         agent.report_problem("stored-install-config", what, "publish it again with a higher version")
     except CertctrlError as error:

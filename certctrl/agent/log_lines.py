@@ -137,8 +137,8 @@ class Line(Enum):
     CHALLENGE_STARTED = INFO, "Challenge", "Answering a {kind} challenge for {name} at {where}", \
         "A certificate authority is about to check that this host serves the name.", _NOTHING
     CHALLENGE_ENDED = INFO, "Challenge", "No longer answering the {kind} challenge for {name}: {why}", \
-        "The answer was taken back.", _NOTHING
-    CHALLENGE_TROUBLE = ERROR, "Challenge", "Cannot start or take back an answer to a challenge: {why}", \
+        "The answer was withdrawn.", _NOTHING
+    CHALLENGE_TROUBLE = ERROR, "Challenge", "Cannot publish or withdraw an answer to a challenge: {why}", \
         "It is retried every minute; no certificate in use is affected.", "Apply the fix that `cert-ctrl status` shows."
 
     # --- signals ---

@@ -1,4 +1,4 @@
-"""Look at the disk before judging: certificates that were deleted there are reported and fetched again."""
+"""Detect deployed certificates that were deleted from disk; they are reported and fetched again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from certctrl.model.records import Stage
 
 LOST = "lost-certificates"
 MOST_NAMED = 5
-"""Certificates that the problem names."""
+"""Most certificates that the problem names."""
 
 
 async def look_at_disk(agent: Agent, *, change: bool = True) -> bool:

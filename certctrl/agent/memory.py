@@ -26,7 +26,7 @@ def share_one_heap() -> None:
 def release_memory() -> None:
     """Collect garbage and return free pages to the system, if the C library can.
 
-    attrs and cattrs keep the source text of each method they generate, for debuggers: it goes as well.
+    Also drops the source text that attrs and cattrs keep for debuggers of each method they generate.
     """
     linecache.clearcache()
     gc.collect()

@@ -64,7 +64,7 @@ class PlaneAnchor:
         return found[:MAX_ANCHORS]
 
     async def take(self, pem: str | None) -> None:
-        """Trust the CA that the plane has handed out, from now on and durably; None: it handed out none."""
+        """Trust the CA that the plane has handed out, durably; None: it handed out none."""
         if pem is not None:
             await self._offload(self._take, pem)
 

@@ -44,11 +44,11 @@ from certctrl.model.signals import (
 FIRST_RETRY = 60.0
 LAST_RETRY = 900.0
 MOST_AT_ONCE = 1000
-"""Differences that one comparison admits; the next comparison, for the others, follows once these were tried."""
+"""Most differences that one comparison admits; the next comparison follows once these were tried."""
 BEHIND = "server-behind"
 UNKNOWN_CAS = "unknown-cas"
 DISAGREEMENTS = frozenset({BEHIND, UNKNOWN_CAS, problem_key(UNKNOWN)})
-"""Problems that a plane may cause whose answers lag; the next comparison comes sooner."""
+"""Problems that lagging answers of a plane may cause; after them, the next comparison comes sooner."""
 
 
 @lean.frozen(kw_only=True)

@@ -59,7 +59,7 @@ async def _retry_all(agent: Agent, due: Collection[int]) -> None:
 
 
 async def watch_clock(agent: Agent) -> None:
-    """Notice that the wall clock was set, or that the host was suspended, until cancelled.
+    """Detect that the wall clock was set or the host was suspended, until cancelled.
 
     Everything waits on clocks that cannot be set. But certificates expire and windows open by the wall clock, and the
     next run reads from disk when retries are due by it.
@@ -77,7 +77,7 @@ async def watch_clock(agent: Agent) -> None:
 
 
 def _retry_times(agent: Agent) -> dict[int, float]:
-    """Return the seconds until each certificate is to be retried here; 0 stands for the items about none."""
+    """Return the seconds until each certificate is retried here; id 0 stands for items without a certificate."""
     now, arriving = agent.wall_now(), {entry.signal.resource for entry in agent.inbox.entries()}
     failed = {
         cert_id: max(at, now + LEAVE_TO_SIGNAL) if cert_resource(cert_id) in arriving else at
@@ -87,7 +87,7 @@ def _retry_times(agent: Agent) -> dict[int, float]:
 
 
 async def _retry_items(agent: Agent) -> None:
-    """Retry the items that are about no certificate; then the signals that failed because of them are due."""
+    """Retry the items without a certificate; signals that failed because of them are due afterwards."""
     retries, before = agent.installer.retries, agent.installer.retries.of_items()
     await agent.installer.converge_all(agent.items)
     for item, retry in retries.of_items().items():

@@ -176,16 +176,16 @@ async def publish_metrics_if_enabled(agent: Agent) -> None:
 
 
 async def answer_challenges(agent: Agent) -> None:
-    """Give the answers that an earlier run gave, and take back each one in time, until cancelled."""
+    """Publish the answers of an earlier run again, and withdraw each answer in time, until cancelled."""
     answers = agent.challenges
     async with trio.open_nursery() as nursery:
         answers.nursery = nursery
         try:
             if not _may_have_answers(agent):
                 await answers.changed.wait_value(True)
-            from certctrl.agent.challenges import tend_forever  # here: few hosts have challenges
+            from certctrl.agent.challenges import manage_forever  # here: few hosts have challenges
 
-            await tend_forever(agent)
+            await manage_forever(agent)
         finally:
             answers.nursery = None
 

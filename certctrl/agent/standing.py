@@ -1,7 +1,7 @@
 """Decide what an unassignment, or a plane that does not know this host's certificates, may do.
 
-Another plane, another device or an emptied database knows nothing of the certificates here; that is not an order to
-remove them. Only an explicit, confirmed ``cert.unassigned`` from the plane and the stream that this host follows
+Another plane, another device or an emptied database does not know the certificates here; that is no reason to remove
+them. Only an explicit, confirmed ``cert.unassigned`` from the plane and the stream that this host follows
 removes one, after a grace time. Everything else stays in use, is reported, and waits for `cert-ctrl forget`.
 """
 
@@ -34,7 +34,7 @@ MOST_NAMED = 5
 
 
 async def recover(agent: Agent) -> None:
-    """Recover this host after the last run, and see whether it still belongs to the same plane."""
+    """Recover this host after the last run, and check whether it still follows the same plane."""
     await look_at_disk(agent)
     await agent.installer.recover()
     await recognise_plane(agent)
@@ -108,7 +108,7 @@ def no_order(agent: Agent, record: CertRecord, signal: Signal, known: KnownPlane
 
 
 def too_early(agent: Agent, signal: Signal, known: KnownPlane) -> str:
-    """Return whether a signal is older than the stream that this host follows, in words; empty: it is not."""
+    """Return that a signal is older than the stream that this host follows, as a sentence; empty: it is not."""
     if signal.ts_ms / 1000 < known.since <= agent.plane.server_now():  # otherwise the clock was ahead
         return "it comes from before this host followed these signals"
     return ""

@@ -91,7 +91,7 @@ class TokenRefresher:
         return self._unsaved is not None
 
     async def fresh(self, seen: str, usable: Callable[[str], bool], keep: Callable[[Fresh], None]) -> None:
-        """Get another access token than ``seen`` and pass it to ``keep``; use at most one refresh token.
+        """Get an access token other than ``seen`` and pass it to ``keep``; use at most one refresh token.
 
         ``usable`` returns whether a token that another process stored can be used. Raises NotRegisteredError (no
         tokens, or refused permanently), BusyError (another process holds the lock), DiskError (no refresh token was

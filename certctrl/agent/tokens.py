@@ -40,7 +40,7 @@ LONGEST_PAUSE = 300.0
 """Seconds between two checks of the clock; wall clocks jump."""
 SAVE_AGAIN_SECONDS = 10.0
 SAVE_LAST_SECONDS = 0.5
-"""How long the end waits for the lock before it stores tokens; a write that has begun is finished."""
+"""How long a stop waits for the lock before it stores tokens; a write that has begun is finished."""
 
 
 class TokenKeeper:
@@ -122,7 +122,7 @@ class TokenKeeper:
         return await self.refresh(self._access or "")
 
     async def refresh(self, seen: str) -> str:
-        """Return another access token than ``seen``, which was rejected or has expired.
+        """Return an access token other than ``seen``, which was rejected or has expired.
 
         Any number of callers make one refresh; a failed one is not repeated before its backoff is over, and
         raises the same until then. Raises NotRegisteredError (final: the plane refuses, or there are no tokens),
@@ -233,7 +233,7 @@ class TokenKeeper:
         return self._over() and not self._young()
 
     def _over(self) -> bool:
-        """Return whether the token's life is over by the plane's clock, even if it was born so."""
+        """Return whether the token has expired by the plane's clock, even if it was issued expired."""
         remaining = self._remaining()
         return remaining is not None and remaining <= 0
 

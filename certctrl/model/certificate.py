@@ -14,7 +14,7 @@ DEVICE_KEY = "device-key"
 
 
 class KeyKind(StrEnum):
-    """What a TLS client can ask for: the kind of key of a certificate."""
+    """Kinds of certificate keys that a TLS client can ask for."""
 
     RSA = "RSA"
     ECDSA = "ECDSA"
@@ -57,9 +57,9 @@ class CsrOrder:
 
     id: int
     state: str = ""
-    """``csr_wanted``, or anything else once the request has arrived."""
+    """``csr_wanted``, or another state once the request has arrived."""
     key_type: str = ""
-    """Empty: this host's choice."""
+    """Empty: this host chooses."""
     names: tuple[str, ...] = ()
     """DNS names and addresses that the request has to contain, the primary one first."""
     must_staple: bool = False
@@ -89,7 +89,7 @@ class CertificateSummary:
     key_origin: str = ""
     """``device``: the key is made on this host; otherwise by the plane."""
     public_key_sha256: str = ""
-    """Of the certificate's SubjectPublicKeyInfo in DER, lower-case hex; set if the key is from a host."""
+    """SHA-256 of the certificate's SubjectPublicKeyInfo (DER), lower-case hex; set if the key is from a host."""
     order: CsrOrder | None = None
     """The open order of a certificate with a key from this host."""
     certificate_pem: str | None = None
@@ -112,9 +112,9 @@ class DeployMaterials:
     private_key_der_b64: str | None = attrs.field(default=None, repr=False)
     private_key_pem: str | None = attrs.field(default=None, repr=False)
     public_key_sha256: str = ""
-    """With ``device-key``: which of this host's keys the certificate is for; see `CertificateSummary`."""
+    """With ``device-key``: identifies the key of this host; see `CertificateSummary`."""
     host_key_pem: bytes = attrs.field(default=b"", repr=False)
-    """That key, added by this host; never read from an answer."""
+    """The key of this host, added here; never read from an answer."""
     certificate_pem: str | None = None
     chain_pem: str | None = None
     serial_number: str = ""

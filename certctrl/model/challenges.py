@@ -16,9 +16,9 @@ import attrs
 from certctrl import lean
 
 MAX_CHALLENGES = 100
-"""Challenges that one host answers at once."""
+"""Most challenges that one host answers at a time."""
 MAX_LIFE = 3600.0
-"""Seconds after which an agent takes an answer back, even if it is never told to."""
+"""Seconds after which an agent withdraws an answer, even without a signal to stop."""
 WELL_KNOWN = "/.well-known/acme-challenge/"
 MAX_IDENTIFIER = 253
 
@@ -28,7 +28,7 @@ _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)", re.ASCII)
 
 
 class ChallengeKind(StrEnum):
-    """How an authority asks."""
+    """Types of challenges that an agent can answer."""
 
     HTTP_01 = "http-01"
     TLS_ALPN_01 = "tls-alpn-01"
@@ -36,7 +36,7 @@ class ChallengeKind(StrEnum):
 
 @lean.frozen(kw_only=True)
 class Challenge:
-    """One question of an authority, and the answer to it."""
+    """One challenge of an authority, and the answer to it."""
 
     kind: ChallengeKind
     token: str
@@ -44,18 +44,18 @@ class Challenge:
     identifier: str
     """Canonical name, or IP address as text."""
     until: float
-    """Wall-clock seconds since the epoch when the answer is taken back."""
+    """Wall-clock seconds since the epoch when the answer is withdrawn."""
     directory: str = ""
-    """Where the answer is a file; empty: a listener gives it."""
+    """Directory of the file with the answer; empty: a listener answers."""
 
     @property
     def key(self) -> tuple[ChallengeKind, str]:
-        """What a signal to start or to stop it names."""
+        """Type and token, by which signals start and stop it."""
         return (self.kind, self.token)
 
 
 def token_fault(token: str) -> str:
-    """Return what is wrong with a token; empty: nothing."""
+    """Return what is wrong with a token; empty if it is valid."""
     return "" if _TOKEN.fullmatch(token) else "expected 16 to 128 characters of base64url"
 
 
@@ -76,7 +76,7 @@ def identifier_fault(identifier: str) -> str:
 
 
 def pattern_fault(pattern: str) -> str:
-    """Return what is wrong with an entry of a list of names, which may begin with ``*.``; empty: nothing."""
+    """Return what is wrong with an entry of a list of names, such as ``*.example.com``; empty if it is valid."""
     name = pattern.removeprefix("*.")
     if name != pattern and _address(name) is not None:
         return "an address has no names below it"
@@ -84,14 +84,14 @@ def pattern_fault(pattern: str) -> str:
 
 
 def covers(patterns: Collection[str], identifier: str) -> bool:
-    """Return whether a list of names has a name, by itself or by ``*.`` and a domain above it; an empty one has all."""
+    """Return whether a list of names allows a name, literally or by a wildcard; an empty list allows all."""
     above = identifier.split(".")[1:] if _address(identifier) is None else []
     domains = {"*." + ".".join(above[number:]) for number in range(len(above))}
     return not patterns or identifier in patterns or not domains.isdisjoint(patterns)
 
 
 def server_name(identifier: str) -> str:
-    """Return the server name by which tls-alpn-01 is asked: for an address, its reverse name (RFC 8738, section 6)."""
+    """Return the server name of a tls-alpn-01 challenge: for an address, its reverse name (RFC 8738, section 6)."""
     return identifier if _address(identifier) is None else ip_address(identifier).reverse_pointer
 
 

@@ -1,4 +1,4 @@
-"""The order of things that need each other."""
+"""Sort names by their dependencies."""
 
 from __future__ import annotations
 

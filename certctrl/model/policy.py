@@ -98,7 +98,7 @@ class TrustStore:
 
 @lean.frozen(kw_only=True)
 class AcmeAnswers:
-    """How this host may answer challenges of certificate authorities; by default it answers none."""
+    """Challenges of certificate authorities that this host may answer, and how; by default none."""
 
     http01_directory: str | None = None
     """Existing directory that the web server serves as ``/.well-known/acme-challenge/``; takes precedence over

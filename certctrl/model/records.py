@@ -121,7 +121,7 @@ class KnownPlane:
 
 
 class Standing(StrEnum):
-    """What the control plane last said about a certificate of this host."""
+    """The control plane's last statement about a certificate of this host."""
 
     KNOWN = "known"
     UNLISTED = "unlisted"

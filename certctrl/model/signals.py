@@ -13,7 +13,7 @@ from certctrl.model.challenges import ChallengeKind
 
 @lean.frozen(kw_only=True)
 class SentAs:
-    """The type and ``ref`` of a signal that was sent in another spelling than ours; its ack repeats them."""
+    """The type and ``ref`` of a signal that the plane spells differently; its ack repeats them."""
 
     type: str
     ref: Mapping[str, Any]
@@ -80,7 +80,7 @@ class CertUnassigned(_CertSignal):
 
 @lean.frozen
 class CsrWanted:
-    """The plane wants a certificate signing request for a key that is made on this host."""
+    """The plane wants a signing request for a key that this host makes."""
 
     type: ClassVar[str] = "cert.csr_wanted"
     ts_ms: int
@@ -91,7 +91,7 @@ class CsrWanted:
 
     @property
     def resource(self) -> str:
-        """A separate one: a renewal that is being deployed must not be superseded by the request for the next."""
+        """A separate resource: the request for the next key must not supersede a renewal that is being deployed."""
         return f"csr:{self.cert_id}"
 
     def ref(self) -> dict[str, Any]:
@@ -186,7 +186,7 @@ class _ChallengeStart(_ChallengeSignal):
 
 @lean.frozen
 class AcmeHttp01Start(_ChallengeStart):
-    """A certificate authority is about to ask this host over HTTP whether it serves a name."""
+    """Answer an http-01 challenge: a certificate authority is about to check a name at this host."""
 
     type: ClassVar[str] = "acme.http01.start"
     kind: ClassVar[ChallengeKind] = ChallengeKind.HTTP_01
@@ -194,7 +194,7 @@ class AcmeHttp01Start(_ChallengeStart):
 
 @lean.frozen
 class AcmeHttp01Stop(_ChallengeSignal):
-    """The question over HTTP was answered, or is no longer asked."""
+    """Withdraw the answer to an http-01 challenge, which has been decided or abandoned."""
 
     type: ClassVar[str] = "acme.http01.stop"
     kind: ClassVar[ChallengeKind] = ChallengeKind.HTTP_01
@@ -202,7 +202,7 @@ class AcmeHttp01Stop(_ChallengeSignal):
 
 @lean.frozen
 class AcmeTlsAlpn01Start(_ChallengeStart):
-    """A certificate authority is about to ask this host over TLS whether it serves a name or address."""
+    """Answer a tls-alpn-01 challenge: a certificate authority is about to check a name or address at this host."""
 
     type: ClassVar[str] = "acme.tls_alpn01.start"
     kind: ClassVar[ChallengeKind] = ChallengeKind.TLS_ALPN_01
@@ -210,7 +210,7 @@ class AcmeTlsAlpn01Start(_ChallengeStart):
 
 @lean.frozen
 class AcmeTlsAlpn01Stop(_ChallengeSignal):
-    """The question over TLS was answered, or is no longer asked."""
+    """Withdraw the answer to a tls-alpn-01 challenge, which has been decided or abandoned."""
 
     type: ClassVar[str] = "acme.tls_alpn01.stop"
     kind: ClassVar[ChallengeKind] = ChallengeKind.TLS_ALPN_01

@@ -1,4 +1,4 @@
-"""Answer a certificate authority over HTTP, for as long as it may ask (RFC 8555, section 8.3)."""
+"""Answer http-01 challenges of certificate authorities (RFC 8555, section 8.3)."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ async def listen_http01(
 ) -> None:
     """Answer with the key authorizations that ``find`` returns for tokens, until cancelled.
 
-    ``host`` None: all addresses. More than ``CONNECTIONS`` clients at once are turned away. ``started`` with the bound
-    port. Raises OSError if it cannot bind.
+    ``host`` None: all addresses. At most ``CONNECTIONS`` clients are served at a time; others are disconnected.
+    ``started`` with the bound port. Raises OSError if it cannot bind.
     """
 
     async def respond(token: str) -> tuple[int, bytes]:
@@ -45,7 +45,7 @@ async def listen_http01(
 async def answer_http01(
     listeners: Sequence[trio.SocketListener], respond: Respond, *, connections: int, per_address: int
 ) -> None:
-    """Answer at some listeners until cancelled; clients beyond the limits, in all or of one address, are turned away."""
+    """Answer at these listeners until cancelled; disconnect clients beyond the limits, in total and per address."""
     served: Counter[str] = Counter()
 
     async def answer(stream: trio.SocketStream) -> None:

@@ -58,7 +58,7 @@ class ControlPlane(Enrolment):
         self.copies_suspected = False
         """Whether another agent polls as this device, according to the plane's last answer to a poll."""
         self._listing = trio.Lock()
-        """One list at a time: it is the largest thing that a plane sends, and several handlers may want it."""
+        """One list at a time: it is the largest answer of a plane, and several handlers may request it."""
         self._old_materials = False
         self._old_install_config = False
 
@@ -204,7 +204,7 @@ class ControlPlane(Enrolment):
         self._succeeded(await self._send("POST", f"{_SELF}/certificates/{cert_id:d}/csr", token, json=body))
 
     async def fetch_cas(self, token: str) -> dict[int, str] | None:
-        """Return the names, by id, of all CAs that this device must trust; None if the plane has no such list.
+        """Return the names, by id, of all CAs that this device must trust; None if the plane has no list of them.
 
         One row that does not fit fails the call, as for certificates.
         """

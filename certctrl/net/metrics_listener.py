@@ -30,7 +30,7 @@ async def serve_metrics(
 
 
 async def answer_scrapes(listeners: list[trio.SocketListener], text: Callable[[], Awaitable[bytes]]) -> None:
-    """Answer scrapes at some listeners until cancelled."""
+    """Answer scrapes at these listeners until cancelled."""
     limiter = trio.CapacityLimiter(CONNECTIONS)
 
     async def answer(stream: trio.SocketStream) -> None:

@@ -68,7 +68,7 @@ def _context() -> ssl.SSLContext:
 
 
 async def _head(stream: trio.abc.Stream) -> bytes:
-    """Return an answer's head, as far as it came."""
+    """Return the head of an answer, perhaps incomplete."""
     head = b""
     while b"\r\n\r\n" not in head and len(head) < MAX_HEAD:
         data = await stream.receive_some(MAX_HEAD)

@@ -1,8 +1,7 @@
-"""Answer a certificate authority over TLS, for as long as it may ask (RFC 8737; for addresses RFC 8738).
+"""Answer tls-alpn-01 challenges of certificate authorities (RFC 8737; for addresses RFC 8738).
 
 The answer is a self-signed certificate for the name, with the digest of the key authorization in a critical extension.
-Nothing else is served: a client that asks for no name with a challenge gets no connection, and the others get nothing
-but the handshake.
+Nothing else is served: the handshake fails for names without a challenge, and the connection ends after it.
 """
 
 from __future__ import annotations
@@ -80,8 +79,8 @@ async def listen_tls_alpn01(
 ) -> None:
     """Complete the handshakes of authorities until cancelled.
 
-    ``host`` None: all addresses. More than ``CONNECTIONS`` clients at once are turned away. ``started`` with the bound
-    port. Raises OSError if it cannot bind.
+    ``host`` None: all addresses. At most ``CONNECTIONS`` clients are served at a time; others are disconnected.
+    ``started`` with the bound port. Raises OSError if it cannot bind.
     """
     listeners = await trio.open_tcp_listeners(port, host=host)
     task_status.started(listeners[0].socket.getsockname()[1])
@@ -120,7 +119,7 @@ async def listen_tls_alpn01(
 
 @contextmanager
 def _no_traceback_for_names() -> Iterator[None]:
-    """Keep quiet about server names that are not ASCII: Python refuses them, but prints a traceback for each."""
+    """Suppress the traceback that Python prints for each server name that is not ASCII, which it refuses."""
     before = sys.unraisablehook
 
     def hook(problem: sys.UnraisableHookArgs) -> None:

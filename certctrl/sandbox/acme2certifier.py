@@ -1,6 +1,6 @@
-"""Serve acme2certifier at a port of the loopback address: ``python -m certctrl.sandbox.acme2certifier PORT``.
+"""Serve acme2certifier on a loopback port: ``python -m certctrl.sandbox.acme2certifier PORT``.
 
-Its configuration is named by the environment, see ``acme_ca.py``.
+The environment names its configuration, see ``acme_ca.py``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Server(ThreadingMixIn, WSGIServer):
 
 
 class Handler(WSGIRequestHandler):
-    """Answers without looking up the names of clients."""
+    """Serves requests without resolving client names."""
 
     def address_string(self) -> str:
         """Return the client's address."""

@@ -1,7 +1,7 @@
 """The certificate authority of `sandbox --acme`: Pebble, or acme2certifier, as child processes on loopback.
 
-Both are test servers of others. Pebble asks for challenges at a port of the agent, and its own small DNS server leads
-all names to this host. acme2certifier names renewal windows (RFC 9773); it does not check challenges here.
+Both are third-party test servers. Pebble validates challenges at a port of the agent, and its small DNS server resolves
+all names to this host. acme2certifier suggests renewal windows (RFC 9773); it does not check challenges here.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PEBBLE, ARI = "pebble", "ari"
 KINDS = (PEBBLE, ARI)
 START_SECONDS = 30.0
 LIFE_SECONDS = 45
-"""Of Pebble's certificates: a renewal comes due after half of it."""
+"""Life of Pebble's certificates; a renewal is due after half of it."""
 WINDOW_STARTS = 10.0
 """Seconds after its issue when acme2certifier wants a certificate to be renewed."""
 WINDOW_SECONDS = 10
@@ -38,7 +38,7 @@ DAY = 86_400
 _PROGRAM_PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/bin"))
 
 Guard = Callable[[int], Awaitable[None]]
-"""Has the witness end a process if the sandbox is killed."""
+"""Makes the witness end a process if the sandbox is killed."""
 
 
 @lean.frozen(kw_only=True)
@@ -47,11 +47,11 @@ class AcmeCa:
 
     label: str
     settings: Mapping[str, Any]
-    """Of the plane's issuer, without the challenges."""
+    """Settings of the plane's issuer, without the challenges."""
     root_file: Path
-    """The root of its certificates, for the witness."""
+    """File with the root of its certificates, for the witness."""
     http_port: int
-    """Where it asks, and the agent answers."""
+    """Port of the agent at which it validates http-01."""
 
 
 def require_ca(kind: str) -> None:
@@ -68,7 +68,7 @@ def require_ca(kind: str) -> None:
 
 @contextlib.asynccontextmanager
 async def running_ca(kind: str, folder: Path, guard: Guard) -> AsyncIterator[AcmeCa]:
-    """Start the authority in a new folder, and end it. Raises CommandError if it does not start."""
+    """Run the authority in a new folder during the block. Raises CommandError if it does not start."""
     await trio.Path(folder).mkdir(mode=0o700)
     start = _pebble if kind == PEBBLE else _acme2certifier
     async with start(folder, guard) as ca:
@@ -118,7 +118,7 @@ async def _acme2certifier(folder: Path, guard: Guard) -> AsyncIterator[AcmeCa]:
     environment = {
         "ACME_SRV_CONFIGFILE": str(folder / "acme_srv.cfg"),
         "ACME2CERTIFIER_BASE_DIR": str(folder),
-        "ACME2CERTIFIER_I_KNOW_THE_RISK": "1",  # it insists on being told that challenges are not checked
+        "ACME2CERTIFIER_I_KNOW_THE_RISK": "1",  # otherwise it refuses to skip the check of challenges
     }
     async with _child(argv, folder / "ca.log", port, guard, cwd=folder, **environment):
         yield AcmeCa(

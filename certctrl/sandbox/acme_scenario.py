@@ -1,7 +1,7 @@
-"""The scenario of `sandbox --acme`: order from an ACME authority, answered by the agent, and wait for renewals by time.
+"""The scenario of `sandbox --acme`: order from an ACME authority and wait for renewals by time.
 
-Nobody asks for a renewal here: the plane renews when half of a certificate's life is over, or in the window that the
-authority names.
+The agent answers the challenges. The plane renews without a request, after half of a certificate's life or in the
+window that the authority suggests.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from certctrl.sandbox.scenario import Certificate, Scenario, names_of
 ISSUER = "acme"
 ISSUE_SECONDS = 60.0
 RENEWAL_SECONDS = 150.0
-"""How long a renewal may take from the start: half of a life, and the plane's pauses."""
+"""Longest wait for a renewal: half of a life, and the plane's pauses."""
 _LOOK_SECONDS = 0.3
 
 
 @lean.define(kw_only=True, eq=False)
 class AcmeScenario(Scenario):
-    """Acts as the operator with an ACME issuer; agent, plane and authority do the rest."""
+    """Acts as the operator; agent, plane and authority do the rest."""
 
     ca: AcmeCa
     renewed: set[int] = attrs.field(factory=set)
     """Ids of the certificates that were renewed."""
 
     async def issue(self, count: int) -> None:
-        """Add the issuer; certificates are ordered once the agent runs, which answers for their names."""
+        """Add the issuer; certificates are ordered later, when the agent runs and can answer challenges."""
         settings = {
             "terms_agreed": True,
             "budget": "unlimited",
@@ -80,7 +80,7 @@ class AcmeScenario(Scenario):
             await trio.sleep(_LOOK_SECONDS)
 
     async def _note_issued(self) -> None:
-        """Note new serials, and have the witness check the endpoint for those that replace others."""
+        """Record new serials, and let the witness check that the endpoint serves renewed ones."""
         rows = {row["id"]: row for row in await self.operator.fetch_certificates(self.user_id)}
         for certificate in self.certificates:
             serial, before = str(rows[certificate.id]["serial_number"]), certificate.serial

@@ -279,7 +279,7 @@ class Sandbox:
 
 
 async def guarded(witness: WitnessClient, pid: int) -> None:
-    """Have the witness end a process if the sandbox is killed."""
+    """Make the witness end a process if the sandbox is killed."""
     await witness.send(op="guard", pid=pid)
 
 

@@ -1,4 +1,4 @@
-"""The live table of the sandbox on a terminal: one row per certificate, and below it what happened last.
+"""The live table of the sandbox on a terminal: one row per certificate, and the latest events below.
 
 The only module of the sandbox that imports rich; ``narrator`` imports it when the output is a terminal.
 """
@@ -58,7 +58,7 @@ class Row:
 
 
 class LiveTable:
-    """Redraws itself in place from ``with`` to the end of the block; what it showed last stays."""
+    """Redraws itself in place during the block; the last state stays on the screen."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -80,7 +80,7 @@ class LiveTable:
         self.close()
 
     def close(self) -> None:
-        """Draw the table a last time, with the alerts below, and leave it; nothing if that was done."""
+        """Draw the table a last time, with the alerts below; idempotent."""
         if self._live.is_started:
             self._recent = self._alerts
             self.draw(self._at)
@@ -91,13 +91,13 @@ class LiveTable:
         self._title = text.strip()
 
     def draw(self, at: float) -> None:
-        """Draw what is known, with the seconds since the start; nothing after ``close``."""
+        """Draw the current state, with the seconds since the start; does nothing after ``close``."""
         self._at = at
         if self._live.is_started:
             self._live.update(self._contents(), refresh=True)
 
     def add(self, at: float, who: str, event: str, sentence: str, facts: Mapping[str, Any]) -> None:
-        """Take one event in, for its certificate's row and the lines below; drawn with the next ``draw``."""
+        """Record one event, for its certificate's row and the lines below; the next ``draw`` shows it."""
         line = Text(no_wrap=True, overflow="ellipsis").append(f"{at:7.2f}s  ").append(f"{who:<8}", STYLES.get(who, ""))
         line.append(f" {sentence}")
         self._recent.append(line)

@@ -30,7 +30,7 @@ AGENT_LINES: Mapping[str, tuple[str, str]] = {
     "agent-stopped": ("stopped", "daemon stopped: {reason}"),
 }
 ROUTINE = {"issued", "renewed", "started", "polled", "signal", "plan", "withdrawn", "stopped"}
-"""Events without a line of text: that the result is served, or gone, is one."""
+"""Events without a line of text: their result, served or gone, has one."""
 
 
 class Narrator:

@@ -265,7 +265,7 @@ class GenerationFiles:
             raise
 
     def clear_up(self) -> None:
-        """Remove what is doomed. Raises the DiskError of one that has to stay, after trying all."""
+        """Remove all directories marked for removal. Tries all, then raises the DiskError of one that stays."""
         failed: DiskError | None = None
         for path in list(self.doomed):
             try:

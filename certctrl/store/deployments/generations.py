@@ -35,7 +35,7 @@ from certctrl.store.layout import ALIAS, ConfigDir
 
 @lean.frozen(kw_only=True)
 class Staged:
-    """A generation that has been written; durable once settled. Its files are removed once nobody holds it any more."""
+    """A generation that has been written; durable once settled. Its files are removed once nothing refers to it."""
 
     name: str
     id: str
@@ -115,7 +115,7 @@ class GenerationStore:
         return staged
 
     def _still_wanted(self, name: str, wanted: str) -> Staged | None:
-        """Return the staged generation with this id, if somebody holds it; remove those of this name that nobody holds."""
+        """Return the staged generation with this id if still referenced; remove unreferenced ones of this name."""
         self._give_up(name)
         with suppress(DiskError):  # tried again by `clear_up`
             self._files.clear_up()
@@ -123,7 +123,7 @@ class GenerationStore:
         return held() if held is not None else None
 
     def _give_up(self, name: str | None = None) -> None:
-        """Doom what was staged and will never be settled, because nobody holds it; of one name or of all."""
+        """Mark for removal staged generations that are no longer referenced; of one name or of all."""
         with self._lock:
             for one in list(self._pending) if name is None else [name]:
                 for generation, (path, held) in list(self._pending.get(one, {}).items()):
@@ -166,11 +166,11 @@ class GenerationStore:
 
     @property
     def has_leftovers(self) -> bool:
-        """Whether there may be something for `clear_up`."""
+        """Whether `clear_up` may have work."""
         return any(self._pending.values()) or bool(self._files.doomed)
 
     def clear_up(self) -> None:
-        """Remove staged generations that nobody holds, and what a failing disk kept from being removed.
+        """Remove unreferenced staged generations, and those that a failing disk could not remove before.
 
         Raises DiskError if something still has to stay.
         """

@@ -22,7 +22,7 @@ class Overwrite(NamedTuple):
 
     parent: Handle
     found: DestinationFact
-    """What was judged: only this file is written."""
+    """The checked file: only this one is written."""
     data: bytes
     mode: int
     uid: int
@@ -33,8 +33,8 @@ def overwrite(fs: Fs, files: Sequence[Overwrite]) -> None:
     """Write files over, one immediately after the other, durably.
 
     Rights are narrowed before the bytes and widened once these are durable, so that no one reads bytes who may not read
-    both old and new ones, not even after a power cut. Raises DiskError, before any bytes are written if a file was replaced since it was judged, or its owner
-    or mode cannot be set.
+    both old and new ones, not even after a power cut. Raises DiskError, before any bytes are written if a file was
+    replaced since it was judged, or its owner or mode cannot be set.
     """
     with ExitStack() as stack:
         handles = [stack.enter_context(closing(fs, _open(fs, file))) for file in files]

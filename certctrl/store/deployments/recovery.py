@@ -18,7 +18,7 @@ from certctrl.store.layout import ConfigDir
 
 @lean.frozen(kw_only=True)
 class RecoveryReport:
-    """What recovery did, by paths of destinations."""
+    """The results of recovery, by paths of destinations."""
 
     completed: tuple[str, ...] = ()
     """Destinations that have the new files now."""
@@ -54,7 +54,7 @@ def recover(layout: ConfigDir, fs: Fs, roots: Sequence[str | Path]) -> RecoveryR
 
 
 def clear_up(layout: ConfigDir, fs: Fs, names: Iterable[str]) -> set[str]:
-    """Remove what deployments have left that ended on a failing disk; return the names of their journals that are gone.
+    """Remove leftovers of deployments that ended on a failing disk; return the names of the removed journals.
 
     For the process that made them: a new file with a private key must not stay until the next start. What needs a
     change of a destination is left to `recover`. Never raises DiskError.

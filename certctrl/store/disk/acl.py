@@ -48,7 +48,7 @@ def lists_of(path: str) -> dict[str, bytes]:
 
 
 def unknown_list(attributes: Mapping[str, bytes]) -> str:
-    """Return why the rights of a file cannot be known; empty if they can."""
+    """Return why the rights of a file cannot be determined; empty if they can."""
     for name, raw in attributes.items():
         if name.startswith("system.") and name != ACCESS and not (name == _NFS4 and _is_plain_nfs4(raw)):
             return f"it has an access control list that this agent does not know ({name})"
@@ -62,7 +62,7 @@ def unknown_list(attributes: Mapping[str, bytes]) -> str:
 def other_writers(
     mode: int, gid: int, attributes: Mapping[str, bytes], users: Collection[int | None], groups: Collection[int]
 ) -> str:
-    """Return who besides the owner and these users and groups can write, for a message; empty: no other user.
+    """Return who can write besides the owner and these users and groups, for a message; empty: no one.
 
     Judges effective rights: a right that the mask takes away does not count. An unknown list counts as a right.
     """

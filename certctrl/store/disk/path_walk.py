@@ -1,4 +1,4 @@
-"""Walk the way to a path by name, to judge who could change what is there.
+"""Walk to a path by name, to check who could change its contents.
 
 Nothing is opened: the owner of a directory on the way could replace it afterwards. For destinations, which are written,
 `safe_path` walks by handle and follows no links.
@@ -46,7 +46,7 @@ def steps_to(path: str) -> Iterator[tuple[str, os.stat_result]]:
 
 
 def writers_of(step: str, facts: os.stat_result, users: Collection[int], groups: Collection[int]) -> str:
-    """Return who besides these users and groups can write to a step, for a message; empty: no other user.
+    """Return who can write to a step besides these users and groups, for a message; empty: no one.
 
     A link has no rights, and in a sticky directory only its owner and that of an entry can replace the entry. Raises
     OSError if the access control list cannot be read.

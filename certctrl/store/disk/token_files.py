@@ -1,4 +1,4 @@
-"""Write and remove the small public files by which a web server answers challenges.
+"""Write and remove the small public files with which a web server answers challenges.
 
 Their directory is outside the agent's own, so it is opened as those of deployed files are: step by step, without
 following links, and not if other users could change what is in it. A file that the agent did not write is never
@@ -15,7 +15,7 @@ from certctrl.store.disk.fs import FileKind, Fs, Handle, closing
 from certctrl.store.disk.safe_path import NoDirectoryError, open_parent
 
 MODE = 0o644
-"""The web server reads it as another user, and so may everyone."""
+"""The web server reads it as another user; the content is public."""
 _LIMIT = 1024
 
 
@@ -52,7 +52,7 @@ def write_token_file(fs: Fs, directory: str, name: str, data: bytes) -> bool:
 
 
 def remove_token_file(fs: Fs, directory: str, name: str, data: bytes) -> bool:
-    """Remove a file that has these bytes, and what a crash left of it; False if there is none. Raises as the other."""
+    """Remove a file with these bytes, and leftovers of a crash; False if there is none. Raises as when writing."""
     try:
         opened = _open(fs, directory, name)
     except NoDirectoryError:

@@ -2,9 +2,8 @@
 
     keys/staged/CERT-ORDER-NAME.key       0600 in a directory of mode 0700
 
-A key is durable before anything that depends on it leaves the host, and stays until a generation with it is live, or
-nothing wants it any more. The file's name tells which order of which certificate it is for, so that nobody has to read
-keys to list them.
+A key is durable before anything that depends on it leaves the host, and stays until a generation with it is live or
+nothing needs it any longer. Its file name contains certificate and order, so that keys are listed without reading them.
 """
 
 from __future__ import annotations
