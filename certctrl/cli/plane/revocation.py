@@ -68,7 +68,7 @@ def revoke(
         )
 
     if confirmed and (replace or reason or reason_code):
-        raise UsageError("--confirmed goes with --serial only", fix="revoke first, then confirm")
+        raise UsageError("--confirmed can be combined with --serial only", fix="revoke first, then confirm")
 
     async def question(api: OperatorApi) -> str:
         cert_id = await api.certificate(certificate)
