@@ -75,7 +75,7 @@ def test_unusable_files_are_named(tmp_path: Path) -> None:
         (secret_file(tmp_path / "empty", "\n"), "one line"),
         (secret_file(tmp_path / "long", "a\nb\n"), "one line"),
         (str(tmp_path / "missing"), "cannot be read"),
-        (secret_file(tmp_path / "mysql", "mysql://u@h/d"), "another URL"),
+        (secret_file(tmp_path / "mysql", "mysql://u@h/d"), "not PostgreSQL's"),
     ]
     for path, words in cases:
         with pytest.raises(ConfigError, match=words) as caught:
