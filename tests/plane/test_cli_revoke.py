@@ -83,7 +83,7 @@ def test_what_the_ca_has_not_confirmed_is_shown() -> None:
     [
         (["revoke", "3", "--reason-code", "stolen"], "--reason-code 'stolen' is unknown"),
         (["revoke", "3", "--serial", "0a", "--replace"], "--serial and --replace exclude each other"),
-        (["revoke", "3", "--confirmed", "--replace"], "--confirmed goes with --serial only"),
+        (["revoke", "3", "--confirmed", "--replace"], "--confirmed can be combined with --serial only"),
         (["ca", "constrain"], "give --domain, or --any alone"),
         (["ca", "constrain", "--any", "--domain", "a.example"], "give --domain, or --any alone"),
         (["ca", "constrain", "--any", "--network", "10.0.0.0/8"], "give --domain, or --any alone"),
