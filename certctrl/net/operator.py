@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from certctrl.net.http import Http
 
 DEADLINE_SECONDS = 30.0
+PAGE = 500
+"""Rows of one page of a list."""
 CAP = 4 * 1024 * 1024
-"""Bytes of one answer; the list of a whole fleet may be long."""
+"""Bytes of one answer."""
 
 
 class Operator:
@@ -36,7 +38,7 @@ class Operator:
 
     async def fetch_devices(self, user_id: int) -> list[dict[str, Any]]:
         """Return the devices of a user."""
-        return _rows(await self.call("GET", f"/apiv1/users/{user_id:d}/devices"))
+        return await self.fetch_list(user_id, "devices")
 
     async def fetch_grant(self, user_code: str) -> dict[str, Any]:
         """Return the device that shows ``user_code``, with ``known_devices``: those that have its id or name."""
@@ -76,7 +78,7 @@ class Operator:
 
     async def fetch_certificates(self, user_id: int) -> list[dict[str, Any]]:
         """Return the certificates of a user."""
-        return _rows(await self.call("GET", f"/apiv1/users/{user_id:d}/certificates"))
+        return await self.fetch_list(user_id, "certificates")
 
     async def issue(self, user_id: int, domain_name: str, *, sans: Sequence[str] = (), **fields: Any) -> dict[str, Any]:
         """Issue a certificate; other fields (``key_type``, ``validity_seconds``, …) are passed on."""
@@ -92,6 +94,24 @@ class Operator:
         """Revoke a certificate; its devices get the signal ``cert.revoked``."""
         body = {"reason": reason} if reason else {}
         return _row(await self.call("POST", f"{_certificate(user_id, cert_id)}/revoke", json=body) or {})
+
+    # --- lists ------------------------------------------------------------------------------------------------
+
+    async def fetch_list(self, user_id: int, kind: str, tags: Collection[str] | None = None) -> list[dict[str, Any]]:
+        """Return a list of a user (``devices``, ``certificates``, …) page by page: a whole fleet's exceeds one answer.
+
+        ``tags``: only those that concern devices with all of these tags.
+        """
+        found: list[dict[str, Any]] = []
+        query = {"limit": str(PAGE)} | ({} if tags is None else {"tag": ",".join(tags)})
+        while True:
+            after = {"after_id": str(found[-1]["id"])} if found else {}
+            page = _rows(await self.call("GET", f"/apiv1/users/{user_id:d}/{kind}", query=query | after))
+            if found and page and page[0]["id"] <= found[-1]["id"]:
+                return found  # an older plane, or a list without pages
+            found += page
+            if len(page) < PAGE:
+                return found
 
     # --- the plane itself -------------------------------------------------------------------------------------
 

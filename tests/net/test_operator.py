@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from certctrl.errors import BadAnswerError, PlaneError
 from certctrl.model.answer import Answer
 from certctrl.model.config import AgentConfig, ApplicationConfig, HttpClientConfig
 from certctrl.net.control_plane import ControlPlane
-from certctrl.net.operator import Operator
+from certctrl.net.operator import PAGE, Operator
 from certctrl.net.transport import HttpxHttp
 from certctrl.plane.serve import serve_plane
 from certctrl.protocol import events
@@ -162,3 +163,37 @@ async def test_a_row_is_an_object(body: bytes) -> None:
     if body != b'{"data": []}':
         with pytest.raises(BadAnswerError):
             await operator.fetch_devices(1)
+
+
+class Pages:
+    """A plane with so many rows; an old one returns all of them, whatever is asked for."""
+
+    def __init__(self, count: int, *, is_old: bool = False) -> None:
+        self._rows = [{"id": 2 * number + 1} for number in range(count)]
+        self._is_old = is_old
+        self.queries: list[dict[str, str]] = []
+
+    async def request(self, method: str, path: str, *, query: dict[str, str], **_: Any) -> Answer:
+        self.queries.append(query)
+        after, limit = int(query.get("after_id", "0")), int(query["limit"])
+        rows = self._rows if self._is_old else [row for row in self._rows if row["id"] > after][:limit]
+        return Answer(200, {"content-type": "application/json"}, json.dumps({"data": rows}).encode())
+
+
+@pytest.mark.parametrize("count", [0, 1, PAGE - 1, PAGE, PAGE + 1, 3 * PAGE])
+@pytest.mark.parametrize("is_old", [False, True])
+async def test_lists_are_read_by_page(count: int, is_old: bool) -> None:
+    """One answer has a limit of bytes, which the list of a large fleet exceeds."""
+    pages = Pages(count, is_old=is_old)
+    rows = await Operator(pages, "key", wall_now=wall).fetch_devices(1)  # type: ignore[arg-type]
+    assert [row["id"] for row in rows] == [2 * number + 1 for number in range(count)]
+    assert len(pages.queries) == (min(2, count // PAGE + 1) if is_old else count // PAGE + 1)
+
+
+async def test_lists_by_tag() -> None:
+    pages = Pages(1)
+    operator = Operator(pages, "key", wall_now=wall)  # type: ignore[arg-type]
+    await operator.fetch_list(1, "devices", ["web", "env=prod"])
+    await operator.fetch_list(1, "devices", [""])
+    await operator.fetch_list(1, "devices")
+    assert [query.get("tag") for query in pages.queries] == ["web,env=prod", "", None]

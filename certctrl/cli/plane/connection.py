@@ -207,7 +207,7 @@ class OperatorApi:
     async def _find(self, kind: str, named: str, keys: tuple[str, ...], word: str) -> int:
         if named.isascii() and named.isdigit():
             return int(named)
-        rows = await self.call("GET", kind)
+        rows = await self.operator.fetch_list(self.user, kind)
         found = [row for row in rows if named.lower() in [str(row[key]).lower() for key in keys]]
         found = [row for row in found if row.get("status") != "revoked"] or found
         if len(found) == 1:

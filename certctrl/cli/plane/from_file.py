@@ -74,7 +74,7 @@ async def _checked(
     api: OperatorApi, entries: Sequence[Entry], defaults: Mapping[str, Any]
 ) -> tuple[list[Checked], list[LineError]]:
     """Return the entries as the control plane understands them, and all errors that it finds."""
-    known_devices = await api.call("GET", "devices") if any(entry.devices for entry in entries) else []
+    known_devices = await api.operator.fetch_devices(api.user) if any(entry.devices for entry in entries) else []
     bodies, errors = [], []
     for entry in entries:
         ids, unknown = _device_ids(entry, known_devices)
