@@ -409,7 +409,7 @@ def test_serve_needs_a_directory(cli: Callable[..., Result]) -> None:
     "command",
     [
         ["serve"], ["status"], ["issue"], ["renew"], ["revoke"], ["assign"], ["unassign"], ["certificates"], ["devices"],
-        ["revoke-device"], ["approve"], ["deny"], ["enrolment-token"], ["install-config", "put"],
+        ["revoke-device"], ["approve"], ["deny"], ["enrolment-token"], ["tag"], ["install-config", "put"],
         ["install-config", "show"], ["ca", "add"], ["ca", "list"], ["ca", "assign"], ["ca", "unassign"],
     ],
     ids=" ".join,

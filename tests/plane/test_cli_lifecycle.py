@@ -14,6 +14,7 @@ import pytest
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat, pkcs12
 from made_chains import DAY, Made, made
 from nacl.public import PrivateKey
+from proving import registration
 from test_cli import Result, Site
 
 from certctrl.cli.main import run_command
@@ -88,6 +89,60 @@ def device(site: Site, form: Callable[..., dict[str, object]], request: pytest.F
 
 def certificates(site: Site) -> dict[str, dict[str, object]]:
     return {row["domain_name"]: row for row in site("certificates", "--json").json if row["status"] != "revoked"}
+
+
+# --- tags ---------------------------------------------------------------------------------------------------------
+
+
+def test_devices_and_certificates_by_tag(site: Site, device: str) -> None:
+    token = site("enrolment-token", "--uses", "0", "--tag", "lab", "--tag", "env=test").output.strip()
+    site.register(registration("id-of-a-tagged-device", PrivateKey.generate(), "tagged") | {"enrolment_token": token})
+    assert site("issue", "tag-a.example", "--device", "tagged").status == 0
+    assert site("issue", "tag-b.example", "--device", device).status == 0
+    done = site("tag", device, "tagged", "--add", "shop", "--add", "env=prod", "--remove", "lba")
+    lines = done.output.splitlines()
+    assert [line.partition(": ")[2] for line in lines] == ["env=prod, shop", "env=prod, lab, shop"]
+    assert done.err.count(" has no tag lba") == 2
+
+    assert [row["name"] for row in site("devices", "--tag", "shop", "--tag", "lab", "--json").json] == ["tagged"]
+    head, line = site("devices", "--tag", "lab").output.splitlines()
+    assert head.endswith("TAGS") and line.endswith("env=prod, lab, shop")
+    nothing = site("devices", "--tag", "lbb")
+    assert (nothing.status, nothing.err) == (
+        0, "note: no device has the tag 'lbb'; did you mean lab? tags in use: env=prod, lab, shop\n",
+    )  # fmt: skip
+    assert [row["domain_name"] for row in site("certificates", "--tag", "lab", "--json").json] == ["tag-a.example"]
+    assert "tag-a.example" in site("certificates", "--tag", "lab", "--expiring", "52w").output
+
+    before = certificates(site)
+    assert site("renew", "--tag", "lab").output == "renewed 1 certificates\n"
+    after = certificates(site)
+    renewed = {name for name, row in after.items() if row["serial_number"] != before[name]["serial_number"]}
+    assert renewed == {"tag-a.example"}
+    for options in (("--due",), ("--issuer", "import"), ("--tag", "env=prod", "--issuer", "import")):
+        assert site("renew", "--tag", "lab", *options).output == "no certificate to renew\n"
+    assert site("tag", device, "tagged", "--remove", "shop", "--json").json[0]["removed"] == ["shop"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "what", "fix"),
+    [
+        (["renew", "--tag", "none-has-it"], "no device has the tag 'none-has-it'", "fix: "),
+        (["renew", "--tag", ""], "no device has the tag ''", "fix: "),
+        (["renew", "a.example", "--tag", "x"], "name certificates, or use --all", "fix: "),
+        (["devices", "--tag", ""], "'' is not a tag", ""),
+        (["devices", "--tag", "a,b", "--outcomes", "x"], "--outcomes shows one device", "fix: leave one"),
+        (["certificates", "--tag", "Web"], "'Web' is not a tag", "such as web or env=prod"),
+        (["enrolment-token", "--tag", "a b"], "'a b' is not a tag", ""),
+        (["tag", "1"], "no tag given", "fix: add --add TAG or --remove TAG"),
+        (["tag", "nobody", "--add", "web"], "has no device 'nobody'", "fix: cert-ctrl plane devices"),
+        (["tag", "1", "--add", "web", "--remove", "web"], "web cannot be both added and removed", ""),
+    ],
+)
+def test_mistakes_with_tags(site: Site, argv: list[str], what: str, fix: str) -> None:
+    result = site(*argv)
+    assert result.status == ExitStatus.USAGE
+    assert what in result.err and fix in result.err
 
 
 # --- import -----------------------------------------------------------------------------------------------------------

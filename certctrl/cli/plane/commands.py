@@ -31,8 +31,9 @@ from certctrl.cli.plane.renewing import renew
 from certctrl.cli.plane.revocation import revoke
 from certctrl.cli.plane.serve import serve
 from certctrl.cli.plane.status import status
+from certctrl.cli.plane.tags import NewTags, OfTag, tag_devices, tagged
 from certctrl.cli.plane.tls import tls
-from certctrl.errors import ExitStatus
+from certctrl.errors import ExitStatus, UsageError
 
 plane = typer.Typer(help="Run and operate the reference control plane.", **GROUP)
 plane.command("serve")(serve)
@@ -136,20 +137,24 @@ def devices(
     outcomes: Annotated[
         str | None, typer.Option("--outcomes", metavar="ID|NAME", help="Show the outcomes that this device reported.")
     ] = None,
+    tag: OfTag = None,
 ) -> None:
     """List the devices, or the outcomes of one device.
 
-    Shows last contact, waiting signals and the outcomes of the last day.
+    Shows tags, last contact, waiting signals and the outcomes of the last day.
 
     \b
     cert-ctrl plane devices --data /var/lib/plane
+    cert-ctrl plane devices --data /var/lib/plane --tag web --tag env=prod
     cert-ctrl plane devices --data /var/lib/plane --outcomes web-1
     """
+    if outcomes is not None and tag:
+        raise UsageError("--outcomes shows one device, --tag lists several", fix="leave one of them out")
 
     async def request(api: OperatorApi) -> Any:
         if outcomes is not None:
             return await api.call("GET", f"devices/{await api.device(outcomes)}/outcomes")
-        return await api.operator.fetch_devices(api.user)
+        return await tagged(api, "devices", tag)
 
     rows = call_plane(ctx, request)
     show(ctx, rows, lambda: _outcomes(rows) if outcomes is not None else _devices(rows))
@@ -193,6 +198,7 @@ def enrolment_token(
         int, typer.Option("--expires-in", metavar="SECONDS", min=1, help="Validity of the token.")
     ] = 86_400,
     label: Annotated[str, typer.Option("--label", metavar="TEXT", help="Note on its purpose.")] = "",
+    tag: NewTags = None,
 ) -> None:
     """Create and print a token for unattended registration.
 
@@ -200,16 +206,18 @@ def enrolment_token(
 
     \b
     cert-ctrl plane enrolment-token --data /var/lib/plane --uses 20 > token
+    cert-ctrl plane enrolment-token --data /var/lib/plane --tag web > token
     """
 
     async def request(api: OperatorApi) -> Any:
-        fields = {"uses": uses or None, "expires_in": expires_in, "label": label}
+        fields = {"uses": uses or None, "expires_in": expires_in, "label": label, "tags": tag or []}
         return await api.operator.create_enrolment_token(api.user, **fields)
 
     row = call_plane(ctx, request)
     show(ctx, row, row["token"])
 
 
+plane.command("tag", cls=OperatorCommand)(tag_devices)
 plane.command(cls=OperatorCommand)(approve)
 plane.command(cls=OperatorCommand)(deny)
 plane.add_typer(issuers, name="issuers")
@@ -222,9 +230,9 @@ plane.add_typer(tls, name="tls")
 
 
 def _devices(rows: Sequence[dict[str, Any]]) -> None:
-    heads = ("id", "name", "status", "platform", "version", "last seen", "address", "waiting", "last day")
+    heads = ["id", "name", "status", "platform", "version", "last seen", "address", "waiting", "last day"]
     cells = [
-        (
+        [
             str(row["id"]),
             row["name"],
             _status(row),
@@ -234,9 +242,13 @@ def _devices(rows: Sequence[dict[str, Any]]) -> None:
             row["last_address"],
             str(row["signals_waiting"]),
             ", ".join(f"{count} {kind}" for kind, count in sorted(row["outcomes"].items())),
-        )
+        ]
         for row in rows
     ]
+    if any(row.get("tags") for row in rows):  # which an older control plane does not know
+        heads.append("tags")
+        for cell, row in zip(cells, rows, strict=True):
+            cell.append(", ".join(row["tags"]))
     table(heads, cells)
 
 

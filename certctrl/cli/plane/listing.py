@@ -13,6 +13,7 @@ from certctrl.cli.output import duration, short_serial, table, write_line
 from certctrl.cli.plane.connection import OperatorApi, call_plane, show
 from certctrl.cli.plane.documents import joined
 from certctrl.cli.plane.revocation import unfinished
+from certctrl.cli.plane.tags import OnTagged, tagged
 from certctrl.errors import UsageError
 
 _SPAN = re.compile(r"(\d{1,6})([hdw])", re.ASCII)
@@ -25,18 +26,18 @@ Expiring = Annotated[
 ]
 
 
-def certificates(ctx: typer.Context, expiring: Expiring = "") -> None:
+def certificates(ctx: typer.Context, expiring: Expiring = "", tag: OnTagged = None) -> None:
     """List the certificates, or those that expire soon, by day.
 
     \b
     cert-ctrl plane certificates --data /var/lib/plane
-    cert-ctrl plane certificates --data /var/lib/plane --expiring 30d
+    cert-ctrl plane certificates --data /var/lib/plane --expiring 30d --tag web
     """
     seconds = span(expiring) if expiring else None
 
     async def request(api: OperatorApi) -> tuple[list[dict[str, Any]], str]:
         now = (await api.call("GET", "/apiv1/plane/status"))["time"] if seconds is not None else ""
-        return await api.operator.fetch_certificates(api.user), now
+        return await tagged(api, "certificates", tag), now
 
     rows, now = call_plane(ctx, request)
     if seconds is None:

@@ -11,6 +11,7 @@ from certctrl.cli.output import write_error, write_line
 from certctrl.cli.plane.bar import Bar
 from certctrl.cli.plane.connection import OperatorApi, Yes, agreed, call_plane, show
 from certctrl.cli.plane.orders import NoWait, wait_for_order
+from certctrl.cli.plane.tags import require_known
 from certctrl.errors import ExitStatus, UsageError
 
 TOGETHER = 100
@@ -24,11 +25,17 @@ _SELECTABLE = ("active", "expired")
 
 Certificates = Annotated[
     list[str] | None,
-    typer.Argument(metavar="ID|DOMAIN...", help="The certificates; not with --all, --due or --issuer."),
+    typer.Argument(metavar="ID|DOMAIN...", help="The certificates; not with --all, --due, --issuer or --tag."),
 ]
 Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Reason, stored with the certificate.")]
 Every = Annotated[bool, typer.Option("--all", help="Renew all certificates.")]
 Due = Annotated[bool, typer.Option("--due", help="Renew those that are due.")]
+Tagged = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tag", metavar="TAG", help="Renew those of devices with this tag; may be repeated: with all of them."
+    ),
+]
 FromIssuer = Annotated[str, typer.Option("--issuer", metavar="NAME", help="Renew those of this issuer.")]
 
 
@@ -38,6 +45,7 @@ def renew(
     every: Every = False,
     due: Due = False,
     issuer: FromIssuer = "",
+    tag: Tagged = None,
     reason: Reason = "",
     no_wait: NoWait = False,
     yes: Yes = False,
@@ -45,22 +53,23 @@ def renew(
     """Replace keys and certificates, and notify their devices.
 
     Waits until they are issued; an interrupt ends the wait, not the orders. For several certificates, prints their
-    number and asks for confirmation on a terminal; imported ones are left out. --due with --issuer renews certificates
-    that match both. Exit status: 0 renewed, 1 not confirmed, or some are not renewed yet.
+    number and asks for confirmation on a terminal; imported ones are left out. --due, --issuer and
+    --tag together renew certificates that match all of them. Exit status: 0 renewed, 1 not confirmed, or some are not renewed yet.
 
     \b
     cert-ctrl plane renew --data /var/lib/plane www.example.com
     cert-ctrl plane renew --data /var/lib/plane --issuer le --due
+    cert-ctrl plane renew --data /var/lib/plane --tag web
     """
     named = certificates or []
-    if bool(named) == (every or due or bool(issuer)):
-        raise UsageError("name certificates, or use --all, --due or --issuer", fix="cert-ctrl plane renew ID")
+    if bool(named) == (every or due or bool(issuer) or bool(tag)):
+        raise UsageError("name certificates, or use --all, --due, --issuer or --tag", fix="cert-ctrl plane renew ID")
     if len(named) == 1:
         _renew_one(ctx, named[0], reason, no_wait)
         return ExitStatus.DONE
 
     async def select(api: OperatorApi) -> list[dict[str, Any]]:
-        return await _selected(api, named, due=due, issuer=issuer)
+        return await _selected(api, named, due=due, issuer=issuer, tags=tag)
 
     rows = call_plane(ctx, select)
     imported = [row for row in rows if row["issuer"] == "import"]
@@ -91,9 +100,12 @@ def _renew_one(ctx: typer.Context, named: str, reason: str, no_wait: bool) -> No
     show(ctx, done, f"renewed certificate {done['cert_id']}, serial {done['serial_number']}")
 
 
-async def _selected(api: OperatorApi, named: Sequence[str], *, due: bool, issuer: str) -> list[dict[str, Any]]:
+async def _selected(
+    api: OperatorApi, named: Sequence[str], *, due: bool, issuer: str, tags: Sequence[str] | None
+) -> list[dict[str, Any]]:
     """Return the certificates that are named, or that the options select."""
-    rows: list[dict[str, Any]] = await api.operator.fetch_certificates(api.user)
+    await require_known(api, tags or ())
+    rows: list[dict[str, Any]] = await api.operator.fetch_list(api.user, "certificates", tags)
     if named:
         wanted = {await api.certificate(name) for name in named}
         return [row for row in rows if row["id"] in wanted]

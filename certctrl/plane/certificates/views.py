@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from certctrl.model.certificate import DEVICE_KEY
@@ -12,6 +12,7 @@ from certctrl.plane.certificates.device_keys import blocked_renewal, visible_ord
 from certctrl.plane.certificates.table import KEY_AT_DEVICE, CertificateTable
 from certctrl.plane.clock import when
 from certctrl.plane.devices.devices import require_user
+from certctrl.plane.devices.tags import carried_by, checked_tags
 from certctrl.plane.errors import conflict, gone
 from certctrl.plane.storage.database import Database, Row, marks
 
@@ -24,11 +25,17 @@ class CertificateViews:
         self._table = table
         self._wall_now = wall_now
 
-    def page_of_user(self, user_id: int, after_id: int, limit: int) -> list[dict[str, Any]]:
-        """Return up to ``limit`` certificates of a user with ids above ``after_id``, by id, as operators see them."""
+    def page_of_user(self, user_id: int, after_id: int, limit: int, tags: Collection[str] = ()) -> list[dict[str, Any]]:
+        """Return up to ``limit`` certificates of a user with ids above ``after_id``, by id, as operators see them.
+
+        With ``tags``, only those that are assigned to a device that carries all of them.
+        """
         require_user(self._db, user_id)
-        sql = "SELECT * FROM certificates WHERE user_id = ? AND id > ? ORDER BY id LIMIT ?"
-        return self._shown(self._db.all(sql, user_id, after_id, limit))
+        asked = checked_tags(tags, "tag")
+        device = f"SELECT 1 FROM assignments a WHERE a.cert_id = c.id AND {carried_by('a.device_id', asked)}"
+        tagged = f" AND EXISTS ({device})" if asked else ""
+        sql = f"SELECT c.* FROM certificates c WHERE c.user_id = ? AND c.id > ?{tagged} ORDER BY c.id LIMIT ?"
+        return self._shown(self._db.all(sql, user_id, after_id, *asked, limit))
 
     def show(self, user_id: int, cert_id: int) -> dict[str, Any]:
         """Return one certificate as operators see it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -13,6 +13,7 @@ from certctrl.plane.clock import when
 from certctrl.plane.devices import features
 from certctrl.plane.devices.clones import CloneDetector
 from certctrl.plane.devices.sessions import Sessions
+from certctrl.plane.devices.tags import DeviceTags, carried_by, checked_tags
 from certctrl.plane.errors import bad_request, conflict, device_revoked, not_found
 from certctrl.plane.installs import Installs
 from certctrl.plane.storage.database import Database, Row, marks
@@ -87,6 +88,7 @@ class Devices:
         self._installs = installs
         self._clones = clones
         self._wall_now = wall_now
+        self.tags = DeviceTags(database)
         self._sightings: dict[int, _Sighting] = {}
         """Not yet stored: a poll writes nothing, ``save_sightings`` stores them together."""
         self.sightings_saved = 0
@@ -220,11 +222,12 @@ class Devices:
             shown += page
         return shown
 
-    def page(self, user_id: int, after_id: int, limit: int) -> list[dict[str, Any]]:
-        """Return up to ``limit`` devices of a user with ids above ``after_id``, in order of id."""
+    def page(self, user_id: int, after_id: int, limit: int, tags: Collection[str] = ()) -> list[dict[str, Any]]:
+        """Return up to ``limit`` devices of a user that carry all ``tags``, with ids above ``after_id``, by id."""
         self.require_user(user_id)
-        sql = "SELECT * FROM devices WHERE user_id = ? AND id > ? ORDER BY id LIMIT ?"
-        return self._shown(self._db.all(sql, user_id, after_id, limit))
+        asked = checked_tags(tags, "tag")
+        sql = f"SELECT * FROM devices WHERE user_id = ? AND id > ? AND {carried_by('devices.id', asked)} ORDER BY id LIMIT ?"
+        return self._shown(self._db.all(sql, user_id, after_id, *asked, limit))
 
     def show(self, user_id: int, device_id: int) -> dict[str, Any]:
         """Return one device as operators see it."""
@@ -271,7 +274,7 @@ class Devices:
         seen = {row["id"]: self._last_seen(row) for row in rows}
         waiting = self._stream.waiting({device_id: sighting.cursor for device_id, sighting in seen.items()})
         versions = self._installs.versions(list(seen))
-        outcomes = self._outcomes(list(seen))
+        outcomes, tags = self._outcomes(list(seen)), self.tags.of(list(seen))
         shown = []
         for row in rows:
             sighting = seen[row["id"]]
@@ -288,6 +291,7 @@ class Devices:
                     "signals_waiting": waiting.get(row["id"], 0),
                     "install_version": versions[row["id"]],
                     "features": sorted(features.announced(row)),
+                    "tags": tags.get(row["id"], []),
                     "outcomes": outcomes.get(row["id"], {}),
                 }
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import attrs
@@ -16,6 +16,7 @@ from certctrl.plane.devices.devices import DeviceFacts, Devices
 from certctrl.plane.devices.grants import Grants
 from certctrl.plane.devices.key_proofs import Claim, KeyProofs
 from certctrl.plane.devices.sessions import Sessions
+from certctrl.plane.devices.tags import checked_tags
 from certctrl.plane.errors import bad_request, conflict, device_revoked, forbidden, invalid_token, not_found
 from certctrl.plane.settings import DAY, PlaneSettings
 from certctrl.plane.storage.database import Database, Row
@@ -111,12 +112,22 @@ class Enrolment:
             if not used:
                 self._db.run("UPDATE enrolment_tokens SET uses = uses + 1 WHERE id = ?", token["id"])
                 self._db.run("INSERT INTO enrolments VALUES (?, ?)", token["id"], answer["device"]["id"])
+                self._devices.tags.enrol(answer["device"]["id"], token["tags"].split())
             return answer
 
     def new_token(
-        self, user_id: int, *, label: str = "", max_uses: int | None = 1, valid_seconds: int = DAY
+        self,
+        user_id: int,
+        *,
+        label: str = "",
+        max_uses: int | None = 1,
+        valid_seconds: int = DAY,
+        tags: Iterable[str] = (),
     ) -> dict[str, Any]:
-        """Return a new enrolment token, the only time its text is shown; ``max_uses`` None: unlimited."""
+        """Return a new enrolment token, the only time its text is shown; ``max_uses`` None: unlimited.
+
+        Devices that it registers get ``tags``, once.
+        """
         self._devices.require_user(user_id)
         if max_uses is not None and max_uses < 1:
             raise bad_request("max_uses must be at least 1", field="max_uses")
@@ -124,14 +135,15 @@ class Enrolment:
             raise bad_request(f"valid_seconds must be 1 to {_MAX_VALIDITY}", field="valid_seconds")
         token, now = f"et_{secrets.token_urlsafe(32)}", self._wall_now()
         token_id = self._db.insert(
-            "INSERT INTO enrolment_tokens (user_id, token_hash, label, max_uses, created_at, expires_at)"
-            " VALUES (?, ?, ?, ?, ?, ?)",
+            "INSERT INTO enrolment_tokens (user_id, token_hash, label, max_uses, created_at, expires_at, tags)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
             user_id,
             digest(token),
             label,
             max_uses,
             now,
             now + valid_seconds,
+            " ".join(checked_tags(tags, "tags")),
         )
         return self._token(user_id, token_id) | {"token": token}
 
@@ -218,6 +230,7 @@ def _shown(row: Row) -> dict[str, Any]:
         "label": row["label"],
         "max_uses": row["max_uses"],
         "uses": row["uses"],
+        "tags": row["tags"].split(),
         "created_at": when(row["created_at"]),
         "expires_at": when(row["expires_at"]),
         "ended_at": when(row["ended_at"]),

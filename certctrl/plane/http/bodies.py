@@ -17,6 +17,7 @@ from certctrl.plane.certificates.table import KEY_AT_PLANE
 from certctrl.plane.devices.devices import FIRST_USER, DeviceFacts
 from certctrl.plane.devices.enrolment import Proof
 from certctrl.plane.devices.reports import Ack, AgentVersion, Event, OtherEvent
+from certctrl.plane.devices.tags import MOST_CHANGED
 from certctrl.plane.http.reading import BODY_CAP, read_object
 from certctrl.plane.http.structure import (
     AtMost,
@@ -39,6 +40,7 @@ Name = Annotated[str, Line(100)]
 Reason = Annotated[str, Line(200)]
 Secret = Annotated[str, Text(1024)]
 Id = Annotated[int, Whole()]
+Tags = Annotated[tuple[Annotated[str, Text(200)], ...], AtMost(100)]
 
 
 async def read_as(kind: type[T], request: Request, cap: int = BODY_CAP) -> T:
@@ -266,6 +268,16 @@ class NewEnrolmentToken:
     uses: Annotated[int | None, Whole(nullable=True)] = 1
     expires_in: Id = DAY
     """Seconds."""
+    tags: Tags = ()
+
+
+@lean.frozen(kw_only=True)
+class TagChange:
+    """Tags to add to devices, and to remove."""
+
+    device_ids: Annotated[tuple[Id, ...], AtMost(MOST_CHANGED, required=True)]
+    add: Tags = ()
+    remove: Tags = ()
 
 
 @lean.frozen(kw_only=True)

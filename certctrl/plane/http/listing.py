@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import trio
@@ -36,6 +37,12 @@ async def listed(plane: Plane, request: Request, page_of: Page) -> Response:
             break
         await trio.lowlevel.checkpoint()
     return json_answer(b'{"data":[' + b",".join(texts) + b"]}")
+
+
+async def listed_by_tag(plane: Plane, request: Request, page_of: Callable[..., list[dict[str, Any]]]) -> Response:
+    """Return what ``listed`` returns, of devices that carry all tags of ``?tag=TAG,TAG``."""
+    asked = request.query_params
+    return await listed(plane, request, partial(page_of, tags=asked["tag"].split(",") if "tag" in asked else ()))
 
 
 def _read(page_of: Page, user_id: int, after_id: int, limit: int) -> tuple[list[dict[str, Any]], bytes]:

@@ -15,7 +15,7 @@ from certctrl.plane.http import bodies
 from certctrl.plane.http.answers import data_answer, empty_answer
 from certctrl.plane.http.authentication import Authenticator
 from certctrl.plane.http.bodies import body_of, read_as
-from certctrl.plane.http.listing import listed
+from certctrl.plane.http.listing import listed_by_tag
 from certctrl.plane.http.reading import read_object, whole_number
 from certctrl.plane.http.routing import (
     DEVICE,
@@ -27,6 +27,7 @@ from certctrl.plane.http.routing import (
 )
 
 _USERS = "/apiv1/users"
+_TAGS = f"{USER}/device-tags"
 _TLS = "/apiv1/plane/tls"
 _STATUS = "/apiv1/plane/status"
 
@@ -45,6 +46,7 @@ class OperatorApi:
             ("GET", f"{USER}/devices", self.devices), ("POST", f"{USER}/devices", self.expect_device),
             ("GET", DEVICE, self.device), ("DELETE", DEVICE, self.revoke_device),
             ("GET", f"{DEVICE}/outcomes", self.outcomes), ("POST", f"{DEVICE}/resync", self.resync),
+            ("GET", _TAGS, self.tags), ("POST", _TAGS, self.change_tags),
             ("GET", f"{USER}/enrolment-tokens", self.enrolment_tokens),
             ("POST", f"{USER}/enrolment-tokens", self.new_enrolment_token),
             ("DELETE", f"{USER}/enrolment-tokens/{{tid}}", self.end_enrolment_token),
@@ -68,8 +70,11 @@ class OperatorApi:
         return data_answer(await self._plane.work(self._plane.devices.add_user, body.name), 201)
 
     async def devices(self, request: Request) -> Response:
-        """Return a user's devices: keys, versions, last poll, outcomes by kind; ``?after_id=&limit=`` for a page."""
-        return await listed(self._plane, request, self._plane.devices.page)
+        """Return a user's devices: keys, versions, last poll, outcomes by kind; ``?after_id=&limit=`` for a page.
+
+        With ``?tag=web,env=prod``, those that carry all of these tags.
+        """
+        return await listed_by_tag(self._plane, request, self._plane.devices.page)
 
     async def expect_device(self, request: Request) -> Response:
         """Add a device ahead of its registration: ``{"device_public_id", "name"?, "platform"?}``."""
@@ -105,6 +110,24 @@ class OperatorApi:
         await self._plane.resync(*user_and_device(request), body.reason)
         return empty_answer(202)
 
+    async def tags(self, request: Request) -> Response:
+        """Return the tags of a user's devices, with the number of devices that carry each."""
+        devices, user_id = self._plane.devices, number(request, "uid")
+
+        def read() -> list[dict[str, Any]]:
+            devices.require_user(user_id)
+            return devices.tags.used(user_id)
+
+        return data_answer(await self._plane.work_long(read))
+
+    async def change_tags(self, request: Request) -> Response:
+        """Change the tags of devices, of all or none: ``{"device_ids", "add"?, "remove"?}``."""
+        body = await read_as(bodies.TagChange, request)
+        change = self._plane.devices.tags.change
+        user_id = number(request, "uid")
+        changed = await self._plane.work_long(change, user_id, body.device_ids, add=body.add, remove=body.remove)
+        return data_answer(changed)
+
     # --- enrolment ----------------------------------------------------------------------------------------------
 
     async def enrolment_tokens(self, request: Request) -> Response:
@@ -112,7 +135,10 @@ class OperatorApi:
         return data_answer(await self._plane.work_long(self._plane.enrolment.tokens, number(request, "uid")))
 
     async def new_enrolment_token(self, request: Request) -> Response:
-        """Create a token: ``{"label"?, "uses"? (null: unlimited), "expires_in"?}``; only this response has its text."""
+        """Create a token: ``{"label"?, "uses"? (null: unlimited), "expires_in"?, "tags"?}``.
+
+        Only this response has its text.
+        """
         body = await read_as(bodies.NewEnrolmentToken, request)
         token = await self._plane.work(
             self._plane.enrolment.new_token,
@@ -120,6 +146,7 @@ class OperatorApi:
             label=body.label,
             max_uses=body.uses,
             valid_seconds=body.expires_in,
+            tags=body.tags,
         )
         return data_answer(token, 201)
 

@@ -20,7 +20,7 @@ from certctrl.plane.http.answers import data_answer, empty_answer
 from certctrl.plane.http.authentication import Authenticator
 from certctrl.plane.http.bodies import read_as
 from certctrl.plane.http.device_api import install_config_answer
-from certctrl.plane.http.listing import listed
+from certctrl.plane.http.listing import listed_by_tag
 from certctrl.plane.http.reading import LARGE_BODY_CAP, read_json
 from certctrl.plane.http.routing import (
     CERTIFICATE,
@@ -93,8 +93,8 @@ class OperatorResources:
     # --- certificates -------------------------------------------------------------------------------------------
 
     async def certificates(self, request: Request) -> Response:
-        """Return a user's certificates; ``?after_id=&limit=`` for a page."""
-        return await listed(self._plane, request, self._plane.certificates.page_of_user)
+        """Return a user's certificates; ``?after_id=&limit=`` for a page, ``?tag=`` for those on devices with a tag."""
+        return await listed_by_tag(self._plane, request, self._plane.certificates.page_of_user)
 
     async def issue(self, request: Request) -> Response:
         """Issue or order a certificate; the body is a ``bodies.NewCertificate``."""

@@ -232,6 +232,13 @@ CREATE TABLE proof_holds (
   answer TEXT NOT NULL, holder TEXT NOT NULL, expires_at REAL NOT NULL, PRIMARY KEY (answer, holder)
 ) WITHOUT ROWID;
 """,
+    """
+ALTER TABLE enrolment_tokens ADD COLUMN tags TEXT NOT NULL DEFAULT '';
+CREATE TABLE device_tags (
+  device_id INTEGER NOT NULL REFERENCES devices(id), tag TEXT NOT NULL, PRIMARY KEY (device_id, tag)
+) WITHOUT ROWID;
+CREATE INDEX device_tags_tag ON device_tags(tag, device_id);
+""",
 )
 """One script per schema version, oldest first, in the words of SQLite; the database counts those that have run.
 

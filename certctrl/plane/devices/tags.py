@@ -1,0 +1,129 @@
+"""Tags: short words on devices, by which operators select them.
+
+``web`` is a plain tag; ``env=prod`` has a key, of which a device has one value: another one takes its place.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Collection, Iterable, Sequence
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+from certctrl.plane.errors import bad_request, conflict, not_found
+from certctrl.plane.storage.database import Database, marks
+from certctrl.text import one_line
+
+MAX_TAGS = 32
+"""Tags of one device, of one enrolment token, and of one request."""
+MAX_CHARACTERS = 64
+MOST_CHANGED = 1000
+"""Devices of one request."""
+_WORD = r"[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?"
+_TAG = re.compile(rf"{_WORD}(?:={_WORD})?")
+
+log = logging.getLogger("certctrl.Plane")
+
+
+def checked_tags(given: Iterable[str], field: str) -> tuple[str, ...]:
+    """Return tags in order, each once; ErrorResponse 400 for anything else, too many, and two values of one key."""
+    tags = tuple(sorted(set(given)))
+    for tag in tags:
+        if len(tag) > MAX_CHARACTERS or not _TAG.fullmatch(tag):
+            what = f"{one_line(tag, MAX_CHARACTERS)!r} is not a tag: use up to {MAX_CHARACTERS} lower-case letters, digits,"
+            raise bad_request(f"{what} '-', '_' and '.', such as web or env=prod", field=field)
+    if len(tags) > MAX_TAGS:
+        raise bad_request(f"{len(tags)} tags are more than {MAX_TAGS}", field=field)
+    for tag, following in pairwise(tags):
+        if _key(tag) and _key(tag) == _key(following):
+            raise bad_request(f"{tag} and {following} are two values of one key", field=field)
+    return tags
+
+
+def carried_by(column: str, tags: Sequence[str]) -> str:
+    """Return the condition that the device in a column carries all of these tags, which are its parameters."""
+    found = f"EXISTS (SELECT 1 FROM device_tags t WHERE t.device_id = {column} AND t.tag = ?)"
+    return " AND ".join([found] * len(tags)) or "1 = 1"
+
+
+def _key(tag: str) -> str:
+    key, equals, _ = tag.partition("=")
+    return key if equals else ""
+
+
+class DeviceTags:
+    """The table of tags; all methods run in the caller's unit of work."""
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+
+    def of(self, device_ids: Sequence[int]) -> dict[int, list[str]]:
+        """Return the tags of devices, in order, for those that have any."""
+        found: dict[int, list[str]] = {}
+        sql = f"SELECT device_id, tag FROM device_tags WHERE device_id IN ({marks(device_ids)})"
+        for row in self._db.all(sql, *device_ids) if device_ids else ():
+            found.setdefault(row["device_id"], []).append(row["tag"])
+        return {device_id: sorted(tags) for device_id, tags in found.items()}
+
+    def used(self, user_id: int) -> list[dict[str, Any]]:
+        """Return the tags of a user's devices, in order, with the number of devices that carry each."""
+        rows = self._db.all(
+            "SELECT t.tag AS tag, count(*) AS n FROM device_tags t JOIN devices d ON d.id = t.device_id"
+            " WHERE d.user_id = ? GROUP BY t.tag",
+            user_id,
+        )
+        return sorted(({"tag": row["tag"], "devices": row["n"]} for row in rows), key=lambda row: str(row["tag"]))
+
+    def change(
+        self, user_id: int, device_ids: Collection[int], *, add: Iterable[str] = (), remove: Iterable[str] = ()
+    ) -> list[dict[str, Any]]:
+        """Add tags to devices and remove others, on all of them or none; return what each of them has now.
+
+        Besides ``id``, ``name`` and ``tags``, it is ``added`` and ``removed``: a tag that a device has already is not
+        added, and one that it lacks not removed. ErrorResponse 400, 404, and 409 beyond the limit.
+        """
+        added, removed = checked_tags(add, "add"), sorted(set(remove))
+        both = next((tag for tag in added if tag in removed), None)
+        if both is not None:
+            raise bad_request(f"{both} cannot be both added and removed", field="remove")
+        ids = sorted(set(device_ids))
+        sql = f"SELECT id, name FROM devices WHERE user_id = ? AND id IN ({marks(ids)}) ORDER BY id"
+        rows = self._db.all_locked(sql, user_id, *ids) if ids else []
+        if len(rows) < len(ids):
+            unknown = min(set(ids) - {row["id"] for row in rows})
+            raise not_found(f"No such device: {unknown}")
+        tags = self.of(ids)
+        shown = [self._change(row, tags.get(row["id"], []), added, removed) for row in rows]
+        words = " ".join([*(f"+{tag}" for tag in added), *(f"-{tag}" for tag in removed)])
+        self._db.after_commit(partial(log.info, "tags of %d devices changed: %s", len(ids), one_line(words)))
+        return shown
+
+    def _change(self, row: Any, present: Sequence[str], added: Sequence[str], removed: Sequence[str]) -> dict[str, Any]:
+        """Change the tags of one device."""
+        keys = {_key(tag) for tag in added} - {""}
+        kept = {tag for tag in present if tag not in removed and _key(tag) not in keys}
+        tags = sorted(kept | set(added))
+        if len(tags) > MAX_TAGS:
+            what = f"Device {row['id']} ({row['name']}) would have {len(tags)} tags; {MAX_TAGS} are possible"
+            raise conflict(what, "LIMIT")
+        gone, new = sorted(set(present) - set(tags)), sorted(set(tags) - set(present))
+        for tag in gone:
+            self._db.run("DELETE FROM device_tags WHERE device_id = ? AND tag = ?", row["id"], tag)
+        for tag in new:
+            self._db.run("INSERT INTO device_tags VALUES (?, ?)", row["id"], tag)
+        return {"id": row["id"], "name": row["name"], "tags": tags, "added": new, "removed": gone}
+
+    def enrol(self, device_id: int, tags: Iterable[str]) -> None:
+        """Add the tags of an enrolment token to a device that registers; what operators gave it before stays."""
+        present = self.of([device_id]).get(device_id, [])
+        keys = {_key(tag) for tag in present} - {""}
+        new = [tag for tag in tags if tag not in present and _key(tag) not in keys]
+        fitting = new[: MAX_TAGS - len(present)]
+        if len(fitting) < len(new):
+            log.warning(
+                "device %d has %d tags: %d of its token are left out", device_id, MAX_TAGS, len(new) - len(fitting)
+            )
+        for tag in fitting:
+            self._db.run("INSERT INTO device_tags VALUES (?, ?)", device_id, tag)
