@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import trio
-from device_key_site import Site
 from issuer_scene import Scene
+from nacl.public import PrivateKey
+from plane_commands import Cli, PlaneSite, Result, served_plane
 from plane_socket import FAST
 from plane_world import WALL, Client, Clock, World
 from postgres_server import PostgresServer, postgres_server
@@ -18,6 +19,8 @@ from proving import registration
 from scripted_issuer import scripted
 from units import Units
 
+from certctrl.cli.main import run_command
+from certctrl.cli.plane.connection import DATA_VARIABLE
 from certctrl.plane.core import Plane
 from certctrl.plane.http.app import make_app
 from certctrl.plane.http.faults import Faults
@@ -127,6 +130,38 @@ async def scene(open_database: Callable[[], Database]) -> AsyncIterator[Scene]:
 
 
 @pytest.fixture
-def site(open_database: Callable[[], Database]) -> Site:
-    """A plane with keys made at devices, on each engine."""
-    return Site(open_database())
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """Return ``cli("plane", …)``, which runs a command in this process; its tables are wide."""
+    monkeypatch.delenv(DATA_VARIABLE, raising=False)
+    monkeypatch.setattr("certctrl.cli.output.TABLE_WIDTH", 300)
+
+    def call(*argv: str) -> Result:
+        capsys.readouterr()
+        status = run_command(list(argv))
+        done = capsys.readouterr()
+        return Result(status, done.out, done.err)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    """A plane in a process of its own, for all tests of a module: its data directory and its URL."""
+    data = tmp_path_factory.mktemp("plane") / "data"
+    with served_plane(data) as url:
+        yield data, url
+
+
+@pytest.fixture
+def site(running: tuple[Path, str], cli: Cli) -> PlaneSite:
+    """The running plane, with the commands that operate it."""
+    return PlaneSite(*running, cli)
+
+
+@pytest.fixture
+def device(site: PlaneSite, request: pytest.FixtureRequest) -> str:
+    """A device of the running plane, named after the test, with a token that a command printed."""
+    token = site("enrolment-token", "--uses", "0", "--label", "tests").output.strip()
+    name = request.node.name.replace("_", "-")[:60]
+    site.register(registration(f"id-{name}", PrivateKey.generate(), name) | {"enrolment_token": token})
+    return name

@@ -8,108 +8,22 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from ssl import create_default_context
 from typing import Any
 
-import attrs
 import pytest
 from earlier import earlier_data_dir
 from nacl.public import PrivateKey
-from proving import answered
+from plane_commands import Cli, PlaneSite, served_plane
 
-from certctrl.cli.main import run_command
 from certctrl.cli.output import short_serial
 from certctrl.cli.plane.connection import DATA_VARIABLE, SharedOptions, find_connection
 from certctrl.errors import ExitStatus, UsageError
 
 
-@attrs.frozen
-class Result:
-    status: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        assert self.status == 0, self.err
-        return json.loads(self.out)
-
-    @property
-    def output(self) -> str:
-        assert self.status == 0, self.err
-        return self.out
-
-
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    """Return ``cli("plane", …)``, which runs a command in this process."""
-    monkeypatch.delenv(DATA_VARIABLE, raising=False)
-
-    def call(*argv: str) -> Result:
-        capsys.readouterr()
-        status = run_command(list(argv))
-        done = capsys.readouterr()
-        return Result(status, done.out, done.err)
-
-    return call
-
-
-@attrs.define
-class Site:
-    """A plane in a separate process, and the commands that operate it."""
-
-    data: Path
-    url: str
-    cli: Callable[..., Result]
-
-    def __call__(self, *argv: str) -> Result:
-        return self.cli("plane", *argv, "--data", str(self.data))
-
-    def register(self, body: dict[str, Any]) -> Any:
-        path = "/apiv1/device/registration"
-        return self.post(path, answered(body, self.post(path, body)))
-
-    def post(self, path: str, body: dict[str, Any]) -> Any:
-        request = urllib.request.Request(
-            self.url + path, json.dumps(body).encode(), {"content-type": "application/json"}
-        )
-        context = create_default_context(cafile=str(self.data / "ca.pem"))
-        with urllib.request.urlopen(request, context=context, timeout=10) as reply:
-            return json.loads(reply.read())["data"]
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
-    data = tmp_path_factory.mktemp("plane") / "data"
-    argv = [sys.executable, "-m", "certctrl", "plane", "serve", "--data", str(data), "--listen", "127.0.0.1:0"]
-    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    assert process.stdout is not None
-    words = [process.stdout.readline().split() for _ in range(4)]
-    yield data, words[0][-1]
-    process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 0
-    process.stdout.close()
-
-
-@pytest.fixture
-def site(running: tuple[Path, str], cli: Callable[..., Result]) -> Site:
-    return Site(*running, cli)
-
-
-@pytest.fixture
-def device(site: Site, form: Callable[..., dict[str, Any]], request: pytest.FixtureRequest) -> str:
-    """Register a device named after the test, with a token that a command printed."""
-    token = site("enrolment-token", "--uses", "0", "--label", "tests").output.strip()
-    name = request.node.name.replace("_", "-")
-    site.register(form(f"id-{name}"[:64], PrivateKey.generate(), name) | {"enrolment_token": token})
-    return name
-
-
 @pytest.mark.integration
-def test_the_life_of_a_certificate(site: Site, device: str) -> None:
+def test_the_life_of_a_certificate(site: PlaneSite, device: str) -> None:
     row = site("issue", "www.life.example", "life.example", "--device", device, "--json").json
     assert row["sans"] == ["www.life.example", "life.example"]
     assert short_serial(row["serial_number"]) in site("certificates").output
@@ -128,7 +42,7 @@ def test_the_life_of_a_certificate(site: Site, device: str) -> None:
 
 
 @pytest.mark.integration
-def test_devices_are_listed_shown_and_revoked(site: Site, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_devices_are_listed_shown_and_revoked(site: PlaneSite, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("certctrl.cli.output.TABLE_WIDTH", 200)
     line = next(line for line in site("devices").output.splitlines() if device in line)
     assert "active" in line
@@ -141,7 +55,7 @@ def test_devices_are_listed_shown_and_revoked(site: Site, device: str, monkeypat
 
 @pytest.mark.integration
 def test_install_configs_come_from_a_file_or_a_pipe(
-    site: Site, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    site: PlaneSite, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     items = [{"id": 1, "type": "exec", "cmd_argv": ["/bin/true"]}]
     file = tmp_path / "plan.json"
@@ -164,7 +78,7 @@ def test_install_configs_come_from_a_file_or_a_pipe(
 
 
 @pytest.mark.integration
-def test_items_are_checked_before_they_are_stored(site: Site, device: str, tmp_path: Path) -> None:
+def test_items_are_checked_before_they_are_stored(site: PlaneSite, device: str, tmp_path: Path) -> None:
     item = {"id": "web", "type": "copy", "ob_name": "a.example", "from": ["private.key"], "to": ["/etc/x/a.key"]}
     file = tmp_path / "plan.json"
     for wrong, expected in (
@@ -184,7 +98,7 @@ def test_items_are_checked_before_they_are_stored(site: Site, device: str, tmp_p
 
 @pytest.mark.integration
 def test_several_devices_and_duplicates(
-    site: Site, device: str, form: Callable[..., dict[str, Any]], tmp_path: Path
+    site: PlaneSite, device: str, form: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     token = site("enrolment-token").output.strip()
     site.register(form("id-second", PrivateKey.generate(), "second") | {"enrolment_token": token})
@@ -212,7 +126,7 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.integration
-def test_destructive_commands_ask_on_a_terminal(site: Site, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_destructive_commands_ask_on_a_terminal(site: PlaneSite, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     site("issue", "ask.example", "--device", device)
     ca = str(site("ca", "add", "ca-to-ask", "--json").json["id"])
     site("ca", "assign", ca, "--device", device)
@@ -236,7 +150,7 @@ def test_destructive_commands_ask_on_a_terminal(site: Site, device: str, monkeyp
 
 
 @pytest.mark.integration
-def test_commands_on_the_plane_s_machine_do_not_use_its_public_name(tmp_path: Path, cli: Callable[..., Result]) -> None:
+def test_commands_on_the_plane_s_machine_do_not_use_its_public_name(tmp_path: Path, cli: Cli) -> None:
     data = tmp_path / "data"
     argv = [sys.executable, "-m", "certctrl", "plane", "serve", "--data", str(data), "--listen", "0.0.0.0:0"]
     with subprocess.Popen(
@@ -252,14 +166,14 @@ def test_commands_on_the_plane_s_machine_do_not_use_its_public_name(tmp_path: Pa
 
 
 @pytest.mark.parametrize("url", ["http://", "https://", "plane.example", "ftp://x", "https://x:99999", "https://x/?a"])
-def test_an_unusable_public_url_is_refused(url: str, tmp_path: Path, cli: Callable[..., Result]) -> None:
+def test_an_unusable_public_url_is_refused(url: str, tmp_path: Path, cli: Cli) -> None:
     result = cli("plane", "serve", "--data", str(tmp_path / "data"), "--public-url", url)
     assert (result.status, "is not a URL for browsers" in result.err) == (ExitStatus.USAGE, True)
     assert not (tmp_path / "data").exists()
 
 
 @pytest.mark.integration
-def test_private_cas(site: Site, device: str) -> None:
+def test_private_cas(site: PlaneSite, device: str) -> None:
     row = site("ca", "add", f"ca-of-{device}", str(site.data / "ca.pem"), "--json").json
     assert row["ca_certificate_pem"] == (site.data / "ca.pem").read_text()
     assert "is assigned to device" in site("ca", "assign", row["name"], "--device", device).output
@@ -269,7 +183,7 @@ def test_private_cas(site: Site, device: str) -> None:
 
 @pytest.mark.integration
 def test_approve_shows_who_asks_and_asks_before_it_decides(
-    site: Site, device: str, monkeypatch: pytest.MonkeyPatch
+    site: PlaneSite, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = {"action": "device_start", "name": "web-8", "device_public_id": f"id-{device}"[:64]}
     grant = site.post("/auth/device", start)
@@ -285,7 +199,7 @@ def test_approve_shows_who_asks_and_asks_before_it_decides(
 
 
 @pytest.mark.integration
-def test_approve_and_deny(site: Site) -> None:
+def test_approve_and_deny(site: PlaneSite) -> None:
     for command, status in (("approve", "ready"), ("deny", "access_denied")):
         grant = site.post("/auth/device", {"action": "device_start", "name": "web-7"})
         assert "web-7 at 127.0.0.1" in site(command, grant["user_code"].lower()).output
@@ -296,21 +210,16 @@ def test_approve_and_deny(site: Site) -> None:
 
 
 @pytest.fixture
-def older(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Callable[..., Result]) -> Iterator[Site]:
+def older(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli) -> Iterator[PlaneSite]:
     """Run a plane on a data directory of version 0.1, whose device 1 has confirmed nothing."""
     data = tmp_path / "older"
     earlier_data_dir(data, monkeypatch, wall=time.time() - 86_400)
-    argv = [sys.executable, "-m", "certctrl", "plane", "serve", "--data", str(data), "--listen", "127.0.0.1:0"]
-    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    assert process.stdout is not None
-    yield Site(data, process.stdout.readline().split()[-1], cli)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 0
-    process.stdout.close()
+    with served_plane(data) as url:
+        yield PlaneSite(data, url, cli)
 
 
 @pytest.mark.integration
-def test_an_older_plane_is_switched_to_its_own_ca(older: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_older_plane_is_switched_to_its_own_ca(older: PlaneSite, monkeypatch: pytest.MonkeyPatch) -> None:
     before = (older.data / "ca.pem").read_text()
     shown = older("tls", "show").output
     assert "CA that also issues certificates" in shown and "web-1" in shown
@@ -330,7 +239,7 @@ def test_an_older_plane_is_switched_to_its_own_ca(older: Site, monkeypatch: pyte
 
 
 @pytest.mark.integration
-def test_errors_are_one_line_with_a_fix(site: Site, tmp_path: Path) -> None:
+def test_errors_are_one_line_with_a_fix(site: PlaneSite, tmp_path: Path) -> None:
     wrong_key = tmp_path / "key"
     wrong_key.write_text("ok_not-the-key-at-all\n")
     other_ca = "/etc/ssl/certs/ca-certificates.crt"
@@ -353,7 +262,7 @@ def test_errors_are_one_line_with_a_fix(site: Site, tmp_path: Path) -> None:
 
 
 @pytest.mark.integration
-def test_an_ambiguous_certificate_name_is_refused(site: Site) -> None:
+def test_an_ambiguous_certificate_name_is_refused(site: PlaneSite) -> None:
     ids = [site("issue", "twice.example", "--json").json["id"] for _ in range(2)]
     result = site("renew", "twice.example")
     assert result.status == ExitStatus.USAGE
@@ -400,7 +309,7 @@ def test_the_connection_comes_from_data_or_from_single_options(tmp_path: Path, m
         find_connection(SharedOptions(data=str(tmp_path / "absent")))
 
 
-def test_serve_needs_a_directory(cli: Callable[..., Result]) -> None:
+def test_serve_needs_a_directory(cli: Cli) -> None:
     result = cli("plane", "serve")
     assert (result.status, "add --data DIR" in result.err) == (ExitStatus.USAGE, True)
 
@@ -414,7 +323,7 @@ def test_serve_needs_a_directory(cli: Callable[..., Result]) -> None:
     ],
     ids=" ".join,
 )  # fmt: skip
-def test_every_command_has_help_with_an_example(cli: Callable[..., Result], command: list[str]) -> None:
+def test_every_command_has_help_with_an_example(cli: Cli, command: list[str]) -> None:
     text = cli("plane", *command, "--help").output
     assert f"cert-ctrl plane {' '.join(command)} --data /var/lib/plane" in text
     if command != ["serve"]:

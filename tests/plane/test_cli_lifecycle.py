@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat, pkcs12
 from made_chains import DAY, Made, made
 from nacl.public import PrivateKey
+from plane_commands import PlaneSite
 from proving import registration
-from test_cli import Result, Site
 
-from certctrl.cli.main import run_command
 from certctrl.cli.plane import from_file
-from certctrl.cli.plane.connection import DATA_VARIABLE
 from certctrl.cli.plane.listing import ending, span
 from certctrl.errors import ExitStatus, TransportError, UsageError
 
@@ -47,54 +41,14 @@ def leaf(name: str, **options: float) -> Made:
     return made(name, ISSUING, names=[name], **{"start": NOW - DAY, "end": NOW + 90 * DAY, **options})
 
 
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    monkeypatch.delenv(DATA_VARIABLE, raising=False)
-    monkeypatch.setattr("certctrl.cli.output.TABLE_WIDTH", 250)
-
-    def call(*argv: str) -> Result:
-        capsys.readouterr()
-        status = run_command(list(argv))
-        done = capsys.readouterr()
-        return Result(status, done.out, done.err)
-
-    return call
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
-    data = tmp_path_factory.mktemp("plane") / "data"
-    argv = [sys.executable, "-m", "certctrl", "plane", "serve", "--data", str(data), "--listen", "127.0.0.1:0"]
-    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    assert process.stdout is not None
-    words = [process.stdout.readline().split() for _ in range(4)]
-    yield data, words[0][-1]
-    process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 0
-    process.stdout.close()
-
-
-@pytest.fixture
-def site(running: tuple[Path, str], cli: Callable[..., Result]) -> Site:
-    return Site(*running, cli)
-
-
-@pytest.fixture
-def device(site: Site, form: Callable[..., dict[str, object]], request: pytest.FixtureRequest) -> str:
-    token = site("enrolment-token", "--uses", "0").output.strip()
-    name = request.node.name.replace("_", "-")[:60]
-    site.register(form(f"id-{name}"[:64], PrivateKey.generate(), name) | {"enrolment_token": token})
-    return name
-
-
-def certificates(site: Site) -> dict[str, dict[str, object]]:
+def certificates(site: PlaneSite) -> dict[str, dict[str, object]]:
     return {row["domain_name"]: row for row in site("certificates", "--json").json if row["status"] != "revoked"}
 
 
 # --- tags ---------------------------------------------------------------------------------------------------------
 
 
-def test_devices_and_certificates_by_tag(site: Site, device: str) -> None:
+def test_devices_and_certificates_by_tag(site: PlaneSite, device: str) -> None:
     token = site("enrolment-token", "--uses", "0", "--tag", "lab", "--tag", "env=test").output.strip()
     site.register(registration("id-of-a-tagged-device", PrivateKey.generate(), "tagged") | {"enrolment_token": token})
     assert site("issue", "tag-a.example", "--device", "tagged").status == 0
@@ -139,7 +93,7 @@ def test_devices_and_certificates_by_tag(site: Site, device: str) -> None:
         (["tag", "1", "--add", "web", "--remove", "web"], "web cannot be both added and removed", ""),
     ],
 )
-def test_mistakes_with_tags(site: Site, argv: list[str], what: str, fix: str) -> None:
+def test_mistakes_with_tags(site: PlaneSite, argv: list[str], what: str, fix: str) -> None:
     result = site(*argv)
     assert result.status == ExitStatus.USAGE
     assert what in result.err and fix in result.err
@@ -148,7 +102,7 @@ def test_mistakes_with_tags(site: Site, argv: list[str], what: str, fix: str) ->
 # --- import -----------------------------------------------------------------------------------------------------------
 
 
-def test_imports_and_their_renewal(site: Site, device: str, tmp_path: Path) -> None:
+def test_imports_and_their_renewal(site: PlaneSite, device: str, tmp_path: Path) -> None:
     cert, key, ca = tmp_path / "cert.pem", tmp_path / "key.pem", tmp_path / "ca.pem"
     one = leaf("import.example")
     cert.write_text(one.pem)
@@ -181,7 +135,7 @@ def test_imports_and_their_renewal(site: Site, device: str, tmp_path: Path) -> N
     assert "was imported: get a new one from its CA and import it" in renewal.err
 
 
-def test_an_encrypted_key_and_a_certificate_to_renew(site: Site, tmp_path: Path) -> None:
+def test_an_encrypted_key_and_a_certificate_to_renew(site: PlaneSite, tmp_path: Path) -> None:
     issued = site("issue", "replaced.example", "--json").json
     one = leaf("replaced.example", start=NOW + 1)
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
@@ -194,7 +148,7 @@ def test_an_encrypted_key_and_a_certificate_to_renew(site: Site, tmp_path: Path)
     assert (row["id"], row["issuer"]) == (issued["id"], "import")
 
 
-def test_secrets_of_an_import_must_not_be_readable_by_others(site: Site, tmp_path: Path) -> None:
+def test_secrets_of_an_import_must_not_be_readable_by_others(site: PlaneSite, tmp_path: Path) -> None:
     one = leaf("readable.example")
     cert, key, password, store = (tmp_path / name for name in ("cert.pem", "key.pem", "password", "www.p12"))
     encryption = BestAvailableEncryption(b"hunter-two")
@@ -215,14 +169,14 @@ def test_secrets_of_an_import_must_not_be_readable_by_others(site: Site, tmp_pat
 
 
 @pytest.mark.parametrize("argv", [(), ("--cert", "x"), ("--pkcs12", "x", "--key", "y"), ("--pkcs12", "/absent")])
-def test_imports_that_are_not_understood(site: Site, argv: tuple[str, ...]) -> None:
+def test_imports_that_are_not_understood(site: PlaneSite, argv: tuple[str, ...]) -> None:
     assert site("import", *argv).status == ExitStatus.USAGE
 
 
 # --- renew ------------------------------------------------------------------------------------------------------------
 
 
-def test_many_are_renewed_with_one_command(site: Site) -> None:
+def test_many_are_renewed_with_one_command(site: PlaneSite) -> None:
     names = [f"many-{number}.example" for number in range(3)]
     before = {name: site("issue", name, "--json").json for name in names}
     result = site("renew", *names)
@@ -240,7 +194,7 @@ def test_many_are_renewed_with_one_command(site: Site) -> None:
     assert ordered == "ordered 3 renewals; watch them: cert-ctrl plane orders list\n"
 
 
-def test_the_number_is_asked_for_on_a_terminal(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_is_asked_for_on_a_terminal(site: PlaneSite, monkeypatch: pytest.MonkeyPatch) -> None:
     row = site("issue", "asked.example", "--json").json
     asked: list[str] = []
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
@@ -253,7 +207,7 @@ def test_the_number_is_asked_for_on_a_terminal(site: Site, monkeypatch: pytest.M
 # --- the calendar -----------------------------------------------------------------------------------------------------
 
 
-def test_the_calendar(site: Site) -> None:
+def test_the_calendar(site: PlaneSite) -> None:
     site("issue", "soon.example", "--validity-seconds", "86400")
     site("issue", "late.example", "--validity-seconds", "8640000")
     shown = site("certificates", "--expiring", "2d").output
@@ -288,7 +242,7 @@ def test_the_calendar_is_sorted_and_has_what_has_expired() -> None:
 # --- issue --from-file ------------------------------------------------------------------------------------------------
 
 
-def test_a_file_is_issued_once(site: Site, device: str, tmp_path: Path) -> None:
+def test_a_file_is_issued_once(site: PlaneSite, device: str, tmp_path: Path) -> None:
     file = tmp_path / "certificates.csv"
     file.write_text(
         f"domains,devices,key_type\nfile-1.example www.file-1.example,{device},\nfile-2.example,,ecdsa-p384\n"
@@ -308,7 +262,7 @@ def test_a_file_is_issued_once(site: Site, device: str, tmp_path: Path) -> None:
     assert [(row["line"], row["result"]) for row in done] == [(2, "known"), (3, "known")]
 
 
-def test_nothing_is_issued_if_one_line_is_wrong(site: Site, tmp_path: Path) -> None:
+def test_nothing_is_issued_if_one_line_is_wrong(site: PlaneSite, tmp_path: Path) -> None:
     file = tmp_path / "certificates.json"
     wanted = [
         {"domains": ["good.example"]}, {"domains": ["bad_name.example"]}, {"domains": ["a.example"], "devices": ["no"]},
@@ -331,7 +285,7 @@ def test_nothing_is_issued_if_one_line_is_wrong(site: Site, tmp_path: Path) -> N
     assert site("issue").status == ExitStatus.USAGE
 
 
-def test_a_broken_command_is_repeated(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_command_is_repeated(site: PlaneSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The answers of some requests are lost: the certificates are there all the same."""
     file = tmp_path / "certificates.csv"
     names = [f"broken-{number}.example" for number in range(6)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,9 +14,8 @@ from typing import Any
 
 import attrs
 import pytest
+from plane_commands import Cli, PlaneSite, served_plane
 
-from certctrl.cli.main import run_command
-from certctrl.cli.plane.connection import DATA_VARIABLE
 from certctrl.errors import ExitStatus
 from certctrl.plane.commands import DIRECTORIES_VARIABLE
 
@@ -49,72 +47,38 @@ print(pem_of(sign_leaf(ca, csr.public_key(), names, not_before=now - 60, not_aft
 """
 
 
-@attrs.frozen
-class Result:
-    status: int
-    out: str
-    err: str
+@attrs.define
+class Site(PlaneSite):
+    """A plane whose CA is a program that follows a script."""
 
-    @property
-    def json(self) -> Any:
-        assert self.status == 0, self.err
-        return json.loads(self.out)
-
-
-@attrs.frozen
-class Site:
-    """A plane in a separate process, whose CA is a program that follows a script."""
-
-    data: Path
     home: Path
-    run: Callable[..., Result]
-
-    def __call__(self, *argv: str) -> Result:
-        return self.run("plane", *argv, "--data", str(self.data))
 
     def script(self, *steps: str) -> None:
         (self.home / "script").write_text(" ".join(steps))
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str, Path]]:
+    """The plane's data directory, its URL, and the directory of the program."""
     home = tmp_path_factory.mktemp("ca")
     (home / "ca").write_text(PROGRAM.format(python=sys.executable))
     (home / "ca").chmod(0o755)
     data = tmp_path_factory.mktemp("plane") / "data"
-    argv = [sys.executable, "-m", "certctrl", "plane", "serve", "--data", str(data), "--listen", "127.0.0.1:0"]
-    environ = os.environ | {DIRECTORIES_VARIABLE: str(home)}
-    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environ)
-    assert process.stdout is not None
-    for _ in range(4):
-        process.stdout.readline()
-    yield data, home
-    process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 0
-    process.stdout.close()
+    with served_plane(data, **{DIRECTORIES_VARIABLE: str(home)}) as url:
+        yield data, url, home
 
 
 @pytest.fixture
-def site(
-    served: tuple[Path, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Site]:
-    monkeypatch.delenv(DATA_VARIABLE, raising=False)
-    monkeypatch.setattr("certctrl.cli.output.TABLE_WIDTH", 300)
-
-    def run(*argv: str) -> Result:
-        capsys.readouterr()
-        status = run_command(list(argv))
-        done = capsys.readouterr()
-        return Result(status, done.out, done.err)
-
-    site = Site(*served, run)
+def site(served: tuple[Path, str, Path], cli: Cli) -> Site:
+    data, url, home = served
+    site = Site(data, url, cli, home)
     site.script()
     if "house" not in [row["name"] for row in site("issuers", "list", "--json").json]:
         command = json.dumps([str(site.home / "ca"), str(site.home)])
         added = site("issuers", "add", "house", "--kind", "command", "--set", f"command={command}")
         assert (added.status, "added issuer house (command)" in added.out) == (0, True), added
         assert "keys left: 7" in added.out
-    yield site
+    return site
 
 
 def test_issue_renew_and_change_of_the_issuer(site: Site) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 import pytest
 import trio
 import trio.testing
@@ -12,6 +13,20 @@ from issuer_scene import Scene
 from certctrl.plane.issuers.issuer import CertificateRequest, IssuedChain
 from certctrl.plane.orders.runner import LEASE_SECONDS
 from certctrl.plane.settings import DAY
+
+
+@attrs.frozen
+class PausedIssue:
+    """A step of the CA's script that issues once the test says so."""
+
+    scene: Scene
+    reached: trio.Event = attrs.field(factory=trio.Event)
+    go_on: trio.Event = attrs.field(factory=trio.Event)
+
+    async def __call__(self, request: CertificateRequest) -> IssuedChain:
+        self.reached.set()
+        await self.go_on.wait()
+        return self.scene.ca.signed(request)
 
 
 @pytest.mark.parametrize("crash", ["before the memo", "after the memo", "after the issue"])
@@ -47,21 +62,15 @@ async def test_an_order_survives_a_crash_of_the_plane(scene: Scene, crash: str) 
 
 async def test_a_plane_that_lost_its_claim_stores_nothing(scene: Scene) -> None:
     row = await scene.issue()
-    go_on, reached = trio.Event(), trio.Event()
-
-    async def slow(request: CertificateRequest) -> IssuedChain:
-        reached.set()
-        await go_on.wait()
-        return scene.ca.signed(request)
-
-    scene.ca.script = [slow]
+    paused = PausedIssue(scene)
+    scene.ca.script = [paused]
     async with trio.open_nursery() as nursery:
         nursery.start_soon(scene.plane.order_runner.run_once)
-        await reached.wait()
+        await paused.reached.wait()
         scene.now += LEASE_SECONDS + 1
         assert await scene.another().order_runner.run_once() == 1
         serial = (await scene.certificate(row["id"]))["serial_number"]
-        go_on.set()
+        paused.go_on.set()
     assert serial
     assert (await scene.certificate(row["id"]))["serial_number"] == serial
 
@@ -89,19 +98,13 @@ async def test_a_stopping_plane_gives_its_orders_back(scene: Scene, monkeypatch:
 
 async def test_a_stopping_plane_lets_an_attempt_end(scene: Scene) -> None:
     row = await scene.issue()
-    reached, go_on = trio.Event(), trio.Event()
-
-    async def slow(request: CertificateRequest) -> IssuedChain:
-        reached.set()
-        await go_on.wait()
-        return scene.ca.signed(request)
-
-    scene.ca.script = [slow]
+    paused = PausedIssue(scene)
+    scene.ca.script = [paused]
     async with trio.open_nursery() as nursery:
         nursery.start_soon(scene.plane.order_runner.run)
-        await reached.wait()
+        await paused.reached.wait()
         nursery.cancel_scope.cancel()
-        go_on.set()
+        paused.go_on.set()
     assert (await scene.certificate(row["id"]))["status"] == "active"
 
 
