@@ -1,1 +1,1 @@
-"""How the control plane proves to a CA that names are the operator's: by DNS, by a command, or by HTTP."""
+"""Prove control of names to a CA: over DNS, HTTP or TLS, or with a program."""

@@ -1,8 +1,8 @@
 """http-01 and tls-alpn-01 answered by agents, on the hosts that serve the name.
 
-Each device gets a signal with the answer and acknowledges it; the CA may ask once all of them have. What was sent is in
-the table ``host_challenges``, so that it is taken back even if the plane ends in between: by the next attempt of the
-order, or by housekeeping once it has expired. An agent takes its answer back at that time without being told.
+Each device gets a signal with the answer and acknowledges it; the CA validates once all of them have. Answers are
+recorded in the table ``host_challenges``, so that they are withdrawn even if the plane crashes in between: by the next
+attempt of the order, or by housekeeping once they have expired. Agents drop expired answers on their own.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from certctrl.plane.storage.signal_stream import SignalStream
 from certctrl.text import one_line
 
 ANSWER_SECONDS = 1800.0
-"""How long a host answers if it is never told to stop."""
+"""Lifetime of an answer at a host that receives no stop."""
 WAIT_SECONDS = 180.0
 MAX_DEVICES = 100
 """Devices that answer for one name."""
 SKEW_SECONDS = 3600.0
-"""How far apart the clocks of planes on one database may be; times of signals, which are compared, only grow."""
+"""Allowed clock difference between planes on one database; signal times, which are compared, only grow."""
 FIRST_PAUSE = 0.05
 LONGEST_PAUSE = 1.0
 _MAX_NAMED = 5
@@ -49,7 +49,7 @@ _REPLACED = OutcomeKind.SUPERSEDED.value
 
 @lean.frozen(kw_only=True)
 class Sent:
-    """A start that a device has been sent."""
+    """A start signal that was sent to a device."""
 
     device: str
     """Its name, for messages."""
@@ -60,7 +60,7 @@ class Sent:
 
 
 class HostSolver:
-    """Has the agents of devices answer one kind of challenge."""
+    """Answers one kind of challenge through the agents of devices."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class HostSolver:
         explain: Callable[[Proof], Awaitable[str]] | None = None,
         holds: Holds = HOLDS,
     ) -> None:
-        """``devices``: ids or names of those that answer; none: all that have a certificate for the name."""
+        """``devices``: ids or names of the devices that answer; empty: all with a certificate for the name."""
         self.kinds: tuple[str, ...] = (kind,)
         self._kind = kind
         self._db = database
@@ -86,14 +86,14 @@ class HostSolver:
         self._holds = holds
 
     def solves(self, kind: str, identifier: str, wildcard: bool) -> bool:
-        """Return whether it is its kind of challenge; hosts prove no wildcards."""
+        """Return whether the challenge is of this kind; hosts cannot prove wildcards."""
         return kind == self._kind and not wildcard
 
     async def present(self, proofs: Sequence[Proof]) -> None:
-        """Have the devices answer; return once all of them do. Raises IssuerError that names a device and its reason."""
+        """Make the devices answer, and wait until all of them do. Raises IssuerError with the device and its reason."""
         self._holds.take(self, proofs)
         since = self._wall_now() - SKEW_SECONDS
-        waiting = await self._db.work_long(self._start, proofs)  # which looks through all certificates
+        waiting = await self._db.work_long(self._start, proofs)  # scans all certificates
         pause, deadline = FIRST_PAUSE, trio.current_time() + self._wait_seconds
         while waiting:
             waiting, refusals = await self._db.work(self._unanswered, waiting, since)
@@ -107,12 +107,12 @@ class HostSolver:
                 pause = min(pause * 1.5, LONGEST_PAUSE)
 
     async def clean_up(self, proofs: Sequence[Proof]) -> None:
-        """Have the devices stop answering what no other order needs."""
+        """Stop the answers that no other order needs."""
         unneeded = self._holds.give_back(self, proofs)
         await self._db.work(stop_answers, self._db, self._stream, [proof.token for proof in unneeded])
 
     async def explain(self, proof: Proof) -> str:
-        """Say which devices answered, and what the addresses of the name answer."""
+        """Return which devices answered, and what each address of the name answers."""
         names = await self._db.work(self._answering, proof.token)
         said = f"answered by {_listed(names)}" if names else "no device answers any longer"
         seen = await self._explain(proof) if self._explain is not None else ""
@@ -129,7 +129,7 @@ class HostSolver:
             for device in devices:
                 self._require_able(device)
         pairs = [(proof, device) for proof, devices in chosen for device in devices]
-        pairs.sort(key=lambda pair: int(pair[1]["id"]))  # streams are locked in one order, so that orders cannot block
+        pairs.sort(key=lambda pair: int(pair[1]["id"]))  # lock streams in a fixed order, to avoid deadlocks
         return [self._send(proof, device) for proof, device in pairs]
 
     def _send(self, proof: Proof, device: Row) -> Sent:
@@ -157,7 +157,7 @@ class HostSolver:
         for one in sent:
             found = outcomes.get((one.device_id, one.token), {})
             outcome, detail = found.get(one.ts_ms, ("", ""))
-            later = [done for ts_ms, (done, _) in found.items() if ts_ms >= one.ts_ms]  # perhaps of another order
+            later = [done for ts_ms, (done, _) in found.items() if ts_ms >= one.ts_ms]  # may belong to another order
             if not _DONE.isdisjoint(later):
                 self._note(one, "ready_at = ?", self._wall_now())
             elif outcome in ("", _REPLACED):
@@ -236,7 +236,7 @@ class HostSolver:
         return [*found.values()]
 
     def _require_able(self, device: Row) -> None:
-        """Raise IssuerError unless the agent of a device announced that it answers."""
+        """Raise IssuerError unless the agent of a device has announced this kind of challenge."""
         if FEATURE[self._kind] not in announced(device):
             raise IssuerError(
                 f"device {_name(device)} does not answer {self._kind} challenges: its agent has not announced it",
@@ -259,7 +259,7 @@ class HostSolver:
 
 
 def stop_answers(database: Database, stream: SignalStream, tokens: Sequence[str]) -> int:
-    """Have all devices stop answering with some tokens; return how many stops were sent. Runs in a unit of work."""
+    """Stop all answers with these tokens, and return how many stops were sent. Runs in a unit of work."""
     rows = [
         (row["device_id"], token, row["kind"])
         for token in dict.fromkeys(tokens)
@@ -272,13 +272,13 @@ def stop_answers(database: Database, stream: SignalStream, tokens: Sequence[str]
 
 
 def stop_expired(database: Database, stream: SignalStream, now: float) -> int:
-    """Take back the answers that no order took back, such as those of a plane that ended. Runs in a unit of work."""
+    """Stop expired answers that no order has stopped, such as those of a crashed plane. Runs in a unit of work."""
     rows = database.all("SELECT DISTINCT token FROM host_challenges WHERE expires_at <= ? LIMIT 1000", now)
     return stop_answers(database, stream, [row["token"] for row in rows])
 
 
 def _check(proof: Proof) -> None:
-    """Raise IssuerError if the CA's token, or what is made of it, is not what agents accept."""
+    """Raise IssuerError unless agents accept the CA's token and the key authorization made from it."""
     faults = {
         "token": token_fault(proof.token),
         "key authorization": key_authorization_fault(proof.token, proof.key_authorization),

@@ -38,7 +38,7 @@ class CaaRecord:
 
 @lean.frozen
 class CaaSet:
-    """The CAA records that count for a name."""
+    """The CAA records that apply to a name."""
 
     owner: str
     """The name that has them; empty: none up to the root."""
@@ -75,7 +75,7 @@ def _read(rdata: object) -> CaaRecord:
 def refusal(
     found: CaaSet, identities: Collection[str], *, wildcard: bool, method: str = "", account_url: str = ""
 ) -> str:
-    """Return in words why CAA records forbid a CA to issue; empty: they allow it.
+    """Return why CAA records forbid a CA to issue; empty if they allow it.
 
     ``identities`` are the domains of the CA (``caaIdentities`` of its directory); none: they are not known, and only
     records that forbid every CA, or that allow only some, are reported.

@@ -1,4 +1,4 @@
-"""ChosenSolver: several ways to answer challenges, of which the first whose domains fit a name answers for it."""
+"""ChosenSolver: prove each name through the first entry of ``challenges`` whose domains cover it."""
 
 from __future__ import annotations
 
@@ -47,16 +47,16 @@ def choose_kind(solver: Solver, identifier: str, wildcard: bool, offered: Sequen
 
 @lean.frozen
 class Rule:
-    """One way to answer, and the names that it is for."""
+    """One solver, with the names that it proves."""
 
     type: str
-    """Of the solver, for messages."""
+    """Type of the solver, for messages."""
     domains: tuple[str, ...]
-    """Patterns of ``matches``; none: all names."""
+    """Patterns as in ``matches``; empty: all names."""
     solver: Solver
 
     def covers(self, identifier: str) -> bool:
-        """Return whether the rule is for a name."""
+        """Return whether the rule applies to a name."""
         return not self.domains or any(matches(pattern, identifier) for pattern in self.domains)
 
     def solves(self, kind: str, identifier: str, wildcard: bool) -> bool:
@@ -98,7 +98,7 @@ class ChosenSolver:
             await rule.solver.present(mine)
 
     async def clean_up(self, proofs: Sequence[Proof]) -> None:
-        """Take all answers back, even if one solver fails; then raises its IssuerError."""
+        """Withdraw all answers, even if a solver fails; its IssuerError is raised afterwards."""
         failure: CertctrlError | None = None
         for rule, mine in self._parts(proofs):
             try:
@@ -109,13 +109,13 @@ class ChosenSolver:
             raise failure
 
     async def explain(self, proof: Proof) -> str:
-        """Return what the solver of a proof finds; empty if no rule answers it any longer."""
+        """Return what the solver of a proof finds; empty if no rule applies any longer."""
         for rule, mine in self._parts([proof]):
             return await rule.solver.explain(mine[0])
         return ""
 
     def _parts(self, proofs: Sequence[Proof]) -> list[tuple[Rule, list[Proof]]]:
-        """Return the proofs of each rule, in the order of the rules; proofs that none answers are left out."""
+        """Return the proofs of each rule, in the order of the rules; proofs without a rule are left out."""
         found: dict[int, list[Proof]] = {}
         for proof in proofs:
             for index, rule in enumerate(self._rules):

@@ -1,7 +1,7 @@
-"""CommandSolver: prove names through a program of the plane's host, as hooks of other ACME clients do.
+"""CommandSolver: prove names with a program on the plane's host, like the hooks of other ACME clients.
 
-The program is called once per proof (docs/challenges.md), with ``present`` or ``cleanup``, the record's name or the
-token, and the value after its own arguments; the environment has the same under the names that certbot's hooks know.
+The program runs once per proof (docs/challenges.md). Its own arguments are followed by ``present`` or ``cleanup``, the
+name of the record or the token, and the value; the environment has the same, under the names of certbot's hooks.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ class CommandSettings:
     """The type of challenge that it answers: dns-01 or http-01."""
     argv: tuple[str, ...]
     cleanup_argv: tuple[str, ...] = ()
-    """Another program that takes the answers back, called without further arguments; none: the same one."""
+    """A separate program that removes the answers, run without further arguments; empty: the same program."""
     hook: bool = False
-    """Whether programs get the environment only, without further arguments, as certbot's hooks."""
+    """Whether programs get only the environment and no further arguments, like certbot's hooks."""
     seconds: float = DEFAULT_SECONDS
     waits: bool = True
-    """Whether to ask the authoritative servers for the record before the CA may."""
+    """Whether to wait until all authoritative servers have the record before the CA validates."""
     authoritative: tuple[DnsServer, ...] = ()
     propagation_seconds: float = 120.0
 
@@ -89,7 +89,7 @@ class CommandSolver:
                 log.warning("cannot clean up the challenge for %s: %s", proof.identifier, error)
 
     async def explain(self, proof: Proof) -> str:
-        """Say what a CA finds for a proof."""
+        """Return what a CA finds for a proof."""
         if proof.kind == DNS_01:
             return await explain_dns(self._lookup, proof, self._settings.authoritative)
         return await explain_http(self._lookup, proof)
@@ -128,7 +128,7 @@ class CommandSolver:
 
 
 def arguments(word: str, proof: Proof) -> tuple[str, str, str]:
-    """Return the last arguments of a program: the word, the record's name or the token, and the value."""
+    """Return the last arguments of a program: the action, the name of the record or the token, and the value."""
     if proof.kind == DNS_01:
         return word, f"{dns_record_name(proof.identifier)}.", dns_record_value(proof)
     return word, proof.token, proof.key_authorization

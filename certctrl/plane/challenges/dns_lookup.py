@@ -1,4 +1,4 @@
-"""DnsLookup: find out through resolvers where a record is: aliases, zone, primary and name servers.
+"""DnsLookup: locate a record through resolvers, with its aliases, zone, primary and name servers.
 
 Everything is bounded: aliases, name servers, addresses, and the time of each question.
 """
@@ -44,7 +44,7 @@ class Aliases:
     names: tuple[dns.name.Name, ...]
     """The name, and those that follow."""
     is_complete: bool = True
-    """False: they form a loop or are too many."""
+    """False if they form a loop or are too many."""
 
     @property
     def target(self) -> dns.name.Name:

@@ -1,6 +1,6 @@
 """DnsNetwork: send one DNS message to one server and return its answer, within a time limit.
 
-The library's exceptions stop here: a server that does not answer usably is a ``DnsSilenceError`` with its reason.
+The library's exceptions stop here: a server without a usable answer is a ``DnsSilenceError`` with the reason.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Silence(StrEnum):
 
 
 class DnsSilenceError(CertctrlError):
-    """A server that did not answer usably."""
+    """A server gave no usable answer."""
 
     def __init__(self, server: DnsServer, silence: Silence) -> None:
         super().__init__(f"the DNS server {server.place} {silence.value}")

@@ -1,4 +1,4 @@
-"""Explain refusals of dns-01: what was asked, what came, and from which server.
+"""Explain why a CA refused dns-01: the question, the answers, and the servers that gave them.
 
 ``explain_dns`` collects the facts, ``dns_words`` decides what they mean.
 """
@@ -38,13 +38,13 @@ class DnsFacts:
     observations: tuple[Observation, ...] = ()
     """The answers of the zone's authoritative servers."""
     resolver: str = ""
-    """What a resolver says, if it does not answer."""
+    """Why a resolver does not answer; empty if it does."""
     caa: str = ""
-    """Why CAA records forbid it."""
+    """Why CAA records forbid it; empty if they allow it."""
 
 
 async def explain_dns(lookup: DnsLookup, proof: Proof, authoritative: Sequence[DnsServer] = ()) -> str:
-    """Ask for the record of a dns-01 proof and say in words what is wrong with it; never raises IssuerError."""
+    """Ask for the record of a dns-01 proof, and describe what is wrong with it; never raises IssuerError."""
     return dns_words(await collect(lookup, proof, authoritative))
 
 
@@ -93,7 +93,7 @@ async def _asked_resolver(lookup: DnsLookup, aliases: Aliases) -> str:
 
 
 def dns_words(facts: DnsFacts) -> str:
-    """Return in one line what was asked, what came, and from which server."""
+    """Describe in one line the question, the answers, and their servers."""
     asked = f"asked for TXT {one_line(facts.name)} with the value {facts.value}"
     if facts.aliases:
         asked += f", which CNAME records lead to {' -> '.join(one_line(one) for one in facts.aliases[-3:])}"

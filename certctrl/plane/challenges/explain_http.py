@@ -1,4 +1,4 @@
-"""Explain refusals of http-01: ask every address of the name as a CA does, and say what each one answers."""
+"""Explain why a CA refused http-01: ask every address of the name as a CA does, and report each answer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MAX_ADDRESSES = 8
 
 
 class HttpSeen(StrEnum):
-    """What an address did."""
+    """How an address reacts."""
 
     RIGHT = "answers with the right body"
     OTHER_BODY = "answers with another body"
@@ -38,7 +38,7 @@ class HttpSeen(StrEnum):
 
 @lean.frozen(kw_only=True)
 class HttpObservation:
-    """What one address of a name answers."""
+    """The answer of one address of a name."""
 
     address: str
     seen: HttpSeen
@@ -46,7 +46,7 @@ class HttpObservation:
     """The status, the place of a redirect, or the start of another body."""
 
     def words(self) -> str:
-        """Return it for operators."""
+        """Describe the answer for operators."""
         return f"{self.address} {self.seen.value}{f' ({self.detail})' if self.detail else ''}"
 
 
@@ -74,7 +74,7 @@ async def explain_http(lookup: DnsLookup, proof: Proof, port: int = HTTP_PORT) -
 
 
 def http_words(proof: Proof, port: int, found: Sequence[HttpObservation], caa: str = "") -> str:
-    """Return in one line what was asked, what came, and from which address."""
+    """Describe in one line the question, the answers, and their addresses."""
     host = f"[{proof.identifier}]" if ":" in proof.identifier else proof.identifier
     place = host if port == HTTP_PORT else f"{host}:{port}"
     asked = f"asked for http://{one_line(place)}/.well-known/acme-challenge/{one_line(proof.token, 64)}"

@@ -16,7 +16,7 @@ class Fields:
     """The fields of one JSON object; each may be read once, ``finish`` refuses the others."""
 
     def __init__(self, entry: Any, path: str) -> None:
-        """``path``: where it is, for messages."""
+        """``path``: the place of the entry, for messages."""
         self.path = path
         if not isinstance(entry, Mapping):
             raise ConfigError(f"is {kind_of(entry)}", path=path, fix='use an object such as {"type": "rfc2136"}')

@@ -1,7 +1,7 @@
-"""Holds: published answers that several orders share, so that the first to end does not remove them.
+"""Holds: count the users of published answers, so that the first order to end does not remove shared ones.
 
-A CA may give two orders the same authorization, and so the same challenge. The orders of one process are counted; if
-another plane of a fleet works at the other order, that one fails once and is retried.
+A CA may give two orders the same authorization, and so the same challenge. Only orders of this process are counted; if
+another plane processes the other order, that one fails once and is retried.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ Answer = TypeVar("Answer", bound=Hashable)
 
 
 class Holds:
-    """Who needs each answer, and how often."""
+    """The holders of each answer, counted."""
 
     def __init__(self) -> None:
         self._counts: dict[Hashable, Counter[object]] = {}
 
     def take(self, holder: object, answers: Collection[Answer]) -> None:
-        """Count one more need of the holder for each answer."""
+        """Add the holder once to each answer."""
         for answer in set(answers):
             self._counts.setdefault(answer, Counter())[holder] += 1
 
     def give_back(self, holder: object, answers: Collection[Answer]) -> list[Answer]:
-        """Count one need of the holder less; return the answers that none needs, even if they were never counted."""
+        """Remove the holder once from each answer; return those without a holder, even if they never had one."""
         unneeded = []
         for answer in dict.fromkeys(answers):
             counts = self._counts.get(answer, Counter())
@@ -38,4 +38,4 @@ class Holds:
 
 
 HOLDS = Holds()
-"""Those of this process: an issuer, and with it its solvers, may be made for each order."""
+"""One per process: an issuer, and its solvers, may be created anew for each order."""

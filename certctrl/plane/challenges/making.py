@@ -1,7 +1,7 @@
 """Check the list ``challenges`` of an issuer's settings, and make its solver.
 
-Entries are tried in order; ``type`` names the way to answer, ``domains`` the names it is for. The modules of a type
-are imported only if an entry uses it.
+The first entry whose ``domains`` cover a name proves it; ``type`` selects the solver. The modules of a type are imported
+only if an entry uses it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""http-01 answered by the plane itself, for names that lead to the plane or to a proxy before it.
+"""http-01 answered by the plane itself, for names that lead to the plane or to a proxy in front of it.
 
 The answers are in the database, so any plane of a fleet answers. ``answer_challenges`` is a tiny listener of plain HTTP
-that knows these answers and nothing else; the plane's listener without TLS knows them, too.
+that serves these answers and nothing else; the plane's listener without TLS serves them, too.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from certctrl.plane.storage.database import Database
 log = logging.getLogger("certctrl.Plane")
 
 ANSWER_SECONDS = 86_400.0
-"""How long an answer stays if it is never taken back."""
+"""Lifetime of an answer that is never withdrawn."""
 CONNECTIONS = 128
 CONNECTIONS_PER_ADDRESS = 64
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,200}", re.ASCII)
@@ -49,11 +49,11 @@ class PlaneHttpSolver:
         self._holds = holds
 
     def solves(self, kind: str, identifier: str, wildcard: bool) -> bool:
-        """Return whether it is http-01, which proves no wildcard."""
+        """Return whether it is http-01 for a name; http-01 cannot prove wildcards."""
         return kind == HTTP_01 and not wildcard
 
     async def present(self, proofs: Sequence[Proof]) -> None:
-        """Store the answers; every plane on the database gives them from now on."""
+        """Store the answers; every plane on the database serves them from now on."""
         self._holds.take(self, proofs)
         await self._db.work(self._store, proofs)
 
@@ -62,7 +62,7 @@ class PlaneHttpSolver:
         await self._db.work(self._delete, self._holds.give_back(self, proofs))
 
     async def explain(self, proof: Proof) -> str:
-        """Say what every address of the name answers."""
+        """Return what each address of the name answers."""
         return await self._explain(proof)
 
     def _store(self, proofs: Sequence[Proof]) -> None:
@@ -115,7 +115,7 @@ def stored_answer(database: Database, token: str, now: float) -> str:
 
 
 def delete_expired(database: Database, now: float) -> None:
-    """Delete the answers that were never taken back. Runs in a unit of work."""
+    """Delete expired answers, which were never withdrawn. Runs in a unit of work."""
     database.run("DELETE FROM http_challenges WHERE expires_at <= ?", now)
 
 

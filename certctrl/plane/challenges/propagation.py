@@ -1,7 +1,7 @@
 """Ask every authoritative server for records until all of them answer with the new ones.
 
-A CA asks any of them, so one secondary that lags makes it refuse. A server that never answers does not count as long
-as others do: the CA's resolver avoids it, too.
+A CA may ask any of them, so one lagging secondary makes it refuse. A server that never answers is ignored as long as
+others answer: the CA's resolver avoids it, too.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 5.0
 MAX_SERVERS = 32
 SILENT_ATTEMPTS = 2
-"""A server that has not answered so often is no longer waited for."""
+"""Failed attempts after which a server is no longer waited for."""
 _NAMES_TOGETHER = 8
 _SHOWN_VALUES = 5
 _MAX_VALUES = 200
 
 
 class Seen(StrEnum):
-    """What a server answered for a name."""
+    """The kind of a server's answer for a name."""
 
     RECORDS = "records"
     NO_NAME = "the name does not exist"
@@ -52,11 +52,11 @@ class Observation:
     seen: Seen
     values: tuple[str, ...] = ()
     detail: str = ""
-    """The reason of a failure or of silence."""
+    """Why the server failed or did not answer."""
 
     @property
     def answers(self) -> bool:
-        """Whether a CA takes this answer for the truth."""
+        """Whether a CA accepts this answer."""
         return self.seen in (Seen.RECORDS, Seen.NO_NAME, Seen.NO_RECORDS)
 
     def missing(self, values: Iterable[str]) -> list[str]:
@@ -64,7 +64,7 @@ class Observation:
         return [value for value in values if value not in self.values]
 
     def words(self) -> str:
-        """Return it for operators: which server, and what it answers."""
+        """Describe the server and its answer for operators."""
         match self.seen:
             case Seen.RECORDS:
                 listed = ", ".join(f'"{one_line(value, 60)}"' for value in self.values[:_SHOWN_VALUES])
@@ -94,7 +94,7 @@ async def observe(network: DnsNetwork, server: DnsServer, name: dns.name.Name) -
 
 
 def read_observation(server: DnsServer, name: dns.name.Name, answer: dns.message.Message) -> Observation:
-    """Return what an answer says."""
+    """Return the records in an answer."""
     rcode, is_authority = answer.rcode(), bool(answer.flags & dns.flags.AA)
     if rcode in (dns.rcode.REFUSED, dns.rcode.NOTAUTH) or (rcode == dns.rcode.NOERROR and not is_authority):
         return Observation(server=server, seen=Seen.LAME, detail=dns.rcode.to_text(rcode))
@@ -151,7 +151,7 @@ async def wait_until_published(
 
 
 def is_published(found: Sequence[Observation], values: Collection[str], given_up: Collection[DnsServer] = ()) -> bool:
-    """Return whether the servers that count have all values, and at least one counts."""
+    """Return whether all servers that are not given up have all values, and at least one of them is left."""
     counting = [one for one in found if one.answers or one.server not in given_up]
     return bool(counting) and all(one.answers and not one.missing(values) for one in counting)
 

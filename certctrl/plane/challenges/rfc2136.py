@@ -1,7 +1,7 @@
 """Rfc2136Solver: prove names by dns-01, with dynamic updates (RFC 2136) signed by TSIG (RFC 8945).
 
-Each update adds or deletes single TXT values, so the proofs of a wildcard and its base, of other orders and of other
-programs stay next to each other. CNAME records of ``_acme-challenge`` are followed first: the record may be in another
+Each update adds or deletes single TXT values, so that proofs of a wildcard and its base, of other orders and of other
+programs coexist. CNAME records of ``_acme-challenge`` are followed first: the record may be in another
 zone, at another server.
 """
 
@@ -46,9 +46,9 @@ class Rfc2136Settings:
     zone: str = ""
     """The zone of the records; empty: found by SOA."""
     authoritative: tuple[DnsServer, ...] = ()
-    """The servers that must have the records before a CA is asked; none: those of the zone's NS records."""
+    """The servers that must have the records before the CA validates; empty: those of the zone's NS records."""
     port: int = 53
-    """The port of servers that are found."""
+    """The port of servers that the DNS names."""
     ttl: int = 60
     propagation_seconds: float = 120.0
 
@@ -74,10 +74,10 @@ class Rfc2136Solver:
         self._lookup = lookup
         self._holds = holds
         self._found: dict[str, _Record] = {}
-        """Identifier -> record, so that what was added is deleted at the same place."""
+        """Identifier -> record, so that a value is deleted where it was added."""
 
     def solves(self, kind: str, identifier: str, wildcard: bool) -> bool:
-        """Return whether it is dns-01; every name can have a record."""
+        """Return whether it is dns-01, which proves any name."""
         return kind == DNS_01
 
     async def present(self, proofs: Sequence[Proof]) -> None:
@@ -109,7 +109,7 @@ class Rfc2136Solver:
                 log.warning("cannot delete TXT records in %s: %s", shown(zone.name), error)
 
     async def explain(self, proof: Proof) -> str:
-        """Say what the DNS answers for the record of a proof."""
+        """Return what the DNS answers for the record of a proof."""
         return await explain.explain_dns(self._lookup, proof, self._settings.authoritative)
 
     async def _by_zone(self, answers: Iterable[tuple[str, str]]) -> dict[Zone, Wanted]:
@@ -150,7 +150,7 @@ class Rfc2136Solver:
         return servers
 
     async def _primaries(self, zone: Zone) -> Sequence[DnsServer]:
-        """Return the addresses of the server that takes updates."""
+        """Return the addresses of the server that accepts updates."""
         host: dns.name.Name | None
         given = self._settings.server
         if given:
@@ -187,7 +187,7 @@ class Rfc2136Solver:
 
 
 def _answers(proofs: Iterable[Proof]) -> list[tuple[str, str]]:
-    """Return name and value of each proof, once."""
+    """Return the name and value of each proof, without duplicates."""
     return list(dict.fromkeys((proof.identifier, dns_record_value(proof)) for proof in proofs))
 
 
@@ -236,7 +236,7 @@ def check_answer(answer: dns.message.Message, server: DnsServer, zone: dns.name.
 
 
 def _no_update(error: DnsSilenceError, zone: dns.name.Name, key: TsigKey | None) -> IssuerError:
-    """Return the error for an update that got no usable answer."""
+    """Return the error for an update without a usable answer."""
     name = key.name if key else ""
     code, fix = {
         Silence.BAD_KEY: (

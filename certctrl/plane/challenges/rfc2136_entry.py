@@ -15,7 +15,7 @@ from certctrl.plane.challenges.tsig_keys import TsigKey, read_key
 from certctrl.text import is_name, one_line
 
 DEFAULT_KEY = "tsig_key"
-"""The secret that is used if ``keys`` is not given."""
+"""The secret to use if ``keys`` is not set."""
 _MAX_PORT = 65_535
 PROPAGATION_SECONDS = 120
 
@@ -54,7 +54,7 @@ class Rfc2136Kind:
 
 
 def check_waiting(fields: Fields) -> dict[str, Any]:
-    """Return the fields that say whom to ask, and how long, before a CA asks."""
+    """Return the fields of the propagation check: which servers are asked, and for how long."""
     return {
         "resolvers": _servers(fields, "resolvers"),
         "authoritative": _servers(fields, "authoritative"),

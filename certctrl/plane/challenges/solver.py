@@ -1,4 +1,4 @@
-"""What a CA asks for as proof of a name, and what every way to answer it can do."""
+"""Proofs of names that CAs ask for, and the interface of the solvers that publish them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ DNS_01, HTTP_01, TLS_ALPN_01 = "dns-01", "http-01", "tls-alpn-01"
 
 @lean.frozen(kw_only=True)
 class Asker:
-    """Who asks for a proof, for explanations of a refusal."""
+    """The CA that asks for a proof, and for which certificate; used to explain refusals."""
 
     identities: tuple[str, ...] = ()
-    """The CA's domains in CAA records; none: not known."""
+    """The CA's domains in CAA records; empty: unknown."""
     account_url: str = ""
     wildcard: bool = False
     """Whether the certificate is for ``*.`` and the name."""
@@ -39,7 +39,7 @@ class Proof:
 
 
 class Solver(Protocol):
-    """A way to answer challenges; failures are raised as ``IssuerError``."""
+    """Publishes the answers to challenges; failures are raised as ``IssuerError``."""
 
     kinds: tuple[str, ...]
     """The challenge types that it can answer."""
@@ -49,15 +49,15 @@ class Solver(Protocol):
         ...
 
     async def present(self, proofs: Sequence[Proof]) -> None:
-        """Publish the answers; return when the CA may ask."""
+        """Publish the answers; return once the CA may validate."""
         ...
 
     async def clean_up(self, proofs: Sequence[Proof]) -> None:
-        """Take the answers back; called always, also for proofs of which some or none were published."""
+        """Withdraw the answers; always called, even if only some or none were published."""
         ...
 
     async def explain(self, proof: Proof) -> str:
-        """Say after a refusal by the CA what was asked, what came, and from which server."""
+        """Explain a refusal by the CA: the question, the answers, and the servers that gave them."""
         ...
 
 

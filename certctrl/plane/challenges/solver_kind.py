@@ -1,4 +1,4 @@
-"""What a type of entry in ``challenges`` must provide, and what its solver works with."""
+"""The interface of a type of entry in ``challenges``, and the parts that its solver uses."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from certctrl.plane.storage.signal_stream import SignalStream
 
 @lean.frozen
 class SolverParts:
-    """What solvers work with."""
+    """The parts of the plane that solvers use."""
 
     database: Database
     stream: SignalStream
-    """The signals of devices, for answers at hosts."""
+    """The signal stream, for answers at hosts."""
     wall_now: Callable[[], float]
 
 

@@ -34,13 +34,13 @@ class TsigKey:
     algorithm: str
     secret: bytes = attrs.field(repr=False)
     zones: tuple[str, ...] = ()
-    """The zones it is for, or for all below them; none: every zone."""
+    """The zones that it updates, including those below; empty: every zone."""
 
 
 def read_key(
     data: bytes, *, secret_name: str, name: str = "", algorithm: str = "", zones: Sequence[str] = ()
 ) -> TsigKey:
-    """Return the key in a secret; ``name`` and ``algorithm`` complete a bare one. Raises ConfigError."""
+    """Return the key in a secret; ``name`` and ``algorithm`` complete a bare base64 secret. Raises ConfigError."""
     text = _text(data, secret_name)
     found = _fields(text)
     name, algorithm = found.get("name", name), (found.get("algorithm") or algorithm or ALGORITHMS[0]).lower()
@@ -69,7 +69,7 @@ def _text(data: bytes, secret_name: str) -> str:
 
 
 def _fields(text: str) -> dict[str, str]:
-    """Return name, algorithm and secret as far as a text says them."""
+    """Return the name, algorithm and secret in a text, as far as it has them."""
     if block := _BIND.search(text):
         fields = {found["field"]: found["value"] for found in _BIND_FIELD.finditer(block["body"])}
         return {"name": block["name"]} | fields
@@ -82,7 +82,7 @@ def _fields(text: str) -> dict[str, str]:
 
 
 def key_for(keys: Sequence[TsigKey], zone: str) -> TsigKey | None:
-    """Return the key whose zones contain this zone most closely; None if none does."""
+    """Return the key with the closest zone above this one; None without such a key."""
     zone = zone.rstrip(".").lower()
     best: tuple[int, TsigKey] | None = None
     for key in keys:

@@ -23,7 +23,7 @@ from certctrl.plane.issuers.acme_settings import AcmeSettings, checked_settings
 from certctrl.plane.issuers.issuer import CertificateRequest, IssuedChain, IssuerContext, IssuerError, RenewalWindow
 
 LONGEST_BLOCK = 3600.0
-"""Seconds for which one rate limit stops all orders of an issuer; many limits are about one name only."""
+"""Most seconds that a rate limit stops all orders of an issuer; many limits are about one name only."""
 DEFAULT_BLOCK = 900.0
 _TOO_MANY, _NOT_FOUND = 429, 404
 
@@ -72,7 +72,7 @@ class AcmeIssuer:
             return await orders.renewal_window(self._anonymous(http), certificate)
 
     async def check(self) -> dict[str, str]:
-        """Return the facts about CA and account, which is registered if needed."""
+        """Return facts about the CA and the account, which is registered if needed."""
         async with self._connected() as http:
             directory = await self._anonymous(http).directory(max_age=0)
             client = await self._account.client(http)
@@ -108,7 +108,7 @@ class AcmeIssuer:
 
     @contextlib.asynccontextmanager
     async def _connected(self) -> AsyncIterator[CaHttp]:
-        """Yield a connection to the CA; what the CA says about limits and the account is noted."""
+        """Yield a connection to the CA; rate limits and account errors that it reports are recorded."""
         try:
             async with connected(self._places, self._settings.ca_file, self._settings.proxy) as http:
                 yield http

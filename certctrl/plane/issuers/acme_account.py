@@ -1,8 +1,8 @@
-"""The account of an ACME issuer, stored durably: its key before it is registered, its URL after that.
+"""The account of an ACME issuer: its key is stored before the registration, its URL afterwards.
 
-A crash between the two repeats the registration with the same key, for which a CA returns the same account. So do
-two planes that register at the same time, because the first key that is stored is the key of both. A key that is to
-replace it is stored first, too, and the CA then tells which of the two it knows.
+After a crash in between, the registration is repeated with the same key, for which a CA returns the same account. Two
+planes that register at the same time also share one account, because both use the key that was stored first. A new key
+is stored before the CA is asked to change it, and the CA then decides which of the two is current.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from certctrl.plane.issuers.issuer import IssuerContext
 
 @lean.frozen(kw_only=True)
 class StoredAccount:
-    """An account as it is stored, sealed."""
+    """The stored, sealed form of an account."""
 
     key_pem: str = attrs.field(repr=False)
     url: str = ""
@@ -60,22 +60,22 @@ class AcmeAccount:
         self._item = f"account {hashlib.sha256(settings.directory_url.encode()).hexdigest()[:16]}"
         self._lock = trio.Lock()
         self._ready: StoredAccount | None = None
-        """The account, once this process has seen that it is registered."""
+        """The account; None until this process knows that it is registered."""
 
     async def client(self, http: CaHttp) -> AcmeClient:
-        """Return a client of the account, which is registered if needed."""
+        """Return a client of the account, and register it if needed."""
         async with self._lock:
             if self._ready is None:
                 self._ready = await self._registered(http)
             return self._client(http, self._ready)
 
     async def stored(self) -> StoredAccount | None:
-        """Return the account as it is stored; None: the issuer was never used."""
+        """Return the stored account; None if the issuer was never used."""
         stored = await self._context.load(self._item)
         return None if stored is None else StoredAccount.parse(stored)
 
     async def was_changed(self) -> bool:
-        """Return whether another plane has changed the account since this one has read it."""
+        """Return whether another plane has changed the account since it was read here."""
         return self._ready is not None and await self.stored() != self._ready
 
     def reload(self) -> None:
@@ -133,7 +133,7 @@ class AcmeAccount:
         return stored
 
     async def _settled(self, http: CaHttp, stored: StoredAccount) -> StoredAccount:
-        """Return the account after a key change that was interrupted."""
+        """Return the account after an interrupted key change."""
         replaced = attrs.evolve(stored, key_pem=stored.next_key_pem, next_key_pem="")
         try:
             await accounts.find(self._client(http, replaced))

@@ -1,7 +1,7 @@
-"""The budget of an ACME account: how many orders it makes in a time, counted for all planes of a database.
+"""The budget of an ACME account: how many orders it may make per period, counted across all planes of a database.
 
-Orders are counted in slots of a sixtieth of the time, so that within any such time there are never more than the
-budget allows, and the table stays small.
+Orders are counted in slots of a sixtieth of the period. No period of this length ever has more orders than the budget,
+and the table stays small.
 """
 
 from __future__ import annotations
@@ -99,5 +99,5 @@ def _slot(budget: Budget) -> float:
 
 
 def _window(budget: Budget) -> float:
-    """How long a slot counts: from its newest order on."""
+    """Seconds that a slot counts, from its newest order on."""
     return float(budget.seconds)

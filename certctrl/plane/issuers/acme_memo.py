@@ -1,4 +1,4 @@
-"""What an order at an ACME CA remembers, so that another attempt continues it after a crash."""
+"""Memo: the durable state of an order at an ACME CA, from which another attempt continues after a crash."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from certctrl import lean
 from certctrl.plane.challenges.solver import Proof
 
 MAX_AGE = 86_400.0
-"""An order that is older is given up and made again; seconds."""
+"""Age in seconds at which an order is abandoned and made again."""
 _MAX_PROOFS = 200
 
 
@@ -25,9 +25,9 @@ class Memo:
     made_at: float = 0.0
     """Seconds since the epoch."""
     csr_sha256: str = ""
-    """Of the request that it was last worked on with."""
+    """Digest of the latest certificate request."""
     proofs: tuple[Proof, ...] = ()
-    """Those that may be published, and are to be taken back."""
+    """Proofs that may be published and must be withdrawn."""
 
     def dump(self) -> str:
         """Return the memo as text."""
@@ -42,7 +42,7 @@ class Memo:
 
     @classmethod
     def parse(cls, text: str) -> Memo:
-        """Return the memo of a text; one that cannot be read, such as another issuer's, is empty."""
+        """Return the memo in a text; empty if it cannot be read, such as another issuer's."""
         try:
             found: Any = json.loads(text) if text else {}
             proofs = tuple(
@@ -65,5 +65,5 @@ class Memo:
 
 
 def csr_digest(csr_der: bytes) -> str:
-    """Return the digest by which a request is recognised."""
+    """Return the digest that identifies a request."""
     return hashlib.sha256(csr_der).hexdigest()

@@ -1,7 +1,7 @@
-"""One attempt of an order at an ACME CA: continued where the last attempt stopped, or made.
+"""One attempt of an order at an ACME CA: continue the order of the last attempt, or make a new one.
 
-The order's URL is remembered before anything else is done with it, and proofs before they are published. They are
-taken back when the CA has decided, even if the attempt is cancelled; after a crash, the next attempt does it.
+The memo records the order's URL before anything else happens to it, and proofs before they are published. Proofs are
+withdrawn once the CA has decided, even if the attempt is cancelled; after a crash, the next attempt withdraws them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from certctrl.text import one_line
 
 CLEAN_UP_SECONDS = 120.0
 STOPPING_SECONDS = 3.0
-"""For taking proofs back in an attempt that is cancelled; the next one does the rest."""
+"""Time to withdraw proofs in a cancelled attempt; the next attempt withdraws the rest."""
 _TOGETHER = 4
 _EXPLAINED = 5
 _EXPLANATION = 600
@@ -42,7 +42,7 @@ log = logging.getLogger("certctrl.Plane.acme")
 
 @lean.frozen
 class Attempt:
-    """A challenge that is to be answered."""
+    """A challenge to answer."""
 
     authorization: Authorization
     challenge: Challenge
@@ -63,7 +63,7 @@ class AcmeOrder:
         preferred_chain: str,
         take: Callable[[], Awaitable[None]],
     ) -> None:
-        """``take`` counts a new order, and raises IssuerError if none may be made now."""
+        """``take`` counts a new order, and raises IssuerError if the budget is used up."""
         self._client = client
         self._solver = solver
         self._request = request
@@ -91,12 +91,12 @@ class AcmeOrder:
             raise refusal("the order", order.problem or Problem(kind="", detail=f"the order is {order.status}"))
         chain = await orders.download(self._client, order, self._preferred_chain)
         check_leaf(chain.leaf, self._request.csr_der, self._request.names)
-        if self._memo.proofs:  # taking them back has failed before
+        if self._memo.proofs:  # an earlier attempt could not withdraw them
             await self._clean_up()
         return chain.issued()
 
     async def _resumed(self) -> Order | None:
-        """Return the order of an earlier attempt if it can still lead to the certificate."""
+        """Return the order of an earlier attempt if it can still be completed."""
         memo, digest = self._memo, csr_digest(self._request.csr_der)
         age = self._client.wall_now() - memo.made_at
         if not memo.order_url or memo.directory_url != self._directory_url or not 0 <= age < MAX_AGE:
@@ -114,7 +114,7 @@ class AcmeOrder:
         return order
 
     async def _made(self) -> Order:
-        """Return a new order, whose URL is remembered."""
+        """Make an order, and record its URL in the memo."""
         request = self._request
         orders.require_profile(await self._client.directory(), self._profile)
         await self._take()
@@ -132,7 +132,7 @@ class AcmeOrder:
         return order
 
     async def _authorized(self, order: Order) -> Order:
-        """Prove all names of an order that are not proven yet."""
+        """Prove all names of an order that are not yet authorized."""
         found = await each(lambda url: orders.fetch_authorization(self._client, url), order.authorizations)
         self._refuse_others(found)
         await self._refuse_dead(found)
@@ -160,7 +160,7 @@ class AcmeOrder:
             raise await self._explained(refused)
 
     def _chosen(self, authorization: Authorization) -> Attempt:
-        """Return the challenge to answer. Raises a permanent IssuerError if nothing answers what the CA offers."""
+        """Return the challenge to answer. Raises a permanent IssuerError if no solver answers one that the CA offers."""
         name, wildcard = authorization.identifier.value, authorization.wildcard
         offered = {one.kind: one for one in authorization.challenges if one.status in ("pending", "processing")}
         kind = choose_kind(self._solver, name, wildcard, tuple(offered))
@@ -173,7 +173,7 @@ class AcmeOrder:
         return Attempt(authorization, offered[kind], proof)
 
     def _refuse_others(self, found: Sequence[Authorization]) -> None:
-        """Refuse to prove names that were not ordered: a CA must not decide what is published."""
+        """Raise IssuerError for authorizations of names that were not ordered: a CA must not decide what is published."""
         ordered = {orders.plain_name(name) for name in self._request.names}
         for one in found:
             if orders.plain_name(one.identifier.value) not in ordered:
@@ -190,7 +190,7 @@ class AcmeOrder:
             )
 
     async def _explained(self, refused: Sequence[tuple[Attempt, Authorization]]) -> IssuerError:
-        """Return the error for names that the CA does not consider proven, with what can be seen from here."""
+        """Return the error for names whose validation failed, with the answers as this plane sees them."""
         texts, first = [], None
         for attempt, authorization in refused[:_EXPLAINED]:
             problem = _problem(attempt, authorization)
@@ -225,7 +225,7 @@ class AcmeOrder:
         return text
 
     async def _clean_up(self, seconds: float = CLEAN_UP_SECONDS) -> None:
-        """Take all proofs back; those that could not be are kept in the memo."""
+        """Withdraw all proofs; the memo keeps those that could not be withdrawn."""
         proofs = self._memo.proofs
         names = ", ".join(sorted({proof.identifier for proof in proofs})[:5])
         with trio.move_on_after(seconds) as scope:
@@ -233,9 +233,9 @@ class AcmeOrder:
                 await self._solver.clean_up(proofs)
                 await self._remember(attrs.evolve(self._memo, proofs=()))
             except CertctrlError as error:
-                log.warning("Challenges of %s could not be taken back: %s", names, error)
+                log.warning("Challenges of %s could not be withdrawn: %s", names, error)
         if scope.cancelled_caught:
-            log.warning("Challenges of %s could not be taken back within %.0f s", names, seconds)
+            log.warning("Challenges of %s could not be withdrawn within %.0f s", names, seconds)
 
     async def _remember(self, memo: Memo) -> None:
         await self._request.remember(memo.dump())
@@ -243,7 +243,7 @@ class AcmeOrder:
 
 
 async def each(function: Callable[[T], Awaitable[V]], items: Sequence[T]) -> list[V]:
-    """Return the results for all items, a few at a time; the first error ends the others and is raised alone."""
+    """Run a function for all items, a few at a time; the first error cancels the others and is raised alone."""
     results: dict[int, V] = {}
     failed: list[CertctrlError] = []
     slots = trio.CapacityLimiter(_TOGETHER)

@@ -1,4 +1,4 @@
-"""The settings of an ACME issuer, checked when it is added."""
+"""Check the settings of an ACME issuer, when it is added."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DIRECTORIES: Mapping[str, str] = {
 """Short names for the directory URLs of public CAs."""
 HMAC_KEY, PROXY_LOGIN = "eab_hmac_key", "proxy_login"
 DEFAULT_BUDGET = "300/3h"
-"""What Let's Encrypt accepts of new orders."""
+"""Let's Encrypt's limit for new orders."""
 _KNOWN = (
     "directory_url", "contact", "terms_agreed", "profile", "preferred_chain", "eab_kid", "ca_file", "other_hosts", "proxy",
     "budget", "challenges",
@@ -139,7 +139,7 @@ def _check_ca_file(name: str) -> None:
     if not Path(name).is_absolute():
         raise ConfigError("expected an absolute path", path="ca_file", fix="write the whole path, starting with /")
     try:
-        if not Path(name).is_file():  # to open a pipe would stop the plane
+        if not Path(name).is_file():  # opening a pipe would block the plane
             raise FileNotFoundError(errno.ENOENT, "no such file, or not a regular one")
         with Path(name).open("rb") as file:
             start = file.read(1024 * 1024)

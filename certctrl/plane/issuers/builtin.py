@@ -38,10 +38,10 @@ class BuiltinIssuer:
         return IssuedChain(certificate_pem=issued.certificate_pem, chain_pem=issued.chain_pem)
 
     async def revoke(self, certificate_pem: str, chain_pem: str, reason: str) -> None:
-        """Do nothing: the plane stores what it revokes itself."""
+        """Do nothing: the plane itself records revocations of its CA."""
 
     async def renewal_window(self, certificate_pem: str, chain_pem: str) -> RenewalWindow | None:
-        """Return None: any time will do."""
+        """Return None: the built-in CA suggests no window."""
         return None
 
     async def check(self) -> dict[str, str]:

@@ -1,13 +1,13 @@
-"""Issuers of the kind ``command``: a program of the plane's host that speaks to the CA.
+"""Issuers of the kind ``command``: a program on the plane's host that talks to the CA.
 
-The program is called with one of three words after its own arguments (docs/issuers.md):
+The program is run with one of three actions after its own arguments (docs/issuers.md):
 
 - ``issue``: a CSR in PEM on standard input, the certificate and its chain in PEM on standard output, in any order;
 - ``revoke``: the certificate and its chain in PEM on standard input;
 - ``check``: reports in one line whether it could issue.
 
-Its exit status says what failed: 0 nothing, 75 not yet, 64 it does not know the word, 65, 77 or 78 that no retry can
-help. Any other status, a signal or the time limit count as trouble that may pass.
+Exit statuses: 0 success; 75 not yet; 64 unknown action; 65, 77 or 78 a failure that no retry can fix. Any other status,
+a signal and the time limit count as temporary failures.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from certctrl.plane.issuers.issuer import CertificateRequest, IssuedChain, Issue
 from certctrl.text import kind_of, one_line
 
 NOT_YET = 75
-"""Exit status: ask again later; the output becomes the memo of the next attempt."""
+"""Exit status: not ready, retry later; the output becomes the memo of the next attempt."""
 UNKNOWN_WORD = 64
-"""Exit status: the program does not know the word it was called with."""
+"""Exit status: the program does not implement the action."""
 FINAL = frozenset({UNKNOWN_WORD, 65, 77, 78})
-"""Exit statuses that no retry can change: usage, bad data, no permission, bad configuration."""
+"""Exit statuses of permanent failures: usage, bad data, no permission, bad configuration."""
 DEFAULT_SECONDS = 300
 MAX_SECONDS = 3600
 CHECK_SECONDS = 30.0
@@ -73,7 +73,7 @@ class CommandIssuer:
         return self._chain(done.output, csr)
 
     async def revoke(self, certificate_pem: str, chain_pem: str, reason: str) -> None:
-        """Let the program revoke a certificate."""
+        """Revoke a certificate through the program."""
         serial = x509.load_pem_x509_certificate(certificate_pem.encode()).serial_number
         environment = {"CERTCTRL_REASON": reason, "CERTCTRL_SERIAL": f"{serial:x}"}
         done = await self._run("revoke", (certificate_pem + chain_pem).encode(), environment, self._seconds)
@@ -83,11 +83,11 @@ class CommandIssuer:
         self._require_success(done, "revoke")
 
     async def renewal_window(self, certificate_pem: str, chain_pem: str) -> RenewalWindow | None:
-        """Return None: programs do not say when to renew."""
+        """Return None: programs suggest no window."""
         return None
 
     async def check(self) -> dict[str, str]:
-        """Return the program, and what it says about itself if it can."""
+        """Return the program, and the facts that its ``check`` prints."""
         done = await self._run("check", b"", {}, min(self._seconds, CHECK_SECONDS))
         shown = {"program": self._argv[0]}
         if done.status == UNKNOWN_WORD:

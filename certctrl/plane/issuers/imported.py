@@ -10,7 +10,7 @@ from certctrl.plane.issuers.issuer import CertificateRequest, IssuedChain, Issue
 
 
 class ImportIssuer:
-    """Refuses what only the owner of a certificate can do."""
+    """Refuses to issue and to revoke: only the owner of a certificate can."""
 
     async def issue(self, request: CertificateRequest) -> IssuedChain:
         """Raise IssuerError: the owner imports the next certificate."""

@@ -1,8 +1,8 @@
-"""The interface of issuers: what they get, what they return, and what a kind of issuer must provide.
+"""The interface of issuers and of kinds of issuers, with their requests and results.
 
 Kinds are entry points of the group ``certctrl.issuers``. An issuer gets a certificate signing request and returns a
-chain; it never sees a private key, so that keys may be made at hosts. It may take days, and a crash may happen at any
-moment: what an issuer needs to continue goes into the memo of the order.
+chain; it never sees a private key, so that keys can be made on hosts. An order may take days, and a crash may happen at
+any moment: an issuer keeps the state from which it continues in the memo of the order.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class IssuerError(CertctrlError):
         self.is_permanent = is_permanent
         """Whether the same request will be refused again until an operator changes something."""
         self.retry_after = retry_after
-        """Seconds until the issuer accepts a retry; None if it does not say."""
+        """Seconds until the issuer accepts a retry; None if unknown."""
 
 
 async def forget(memo: str) -> None:
@@ -66,7 +66,7 @@ class CertificateRequest:
     device_ids: tuple[int, ...] = ()
     """The devices that will serve it, for challenges at hosts."""
     memo: str = attrs.field(default="", repr=False)
-    """What an earlier attempt of the same order remembered."""
+    """The memo that an earlier attempt of the same order stored."""
     remember: Callable[[str], Awaitable[None]] = attrs.field(default=forget, repr=False)
     """Store a memo durably; the next attempt gets it, even after a crash."""
 
@@ -100,10 +100,10 @@ class Issuer(Protocol):
         """Revoke a certificate for one of ``REASONS``; idempotent."""
 
     async def renewal_window(self, certificate_pem: str, chain_pem: str) -> RenewalWindow | None:
-        """Return when the CA wants a certificate to be renewed; None if it does not say."""
+        """Return the window in which the CA wants a certificate renewed; None if it suggests none."""
 
     async def check(self) -> dict[str, str]:
-        """Return facts for operators, such as limits that are left; an IssuerError means that it cannot issue."""
+        """Return facts for operators, such as the remaining limits; raises IssuerError if it cannot issue."""
 
 
 @runtime_checkable
@@ -118,7 +118,7 @@ class AccountHolder(Protocol):
 
 
 class IssuerContext:
-    """What an issuer works with."""
+    """The parts of the plane that an issuer uses."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Issuers: the issuers that operators have added, the rules that choose one, and the objects that issue.
+"""Issuers: the configured issuers, the rules that choose one, and the objects that issue.
 
 Rows are read for each use, so that a change is seen by every plane on the database; an object is made again only if its
 row has changed.
@@ -27,7 +27,7 @@ from certctrl.plane.storage.keyring import Keyring
 
 IMPORT = "import"
 WITHOUT_ROW = (BUILTIN, IMPORT)
-"""Issuers that exist without being added; each is of the kind of its name."""
+"""Issuers that always exist; each has the name of its kind."""
 MAX_ISSUERS = 100
 MAX_RULES = 1000
 MAX_SETTINGS_BYTES = 64 * 1024
@@ -226,7 +226,7 @@ class Issuers:
         return [{"domain": row["domain"], "issuer": row["issuer"]} for row in rows]
 
     def put_rule(self, domain: str, issuer: str) -> dict[str, Any]:
-        """Let certificates for a domain come from an issuer; ErrorResponse 400, and 409 beyond the limit."""
+        """Assign an issuer to a domain; ErrorResponse 400, and 409 beyond the limit."""
         domain = clean_domain(domain)
         self.choose((domain,), issuer)
         if len(self._db.all("SELECT domain FROM issuer_rules WHERE domain != ?", domain)) >= MAX_RULES:
@@ -241,7 +241,7 @@ class Issuers:
             raise not_found("There is no rule for this domain")
 
     async def check(self, name: str) -> dict[str, Any]:
-        """Return an issuer with ``ok`` and the facts that it reports, such as limits that are left; ErrorResponse 404."""
+        """Return an issuer with ``ok`` and the facts that it reports, such as the remaining limits; ErrorResponse 404."""
         shown = await self._db.work(self.show, name)
         failure: CertctrlError
         try:
@@ -278,7 +278,7 @@ class Issuers:
         return issuer
 
     def note_success(self, name: str, *, used: bool = False) -> None:
-        """Note that an issuer works, and that it was used now, in the caller's unit of work."""
+        """Record that an issuer works, and when it was used, in the caller's unit of work."""
         self._db.run(
             "UPDATE issuers SET problem = '', fix = '', problem_at = NULL WHERE name = ? AND problem != ''", name
         )
@@ -286,7 +286,7 @@ class Issuers:
             self._db.run("UPDATE issuers SET used_at = ? WHERE name = ?", self._wall_now(), name)
 
     def note_failure(self, name: str, problem: str, fix: str) -> None:
-        """Note why an issuer has failed, in the caller's unit of work."""
+        """Record why an issuer has failed, in the caller's unit of work."""
         sql = "UPDATE issuers SET problem = ?, fix = ?, problem_at = ? WHERE name = ?"
         self._db.run(sql, problem, fix, self._wall_now(), name)
 

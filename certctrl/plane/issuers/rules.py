@@ -1,7 +1,7 @@
 """Rules that choose an issuer by the names of a certificate. Pure.
 
 A rule is for a domain and all names below it (``example.com``), for the names below it only (``*.example.com``), for an
-address or a network (``192.0.2.0/24``), or for everything (``*``). The most specific one counts.
+address or a network (``192.0.2.0/24``), or for everything (``*``). The most specific rule applies.
 """
 
 from __future__ import annotations
