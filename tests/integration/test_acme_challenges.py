@@ -119,7 +119,7 @@ async def test_a_ca_that_offers_nothing_for_a_wildcard(
         issuer = world.issuer(directory_url=pebble.directory_url, ca_file=str(pebble.ca_file))
         with pytest.raises(IssuerError) as caught:
             await issuer.issue(world.request("*.example.com"))
-    assert str(caught.value) == "*.example.com is a wildcard, which only dns-01 proves; for it there is plane-http"
+    assert str(caught.value) == "*.example.com is a wildcard, which only dns-01 proves; configured for it: plane-http"
     assert caught.value.is_permanent and "rfc2136" in str(caught.value.fix)
 
 

@@ -211,13 +211,13 @@ class HostSolver:
 
     def _named(self) -> list[Row]:
         found: dict[int, Row] = {}
-        for word in self._devices:
-            number = int(word) if word.isascii() and word.isdecimal() and len(word) < 16 else 0
+        for given in self._devices:
+            number = int(given) if given.isascii() and given.isdecimal() and len(given) < 16 else 0
             sql = "SELECT * FROM devices WHERE (id = ? OR name = ? OR device_public_id = ?) AND status = 'active'"
-            rows = self._db.all(f"{sql} ORDER BY id", number, word, word)
+            rows = self._db.all(f"{sql} ORDER BY id", number, given, given)
             if not rows:
                 raise IssuerError(
-                    f"there is no active device {one_line(word, 60)}, which an entry of challenges names",
+                    f"there is no active device {one_line(given, 60)}, which an entry of challenges names",
                     fix="see `cert-ctrl plane devices`, and correct the entry",
                     is_permanent=True,
                 )

@@ -137,13 +137,13 @@ class ChosenSolver:
         if not covering:
             what, fix = f"no entry of challenges is for {name}", f'add {name} to "domains" of an entry'
         elif wildcard:
-            what = f"{name} is a wildcard, which only dns-01 proves; for it there is {types}"
+            what = f"{name} is a wildcard, which only dns-01 proves; configured for it: {types}"
             fix = f'add an entry of type rfc2136 or command with "domains": ["{identifier}"] to challenges'
         elif is_address(identifier):
-            what = f"{name} is an IP address, which dns-01 cannot prove; for it there is {types}"
+            what = f"{name} is an IP address, which dns-01 cannot prove; configured for it: {types}"
             fix = "add an entry of type plane-http, agent-http or agent-tls-alpn to challenges"
         else:
             listed = one_line(", ".join(offered), 100) or "nothing"
-            what = f"nothing can prove {name} to the CA, which offers {listed}; for it there is {types}"
+            what = f"nothing can prove {name} to the CA, which offers {listed}; configured for it: {types}"
             fix = "add an entry to challenges that answers one of these"
         return IssuerError(what, fix=fix, is_permanent=True)

@@ -30,7 +30,7 @@ log = logging.getLogger("certctrl.Plane")
 
 DEFAULT_SECONDS = 120
 MAX_SECONDS = 3600
-_MAX_WORDS = 50
+_MAX_ARGUMENTS = 50
 _PERMANENT = frozenset({64, 65, 77, 78})
 
 
@@ -104,41 +104,41 @@ class CommandSolver:
             wanted = {target: [dns_record_value(proof)]}
             await wait_until_published(self._lookup.network, servers, wanted, self._settings.propagation_seconds)
 
-    async def _run(self, word: str, proof: Proof, proofs: Sequence[Proof], left: int) -> None:
+    async def _run(self, action: str, proof: Proof, proofs: Sequence[Proof], left: int) -> None:
         """Run the program for one proof. Raises IssuerError."""
         settings = self._settings
-        own = settings.cleanup_argv if word == "cleanup" and settings.cleanup_argv else settings.argv
-        argv = [*own, *(() if settings.hook else arguments(word, proof))]
+        own = settings.cleanup_argv if action == "cleanup" and settings.cleanup_argv else settings.argv
+        argv = [*own, *(() if settings.hook else arguments(action, proof))]
         try:
             done = await run_program(
                 argv,
                 seconds=settings.seconds,
-                environment=environment(word, proof, proofs, left),
+                environment=environment(action, proof, proofs, left),
                 secrets=self._secrets,
             )
         except CertctrlError as error:
             raise IssuerError(error.what, fix=error.fix) from None
         if done.status == 0 and not done.timed_out:
             return
-        what = f"{own[0]} {word} for {proof.identifier} {done.ending}"
-        fix = f"run it by hand on the control plane's host: {' '.join((own[0], *arguments(word, proof)))}"
+        what = f"{own[0]} {action} for {proof.identifier} {done.ending}"
+        fix = f"run it by hand on the control plane's host: {' '.join((own[0], *arguments(action, proof)))}"
         if done.timed_out:
             fix = f"raise timeout_seconds of the entry, now {settings.seconds:g}"
         raise IssuerError(what, fix=one_line(fix, 400), is_permanent=done.status in _PERMANENT and not done.timed_out)
 
 
-def arguments(word: str, proof: Proof) -> tuple[str, str, str]:
+def arguments(action: str, proof: Proof) -> tuple[str, str, str]:
     """Return the last arguments of a program: the action, the name of the record or the token, and the value."""
     if proof.kind == DNS_01:
-        return word, f"{dns_record_name(proof.identifier)}.", dns_record_value(proof)
-    return word, proof.token, proof.key_authorization
+        return action, f"{dns_record_name(proof.identifier)}.", dns_record_value(proof)
+    return action, proof.token, proof.key_authorization
 
 
-def environment(word: str, proof: Proof, proofs: Sequence[Proof], left: int) -> dict[str, str]:
+def environment(action: str, proof: Proof, proofs: Sequence[Proof], left: int) -> dict[str, str]:
     """Return the environment of a program; ``left`` proofs follow this one."""
-    value = arguments(word, proof)[2]
+    value = arguments(action, proof)[2]
     return {
-        "CERTCTRL_ACTION": word,
+        "CERTCTRL_ACTION": action,
         "CERTCTRL_CHALLENGE": proof.kind,
         "CERTBOT_DOMAIN": proof.identifier,
         "CERTBOT_VALIDATION": value,
@@ -189,15 +189,15 @@ class CommandKind:
 
 
 def _program(fields: Fields, field: str, *, required: bool = True) -> list[str]:
-    words = fields.texts(field)
-    if not words and not required:
+    argv = fields.texts(field)
+    if not argv and not required:
         return []
-    if not 0 < len(words) <= _MAX_WORDS:
+    if not 0 < len(argv) <= _MAX_ARGUMENTS:
         raise fields.error(
-            field, "is not a command", f"give the path of a program and its arguments, 1 to {_MAX_WORDS}"
+            field, "is not a command", f"give the path of a program and its arguments, 1 to {_MAX_ARGUMENTS}"
         )
     try:
-        check_program(words[0])
+        check_program(argv[0])
     except ConfigError as error:
         raise fields.error(field, error.reason, error.fix or "install the program") from None
-    return words
+    return argv

@@ -1,6 +1,6 @@
 """Explain why a CA refused dns-01: the question, the answers, and the servers that gave them.
 
-``explain_dns`` collects the facts, ``dns_words`` decides what they mean.
+``explain_dns`` collects the facts, ``describe_dns`` decides what they mean.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class DnsFacts:
 
 async def explain_dns(lookup: DnsLookup, proof: Proof, authoritative: Sequence[DnsServer] = ()) -> str:
     """Ask for the record of a dns-01 proof, and describe what is wrong with it; never raises IssuerError."""
-    return dns_words(await collect(lookup, proof, authoritative))
+    return describe_dns(await collect(lookup, proof, authoritative))
 
 
 async def collect(lookup: DnsLookup, proof: Proof, authoritative: Sequence[DnsServer] = ()) -> DnsFacts:
@@ -66,14 +66,14 @@ async def collect(lookup: DnsLookup, proof: Proof, authoritative: Sequence[DnsSe
             zone="" if zone is None else shown(zone.name),
             observations=tuple(seen),
             resolver=await _asked_resolver(lookup, aliases),
-            caa=await caa_words(lookup, proof),
+            caa=await describe_caa(lookup, proof),
         )
     except IssuerError as error:
         facts = DnsFacts(name=name, value=value, resolver=str(error))
     return facts
 
 
-async def caa_words(lookup: DnsLookup, proof: Proof) -> str:
+async def describe_caa(lookup: DnsLookup, proof: Proof) -> str:
     """Return why CAA records forbid the CA to issue, or may; empty: they allow it."""
     asker = proof.asker
     try:
@@ -92,7 +92,7 @@ async def _asked_resolver(lookup: DnsLookup, aliases: Aliases) -> str:
     return ""
 
 
-def dns_words(facts: DnsFacts) -> str:
+def describe_dns(facts: DnsFacts) -> str:
     """Describe in one line the question, the answers, and their servers."""
     asked = f"asked for TXT {one_line(facts.name)} with the value {facts.value}"
     if facts.aliases:
@@ -112,7 +112,7 @@ def _findings(facts: DnsFacts) -> list[str]:
     answering = [one for one in facts.observations if one.answers]
     wrong = [one for one in answering if one.missing([facts.value])]
     mute = [one for one in facts.observations if not one.answers]
-    found = [one.words() for one in (*wrong, *mute)[:_SHOWN_SERVERS]]
+    found = [one.describe() for one in (*wrong, *mute)[:_SHOWN_SERVERS]]
     if wrong and len(wrong) < len(answering):
         right = next(one for one in answering if one not in wrong)
         found.append(f"only {right.server.place} has the value: the others lag, check the transfer to them")

@@ -11,7 +11,7 @@ import trio
 from certctrl import lean
 from certctrl.plane.ca.domains import is_address
 from certctrl.plane.challenges.dns_lookup import DnsLookup, name_of
-from certctrl.plane.challenges.explain import caa_words
+from certctrl.plane.challenges.explain import describe_caa
 from certctrl.plane.challenges.solver import Proof
 from certctrl.plane.issuers.issuer import IssuerError
 from certctrl.text import one_line
@@ -45,7 +45,7 @@ class HttpObservation:
     detail: str = ""
     """The status, the place of a redirect, or the start of another body."""
 
-    def words(self) -> str:
+    def describe(self) -> str:
         """Describe the answer for operators."""
         return f"{self.address} {self.seen.value}{f' ({self.detail})' if self.detail else ''}"
 
@@ -59,7 +59,7 @@ async def explain_http(lookup: DnsLookup, proof: Proof, port: int = HTTP_PORT) -
         else:
             host = name_of(proof.identifier)
             addresses = [server.address for server in await lookup.addresses(host)]
-            caa = await caa_words(lookup, proof)
+            caa = await describe_caa(lookup, proof)
     except IssuerError as error:
         return f"asked for the addresses of {one_line(proof.identifier)}: {error}"
     found: dict[int, HttpObservation] = {}
@@ -70,10 +70,10 @@ async def explain_http(lookup: DnsLookup, proof: Proof, port: int = HTTP_PORT) -
     async with trio.open_nursery() as nursery:
         for index, address in enumerate(addresses[:_MAX_ADDRESSES]):
             nursery.start_soon(ask, index, address)
-    return http_words(proof, port, [found[index] for index in sorted(found)], caa)
+    return describe_http(proof, port, [found[index] for index in sorted(found)], caa)
 
 
-def http_words(proof: Proof, port: int, found: Sequence[HttpObservation], caa: str = "") -> str:
+def describe_http(proof: Proof, port: int, found: Sequence[HttpObservation], caa: str = "") -> str:
     """Describe in one line the question, the answers, and their addresses."""
     host = f"[{proof.identifier}]" if ":" in proof.identifier else proof.identifier
     place = host if port == HTTP_PORT else f"{host}:{port}"
@@ -81,7 +81,7 @@ def http_words(proof: Proof, port: int, found: Sequence[HttpObservation], caa: s
     if not found:
         parts = [f"{one_line(proof.identifier)} has no address in the DNS (A or AAAA record)"]
     else:
-        parts = [one.words() for one in found]
+        parts = [one.describe() for one in found]
     wrong = [one for one in found if one.seen is not HttpSeen.RIGHT]
     six, four = [one for one in found if ":" in one.address], [one for one in found if ":" not in one.address]
     if wrong and len(wrong) < len(found):

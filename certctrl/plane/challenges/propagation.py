@@ -63,7 +63,7 @@ class Observation:
         """Return the values that the server does not have."""
         return [value for value in values if value not in self.values]
 
-    def words(self) -> str:
+    def describe(self) -> str:
         """Describe the server and its answer for operators."""
         match self.seen:
             case Seen.RECORDS:
@@ -160,7 +160,7 @@ def _not_published(
     name: dns.name.Name, values: Collection[str], found: Sequence[Observation], seconds: float
 ) -> IssuerError:
     lagging = [one for one in found if not one.answers or one.missing(values)]
-    words = "; ".join(one.words() for one in lagging[:4]) or "no authoritative server answered"
+    words = "; ".join(one.describe() for one in lagging[:4]) or "no authoritative server answered"
     return IssuerError(
         f"TXT {shown(name)} is not on every authoritative server after {seconds:g} s: {words}",
         fix="check the transfer to the secondaries (NOTIFY, allow-transfer), or raise propagation_seconds",

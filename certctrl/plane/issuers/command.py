@@ -28,16 +28,16 @@ from certctrl.text import kind_of, one_line
 
 NOT_YET = 75
 """Exit status: not ready, retry later; the output becomes the memo of the next attempt."""
-UNKNOWN_WORD = 64
+UNKNOWN_ACTION = 64
 """Exit status: the program does not implement the action."""
-FINAL = frozenset({UNKNOWN_WORD, 65, 77, 78})
+FINAL = frozenset({UNKNOWN_ACTION, 65, 77, 78})
 """Exit statuses of permanent failures: usage, bad data, no permission, bad configuration."""
 DEFAULT_SECONDS = 300
 MAX_SECONDS = 3600
 CHECK_SECONDS = 30.0
 MAX_MEMO = 4096
-MAX_WORDS = 50
-MAX_WORD = 1000
+MAX_ARGUMENTS = 50
+MAX_ARGUMENT = 1000
 MAX_SECRETS = 20
 MAX_SECRET_BYTES = 64 * 1024
 
@@ -77,7 +77,7 @@ class CommandIssuer:
         serial = x509.load_pem_x509_certificate(certificate_pem.encode()).serial_number
         environment = {"CERTCTRL_REASON": reason, "CERTCTRL_SERIAL": f"{serial:x}"}
         done = await self._run("revoke", (certificate_pem + chain_pem).encode(), environment, self._seconds)
-        if done.status == UNKNOWN_WORD:
+        if done.status == UNKNOWN_ACTION:
             what = f"{self._argv[0]} cannot revoke certificates"
             raise IssuerError(what, fix="revoke it at the CA", is_permanent=True)
         self._require_success(done, "revoke")
@@ -90,28 +90,28 @@ class CommandIssuer:
         """Return the program, and the facts that its ``check`` prints."""
         done = await self._run("check", b"", {}, min(self._seconds, CHECK_SECONDS))
         shown = {"program": self._argv[0]}
-        if done.status == UNKNOWN_WORD:
+        if done.status == UNKNOWN_ACTION:
             return shown
         self._require_success(done, "check")
         says = one_line(" ".join(done.output[:MAX_MEMO].decode("utf-8", "replace").split()))
         return shown | ({"says": says} if says else {})
 
-    async def _run(self, word: str, stdin: bytes, environment: Mapping[str, str], seconds: float) -> Finished:
+    async def _run(self, action: str, stdin: bytes, environment: Mapping[str, str], seconds: float) -> Finished:
         try:
             return await run_program(
-                [*self._argv, word],
+                [*self._argv, action],
                 seconds=seconds,
                 stdin=stdin,
-                environment={"CERTCTRL_ISSUER": self._context.name, "CERTCTRL_ACTION": word, **environment},
+                environment={"CERTCTRL_ISSUER": self._context.name, "CERTCTRL_ACTION": action, **environment},
                 secrets=self._secrets,
             )
         except CertctrlError as error:
             raise IssuerError(error.what, fix=error.fix) from None
 
-    def _require_success(self, done: Finished, word: str) -> None:
+    def _require_success(self, done: Finished, action: str) -> None:
         if done.status == 0 and not done.timed_out and not done.overflowed:
             return
-        what = f"{self._argv[0]} {word} {done.ending}"
+        what = f"{self._argv[0]} {action} {done.ending}"
         if done.timed_out:
             raise IssuerError(what, fix=f"raise timeout_seconds of the issuer, now {self._seconds:.0f}")
         if done.status == NOT_YET:
@@ -148,30 +148,34 @@ class CommandKind:
             if name not in ("command", "timeout_seconds"):
                 fix = "use command and timeout_seconds"
                 raise ConfigError("is not a setting of this kind", path=one_line(name), fix=fix)
-        words = _words(settings.get("command"))
+        argv = _argv(settings.get("command"))
         try:
-            check_program(words[0])
+            check_program(argv[0])
         except ConfigError as error:
             raise ConfigError(error.reason, path="command", fix=error.fix) from None
         _check_secrets(secrets)
-        return {"command": words, "timeout_seconds": _seconds(settings.get("timeout_seconds", DEFAULT_SECONDS))}
+        return {"command": argv, "timeout_seconds": _seconds(settings.get("timeout_seconds", DEFAULT_SECONDS))}
 
     def make(self, settings: Mapping[str, Any], secrets: Mapping[str, bytes], context: IssuerContext) -> CommandIssuer:
         """Return the issuer."""
         return CommandIssuer(tuple(settings["command"]), float(settings["timeout_seconds"]), dict(secrets), context)
 
 
-def _words(value: Any) -> list[str]:
-    words: Sequence[Any] = value.split() if isinstance(value, str) else value if isinstance(value, list) else ()
-    if not words or len(words) > MAX_WORDS or not all(isinstance(word, str) and _is_word(word) for word in words):
+def _argv(value: Any) -> list[str]:
+    argv: Sequence[Any] = value.split() if isinstance(value, str) else value if isinstance(value, list) else ()
+    if (
+        not argv
+        or len(argv) > MAX_ARGUMENTS
+        or not all(isinstance(argument, str) and _is_argument(argument) for argument in argv)
+    ):
         given = kind_of(value) if not isinstance(value, list) else "a list"
-        fix = f"give the absolute path of the program and its arguments: 1 to {MAX_WORDS} texts"
+        fix = f"give the absolute path of the program and its arguments: 1 to {MAX_ARGUMENTS} texts"
         raise ConfigError(f"{given} is not a command", path="command", fix=fix)
-    return list(words)
+    return list(argv)
 
 
-def _is_word(word: str) -> bool:
-    return 0 < len(word) <= MAX_WORD and word.isprintable()
+def _is_argument(argument: str) -> bool:
+    return 0 < len(argument) <= MAX_ARGUMENT and argument.isprintable()
 
 
 def _seconds(value: Any) -> int:

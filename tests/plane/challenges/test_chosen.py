@@ -94,12 +94,12 @@ def test_a_ca_that_does_not_offer_the_first(chosen: ChosenSolver) -> None:
         ("203.0.113.9", False, ALL, "no entry of challenges is for 203.0.113.9", 'add 203.0.113.9 to "domains" of an entry'),
         (
             "www.example.com", False, ["tls-alpn-01", "x"],
-            "nothing can prove www.example.com to the CA, which offers tls-alpn-01, x; for it there is agent-http, rfc2136",
+            "nothing can prove www.example.com to the CA, which offers tls-alpn-01, x; configured for it: agent-http, rfc2136",
             "add an entry to challenges that answers one of these",
         ),
         (
             "192.0.2.7", False, ["dns-01"],
-            "192.0.2.7 is an IP address, which dns-01 cannot prove; for it there is agent-tls-alpn, agent-http",
+            "192.0.2.7 is an IP address, which dns-01 cannot prove; configured for it: agent-tls-alpn, agent-http",
             "add an entry of type plane-http, agent-http or agent-tls-alpn to challenges",
         ),
     ],
@@ -116,7 +116,7 @@ def test_a_wildcard_without_dns() -> None:
     only_http = ChosenSolver([Rule("plane-http", (), Fake("http-01"))])
     with pytest.raises(IssuerError) as caught:
         choose_kind(only_http, "example.com", True, ALL)
-    assert str(caught.value) == "*.example.com is a wildcard, which only dns-01 proves; for it there is plane-http"
+    assert str(caught.value) == "*.example.com is a wildcard, which only dns-01 proves; configured for it: plane-http"
     assert caught.value.fix == 'add an entry of type rfc2136 or command with "domains": ["example.com"] to challenges'
 
 

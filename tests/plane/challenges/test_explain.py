@@ -11,7 +11,7 @@ from certctrl.plane.challenges.caa import CaaRecord, CaaSet, find_caa, refusal
 from certctrl.plane.challenges.dns_lookup import DnsLookup
 from certctrl.plane.challenges.dns_network import DnsServer, Silence
 from certctrl.plane.challenges.explain import explain_dns
-from certctrl.plane.challenges.explain_http import HttpObservation, HttpSeen, http_words, judge
+from certctrl.plane.challenges.explain_http import HttpObservation, HttpSeen, describe_http, judge
 from certctrl.plane.challenges.solver import Asker, Proof, dns_record_value
 
 NAME = "_acme-challenge.www.example.com"
@@ -227,7 +227,7 @@ SIX, FOUR = "2001:db8::80", "192.0.2.80"
 )
 def test_answers_of_web_servers(status: int, headers: list[tuple[str, str]], body: bytes, words: str) -> None:
     seen, detail = judge(h11.Response(status_code=status, headers=headers), body, WEB)
-    assert HttpObservation(address=FOUR, seen=seen, detail=detail).words() == f"{FOUR} {words}"
+    assert HttpObservation(address=FOUR, seen=seen, detail=detail).describe() == f"{FOUR} {words}"
 
 
 def seen(address: str, what: HttpSeen, detail: str = "") -> HttpObservation:
@@ -257,12 +257,12 @@ def seen(address: str, what: HttpSeen, detail: str = "") -> HttpObservation:
     ],
 )
 def test_what_the_addresses_mean(found: list[HttpObservation], words: str) -> None:
-    assert http_words(WEB, 80, found) == WEB_ASKED + words
+    assert describe_http(WEB, 80, found) == WEB_ASKED + words
 
 
 def test_an_address_and_caa() -> None:
     proof = Proof(kind="http-01", identifier=SIX, token="tok", key_authorization="tok.key")
-    text = http_words(proof, 80, [seen(SIX, HttpSeen.UNREACHABLE)], "no CA may")
+    text = describe_http(proof, 80, [seen(SIX, HttpSeen.UNREACHABLE)], "no CA may")
     assert text.startswith(f"asked for http://[{SIX}]/.well-known/") and text.endswith("; no CA may")
 
 
