@@ -1,1 +1,1 @@
-"""Certificates of the plane: their rows, views and chains; imported and shared ones, and keys made at devices."""
+"""Certificates: rows, views and chains; imports, templates, and keys made at devices."""

@@ -1,4 +1,4 @@
-"""Many certificates with one request: check those to issue before any is issued, and order renewals."""
+"""Bulk: check many certificates before any is issued, and order many renewals."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from certctrl.plane.storage.database import Database
 MOST_CHECKED = 100
 MOST_RENEWED = 1000
 _TOGETHER = 10
-"""Certificates of one unit of work, so that other requests are answered between two."""
+"""Certificates per unit of work, so that other requests are answered in between."""
 
 
 class Bulk:
@@ -41,8 +41,8 @@ class Bulk:
     async def check(self, user_id: int, wanted: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Return for each certificate ``problem`` and ``field``, both empty if it can be issued, and ``known``.
 
-        ``wanted`` are the arguments of ``Certificates.issue``. ``known`` is a certificate that is the same, by names,
-        type of key and profile, and not revoked: its id and devices; otherwise None.
+        ``wanted`` are the arguments of ``Certificates.issue``. ``known`` is the id and the devices of a certificate that is
+        not revoked, with the same names, type of key and profile; otherwise None.
         """
         checked = []
         for begin in range(0, len(wanted), _TOGETHER):

@@ -1,4 +1,4 @@
-"""Certificates: issue, renew, revoke and assign; each change is signalled to the assigned devices.
+"""Certificates: issue, renew, revoke and assign certificates, and signal each change to their devices.
 
 The plane's own CA issues within the request, with a key of the plane. Any other certificate becomes an order
 (``orders.py``), and stays pending, or as it is, until its issuer has issued it.
@@ -37,7 +37,7 @@ MIN_VALIDITY = 10
 
 @lean.frozen(kw_only=True)
 class Seams:
-    """The parts that certificates are issued with."""
+    """The parts that issue certificates."""
 
     table: CertificateTable
     issuer: Issuer
@@ -78,7 +78,7 @@ class Certificates(Revoking):
         self._templates = Templates(database, seams.table, seams.orders, seams.keys, stream)
 
     def reserve(self, names: Collection[str]) -> list[dict[str, Any]]:
-        """Issue and renew nothing that is valid for one of these canonical names of this plane from now on.
+        """Reserve canonical names for this plane: no certificate for them is issued or renewed any longer.
 
         Returns the certificates that are already valid for a name of a plane.
         """
@@ -209,7 +209,7 @@ class Certificates(Revoking):
         self, user_id: int, cert_id: int, issued: Issued, reason: str, device_id: int | None
     ) -> dict[str, Any]:
         row = self._table.locked(user_id, cert_id)
-        if device_id is not None:  # the row may have changed while the key was generated
+        if device_id is not None:  # the row may have changed while the key was made
             self._require_renewable(row, device_id)
         self._orders.cancel_of(cert_id, "issued by another issuer meanwhile")
         issue_id = self._table.store(cert_id, issued, "renew", reason, device_id)
@@ -219,7 +219,7 @@ class Certificates(Revoking):
     async def change(self, user_id: int, cert_id: int, *, issuer: str) -> dict[str, Any]:
         """Change the issuer of a certificate, and of those made from it, from the next renewal on.
 
-        Open orders end. A certificate that is not issued yet is ordered from the new issuer at once.
+        Open orders end. A certificate that is not yet issued is ordered from the new issuer immediately.
         """
         return await self._db.work(self._change, user_id, cert_id, issuer)
 
@@ -240,14 +240,14 @@ class Certificates(Revoking):
         self._orders.cancel_of(cert_id, f"the issuer is {issuer} now")
         row = self._table.locked_by_id(cert_id)
         if row is None or row["serial_number"] or row["status"] != "active":
-            return  # its next renewal orders it
+            return  # the next renewal orders it from the new issuer
         if row["key_origin"] != KEY_AT_DEVICE or self._table.holders(cert_id):
             self._orders.start(row, Asked(action="issue", reason=f"the issuer is {issuer} now"))
 
     async def assign(self, user_id: int, device_id: int, cert_id: int) -> dict[str, Any]:
         """Assign a certificate to a device; idempotent.
 
-        With the key at devices, a further device gets a certificate of its own, which is returned.
+        If keys are made at devices, a further device gets its own certificate, which is returned.
         """
         return await self._db.work_long(self._assign, user_id, device_id, cert_id)
 
@@ -277,7 +277,7 @@ class Certificates(Revoking):
         self._stream.append(device_id, "cert.unassigned", {"cert_id": cert_id})
 
     def delete_expired(self) -> None:
-        """Delete limits that no longer count, and what is kept of expired certificates."""
+        """Delete expired limits, and the records of expired certificates."""
         self._requests.delete_expired()
         self._revocations.delete_expired()
 

@@ -1,4 +1,4 @@
-"""Certificate chains from any order of certificates: parse, check, sort and complete them. Pure; time is an argument."""
+"""Parse, sort, complete and check certificate chains. Pure; time is an argument."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Chain:
     intermediates: tuple[x509.Certificate, ...]
     """The issuer of the leaf first, without the root."""
     notes: tuple[str, ...] = ()
-    """What was given and not used, and what could not be checked."""
+    """Given certificates that are not part of the chain, and checks that were not possible."""
 
     @property
     def certificate_pem(self) -> str:
@@ -127,7 +127,7 @@ def _missing(leaf: x509.Certificate, others: Sequence[x509.Certificate]) -> Mate
 
 
 def _published(leaf: x509.Certificate) -> str:
-    """Return where the CA publishes the certificate that is missing; empty if it does not say."""
+    """Return where the CA publishes the missing certificate; empty if the certificate does not say."""
     try:
         found = leaf.extensions.get_extension_for_class(x509.AuthorityInformationAccess).value
     except x509.ExtensionNotFound:
@@ -176,7 +176,7 @@ def _weak_hash(certificate: x509.Certificate) -> str:
 
 
 def weakness_of(key: PublicKeyTypes) -> str:
-    """Return why a key must not be used; empty if it may."""
+    """Return why a key must not be used; empty if it is good."""
     match key:
         case rsa.RSAPublicKey():
             return f"an RSA key of {key.key_size} bits" if key.key_size < LEAST_RSA_BITS else ""

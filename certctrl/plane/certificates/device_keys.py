@@ -1,8 +1,8 @@
 """DeviceKeys: certificates whose keys are made at their devices; all in the caller's unit of work.
 
-An order of such a certificate asks its device for a signing request (``cert.csr_wanted``), and continues once the request
-has been checked. The plane never has the key. A device is asked only if its agent has announced that it makes keys;
-otherwise the order is blocked until it does, and the plane never makes a key in its place.
+An order of such a certificate asks its device for a signing request (``cert.csr_wanted``), and continues once the
+request has been checked. The plane never has the key. A device is asked only if its agent has announced that it makes
+keys; otherwise the order is blocked until then. The plane never makes a key instead.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from certctrl.plane.storage.database import Database, Row, marks
 from certctrl.plane.storage.signal_stream import SignalStream
 
 CSR_SECONDS = 7 * DAY
-"""How long an order waits for its device, before a new one takes its place."""
+"""Seconds that an order waits for its device before a new order replaces it."""
 CSR_CONFLICT = "CSR_CONFLICT"
 _EXPIRED_TOGETHER = 100
 _LONGEST_NAMES = 2000
@@ -33,7 +33,7 @@ _UPDATE = "update certctrl on the host; the order then continues"
 
 
 class DeviceKeys:
-    """Asks devices for signing requests, and takes them."""
+    """Asks devices for signing requests, and receives them."""
 
     def __init__(
         self,
@@ -57,12 +57,12 @@ class DeviceKeys:
     def ask(self, order_id: int, certificate: Row) -> None:
         """Ask the device of a certificate for the signing request of an order, or block the order.
 
-        With ``reuse_key``, the request for the key in use serves again, except for a replacement.
+        With ``reuse_key``, the request for the key in use is reused, except for a replacement.
         """
         device = self._holder(certificate["id"])
         obstacle = _obstacle(device)
         order = self._db.one("SELECT * FROM orders WHERE id = ?", order_id)
-        assert order is not None  # the caller has just stored it
+        assert order is not None  # just stored by the caller
         if device is None or obstacle is not None:
             self._orders.block(order_id, *(obstacle or _UNASSIGNED))
         elif order["action"] == "renew" and (known := self._request_in_use(certificate, device["id"])):
@@ -78,14 +78,14 @@ class DeviceKeys:
             self._stream.append(device["id"], "cert.csr_wanted", ref)
 
     def count_request(self, device_id: int) -> None:
-        """Count a signing request, in a unit of its own, as refused ones count; ErrorResponse 429."""
+        """Count a signing request in a separate unit of work, because refused ones count, too; ErrorResponse 429."""
         self._requests.take(str(device_id))
 
     def receive(self, device_id: int, cert_id: int, order_id: int, csr_pem: str) -> dict[str, Any]:
-        """Take the signing request of an order; the same key again is answered as before.
+        """Store the signing request of an order; idempotent for the same key.
 
         ErrorResponse 404 (not assigned, another's order), 410 (the order has ended), 409 ``CSR_CONFLICT`` (it has another
-        key), 409 (blocked), 400 with ``reason`` (not what was asked for).
+        key), 409 (blocked), 400 with ``reason`` (it does not match the order).
         """
         self._table.of_device(device_id, cert_id)
         certificate = self._table.locked_by_id(cert_id)
@@ -109,7 +109,7 @@ class DeviceKeys:
         return {"order_id": order_id, "state": DONE if shown is None else shown["state"]}
 
     def announced(self, device_id: int) -> None:
-        """Continue or block the orders of a device whose agent has announced its features."""
+        """Continue or block the orders of a device after its agent has announced its features."""
         obstacle = _obstacle(self._device(device_id))
         for order in self._db.all(
             "SELECT o.id, o.cert_id, o.state FROM orders o JOIN assignments a ON a.cert_id = o.cert_id"
@@ -124,7 +124,7 @@ class DeviceKeys:
                 self._orders.ask_again(order["id"], certificate)
 
     def registered(self, device_id: int, new_identity: bool) -> None:
-        """Ask a device that has registered with another key than before for new keys: the old ones are not there."""
+        """Order new keys from a device that has registered with another identity: it does not have the old keys."""
         for row in self._of_device(device_id) if new_identity else ():
             certificate = self._table.locked_by_id(row["id"])
             if certificate is not None and certificate["status"] == "active":
@@ -132,7 +132,7 @@ class DeviceKeys:
         self.announced(device_id)
 
     def replace_key(self, certificate: Row, asked: Asked) -> int:
-        """Order a certificate with a new key, because the device has lost the present one; return the order's id."""
+        """Order a certificate with a new key because the device has lost its key; return the order's id."""
         known = self._orders.open_of(certificate["id"])
         if known is not None and known["csr_der"] is not None:
             self._orders.end(known["id"], FAILED, "the device has lost the key of its request")
@@ -146,7 +146,7 @@ class DeviceKeys:
         return _obstacle(self._device(device_id)) is None
 
     def replace_expired(self) -> None:
-        """Replace orders that their devices have not answered in time, and delete limits that no longer count."""
+        """Replace orders that devices did not answer in time, and delete expired limits."""
         self._requests.delete_expired()
         rows = self._db.all(
             "SELECT id, cert_id, action, reason FROM orders WHERE state = ? AND created_at < ? ORDER BY cert_id LIMIT ?",
@@ -159,7 +159,7 @@ class DeviceKeys:
                 self._orders.start(certificate, Asked(action=order["action"], reason=order["reason"]))
 
     def _request_in_use(self, certificate: Row, device_id: int) -> bytes | None:
-        """Return the request for the key in use, if it is to be used again and still fits."""
+        """Return the request for the key in use if the key is reused and the request still matches."""
         if not certificate["reuse_key"] or certificate["status"] != "active" or not certificate["serial_number"]:
             return None
         order = self._db.one(
@@ -172,12 +172,12 @@ class DeviceKeys:
         try:
             digest = _checked(csr_der, certificate, self._denied).public_key_sha256 if csr_der else ""
             fits = bool(digest) and digest == certificate["public_key_sha256"]
-        except ErrorResponse:  # the names or the type have changed, or the key is denied by now
+        except ErrorResponse:  # names or key type have changed, or the key is now denied
             fits = False
         return csr_der if fits else None
 
     def _note_key(self, public_sha256: str, cert_id: int, device_id: int) -> None:
-        """Remember a key; ErrorResponse 400 if it was used before, by any certificate."""
+        """Record a key; ErrorResponse 400 if any certificate has used it before."""
         known = self._db.one("SELECT 1 FROM known_keys WHERE public_key_sha256 = ?", public_sha256)
         used = self._db.one("SELECT 1 FROM certificates WHERE public_key_sha256 = ?", public_sha256)
         if known is not None or used is not None:
@@ -185,7 +185,7 @@ class DeviceKeys:
         self._db.run("INSERT INTO known_keys VALUES (?, ?, ?, ?)", public_sha256, cert_id, device_id, self._wall_now())
 
     def _touch(self, cert_id: int) -> None:
-        """Show devices that an answer includes a change of a certificate's order."""
+        """Mark a certificate as changed, so that devices see the change of its order."""
         self._db.run("UPDATE certificates SET updated_at = ? WHERE id = ?", self._wall_now(), cert_id)
 
     def _holder(self, cert_id: int) -> Row | None:
@@ -207,7 +207,7 @@ _UNASSIGNED = "is assigned to no device that could make its key", "assign it: ce
 
 
 def _obstacle(device: Row | None) -> tuple[str, str] | None:
-    """Return why a device cannot be asked for a signing request, and the fix; None: it can."""
+    """Return why a device cannot be asked for a signing request, and the fix; None if it can."""
     if device is None:
         return _UNASSIGNED
     name = device["name"] or f"device {device['id']}"
@@ -222,13 +222,13 @@ def _obstacle(device: Row | None) -> tuple[str, str] | None:
 
 
 def blocked_renewal(device: Row) -> str:
-    """Return why the next renewal of a certificate with a key of this device would be blocked; empty: it would not."""
+    """Return why the next renewal of a certificate with a key of this device would be blocked; empty if it would not."""
     obstacle = _obstacle(device)
     return "" if obstacle is None else obstacle[0]
 
 
 def wanted_csr(order: Row, certificate: Row) -> dict[str, Any]:
-    """Return an open order as its device sees it."""
+    """Return an open order as its device reads it."""
     return {
         "id": order["id"],
         "state": CSR_WANTED if order["state"] == CSR_WANTED else "issuing",
@@ -260,7 +260,7 @@ def _checked(csr_der: bytes, certificate: Row, denied: DeniedKeys) -> CheckedReq
 
 
 def _digest_of(csr_der: bytes) -> str:
-    """Return the digest of the key of a request that was checked when it came."""
+    """Return the key digest of a request that was checked when it was received."""
     from cryptography import x509
 
     public_key = x509.load_der_x509_csr(csr_der).public_key()

@@ -1,7 +1,7 @@
-"""Imports: certificates that come from elsewhere with their keys.
+"""Imports: add certificates from elsewhere, with their keys.
 
-The chain is sorted, completed and checked before anything is stored. A certificate for the same names as an imported one
-is its renewal, and keeps its id. The plane cannot renew an imported certificate: its owner imports the next one.
+The chain is sorted, completed and checked before anything is stored. A certificate for the same names as an imported
+one is its renewal, and keeps its id. The plane cannot renew an imported certificate: its owner imports the next one.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _EXPORT_KEY = "openssl pkey -in FILE -out NEW-FILE"
 
 @lean.frozen(kw_only=True)
 class Given:
-    """What an operator gives, in PEM and in any order."""
+    """Certificates and key of an operator, in PEM and in any order."""
 
     certificate_pem: str
     private_key_pem: str = attrs.field(repr=False)
@@ -79,10 +79,10 @@ class Examined:
     key_der: bytes = attrs.field(repr=False)
     """Unencrypted PKCS#8."""
     key_type: str
-    """The type of a key of the plane that replaces it."""
+    """The key type for a renewal by another issuer."""
 
     def issued(self) -> Issued:
-        """Return it as an issuer would."""
+        """Return the certificate as an issuer returns it."""
         leaf = self.chain.leaf
         return Issued(
             private_key_der=self.key_der,
@@ -114,7 +114,7 @@ def from_pkcs12(data: bytes, password: bytes) -> Given:
 def private_key(data: bytes, password: bytes = b"") -> Any:
     """Return the key of a PEM or DER file. Raises MaterialError."""
     load = load_pem_private_key if b"-----BEGIN" in data else load_der_private_key
-    try:  # to validate a long RSA key takes seconds, during which the plane answers nothing; _require_usable does it
+    try:  # validating a long RSA key would block the plane for seconds; _require_usable checks it
         return load(data, password or None, unsafe_skip_rsa_key_validation=True)
     except TypeError:
         if password:
@@ -152,7 +152,7 @@ def examine(given: Given, *, known: Collection[x509.Certificate] = (), now: floa
 
 
 def _require_usable(key: Any) -> None:
-    """Refuse RSA keys that are too long to serve with, or whose private half does not fit."""
+    """Refuse RSA keys that are too long to serve with, or whose private half is wrong."""
     if not isinstance(key, rsa.RSAPrivateKey):
         return
     if key.key_size > MAX_RSA_BITS:
@@ -184,7 +184,7 @@ def _names(leaf: x509.Certificate) -> tuple[str, ...]:
 
 
 def _key_type(key: Any) -> str:
-    """Return the supported type that is nearest to a key."""
+    """Return the supported key type that is closest to a key."""
     match key:
         case rsa.RSAPrivateKey():
             return next((f"rsa-{bits}" for bits in (2048, 3072) if key.key_size <= bits), "rsa-4096")
@@ -198,7 +198,7 @@ def _key_type(key: Any) -> str:
 
 @lru_cache(maxsize=1)
 def system_roots() -> tuple[x509.Certificate, ...]:
-    """Return the CAs that this host trusts; those that cannot be read are left out."""
+    """Return the CAs that this host trusts, without unreadable ones."""
     file = ssl.get_default_verify_paths().cafile or "/etc/ssl/certs/ca-certificates.crt"
     roots: list[x509.Certificate] = []
     with contextlib.suppress(OSError), warnings.catch_warnings():
@@ -233,7 +233,7 @@ class Imports:
     ) -> dict[str, Any]:
         """Import a certificate and assign it to devices; return it as operators see it, with ``notes``.
 
-        It renews the certificate ``cert_id``, or else an imported one for the same names; otherwise it is new.
+        It renews the certificate ``cert_id``, or an imported one for the same names; otherwise it is a new certificate.
         ErrorResponse 400 for unusable material, 404, and 409 for reserved names, other names and older certificates.
         """
         return await self._db.work_long(self._add, user_id, given, cert_id, sorted(set(device_ids)))
@@ -261,7 +261,7 @@ class Imports:
         return self._certificates.show(user_id, row["id"]) | {"notes": notes}
 
     def _refuse_revoked(self, user_id: int, examined: Examined) -> None:
-        """Refuse a certificate that was revoked here: it would be served again."""
+        """Refuse a certificate that was revoked here: importing it would serve it again."""
         revoked = self._db.one(
             "SELECT r.cert_id FROM revocations r JOIN certificates c ON c.id = r.cert_id"
             " WHERE c.user_id = ? AND r.serial_number = ? AND r.certificate_pem = ?",
@@ -320,6 +320,6 @@ class Imports:
 
 
 def unusable(error: MaterialError) -> ErrorResponse:
-    """Return the response to unusable material: 400 with its reason, and what to do."""
+    """Return the response for unusable material: 400 with the reason and the fix."""
     what = f"{error}; {error.fix}" if error.fix else str(error)
     return bad_request(what[:1].upper() + what[1:], reason=error.reason)

@@ -1,6 +1,6 @@
-"""CertificateTable: the rows of certificates, of their issues and of their assignments; all in the caller's unit of work.
+"""CertificateTable: certificates, their issues and their assignments; all in the caller's unit of work.
 
-A certificate that is not issued yet has an empty serial number, and ``not_after`` 0: its devices hear nothing of it.
+A certificate that is not yet issued has an empty serial number and ``not_after`` 0; its devices get no signals.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ KEY_AT_PLANE, KEY_AT_DEVICE = "plane", "device"
 
 @lean.frozen(kw_only=True)
 class NewCertificate:
-    """What an operator wants a certificate to be."""
+    """The properties of a certificate to issue."""
 
     names: tuple[str, ...]
     key_type: str
@@ -37,7 +37,7 @@ class NewCertificate:
 
 
 def is_immediate(row: Row) -> bool:
-    """Return whether a certificate is issued within the request: with a new key of the plane, by its own CA."""
+    """Return whether a certificate is issued within the request: by the plane's CA, with a new key made here."""
     at_plane = row["issuer"] == BUILTIN and row["key_origin"] == KEY_AT_PLANE
     return at_plane and not row["must_staple"] and not row["reuse_key"]
 
@@ -53,7 +53,7 @@ class CertificateTable:
         self._stream = stream
         self._wall_now = wall_now
         self.on_stored: Callable[[int], object] = lambda cert_id: None
-        """Called, in the unit of work, with the id of a certificate that has been replaced."""
+        """Called in the unit of work with the id of a replaced certificate."""
 
     def row(self, user_id: int, cert_id: int) -> Row:
         """Return a certificate of a user; ErrorResponse 404."""
@@ -63,18 +63,18 @@ class CertificateTable:
         return row
 
     def locked(self, user_id: int, cert_id: int) -> Row:
-        """Return a certificate of a user for a change of it or of its assignments; ErrorResponse 404."""
+        """Return and lock a certificate of a user, to change it or its assignments; ErrorResponse 404."""
         row = self._db.one_locked("SELECT * FROM certificates WHERE id = ? AND user_id = ?", cert_id, user_id)
         if row is None:
             raise not_found("No such certificate")
         return row
 
     def locked_by_id(self, cert_id: int) -> Row | None:
-        """Return a certificate for a change of it, whichever user has it."""
+        """Return and lock a certificate of any user, to change it."""
         return self._db.one_locked("SELECT * FROM certificates WHERE id = ?", cert_id)
 
     def add(self, user_id: int, new: NewCertificate) -> int:
-        """Add a certificate that is not issued yet; return its id."""
+        """Add a certificate that is not yet issued; return its id."""
         now = self._wall_now()
         return self._db.insert(
             "INSERT INTO certificates (user_id, domain_name, sans, key_type, validity_seconds, issuer, key_origin,"
@@ -97,7 +97,7 @@ class CertificateTable:
         )
 
     def store(self, cert_id: int, issued: Issued, action: str, reason: str, device_id: int | None) -> int:
-        """Replace certificate, chain and key; return the id of the issue. An empty key is one that a device has."""
+        """Replace certificate, chain and key; return the id of the issue. The key is empty if a device has it."""
         key = issued.private_key_der
         self._keep_former(cert_id, issued.serial_number)
         self._db.run(
@@ -120,7 +120,7 @@ class CertificateTable:
         return self.log(cert_id, action, reason, device_id, issued.serial_number)
 
     def _keep_former(self, cert_id: int, new_serial: str) -> None:
-        """Keep the certificate that is replaced until it expires: a CA wants to see what it is to revoke."""
+        """Keep a replaced certificate until it expires: revoking it at a CA needs the certificate."""
         self._db.run(
             "INSERT INTO former_certificates SELECT serial_number, id, CASE WHEN issued_by = '' THEN issuer ELSE issued_by"
             " END, certificate_pem, chain_pem, not_after, ? FROM certificates WHERE id = ? AND serial_number != ''"
@@ -134,11 +134,11 @@ class CertificateTable:
         return self._keyring.unseal(f"certificate {row['id']}", sealed) if sealed else b""
 
     def announce(self, cert_id: int, serial: str) -> None:
-        """Signal a new certificate to the devices that have it."""
+        """Signal a new certificate to its devices."""
         self._stream.append_to_all(self.holders(cert_id), "cert.renewed", {"cert_id": cert_id, "serial": serial})
 
     def log(self, cert_id: int, action: str, reason: str, device_id: int | None, serial: str) -> int:
-        """Add an issue, which is the record of a change; return its id."""
+        """Record a change as an issue; return its id."""
         return self._db.insert(
             "INSERT INTO issues (cert_id, action, reason, device_id, serial_number, status, at)"
             " VALUES (?, ?, ?, ?, ?, 'done', ?)",

@@ -1,8 +1,8 @@
-"""Templates: a certificate with keys at several devices is one certificate per device; all in the caller's unit of work.
+"""Templates: one certificate per device where keys are made at devices; all in the caller's unit of work.
 
 A key never leaves its device, so devices cannot share a certificate. The first device of a certificate has that
-certificate itself. Each further one gets a certificate of its own with the same names and settings, made for it
-(``template_id``, ``template_device_id``). What an operator does to the template is done to all of them.
+certificate itself, the template. Each further device gets a separate certificate with the same names and settings
+(``template_id``, ``template_device_id``). Operations on the template apply to all of them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Templates:
     def origin(self, wanted: str, device_ids: Collection[int]) -> str:
         """Return where the key of a new certificate is made; ErrorResponse 400 for an unknown choice.
 
-        ``auto``: at the devices, if there are any and the agents of all have announced that they make keys.
+        ``auto``: at the devices, if there are any and all their agents have announced that they make keys.
         """
         if wanted == AUTO:
             at_device = bool(device_ids) and all(self._keys.can_make_keys(device_id) for device_id in device_ids)
@@ -50,9 +50,9 @@ class Templates:
         return wanted
 
     def assign(self, device_id: int, certificate: Row) -> int:
-        """Assign a certificate, whose row is locked, to a device; return the id of the certificate that it has.
+        """Assign a certificate, whose row is locked, to a device; return the id of the device's certificate.
 
-        Idempotent. A device that is not the one that made the present key is asked for a key of its own.
+        Idempotent. A device that did not make the current key is asked for a new key.
         """
         root = self._root(certificate)
         known = self._of_device(root, device_id)
@@ -66,7 +66,7 @@ class Templates:
         return int(row["id"])
 
     def _order(self, row: Row) -> None:
-        """Order a certificate for the device that it has just been assigned to."""
+        """Order a certificate for the device that was just assigned."""
         if row["status"] != "active":
             return
         known = self._orders.open_of(row["id"])
@@ -89,7 +89,7 @@ class Templates:
         self._stream.append(device_id, "cert.unassigned", {"cert_id": row["id"]})
 
     def made_from(self, cert_id: int) -> list[int]:
-        """Return the certificates that were made from a template, by id, with those whose devices no longer have them."""
+        """Return the certificates made from a template, by id, including those that are no longer assigned."""
         rows = self._db.all("SELECT id FROM certificates WHERE template_id = ? ORDER BY id", cert_id)
         return [row["id"] for row in rows]
 
@@ -104,7 +104,7 @@ class Templates:
         )
 
     def _copy(self, root: Row, device_id: int) -> Row | None:
-        """Make the certificate of one more device, not issued yet."""
+        """Add the certificate of a further device, not yet issued."""
         cert_id = self._db.insert(
             f"INSERT INTO certificates ({_COPIED}, serial_number, fingerprint_sha256, not_before, not_after,"
             " certificate_pem, chain_pem, private_key_enc, created_at, updated_at, template_id, template_device_id)"

@@ -55,7 +55,7 @@ class CertificateViews:
         return [self._of_device(row, orders) for row in rows]
 
     def _of_device(self, row: Row, orders: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
-        """Return what a device sees of a certificate."""
+        """Return a certificate as its device reads it."""
         if row["key_origin"] != KEY_AT_DEVICE:
             return self.summary(row)
         key = {"key_origin": KEY_AT_DEVICE, "public_key_sha256": row["public_key_sha256"]}
@@ -70,7 +70,7 @@ class CertificateViews:
     def materials(self, device_id: int, cert_id: int) -> dict[str, Any]:
         """Return ``DeployMaterials``, sealed to the device's key; ErrorResponse 404, 409 until issued, 410 if revoked.
 
-        If the device has made the key, its public half takes the place of the sealed key.
+        If the device made the key, they contain its public key instead of a sealed key.
         """
         row = self._table.of_device(device_id, cert_id)
         if row["status"] == "revoked":
@@ -86,7 +86,7 @@ class CertificateViews:
         return seal_private_key(self._table.key_of(row), device["public_key"]) | issued
 
     def summary(self, row: Row) -> dict[str, Any]:
-        """Return what operators and devices see of a certificate."""
+        """Return the fields that both operators and devices read."""
         issued = bool(row["serial_number"])
         status = row["status"]
         if status == "active":
@@ -156,7 +156,7 @@ class CertificateViews:
         return found
 
     def _blocked(self, rows: Sequence[Row], holders: Mapping[int, list[int]]) -> dict[int, str]:
-        """Return why the next renewal of certificates with keys at devices would be blocked, of those that would be."""
+        """Return, by certificate, why the next renewal would be blocked, if its device makes the key."""
         ids = sorted({device_id for row in rows for device_id in holders[row["id"]][:1]})
         if not ids:
             return {}

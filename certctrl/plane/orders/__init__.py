@@ -1,1 +1,1 @@
-"""Orders: certificates that issuers are asked for, attempt by attempt, and the renewals that are due."""
+"""Orders of certificates from issuers, attempt by attempt, and renewals that are due."""

@@ -1,4 +1,4 @@
-"""Attempts at orders: what an attempt needs, and how it ends; all in units of work.
+"""Attempts: begin and end attempts at orders; all in the caller's unit of work.
 
 Every change checks the claim of the job, so that a plane that has lost its claim changes nothing.
 """
@@ -29,18 +29,18 @@ from certctrl.text import one_line
 FIRST_PAUSE = 30.0
 LONGEST_PAUSE = 6 * 3600.0
 REFUSED_PAUSE = float(DAY)
-"""Until a renewal that was refused is tried again, at most."""
+"""Longest pause after a refused renewal."""
 REFUSED_SHARE = 1 / 16
-"""The part of a certificate's life that this pause takes at first: one of a day is tried again several times."""
+"""Share of a certificate's life that this pause takes at first, so that short-lived ones get several attempts."""
 LONGEST_RETRY_AFTER = 7.0 * DAY
 GIVE_UP_SECONDS = 7.0 * DAY
-"""For how long a first order is retried."""
+"""Seconds for which a first order is retried."""
 MAX_PROBLEM = 500
 MAX_MEMO = 256 * 1024
 
 
 class ClaimLostError(ErrorResponse):
-    """Another plane works on the order, or it has ended; raised before any change."""
+    """Another plane has claimed the order, or it has ended; raised before any change."""
 
     def __init__(self, order_id: int) -> None:
         what = f"order {order_id} is worked on by another plane, or has ended"
@@ -65,11 +65,11 @@ class Attempt:
     profile: str
     must_staple: bool
     csr_der: bytes
-    """Empty: the plane makes key and CSR."""
+    """Empty if the plane makes key and CSR."""
     key_der: bytes = attrs.field(repr=False)
     """Unencrypted PKCS#8; empty if a device has the key, or if there is none yet."""
     old_key_der: bytes = attrs.field(repr=False)
-    """The key of the certificate in use if it is to be used again; otherwise empty."""
+    """The key of the certificate in use if the order reuses it; otherwise empty."""
     memo: str = attrs.field(repr=False)
     replaces_pem: str
     device_ids: tuple[int, ...]
@@ -100,7 +100,7 @@ class Attempts:
         self._random = random
 
     def begin(self, job: Job) -> Attempt | None:
-        """Return the attempt of a claimed job; None, and no job any more, if there is nothing to do."""
+        """Return the attempt of a claimed job; if there is nothing to do, end the job and return None."""
         certificate, order = self._rows(int(job.key))
         if certificate is None or order is None or order["state"] != READY:
             self._jobs.finish(job)
@@ -110,7 +110,7 @@ class Attempts:
         return self._with_quick_key(self._attempt(job, certificate, order))
 
     def _with_quick_key(self, attempt: Attempt) -> Attempt:
-        """Return an attempt with its key, unless that is one that takes long to make."""
+        """Return an attempt with its key, unless the key is slow to make (RSA)."""
         if attempt.csr_der or attempt.key_type.startswith("rsa"):
             return attempt
         key, csr = new_request(attempt.key_type, attempt.names, attempt.must_staple, attempt.old_key_der)
@@ -144,7 +144,7 @@ class Attempts:
         )
 
     def keep_key(self, attempt: Attempt, key_der: bytes, csr_der: bytes) -> None:
-        """Store the key of the plane for an order, and its CSR."""
+        """Store the key that the plane made for an order, with its CSR."""
         self._require_claim(attempt)
         sealed = self._keyring.seal(f"order {attempt.order_id} key", key_der)
         sql = "UPDATE orders SET key_enc = ?, csr_der = ?, updated_at = ? WHERE id = ?"
@@ -162,10 +162,10 @@ class Attempts:
         )
 
     def succeed(self, attempt: Attempt, issued: Issued) -> None:
-        """Store what was issued, end the order, and signal the devices."""
+        """Store the issued certificate, end the order, and signal the devices."""
         certificate, _ = self._rows(attempt.order_id)
         self._require_claim(attempt)
-        assert certificate is not None  # the claimed order refers to it
+        assert certificate is not None  # a claimed order refers to an existing certificate
         order = self._db.one("SELECT reason, device_id FROM orders WHERE id = ?", attempt.order_id)
         assert order is not None
         self._table.store(attempt.cert_id, issued, attempt.action, order["reason"], order["device_id"])
@@ -174,7 +174,7 @@ class Attempts:
         self._table.announce(attempt.cert_id, issued.serial_number)
 
     def fail(self, attempt: Attempt, error: CertctrlError) -> float | None:
-        """Note a failure; return when the next attempt is due, None if the order has ended."""
+        """Record a failure; return when the next attempt is due, or None if the order has ended."""
         certificate, order = self._rows(attempt.order_id)
         self._require_claim(attempt)
         assert certificate is not None and order is not None  # it has a job
@@ -191,7 +191,7 @@ class Attempts:
             "UPDATE orders SET problem = ?, fix = ?, updated_at = ?, next_at = ? WHERE id = ?",
             *(problem, fix, now, due, attempt.order_id),
         )
-        if refused:  # begin again at the CA, and with a new key unless a device has it
+        if refused:  # start over at the CA, with a new key unless a device has the key
             self._db.run("UPDATE orders SET memo_enc = NULL WHERE id = ?", attempt.order_id)
             sql = "UPDATE orders SET key_enc = NULL, csr_der = NULL WHERE id = ? AND key_enc IS NOT NULL"
             self._db.run(sql, attempt.order_id)
@@ -199,7 +199,7 @@ class Attempts:
         return due
 
     def give_back(self, attempt: Attempt) -> None:
-        """End the claim of an attempt that was interrupted, so that any plane continues it now."""
+        """Release the claim of an interrupted attempt, so that any plane can continue it immediately."""
         self._jobs.again(attempt.job, self._wall_now())
 
     def _pause(self, attempt: Attempt, error: CertctrlError, life: float | None) -> float:
@@ -213,7 +213,7 @@ class Attempts:
         return max(pause, after * (1 + 0.05 * self._random()))
 
     def _rows(self, order_id: int) -> tuple[Row | None, Row | None]:
-        """Return certificate and order; the certificate is locked first, as by all other changes of orders."""
+        """Return certificate and order; the certificate is locked first, as in all other changes of orders."""
         order = self._db.one("SELECT cert_id FROM orders WHERE id = ?", order_id)
         if order is None:
             return None, None

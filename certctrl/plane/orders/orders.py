@@ -1,8 +1,8 @@
-"""Orders: certificates that an issuer is asked for, one open order per certificate; all in the caller's unit of work.
+"""Orders: requests to issuers, at most one open order per certificate; all in the caller's unit of work.
 
-An order waits for a key of a device (``csr_wanted``), or is worked on and retried (``ready``), or an operator must act
-(``blocked``), until it is ``done`` or ``failed``. Its job has its id as key; ``runner.py`` runs it. A renewal that
-fails changes nothing of the certificate in use.
+An open order waits for a signing request of a device (``csr_wanted``), is attempted and retried (``ready``), or needs
+an operator (``blocked``), until it is ``done`` or ``failed``. The key of its job is its id; ``runner.py`` runs it. A
+failed renewal does not change the certificate in use.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CSR_WANTED, READY, DONE, FAILED, BLOCKED = "csr_wanted", "ready", "done", "faile
 OPEN = (CSR_WANTED, READY, BLOCKED)
 JOB = "order"
 KEPT_SECONDS = 90 * DAY
-"""How long finished orders are kept."""
+"""Seconds for which finished orders are kept."""
 _OPEN_SQL = "state IN ('csr_wanted', 'ready', 'blocked')"
 
 
@@ -46,14 +46,14 @@ class Orders:
         self._jobs = jobs
         self._wall_now = wall_now
         self.request_csr: Callable[[int, Row], object] = lambda order_id, certificate: None
-        """Called, in the unit of work, with an order that needs a CSR of a device, and its certificate."""
+        """Called in the unit of work with the id of an order that needs a device's CSR, and its certificate."""
         self.on_due: Callable[[], object] = lambda: None
         """Called after the commit when an order has become due."""
 
     def start(self, certificate: Row, asked: Asked) -> int:
         """Order a certificate, whose row is locked; return the id of its order.
 
-        If one is open, return that one, which an operator's request makes due now.
+        An open order is returned instead; an operator's request makes it due now.
         """
         known = self.open_of(certificate["id"])
         if known is not None:
@@ -75,7 +75,7 @@ class Orders:
         return order_id
 
     def accept_csr(self, order_id: int, csr_der: bytes) -> None:
-        """Store the CSR of a device, which was checked, and make the order due; ErrorResponse 409 unless it is wanted."""
+        """Store the checked CSR of a device, and make the order due; ErrorResponse 409 unless it is wanted."""
         sql = "UPDATE orders SET state = ?, csr_der = ?, problem = '', fix = '', updated_at = ?, next_at = ? WHERE id = ? AND state = ?"
         now = self._wall_now()
         if not self._db.run(sql, READY, csr_der, now, now, order_id, CSR_WANTED):
@@ -83,7 +83,7 @@ class Orders:
         self._put(order_id, now)
 
     def block(self, order_id: int, problem: str, fix: str) -> None:
-        """Stop an open order until an operator, or a change of its device, lets it continue."""
+        """Block an open order until an operator acts or its device changes."""
         self._db.run(
             f"UPDATE orders SET state = ?, problem = ?, fix = ?, updated_at = ?, next_at = NULL WHERE id = ? AND {_OPEN_SQL}",
             *(BLOCKED, problem, fix, self._wall_now(), order_id),
@@ -94,7 +94,7 @@ class Orders:
         """Make an open order due now; a failed one is ordered again. ErrorResponse 404 and 409."""
         order = self._of_user(user_id, order_id)
         certificate = self._db.one_locked("SELECT * FROM certificates WHERE id = ?", order["cert_id"])
-        assert certificate is not None  # the order refers to it
+        assert certificate is not None  # an order refers to an existing certificate
         if order["state"] == DONE:
             raise conflict("This order is done", "ORDER_STATE")
         if order["state"] == FAILED:
@@ -114,13 +114,13 @@ class Orders:
         return self.show(user_id, order_id)
 
     def cancel_of(self, cert_id: int, why: str) -> None:
-        """End the open order of a certificate, if it has one."""
+        """End the open order of a certificate, if there is one."""
         known = self.open_of(cert_id)
         if known is not None:
             self.end(known["id"], FAILED, why)
 
     def end(self, order_id: int, state: str, problem: str = "", fix: str = "") -> bool:
-        """End an open order, and delete its secrets and job; return False if it has ended already."""
+        """End an open order, and delete its secrets and job; return False if it had already ended."""
         now = self._wall_now()
         changed = self._db.run(
             "UPDATE orders SET state = ?, problem = ?, fix = ?, memo_enc = NULL, updated_at = ?,"
@@ -164,23 +164,23 @@ class Orders:
     def delete_expired(self) -> None:
         """Delete orders that ended long ago."""
         last = "SELECT max(id) FROM orders WHERE state = 'done' AND csr_der IS NOT NULL GROUP BY cert_id"
-        sql = f"DELETE FROM orders WHERE finished_at < ? AND id NOT IN ({last})"  # its CSR may serve again
+        sql = f"DELETE FROM orders WHERE finished_at < ? AND id NOT IN ({last})"  # its CSR may be reused
         self._db.run(sql, self._wall_now() - KEPT_SECONDS)
 
     def _make_due(self, order: Row) -> None:
-        """Run an order now that waits for its next attempt."""
+        """Make an order that waits for its next attempt due now."""
         if order["state"] != READY:
             return
         now = self._wall_now()
         job = self._db.one("SELECT lease FROM jobs WHERE kind = ? AND job_key = ?", JOB, str(order["id"]))
-        if job is None or job["lease"] <= now:  # otherwise it is running
+        if job is None or job["lease"] <= now:  # otherwise an attempt is running
             self._db.run("UPDATE orders SET next_at = ?, updated_at = ? WHERE id = ?", now, now, order["id"])
             self._put(order["id"], now)
 
     def ask_again(self, order_id: int, certificate: Row) -> None:
         """Ask a device again for the CSR of an open order, or continue with the one that it sent."""
         order, now = self._db.one("SELECT * FROM orders WHERE id = ?", order_id), self._wall_now()
-        assert order is not None  # it is open
+        assert order is not None  # the caller found it open
         state = CSR_WANTED if certificate["key_origin"] == KEY_AT_DEVICE and order["csr_der"] is None else READY
         self._db.run(
             "UPDATE orders SET state = ?, problem = '', fix = '', updated_at = ?, next_at = ? WHERE id = ?",

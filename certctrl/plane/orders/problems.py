@@ -11,12 +11,12 @@ from certctrl.plane.orders.orders import BLOCKED, READY
 from certctrl.plane.storage.database import Database, Row
 
 FAILURES = 3
-"""Failed attempts that make an order a problem: the first ones may be a passing fault of the CA."""
+"""Failed attempts after which an order is a problem: fewer may be a temporary fault of the CA."""
 EVERY_SECONDS = 30.0
 
 
 class OrderProblems:
-    """Keeps the problems of orders and issuers up to date; the orders of all planes on the database count."""
+    """Keeps the problems of orders and issuers up to date, for all planes on the database."""
 
     def __init__(self, database: Database, problems: Problems, issuers: Issuers) -> None:
         self._db = database
@@ -25,7 +25,7 @@ class OrderProblems:
         self._next = float("-inf")
 
     async def update(self) -> None:
-        """Look at the orders, unless that was done a short time ago."""
+        """Check the orders, unless they were checked recently."""
         if trio.current_time() < self._next:
             return
         self._next = trio.current_time() + EVERY_SECONDS

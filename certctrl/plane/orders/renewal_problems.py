@@ -1,4 +1,4 @@
-"""RenewalProblems: report certificates in use that end and are not renewed, as problems, and in the log one by one."""
+"""RenewalProblems: report certificates in use whose renewal is late, as problems and one by one in the log."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from certctrl.plane.storage.database import Database, Row
 
 EVERY_SECONDS = 30.0
 _MOST = 1000
-"""Certificates that are looked at: beyond them, the number in a problem is a lower bound."""
+"""Most certificates that are checked; beyond them, the number in a problem is a lower bound."""
 _STAGES = (ProblemName.IMPORTS_ENDING, ProblemName.RENEWALS_LATE, ProblemName.RENEWALS_ENDING)
 
 log = logging.getLogger("certctrl.Renewals")
@@ -38,7 +38,7 @@ class Late:
 
 
 def stage_of(life: Life, now: float, *, is_imported: bool) -> ProblemName | None:
-    """Return the problem that a certificate in use is; None: it is well."""
+    """Return the problem of a certificate in use; None if there is none."""
     if now < late_at(life, is_imported=is_imported):
         return None
     if is_imported:
@@ -57,7 +57,7 @@ class RenewalProblems:
         self._logged: set[tuple[int, str, ProblemName]] = set()
 
     async def update(self) -> None:
-        """Look at the certificates, unless that was done a short time ago."""
+        """Check the certificates, unless they were checked recently."""
         if trio.current_time() < self._next:
             return
         self._next = trio.current_time() + EVERY_SECONDS
@@ -72,7 +72,7 @@ class RenewalProblems:
                 self._problems.clear(stage)
 
     def read(self) -> list[Late]:
-        """Return the certificates on devices that should have been renewed, the most urgent first."""
+        """Return the certificates on devices whose renewal is late, the most urgent first."""
         now = self._wall_now()
         rows = self._db.all(
             "SELECT c.id, c.domain_name, c.serial_number, c.issuer, c.not_before, c.not_after, o.problem, o.fix,"

@@ -1,8 +1,8 @@
 """When a certificate is due for renewal, and when it is late. Pure.
 
-A CA may name a window (RFC 9773). Otherwise a certificate is due after two thirds of its life, or half of it if that is
-short. Certificates that were issued together come due spread over a part of the window or of their lives: the serial
-number decides, so that every plane, and the next question, choose the same moment.
+A CA may suggest a window (RFC 9773). Otherwise a certificate is due after two thirds of its life, or after half of a
+short one. Certificates that were issued together come due spread over a part of the window or of their lives. The
+spread depends on the serial number, so that all planes compute the same time.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ SHORT_LIFE = 10.0 * DAY
 DUE_SHARE = 2 / 3
 DUE_SHARE_SHORT = 1 / 2
 SPREAD_SHARE = 1 / 12
-"""The part of a life, before the moment when all are due, over which certificates come due."""
+"""Share of a life, before the latest due time, over which certificates come due."""
 LATE_SHARE = 1 / 3
-"""With less than this part of its life left, a certificate should have been renewed."""
+"""Remaining share of a certificate's life below which its renewal is late."""
 ENDING_SHARE = 1 / 10
 IMPORT_WARNING = 30.0 * DAY
-"""How long before its end, at most, an imported certificate is reported."""
+"""Longest time before its end at which an imported certificate is reported."""
 WINDOW_RETRY = 6 * 3600.0
-"""Until a CA is asked again for a window if it does not say when."""
+"""Seconds until a CA is asked for a window again, if it does not say when."""
 WINDOW_RETRIES = (600.0, float(DAY))
-"""Bounds for the time that a CA names."""
+"""Bounds for the time that a CA says."""
 
 
 @lean.frozen
@@ -69,7 +69,7 @@ def ending_at(life: Life) -> float:
 
 
 def ask_again_at(window: RenewalWindow | None, now: float) -> float:
-    """Return when to ask a CA again for its window; None: it has failed to answer."""
+    """Return when to ask a CA for its window again; ``window`` None: the CA did not answer."""
     if window is None or window.check_again_at <= 0:
         return now + WINDOW_RETRY
     least, most = WINDOW_RETRIES

@@ -1,9 +1,8 @@
-"""Renewals: order the certificates that are due, and ask CAs when they want theirs to be renewed.
+"""Renewals: order renewals of certificates that are due, and ask CAs for their renewal windows.
 
-One plane of a database does each round, with the claim of a job. A round orders certificates that are due, a few at a
-time, so that requests are answered meanwhile. A certificate that is on
-no device is not renewed, and neither is an imported one. The orders do the rest: they are retried for days, and the
-certificate in use stays until its successor is there.
+Each round is run by one plane of a database, which claims its job. A round orders certificates that are due, a few at a
+time, so that requests are answered meanwhile. Imported certificates, and those on no device, are not renewed. Orders
+are retried for days, and the certificate in use stays until its successor is issued.
 """
 
 from __future__ import annotations
@@ -29,23 +28,23 @@ from certctrl.text import one_line
 
 JOB = "renewals"
 WINDOW_JOB = "renewal_window"
-"""One job per certificate whose CA may name a window; its key is ``ID:SERIAL``, so that a renewal gets a job of its own."""
+"""One job per certificate whose CA may suggest a window; its key is ``ID:SERIAL``, so that each renewal has its own."""
 ROUND_SECONDS = 10.0
 PLAN_SECONDS = 30.0
-"""How often certificates are looked for that are not planned, or whose CA was never asked for a window."""
+"""Interval of the search for certificates without a due time, or whose CA was never asked for a window."""
 LEASE_SECONDS = 120.0
 PLANNED_TOGETHER = 100
 ORDERED_TOGETHER = 5
 MOST_WAITING = 40
-"""Renewals ordered and not begun, above which no more are ordered: a fleet that is due at once must not queue up."""
+"""Most renewals that are ordered but not begun, so that a fleet that is due together does not queue up."""
 BUSY_PAUSE = 0.1
-"""Between two rounds while there is more to do."""
+"""Seconds between two rounds while more certificates are due."""
 ASKED_TOGETHER = 10
 ASK_SECONDS = 60.0
 WITHOUT_WINDOWS = "command"
-"""The kind of issuers that never name one."""
+"""The kind of issuers that never suggest one."""
 NO_WINDOW_PAUSE = 86_400.0
-"""Until a CA that names no window is asked again."""
+"""Seconds until a CA that suggests no window is asked again."""
 _OPEN = "SELECT 1 FROM orders o WHERE o.cert_id = c.id AND o.state IN ('csr_wanted', 'ready', 'blocked')"
 _USED = "SELECT 1 FROM assignments a WHERE a.cert_id = c.id"
 
@@ -53,7 +52,7 @@ log = logging.getLogger("certctrl.Renewals")
 
 
 class Renewals:
-    """The renewals that a plane orders on its own."""
+    """Orders renewals automatically."""
 
     def __init__(
         self,
@@ -90,7 +89,7 @@ class Renewals:
             try:
                 pause = await work()
                 self._counters.jobs[kind, "ok"] += 1
-            except CertctrlError as error:  # the next round tries again
+            except CertctrlError as error:  # the next round retries
                 self._counters.jobs[kind, "failed"] += 1
                 self._storage_check.note_failure(error)
                 log.error("%s failed: %s", kind, error)
@@ -99,7 +98,7 @@ class Renewals:
     # --- what is due ------------------------------------------------------------------------------------------------
 
     async def round(self) -> float:
-        """Plan and order some certificates; return the seconds until the next round."""
+        """Run one round; return the seconds until the next one."""
         pause = await self._db.work_long(self._round)
         await self._problems.update()
         return pause
@@ -109,7 +108,7 @@ class Renewals:
         self._ensure_job(now)
         claimed = self._jobs.claim(JOB, limit=1, lease_seconds=LEASE_SECONDS)
         if not claimed:
-            return ROUND_SECONDS  # another plane does it
+            return ROUND_SECONDS  # another plane runs this round
         more = self._order(now)
         if abs(now - self._planned_at) >= PLAN_SECONDS:
             planned = self._plan(now)
@@ -117,7 +116,7 @@ class Renewals:
                 self._db.after_commit(lambda: self._note_planned(now))
             more = more or planned == PLANNED_TOGETHER
         pause = BUSY_PAUSE if more else self._until_next(now)
-        self._jobs.again(claimed[0], now + pause / 2)  # due when this plane, or another one, looks again
+        self._jobs.again(claimed[0], now + pause / 2)  # due by the time any plane checks again
         return pause
 
     def _note_planned(self, now: float) -> None:
@@ -130,7 +129,7 @@ class Renewals:
             self._jobs.put(JOB, "", now)
 
     def _plan(self, now: float) -> int:
-        """Set when the certificates of an older release are due, and plan to ask for windows; return their number."""
+        """Set due times that an older release did not store, and schedule questions for windows; return their number."""
         rows = self._db.all(
             "SELECT id, serial_number, not_before, not_after FROM certificates"
             " WHERE renew_at IS NULL AND status = 'active' AND serial_number != '' ORDER BY id LIMIT ?",
@@ -156,7 +155,7 @@ class Renewals:
     def _order(self, now: float) -> bool:
         """Order renewals that are due, the most overdue first; return whether more may be due."""
         waiting = self._db.one(
-            "SELECT count(*) AS n FROM orders WHERE state IN ('csr_wanted', 'ready', 'blocked')"  # as its index
+            "SELECT count(*) AS n FROM orders WHERE state IN ('csr_wanted', 'ready', 'blocked')"  # written like its index, to use it
             " AND state = 'ready' AND action = 'renew' AND attempts = 0"
         )
         limit = max(0, min(ORDERED_TOGETHER, MOST_WAITING - (0 if waiting is None else int(waiting["n"]))))
@@ -167,7 +166,7 @@ class Renewals:
         )
         for row in rows:
             certificate = self._table.locked_by_id(row["id"])
-            if certificate is not None and _is_due(certificate, now):  # otherwise it was changed meanwhile
+            if certificate is not None and _is_due(certificate, now):  # otherwise it has changed since
                 self._orders.start(certificate, Asked(action="renew", reason="due"))
         return len(rows) == limit
 
@@ -179,7 +178,7 @@ class Renewals:
     # --- windows of CAs -----------------------------------------------------------------------------------------
 
     async def ask(self) -> float:
-        """Ask the CAs of some certificates for their windows; return the seconds until the next ones."""
+        """Ask CAs for the windows of some certificates; return the seconds until the next ones."""
         jobs = await self._db.work(self._jobs.claim, WINDOW_JOB, limit=ASKED_TOGETHER, lease_seconds=LEASE_SECONDS)
         async with trio.open_nursery() as nursery:
             for job in jobs:
@@ -194,11 +193,11 @@ class Renewals:
                 return
             window, failure = await self._window(row)
             await self._db.work(self._end, job, row, window, failure)
-        except CertctrlError as error:  # the claim ends, then it is tried again
+        except CertctrlError as error:  # retried once the claim has expired
             self._storage_check.note_failure(error)
 
     async def _window(self, row: Row) -> tuple[RenewalWindow | None, str]:
-        """Return the window that a CA names, and why it could not be asked."""
+        """Return the window that a CA suggests, and why it could not be asked."""
         with trio.move_on_after(ASK_SECONDS):
             try:
                 issuer = await self._issuers.get(row["issuer"])

@@ -1,4 +1,4 @@
-"""Certificate requests of the plane: a key with its CSR, and the check of what an issuer returns for a request. Pure."""
+"""Make keys with their CSRs, and check the chains that issuers return for them. Pure."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _MAX_COMMON_NAME = 64
 
 
 def new_request(key_type: str, names: tuple[str, ...], must_staple: bool, old_key: bytes) -> tuple[bytes, bytes]:
-    """Return a key (PKCS#8) and its CSR, both as DER. RSA keys are slow.
+    """Return a key (PKCS#8) and its CSR, both as DER. Making an RSA key is slow.
 
-    ``old_key`` is used if it is not empty, and of a type that the plane makes: an imported one may be another.
+    ``old_key`` is reused if it is not empty and of a type that the plane makes; an imported key may be of another one.
     """
     key = serialization.load_der_private_key(old_key, None) if old_key else None
     if not isinstance(key, PrivateKey):
@@ -55,7 +55,7 @@ def checked_chain(
     now: float,
     refuse: Callable[[Collection[str]], object],
 ) -> Issued:
-    """Return what an issuer has issued for a request; IssuerError, which no retry helps, if it must not be used.
+    """Return the certificate that an issuer returned for a request; a permanent IssuerError if it must not be used.
 
     ``key`` is the private key, empty if a device has it; ``refuse`` raises for reserved names.
     """
@@ -79,7 +79,7 @@ def checked_chain(
             f"the issued certificate is valid from {leaf.not_valid_before_utc} to {leaf.not_valid_after_utc}, not now"
         )
         raise _bad(what, "compare the clocks of the CA and of this control plane")
-    assert isinstance(public_key, PublicKey)  # made by the plane, or checked when the device sent it
+    assert isinstance(public_key, PublicKey)  # made here, or checked when the device sent its CSR
     return Issued(
         private_key_der=key,
         certificate_pem=pem_of(leaf),
@@ -93,7 +93,7 @@ def checked_chain(
 
 
 def _check_names(leaf: x509.Certificate, names: Collection[str], refuse: Callable[[Collection[str]], object]) -> None:
-    """Refuse a certificate that lacks a name, that is a CA, or that is valid for a name of the plane."""
+    """Refuse a certificate that lacks a name, is a CA, or is valid for a name of the plane."""
     try:
         if leaf.extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
             raise _bad("the issued certificate is a CA certificate")

@@ -1,10 +1,10 @@
-"""OrderRunner: work on orders that are due, at most one attempt per order in the whole fleet.
+"""OrderRunner: attempt orders that are due, with at most one attempt per order across all planes.
 
-An attempt may take hours. Meanwhile its claim is extended; what an issuer remembers is stored before it continues, so
-that after a crash of the plane, another attempt continues from there. While the database is away, attempts go on, and
-their results wait until they can be stored. At a stop, attempts get a few seconds to end, then their claims are given back.
+An attempt may take hours. Meanwhile its claim is extended; memos of an issuer are stored before it continues, so that
+after a crash another attempt continues from there. While the database is away, attempts continue, and their results
+wait until they can be stored. At a stop, attempts get a few seconds to end; then their claims are released.
 
-All units of work are long ones, and those of several orders share a transaction: a poll waits for one of them only.
+All units of work are long ones, and those of several orders share a transaction, so that a poll waits for one only.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from certctrl.plane.storage.database import Database, P, T
 from certctrl.plane.storage.gathering import Gathering
 
 TOGETHER = 200
-"""Orders that one plane works on at a time; budgets of issuers are lower."""
+"""Orders that one plane attempts at a time; budgets of issuers are lower."""
 SWEEP_SECONDS = 5.0
-"""How often a plane looks for orders that another one has stored."""
+"""Interval of the search for orders that another plane has stored."""
 LEASE_SECONDS = 120.0
 EXTEND_SECONDS = 40.0
 ATTEMPT_SECONDS = float(DAY)
@@ -80,21 +80,21 @@ class OrderRunner:
         self._due = trio.Event()
         self._making_keys = trio.CapacityLimiter(_RSA_TOGETHER)
         self._turn = trio.CapacityLimiter(1)
-        """Whose turn it is to compute: requests are answered between the steps of any number of orders."""
+        """Serialises computations, so that requests are answered between those of any number of orders."""
         self._running = 0
         self._unstored: set[int] = set()
-        """Orders whose certificates are issued and not stored yet."""
+        """Orders whose certificates are issued but not yet stored."""
 
     def wake(self) -> None:
         """Look for orders now."""
         self._due.set()
 
     async def run(self) -> None:
-        """Work on orders that are due, until cancelled."""
+        """Attempt orders as they become due, until cancelled."""
         scope, stopping = trio.CancelScope(), trio.Event()
         async with trio.open_nursery() as nursery:
             attempts = await nursery.start(_hold_attempts, scope, stopping)
-            scope.shield = True  # not before: a stop during the start would never end
+            scope.shield = True  # only now: a shielded start could never be stopped
             try:
                 await self._claim_forever(attempts)
             finally:
@@ -102,7 +102,7 @@ class OrderRunner:
                 stopping.set()
 
     async def run_once(self) -> int:
-        """Make an attempt at each order that is due now; return how many there were."""
+        """Attempt each order that is due now; return their number."""
         jobs, _ = await self._db.work_long(self._claim, TOGETHER - self._running)
         async with trio.open_nursery() as nursery:
             for job in jobs:
@@ -125,7 +125,7 @@ class OrderRunner:
                 await self._due.wait()
 
     def _claim(self, limit: int) -> tuple[list[Job], float]:
-        """Claim jobs that are due; return them with the seconds until the next one."""
+        """Claim jobs that are due; return them, and the seconds until the next one is due."""
         jobs = self._jobs.claim(JOB, limit=limit, lease_seconds=LEASE_SECONDS) if limit > 0 else []
         now = self._wall_now()
         later = self._db.one("SELECT min(due) AS due FROM jobs WHERE kind = ? AND due > ?", JOB, now)
@@ -144,11 +144,11 @@ class OrderRunner:
         try:
             async with self._turn:
                 attempt = await self._together.work(self._attempts.begin, job)
-        except CertctrlError as error:  # the lease ends, then it is tried again
+        except CertctrlError as error:  # retried once the lease has expired
             self._storage_check.note_failure(error)
             log.error("order %s cannot be read: %s", job.key, error)
             return
-        except Exception as error:  # one order that cannot be begun must not end the plane
+        except Exception as error:  # an order that cannot be begun must not end the plane
             log.error("order %s cannot be begun: unexpected %s", job.key, type(error).__name__, exc_info=error)
             return
         if attempt is None:
@@ -166,9 +166,9 @@ class OrderRunner:
                     await self._give_back(attempt)
 
     async def _extend(self, attempt: Attempt, scope: trio.CancelScope) -> None:
-        """Extend the claim; cancel the attempt once another plane may have it.
+        """Extend the claim; cancel the attempt once another plane may have claimed it.
 
-        While the database is away, what a CA has issued waits for it: whether it may be stored is seen then.
+        While the database is away, an issued certificate waits; the claim is checked when it is stored.
         """
         ends = trio.current_time() + LEASE_SECONDS
         while trio.current_time() < ends or attempt.order_id in self._unstored:
@@ -184,7 +184,7 @@ class OrderRunner:
         scope.cancel()
 
     async def _attempt(self, attempt: Attempt) -> None:
-        """Make one attempt, and store how it ended."""
+        """Make one attempt, and store its outcome."""
         failure: CertctrlError
         try:
             issued = await self._issued(attempt)
@@ -218,7 +218,7 @@ class OrderRunner:
         )
 
     async def _issued(self, attempt: Attempt) -> Issued:
-        """Return what the issuer has issued, checked."""
+        """Return the issuer's certificate, checked."""
         _refuse(attempt.names, await self._stored(self._reserved.all))
         issuer = await self._issuers.get(attempt.issuer)
         key, csr = attempt.key_der, attempt.csr_der
@@ -247,7 +247,7 @@ class OrderRunner:
             what = f"issuer {attempt.issuer} has not answered for a day"
             raise IssuerError(what, fix=f"cert-ctrl plane issuers check {attempt.issuer}")
         self._unstored.add(attempt.order_id)
-        refuse = partial(_refuse, reserved=await self._stored(self._reserved.all))  # which may be more by now
+        refuse = partial(_refuse, reserved=await self._stored(self._reserved.all))  # names may have been added since
         async with self._turn:
             return checked_chain(chain, csr, attempt.names, key=key, now=self._wall_now(), refuse=refuse)
 
@@ -255,7 +255,7 @@ class OrderRunner:
         await self._stored(self._attempts.remember, attempt, memo)
 
     async def _stored(self, unit: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a unit of work until the database accepts it: what a CA has issued must not be lost."""
+        """Retry a unit of work until the database accepts it: an issued certificate must not be lost."""
         while True:
             try:
                 async with self._turn:
@@ -274,7 +274,7 @@ class OrderRunner:
 
 
 def _refuse(names: Collection[str], reserved: Collection[str]) -> None:
-    """Refuse names of a plane. Raises a permanent IssuerError."""
+    """Raise a permanent IssuerError for names of a plane."""
     try:
         refuse_reserved(names, reserved)
     except ErrorResponse as error:
@@ -284,7 +284,7 @@ def _refuse(names: Collection[str], reserved: Collection[str]) -> None:
 async def _hold_attempts(
     scope: trio.CancelScope, stopping: trio.Event, task_status: trio.TaskStatus[trio.Nursery]
 ) -> None:
-    """Run attempts in the nursery that ``started`` returns; they outlive a cancellation until the deadline of ``scope``."""
+    """Open a nursery for attempts, which outlive a cancellation until the deadline of ``scope``."""
     with scope:
         async with trio.open_nursery() as nursery:
             task_status.started(nursery)

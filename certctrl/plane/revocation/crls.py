@@ -1,7 +1,7 @@
-"""Crls: the revocation lists of the built-in CA, one per intermediate, stored so that all planes serve the same.
+"""Crls: the revocation lists of the built-in CA, one per intermediate and shared by all planes.
 
-A list is signed by the request that first finds it missing, outdated by a revocation or half through its validity;
-others share it. So a revocation costs one signature per intermediate, however many clients ask.
+A list is signed by the first request that finds it missing, outdated by a revocation, or past half of its validity. A
+revocation costs one signature per intermediate, however many clients ask.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _REFRESH = DAY
 _BACKDATE = 300
 """Clients' clocks may be behind."""
 _KEPT_AFTER_EXPIRY = _REFRESH + DAY
-"""How long an expired certificate stays listed: in at least one list made after its expiry (RFC 5280 §3.3)."""
+"""Seconds for which an expired certificate stays listed: one list must follow its expiry (RFC 5280 §3.3)."""
 _REREAD_SECONDS = 2.0
-"""How late a plane notices what others have revoked; also the interval at which requests reach the database."""
+"""Longest delay until a plane lists revocations of others, and the interval at which requests reach the database."""
 
 
 @lean.frozen(kw_only=True)
@@ -72,14 +72,14 @@ class Crls:
         """
         if self._is_outdated():
             async with self._reading:
-                if self._is_outdated():  # not refreshed while waiting for the lock
+                if self._is_outdated():  # another request may have refreshed it while this one waited
                     await self._reread(key_id)
         return self._known.get(key_id)
 
     def add(self, serial: str, issuer_key_id: str, *, cert_id: int, reason: str, not_after: float) -> bool:
         """List a certificate as revoked, in the caller's unit of work; return False if it is listed already.
 
-        Without ``issuer_key_id`` it is in the lists of all intermediates; ``not_after`` 0: forever.
+        Without ``issuer_key_id``, the lists of all intermediates contain it; ``not_after`` 0: forever.
         """
         added = self._db.run(
             "INSERT INTO revoked_serials (serial_number, cert_id, reason, revoked_at, not_after, issuer_key_id)"
@@ -93,7 +93,7 @@ class Crls:
         return added == 1
 
     def signs(self, issuer_key_id: str) -> bool:
-        """Return whether certificates with this key identifier of their issuer are in a list of this plane."""
+        """Return whether this plane signs the list for certificates whose issuer has this key identifier."""
         return bool(issuer_key_id) and issuer_key_id in self._intermediates.key_ids()
 
     def delete_expired(self) -> None:
@@ -105,7 +105,7 @@ class Crls:
         return self._read_at is None or self._monotonic() - self._read_at >= _REREAD_SECONDS
 
     def _forget(self) -> None:
-        """Read again at the next request, even if a list is being read now."""
+        """Read the lists again at the next request, even if they are being read now."""
         self._read_at = None
         self._revoked += 1
 
@@ -121,7 +121,7 @@ class Crls:
         self._known, self._read_at = known, began if revoked == self._revoked else None
 
     def _all(self) -> dict[str, Crl]:
-        """Return all lists; those that are missing or outdated are signed."""
+        """Return all lists, and sign the missing and outdated ones."""
         found = {}
         for key_id in self._intermediates.key_ids():
             row = self._row(key_id)
@@ -136,7 +136,7 @@ class Crls:
         if known is not None and known.number == row["number"]:
             return known
         stored = self._db.one("SELECT der FROM crls WHERE issuer_key_id = ?", key_id)
-        assert stored is not None  # read in the same unit of work
+        assert stored is not None  # its row was read in the same unit of work
         number, this_update, next_update = row["number"], row["this_update"], row["next_update"]
         return Crl(der=bytes(stored["der"]), number=number, this_update=this_update, next_update=next_update)
 
@@ -176,7 +176,7 @@ class Crls:
         )
 
     def _outdate(self, key_id: str) -> None:
-        """Note that a list lacks something; a missing one gets an empty row."""
+        """Mark a list as outdated; a missing one gets an empty row."""
         self._db.run(
             "INSERT INTO crls (issuer_key_id, number, der, this_update, next_update, outdated) VALUES (?, 0, ?, 0, 0, 1)"
             " ON CONFLICT (issuer_key_id) DO UPDATE SET outdated = 1",

@@ -1,8 +1,8 @@
-"""Revocations: which certificates are revoked, at the CA that issued them; all in the caller's unit of work.
+"""Revocations of certificates at their CAs, and their states; all in the caller's unit of work.
 
-The built-in CA revokes by its list, at once. At another CA, a job revokes, and is retried until the CA has confirmed or
-the certificate has expired: until then it is revoked here only, and shown as such. A replaced certificate waits for its
-replacement first.
+The built-in CA revokes through its list, immediately. At another CA, a job revokes, and is retried until the CA has
+confirmed or the certificate has expired; until then it is revoked only here, and shown as such. A certificate that is
+being replaced is revoked once its replacement is issued.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ REFUSED_PAUSE = float(DAY)
 LONGEST_RETRY_AFTER = 2.0 * DAY
 MAX_PROBLEM = 500
 _KEPT_SECONDS = 30 * DAY
-"""How long revocations are shown after the expiry of their certificates."""
+"""Seconds for which revocations are kept after their certificates have expired."""
 _LONGEST_LIFE = 366 * DAY
 _SERIAL = re.compile(r"[0-9a-f]{1,64}", re.ASCII)
 
 
 def clean_reason_code(text: str) -> str:
-    """Return a reason by its name in RFC 5280; empty: none. ErrorResponse 400."""
+    """Return a reason name of RFC 5280, or an empty one; ErrorResponse 400."""
     if text and text not in REASONS:
         raise bad_request(f"reason_code must be one of {', '.join(REASONS)}", field="reason_code", value=text[:100])
     return text
 
 
 def clean_serial(text: str) -> str:
-    """Return a serial number as it is stored; ErrorResponse 400 if it is not hexadecimal."""
+    """Return a serial number in its stored form; ErrorResponse 400 if it is not hexadecimal."""
     digits = text.strip().lower().replace(":", "").replace(" ", "").removeprefix("0x").lstrip("0")
     if not _SERIAL.fullmatch(digits):
         what = "serial_number must be hexadecimal, as cert-ctrl plane certificates --json shows it"
@@ -75,18 +75,18 @@ class Revocations:
         """Called after the commit when a revocation has become due."""
 
     def start(self, certificate: Row, code: str, serial: str = "") -> None:
-        """Revoke a certificate, whose row is locked, or an earlier one of it; repeating tries again at its CA now.
+        """Revoke a certificate, whose row is locked, or an earlier one; repeating makes the next attempt due now.
 
-        ErrorResponse 404 if there was no certificate with this serial number.
+        ErrorResponse 404 if the certificate never had this serial number.
         """
         self._add(certificate, serial or certificate["serial_number"], code, DUE)
 
     def start_when_replaced(self, certificate: Row, code: str) -> None:
-        """Revoke a certificate, whose row is locked, once another one has been stored in its place."""
+        """Revoke a certificate, whose row is locked, once its replacement is stored."""
         self._add(certificate, certificate["serial_number"], code, WAITING)
 
     def confirm(self, cert_id: int, serial: str = "") -> None:
-        """Note that an operator has revoked a certificate at its CA; all of its revocations without ``serial``.
+        """Record that an operator revoked a certificate at its CA; without ``serial``, for all of its revocations.
 
         ErrorResponse 409 if none is left to be confirmed.
         """
@@ -101,7 +101,7 @@ class Revocations:
             self._end(cert_id, row["serial_number"], "confirmed by an operator")
 
     def note_replaced(self, cert_id: int) -> None:
-        """Revoke what has waited for the replacement that is stored now."""
+        """Revoke the certificates that waited for the replacement, which has just been stored."""
         for row in self._db.all(
             "SELECT r.* FROM revocations r JOIN certificates c ON c.id = r.cert_id"
             " WHERE r.cert_id = ? AND r.state = ? AND r.serial_number != c.serial_number ORDER BY r.serial_number",
@@ -132,7 +132,7 @@ class Revocations:
         return 0 if count is None else int(count["n"]), oldest
 
     def delete_expired(self) -> None:
-        """Delete what nobody needs any more: earlier certificates that have expired, and old revocations."""
+        """Delete expired earlier certificates, and old revocations."""
         now = self._wall_now()
         self._db.run("DELETE FROM former_certificates WHERE not_after < ?", now - DAY)
         sql = f"DELETE FROM revocations WHERE not_after < ? AND state != '{DUE}'"
@@ -141,7 +141,7 @@ class Revocations:
     # --- attempts at the CA -------------------------------------------------------------------------------------
 
     def begin_attempt(self, job: Job) -> Row | None:
-        """Return the revocation of a claimed job; None, and no job any more, if there is nothing left to do."""
+        """Return the revocation of a claimed job; if there is nothing to do, end the job and return None."""
         row = self._row(*_of_key(job.key))
         if row is not None and row["state"] == DUE and row["not_after"] > self._wall_now():
             return row
@@ -151,12 +151,12 @@ class Revocations:
         return None
 
     def succeed(self, job: Job) -> None:
-        """Note that the CA has revoked it."""
+        """Record that the CA has revoked it."""
         if self._jobs.finish(job):
             self._end(*_of_key(job.key), "")
 
     def fail(self, job: Job, error: CertctrlError) -> float:
-        """Note why the CA has not revoked it; return when that is tried again."""
+        """Record why the CA has not revoked it; return when the next attempt is due."""
         cert_id, serial = _of_key(job.key)
         row, now = self._row(cert_id, serial), self._wall_now()
         attempts = 1 if row is None else row["attempts"] + 1
@@ -180,7 +180,7 @@ class Revocations:
             *(DONE, problem, self._wall_now(), cert_id, serial),
         )
 
-    # --- new ones -----------------------------------------------------------------------------------------------
+    # --- new revocations -----------------------------------------------------------------------------------------------
 
     def _add(self, certificate: Row, serial: str, code: str, state: str) -> None:
         cert_id = certificate["id"]
@@ -216,7 +216,7 @@ class Revocations:
             pem = row["certificate_pem"]
             ours = self._crls.signs(issuer_key_id(pem))
             return pem, row["chain_pem"], BUILTIN if ours else issuer or certificate["issuer"], row["not_after"]
-        # Replaced before the release that keeps earlier certificates: then all were issued by the built-in CA.
+        # Replaced before the release that keeps earlier certificates; all of them were issued by the built-in CA.
         sql = (
             "SELECT max(at) AS at FROM issues WHERE cert_id = ? AND serial_number = ? AND action IN ('issue', 'renew')"
         )
@@ -244,7 +244,7 @@ class Revocations:
             self._db.run(sql, DUE, now, cert_id, serial)
             key = _key(cert_id, serial)
             job = self._db.one("SELECT lease FROM jobs WHERE kind = ? AND job_key = ?", JOB, key)
-            if job is None or job["lease"] <= now:  # otherwise it is running
+            if job is None or job["lease"] <= now:  # otherwise an attempt is running
                 self._jobs.put(JOB, key, now)
             self._db.after_commit(self._wake)
 
@@ -256,7 +256,7 @@ class Revocations:
 
 
 def _key(cert_id: int, serial: str) -> str:
-    """Return the key of a job: CAs that know nothing of each other may give the same serial number."""
+    """Return the key of a job; the serial number alone is not unique across CAs."""
     return f"{cert_id} {serial}"
 
 

@@ -1,4 +1,4 @@
-"""Revoking: revoke certificates and earlier ones of theirs, and replace them with new keys."""
+"""Revoking: revoke certificates, current or earlier, and replace them with new keys."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from certctrl.plane.storage.signal_stream import SignalStream
 
 
 class Revoking(CertificateViews):
-    """Certificates that can be revoked."""
+    """Revokes and replaces certificates."""
 
     def __init__(
         self,
@@ -50,9 +50,10 @@ class Revoking(CertificateViews):
     ) -> dict[str, Any]:
         """Revoke a certificate at its CA, until an operator renews it, and signal its devices to withdraw it.
 
-        With ``replace``, devices keep it until its replacement arrives; it is revoked then, or at once if its key is
+        With ``replace``, devices keep it until its replacement arrives; it is revoked then, or immediately if its key is
         compromised. ``serial_number`` may be that of an earlier certificate, which changes nothing at the devices.
-        With ``confirmed``, only note that an operator has revoked it at its CA. ``reason_code`` is a name of RFC 5280. ErrorResponse 400, 404, and 409 if it cannot be replaced.
+        With ``confirmed``, only record that an operator has revoked it at its CA. ``reason_code`` is a name of RFC 5280.
+        ErrorResponse 400, 404, and 409 if it cannot be replaced.
         """
         code, serial = clean_reason_code(reason_code), clean_serial(serial_number) if serial_number else ""
         if confirmed:
@@ -83,7 +84,7 @@ class Revoking(CertificateViews):
         return self.show(user_id, cert_id)
 
     def _withdraw(self, row: Row, reason: str, code: str) -> None:
-        """Revoke a certificate and signal its devices; again for a revoked one only at its CA."""
+        """Revoke a certificate and signal its devices; one that is already revoked is only retried at its CA."""
         cert_id, now = row["id"], self._wall_now()
         if row["serial_number"]:
             self._revocations.start(row, code)
@@ -100,7 +101,7 @@ class Revoking(CertificateViews):
         self._stream.append_to_all(self._table.holders(cert_id), "cert.revoked", {"cert_id": cert_id})
 
     def _begin_replacement(self, user_id: int, cert_id: int, reason: str, code: str) -> list[Row]:
-        """Order replacements; return the certificates that are replaced within this request."""
+        """Order replacements; return the certificates to replace within this request."""
         row = self._table.locked(user_id, cert_id)
         rows = [row, *self._made_from(row)]
         issued = [one for one in rows if one["serial_number"]]
@@ -130,7 +131,7 @@ class Revoking(CertificateViews):
         self._table.announce(cert_id, issued.serial_number)
 
     def _forget_requests(self, cert_id: int) -> None:
-        """Make the next key of a device a new one: no earlier request serves again, even with ``reuse_key``."""
+        """Delete earlier signing requests, so that devices make new keys even with ``reuse_key``."""
         self._db.run("UPDATE orders SET csr_der = NULL WHERE cert_id = ? AND finished_at IS NOT NULL", cert_id)
 
     def _note(self, row: Row, reason: str, code: str, *, now: bool) -> None:

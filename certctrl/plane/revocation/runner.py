@@ -1,4 +1,4 @@
-"""RevocationRunner: revoke certificates at their CAs, one attempt per certificate at a time in the whole fleet."""
+"""RevocationRunner: revoke certificates at their CAs, with at most one attempt per certificate across all planes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from certctrl.plane.revocation.revocations import JOB, Revocations
 from certctrl.plane.storage.database import Database, Row
 
 TOGETHER = 20
-"""Revocations that one plane works on at a time."""
+"""Revocations that one plane attempts at a time."""
 SWEEP_SECONDS = 10.0
-"""How often a plane looks for revocations that are due, or that another one has stored."""
+"""Interval of the search for revocations that are due, or that another plane has stored."""
 ATTEMPT_SECONDS = 100.0
 LEASE_SECONDS = 120.0
-"""Longer than an attempt, so that it need not be extended."""
+"""Longer than an attempt, so that leases need no extension."""
 
 log = logging.getLogger("certctrl.Revocations")
 
@@ -44,11 +44,11 @@ class RevocationRunner:
         self._due = trio.Event()
 
     def wake(self) -> None:
-        """Look for revocations now."""
+        """Check for due revocations now."""
         self._due.set()
 
     async def run(self) -> None:
-        """Work on revocations that are due, until cancelled."""
+        """Attempt revocations as they become due, until cancelled."""
         while True:
             self._due, done = trio.Event(), 0
             try:
@@ -60,7 +60,7 @@ class RevocationRunner:
                     await self._due.wait()
 
     async def run_once(self) -> int:
-        """Make one attempt at each revocation that is due; return their number."""
+        """Attempt each revocation that is due; return their number."""
         jobs = await self._db.work(self._jobs.claim, JOB, limit=TOGETHER, lease_seconds=LEASE_SECONDS)
         async with trio.open_nursery() as nursery:
             for job in jobs:
@@ -85,11 +85,11 @@ class RevocationRunner:
                 "certificate %d, serial %s, is not revoked at issuer %s: %s",
                 *(row["cert_id"], row["serial_number"], row["issuer"], failure),
             )
-        except CertctrlError as error:  # the lease ends, then it is tried again: revoking twice is harmless
+        except CertctrlError as error:  # retried once the lease has expired: revoking twice is harmless
             log.error("revocation %s cannot be stored: %s", job.key, error)
 
     async def _attempt(self, row: Row) -> CertctrlError | None:
-        """Ask the issuer once; return why it has not revoked."""
+        """Ask the issuer once; return its failure, None if it has revoked."""
         try:
             with trio.move_on_after(ATTEMPT_SECONDS) as scope:
                 issuer = await self._issuer_of(row["issuer"])
