@@ -22,7 +22,7 @@ _REGISTERING = "to register an account"
 
 @lean.frozen
 class Binding:
-    """An account at the CA outside of ACME, to which a new account is bound."""
+    """External account binding: an account at the CA outside of ACME, to which a new account is bound."""
 
     kid: str
     hmac_key: bytes = attrs.field(repr=False)
@@ -31,7 +31,7 @@ class Binding:
 async def register(
     client: AcmeClient, *, contact: Sequence[str], terms_agreed: bool, binding: Binding | None
 ) -> Account:
-    """Return the account of the client's key, which is created if needed."""
+    """Return the account of the client's key, and create it if needed."""
     directory = await client.directory()
     if directory.terms_url and not terms_agreed:
         terms = Problem(kind="userActionRequired", detail="no account without consent", instance=directory.terms_url)
@@ -65,7 +65,7 @@ async def find(client: AcmeClient) -> Account:
 
 
 async def fetch(client: AcmeClient) -> Account:
-    """Return the client's account as the CA has it."""
+    """Return the client's account, read from the CA."""
     return _read(await client.post(client.account_url, None, "to show the account"), client.account_url)
 
 
@@ -76,7 +76,7 @@ async def set_contact(client: AcmeClient, contact: Sequence[str]) -> Account:
 
 
 async def change_key(client: AcmeClient, new_key: AccountKey) -> None:
-    """Replace the key of the client's account; the client uses the new one from then on."""
+    """Replace the key of the client's account, and use the new key from now on."""
     directory = await client.directory()
     if not directory.key_change:
         raise IssuerError("the CA does not change account keys", fix="register a new account", is_permanent=True)
@@ -87,7 +87,7 @@ async def change_key(client: AcmeClient, new_key: AccountKey) -> None:
 
 
 async def deactivate(client: AcmeClient) -> None:
-    """End the client's account, which cannot be undone."""
+    """Deactivate the client's account, which cannot be undone."""
     await client.post(client.account_url, {"status": "deactivated"}, "to deactivate the account")
 
 
@@ -109,6 +109,6 @@ async def _new_account(client: AcmeClient, directory: Directory, payload: dict[s
 
 
 def _read(answer: Answer, url: str) -> Account:
-    if not answer.body.strip():  # permitted where nothing changed
+    if not answer.body.strip():  # a CA may omit the object if nothing has changed
         return Account(url=url, status="valid")
     return read_account(document(answer, "account"), url)

@@ -1,4 +1,4 @@
-"""The objects of a CA's answers, read strictly and within bounds; a missing or wrong field is an IssuerError.
+"""Parse the objects in a CA's answers, strictly and within bounds; a missing or invalid field is an IssuerError.
 
 URLs must be at the directory's host or at one that the operator allows: signed requests go nowhere else.
 """
@@ -85,7 +85,7 @@ class Order:
 
 @lean.frozen(kw_only=True)
 class Challenge:
-    """A challenge; one of an unknown type has no use, and only its type is kept."""
+    """A challenge; types without a solver are kept, but not answered."""
 
     kind: str
     url: str
@@ -182,7 +182,7 @@ def read_authorization(found: Mapping[str, Any], url: str, check: CheckUrl) -> A
     identifier = _identifier(found.get("identifier"), "authorization")
     return Authorization(
         url=url,
-        identifier=Identifier(identifier.kind, identifier.value.removeprefix("*.")),  # which some CAs leave there
+        identifier=Identifier(identifier.kind, identifier.value.removeprefix("*.")),  # some CAs keep the prefix
         status=_state(found, "authorization", _AUTHORIZATION_STATES),
         wildcard=found.get("wildcard") is True or identifier.value.startswith("*."),
         challenges=tuple(
@@ -206,7 +206,7 @@ def _challenge(found: Any, check: CheckUrl) -> Challenge | None:
         return None
     kind, url, token, status, error = (found.get(name) for name in ("type", "url", "token", "status", "error"))
     if not isinstance(kind, str) or not isinstance(url, str) or not isinstance(token, str):
-        return None  # types without a token are none of ours
+        return None  # types without a token are not supported
     if not _TOKEN.fullmatch(token) or not isinstance(status, str) or status not in _CHALLENGE_STATES:
         return None
     return Challenge(

@@ -1,4 +1,4 @@
-"""Certificates as a CA sends them: checked against the request, the root removed, the preferred chain chosen."""
+"""Parse the chains that a CA sends, choose the preferred one, and check its leaf against the request."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Chain:
         return _common_name(self.certificates[-1].issuer)
 
     def issued(self) -> IssuedChain:
-        """Return the chain as an issuer returns it, without the root."""
+        """Return the certificate and its chain without the root."""
         above = [one for one in self.certificates[1:] if one.issuer != one.subject]
         return IssuedChain(certificate_pem=_pem(self.leaf), chain_pem="".join(map(_pem, above)))
 
@@ -60,7 +60,7 @@ def read_chain(body: bytes) -> Chain:
 
 
 def preferred(chains: Sequence[Chain], root_name: str) -> Chain:
-    """Return the chain whose root has the preferred common name, otherwise the first, which is the CA's choice."""
+    """Return the chain whose root has the preferred common name; otherwise the first, the CA's default."""
     return next((chain for chain in chains if root_name and chain.root_name == root_name), chains[0])
 
 

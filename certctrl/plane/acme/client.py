@@ -1,7 +1,7 @@
 """AcmeClient: signed requests to one CA by one account.
 
-Rejected nonces are replaced, and short pauses that the CA asks for are made here; everything longer is an IssuerError
-with the seconds to wait, so that an order can continue hours later.
+Requests with rejected nonces are repeated, and short pauses that the CA requests are waited for. A longer pause is an
+IssuerError with the seconds to wait, so that the order continues later.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from certctrl.plane.acme.problems import AcmeError, read_problem, refusal
 from certctrl.plane.issuers.issuer import IssuerError
 
 NONCE_TRIES = 12
-"""A CA that rejects half of all nonces fails one request in four thousand."""
+"""If a CA rejects half of all nonces, one request in four thousand fails."""
 SHORT_PAUSE = 20.0
-"""Seconds of Retry-After that are waited for within a request."""
+"""Longest Retry-After, in seconds, that a request waits for."""
 _BUSY_TRIES = 3
 _SOONEST, _LATEST = 60.0, 3600.0
-"""When an order that takes long continues."""
+"""Bounds, in seconds, of the pause before an order that takes long continues."""
 _LONGEST_ASKED = 60.0
-"""ZeroSSL asks for a pause of a day where it needs seconds, and proofs are published meanwhile."""
+"""Longest Retry-After that polling follows: ZeroSSL requests a day where it needs seconds, with proofs published."""
 _FIRST_PAUSE, _LONGEST_PAUSE, _PAUSE_GROWTH = 0.05, 10.0, 1.6
 
 
 @lean.define
 class Known:
-    """What a process remembers about a CA between orders."""
+    """State about a CA that a process keeps between orders."""
 
     nonces: Nonces
     directory: Directory | None = None
@@ -64,7 +64,7 @@ class AcmeClient:
         self._known = known
 
     async def directory(self, *, max_age: float = 3600.0) -> Directory:
-        """Return the directory, which is read again after ``max_age`` seconds."""
+        """Return the directory; one older than ``max_age`` seconds is read again."""
         age = self.wall_now() - self._known.directory_at
         if self._known.directory is None or not 0 <= age < max_age:
             answer = await self.http.request("GET", self._directory_url)
@@ -132,7 +132,7 @@ class AcmeClient:
 
 
 class Polling:
-    """The pauses between looks at an object that the CA works on, until ``seconds`` have passed."""
+    """The pauses between polls of an object that the CA is processing, for at most ``seconds``."""
 
     def __init__(self, what: str, seconds: float) -> None:
         self._what = what
@@ -141,7 +141,7 @@ class Polling:
         self._pause = _FIRST_PAUSE
 
     async def pause(self, asked: float | None) -> None:
-        """Wait as the CA asks, a minute at most, otherwise a growing time; IssuerError if the time is up."""
+        """Wait as long as the CA asks, up to a minute, otherwise for a growing time; IssuerError if the time is up."""
         seconds = self._pause if asked is None else min(max(asked, _FIRST_PAUSE), _LONGEST_ASKED)
         if trio.current_time() + seconds > self._deadline:
             later = min(max(asked or 0.0, _SOONEST), _LATEST)

@@ -1,7 +1,7 @@
 """Requests to one CA: bounded in time and size, without redirects, and only to hosts that the operator chose.
 
-Bodies are sent by an iterator of ours: the library makes a generator of bytes, which is abandoned, and which Trio then
-reports, if the request is cancelled or answered early.
+Bodies are sent by our own iterator: the library would make a generator, which is abandoned if the request is cancelled
+or answered early, and which Trio then reports.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class HttpCa:
             except TransportError as error:  # not HTTP, or too long
                 raise IssuerError(str(error), fix="check directory_url") from None
             except BROKEN as error:
-                if opened.anew or last_try:  # a server may close an idle connection at any time: try a new one
+                if opened.anew or last_try:  # servers may close idle connections at any time: retry with a new one
                     raise IssuerError(
                         f"the connection to {place} broke: {one_line(str(error) or type(error).__name__)}",
                         fix="check the network between the control plane and the CA",
@@ -135,7 +135,7 @@ class CaPlaces:
     def __init__(self, directory_url: str, other_hosts: Collection[str] = ()) -> None:
         self._scheme = urlsplit(directory_url).scheme
         self.are_local = is_loopback(urlsplit(directory_url).hostname or "")
-        """Whether the CA is on this host, so that no proxy leads to it."""
+        """Whether the CA is on this host, so that the proxy is not used."""
         others = (f"{self._scheme}://{host}" for host in other_hosts)
         self._places = {_place(urlsplit(url)) for url in (directory_url, *others)}
 
@@ -194,7 +194,7 @@ def check_proxy_url(url: str) -> str:
 
 @contextlib.asynccontextmanager
 async def connected(places: CaPlaces, ca_file: Path | None, proxy: Proxy | None = None) -> AsyncIterator[HttpCa]:
-    """Yield a client, whose connections are closed at the end; ``ca_file`` None: the system trust store."""
+    """Yield a client, and close its connections afterwards; ``ca_file`` None: use the system trust store."""
     try:
         context = client_context([ca_file] if ca_file is not None else [], None, None)
     except ConfigError as error:

@@ -1,4 +1,4 @@
-"""Account keys, and the signed requests that they make (RFC 8555, section 6.2; RFC 7515).
+"""Account keys and signed requests (RFC 8555, section 6.2; RFC 7515).
 
 An account key is EC P-256, which every CA accepts.
 """
@@ -53,7 +53,7 @@ class AccountKey:
         )
 
     def jwk(self) -> dict[str, str]:
-        """Return the public key as a JWK, members in the order of its thumbprint."""
+        """Return the public key as a JWK, with members in the order that the thumbprint needs."""
         numbers = self._key.public_key().public_numbers()
         x, y = (to_base64url(number.to_bytes(_COORDINATE_BYTES, "big")) for number in (numbers.x, numbers.y))
         return {"crv": "P-256", "kty": "EC", "x": x, "y": y}
@@ -63,7 +63,7 @@ class AccountKey:
         return to_base64url(hashlib.sha256(_compact(self.jwk())).digest())
 
     def key_authorization(self, token: str) -> str:
-        """Return the text that proves a challenge (RFC 8555, section 8.1)."""
+        """Return the key authorization of a challenge (RFC 8555, section 8.1)."""
         return f"{token}.{self.thumbprint()}"
 
     def sign(self, data: bytes) -> bytes:

@@ -10,7 +10,7 @@ _SECONDS = 600.0
 
 
 class Nonces:
-    """A bounded pool of unused nonces, the newest first: CAs forget old ones."""
+    """A bounded pool of unused nonces, newest first, because CAs expire old ones."""
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
@@ -22,7 +22,7 @@ class Nonces:
             self._kept.append((self._monotonic(), nonce))
 
     def take(self) -> str | None:
-        """Return a nonce and forget it; None if there is none that is recent."""
+        """Remove and return a recent nonce; None if there is none."""
         while self._kept:
             at, nonce = self._kept.pop()
             if self._monotonic() - at < _SECONDS:
@@ -30,5 +30,5 @@ class Nonces:
         return None
 
     def clear(self) -> None:
-        """Forget all nonces, after the CA has rejected one of them."""
+        """Drop all nonces, after the CA has rejected one of them."""
         self._kept.clear()

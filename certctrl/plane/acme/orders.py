@@ -31,7 +31,7 @@ from certctrl.plane.acme.problems import AcmeError
 from certctrl.plane.issuers.issuer import IssuerError, RenewalWindow
 
 POLL_SECONDS = 600.0
-"""How long one attempt waits for the CA; a later attempt continues the same order."""
+"""Seconds for which one attempt waits for the CA; a later attempt continues the same order."""
 MAX_ALTERNATES = 5
 _REASONS = {
     "unspecified": 0,
@@ -49,7 +49,7 @@ def identifiers(names: Sequence[str]) -> tuple[Identifier, ...]:
 
 
 def plain_name(name: str) -> str:
-    """Return what an authorization is for: a name without ``*.``, or an address in its usual form."""
+    """Return the identifier of an authorization: a name without ``*.``, or an address in canonical form."""
     return _identifier(name.lower().removeprefix("*.")).value
 
 
@@ -83,25 +83,25 @@ async def new_order(client: AcmeClient, names: Sequence[str], *, profile: str = 
 
 
 async def fetch_order(client: AcmeClient, url: str) -> Order:
-    """Return an order as it is now."""
+    """Fetch an order."""
     found, _ = await client.post_as_get(url, "order")
     return read_order(found, url, client.http.check_url)
 
 
 async def fetch_authorization(client: AcmeClient, url: str) -> Authorization:
-    """Return an authorization as it is now."""
+    """Fetch an authorization."""
     found, _ = await client.post_as_get(url, "authorization")
     return read_authorization(found, url, client.http.check_url)
 
 
 async def answer_challenge(client: AcmeClient, challenge: Challenge) -> Challenge:
-    """Make the CA check a challenge."""
+    """Ask the CA to validate a challenge."""
     answer = await client.post(challenge.url, {}, "the challenge")
     return read_challenge(document(answer, "challenge"), client.http.check_url)
 
 
 async def decided(client: AcmeClient, authorization: Authorization, seconds: float = POLL_SECONDS) -> Authorization:
-    """Return an authorization once the CA has decided about it."""
+    """Wait until the CA has validated or refused an authorization, and return it."""
     polling = Polling(f"validation of {authorization.name}", seconds)
     while True:
         found, answer = await client.post_as_get(authorization.url, "authorization")
@@ -112,24 +112,24 @@ async def decided(client: AcmeClient, authorization: Authorization, seconds: flo
 
 
 async def ready(client: AcmeClient, order: Order, seconds: float = POLL_SECONDS) -> Order:
-    """Return an order as it is after its authorizations are valid, once it is no longer pending."""
+    """Wait until an order with valid authorizations is no longer pending, and return it."""
     return await _changed(client, await fetch_order(client, order.url), "pending", seconds)
 
 
 async def finalized(client: AcmeClient, order: Order, csr_der: bytes, seconds: float = POLL_SECONDS) -> Order:
-    """Send the request for the certificate, and return the order once the CA has decided about it."""
+    """Send the certificate request, wait until the order is no longer processing, and return it."""
     answer = await client.post(order.finalize, {"csr": to_base64url(csr_der)}, "the certificate request")
     order = read_order(document(answer, "order"), order.url, client.http.check_url)
     return await _changed(client, order, "processing", seconds, _pause(client, answer))
 
 
 async def finished(client: AcmeClient, order: Order, seconds: float = POLL_SECONDS) -> Order:
-    """Return an order that is no longer processing."""
+    """Wait until an order is no longer processing, and return it."""
     return await _changed(client, order, "processing", seconds)
 
 
 async def download(client: AcmeClient, order: Order, root_name: str = "") -> Chain:
-    """Return the certificate with its chain, of the alternatives the one below the preferred root."""
+    """Return the certificate with its chain; of several, the one below the preferred root."""
     if not order.certificate:
         raise bad("order", "it is valid, but has no certificate")
     answer = await client.post(order.certificate, None, "the certificate")
@@ -146,7 +146,7 @@ async def download(client: AcmeClient, order: Order, root_name: str = "") -> Cha
 
 
 async def revoke(client: AcmeClient, certificate: x509.Certificate, reason: str) -> None:
-    """Revoke a certificate of the client's account; one that is already revoked is no error."""
+    """Revoke a certificate of the client's account; idempotent."""
     directory = await client.directory()
     if not directory.revoke:
         raise IssuerError("the CA does not revoke by ACME", fix="revoke it at the CA", is_permanent=True)
@@ -159,7 +159,7 @@ async def revoke(client: AcmeClient, certificate: x509.Certificate, reason: str)
 
 
 async def renewal_window(client: AcmeClient, certificate: x509.Certificate) -> RenewalWindow | None:
-    """Return when the CA wants a certificate to be renewed; None if it does not say."""
+    """Return the window in which the CA wants a certificate renewed; None if it suggests none."""
     directory = await client.directory()
     identity = certificate_id(certificate)
     if not directory.renewal_info or not identity:

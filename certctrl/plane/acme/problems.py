@@ -1,4 +1,4 @@
-"""A CA's problem documents (RFC 7807; RFC 8555, section 6.7), in words, with whose turn it is.
+"""A CA's problem documents (RFC 7807; RFC 8555, section 6.7) as errors with a fix.
 
 All text of the CA is escaped and shortened, and the number of subproblems is bounded.
 """
@@ -49,26 +49,26 @@ _FIXES: Mapping[str, tuple[bool, str]] = {
     "rateLimited": (False, "wait; the order is tried again when the CA allows it"),
     "serverInternal": (False, "wait; the order is tried again"),
 }
-"""Type of a problem -> whether repeating is useless, and the fix."""
+"""Type of a problem -> whether it is permanent, and the fix."""
 
 
 @lean.frozen(kw_only=True)
 class Problem:
-    """One problem, with those of single names below it."""
+    """A problem, with subproblems about single names."""
 
     kind: str
-    """The type without the prefix of ACME, such as ``rateLimited``; empty if the answer has none."""
+    """The type without ACME's prefix, such as ``rateLimited``; empty if there is none."""
     detail: str = ""
     identifier: str = ""
     """The name that it is about; empty: the whole request."""
     status: int = 0
     subproblems: tuple[Problem, ...] = ()
     instance: str = ""
-    """URL that a person should open, such as new terms of service."""
+    """URL that an operator should open, such as new terms of service."""
 
     @property
     def text(self) -> str:
-        """One line: what the CA says, and about which names."""
+        """The CA's reason and the names it is about, in one line."""
         own = self.detail or "no reason given"
         line = f"{own} ({self.kind or f'status {self.status}'})"
         named = [f"{one.identifier or 'one name'}: {one.text}" for one in self.subproblems[:_SHOWN]]
@@ -92,7 +92,7 @@ class AcmeError(IssuerError):
 
 
 def refusal(doing: str, problem: Problem, retry_after: float | None = None, *, of_request: bool = False) -> AcmeError:
-    """Return the error for what the CA refused, which ``doing`` names.
+    """Return the error for a refused request, which ``doing`` names.
 
     ``of_request``: the CA refused a signed request, so ``unauthorized`` is about the account and not about a name.
     """

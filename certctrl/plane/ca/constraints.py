@@ -17,15 +17,15 @@ _ALL_ADDRESSES = (ip_network("0.0.0.0/0"), ip_network("::/0"))
 
 @lean.frozen
 class Constraints:
-    """What a CA may issue for; without domains: everything."""
+    """The domains and networks that a CA may issue for; without domains: everything."""
 
     domains: tuple[str, ...] = ()
-    """Each with all names below it."""
+    """Domains, each including all names below it."""
     networks: tuple[str, ...] = ()
-    """Without any: no addresses."""
+    """Networks of IP addresses; empty: no addresses."""
 
     def forbidden(self, names: Iterable[str]) -> list[str]:
-        """Return those of some canonical names that are outside."""
+        """Return the canonical names that are outside of the constraints."""
         return [name for name in names if self.domains and not self._allows(name)]
 
     def _allows(self, name: str) -> bool:
@@ -36,7 +36,7 @@ class Constraints:
         return any(plain == domain or plain.endswith(f".{domain}") for domain in self.domains)
 
     def extension(self) -> x509.NameConstraints:
-        """Return the extension; without networks it excludes all addresses, which it would not mention otherwise."""
+        """Return the extension; without networks it excludes all addresses, which would be allowed otherwise."""
         networks = [x509.IPAddress(ip_network(network)) for network in self.networks]
         excluded = [] if networks else [x509.IPAddress(network) for network in _ALL_ADDRESSES]
         return x509.NameConstraints([*map(x509.DNSName, self.domains), *networks], excluded or None)

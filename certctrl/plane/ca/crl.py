@@ -1,4 +1,4 @@
-"""Sign certificate revocation lists (RFC 5280 §5), and read from certificates which list is theirs. Pure."""
+"""Sign certificate revocation lists (RFC 5280 §5), and find the list of a certificate. Pure."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def sign_crl(
 ) -> bytes:
     """Return the DER of an issuer's list."""
     above = issuer.certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
-    # Given at once: the builder copies its list for each entry that is added.
+    # All entries together: the builder copies its list for each entry that is added.
     builder = x509.CertificateRevocationListBuilder(revoked_certificates=[_entry(one) for one in revoked])
     crl = (
         builder.issuer_name(issuer.certificate.subject)
@@ -67,7 +67,7 @@ def issuer_key_id(certificate_pem: str) -> str:
 def _entry(revoked: Revoked) -> x509.RevokedCertificate:
     builder = x509.RevokedCertificateBuilder().serial_number(revoked.serial).revocation_date(_time(revoked.at))
     reason = REASONS.get(revoked.reason, x509.ReasonFlags.unspecified)
-    if reason is not x509.ReasonFlags.unspecified:  # which the absence of the extension says
+    if reason is not x509.ReasonFlags.unspecified:  # expressed by the absence of the extension
         builder = builder.add_extension(x509.CRLReason(reason), critical=False)
     return builder.build()
 

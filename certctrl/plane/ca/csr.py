@@ -1,7 +1,7 @@
 """Check a certificate signing request before anything is signed. Pure.
 
-Only the public key is taken from a request. Names, key usage and all else come from the record of the certificate;
-what the request says about them must agree with it, so that its author gets what it asked for or a refusal.
+Only the public key is taken from a request. Names, key usage and everything else come from the record of the
+certificate. A request that disagrees with the record is refused, so that its author never gets something else.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from certctrl.plane.errors import ErrorResponse, csr_refused
 from certctrl.text import one_line
 
 MAX_CSR_BYTES = 64 * 1024
-"""A hundred names of the greatest length and an RSA key of 4096 bits need half of it."""
+"""Twice the size of a request with a hundred names of maximum length and an RSA key of 4096 bits."""
 
 _CURVES = {"secp256r1": "ecdsa-p256", "secp384r1": "ecdsa-p384"}
 _HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
@@ -120,10 +120,10 @@ def _type_of(public_key: PublicKey) -> str:
 
 
 def _check_signature(request: x509.CertificateSigningRequest) -> None:
-    """Refuse a request that the owner of the key has not signed."""
+    """Refuse a request that is not signed with its own key."""
     fix = "make the request with the certificate's own key and SHA-256"
     try:
-        digest = request.signature_hash_algorithm  # None: Ed25519, which has none
+        digest = request.signature_hash_algorithm  # None for Ed25519
         strong = digest is None or isinstance(digest, _HASHES)
         valid = strong and request.is_signature_valid
     except (ValueError, TypeError, UnsupportedAlgorithm):
@@ -135,7 +135,7 @@ def _check_signature(request: x509.CertificateSigningRequest) -> None:
 
 
 def _check_names(request: x509.CertificateSigningRequest, names: Collection[str]) -> None:
-    """Refuse a request for other names than the record's."""
+    """Refuse a request whose names differ from the record's."""
     common = [str(attribute.value).lower() for attribute in request.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
     try:
         general = list(request.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
@@ -156,7 +156,7 @@ def _check_names(request: x509.CertificateSigningRequest, names: Collection[str]
 
 
 def _check_extensions(extensions: x509.Extensions, must_staple: bool) -> None:
-    """Refuse a request for anything that a certificate for TLS servers and clients does not have."""
+    """Refuse a request for extensions that a certificate for TLS servers and clients does not have."""
     for extension in extensions:
         value, allowed = extension.value, False
         match value:

@@ -1,7 +1,7 @@
-"""DeniedKeys: lists of keys that no certificate may have, as an operator keeps them in files.
+"""DeniedKeys: keys that no certificate may have, from the operator's files.
 
 A line is the SHA-256 of a public key (64 hexadecimal digits), or a key in the lists of Debian's package
-openssl-blacklist (20 digits: the end of the SHA-1 of ``Modulus=…``), which contain the keys that everyone knows since
+openssl-blacklist (20 digits: the end of the SHA-1 of ``Modulus=…``), which contain the publicly known keys of
 CVE-2008-0166. Lines that begin with ``#`` are comments.
 """
 
@@ -17,13 +17,13 @@ from certctrl.errors import ConfigError
 from certctrl.plane.ca.x509 import PublicKey
 
 MAX_BYTES = 64 * 1024 * 1024
-"""Of all files; Debian's lists have 10 MiB."""
+"""Limit for all files together; Debian's lists have 10 MiB."""
 _SHA256, _DEBIAN = 32, 10
 """Bytes of an entry."""
 
 
 class DeniedKeys:
-    """A set of keys; entries lie sorted in two texts, since hundreds of thousands of objects would be too many."""
+    """A set of keys, stored as two sorted byte strings: hundreds of thousands of objects would need too much memory."""
 
     def __init__(self, entries: Iterable[bytes] = ()) -> None:
         every = sorted(set(entries))
@@ -54,13 +54,13 @@ class DeniedKeys:
 
 
 def debian_entry(modulus: int) -> bytes:
-    """Return how the lists of openssl-blacklist name an RSA key."""
-    # Not for security: the format of the lists.
+    """Return the entry of an RSA key in the lists of openssl-blacklist."""
+    # Not used for security: the lists are in this format.
     return hashlib.sha1(f"Modulus={modulus:X}\n".encode(), usedforsecurity=False).digest()[-_DEBIAN:]
 
 
 def read_denied_keys(folder: Path) -> DeniedKeys:
-    """Return the keys of all files in a directory; ConfigError names file and line. No directory: none."""
+    """Return the keys of all files in a directory, none if it does not exist; ConfigError names file and line."""
     try:
         paths = sorted(path for path in folder.iterdir() if path.is_file())
     except (FileNotFoundError, NotADirectoryError):

@@ -1,4 +1,4 @@
-"""The intermediates of a CA of the plane: one that issues, and the former ones, which still sign their CRLs.
+"""The intermediates of a CA of the plane: the current one, which issues, and former ones, which still sign their CRLs.
 
 All methods run in the caller's unit of work. Keys are stored sealed; planes of a fleet share them.
 """
@@ -14,7 +14,7 @@ from certctrl.plane.storage.keyring import Keyring
 
 _VALIDITY = 5 * 365 * DAY
 _RENEWAL = 2 * 366 * DAY
-"""How long before its expiry an intermediate is replaced: leaves (at most 366 days) must not outlive it."""
+"""Seconds before its expiry at which an intermediate is replaced: leaves (at most 366 days) must not outlive it."""
 
 
 class Intermediates:
@@ -29,10 +29,10 @@ class Intermediates:
         self._present = f"{prefix}-intermediate"
         self._former = f"{prefix}-former-"
         self._marker = f"{prefix}_intermediate"
-        """Setting with the key identifier of the present one, for other planes."""
+        """Setting with the key identifier of the current one, for other planes."""
 
     def current(self, known: Authority | None, now: float) -> Authority:
-        """Return the one that issues, made or replaced if that is due; ``known`` is what the caller got the last time."""
+        """Return the current one, and make or replace it if that is due; ``known`` is the previous result."""
         markers = () if known is None or self._is_due(known, now) else ("", key_id(known.certificate))
         if known is not None and self._db.setting(self._marker) in markers:
             return known
@@ -42,18 +42,18 @@ class Intermediates:
         return self._replace(Constraints() if stored is None else constraints_of(stored.certificate), now)
 
     def constrain(self, constraints: Constraints, now: float) -> Authority:
-        """Return a new one with these constraints, or the present one if it has them."""
+        """Return a new intermediate with these constraints, or the current one if it has them."""
         stored = self.stored()
         if stored is not None and constraints_of(stored.certificate) == constraints:
             return stored
         return self._replace(constraints, now)
 
     def stored(self) -> Authority | None:
-        """Return the one that issues, if there is one."""
+        """Return the current one; None if there is none."""
         return self._load(self._present)
 
     def key_ids(self) -> list[str]:
-        """Return the key identifiers of all, the present one first."""
+        """Return the key identifiers of all intermediates, the current one first."""
         present = self._db.setting(self._marker)
         if not present:
             stored = self.stored()
@@ -62,7 +62,7 @@ class Intermediates:
         return [*([present] if present else []), *(one for one in formers if one != present)]
 
     def by_key_id(self, identifier: str) -> Authority | None:
-        """Return the one with a key identifier."""
+        """Return the intermediate with a key identifier."""
         former = self._load(f"{self._former}{identifier}")
         if former is not None:
             return former
@@ -78,7 +78,7 @@ class Intermediates:
         return min(now + _VALIDITY, self._root.not_after)
 
     def _replace(self, constraints: Constraints, now: float) -> Authority:
-        """Make a new intermediate, unless another plane does at this moment, and keep the key of the one before."""
+        """Make a new intermediate, unless another plane has just made one, and keep the previous key."""
         self._db.one_locked("SELECT name FROM secrets WHERE name = ?", self._present)
         before = self.stored()
         if before is not None:

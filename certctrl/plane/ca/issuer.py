@@ -46,7 +46,7 @@ _KEYS_TOGETHER = 8
 
 @lean.frozen(kw_only=True)
 class Issued:
-    """A new certificate, with its key if that is new, too."""
+    """A new certificate, with its key if the key is new, too."""
 
     private_key_der: bytes = attrs.field(repr=False)
     """Unencrypted PKCS#8; empty if the key was made elsewhere."""
@@ -70,7 +70,7 @@ class Issuer(Protocol):
 
 @lean.frozen
 class Purpose:
-    """What a CA of the plane is for."""
+    """The purpose of a CA of the plane."""
 
     secret: str
     """Prefix of the names under which its keys are stored."""
@@ -102,7 +102,7 @@ class BuiltinCa:
         crl_url: str = "",
         denied: DeniedKeys = NONE_DENIED,
     ) -> None:
-        """Load the root, or create it; ``crl_url``: where clients find its CRLs, up to the name of one.
+        """Load the root, or create it; ``crl_url`` is the base URL of its CRLs.
 
         Requests for ``denied`` keys are refused.
         """
@@ -140,11 +140,11 @@ class BuiltinCa:
         return True
 
     async def constrain(self, constraints: Constraints) -> None:
-        """Issue only for some names from now on, by a new intermediate unless the present one has these constraints."""
+        """Constrain the names to issue for, with a new intermediate unless the current one has these constraints."""
         self._intermediate = await self._db.work(self.intermediates.constrain, constraints, self._wall_now())
 
     async def issue(self, names: Sequence[str], *, key_type: str, validity_seconds: int) -> Issued:
-        """Return a leaf that is valid for ``validity_seconds``, from slightly before now, because clocks differ."""
+        """Return a leaf that is valid for ``validity_seconds``, starting slightly in the past: clocks differ."""
         key = await self._rsa_key(key_type) if key_type.startswith("rsa") else new_key(key_type)
         return await self._sign(key.public_key(), names, validity_seconds, private_key_der=key_der(key))
 
@@ -227,7 +227,7 @@ class BuiltinCa:
 
 
 def _refuse_outside(issuer: Authority, names: Sequence[str]) -> None:
-    """Refuse names that clients would not accept from an intermediate; ErrorResponse 409."""
+    """Refuse names outside of an intermediate's constraints; ErrorResponse 409."""
     outside = constraints_of(issuer.certificate).forbidden(names)
     if outside:
         what = (

@@ -1,4 +1,4 @@
-"""Recognise RSA keys that others can compute: small or close factors, the ROCA pattern. Pure.
+"""Detect RSA keys that others can compute: small or close factors, the ROCA pattern. Pure.
 
 Lists of known keys, as those of Debian's broken OpenSSL, are files: ``denied_keys``.
 """
@@ -11,7 +11,7 @@ from math import gcd, isqrt, prod
 MIN_BITS, MAX_BITS = 2048, 4096
 MIN_EXPONENT = 65_537
 EXPONENT_BITS = 64
-"""OpenSSL uses no larger exponents with large moduli, and signatures with them are slow to check."""
+"""OpenSSL refuses larger exponents with large moduli, and signatures with them are slow to verify."""
 _SMALL_PRIMES_BELOW = 5000
 _FERMAT_ROUNDS = 100
 _ROCA_GENERATOR = 65_537
@@ -19,7 +19,7 @@ _ROCA_PRIMES_BELOW = 168
 
 
 def rsa_misfit(modulus: int, exponent: int) -> str:
-    """Return what is wrong with the size of an RSA key, as the end of "the key …"; empty if nothing is."""
+    """Return why the size or exponent of an RSA key is not supported, as the end of "the key …"; empty if it is."""
     bits = modulus.bit_length()
     if not MIN_BITS <= bits <= MAX_BITS or bits % 8:
         return f"has {bits} bits, not {MIN_BITS} to {MAX_BITS} in steps of 8"
@@ -30,7 +30,7 @@ def rsa_misfit(modulus: int, exponent: int) -> str:
 
 
 def rsa_weakness(modulus: int) -> str:
-    """Return why others can compute an RSA key, as the end of "the key …"; empty if no reason is known."""
+    """Return why others can compute an RSA key, as the end of "the key …"; empty if there is no known reason."""
     if gcd(modulus, _SMALL_PRIMES) != 1:
         return "has a small factor"
     if _has_close_factors(modulus):

@@ -94,9 +94,9 @@ def sign_leaf(
 ) -> x509.Certificate:
     """Return a certificate for TLS servers and clients; ``names[0]`` is the primary name.
 
-    ``must_staple`` makes clients insist on a stapled OCSP response; ``crl_url`` is where they find the issuer's CRL.
+    ``must_staple`` makes clients require a stapled OCSP response; ``crl_url`` is the URL of the issuer's CRL.
     """
-    # OpenSSL takes an address as common name for a DNS name, and applies constraints of domains to it.
+    # OpenSSL treats an address in the common name as a DNS name, and applies constraints of domains to it.
     is_plain = not (is_address(names[0]) and constraints_of(issuer.certificate).domains)
     is_named = is_plain and len(names[0]) <= _MAX_COMMON_NAME
     common = [x509.NameAttribute(NameOID.COMMON_NAME, names[0])] if is_named else []

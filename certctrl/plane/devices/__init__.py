@@ -1,1 +1,1 @@
-"""Devices of the plane: registration, sessions, and what they report."""
+"""Devices of the plane: registration, sessions and reports."""

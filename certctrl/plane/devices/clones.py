@@ -17,7 +17,7 @@ from certctrl.plane.storage.database import Database
 WINDOW_SECONDS = 900.0
 """How long a replaced name is remembered, and how long a suspicion lasts."""
 _CONFIRM_SECONDS = 60.0
-"""How long a suspicion stands before polls confirm it: two busy copies must not write with each poll."""
+"""Seconds before polls confirm a suspicion again, so that two busy clones do not write with each poll."""
 _MAX_NAMES = 8
 """Names remembered per device; more within the window mean a restart loop, so the oldest are dropped."""
 
@@ -30,16 +30,16 @@ class CloneDetector:
         self._wall_now = wall_now
 
     async def note(self, session: DeviceSession, instance: str) -> bool:
-        """Note a poll and return whether clones are suspected; an empty name (an older agent) is not counted.
+        """Record a poll, and return whether clones are suspected; an empty name (an older agent) is ignored.
 
-        A new name is a unit of work after the poll's: the poll must succeed even if the database takes no changes.
+        A new name is stored in a separate unit of work: the poll must succeed even if the database is read-only.
         """
         known = instance in ("", session.instance)
         if not known and not self._is_recent(session.copies_at, _CONFIRM_SECONDS):
             try:
                 return await self._db.work(self._replace, session, instance)
             except CertctrlError:
-                pass  # the next poll tries again
+                pass  # the next poll retries
         return self.suspected(session.copies_at)
 
     def suspected(self, copies_at: float | None) -> bool:
@@ -50,7 +50,7 @@ class CloneDetector:
         """Store the name of the agent that polls now; return whether it had been replaced before."""
         row = self._db.one_locked("SELECT * FROM devices WHERE id = ?", session.device_id)
         if row is None or row["session"] != session.number:
-            return False  # registered again meanwhile, which ends the sessions of all clones
+            return False  # registered again since, which ended the sessions of all clones
         now, copies_at, latest = self._wall_now(), row["copies_at"], row["instance"]
         if latest != instance:
             earlier: dict[str, float] = json.loads(row["earlier_instances"])

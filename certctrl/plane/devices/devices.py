@@ -26,15 +26,15 @@ LONGEST_PAGE = 500
 """Devices read together."""
 
 RECENT_SECONDS = 86_400.0
-"""Outcomes of this time are counted for a device: what failed long ago says nothing about now."""
+"""Age up to which outcomes are counted for a device; older failures say nothing about its state."""
 
 
 _SHOWN = (
     "id", "user_id", "device_public_id", "status", "name", "platform", "model", "app_version", "key_fingerprint",
 )  # fmt: skip
 _SAVED_WITHIN_SECONDS = 60.0
-"""A plane saves its sightings within this time: a stored one this much newer is another plane's, otherwise of a clock
-that was set back."""
+"""A plane saves its sightings within this time. A stored sighting that is newer by less is another plane's; one that is
+newer by more shows that the clock was set back."""
 
 
 def require_device(database: Database, user_id: int, device_id: int) -> None:
@@ -51,7 +51,7 @@ def require_user(database: Database, user_id: int) -> None:
 
 @lean.frozen(kw_only=True)
 class DeviceFacts:
-    """A device's description of itself; shown to operators, never trusted."""
+    """Facts that a device states about itself; shown to operators, never trusted."""
 
     device_public_id: str
     name: str = ""
@@ -60,7 +60,7 @@ class DeviceFacts:
     app_version: str = ""
     user_agent: str = ""
     features: tuple[str, ...] = ()
-    """What its agent can do."""
+    """Features that its agent has announced."""
 
 
 @lean.define
@@ -234,16 +234,16 @@ class Devices:
         return self._shown([self.row(user_id, device_id)])[0]
 
     def seen(self, device_id: int, address: str, cursor: str) -> None:
-        """Note the time, address and cursor of a poll."""
+        """Record the time, address and cursor of a poll."""
         self._sightings[device_id] = _Sighting(self._wall_now(), address, cursor)
 
     def save_sightings(self, most: int | None = None) -> None:
-        """Store the polls noted since the last call, of at most so many devices."""
+        """Store the polls recorded since the last call, for at most ``most`` devices."""
         sightings = dict(islice(self._sightings.items(), most))
         if not sightings:
             return
         with self._db.transaction():
-            for device_id in sorted(sightings):  # in one order, so that planes do not block each other
+            for device_id in sorted(sightings):  # in a fixed order, to avoid deadlocks between planes
                 sighting = sightings[device_id]
                 self._db.run(
                     "UPDATE devices SET last_seen_at = ?, last_address = ?, last_cursor = ?"

@@ -30,7 +30,7 @@ log = logging.getLogger("certctrl.Plane")
 
 @lean.frozen(kw_only=True)
 class Proof:
-    """What a registration proves about the possession of its key."""
+    """How a registration proves that the device has its key."""
 
     offered: bool = False
     """Whether the agent can answer a challenge."""
@@ -38,7 +38,7 @@ class Proof:
 
 
 UNPROVEN = Proof()
-"""An agent that knows no challenges."""
+"""A registration by an agent that does not support challenges."""
 
 
 class Enrolment:
@@ -64,7 +64,7 @@ class Enrolment:
         self._allow_unproven_keys = settings.allow_unproven_keys or database.setting("unproven_keys") == "allowed"
         self._proofs = proofs
         self.on_registered: Callable[[int, bool], object] = lambda device_id, new_identity: None
-        """Called, in the unit of work, with a device that has registered, and whether it has another key than before."""
+        """Called in the unit of work with a device that has registered, and whether its key has changed."""
 
     def register_approved(
         self, user_id: int, registration_code: str, facts: DeviceFacts, public_key: bytes, proof: Proof = UNPROVEN
@@ -124,7 +124,7 @@ class Enrolment:
         valid_seconds: int = DAY,
         tags: Iterable[str] = (),
     ) -> dict[str, Any]:
-        """Return a new enrolment token, the only time its text is shown; ``max_uses`` None: unlimited.
+        """Return a new enrolment token; its text is not stored. ``max_uses`` None: unlimited.
 
         Devices that it registers get ``tags``, once.
         """
@@ -167,9 +167,9 @@ class Enrolment:
             raise device_revoked(row["revoked_at"], row["revoke_reason"])  # the approval is older
 
     def _challenge(self, claim: Claim, proof: Proof) -> dict[str, Any] | None:
-        """Return the challenge that the device has to answer first; None if its key is proven.
+        """Return the challenge that the device must answer first; None if its key is proven.
 
-        ErrorResponse 403 for a wrong answer, and an agent without proofs, unless that is allowed and the device new.
+        ErrorResponse 403 for a wrong answer, and for an agent without proofs, unless that is allowed and the device new.
         """
         if proof.answer:
             if not self._proofs.check(claim, proof.answer):

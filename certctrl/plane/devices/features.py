@@ -11,7 +11,7 @@ from certctrl.text import one_line
 
 
 def stored(features: Iterable[str]) -> str:
-    """Return the text of the column ``devices.features``; what is beyond the limits is left out."""
+    """Return the text for the column ``devices.features``, cut to the limits."""
     names = dict.fromkeys(one_line(name, MAX_FEATURE_NAME) for name in features if name)
     return json.dumps(sorted(names)[:MAX_FEATURES])
 

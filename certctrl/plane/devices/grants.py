@@ -22,9 +22,9 @@ _SLOW_DOWN_SECONDS = 5.0
 _LONGEST_INTERVAL = 60.0
 """No interval grows beyond this, so that a hasty device still learns the decision before its grant expires."""
 _PENDING_SHARE = 10
-"""One address may have this part of all pending grants, a tenth, so that it cannot keep out devices of others."""
+"""Share of all pending grants that one address may have, so that it cannot keep out devices of others."""
 _FULL_SECONDS = 60
-"""After how long a device should try again that finds too many grants pending."""
+"""Retry-After for a device that finds too many grants pending."""
 _TOLERANCE_SECONDS = 0.5
 """How early a poll may arrive: clocks and networks are not exact."""
 
@@ -166,7 +166,7 @@ class Grants:
         self._db.run("UPDATE grants SET status = 'used', registration_hash = NULL WHERE id = ?", grant["id"])
 
     def delete_expired(self) -> None:
-        """Delete grants that expired a while ago, and limits that no longer count."""
+        """Delete grants that expired some time ago, and expired limits."""
         self._starts.delete_expired()
         self._delete_old(self._wall_now())
 

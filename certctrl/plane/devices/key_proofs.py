@@ -1,8 +1,8 @@
 """Proof that a device has the secret key of the public key that it registers.
 
-The plane seals 32 bytes to the public key; only the holder of the secret key can open them. They are computed from the
-registration that they are for and the time, with a key that all planes of a database share: any of them can check the
-answer, and none has to store anything. A registration starts the device's next session, for which the answer is void.
+The plane seals 32 bytes to the public key; only the owner of the secret key can open them. The bytes are derived from
+the registration and the time, with a key that all planes of a database share, so that any of them can check the answer
+and none has to store it. A registration starts the device's next session, for which the answer is void.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from certctrl.protocol.wire.registration import key_proof
 
 CHALLENGE_SECONDS = 60
 _AHEAD_SECONDS = 5
-"""How far the clock of the plane that made a challenge may be ahead."""
+"""How far ahead the clock of the plane that made a challenge may be."""
 
 
 @lean.frozen

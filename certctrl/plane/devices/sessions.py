@@ -26,7 +26,7 @@ _NAME = "certctrl-plane"
 """Issuer and audience of the tokens."""
 _MAX_TOKEN = 4096
 _EXPLAINED_SECONDS = 30 * DAY
-"""How long an expired refresh token is still distinguished from an unknown one."""
+"""Seconds for which an expired refresh token is distinguished from an unknown one."""
 _MAX_VERIFIED = 200_000
 """Verified tokens kept in memory, about 200 bytes each: two of each device for the largest fleet of one process."""
 
@@ -41,12 +41,12 @@ class DeviceSession:
     instance: str = ""
     """Name of the agent that polled last."""
     copies_at: float | None = None
-    """When two agents of the device were last noticed."""
+    """When two agents of the device were last detected."""
 
 
 @lean.frozen
 class _Claims:
-    """What a verified access token says; the device may have been removed since."""
+    """The claims of a verified access token; the device may have been removed since."""
 
     device_id: int
     session: int

@@ -1,1 +1,1 @@
-"""Health of the plane: its problems, counters and metrics, for ``/health`` and ``plane status``."""
+"""Problems, counters, metrics and status of the plane."""

@@ -1,4 +1,4 @@
-"""Census: how many devices, certificates and jobs there are, and in which state, for metrics and ``plane status``."""
+"""Census: count devices, certificates, orders and jobs by state, for metrics and ``plane status``."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from certctrl.plane.clock import rfc3339
 from certctrl.plane.storage.database import Reader
 
 SILENT_SECONDS = 900.0
-"""An active device that has not polled for so long counts as silent."""
+"""Seconds without a poll after which an active device counts as silent."""
 _ENDING_LIFE = 0.2
-"""A certificate with less than this part of its life left should have been renewed."""
+"""Remaining share of a certificate's life below which its renewal is late."""
 OVERDUE_SECONDS = 60.0
 _KINDS = 50
 
@@ -70,7 +70,7 @@ class Census:
         return {name: int(row[name]) if row is not None else 0 for name in names}
 
     def _orders(self) -> dict[str, int]:
-        """Count the open orders; those that have failed and are tried again are ``retried``."""
+        """Count the open orders; ``retried`` are those with a failed attempt."""
         counts = dict.fromkeys(("csr_wanted", "ready", "retried", "blocked"), 0)
         for row in self._db.all(
             "SELECT state, problem != '' AS failed, count(*) AS n FROM orders"

@@ -27,7 +27,7 @@ class DatabaseCalls:
     seconds: Duration = attrs.field(factory=lambda: Duration(REQUEST_BUCKETS))
     """From the call to its end, including the wait for a free connection."""
     wakes_lost: str = ""
-    """Why notifications of other planes do not arrive; empty: they do, or there are none."""
+    """Why notifications of other planes do not arrive; empty if they do, or are not used."""
 
     @contextmanager
     def measured(self) -> Iterator[None]:
@@ -37,7 +37,7 @@ class DatabaseCalls:
             yield
             result = "ok"
         except PlaneError:
-            result = "ok"  # the unit answered that it refuses
+            result = "ok"  # the unit of work answered with a refusal
             raise
         except DatabaseAwayError:
             result = "away"
@@ -52,7 +52,7 @@ class DatabaseCalls:
 
 @lean.define
 class PlaneCounters:
-    """What one plane has done."""
+    """The work of one plane."""
 
     requests: Counter[tuple[str, str, str]] = attrs.field(factory=Counter)
     """By method, route and status."""

@@ -1,4 +1,4 @@
-"""Metric families of the plane: what it has done, and what there is now.
+"""Metric families of the plane: counters of its work, and gauges of its current state.
 
 Only enabled metrics import this module.
 """

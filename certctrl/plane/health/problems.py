@@ -1,7 +1,7 @@
-"""Problems: what is wrong with the plane now, by name, for ``/health``, metrics and the log.
+"""Problems: current faults of the plane, by name, for ``/health``, metrics and the log.
 
-A part that fails reports a problem; the part that sees the failure end clears it. Both may happen in the threads of
-units of work.
+A part that fails reports a problem, and clears it once the failure has ended. Both may happen in threads of units of
+work.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ class ProblemName(StrEnum):
 
     @property
     def summary(self) -> str:
-        """One sentence that everyone may read: no host, path or cause."""
+        """One sentence that is safe to publish: without host, path or cause."""
         return _SUMMARIES[self]
 
     @property
     def prevents_ready(self) -> bool:
-        """Whether new connections should go to another plane if there is one without this problem."""
+        """Whether new connections should go to a plane without this problem, if there is one."""
         return self not in _LESSER
 
 
@@ -94,7 +94,7 @@ _SUMMARIES = {
 
 @lean.frozen
 class Problem:
-    """One thing that is wrong."""
+    """A current fault."""
 
     name: ProblemName
     what: str
@@ -103,7 +103,7 @@ class Problem:
     """Seconds since the epoch."""
 
     def shown(self) -> dict[str, str]:
-        """Return it as ``/health`` shows it to everyone."""
+        """Return the public form, for ``/health``."""
         return {"key": self.name.value, "what": self.name.summary, "since": rfc3339(self.since)}
 
 
@@ -116,7 +116,7 @@ class Problems:
         self._known: dict[ProblemName, Problem] = {}
 
     def report(self, name: ProblemName, what: str) -> None:
-        """Note a problem; a known one keeps its time, and is logged only the first time."""
+        """Report a problem; a known one keeps its time and is not logged again."""
         with self._lock:
             known = self._known.get(name)
             self._known[name] = Problem(name, what, self._wall_now() if known is None else known.since)
@@ -125,7 +125,7 @@ class Problems:
             log.log(level, "problem %s: %s", name, what)
 
     def clear(self, name: ProblemName) -> None:
-        """Forget a problem that is over; without it, do nothing."""
+        """Clear a problem; idempotent."""
         with self._lock:
             known = self._known.pop(name, None)
         if known is not None:

@@ -1,4 +1,4 @@
-"""The status of a plane: what it serves, what is wrong, and what the database contains; for ``plane status``."""
+"""The status of a plane, for ``plane status``: addresses, problems and the contents of the database."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def running_status(plane: Plane) -> dict[str, Any]:
 def stopped_status(
     data: DataDir, wall_now: Callable[[], float], connect: Callable[[], Any] | None = None
 ) -> dict[str, Any]:
-    """Return what can be known of a plane that does not run, without changing anything.
+    """Return the status of a stopped plane, without changing anything.
 
     Raises ConfigError, DiskError and DatabaseAwayError if its database cannot be read.
     """
@@ -63,7 +63,7 @@ def stopped_status(
 
 
 def stored(reader: Reader, wall_now: Callable[[], float], name: str = "") -> dict[str, Any]:
-    """Return what the database contains, in the caller's unit of work; only the schema if that is older."""
+    """Return counts of the database, in the caller's unit of work; only the schema version if the schema is older."""
     version = reader.schema_version()
     shown = {"engine": reader.engine, "schema": version, "schema_known": len(SCHEMA), "bytes": reader.size()}
     if version < len(SCHEMA):

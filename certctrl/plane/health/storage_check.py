@@ -1,4 +1,4 @@
-"""StorageCheck: notice periodically whether the database answers and accepts changes, for ``/health``.
+"""StorageCheck: check periodically whether the database answers and accepts changes, for ``/health``.
 
 ``/health`` reads the result, so that its requests never wait for the database.
 """
@@ -21,9 +21,9 @@ from certctrl.plane.storage.schema import scripts_to_run
 
 CHECK_SECONDS = 2.0
 _SLOW_SECONDS = 5.0
-"""Without an answer for so long, the database counts as away."""
+"""Seconds without an answer after which the database counts as away."""
 _BUSY_SECONDS = 20.0
-"""How much longer while other units of work wait: an overloaded control plane must not send its agents to others."""
+"""Extra seconds while other units of work wait, so that an overloaded plane does not drive its agents to others."""
 MAX_BACKLOG = 3.0
 """Seconds that units of work may wait for a connection; beyond, the plane is overloaded."""
 _LOW_BYTES = 64 * 1024 * 1024
@@ -75,7 +75,7 @@ class StorageCheck:
             nursery.cancel_scope.cancel()
 
     def note_failure(self, error: Exception) -> None:
-        """Report the problem that an exception of the database shows; a later check ends it."""
+        """Report the problem behind an exception of the database; a later check clears it."""
         name = problem_of(error)
         if name is not None:
             self._problems.report(name, str(error))
@@ -107,7 +107,7 @@ class StorageCheck:
         return self._database.is_read_only(), False
 
     async def _write_again(self) -> None:
-        """Try to store something, which failed before: only then is it worth a write."""
+        """Write to the database to check whether it accepts changes again; only called after a failed write."""
         try:
             await self._database.work(self._write)
         except CertctrlError as error:
@@ -134,7 +134,7 @@ class StorageCheck:
 
 
 def problem_of(error: Exception) -> ProblemName | None:
-    """Return the problem that an exception of the database shows."""
+    """Return the problem behind an exception of the database."""
     if isinstance(error, DatabaseAwayError):
         return ProblemName.DATABASE_AWAY
     if isinstance(error, DatabaseLockedError):

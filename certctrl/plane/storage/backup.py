@@ -1,8 +1,8 @@
 """Back up the data of a plane, of either engine, into one SQLite file, and restore them from it.
 
-A backup is one state of the database, taken while planes serve it. A restore begins a new epoch: what the agents have
-got since the backup is unknown, so all their cursors are void, and no id or version that may be in use is given out
-again.
+A backup is one state of the database, taken while planes serve it. A restore begins a new epoch: signals that agents
+have received since the backup are unknown, so all their cursors become void, and ids and versions that may be in use
+are skipped.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ if TYPE_CHECKING:  # its driver is an extra
     from certctrl.plane.storage.postgres import PostgresDatabase
 
 TAKEN_AT = "backup_taken_at"
-"""Name of the setting of a backup that says when it was taken."""
+"""Setting of a backup with the time at which it was taken."""
 BEFORE_RESTORE = "plane.db.before-restore"
 ID_GAP = 100_000
-"""Ids that a new epoch leaves out: more objects than a plane creates between a backup and its restore."""
+"""Ids that a new epoch skips: more than a plane creates between a backup and its restore."""
 VERSION_GAP = 1000
 _GIVEN_OUT = ("devices", "certificates", "orders", "authorities", "install_configs")
 """Tables whose ids agents remember."""
 
 
 class Contents(NamedTuple):
-    """What a backup contains."""
+    """The contents of a backup."""
 
     devices: int
     certificates: int
     taken_at: float
-    """Seconds since the epoch; 0: unknown, a copy of a database file."""
+    """Seconds since the epoch; 0 if unknown, as for a copy of a database file."""
 
 
 def back_up(
@@ -63,7 +63,7 @@ def back_up(
             copy.run("DELETE FROM settings WHERE name = ?", TAKEN_AT)
             copy.run("INSERT INTO settings VALUES (?, ?)", TAKEN_AT, repr(now))
             contents = _checked(copy, file)
-            copy.run("PRAGMA journal_mode = DELETE")  # so that it can be read where nothing can be written
+            copy.run("PRAGMA journal_mode = DELETE")  # readable in a read-only directory, too
     return contents
 
 
@@ -87,7 +87,7 @@ def restore(
 
 
 def begin_epoch(database: SqliteDatabase, now: float) -> None:
-    """Make all cursors void, and skip the ids and versions that may be in use already."""
+    """Void all cursors, and skip ids and versions that may already be in use."""
     ms = int(now * 1000)
     database.run("DELETE FROM signals")
     database.run(
@@ -114,17 +114,17 @@ def begin_epoch(database: SqliteDatabase, now: float) -> None:
 
 @contextlib.contextmanager
 def _new_file(path: Path) -> Iterator[Path]:
-    """Provide a private file that gets the name ``path`` at the end of the block, durably; an error removes it."""
+    """Yield a private file that is durably renamed to ``path`` after the block; an error removes it."""
     with disk_errors(path), _temporary(path) as temp:
         yield temp
         _sync(temp)
-        os.link(temp, path)  # refuses a file that exists by now
+        os.link(temp, path)  # fails if the file exists by now
         sync_directory(path.parent)
 
 
 @contextlib.contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
-    """Provide a private file next to ``path``, which is removed at the end of the block."""
+    """Yield a private file next to ``path``, and remove it after the block."""
     temp = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     make_private(temp)
     try:
@@ -173,7 +173,7 @@ def _check_source(source: sqlite3.Connection, path: Path) -> None:
 
 
 def _checked(database: SqliteDatabase, file: Path) -> Contents:
-    """Return what a complete copy contains."""
+    """Return the contents of a complete copy."""
     found = database.one("PRAGMA quick_check")
     if found is None or found["quick_check"] != "ok":
         raise ConfigError("is damaged", file=str(file), fix="use another backup")
@@ -186,7 +186,7 @@ def _checked(database: SqliteDatabase, file: Path) -> Contents:
 
 @contextlib.contextmanager
 def _prepared(data: DataDir, file: Path, now: float) -> Iterator[tuple[Path, Contents]]:
-    """Provide a copy of a backup in the data directory, with this release's tables and in a new epoch."""
+    """Yield a copy of a backup in the data directory, migrated to this release and in a new epoch."""
     with _temporary(data.database) as temp:
         _copy_file(file, temp)
         with closing(SqliteDatabase(temp)) as copy:

@@ -18,14 +18,14 @@ from certctrl import lean
 from certctrl.errors import BusyError, ConfigError, DiskError
 
 UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
-"""Errors of files and directories that can only be read."""
+"""Errors of writes to read-only files and directories."""
 
 log = logging.getLogger("certctrl.Plane")
 
 
 @lean.frozen
 class GivenKey:
-    """A key that does not come from the data directory."""
+    """A key from outside the data directory."""
 
     text: str = attrs.field(repr=False)
     path: Path
@@ -34,7 +34,7 @@ class GivenKey:
 
 @lean.frozen(kw_only=True)
 class GivenKeys:
-    """The keys of a plane that do not come from its data directory."""
+    """The keys of a plane from outside its data directory."""
 
     storage: GivenKey | None = None
     operator: GivenKey | None = None
@@ -167,7 +167,7 @@ def write_file(path: Path, data: bytes, *, mode: int) -> None:
 
 
 def keep_file(path: Path, data: bytes, *, mode: int) -> None:
-    """Write a file unless it has these contents; in a directory that cannot be written, keep what it has and log it."""
+    """Write a file unless it has these contents; in a read-only directory, log that it is not written."""
     with contextlib.suppress(OSError):
         if path.read_bytes() == data:
             return

@@ -1,9 +1,9 @@
 """Database: the plane's tables, and the units of work that read and change them.
 
 All statements of a request run in one unit of work: ``await database.work(function, *args)`` calls the synchronous
-function inside one transaction, and commits it if the function returns. The function must not wait, must not change
-anything outside the database that a second call would find changed (an engine may have to repeat it), and registers
-what has to follow the commit with ``after_commit``.
+function inside one transaction, and commits it if the function returns. The function must not wait. An engine may have
+to repeat it, so it must not have side effects outside the database; effects that follow the commit are registered with
+``after_commit``.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Reader(Protocol):
 
 
 class Waiting(Protocol):
-    """The polls that wait for signals: the part of the signal stream that planes exchange wakes for."""
+    """The polls that wait for signals, as seen by the exchange of wakes between planes."""
 
     announce: Callable[[Collection[int]], object] | None
 
@@ -89,7 +89,7 @@ class Database(ABC):
         return await self._work(unit)
 
     async def work_long(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a unit of work, as ``work``, that may take more than a few milliseconds: never on the event loop."""
+        """Run a unit of work that may take more than a few milliseconds, as ``work``, but never on the event loop."""
         with self.calls.measured():
             return await self._work_long(partial(function, *args, **kwargs))
 

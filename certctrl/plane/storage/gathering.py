@@ -1,8 +1,8 @@
 """Gathering: run the units of work of many requests in one transaction.
 
-A commit costs more than what most requests read or write. Requests that arrive while the loop handles the same batch of
-input share one: no timer delays a lone request. One that fails does not fail the others: after an error that could have
-left changes behind, nothing of the transaction is stored, and each unit runs again, alone.
+A commit costs more than the statements of most requests. Requests that arrive in the same batch of input of the event
+loop share one commit; no timer delays a lone request. One that fails does not fail the others: after an error that
+could have left changes behind, the transaction is rolled back, and each unit runs again, alone.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MOST_LONG_TOGETHER = 8
 """As `MOST_TOGETHER`, for long units: requests wait for their transaction."""
 
 _TRANSACTIONS = 4
-"""Transactions at a time: while all are busy, units gather, and other requests find the rest of the connections free."""
+"""Concurrent transactions: while all are busy, units gather, and the other connections stay free for other requests."""
 
 
 @lean.define(eq=False)
@@ -38,7 +38,7 @@ class _Unit:
     result: Any = None
     error: Exception | None = None
     alone: bool = False
-    """Whether its request has to run it, because those together failed."""
+    """Whether its request must run it alone, because the shared transaction failed."""
     done: trio.Event = attrs.field(factory=trio.Event)
 
 
@@ -106,7 +106,7 @@ class Gathering:
                 if isinstance(error, CertctrlError) and not isinstance(error, DiskError):
                     unit.error = error  # the database is away
                 else:
-                    unit.alone = True  # one that changes nothing may still succeed
+                    unit.alone = True  # a unit that changes nothing may still succeed
 
     def _call_all(self, units: Sequence[_Unit]) -> None:
         alike: dict[Callable[[Sequence[Any]], Sequence[Any]], list[_Unit]] = {}

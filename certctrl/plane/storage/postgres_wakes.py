@@ -1,8 +1,8 @@
-"""Wakes: tell the other planes on a PostgreSQL database which devices have new signals, and hear it from them.
+"""Wakes: notify other planes on a PostgreSQL database of devices with new signals, and receive their notifications.
 
 Device numbers are gathered for some milliseconds after their commits and sent with one NOTIFY: a NOTIFY inside each
-transaction would make commits wait for each other. A NOTIFY only saves time. What one misses (a lost connection, a
-plane that dies after its commit), the sweep finds: it compares the positions of all waiting polls with their streams.
+transaction would make commits wait for each other. A NOTIFY only saves time. If one is lost (a lost connection, a plane
+that dies after its commit), the sweep finds the signals: it compares all waiting polls with their streams.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MOST_DEVICES = 900
 _LONGEST_PAYLOAD = 7900
 """Bytes; PostgreSQL accepts fewer than 8000."""
 _LISTEN_SECONDS = 1.0
-"""How long the listener may take to notice that it should end."""
+"""Longest delay until the listener notices that it should end."""
 _RECONNECT_SECONDS = 1.0
 
 log = logging.getLogger("certctrl.Plane")
@@ -111,7 +111,7 @@ class Wakes:
 
     def _started(self) -> None:
         self.listening.set()
-        self._stream.wake_all()  # what was sent before is lost
+        self._stream.wake_all()  # earlier notifications were lost
 
     def _received(self, payload: str) -> None:
         sender, _, devices = payload.partition(":")
@@ -136,6 +136,6 @@ def payloads(sender: str, devices: Iterable[int]) -> Iterator[str]:
 
 
 def first_line(error: Exception) -> str:
-    """Return what an error of the server says in its first line."""
+    """Return the first line of a server error."""
     lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return one_line(lines[0], 300)

@@ -28,12 +28,12 @@ class Queue:
             self.leave(place)
 
     def leave(self, place: object) -> None:
-        """Wait no longer; any thread may call this, and again."""
+        """Stop waiting; idempotent, and safe in any thread."""
         with self._lock:
             self._since.pop(place, None)
 
     def longest_wait(self) -> float:
-        """Return for how many seconds the first one has been waiting; 0 without one."""
+        """Return for how many seconds the first unit has been waiting; 0 if none waits."""
         with self._lock:
             since = next(iter(self._since.values()), None)
         return 0.0 if since is None else trio.current_time() - since

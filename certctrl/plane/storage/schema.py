@@ -240,7 +240,7 @@ CREATE TABLE device_tags (
 CREATE INDEX device_tags_tag ON device_tags(tag, device_id);
 """,
 )
-"""One script per schema version, oldest first, in the words of SQLite; the database counts those that have run.
+"""One script per schema version, oldest first, in SQLite's dialect; the database counts those that have run.
 
 A new database runs all of them while it is empty, so a script recognises an older data directory by its rows. Scripts
 only add: the release before them keeps working on the same database. One that does not starts a new `MAJOR`.
@@ -260,7 +260,7 @@ _POSTGRES = (
 
 
 def postgres_script(script: str) -> str:
-    """Return a script in the words of PostgreSQL."""
+    """Return a script in PostgreSQL's dialect."""
     for pattern, word in _POSTGRES:
         script = re.sub(pattern, word, script)
     return script

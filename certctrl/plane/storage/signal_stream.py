@@ -45,7 +45,7 @@ class Page:
 
 @lean.define(eq=False)
 class Waiter:
-    """A poll that waits for signals of one device; it notices all wakes from ``SignalStream.waiter`` on."""
+    """A poll that waits for signals of one device; no wake after ``SignalStream.waiter`` is lost."""
 
     cursor: str = ""
     """The position that it waits at; empty while the poll reads."""
@@ -85,10 +85,10 @@ class SignalStream:
         self._waiters: dict[int, set[Waiter]] = {}
         self._paced = False
         self._due: dict[int, None] = {}
-        """Devices whose waiters ``pace_wakes`` has to wake."""
+        """Devices whose waiters ``pace_wakes`` must wake."""
         self._any_due = trio.Event()
         self.announce: Callable[[Collection[int]], object] | None = None
-        """Tells the other planes on this database of devices with new signals."""
+        """Notifies the other planes on this database of devices with new signals."""
 
     def create(self, device_id: int) -> None:
         """Start an empty stream; its first cursor is the current time."""
@@ -177,7 +177,7 @@ class SignalStream:
 
     @contextlib.contextmanager
     def waiter(self, device_id: int) -> Iterator[Waiter]:
-        """Provide a waiter; one that exists before the first read misses no signal."""
+        """Yield a waiter; one that exists before the first read misses no signal."""
         waiter = Waiter()
         waiters = self._waiters.setdefault(device_id, set())
         waiters.add(waiter)
@@ -215,7 +215,7 @@ class SignalStream:
             waiter.wake()
 
     async def pace_wakes(self) -> None:
-        """Wake few devices in each turn of the event loop, forever, so that a wave does not hold up other requests."""
+        """Wake a few devices in each turn of the event loop, forever, so that a wave does not delay other requests."""
         self._paced = True
         try:
             while True:

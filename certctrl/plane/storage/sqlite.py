@@ -39,10 +39,10 @@ _ERRNO = {
 }  # fmt: skip
 _LOCKED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _LOCKED_SECONDS = 5.0
-"""How long a unit of work waits for another process to unlock the database."""
+"""Seconds that a unit of work waits for another process to unlock the database."""
 _LOCKED_PAUSE = (0.01, 0.05)
 MOVED = "moved_to"
-"""Name of the setting that says where the data have been moved."""
+"""Setting with the database to which the data were moved."""
 
 
 log = logging.getLogger("certctrl.Plane")
@@ -64,7 +64,7 @@ class SqliteDatabase(Database):
         self._turn = trio.Lock()
         """Held by the unit that runs."""
         self._next_long = trio.Lock()
-        """Held by the long unit that runs or is the next, so that a short one waits for two of them at most."""
+        """Held by the long unit that runs or is next, so that a short one waits for at most two of them."""
         self._queue = Queue()
         self._thread: int | None = None
         """The thread of the unit that runs."""
@@ -132,7 +132,7 @@ class SqliteDatabase(Database):
 
     async def _patiently(self, unit: Callable[[], T], offload: Offload | None) -> T:
         """Run the unit, again for a while if another process has locked the database."""
-        deadline = inf  # the wait for its turn does not count
+        deadline = inf  # waiting for its turn does not count
         while True:
             try:
                 return await (self._once_long(unit, offload) if offload else self._once(unit, None))

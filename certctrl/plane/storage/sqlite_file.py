@@ -17,7 +17,7 @@ class SqliteFile:
     engine = "SQLite"
 
     def __init__(self, path: Path) -> None:
-        """Open it; raises ConfigError if there is none, DiskError."""
+        """Open the file. Raises ConfigError if it does not exist, DiskError if it cannot be read."""
         self._path = path
         if not path.exists():
             raise ConfigError("no such database", file=str(path), fix="give the directory of a control plane")
