@@ -1,8 +1,8 @@
-"""The anchor of the plane's own TLS certificate, which agents pin, and which devices trust it.
+"""Anchor: the CA of the plane's own TLS certificate, which agents pin, and the devices that trust it.
 
 A plane of version 0.1 used one CA for everything: the holder of a certificate for a wildcard or a loopback address
-could impersonate it. Now its own certificate has a CA of its own. An older plane keeps serving the shared CA, hands the
-new anchor to its agents, and switches at an operator's command.
+could impersonate it. Now its own certificate has a separate CA. An older plane keeps serving the shared CA, hands the
+new anchor to its agents, and switches when an operator says so.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Anchor:
 
     @property
     def own(self) -> BuiltinCa:
-        """The CA that issues only the plane's TLS certificate; kept once it is committed, so that it is a stored one."""
+        """The CA that issues only the plane's TLS certificate; cached only after the commit, so that it is stored."""
         if self._own is not None:
             return self._own
         own = BuiltinCa(self._db, self._keyring, self._wall_now, self._offload, PLANE_TLS)
@@ -94,9 +94,9 @@ class Anchor:
         }
 
     async def switch(self, *, force: bool) -> dict[str, Any]:
-        """Serve a certificate of the plane's own CA from now on.
+        """Switch to a certificate of the plane's own CA.
 
-        Return the state, with the devices that cannot connect any more.
+        Return the state, with the devices that can no longer connect.
         ErrorResponse 409 with ``devices`` if some have not confirmed the anchor, unless ``force``.
         """
         lost = await self._db.work_long(self._switch, force)
@@ -109,7 +109,7 @@ class Anchor:
             await self._serve_own()
 
     def _is_stored(self) -> bool:
-        """Return whether the switch is stored; read the CA, which is used outside of units of work from then on."""
+        """Return whether the switch is stored, and load the CA, which is used outside of units of work afterwards."""
         return self._db.setting(_SETTING) != _SHARED and bool(self.own.root_pem)
 
     async def _serve_own(self) -> None:
@@ -118,10 +118,10 @@ class Anchor:
             await self.on_switch()
 
     def _switch(self, force: bool) -> list[dict[str, Any]]:
-        """Store the switch; return the devices that cannot connect any more."""
+        """Store the switch; return the devices that can no longer connect."""
         lost = self.unconfirmed()
         if lost and not force:
-            what = f"{len(lost)} active devices have not confirmed the new anchor and could not connect any more"
+            what = f"{len(lost)} active devices have not confirmed the new anchor and could no longer connect"
             raise conflict(what, "ANCHOR_UNCONFIRMED", devices=lost)
         self._db.run("DELETE FROM settings WHERE name = ?", _SETTING)
         return lost

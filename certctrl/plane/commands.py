@@ -1,8 +1,8 @@
-"""Run programs that the administrator of the plane's host provides: issuers and the like.
+"""Run programs that the administrator of the plane's host provides, such as issuers.
 
 Holders of the operator key choose programs by the API, so the plane runs only those in directories that the host's
-administrator names, and those that no other user can change. Each runs in a session of its own, which is ended as a
-whole. Secrets reach a program as files in memory, by descriptors that only it inherits.
+administrator names, and only if no other user can change them. Each runs in a separate session, which is ended as a
+whole. Secrets reach a program as files in memory, through descriptors that only it inherits.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from certctrl.text import one_line
 
 DIRECTORIES_VARIABLE = "CERTCTRL_PLANE_COMMANDS"
 DIRECTORIES = ("/etc/cert-ctrl/commands", "/usr/local/lib/cert-ctrl/commands")
-"""Where programs may be unless `DIRECTORIES_VARIABLE` of the plane's process names other directories."""
+"""Directories of programs, unless `DIRECTORIES_VARIABLE` in the plane's environment names others."""
 BASE_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 MAX_OUTPUT = 1024 * 1024
 _KEPT_ERRORS = 16 * 1024
@@ -47,13 +47,13 @@ class Finished:
     output: bytes = attrs.field(default=b"", repr=False)
     """Its standard output, complete unless ``overflowed``."""
     overflowed: bool = False
-    """Whether it was ended because it wrote too much."""
+    """Whether it was killed because it wrote too much."""
     last_line: str = ""
     """The last line of its standard error: printable, bounded, without the secrets it was given."""
 
     @property
     def ending(self) -> str:
-        """What happened, for an error message."""
+        """How it ended, for an error message."""
         if self.timed_out:
             return "did not end in time"
         if self.overflowed:
@@ -174,7 +174,7 @@ async def _supervised(process: trio.Process, stdin: bytes, seconds: float, secre
 
 async def _feed(process: trio.Process, data: bytes) -> None:
     assert process.stdin is not None
-    with contextlib.suppress(trio.BrokenResourceError):  # it need not read all
+    with contextlib.suppress(trio.BrokenResourceError):  # it may end without reading everything
         await process.stdin.send_all(data)
     await process.stdin.aclose()
 
@@ -238,7 +238,7 @@ class _Tail:
         self._limit = limit
 
     def add(self, part: bytes) -> bool:
-        """Keep a part, and forget the oldest bytes beyond the limit."""
+        """Keep a part, and drop the oldest bytes beyond the limit."""
         self.data += part
         del self.data[: -self._limit]
         return True

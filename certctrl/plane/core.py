@@ -89,7 +89,7 @@ class HeldPoll:
 
 
 def require_secrets(database: Database) -> None:
-    """Raise ConfigError unless the database has the CA keys: with several planes, none makes them on its own."""
+    """Raise ConfigError unless the database has the CA keys: with several planes, none creates them by itself."""
     if database.one("SELECT 1 FROM secrets WHERE name = 'ca-root'") is None:
         raise ConfigError(
             "the database has no CA keys", fix="move a control plane into it: cert-ctrl plane migrate-to --data DIR URL"
@@ -299,11 +299,11 @@ class Plane:
         while poll.wait and not page.signals and not self.draining:
             parked = True
             if not await waiter.wait(page.cursor, until, deadline) or self.draining:
-                break  # at a stop without another read, which the next plane does
+                break  # no further read at a stop: the next plane does it
             try:
                 page = await self._gathering.work_alike(self._next_pages, (held.session, page.cursor, poll.limit))
             except (DatabaseAwayError, DatabaseLockedError):
-                continue  # stay, rather than make all devices poll a database that is away
+                continue  # keep waiting: otherwise all devices would poll while the database is away
         if parked and page.signals:
             self.counters.wake_seconds.add(max(0.0, self.wall_now() - page.signals[0]["ts_ms"] / 1000))
         if not DEFAULT_LIMIT <= poll.limit == len(page.signals):
@@ -312,7 +312,7 @@ class Plane:
         return attrs.evolve(page, next_is_free=True)
 
     def _next_pages(self, polls: Sequence[tuple[DeviceSession, str, int]]) -> list[Page | ErrorResponse]:
-        """Return for each session, cursor and limit the next page, or why there is none."""
+        """Return the next page, or its error, for each session, cursor and limit."""
         ends = self.sessions.ends([session for session, _, _ in polls])
         pages = self.stream.read_many([(session.device_id, cursor, limit) for session, cursor, limit in polls])
         return [end or page for end, page in zip(ends, pages, strict=True)]
@@ -323,7 +323,7 @@ class Plane:
         return self.grants.decide(user_code, approve=approve, user_id=user_id)
 
     async def refresh(self, refresh_token: str, device_public_id: str, anchors: Collection[str]) -> dict[str, Any]:
-        """Return a new access token, with the anchor that the plane is going to use; see ``Sessions.refresh``.
+        """Return a new access token, with the anchor that the plane will switch to; see ``Sessions.refresh``.
 
         It also succeeds if nothing can be stored, unless refresh tokens rotate.
         """
@@ -368,7 +368,7 @@ class Plane:
                 await self._save_sightings()
                 self.counters.jobs[_HOUSEKEEPING, "ok"] += await self.work_long(self.tidy)
                 await self.anchor.follow_switch()
-            except CertctrlError as error:  # a full disk must not end the plane; the next round tries again
+            except CertctrlError as error:  # a full disk must not end the plane; the next round retries
                 self.counters.jobs[_HOUSEKEEPING, "failed"] += 1
                 self.storage_check.note_failure(error)
                 log.error("housekeeping failed: %s", error)
@@ -392,7 +392,7 @@ class Plane:
         return len(jobs)
 
     def _plan_housekeeping(self) -> None:
-        """Plan the first housekeeping, or the next one if the clock was set back since."""
+        """Schedule the first housekeeping, or the next one if the clock was set back since."""
         planned = self.database.one("SELECT due FROM jobs WHERE kind = ?", _HOUSEKEEPING)
         if self.database.is_read_only():
             return

@@ -109,7 +109,7 @@ class Issuance:
 
 
 def _context(base: Base, name: str) -> IssuerContext:
-    """Return what an issuer works with."""
+    """Return the context of an issuer."""
     return IssuerContext(
         name,
         database=base.database,

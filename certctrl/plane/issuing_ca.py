@@ -1,4 +1,4 @@
-"""IssuingCa: the built-in CA as operators see it, and the domains for which it may issue."""
+"""IssuingCa: show the built-in CA to operators, and constrain the domains for which it may issue."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class IssuingCa:
         self._wall_now = wall_now
 
     def show(self) -> dict[str, Any]:
-        """Return root and intermediates, the one that issues first."""
+        """Return the root and the intermediates, the current one first."""
         known = self._ca.intermediates
         found = [known.by_key_id(key_id) for key_id in known.key_ids()]
         shown = []
@@ -44,9 +44,9 @@ class IssuingCa:
         return root | {"crl_url": self._crl_url, "intermediates": shown}
 
     async def constrain(self, domains: Sequence[str], networks: Sequence[str]) -> dict[str, Any]:
-        """Issue only for some domains and networks from now on, by a new intermediate; no domains: for all names.
+        """Constrain the domains and networks to issue for, with a new intermediate; no domains: all names.
 
-        Certificates keep their intermediates. ``outside`` lists the ids of those that cannot be renewed any more.
+        Certificates keep their intermediates. ``outside`` lists the ids of those that can no longer be renewed.
         ErrorResponse 400, and 409 while the plane's own certificate is from this CA.
         """
         constraints = clean_constraints(domains, networks)

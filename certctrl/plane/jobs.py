@@ -1,7 +1,7 @@
-"""Jobs: work that is due at some time, and that one plane does at a time.
+"""Jobs: scheduled work that only one plane does at a time.
 
-A plane claims a job for the length of a lease. If it dies, the lease ends and another plane claims the job, so work
-that a job starts must be safe to repeat.
+A plane claims a job for the length of a lease. If it dies, the lease expires and another plane claims the job, so the
+work must be safe to repeat.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from certctrl.plane.settings import DAY
 from certctrl.plane.storage.database import Database
 
 FURTHEST_SECONDS = 8.0 * DAY
-"""No job is planned further ahead; one that is was planned before the clock was set back."""
+"""No job is scheduled further ahead, so one that is was scheduled before the clock was set back."""
 LONGEST_LEASE_SECONDS = 3600.0
 
 
@@ -25,7 +25,7 @@ class Job:
     id: int
     kind: str
     key: str
-    """What it is about; a kind has one job per key."""
+    """The object of the job; a kind has one job per key."""
     due: float
     lease: float
     """When the claim ends; seconds since the epoch, as ``due``."""
@@ -41,7 +41,7 @@ class Jobs:
         """The name of this plane in its claims."""
 
     def put(self, kind: str, key: str, due: float) -> None:
-        """Schedule a job, or reschedule it; a claim that is held meanwhile cannot end it."""
+        """Schedule or reschedule a job; a claim from before can no longer end it."""
         self._db.run(
             "INSERT INTO jobs (kind, job_key, due) VALUES (?, ?, ?)"
             " ON CONFLICT (kind, job_key) DO UPDATE SET due = excluded.due, owner = ''",
@@ -53,7 +53,7 @@ class Jobs:
     def claim(self, kind: str, *, limit: int, lease_seconds: float) -> list[Job]:
         """Claim jobs that are due and not claimed, the most overdue first; jobs that another plane claims are skipped.
 
-        Jobs and claims that reach further into the future than any do are of a clock that was ahead: they count as due.
+        Jobs and claims too far in the future are from a clock that was ahead, and count as due.
         """
         now = self._wall_now()
         rows = self._db.all_unlocked(

@@ -80,7 +80,7 @@ class FreePages:
 
 
 class UnauthenticatedConnections:
-    """Connections that have not authenticated yet: at most so many per address, and in all.
+    """Connections that have not yet authenticated: at most ``per_address`` of one address, and ``total`` altogether.
 
     One above the limit replaces the oldest one that has had ``_AUTHENTICATION_SECONDS`` to authenticate; without such a
     one, it is refused. A connection that has authenticated no longer counts. So any number of devices behind one
@@ -125,7 +125,7 @@ class UnauthenticatedConnection:
     _leave: Callable[[UnauthenticatedConnection], None]
 
     def leave(self) -> None:
-        """Stop counting this connection; repeated calls do nothing."""
+        """Stop counting this connection; idempotent."""
         self._leave(self)
 
 

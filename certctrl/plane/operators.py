@@ -39,7 +39,7 @@ class Operators:
         The right key, 256 random bits, is accepted even then: others behind one address cannot lock the operator out.
         """
         if not self._keyring.is_operator(key):
-            await self._db.work(self._wrong_key, caller)  # which commits the failure before the exception
+            await self._db.work(self._wrong_key, caller)  # commits the failure before the exception
             raise forbidden("This is not the operator key")
         return await self._db.work(self._new_session, caller)
 

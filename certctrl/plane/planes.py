@@ -1,4 +1,4 @@
-"""Planes: which planes serve a database, as each of them notes with its housekeeping."""
+"""Planes: the planes that serve a database; each records itself with its housekeeping."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from certctrl.plane.storage.database import Database, Reader
 
 _FORGOTTEN_SECONDS = 86_400.0
 RUNNING_SECONDS = 90.0
-"""A plane that has not noted itself for so long has probably ended."""
+"""Seconds after which a plane that has not recorded itself has probably ended."""
 
 
 def plane_name(directory: Path) -> str:
@@ -26,7 +26,7 @@ class Planes:
     """The table of planes; methods run in the caller's unit of work."""
 
     def __init__(self, reader: Reader, name: str, wall_now: Callable[[], float]) -> None:
-        """``name`` identifies this plane; without a database that can be changed, only ``shown`` works."""
+        """``name`` identifies this plane; with a mere ``Reader``, only ``shown`` works."""
         self._reader = reader
         self._name = name
         self._wall_now = wall_now
@@ -36,10 +36,10 @@ class Planes:
         self.connections: Callable[[], int] = lambda: 0
         """Returns the number of this plane's open connections."""
         self.noted = False
-        """Whether this plane may be in the table."""
+        """Whether this plane may have a row in the table."""
 
     def note(self, *, polls: int) -> None:
-        """Store that this plane is running, with its waiting polls and its connections."""
+        """Record that this plane is running, with its waiting polls and its connections."""
         now, connections, self.noted = self._wall_now(), self.connections(), True
         self._changed().run(
             "INSERT INTO planes VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET"

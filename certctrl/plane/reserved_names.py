@@ -14,7 +14,7 @@ from certctrl.plane.settings import DAY
 from certctrl.plane.storage.database import Database
 
 KEPT_SECONDS = 7.0 * DAY
-"""For how long the names of a plane stay reserved after it was last seen."""
+"""Seconds for which the names of a plane stay reserved after it was last seen."""
 MAX_NAMES = 200
 """Names of one plane: those that it is given, and those of its operator's certificate."""
 
@@ -35,7 +35,7 @@ class ReservedNames:
         self.note()
 
     def note(self) -> None:
-        """Store that the names of this plane are in use, and forget its former ones."""
+        """Record that the names of this plane are in use, and delete its former ones."""
         if not self._own or self._db.is_read_only():
             return
         now = self._wall_now()

@@ -52,7 +52,7 @@ class PlaneAddress:
     acme_http_url: str = ""
     """Address at which CAs find the answers of http-01; empty: off."""
     http_url: str = ""
-    """Address of what needs no TLS; empty: off."""
+    """Address of the listener without TLS; empty: off."""
 
     @property
     def issuing_ca_file(self) -> Path:
@@ -223,7 +223,7 @@ async def _reload_forever(plane: Plane, certificate: ServerCertificate, reload: 
 
 
 async def _reserve(plane: Plane, certificate: ServerCertificate) -> None:
-    """Keep issuers from certificates with which one could impersonate the plane; log those that exist."""
+    """Reserve the plane's names, so that no issued certificate can impersonate it; log those that exist."""
     page = (urlsplit(plane.settings.public_url).hostname or "").rstrip(".")
     names = (*certificate.names(), *([page] if page else []))
     try:

@@ -14,7 +14,7 @@ class PlaneSettings:
 
     access_token_seconds: int = 900
     refresh_token_seconds: int = 90 * DAY
-    """From the last refresh, within a day; a host that is offline longer must register again."""
+    """Counted from the last refresh, to within a day; a host that is offline longer must register again."""
     rotate_refresh_tokens: bool = False
     """Whether each refresh replaces the refresh token; the spec does not rotate."""
     poll_rate: float = 1.0
@@ -35,7 +35,7 @@ class PlaneSettings:
     public_url: str = ""
     """Base of the verification URL; empty: the URL that the device used."""
     crl_url: str = ""
-    """Where clients find the CRLs of the built-in CA, up to the name of one; empty: certificates do not say."""
+    """Base URL of the CRLs of the built-in CA; empty: certificates contain no URL."""
     allow_unproven_keys: bool = False
     """Whether agents that cannot prove possession of their key may register new devices."""
     page_session_seconds: int = 3600

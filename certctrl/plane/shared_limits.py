@@ -1,6 +1,6 @@
 """Limits that all planes of a database share: lock-outs after wrong entries, and token buckets.
 
-They are counted in the table ``limits``, in units of work that write anyway or that answer a wrong entry.
+They are counted in the table ``limits``, in units of work that write anyway or that handle a wrong entry.
 """
 
 from __future__ import annotations

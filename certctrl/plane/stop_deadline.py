@@ -15,7 +15,7 @@ import threading
 from certctrl.errors import ExitStatus
 
 STOP_SECONDS = 20.0
-"""More than a plane takes that answers thousands of polls, less than systemd waits."""
+"""Longer than a plane needs to answer thousands of polls, shorter than systemd waits."""
 
 _SAY_SECONDS = 1.0
 

@@ -1,6 +1,6 @@
 """The plane's TLS certificate: issued by the CA in ``Plane.anchor``, stored in two files, renewed while serving.
 
-A certificate of another CA in these files is the operator's: it is used, and never replaced.
+A certificate of another CA in these files belongs to the operator: it is used, and never replaced.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class ServerCertificate:
     def _load(self, fix: str) -> None:
         path = self._data.tls_certificate
         try:
-            for context in (ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), self.context):  # the first is a trial
+            for context in (ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), self.context):  # the first is a test
                 context.load_cert_chain(path, self._data.tls_key, password=lambda: b"")
         except (OSError, ssl.SSLError) as error:
             if self._is_operators():
@@ -108,7 +108,7 @@ class ServerCertificate:
             return None
 
     def _note_end(self) -> None:
-        """Report that the operator's certificate ends soon, or that it no longer does."""
+        """Report or clear the problem that the operator's certificate ends soon."""
         certificate = self._certificate()
         if certificate is None:
             return
@@ -122,7 +122,7 @@ class ServerCertificate:
     async def _renew(self) -> None:
         issued = await self._plane.anchor.ca.issue(self._names, key_type=KEY_TYPES[0], validity_seconds=_VALIDITY)
         key = serialization.load_der_private_key(issued.private_key_der, None)
-        assert isinstance(key, PrivateKey)  # the CA made it
+        assert isinstance(key, PrivateKey)  # made by the CA
         # A crash between the two writes leaves a mismatched pair; the next start detects and replaces it.
         write_file(self._data.tls_key, key_pem(key), mode=0o600)
         write_file(self._data.tls_certificate, (issued.certificate_pem + issued.chain_pem).encode(), mode=0o644)
@@ -147,7 +147,7 @@ class ServerCertificate:
 
 
 def _plain_names(certificate: x509.Certificate) -> list[str]:
-    """Return the canonical names of a certificate; a wildcard says nothing about the plane's own name."""
+    """Return the canonical names of a certificate without wildcards, which do not identify the plane."""
     try:
         found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:

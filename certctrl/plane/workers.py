@@ -1,8 +1,8 @@
 """Workers: several processes that serve one address, on one PostgreSQL database.
 
-The supervisor listens, and each worker is a process that it forks: a plane of its own, which accepts connections from
-the one socket. The first worker uses the data directory, the others one below it with the same keys. A worker that ends
-is started again; a supervisor that ends, even by kill -9, takes its workers with it.
+The supervisor listens, and forks the workers. Each is a separate plane, which accepts connections from the shared
+socket. The first worker uses the data directory, the others use directories below it with the same keys. A worker that
+ends is restarted; if the supervisor ends, even by kill -9, so do its workers.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from certctrl.plane.stop_deadline import STOP_SECONDS
 from certctrl.plane.storage.data_dir import DataDir, disk_errors, keep_file, make_data_dir
 
 _HEALTHY_SECONDS = 30.0
-"""A worker that has lived so long is started again immediately."""
+"""A worker that has run for so long is restarted immediately."""
 _LONGEST_PAUSE = 30.0
-_STOP_SECONDS = STOP_SECONDS + 3.0  # each worker says itself that it has not stopped in time
+_STOP_SECONDS = STOP_SECONDS + 3.0  # each worker logs by itself that it has not stopped in time
 _AWAITED = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP)
 
 log = logging.getLogger("certctrl.Plane.workers")
@@ -38,9 +38,9 @@ class Worker:
     number: int
     """From 1 on."""
     _ready: int
-    """A pipe to the supervisor, written when the worker serves."""
+    """A pipe to the supervisor, written once the worker serves."""
     _supervisor: int
-    """A pipe that ends with the supervisor."""
+    """A pipe that closes when the supervisor ends."""
     _root: Path | None = None
     """The data directory of the first worker; None in that one."""
 
@@ -73,7 +73,7 @@ class Worker:
                     copy.unlink(missing_ok=True)
 
     def serves(self) -> None:
-        """Tell the supervisor that this worker serves."""
+        """Notify the supervisor that this worker serves."""
         with contextlib.suppress(BrokenPipeError):
             os.write(self._ready, b"1")
 
@@ -95,13 +95,13 @@ class _Supervisor:
         self._count = count
         self._running: dict[int, _Process] = {}
         self._due: dict[int, float] = {}
-        """When each worker that has ended is to be started again."""
+        """Restart times of the workers that have ended."""
         self._failures: dict[int, int] = {}
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
         self._alive, self._lifeline = os.pipe()
 
     def start(self, number: int) -> Worker | int:
-        """Fork a worker; return it in its process, and in this one the pipe that tells when it serves."""
+        """Fork a worker; return it in its process, and in this one the pipe that reports when it serves."""
         ready, readied = os.pipe()
         pid = os.fork()
         if pid:
@@ -133,7 +133,7 @@ class _Supervisor:
                 self._plan(process, status)
 
     def stop(self) -> None:
-        """End all workers: their polls are answered, and what is left after a while is cut."""
+        """Stop all workers: their polls are answered, and remaining connections are cut after a grace period."""
         self._send(signal.SIGTERM)
         deadline = time.monotonic() + _STOP_SECONDS
         while self._running and (left := deadline - time.monotonic()) > 0:

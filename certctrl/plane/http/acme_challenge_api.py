@@ -1,4 +1,4 @@
-"""The plane's answers of http-01, for CAs: ``GET /.well-known/acme-challenge/TOKEN`` (RFC 8555, section 8.3)."""
+"""The plane's http-01 answers for CAs: ``GET /.well-known/acme-challenge/TOKEN`` (RFC 8555, section 8.3)."""
 
 from __future__ import annotations
 

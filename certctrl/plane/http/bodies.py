@@ -49,7 +49,7 @@ async def read_as(kind: type[T], request: Request, cap: int = BODY_CAP) -> T:
 
 
 def body_of(kind: type[T], value: Any) -> T:
-    """Return a JSON value as ``kind``; ErrorResponse 400 with the JSON path of what does not fit."""
+    """Return a JSON value as ``kind``; ErrorResponse 400 with the JSON path of the first field that does not fit."""
     return structured(_CONVERTER, value, kind)
 
 
@@ -136,13 +136,13 @@ class Device(ExpectedDevice):
 
 @lean.frozen(kw_only=True)
 class Registration(Device):
-    """A device with its key, and what its agent can do."""
+    """A device with its key and the features of its agent."""
 
     dev_pk: Annotated[str, Text(100)]
     challenge_response: Annotated[str | None, Text(100, optional=True)] = None
 
     def proof(self) -> Proof:
-        """Return what this proves about the possession of the key."""
+        """Return the proof that the device has its key."""
         return Proof(offered=KEY_PROOF in self.features, answer=self.challenge_response or "")
 
 
@@ -226,7 +226,7 @@ class NewUser:
 
 @lean.frozen(kw_only=True)
 class Switch:
-    """A request to switch to the plane's own CA; ``force``: even if devices cannot connect any more."""
+    """A request to switch to the plane's own CA; ``force``: even if devices can no longer connect."""
 
     force: bool = False
 
@@ -246,7 +246,7 @@ class Revocation:
     reason_code: Name = ""
     """A name of RFC 5280, section 5.3.1."""
     serial_number: Name = ""
-    """Empty: that of the present certificate."""
+    """Empty: the serial number of the current certificate."""
     replace: bool = False
     confirmed: bool = False
     """Whether an operator has revoked it at its CA."""
@@ -254,7 +254,7 @@ class Revocation:
 
 @lean.frozen
 class Constraints:
-    """What the built-in CA may issue for."""
+    """The names that the built-in CA may issue for."""
 
     domains: Annotated[tuple[str, ...], AtMost(200)] = ()
     networks: Annotated[tuple[str, ...], AtMost(200)] = ()
@@ -262,7 +262,7 @@ class Constraints:
 
 @lean.frozen(kw_only=True)
 class NewEnrolmentToken:
-    """An enrolment token to make; ``uses`` None: unlimited."""
+    """An enrolment token to create; ``uses`` None: unlimited."""
 
     label: Name = ""
     uses: Annotated[int | None, Whole(nullable=True)] = 1

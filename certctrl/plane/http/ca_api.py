@@ -33,6 +33,6 @@ class CaApi:
         return data_answer(await self._plane.work_long(self._plane.issuing_ca.show))
 
     async def constrain(self, request: Request) -> Response:
-        """Issue only for some names from now on: ``{"domains"?, "networks"?}``; without any, for all."""
+        """Constrain the names to issue for: ``{"domains"?, "networks"?}``; without any: all names."""
         body = await read_as(bodies.Constraints, request)
         return data_answer(await self._plane.issuing_ca.constrain(body.domains, body.networks))

@@ -21,15 +21,15 @@ from certctrl.plane.http.tls_stream import TlsStream
 
 HANDSHAKE_SECONDS = 10.0
 HEAD_SECONDS = 10.0
-"""How long a request head may take to arrive, from its first byte; the first one also from the handshake."""
+"""Time limit for a request head, from its first byte; for the first one, from the end of the handshake, too."""
 KEEP_ALIVE = 120.0
 """Seconds an idle connection stays open: longer than agents' poll intervals, to avoid new handshakes."""
 _REQUESTS = 10_000
 """Most requests of one connection."""
 _SEND_SECONDS = 20.0
-"""How long sending may block before the connection is dropped."""
+"""Seconds that sending may block before the connection is dropped."""
 _MAX_RECEIVED = 64 * 1024
-"""Bytes of later requests that are read during a response, to notice that the client leaves."""
+"""Bytes of later requests that are read during a response, to notice when the client disconnects."""
 _WEBSOCKET = "websocket."
 _ASGI = {"version": "3.0", "spec_version": "2.3"}
 _DISCONNECT: Message = {"type": "http.disconnect"}
@@ -41,7 +41,7 @@ class Connection:
     """A connection and its requests, one after the other."""
 
     def __init__(self, app: App, stream: TlsStream | PlainStream, client: Address, state: dict[str, Any]) -> None:
-        """Serve a stream whose handshake is still to be made; ``state`` goes into the scope of each request."""
+        """Serve a stream before its handshake; ``state`` goes into the scope of each request."""
         self.app = app
         self._stream = stream
         self._client = client
@@ -49,7 +49,7 @@ class Connection:
         self._state = state
         self._parser = RequestParser()
         self._received = b""
-        """What the parser has not been fed with."""
+        """Bytes that the parser has not been fed yet."""
         self._idle: trio.CancelScope | None = None
         """The scope in which the connection waits for a request."""
         self._stopping = False
@@ -96,7 +96,7 @@ class Connection:
 
     async def _awaited(self, *, first: bool) -> Event | None:
         """Return the next event, within the time of a head; None if there is none."""
-        begun = first or self._parser.in_head  # during the response before it
+        begun = first or self._parser.in_head  # received during the previous response
         event = None
         try:
             with trio.move_on_after(HEAD_SECONDS if begun else KEEP_ALIVE) as self._idle:
@@ -116,7 +116,7 @@ class Connection:
         return bool(data)
 
     def next_event(self) -> Event | None:
-        """Return the next event of what has been received; None: more is needed."""
+        """Return the next event in the received bytes; None if more are needed."""
         event = self._parser.next_event()
         if event is None and self._received:
             data, self._received = self._received, b""
@@ -132,7 +132,7 @@ class Connection:
         """Send bytes in one write: one TLS record and one system call."""
         sent = self._stream.send_now(data)
         if sent == len(data):
-            if self.has_unread:  # the next request need not be waited for: let others run
+            if self.has_unread:  # the next request is already there: let other tasks run first
                 await trio.lowlevel.cancel_shielded_checkpoint()
             return
         # A partial response would be worse than a slow stop.
@@ -142,7 +142,7 @@ class Connection:
             raise trio.BrokenResourceError("the client does not read")
 
     async def _refuse(self, status: int) -> None:
-        """Answer what is not a request."""
+        """Answer bytes that are not a valid request."""
         await self.send(refusal(status))
 
     def scope(self, request: Request) -> Scope:
@@ -167,12 +167,12 @@ class Connection:
 
     @property
     def has_unread(self) -> bool:
-        """Whether bytes have been received that nobody has read."""
+        """Whether received bytes have not been read yet."""
         return bool(self._received) or self._parser.has_events
 
     @property
     def is_full(self) -> bool:
-        """Whether so much has been received that no more should be read."""
+        """Whether the limit of unread bytes is reached."""
         return len(self._received) > _MAX_RECEIVED
 
 
@@ -212,7 +212,7 @@ class _Exchange:
         return self._read and self._framing.keep_alive
 
     def _skip_body(self) -> None:
-        """Note the end of a body that has arrived and was not read; otherwise the connection ends."""
+        """Skip the rest of an unread body if all of it has arrived; otherwise the connection ends."""
         while isinstance(event := self._connection.next_event(), bytes):
             pass
         self._read = event is END
@@ -244,14 +244,14 @@ class _Exchange:
         try:
             while not self._connection.has_left:
                 if self._connection.is_full:
-                    await trio.sleep_forever()  # the requests that have arrived come first
+                    await trio.sleep_forever()  # earlier requests are answered first
                 await self._connection.read()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
         return _DISCONNECT
 
     async def send(self, message: Message) -> None:
-        """Take a part of the response; the head leaves with the first part of the body."""
+        """Send a part of the response; the head is sent with the first part of the body."""
         kind = message["type"].removeprefix(_WEBSOCKET)
         if kind == "http.response.start":
             self._start = message
@@ -275,6 +275,6 @@ class _Exchange:
 
 
 def _has_left(error: Exception) -> bool:
-    """Return whether an exception only says that the client has left."""
+    """Return whether an exception only means that the client has disconnected."""
     gone = trio.BrokenResourceError, trio.ClosedResourceError
     return isinstance(error, ExceptionGroup) and error.split(gone)[1] is None

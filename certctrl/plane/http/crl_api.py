@@ -1,4 +1,4 @@
-"""The revocation lists of the built-in CA, for everyone: ``GET /crl/KEY-ID.crl`` (RFC 5280 §4.2.1.13)."""
+"""The public revocation lists of the built-in CA: ``GET /crl/KEY-ID.crl`` (RFC 5280 §4.2.1.13)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from certctrl.plane.revocation.crls import Crl
 PATH = "/crl"
 _NAME = re.compile(r"([0-9a-f]{40})\.crl", re.ASCII)
 _MAX_AGE = 300
-"""Seconds for which caches need not ask again; a revocation reaches clients behind them that much later."""
+"""Seconds for which caches may keep a list; revocations reach clients behind them that much later."""
 
 
 class CrlApi:

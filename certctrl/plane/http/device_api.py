@@ -27,7 +27,7 @@ from certctrl.protocol.wire.poll import FREE_HEADER, FREE_VALUE
 
 _MAX_PAGE = 500
 _FEW_EVENTS = 5
-"""Outcomes of one report that are stored in one transaction with other requests, on the event loop with SQLite."""
+"""Most outcomes of a report that is stored in one transaction with other requests, on the event loop with SQLite."""
 
 
 class DeviceApi:
@@ -110,7 +110,7 @@ class DeviceApi:
         )
 
     async def refresh(self, request: Request) -> Response:
-        """Return a new access token for a refresh token, and the anchor that the plane is going to use."""
+        """Return a new access token for a refresh token, and the anchor that the plane will switch to."""
         body = await read_as(bodies.Refresh, request)
         return data_answer(
             await self._plane.refresh(body.refresh_token, body.device_public_id, body.plane_anchors_sha256)
@@ -140,7 +140,7 @@ class DeviceApi:
         try:
             report = await read_as(bodies.Report, request, LARGE_BODY_CAP)
         except ErrorResponse as error:
-            report = error  # the session comes first
+            report = error  # errors of the session take precedence
 
         def store(session: DeviceSession) -> None:
             if isinstance(report, ErrorResponse):
@@ -176,7 +176,7 @@ class DeviceApi:
         )
 
     async def signing_request(self, request: Request) -> Response:
-        """Take the signing request for a key that the device has made: ``{"order_id", "csr_pem"}``."""
+        """Store the signing request for a key that the device made: ``{"order_id", "csr_pem"}``."""
         self._authenticator.claimed_device(request)  # read no large bodies from strangers
         body = await read_as(bodies.SigningRequest, request, LARGE_BODY_CAP)
 
@@ -206,7 +206,7 @@ class DeviceApi:
         )
 
     async def _answer(self, request: Request, read: Callable[[int], Any]) -> Response:
-        """Return what a function reads for the calling device."""
+        """Return the result of a function that reads for the calling device."""
         return data_answer(await self._authenticator.as_device(request, lambda session: read(session.device_id)))
 
 

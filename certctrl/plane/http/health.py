@@ -1,4 +1,4 @@
-"""Health: whether the plane is alive, whether it is ready, and what is wrong; unauthenticated, without work.
+"""Health: liveness, readiness and problems of the plane; unauthenticated, and answered from memory.
 
 Load balancers ask ``/health/ready`` and stop sending connections to a plane that is not; a supervisor asks
 ``/health/live``, which answers as long as the plane answers at all. ``/health`` is the summary for operators.
@@ -36,7 +36,7 @@ class Health:
         return data_answer({"status": "alive"})
 
     async def ready(self, request: Request) -> Response:
-        """Return 200 if the plane can do everything, otherwise 503 with the problems."""
+        """Return 200 if the plane is ready, otherwise 503 with the problems."""
         self._refuse_unready()
         return data_answer({"status": "ready"})
 

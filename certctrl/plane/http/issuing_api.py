@@ -23,7 +23,7 @@ from certctrl.plane.http.routing import USER, Endpoint, number, routes_of
 from certctrl.plane.issuers.registry import NewIssuer
 
 CHECK_SECONDS = 20.0
-"""How long the check of an issuer may take; less than its client waits."""
+"""Time limit for the check of an issuer; shorter than the client's."""
 _ISSUERS = "/apiv1/issuers"
 _RULES = "/apiv1/issuer-rules"
 _ORDER = f"{USER}/orders/{{oid}}"
@@ -84,7 +84,7 @@ class IssuingApi:
         return empty_answer()
 
     async def check_issuer(self, request: Request) -> Response:
-        """Check an issuer, at its CA if it can be asked."""
+        """Check an issuer, at its CA if possible."""
         return data_answer(await self._checked(request.path_params["name"]))
 
     async def change_key(self, request: Request) -> Response:
@@ -100,7 +100,7 @@ class IssuingApi:
     async def _check_one(self, rows: list[dict[str, Any]], index: int, name: str) -> None:
         try:
             rows[index] = await self._checked(name)
-        except ErrorResponse as error:  # it was removed meanwhile
+        except ErrorResponse as error:  # it has been removed since
             rows[index] |= {"ok": False, "facts": {}, "problem": error.what, "fix": ""}
 
     async def _checked(self, name: str) -> dict[str, Any]:
@@ -139,7 +139,7 @@ class IssuingApi:
         return data_answer(await self._plane.work(self._plane.orders.show, *ids))
 
     async def retry(self, request: Request) -> Response:
-        """Make an open order due now, or order again what has failed."""
+        """Make an open order due now, or repeat a failed one."""
         ids = number(request, "uid"), number(request, "oid")
         return data_answer(await self._plane.work(self._plane.orders.retry, *ids), 202)
 

@@ -1,4 +1,4 @@
-"""Operator endpoints for imports, and for many certificates at a time (docs/protocol.md)."""
+"""Operator endpoints for imports, and for checks and renewals of many certificates (docs/protocol.md)."""
 
 from __future__ import annotations
 

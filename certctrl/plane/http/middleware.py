@@ -72,9 +72,9 @@ class Middleware:
             await answer(scope, exchange.receive, exchange.send)
 
     def _refuse_if_overloaded(self, scope: Scope) -> None:
-        """Raise ErrorResponse 503, before the body is read, while the database is too slow for what arrives.
+        """Raise ErrorResponse 503, before the body is read, while the database is too slow for the requests.
 
-        Operators and health are served: they find out why.
+        Requests of operators and for health are served, so that the cause can be found.
         """
         plane = self._plane
         waited = plane.database.backlog()
@@ -115,7 +115,7 @@ class _Exchange:
         self._unread = _has_body(scope["headers"])
 
     async def receive(self) -> Message:
-        """Pass on a message, and note the end of the body."""
+        """Return the next message, and track the end of the body."""
         message = await self._receive()
         if not message.get("more_body", False):
             self._unread = False
@@ -152,7 +152,7 @@ class _Exchange:
 
 
 def _has_body(headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    for name, value in headers:  # faster than any() of a generator
+    for name, value in headers:  # faster than any() with a generator
         if name == b"transfer-encoding":
             return True
         if name == b"content-length":
@@ -169,7 +169,7 @@ def error_response_of(error: Exception) -> ErrorResponse:
         return ErrorResponse(str(error.detail), status=error.status_code, key=key, code=code)
     problem = problem_of(error)
     if problem is not None:
-        if problem is not ProblemName.DATABASE_AWAY:  # which the engine has logged
+        if problem is not ProblemName.DATABASE_AWAY:  # logged by the engine
             log.error("storage failed: %s", error)
         return unavailable(problem.summary, _RETRY_AFTER.get(problem, 30), problem)
     request_id = f"req_{secrets.token_hex(8)}"

@@ -178,7 +178,7 @@ class OperatorApi:
     # --- the plane itself ---------------------------------------------------------------------------------------
 
     async def status(self, request: Request) -> Response:
-        """Return the status of the plane and what its database contains."""
+        """Return the status of the plane and the counts of its database."""
         return data_answer(await running_status(self._plane))
 
     async def tls(self, request: Request) -> Response:
@@ -191,7 +191,7 @@ class OperatorApi:
         return data_answer(await self._plane.work_long(read))
 
     async def switch_tls(self, request: Request) -> Response:
-        """Serve the plane's own CA from now on: ``{"force"?}``."""
+        """Switch to the plane's own CA: ``{"force"?}``."""
         body = await read_as(bodies.Switch, request)
         await self._plane.work_long(self._plane.devices.save_sightings)
         return data_answer(await self._plane.anchor.switch(force=body.force))

@@ -1,6 +1,6 @@
 """RequestParser: the bytes of a connection as requests and their bodies, within limits, without a socket.
 
-llhttp parses, in its strict mode; what it lets pass and this server does not is refused here.
+llhttp parses, in its strict mode; requests that it accepts and this server does not are refused here.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from certctrl import lean
 LARGEST_HEAD = 16 * 1024
 MOST_HEADERS = 100
 _REQUEST_LINE = 32
-"""More than all of a request line but its target."""
+"""More bytes than a request line has without its target."""
 _VERSIONS = ("1.0", "1.1")
 _WHAT_STATUS = {"Invalid HTTP version": 505, "Pause on PRI/Upgrade": 505}
-"""What llhttp says about a request of another HTTP version; about all else that it refuses, 400."""
+"""llhttp's reasons for requests of another HTTP version; all others get 400."""
 Header = tuple[bytes, bytes]
 
 
@@ -42,7 +42,7 @@ class Request:
 
 @lean.frozen
 class Refusal:
-    """What arrived is not a request, or too much; nothing follows."""
+    """The received bytes are not a valid request, or exceed a limit; no more events follow."""
 
     status: int
 
@@ -56,7 +56,7 @@ Event = Request | bytes | End | Refusal
 
 
 class _Refused(Exception):
-    """Raised through llhttp."""
+    """Stops llhttp from within a callback."""
 
 
 class RequestParser:
@@ -88,7 +88,7 @@ class RequestParser:
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self.close()  # what follows is of another protocol
+            self.close()  # the following bytes are of another protocol
         except httptools.HttpParserError as error:
             status = _WHAT_STATUS.get(str(error), self._status)
             self._refuse(status)
@@ -153,7 +153,7 @@ class RequestParser:
         self._events.append(END)
 
     def _check(self, request: Request) -> None:
-        """Note what the headers ask of the server, and refuse what llhttp accepts."""
+        """Set the attributes that depend on headers, and refuse invalid requests that llhttp accepts."""
         hosts, size = 0, len(request.target) + _REQUEST_LINE
         for name, value in request.headers:
             size += len(name) + len(value) + 4

@@ -1,7 +1,7 @@
-"""make_plain_app: what a plane answers without TLS, to everyone, and nothing else.
+"""make_plain_app: the public endpoints that a plane serves without TLS.
 
 Clients fetch revocation lists without TLS, because a list must be readable before a certificate can be trusted, and
-CAs the answers of http-01, because that is what the certificate is for.
+CAs fetch the answers of http-01, because the name has no certificate yet.
 """
 
 from __future__ import annotations

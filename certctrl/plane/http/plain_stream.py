@@ -18,7 +18,7 @@ class PlainStream:
         self._stream = stream
 
     async def do_handshake(self) -> None:
-        """Return: there is none."""
+        """Do nothing: there is no handshake."""
         await trio.lowlevel.checkpoint()
 
     async def receive_some(self) -> bytes:
@@ -26,7 +26,7 @@ class PlainStream:
         return bytes(await self._stream.receive_some(_READ))
 
     def send_now(self, data: bytes) -> int:
-        """Return 0: all is left to ``send_all``."""
+        """Return 0: ``send_all`` sends everything."""
         return 0
 
     async def send_all(self, data: bytes) -> None:

@@ -50,14 +50,14 @@ class Proxies:
     tcp: tuple[Network, ...] = ()
     """Those that begin each connection with a PROXY header."""
     http: tuple[Network, ...] = ()
-    """Those whose ``X-Forwarded-For`` counts."""
+    """Those whose ``X-Forwarded-For`` is trusted."""
 
     def sends_header(self, address: str) -> bool:
         """Return whether connections of an address begin with a PROXY header."""
         return _is_in(address, self.tcp)
 
     def forwards(self, address: str) -> bool:
-        """Return whether ``X-Forwarded-For`` of an address counts."""
+        """Return whether ``X-Forwarded-For`` of an address is trusted."""
         return _is_in(address, self.http)
 
     def client_of(self, peer: str, forwarded_for: str) -> str:

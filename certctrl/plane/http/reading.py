@@ -1,4 +1,4 @@
-"""Read what a request carries: its token, body, JSON, numbers and texts, each within limits."""
+"""Read the token, body, JSON, numbers and texts of a request, each within limits."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ BODY_CAP = 64 * 1024
 LARGE_BODY_CAP = 1024 * 1024
 """For install configs and reports."""
 MAX_ARRIVING = 128 * 1024 * 1024
-"""Bytes of all bodies that are arriving: thousands of slow ones must not fill the memory."""
+"""Limit for the bytes of all bodies that are arriving, so that thousands of slow ones do not fill the memory."""
 MAX_ID = 2**53
 _MAX_DEPTH = 32
 _BODY_SECONDS = 15.0
-"""How long a body may take to arrive."""
+"""Time limit for a body."""
 
 
 async def read_body(request: Request, cap: int) -> bytes:

@@ -32,7 +32,7 @@ NO_PROXIES = Proxies()
 _OTHER_FILES = 256
 _LOG_SECONDS = 60.0
 _GRACE_SECONDS = 8.0
-"""How long requests may take to finish at a stop: thousands of held polls are answered one after the other."""
+"""Seconds for requests to finish at a stop: thousands of held polls are answered one after the other."""
 _BACKLOG = 4096
 
 log = logging.getLogger("certctrl.Plane.server")
@@ -100,7 +100,7 @@ class Server:
         """Return the client's address and port, from the PROXY header of a listed proxy; None to refuse it."""
         try:
             host, port = stream.socket.getpeername()[:2]
-        except OSError:  # gone already
+        except OSError:  # already gone
             return None
         peer = (plain_address(host), port)
         if not self._proxies.sends_header(peer[0]):

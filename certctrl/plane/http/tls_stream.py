@@ -31,7 +31,7 @@ class TlsStream:
         sock.setblocking(False)
         try:
             self._socket = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
-        except (OSError, ValueError) as error:  # gone already, or it spoke before the handshake
+        except (OSError, ValueError) as error:  # already gone, or it sent data before the handshake
             sock.close()
             raise trio.BrokenResourceError from error
 
