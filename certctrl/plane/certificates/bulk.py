@@ -68,7 +68,16 @@ class Bulk:
             *(user_id, *new.names, new.key_type, new.profile),
         )
         same = next((row["id"] for row in rows if set(json.loads(row["sans"])) == set(new.names)), None)
-        return None if same is None else {"id": same, "device_ids": self._table.holders(same)}
+        return None if same is None else {"id": same, "device_ids": self._holders(same)}
+
+    def _holders(self, cert_id: int) -> list[int]:
+        """Return the devices of a certificate, including those with certificates that were made from it."""
+        rows = self._db.all(
+            "SELECT a.device_id FROM assignments a JOIN certificates c ON c.id = a.cert_id"
+            " WHERE c.id = ? OR (c.template_id = ? AND c.status = 'active') ORDER BY a.device_id",
+            *(cert_id, cert_id),
+        )
+        return [row["device_id"] for row in rows]
 
     async def renew(self, user_id: int, cert_ids: Sequence[int], reason: str) -> list[dict[str, Any]]:
         """Order renewals; return for each certificate ``cert_id``, ``order_id`` (or None) and ``problem``."""

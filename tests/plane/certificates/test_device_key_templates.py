@@ -25,6 +25,15 @@ async def test_each_device_of_a_name_has_its_own_certificate(site: Site) -> None
     assert len(serials) == 3
 
 
+async def test_a_check_counts_the_devices_with_certificates_of_their_own(site: Site) -> None:
+    one, two, three = [await site.device(f"web-{n}") for n in (1, 2, 3)]
+    root = await site.issue(one, two, three)
+    children = await site.plane.work(site.plane.certificates.page_of_user, 1, root["id"], 10)
+    await site.plane.certificates.unassign(1, three, children[1]["id"])
+    (found,) = await site.plane.bulk.check(1, [{"domains": NAMES}])
+    assert found["known"] == {"id": root["id"], "device_ids": [one, two]}
+
+
 async def test_what_is_done_to_a_template_is_done_to_all(site: Site) -> None:
     one, two = await site.device("web-1"), await site.device("web-2")
     root = await site.issue(one, two)
