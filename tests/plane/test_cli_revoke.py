@@ -71,10 +71,10 @@ def test_answers(shown: dict[str, Any], options: dict[str, Any], text: str) -> N
 def test_what_the_ca_has_not_confirmed_is_shown() -> None:
     every = row(one("done"), one("waiting"), one("due"), one("due", "away", "wait"), one("manual", "imported", "do it"))
     assert list(unfinished(every)) == [
-        "3, serial 04:ab: not revoked until its replacement is issued",
-        "3, serial 04:ab: not revoked at issuer le yet",
-        "3, serial 04:ab: not revoked at issuer le yet: away; wait",
-        "3, serial 04:ab: imported; do it",
+        "certificate 3, serial 04:ab: not revoked until its replacement is issued",
+        "certificate 3, serial 04:ab: not revoked at issuer le yet",
+        "certificate 3, serial 04:ab: not revoked at issuer le yet: away; wait",
+        "certificate 3, serial 04:ab: imported; do it",
     ]
 
 

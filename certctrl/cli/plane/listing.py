@@ -89,7 +89,7 @@ def _list(rows: Sequence[dict[str, Any]]) -> None:
         write_line("* the key is made on the device, and only there")
     for row in rows:
         if row["template_id"]:
-            write_line(f"{row['id']} was made from {row['template_id']} for one more device")
+            write_line(f"certificate {row['id']} was made from {row['template_id']} for a further device")
         for line in unfinished(row):
             write_line(line)
         if row["problem"]:

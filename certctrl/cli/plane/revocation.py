@@ -97,11 +97,11 @@ def unfinished(row: Mapping[str, Any]) -> Iterator[str]:
         serial, issuer = short_serial(one["serial_number"]), one["issuer"]
         why = "; ".join(part for part in (one["problem"], one["fix"]) if part)
         if one["state"] == "waiting":
-            yield f"{row['id']}, serial {serial}: not revoked until its replacement is issued"
+            yield f"certificate {row['id']}, serial {serial}: not revoked until its replacement is issued"
         elif one["state"] == "manual":
-            yield f"{row['id']}, serial {serial}: {why}"
+            yield f"certificate {row['id']}, serial {serial}: {why}"
         elif one["state"] == "due":
-            yield f"{row['id']}, serial {serial}: not revoked at issuer {issuer} yet{f': {why}' if why else ''}"
+            yield f"certificate {row['id']}, serial {serial}: not revoked at issuer {issuer} yet{f': {why}' if why else ''}"
 
 
 def _question(row: Mapping[str, Any], serial: str, *, replace: bool) -> str:
