@@ -96,13 +96,13 @@ class Issuance:
         self.orders.on_due = self.order_runner.wake
         self.revocation_runner = RevocationRunner(db, base.jobs, self.revocations, self.issuers.get, base.problems)
         self.revocations.on_due = self.revocation_runner.wake
-        self._assemble_life(base)
+        self._assemble_life(base, seams)
 
-    def _assemble_life(self, base: Base) -> None:
+    def _assemble_life(self, base: Base, seams: Seams) -> None:
         """Assemble imports, renewals and requests about many certificates."""
         db, wall_now = base.database, base.wall_now
-        self.imports = Imports(db, self.table, self.certificates, self.orders, self.reserved, wall_now)
-        self.bulk = Bulk(db, self.table, self.certificates, self.orders, self.reserved)
+        self.imports = Imports(db, self.certificates, seams, wall_now)
+        self.bulk = Bulk(db, self.certificates, seams)
         problems = RenewalProblems(db, base.problems, wall_now)
         parts = (base.jobs, self.table, self.orders, self.issuers, problems, base.counters, base.storage_check)
         self.renewals = Renewals(db, *parts, wall_now)

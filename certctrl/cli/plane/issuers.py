@@ -158,13 +158,7 @@ def check(ctx: typer.Context, name: Name) -> int:
     \b
     cert-ctrl plane issuers check --data /var/lib/plane le
     """
-
-    async def request(api: OperatorApi) -> Any:
-        return await api.call("POST", f"{_path(name)}/check")
-
-    row = call_plane(ctx, request)
-    show(ctx, row, f"issuer {name} {'works' if row['ok'] else 'cannot issue'}{_facts_after(row)}")
-    return _reported(row)
+    return _ask(ctx, name, "check", done=f"issuer {name} works", failed=f"issuer {name} cannot issue")
 
 
 @issuers.command("change-key", cls=OperatorCommand)
@@ -177,13 +171,8 @@ def change_key(ctx: typer.Context, name: Name) -> int:
     \b
     cert-ctrl plane issuers change-key --data /var/lib/plane le
     """
-
-    async def request(api: OperatorApi) -> Any:
-        return await api.call("POST", f"{_path(name)}/change-key")
-
-    row = call_plane(ctx, request)
-    show(ctx, row, f"issuer {name} {'has a new account key' if row['ok'] else 'has no new account key'}")
-    return _reported(row)
+    done, failed = f"issuer {name} has a new account key", f"issuer {name} has no new account key"
+    return _ask(ctx, name, "change-key", done=done, failed=failed)
 
 
 @issuers.command("deactivate", cls=OperatorCommand)
@@ -198,13 +187,8 @@ def deactivate(ctx: typer.Context, name: Name, yes: Yes = False) -> int:
     """
     if not agreed(ctx, f"Permanently deactivate the account of issuer {name} at its CA?", yes=yes):
         return ExitStatus.FAILED
-
-    async def request(api: OperatorApi) -> Any:
-        return await api.call("POST", f"{_path(name)}/deactivate")
-
-    row = call_plane(ctx, request)
-    show(ctx, row, f"the account of issuer {name} is {'' if row['ok'] else 'not '}deactivated")
-    return _reported(row)
+    account = f"the account of issuer {name} is"
+    return _ask(ctx, name, "deactivate", done=f"{account} deactivated", failed=f"{account} not deactivated")
 
 
 @issuers.command("rule", cls=OperatorCommand)
@@ -242,6 +226,17 @@ def rule(
     show(ctx, rows, lambda: table(("domain", "issuer"), cells))
 
 
+def _ask(ctx: typer.Context, name: str, action: str, *, done: str, failed: str) -> ExitStatus:
+    """Have an issuer do something at its CA, print the result, and return the exit status."""
+
+    async def request(api: OperatorApi) -> Any:
+        return await api.call("POST", f"{_path(name)}/{action}")
+
+    row = call_plane(ctx, request)
+    show(ctx, row, f"{done if row['ok'] else failed}{_facts_after(row)}")
+    return _reported(row)
+
+
 def _path(name: str) -> str:
     return f"{_ISSUERS}/{quote(name, safe='')}"
 
@@ -251,7 +246,7 @@ def _facts(row: dict[str, Any]) -> str:
 
 
 def _facts_after(row: dict[str, Any]) -> str:
-    return f"; {_facts(row)}" if row["facts"] else ""
+    return f"; {_facts(row)}" if row.get("facts") else ""
 
 
 def _reported(row: dict[str, Any]) -> ExitStatus:

@@ -8,11 +8,10 @@ from typing import Any
 
 import trio
 
-from certctrl.plane.certificates.certificates import Certificates, refuse_imported
-from certctrl.plane.certificates.table import CertificateTable, NewCertificate
+from certctrl.plane.certificates.certificates import Certificates, Seams, refuse_imported
+from certctrl.plane.certificates.table import NewCertificate
 from certctrl.plane.errors import ErrorResponse
-from certctrl.plane.orders.orders import Asked, Orders
-from certctrl.plane.reserved_names import ReservedNames
+from certctrl.plane.orders.orders import Asked
 from certctrl.plane.storage.database import Database
 
 MOST_CHECKED = 100
@@ -24,19 +23,10 @@ _TOGETHER = 10
 class Bulk:
     """Requests about many certificates of a user."""
 
-    def __init__(
-        self,
-        database: Database,
-        table: CertificateTable,
-        certificates: Certificates,
-        orders: Orders,
-        reserved: ReservedNames,
-    ) -> None:
+    def __init__(self, database: Database, certificates: Certificates, seams: Seams) -> None:
         self._db = database
-        self._table = table
         self._certificates = certificates
-        self._orders = orders
-        self._reserved = reserved
+        self._table, self._orders, self._reserved = seams.table, seams.orders, seams.reserved
 
     async def check(self, user_id: int, wanted: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Return for each certificate ``problem`` and ``field``, both empty if it can be issued, and ``known``.

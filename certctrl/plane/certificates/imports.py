@@ -35,7 +35,7 @@ from certctrl.errors import MaterialError
 from certctrl.plane.ca.domains import clean_names
 from certctrl.plane.ca.issuer import Issued
 from certctrl.plane.ca.x509 import fingerprint, pem_of, serial_text
-from certctrl.plane.certificates.certificates import MAX_VALIDITY, MIN_VALIDITY, Certificates
+from certctrl.plane.certificates.certificates import MAX_VALIDITY, MIN_VALIDITY, Certificates, Seams
 from certctrl.plane.certificates.chains import (
     Chain,
     certificates_of,
@@ -45,13 +45,11 @@ from certctrl.plane.certificates.chains import (
     require_valid,
     subject,
 )
-from certctrl.plane.certificates.table import CertificateTable, NewCertificate
+from certctrl.plane.certificates.table import NewCertificate
 from certctrl.plane.clock import rfc3339
 from certctrl.plane.devices.devices import require_device, require_user
 from certctrl.plane.errors import ErrorResponse, bad_request, conflict
 from certctrl.plane.issuers.registry import IMPORT
-from certctrl.plane.orders.orders import Orders
-from certctrl.plane.reserved_names import ReservedNames
 from certctrl.plane.storage.database import Database, Row
 
 MAX_BYTES = 512 * 1024
@@ -215,17 +213,13 @@ class Imports:
     def __init__(
         self,
         database: Database,
-        table: CertificateTable,
         certificates: Certificates,
-        orders: Orders,
-        reserved: ReservedNames,
+        seams: Seams,
         wall_now: Callable[[], float],
     ) -> None:
         self._db = database
-        self._table = table
         self._certificates = certificates
-        self._orders = orders
-        self._reserved = reserved
+        self._table, self._orders, self._reserved = seams.table, seams.orders, seams.reserved
         self._wall_now = wall_now
 
     async def add(
