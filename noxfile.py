@@ -121,7 +121,7 @@ def daemon(session: nox.Session) -> None:
 
 @nox.session
 def issuers(session: nox.Session) -> None:
-    """Renew by ARI in the sandbox, and issue by OpenBao, whose package is 170 MiB large and not made by its project."""
+    """Renew by ARI in the sandbox, and issue by OpenBao, whose third-party package has 170 MiB."""
     session.install("-e", ".[dev,openbao]")
     files = ["tests/integration/test_issuer_commands.py", "tests/integration/test_sandbox.py"]
     session.run("pytest", *files, "-m", "campaign", *session.posargs)
