@@ -138,6 +138,7 @@ class Plane:
         self._polls, self._free_pages = Buckets(settings.poll_rate, settings.poll_burst, monotonic), FreePages()
         self._plan_housekeeping()
         self._gathering = Gathering(db)
+        self._reads = Gathering(db, reads=True)
         self._closing = contextlib.ExitStack()
 
     def _assemble_ca(self, offload: Offload, monotonic: Callable[[], float]) -> None:
@@ -272,6 +273,10 @@ class Plane:
         """Run a unit of work of a device's request in one transaction with those of others; see ``Gathering.work``."""
         return await self._gathering.work(function, *args, **kwargs)
 
+    async def work_read(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a unit of work that changes nothing, as ``work_together``, without waiting for long ones."""
+        return await self._reads.work(function, *args, **kwargs)
+
     def begin_poll(self, session: DeviceSession, poll: Poll) -> HeldPoll:
         """Read the first page, as part of a unit of work; ErrorResponse 400, 409 and 429."""
         device_id = session.device_id
@@ -301,7 +306,7 @@ class Plane:
             if not await waiter.wait(page.cursor, until, deadline) or self.draining:
                 break  # no further read at a stop: the next plane does it
             try:
-                page = await self._gathering.work_alike(self._next_pages, (held.session, page.cursor, poll.limit))
+                page = await self._reads.work_alike(self._next_pages, (held.session, page.cursor, poll.limit))
             except (DatabaseAwayError, DatabaseLockedError):
                 continue  # keep waiting: otherwise all devices would poll while the database is away
         if parked and page.signals:

@@ -7,7 +7,8 @@ work must be safe to repeat.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from certctrl import lean
 from certctrl.plane.settings import DAY
@@ -50,16 +51,20 @@ class Jobs:
             due,
         )
 
-    def claim(self, kind: str, *, limit: int, lease_seconds: float) -> list[Job]:
+    def claim(
+        self, kind: str, *, limit: int, lease_seconds: float, only: str = "", parameters: Sequence[Any] = ()
+    ) -> list[Job]:
         """Claim jobs that are due and not claimed, the most overdue first; jobs that another plane claims are skipped.
+
+        ``only`` is a further condition on the table ``jobs``, with its parameters.
 
         Jobs and claims too far in the future are from a clock that was ahead, and count as due.
         """
         now = self._wall_now()
         rows = self._db.all_unlocked(
             "SELECT id, kind, job_key, due FROM jobs WHERE kind = ? AND (due <= ? OR due > ?) AND (lease <= ? OR lease > ?)"
-            " ORDER BY due, id LIMIT ?",
-            *(kind, now, now + FURTHEST_SECONDS, now, now + lease_seconds + LONGEST_LEASE_SECONDS, limit),
+            f"{f' AND {only}' if only else ''} ORDER BY due, id LIMIT ?",
+            *(kind, now, now + FURTHEST_SECONDS, now, now + lease_seconds + LONGEST_LEASE_SECONDS, *parameters, limit),
         )
         lease = now + lease_seconds
         for row in rows:

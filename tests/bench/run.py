@@ -65,7 +65,9 @@ PARTS: dict[str, tuple[str, Part]] = {
     ),
     "renewals": (
         "Polls while certificates are renewed, beside polls of an idle control plane (judged: ratio of the p99)",
-        lambda work, quick: renewals.measure(work, count=200 if quick else 1000, seconds=5 if quick else 20),
+        lambda work, quick: renewals.measure(
+            work, count=200 if quick else 1000, seconds=5 if quick else 12, rounds=2 if quick else 3
+        ),
     ),
     "hostile": (
         "Hostile answers of the plane: peak memory beyond the idle daemon, MiB",

@@ -88,5 +88,6 @@ class Bulk:
             refuse_imported(row)
         except ErrorResponse as error:
             return {"cert_id": cert_id, "order_id": None, "problem": error.what}
-        asked = Asked(action="renew" if row["serial_number"] else "issue", reason=reason)
+        action = "renew" if row["serial_number"] else "issue"
+        asked = Asked(action=action, reason=reason, in_background=True)
         return {"cert_id": cert_id, "order_id": self._orders.start(row, asked), "problem": ""}

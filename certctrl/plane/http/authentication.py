@@ -27,8 +27,12 @@ class Authenticator:
     def __init__(self, plane: Plane) -> None:
         self._plane = plane
 
-    async def as_device(self, request: Request, function: Callable[[DeviceSession], T], *, long: bool = False) -> T:
-        """Authenticate the calling device and call a function with its session, in one unit of work, perhaps a long one.
+    async def as_device(
+        self, request: Request, function: Callable[[DeviceSession], T], *, long: bool = False, reads: bool = False
+    ) -> T:
+        """Authenticate the calling device and call a function with its session, in one unit of work.
+
+        It may be a long one, or one that ``reads`` and changes nothing.
 
         The function should raise its own ErrorResponses before it changes anything (``Gathering.work``). ErrorResponse 401
         or 403 for other callers.
@@ -42,6 +46,8 @@ class Authenticator:
             return function(session)
 
         try:
+            if reads:
+                return await self._plane.work_read(unit)
             return await (self._plane.work_long(unit) if long else self._plane.work_together(unit))
         finally:
             if known:

@@ -123,7 +123,7 @@ class DeviceApi:
         plane = self._plane
         with plane.stream.waiter(self._authenticator.claimed_device(request)) as waiter:
             held = await self._authenticator.as_device(
-                request, lambda session: plane.begin_poll(session, _poll_of(request))
+                request, lambda session: plane.begin_poll(session, _poll_of(request)), reads=True
             )
             copied = await plane.clones.note(held.session, held.poll.instance)
             page = await plane.finish_poll(held, waiter, _Disconnect(request).wait)

@@ -198,9 +198,9 @@ class Attempts:
         self._jobs.again(attempt.job, due)
         return due
 
-    def give_back(self, attempt: Attempt) -> None:
+    def give_back(self, job: Job) -> None:
         """Release the claim of an interrupted attempt, so that any plane can continue it immediately."""
-        self._jobs.again(attempt.job, self._wall_now())
+        self._jobs.again(job, self._wall_now())
 
     def _pause(self, attempt: Attempt, error: CertctrlError, life: float | None) -> float:
         """Return the seconds until the next attempt; ``life`` is that of the certificate if the order was refused."""

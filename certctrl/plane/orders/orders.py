@@ -22,6 +22,8 @@ from certctrl.plane.storage.database import Database, Row
 CSR_WANTED, READY, DONE, FAILED, BLOCKED = "csr_wanted", "ready", "done", "failed", "blocked"
 OPEN = (CSR_WANTED, READY, BLOCKED)
 JOB = "order"
+BACKGROUND_JOB = "background_order"
+"""The kind of the jobs of renewals that no one waits for: those that are due, and many ordered with one request."""
 KEPT_SECONDS = 90 * DAY
 """Seconds for which finished orders are kept."""
 _OPEN_SQL = "state IN ('csr_wanted', 'ready', 'blocked')"
@@ -36,6 +38,8 @@ class Asked:
     reason: str = ""
     device_id: int | None = None
     """The device that requests it; None: an operator, or the plane."""
+    in_background: bool = False
+    """Whether it may wait for orders that someone waits for."""
 
 
 class Orders:
@@ -58,7 +62,7 @@ class Orders:
         known = self.open_of(certificate["id"])
         if known is not None:
             if asked.device_id is None:
-                self._make_due(known)
+                self._make_due(known, asked.in_background)
             return int(known["id"])
         at_device = certificate["key_origin"] == KEY_AT_DEVICE
         now = self._wall_now()
@@ -71,16 +75,17 @@ class Orders:
         if at_device:
             self.request_csr(order_id, certificate)
         else:
-            self._put(order_id, now)
+            self._put(order_id, now, asked.in_background)
         return order_id
 
     def accept_csr(self, order_id: int, csr_der: bytes) -> None:
         """Store the checked CSR of a device, and make the order due; ErrorResponse 409 unless it is wanted."""
+        order = self._db.one("SELECT action FROM orders WHERE id = ?", order_id)
         sql = "UPDATE orders SET state = ?, csr_der = ?, problem = '', fix = '', updated_at = ?, next_at = ? WHERE id = ? AND state = ?"
         now = self._wall_now()
-        if not self._db.run(sql, READY, csr_der, now, now, order_id, CSR_WANTED):
+        if order is None or not self._db.run(sql, READY, csr_der, now, now, order_id, CSR_WANTED):
             raise conflict("This order wants no CSR", "ORDER_STATE")
-        self._put(order_id, now)
+        self._put(order_id, now, order["action"] == "renew")
 
     def block(self, order_id: int, problem: str, fix: str) -> None:
         """Block an open order until an operator acts or its device changes."""
@@ -167,15 +172,15 @@ class Orders:
         sql = f"DELETE FROM orders WHERE finished_at < ? AND id NOT IN ({last})"  # its CSR may be reused
         self._db.run(sql, self._wall_now() - KEPT_SECONDS)
 
-    def _make_due(self, order: Row) -> None:
+    def _make_due(self, order: Row, in_background: bool = False) -> None:
         """Make an order that waits for its next attempt due now."""
         if order["state"] != READY:
             return
         now = self._wall_now()
-        job = self._db.one("SELECT lease FROM jobs WHERE kind = ? AND job_key = ?", JOB, str(order["id"]))
+        job = self._db.one(f"SELECT lease FROM jobs WHERE {_ITS_JOB} ORDER BY lease DESC", *_its_job(order["id"]))
         if job is None or job["lease"] <= now:  # otherwise an attempt is running
             self._db.run("UPDATE orders SET next_at = ?, updated_at = ? WHERE id = ?", now, now, order["id"])
-            self._put(order["id"], now)
+            self._put(order["id"], now, in_background)
 
     def ask_again(self, order_id: int, certificate: Row) -> None:
         """Ask a device again for the CSR of an open order, or continue with the one that it sent."""
@@ -187,22 +192,32 @@ class Orders:
             *(state, now, now if state == READY else None, order["id"]),
         )
         if state == READY:
-            self._put(order["id"], now)
+            self._put(order["id"], now, order["action"] == "renew")
         else:
             self.request_csr(order["id"], certificate)
 
-    def _put(self, order_id: int, due: float) -> None:
-        self._jobs.put(JOB, str(order_id), due)
+    def _put(self, order_id: int, due: float, in_background: bool) -> None:
+        kind, other = (BACKGROUND_JOB, JOB) if in_background else (JOB, BACKGROUND_JOB)
+        self._db.run("DELETE FROM jobs WHERE kind = ? AND job_key = ?", other, str(order_id))
+        self._jobs.put(kind, str(order_id), due)
         self._db.after_commit(self.on_due)
 
     def _drop_job(self, order_id: int) -> None:
-        self._db.run("DELETE FROM jobs WHERE kind = ? AND job_key = ?", JOB, str(order_id))
+        self._db.run(f"DELETE FROM jobs WHERE {_ITS_JOB}", *_its_job(order_id))
 
     def _of_user(self, user_id: int, order_id: int) -> Row:
         row = self._db.one(f"{_SELECT} AND o.id = ?", user_id, order_id)
         if row is None:
             raise not_found("There is no such order; see plane orders list --all")
         return row
+
+
+_ITS_JOB = "kind IN (?, ?) AND job_key = ?"
+
+
+def _its_job(order_id: int) -> tuple[str, str, str]:
+    """Return the parameters of `_ITS_JOB`."""
+    return JOB, BACKGROUND_JOB, str(order_id)
 
 
 _SELECT = "SELECT o.*, c.domain_name FROM orders o JOIN certificates c ON c.id = o.cert_id WHERE c.user_id = ?"

@@ -8,6 +8,7 @@ are retried for days, and the certificate in use stays until its successor is is
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable
 
 import trio
@@ -23,7 +24,7 @@ from certctrl.plane.jobs import Job, Jobs
 from certctrl.plane.orders.orders import Asked, Orders
 from certctrl.plane.orders.renewal_problems import RenewalProblems
 from certctrl.plane.orders.renewal_times import Life, ask_again_at, due_at
-from certctrl.plane.storage.database import Database, Row
+from certctrl.plane.storage.database import Database, Row, marks
 from certctrl.text import one_line
 
 JOB = "renewals"
@@ -36,9 +37,11 @@ LEASE_SECONDS = 120.0
 PLANNED_TOGETHER = 100
 ORDERED_TOGETHER = 5
 MOST_WAITING = 40
-"""Most renewals that are ordered but not begun, so that a fleet that is due together does not queue up."""
+"""Most renewals of an issuer that are ordered but not begun, so that a fleet that is due together does not queue up."""
 BUSY_PAUSE = 0.1
 """Seconds between two rounds while more certificates are due."""
+FULL_PAUSE = 0.5
+"""Seconds between two rounds while an issuer has ``MOST_WAITING``."""
 ASKED_TOGETHER = 10
 ASK_SECONDS = 60.0
 WITHOUT_WINDOWS = "command"
@@ -109,13 +112,13 @@ class Renewals:
         claimed = self._jobs.claim(JOB, limit=1, lease_seconds=LEASE_SECONDS)
         if not claimed:
             return ROUND_SECONDS  # another plane runs this round
-        more = self._order(now)
+        pause = self._order(now)
         if abs(now - self._planned_at) >= PLAN_SECONDS:
             planned = self._plan(now)
             if planned < PLANNED_TOGETHER:
                 self._db.after_commit(lambda: self._note_planned(now))
-            more = more or planned == PLANNED_TOGETHER
-        pause = BUSY_PAUSE if more else self._until_next(now)
+            if planned == PLANNED_TOGETHER:
+                pause = BUSY_PAUSE
         self._jobs.again(claimed[0], now + pause / 2)  # due by the time any plane checks again
         return pause
 
@@ -152,23 +155,30 @@ class Renewals:
         sql = "UPDATE certificates SET renew_at = ? WHERE id = ? AND serial_number = ?"
         self._db.run(sql, due, row["id"], row["serial_number"])
 
-    def _order(self, now: float) -> bool:
-        """Order renewals that are due, the most overdue first; return whether more may be due."""
-        waiting = self._db.one(
-            "SELECT count(*) AS n FROM orders WHERE state IN ('csr_wanted', 'ready', 'blocked')"  # written like its index, to use it
-            " AND state = 'ready' AND action = 'renew' AND attempts = 0"
-        )
-        limit = max(0, min(ORDERED_TOGETHER, MOST_WAITING - (0 if waiting is None else int(waiting["n"]))))
+    def _order(self, now: float) -> float:
+        """Order renewals that are due, the most overdue first; return the seconds until more may be."""
         rows = self._db.all(
-            "SELECT c.id FROM certificates c WHERE c.renew_at <= ? AND c.status = 'active' AND c.serial_number != ''"
-            f" AND c.issuer != ? AND EXISTS ({_USED}) AND NOT EXISTS ({_OPEN}) ORDER BY c.renew_at, c.id LIMIT ?",
-            *(now, IMPORT, limit),
+            "SELECT issuer, count(*) AS n FROM orders WHERE state IN ('csr_wanted', 'ready', 'blocked')"  # written like its index, to use it
+            " AND state = 'ready' AND action = 'renew' AND attempts = 0 GROUP BY issuer"
+        )
+        waiting = Counter({row["issuer"]: int(row["n"]) for row in rows})
+        excluded = [IMPORT, *(issuer for issuer, count in waiting.items() if count >= MOST_WAITING)]
+        rows = self._db.all(
+            "SELECT c.id, c.issuer FROM certificates c WHERE c.renew_at <= ? AND c.status = 'active' AND c.serial_number != ''"
+            f" AND c.issuer NOT IN ({marks(excluded)}) AND EXISTS ({_USED}) AND NOT EXISTS ({_OPEN})"
+            " ORDER BY c.renew_at, c.id LIMIT ?",
+            *(now, *excluded, ORDERED_TOGETHER),
         )
         for row in rows:
+            if waiting[row["issuer"]] >= MOST_WAITING:
+                continue
+            waiting[row["issuer"]] += 1
             certificate = self._table.locked_by_id(row["id"])
             if certificate is not None and _is_due(certificate, now):  # otherwise it has changed since
-                self._orders.start(certificate, Asked(action="renew", reason="due"))
-        return len(rows) == limit
+                self._orders.start(certificate, Asked(action="renew", reason="due", in_background=True))
+        if len(rows) == ORDERED_TOGETHER:
+            return BUSY_PAUSE
+        return FULL_PAUSE if max(waiting.values(), default=0) >= MOST_WAITING else self._until_next(now)
 
     def _until_next(self, now: float) -> float:
         row = self._db.one("SELECT min(renew_at) AS at FROM certificates WHERE renew_at > ? AND status = 'active'", now)

@@ -26,6 +26,7 @@ from certctrl.plane.issuers.issuer import BUILTIN, CertificateRequest, IssuerErr
 from certctrl.plane.issuers.registry import Issuers
 from certctrl.plane.jobs import Job, Jobs
 from certctrl.plane.orders.attempts import Attempt, Attempts, ClaimLostError
+from certctrl.plane.orders.claims import LEASE_SECONDS, SWEEP_SECONDS, OrderClaims
 from certctrl.plane.orders.orders import JOB
 from certctrl.plane.orders.problems import OrderProblems
 from certctrl.plane.orders.requests import checked_chain, new_request
@@ -34,17 +35,18 @@ from certctrl.plane.settings import DAY
 from certctrl.plane.storage.database import Database, P, T
 from certctrl.plane.storage.gathering import Gathering
 
-TOGETHER = 200
-"""Orders that one plane attempts at a time; budgets of issuers are lower."""
-SWEEP_SECONDS = 5.0
-"""Interval of the search for orders that another plane has stored."""
-LEASE_SECONDS = 120.0
 EXTEND_SECONDS = 40.0
 ATTEMPT_SECONDS = float(DAY)
 DRAIN_SECONDS = 5.0
 GIVE_BACK_SECONDS = 2.0
 STORE_PAUSE = 2.0
 _RSA_TOGETHER = 4
+BACKGROUND_SHARE = 4.0
+BACKGROUND_PAUSES = 0.01, 1.0
+"""The next background order begins after this multiple of the time that the last one took to begin, within bounds.
+
+So they use a part of the machine only, however busy it is, and requests are answered meanwhile.
+"""
 
 log = logging.getLogger("certctrl.Orders")
 
@@ -77,11 +79,13 @@ class OrderRunner:
         self._storage_check = storage_check
         self._wall_now = wall_now
         self._offload = offload
+        self._claims = OrderClaims(database, jobs, wall_now)
         self._due = trio.Event()
         self._making_keys = trio.CapacityLimiter(_RSA_TOGETHER)
         self._turn = trio.CapacityLimiter(1)
         """Serialises computations, so that requests are answered between those of any number of orders."""
-        self._running = 0
+        self._background = trio.CapacityLimiter(1)
+        """Which background order begins."""
         self._unstored: set[int] = set()
         """Orders whose certificates are issued but not yet stored."""
 
@@ -103,20 +107,21 @@ class OrderRunner:
 
     async def run_once(self) -> int:
         """Attempt each order that is due now; return their number."""
-        jobs, _ = await self._db.work_long(self._claim, TOGETHER - self._running)
+        count = 0
         async with trio.open_nursery() as nursery:
-            for job in jobs:
-                self._running += 1
-                nursery.start_soon(self._run_counted, job)
-        return len(jobs)
+            while (jobs := (await self._claims.claim())[0]) or self._claims.is_ahead:
+                for job in jobs:
+                    nursery.start_soon(self._run_counted, job)
+                count += len(jobs)
+                await trio.sleep(0 if jobs else BACKGROUND_PAUSES[0])
+        return count
 
     async def _claim_forever(self, attempts: trio.Nursery) -> None:
         while True:
             self._due, pause = trio.Event(), SWEEP_SECONDS
             try:
-                jobs, pause = await self._db.work_long(self._claim, TOGETHER - self._running)
+                jobs, pause = await self._claims.claim()
                 for job in jobs:
-                    self._running += 1
                     attempts.start_soon(self._run_counted, job, name=f"order {job.key}")
                 await self._problems.update()
             except CertctrlError as error:
@@ -124,26 +129,42 @@ class OrderRunner:
             with trio.move_on_after(pause):
                 await self._due.wait()
 
-    def _claim(self, limit: int) -> tuple[list[Job], float]:
-        """Claim jobs that are due; return them, and the seconds until the next one is due."""
-        jobs = self._jobs.claim(JOB, limit=limit, lease_seconds=LEASE_SECONDS) if limit > 0 else []
-        now = self._wall_now()
-        later = self._db.one("SELECT min(due) AS due FROM jobs WHERE kind = ? AND due > ?", JOB, now)
-        seconds = SWEEP_SECONDS if later is None or later["due"] is None else later["due"] - now
-        return jobs, min(max(seconds, 0.05), SWEEP_SECONDS)
-
     async def _run_counted(self, job: Job) -> None:
         try:
             await self._run(job)
         finally:
-            self._running -= 1
             self._unstored.discard(int(job.key))
-            self._due.set()
+            if self._claims.ended(int(job.key)):
+                self._due.set()
 
     async def _run(self, job: Job) -> None:
+        ended = False
         try:
+            await self._run_claimed(job)
+            ended = True
+        finally:
+            if not ended:  # the plane stops
+                with trio.move_on_after(GIVE_BACK_SECONDS, shield=True):
+                    await self._give_back(job)
+
+    async def _begun(self, job: Job) -> Attempt | None:
+        """Begin an attempt; one in the background in its turn, with a pause."""
+        if job.kind == JOB:
+            async with self._turn:
+                return await self._together.work(self._attempts.begin, job)
+        async with self._background:
+            began = trio.current_time()
             async with self._turn:
                 attempt = await self._together.work(self._attempts.begin, job)
+            if self._claims.begun(int(job.key)):
+                self._due.set()
+            least, most = BACKGROUND_PAUSES
+            await trio.sleep(min(max((trio.current_time() - began) * BACKGROUND_SHARE, least), most))
+            return attempt
+
+    async def _run_claimed(self, job: Job) -> None:
+        try:
+            attempt = await self._begun(job)
         except CertctrlError as error:  # retried once the lease has expired
             self._storage_check.note_failure(error)
             log.error("order %s cannot be read: %s", job.key, error)
@@ -153,17 +174,10 @@ class OrderRunner:
             return
         if attempt is None:
             return
-        ended = False
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._extend, attempt, nursery.cancel_scope)
-                await self._attempt(attempt)
-                nursery.cancel_scope.cancel()
-            ended = True
-        finally:
-            if not ended:  # the plane stops
-                with trio.move_on_after(GIVE_BACK_SECONDS, shield=True):
-                    await self._give_back(attempt)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._extend, attempt, nursery.cancel_scope)
+            await self._attempt(attempt)
+            nursery.cancel_scope.cancel()
 
     async def _extend(self, attempt: Attempt, scope: trio.CancelScope) -> None:
         """Extend the claim; cancel the attempt once another plane may have claimed it.
@@ -266,11 +280,11 @@ class OrderRunner:
                 self._storage_check.note_failure(error)
             await trio.sleep(STORE_PAUSE)
 
-    async def _give_back(self, attempt: Attempt) -> None:
+    async def _give_back(self, job: Job) -> None:
         try:
-            await self._db.work_long(self._attempts.give_back, attempt)
+            await self._db.work_long(self._attempts.give_back, job)
         except CertctrlError as error:
-            log.info("order %d continues when its lease ends: %s", attempt.order_id, error)
+            log.info("order %s continues when its lease ends: %s", job.key, error)
 
 
 def _refuse(names: Collection[str], reserved: Collection[str]) -> None:

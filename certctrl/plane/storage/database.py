@@ -88,6 +88,25 @@ class Database(ABC):
         """Run a unit of work, without waiting for other processes that lock the whole database."""
         return await self._work(unit)
 
+    async def work_read(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a unit of work that changes nothing, as ``work_now``, without waiting for long units that run.
+
+        It sees what was committed before. RuntimeError if it changes something.
+        """
+        with self.calls.measured():
+            return await self._work_read(partial(self._unchanging, partial(function, *args, **kwargs)))
+
+    async def _work_read(self, unit: Callable[[], T]) -> T:
+        """Run a unit of work that changes nothing."""
+        return await self._work_now(unit)
+
+    def _unchanging(self, unit: Callable[[], T]) -> T:
+        before = self.changes()
+        result = unit()
+        if self.changes() != before:
+            raise RuntimeError("a unit of work that should only read has changed something")
+        return result
+
     async def work_long(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a unit of work that may take more than a few milliseconds, as ``work``, but never on the event loop."""
         with self.calls.measured():

@@ -49,10 +49,14 @@ class _ChangedError(Exception):
 class Gathering:
     """Gathers units of work."""
 
-    def __init__(self, database: Database, *, long: bool = False) -> None:
-        """``long``: the units are long ones, of background work; fewer share a transaction, one after the other."""
+    def __init__(self, database: Database, *, long: bool = False, reads: bool = False) -> None:
+        """``long``: the units are long ones, of background work; fewer share a transaction, one after the other.
+
+        ``reads``: the units change nothing (``Database.work_read``).
+        """
         self._database = database
         self._long = long
+        self._reads = reads
         self._most = MOST_LONG_TOGETHER if long else MOST_TOGETHER
         self._waiting: list[_Unit] = []
         self._transactions = trio.CapacityLimiter(1 if long else _TRANSACTIONS)
@@ -99,8 +103,12 @@ class Gathering:
 
     async def _run(self, units: Sequence[_Unit]) -> None:
         try:
-            work = self._database.work_long if self._long else self._database.work_now
-            await work(self._call_all, units)
+            if self._reads:
+                await self._database.work_read(self._call_all, units)
+            elif self._long:
+                await self._database.work_long(self._call_all, units)
+            else:
+                await self._database.work_now(self._call_all, units)
         except Exception as error:
             for unit in units:
                 if isinstance(error, CertctrlError) and not isinstance(error, DiskError):

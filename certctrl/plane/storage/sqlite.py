@@ -5,7 +5,8 @@ clock. WAL with ``synchronous=FULL``: acknowledged changes survive kill -9 and p
 
 No other task can run during a unit that runs inline. A long one (``work_long``) runs in a worker thread; meanwhile the
 event loop runs other tasks, and other units wait in order of arrival. At most one long unit waits among them, and further
-ones wait for it, so a short unit waits for at most two. A unit of work that finds a lock of another process is repeated
+ones wait for it, so a short unit waits for at most two. Units that change nothing (``work_read``), such as polls, do not
+wait for a long one: a second connection reads what was committed before it. A unit of work that finds a lock of another process is repeated
 for a while, without blocking other tasks. A database that cannot be written is opened read-only.
 """
 
@@ -68,6 +69,10 @@ class SqliteDatabase(Database):
         self._queue = Queue()
         self._thread: int | None = None
         """The thread of the unit that runs."""
+        self._reader: sqlite3.Connection | None = None
+        """The connection of units that read during a long one; opened when the first one does."""
+        self._reading: int | None = None
+        """The thread of such a unit, while it runs."""
         self._file = path
         self._path = "memory" if path is None else str(path)
         self._callbacks = Callbacks()
@@ -121,6 +126,26 @@ class SqliteDatabase(Database):
     async def _work_now(self, unit: Callable[[], T]) -> T:
         """Run the unit inline, without a checkpoint unless a long one runs. Raises DatabaseLockedError for a lock."""
         return await self._once(unit, None)
+
+    async def _work_read(self, unit: Callable[[], T]) -> T:
+        """Run the unit inline, during a long one on a connection of its own."""
+        if self._thread is None or self._file is None or self.read_only:
+            return await self._work_now(unit)
+        return self._read(unit, self._file)
+
+    def _read(self, unit: Callable[[], T], path: Path) -> T:
+        try:
+            if self._reader is None:
+                self._reader = _reader(path)
+            self._reader.execute("BEGIN")
+            self._reading = threading.get_ident()
+            try:
+                return unit()
+            finally:
+                self._reading = None
+                self._reader.execute("ROLLBACK")
+        except sqlite3.DatabaseError as error:
+            raise self._failure(error) from None
 
     async def _work_long(self, unit: Callable[[], T]) -> T:
         """Run the unit in a worker thread, while all other units wait."""
@@ -195,6 +220,8 @@ class SqliteDatabase(Database):
 
     def after_commit(self, callback: Callable[[], object]) -> None:
         """Call back after the commit; see ``Database.after_commit``."""
+        if self._reading == threading.get_ident():
+            raise RuntimeError("a unit of work that only reads commits nothing")
         if self._connection.in_transaction:
             self._callbacks.add(callback)
         else:
@@ -257,6 +284,8 @@ class SqliteDatabase(Database):
 
     def close(self) -> None:
         """Merge the journal into the file and close it."""
+        if self._reader is not None:
+            self._reader.close()
         self._connection.close()
 
     @contextlib.contextmanager
@@ -273,7 +302,10 @@ class SqliteDatabase(Database):
             raise
 
     def _execute(self, sql: str, parameters: tuple[Any, ...]) -> sqlite3.Cursor:
-        if self._thread not in (None, threading.get_ident()):
+        thread = threading.get_ident()
+        if self._reader is not None and self._reading == thread:
+            return self._reader.execute(sql, parameters)
+        if self._thread not in (None, thread):
             raise RuntimeError("a statement outside of a unit of work, while a long one runs")
         return self._connection.execute(sql, parameters)
 
@@ -317,6 +349,14 @@ class SqliteDatabase(Database):
                 self._connection.executescript(f"BEGIN IMMEDIATE;{script}PRAGMA user_version = {number};COMMIT;")
             except sqlite3.DatabaseError as error:
                 raise self._failure(error) from None
+
+
+def _reader(path: Path) -> sqlite3.Connection:
+    """Return a connection that changes nothing and waits for no lock."""
+    connection = sqlite3.connect(path.absolute().as_uri(), isolation_level=None, timeout=0.0, uri=True)
+    connection.row_factory = sqlite3.Row
+    connection.execute("PRAGMA query_only = ON")
+    return connection
 
 
 def _has_content(path: Path) -> bool:

@@ -42,7 +42,7 @@ async def test_an_order_survives_a_crash_of_the_plane(scene: Scene, crash: str) 
         raise AssertionError
 
     scene.ca.script = [interrupted]
-    job = (await scene.plane.work(scene.plane.order_runner._claim, 1))[0][0]
+    job = (await scene.plane.order_runner._claims.claim())[0][0]
     attempt = await scene.plane.work(scene.plane.order_runner._attempts.begin, job)
     assert attempt is not None
     async with trio.open_nursery() as nursery:  # it never gets to give its claim back
@@ -146,7 +146,7 @@ async def test_a_clock_that_was_set_back_keeps_no_claim_of_a_plane_that_ended(sc
     row = await scene.issued()
     await scene.plane.certificates.renew(1, row["id"])
     scene.now += DAY
-    assert (await scene.plane.work(scene.plane.order_runner._claim, 10))[0] != [], "and then it is killed"
+    assert (await scene.plane.order_runner._claims.claim())[0] != [], "and then it is killed"
     scene.now -= DAY
     assert await scene.another().order_runner.run_once() == 1
 

@@ -327,5 +327,5 @@ async def test_the_next_round_comes_soon_while_there_is_more(fleet: Fleet, monke
     assert await fleet.round() > 1
     fleet.clock.wall += 61 * DAY
     for _ in range(2):
-        assert await fleet.round() == renewals.BUSY_PAUSE
+        assert await fleet.round() == renewals.FULL_PAUSE
     assert len(await fleet.orders()) == 1

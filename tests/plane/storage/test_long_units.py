@@ -14,8 +14,10 @@ import trio
 import trio.testing
 from engine_plane import new_device, plane_on
 
+from certctrl.errors import DiskError
 from certctrl.plane.ca.x509 import new_key
-from certctrl.plane.core import Plane
+from certctrl.plane.core import Plane, Poll
+from certctrl.plane.devices.sessions import DeviceSession
 from certctrl.plane.errors import conflict
 from certctrl.plane.storage.database import Database
 from certctrl.plane.storage.signal_stream import Waiter
@@ -146,6 +148,56 @@ async def test_other_units_wait_for_a_long_one_and_see_its_changes(sqlite_plane:
         gate.may_go_on.set()
     assert seen == [["operator", "long"]]
     assert sqlite_plane.database.backlog() == 0
+
+
+async def test_a_unit_that_reads_does_not_wait_for_a_long_one(plane: Plane) -> None:
+    """It sees what was committed before; the next one sees the changes."""
+    gate = Gate(plane)
+
+    async def seen() -> list[str]:
+        return [user["name"] for user in await plane.work_read(plane.devices.users)]
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(plane.work_long, gate.unit)
+        await gate.entered.wait()
+        with trio.fail_after(HANGS):
+            assert await seen() == ["operator"]
+            assert await seen() == ["operator"]
+        gate.may_go_on.set()
+    assert await seen() == ["operator", "long"]
+
+
+async def test_a_poll_is_answered_during_a_long_unit(plane: Plane) -> None:
+    device = await new_device(plane)
+    await plane.resync(1, device)
+    gate = Gate(plane)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(plane.work_long, gate.unit)
+        await gate.entered.wait()
+        with trio.fail_after(HANGS):
+            held = await plane.work_read(plane.begin_poll, DeviceSession(device, 1, 1), Poll(limit=20))
+        gate.may_go_on.set()
+    assert [signal["type"] for signal in held.page.signals] == ["state.resync_required"]
+
+
+async def test_a_unit_that_reads_must_not_change_anything(plane: Plane) -> None:
+    with pytest.raises(RuntimeError, match="should only read"):
+        await plane.database.work_read(plane.devices.add_user, "b")
+    assert await names(plane) == ["operator"]
+
+
+async def test_a_unit_that_reads_cannot_change_anything_during_a_long_one(sqlite_plane: Plane) -> None:
+    gate = Gate(sqlite_plane)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sqlite_plane.work_long, gate.unit)
+        await gate.entered.wait()
+        with pytest.raises(DiskError, match="readonly"):
+            await sqlite_plane.database.work_read(sqlite_plane.devices.add_user, "b")
+        with pytest.raises(RuntimeError, match="commits nothing"):
+            await sqlite_plane.database.work_read(sqlite_plane.database.after_commit, list)
+        assert await sqlite_plane.database.work_read(sqlite_plane.devices.users) != []
+        gate.may_go_on.set()
+    assert await names(sqlite_plane) == ["operator", "long"]
 
 
 async def test_short_units_wait_for_no_queue_of_long_ones(sqlite_plane: Plane) -> None:
