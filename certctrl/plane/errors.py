@@ -50,11 +50,14 @@ def bad_request(what: str, **params: Any) -> ErrorResponse:
     return ErrorResponse(what, status=400, key="BAD_REQUEST", code=4000, params=params)
 
 
+CSR_REFUSED = "CSR_REFUSED"
+
+
 def csr_refused(what: str, reason: str, fix: str) -> ErrorResponse:
     """Return 400: a certificate signing request must not be signed; ``reason`` is a stable identifier."""
     params = {"field": "csr_pem", "reason": reason, "fix": fix}
     text = f"Certificate signing request refused: {what}; {fix}"
-    return ErrorResponse(text, status=400, key="CSR_REFUSED", code=4000, params=params)
+    return ErrorResponse(text, status=400, key=CSR_REFUSED, code=4000, params=params)
 
 
 def token_expired(expired_at: float) -> ErrorResponse:

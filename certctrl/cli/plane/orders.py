@@ -20,6 +20,10 @@ MAX_PAUSE_SECONDS = 600.0
 """Longest pause before an attempt that is waited for."""
 MAX_CSR_SECONDS = 120.0
 """Longest wait for a device's signing request."""
+MAX_ANSWER_SECONDS = 600.0
+"""Longest wait for an issuer's answer to an attempt."""
+NOTE_SECONDS = 5.0
+"""A wait that lasts longer is explained, unless its progress is shown."""
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Do not wait until the issuer has issued the certificate.")]
 Order = Annotated[int, typer.Argument(metavar="ID", help="The order.", min=1)]
 
@@ -139,7 +143,7 @@ def wait_for_order(ctx: typer.Context, order_id: int, *, since: int = 0) -> dict
         shown["text"] = text
 
     async def request(api: OperatorApi) -> dict[str, Any]:
-        return await _follow(api, order_id, since, note)
+        return await _follow(api, order_id, since, note, is_explained=not shown_here())
 
     try:
         with Progress(f"Waiting for order {order_id}", shown=shown_here(), detail=lambda: shown["text"]):
@@ -150,19 +154,29 @@ def wait_for_order(ctx: typer.Context, order_id: int, *, since: int = 0) -> dict
         raise
 
 
-async def _follow(api: OperatorApi, order_id: int, since: int, note: Callable[[str], None]) -> dict[str, Any]:
-    """Return an order once it is done."""
+async def _follow(
+    api: OperatorApi, order_id: int, since: int, note: Callable[[str], None], *, is_explained: bool
+) -> dict[str, Any]:
+    """Return an order once it is done; ``is_explained``: say what it waits for."""
     import trio
 
     noted, pause, began = since, POLL_SECONDS, trio.current_time()
+    step: object = None
+    explained: object = None
     while True:
         row: dict[str, Any] = await api.call("GET", f"orders/{order_id}")
+        if step != (row["state"], row["attempts"]):
+            step, began = (row["state"], row["attempts"]), trio.current_time()
         if row["state"] == "done":
             return row
         if row["state"] == "failed":
             raise OrderError(_said(row), fix=row["fix"] or None, ended=True)
         note(f"{_state(row)}, issuer {row['issuer']}")
-        _require_progress(row, trio.current_time() - began)
+        waited = trio.current_time() - began
+        _require_progress(row, waited)
+        if is_explained and waited >= NOTE_SECONDS and explained != step and not row["problem"]:
+            explained = step
+            write_error(f"note: {await _explanation(api, row)}")
         if row["problem"] and row["attempts"] > noted:
             noted = row["attempts"]
             write_error(f"note: {_said(row)}; next attempt at {row['next_at']}")
@@ -170,6 +184,27 @@ async def _follow(api: OperatorApi, order_id: int, since: int, note: Callable[[s
                 write_error(f"fix: {one_line(row['fix'], None)}")
         await trio.sleep(pause)
         pause = min(pause * 1.2, SLOWEST_POLL_SECONDS)
+
+
+async def _explanation(api: OperatorApi, row: dict[str, Any]) -> str:
+    """Return what an order waits for, for how long, and what to do about it."""
+    see = f"cert-ctrl plane orders show {row['id']}"
+    what = f"order {row['id']} for {row['domain_name']} waits"
+    if row["state"] == "csr_wanted":
+        holders = (await api.call("GET", f"certificates/{row['cert_id']}"))["device_ids"]
+        device = await api.call("GET", f"devices/{holders[0]}") if holders else {}
+        name, seen = (
+            one_line(f"device {device['name']}" if device.get("name") else "its device"),
+            device.get("last_seen_at"),
+        )
+        last = f"last seen {seen}" if seen else "never seen"
+        what += f" up to {MAX_CSR_SECONDS:.0f} s for the key of {name} ({last}); check that its agent runs"
+    elif row["attempts"]:
+        check = f"cert-ctrl plane issuers check {row['issuer']}"
+        what += f" up to {MAX_ANSWER_SECONDS / 60:.0f} min for an answer of issuer {row['issuer']}; {check}"
+    else:
+        what += " for its turn"
+    return f"{what}; {see}"
 
 
 def _require_progress(row: dict[str, Any], waited: float) -> None:
@@ -180,6 +215,9 @@ def _require_progress(row: dict[str, Any], waited: float) -> None:
     if row["state"] == "csr_wanted" and waited > MAX_CSR_SECONDS:
         what = f"order {row['id']} for {row['domain_name']} waits for the key of a device"
         raise OrderError(what, fix=f"check that the device is online; {see}", ended=False)
+    if row["state"] == "ready" and not row["problem"] and waited > MAX_ANSWER_SECONDS:
+        what = f"order {row['id']} for {row['domain_name']} still waits for issuer {row['issuer']}, and continues"
+        raise OrderError(what, fix=f"cert-ctrl plane issuers check {row['issuer']}; {see}", ended=False)
     if row["problem"] and row["next_at"] and _seconds_until(row["next_at"]) > MAX_PAUSE_SECONDS:
         what = f"{_said(row)}; next attempt at {row['next_at']}"
         raise OrderError(what, fix=row["fix"] or see, ended=False)

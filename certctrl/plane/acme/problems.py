@@ -50,6 +50,8 @@ _FIXES: Mapping[str, tuple[bool, str]] = {
     "serverInternal": (False, "wait; the order is tried again"),
 }
 """Type of a problem -> whether it is permanent, and the fix."""
+_REQUEST = ("badCSR", "badPublicKey")
+"""Problems of the signing request, which one for another key may not have."""
 
 
 @lean.frozen(kw_only=True)
@@ -87,7 +89,8 @@ class AcmeError(IssuerError):
     def __init__(
         self, what: str, *, problem: Problem, is_permanent: bool, retry_after: float | None, fix: str | None
     ) -> None:
-        super().__init__(what, is_permanent=is_permanent, retry_after=retry_after, fix=fix)
+        about_request = any(problem.is_about(kind) for kind in _REQUEST)
+        super().__init__(what, is_permanent=is_permanent, about_request=about_request, retry_after=retry_after, fix=fix)
         self.problem = problem
 
 

@@ -57,7 +57,7 @@ class DeviceKeys:
     def ask(self, order_id: int, certificate: Row) -> None:
         """Ask the device of a certificate for the signing request of an order, or block the order.
 
-        With ``reuse_key``, the request for the key in use is reused, except for a replacement.
+        With ``reuse_key``, the request for the key in use is reused, except for a replacement or after a refusal.
         """
         device = self._holder(certificate["id"])
         obstacle = _obstacle(device)
@@ -65,7 +65,11 @@ class DeviceKeys:
         assert order is not None  # just stored by the caller
         if device is None or obstacle is not None:
             self._orders.block(order_id, *(obstacle or _UNASSIGNED))
-        elif order["action"] == "renew" and (known := self._request_in_use(certificate, device["id"])):
+        elif (
+            order["action"] == "renew"
+            and not order["refused_requests"]
+            and (known := self._request_in_use(certificate, device["id"]))
+        ):
             self._orders.accept_csr(order_id, known)
         else:
             wanted = wanted_csr(order, certificate)
@@ -99,7 +103,7 @@ class DeviceKeys:
         if order["csr_der"] is not None:
             if _digest_of(bytes(order["csr_der"])) != checked.public_key_sha256:
                 raise conflict("This order has a request with another key", CSR_CONFLICT)
-        elif order["state"] in (DONE, BLOCKED):
+        elif order["state"] != CSR_WANTED:
             raise conflict("This order wants no request now", "ORDER_STATE")
         else:
             self._note_key(checked.public_key_sha256, cert_id, device_id)
@@ -149,14 +153,16 @@ class DeviceKeys:
         """Replace orders that devices did not answer in time, and delete expired limits."""
         self._requests.delete_expired()
         rows = self._db.all(
-            "SELECT id, cert_id, action, reason FROM orders WHERE state = ? AND created_at < ? ORDER BY cert_id LIMIT ?",
+            "SELECT id, cert_id, action, reason, refused_requests FROM orders WHERE state = ? AND created_at < ? ORDER BY cert_id LIMIT ?",
             *(CSR_WANTED, self._wall_now() - CSR_SECONDS, _EXPIRED_TOGETHER),
         )
         for order in rows:
             certificate = self._table.locked_by_id(order["cert_id"])
             problem = f"the device has sent no signing request for {CSR_SECONDS // DAY} days"
             if certificate is not None and self._orders.end(order["id"], FAILED, problem):
-                self._orders.start(certificate, Asked(action=order["action"], reason=order["reason"]))
+                refused = order["refused_requests"]
+                asked = Asked(action=order["action"], reason=order["reason"], refused_requests=refused)
+                self._orders.start(certificate, asked)
 
     def _request_in_use(self, certificate: Row, device_id: int) -> bytes | None:
         """Return the request for the key in use if the key is reused and the request still matches."""

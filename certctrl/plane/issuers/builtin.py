@@ -7,7 +7,7 @@ from typing import Any
 
 from certctrl.errors import ConfigError
 from certctrl.plane.ca.issuer import BuiltinCa
-from certctrl.plane.errors import ErrorResponse
+from certctrl.plane.errors import CSR_REFUSED, ErrorResponse
 from certctrl.plane.issuers.issuer import (
     CertificateRequest,
     IssuedChain,
@@ -34,7 +34,8 @@ class BuiltinIssuer:
                 must_staple=request.must_staple,
             )
         except ErrorResponse as error:
-            raise IssuerError(error.what, is_permanent=True) from None
+            about_request = error.key == CSR_REFUSED
+            raise IssuerError(error.what, is_permanent=True, about_request=about_request) from None
         return IssuedChain(certificate_pem=issued.certificate_pem, chain_pem=issued.chain_pem)
 
     async def revoke(self, certificate_pem: str, chain_pem: str, reason: str) -> None:

@@ -30,7 +30,9 @@ NOT_YET = 75
 """Exit status: not ready, retry later; the output becomes the memo of the next attempt."""
 UNKNOWN_ACTION = 64
 """Exit status: the program does not implement the action."""
-FINAL = frozenset({UNKNOWN_ACTION, 65, 77, 78})
+BAD_REQUEST = 65
+"""Exit status: the signing request is refused."""
+FINAL = frozenset({UNKNOWN_ACTION, BAD_REQUEST, 77, 78})
 """Exit statuses of permanent failures: usage, bad data, no permission, bad configuration."""
 DEFAULT_SECONDS = 300
 MAX_SECONDS = 3600
@@ -117,7 +119,8 @@ class CommandIssuer:
         if done.status == NOT_YET:
             raise IssuerError(what, fix="wait: it is asked again")
         fix = f"run it by hand on the control plane's host: {self._argv[0]} check"
-        raise IssuerError(what, fix=fix, is_permanent=done.status in FINAL)
+        is_permanent, about_request = done.status in FINAL, done.status == BAD_REQUEST
+        raise IssuerError(what, fix=fix, is_permanent=is_permanent, about_request=about_request)
 
     def _memo(self, output: bytes) -> str:
         """Return the memo that a program prints: one line of text."""

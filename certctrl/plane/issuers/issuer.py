@@ -37,11 +37,19 @@ class IssuerError(CertctrlError):
     exit_status = ExitStatus.UNAVAILABLE
 
     def __init__(
-        self, what: str, *, fix: str | None = None, is_permanent: bool = False, retry_after: float | None = None
+        self,
+        what: str,
+        *,
+        fix: str | None = None,
+        is_permanent: bool = False,
+        about_request: bool = False,
+        retry_after: float | None = None,
     ) -> None:
         super().__init__(what, fix=fix)
         self.is_permanent = is_permanent
         """Whether the same request will be refused again until an operator changes something."""
+        self.about_request = about_request
+        """Whether a signing request for another key may be accepted."""
         self.retry_after = retry_after
         """Seconds until the issuer accepts a retry; None if unknown."""
 

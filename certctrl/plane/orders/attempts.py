@@ -14,7 +14,7 @@ from certctrl import lean
 from certctrl.backoff import grown, jittered
 from certctrl.errors import CertctrlError
 from certctrl.plane.ca.issuer import Issued
-from certctrl.plane.certificates.table import CertificateTable
+from certctrl.plane.certificates.table import KEY_AT_DEVICE, CertificateTable
 from certctrl.plane.errors import ErrorResponse
 from certctrl.plane.issuers.issuer import IssuerError
 from certctrl.plane.issuers.registry import Issuers
@@ -32,11 +32,15 @@ REFUSED_PAUSE = float(DAY)
 """Longest pause after a refused renewal."""
 REFUSED_SHARE = 1 / 16
 """Share of a certificate's life that this pause takes at first, so that short-lived ones get several attempts."""
+NEW_KEY_SHARE = 1 / 8
+"""Share of a certificate's life that the pause grows to while each new key of its device is refused."""
+LONGEST_NEW_KEY_PAUSE = 7.0 * DAY
 LONGEST_RETRY_AFTER = 7.0 * DAY
 GIVE_UP_SECONDS = 7.0 * DAY
 """Seconds for which a first order is retried."""
 MAX_PROBLEM = 500
 MAX_MEMO = 256 * 1024
+_OTHER_KEY = "the device makes another key for the next attempt"
 
 
 class ClaimLostError(ErrorResponse):
@@ -104,6 +108,9 @@ class Attempts:
         certificate, order = self._rows(int(job.key))
         if certificate is None or order is None or order["state"] != READY:
             self._jobs.finish(job)
+            return None
+        if order["csr_der"] is None and certificate["key_origin"] == KEY_AT_DEVICE:
+            self._orders.start_over(certificate, order)  # which ends the job
             return None
         order_id, now = order["id"], self._wall_now()
         self._db.run("UPDATE orders SET attempts = attempts + 1, updated_at = ? WHERE id = ?", now, order_id)
@@ -181,20 +188,25 @@ class Attempts:
         problem, fix = one_line(str(error), MAX_PROBLEM), one_line(error.fix or "", MAX_PROBLEM)
         self._issuers.note_failure(attempt.issuer, problem, fix)
         refused = isinstance(error, IssuerError) and error.is_permanent
+        about_request = isinstance(error, IssuerError) and error.about_request
+        other_key = refused and about_request and order["key_enc"] is None and order["csr_der"] is not None
         now, is_first = self._wall_now(), attempt.action == "issue"
         if is_first and (refused or now - order["created_at"] > GIVE_UP_SECONDS):
             self._orders.end(attempt.order_id, FAILED, problem, fix)
             return None
+        refused_requests = order["refused_requests"] + int(other_key)
+        if other_key:
+            fix = one_line(f"{_OTHER_KEY}; {fix}" if fix else _OTHER_KEY, MAX_PROBLEM)
         life = certificate["not_after"] - certificate["not_before"]
-        due = now + self._pause(attempt, error, life if refused else None)
+        due = now + self._pause(attempt, error, life if refused else None, refused_requests if other_key else 0)
         self._db.run(
-            "UPDATE orders SET problem = ?, fix = ?, updated_at = ?, next_at = ? WHERE id = ?",
-            *(problem, fix, now, due, attempt.order_id),
+            "UPDATE orders SET problem = ?, fix = ?, refused_requests = ?, updated_at = ?, next_at = ? WHERE id = ?",
+            *(problem, fix, refused_requests, now, due, attempt.order_id),
         )
-        if refused:  # start over at the CA, with a new key unless a device has the key
+        if refused:  # start over at the CA, with a new key unless that of a device may be accepted
             self._db.run("UPDATE orders SET memo_enc = NULL WHERE id = ?", attempt.order_id)
-            sql = "UPDATE orders SET key_enc = NULL, csr_der = NULL WHERE id = ? AND key_enc IS NOT NULL"
-            self._db.run(sql, attempt.order_id)
+            sql = "UPDATE orders SET key_enc = NULL, csr_der = NULL WHERE id = ? AND (key_enc IS NOT NULL OR ? = 1)"
+            self._db.run(sql, attempt.order_id, int(other_key))
         self._jobs.again(attempt.job, due)
         return due
 
@@ -202,12 +214,19 @@ class Attempts:
         """Release the claim of an interrupted attempt, so that any plane can continue it immediately."""
         self._jobs.again(job, self._wall_now())
 
-    def _pause(self, attempt: Attempt, error: CertctrlError, life: float | None) -> float:
-        """Return the seconds until the next attempt; ``life`` is that of the certificate if the order was refused."""
+    def _pause(self, attempt: Attempt, error: CertctrlError, life: float | None, keys: int) -> float:
+        """Return the seconds until the next attempt.
+
+        ``life`` is that of the certificate if the order was refused, ``keys`` how many a device has made in vain.
+        """
         if life is None:
             grows = grown(FIRST_PAUSE, LONGEST_PAUSE, attempt.attempts)
         else:
-            grows = max(min(life * REFUSED_SHARE, REFUSED_PAUSE), grown(FIRST_PAUSE, REFUSED_PAUSE, attempt.attempts))
+            least = min(life * REFUSED_SHARE, REFUSED_PAUSE)
+            grows = max(least, grown(FIRST_PAUSE, REFUSED_PAUSE, attempt.attempts))
+            if keys:
+                most = min(life * NEW_KEY_SHARE, LONGEST_NEW_KEY_PAUSE)
+                grows = max(grows, grown(least, max(least, most), keys))
         pause = jittered(grows, self._random())
         after = min(getattr(error, "retry_after", None) or 0.0, LONGEST_RETRY_AFTER)
         return max(pause, after * (1 + 0.05 * self._random()))

@@ -40,6 +40,8 @@ class Asked:
     """The device that requests it; None: an operator, or the plane."""
     in_background: bool = False
     """Whether it may wait for orders that someone waits for."""
+    refused_requests: int = 0
+    """How many signing requests its issuer has refused in a row, each for another key of the device."""
 
 
 class Orders:
@@ -67,16 +69,26 @@ class Orders:
         at_device = certificate["key_origin"] == KEY_AT_DEVICE
         now = self._wall_now()
         order_id = self._db.insert(
-            "INSERT INTO orders (cert_id, issuer, action, reason, device_id, state, created_at, updated_at, next_at)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO orders (cert_id, issuer, action, reason, device_id, state, refused_requests, created_at,"
+            " updated_at, next_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             *(certificate["id"], certificate["issuer"], asked.action, asked.reason, asked.device_id),
-            *(CSR_WANTED if at_device else READY, now, now, None if at_device else now),
+            *(CSR_WANTED if at_device else READY, asked.refused_requests, now, now, None if at_device else now),
         )
         if at_device:
             self.request_csr(order_id, certificate)
         else:
             self._put(order_id, now, asked.in_background)
         return order_id
+
+    def start_over(self, certificate: Row, order: Row) -> None:
+        """Replace an order whose signing request was refused by one that asks the device for another key."""
+        problem, fix, refused = order["problem"], order["fix"], order["refused_requests"]
+        self.end(order["id"], FAILED, problem, fix)
+        device_id = order["device_id"]
+        asked = Asked(action=order["action"], reason=order["reason"], device_id=device_id, refused_requests=refused)
+        order_id = self.start(certificate, asked)
+        sql = "UPDATE orders SET problem = ?, fix = ? WHERE id = ? AND state = ?"
+        self._db.run(sql, problem, fix, order_id, CSR_WANTED)
 
     def accept_csr(self, order_id: int, csr_der: bytes) -> None:
         """Store the checked CSR of a device, and make the order due; ErrorResponse 409 unless it is wanted."""

@@ -7,7 +7,7 @@ import trio
 from certctrl.errors import CertctrlError
 from certctrl.plane.health.problems import ProblemName, Problems
 from certctrl.plane.issuers.registry import Issuers
-from certctrl.plane.orders.orders import BLOCKED, READY
+from certctrl.plane.orders.orders import BLOCKED, CSR_WANTED, READY
 from certctrl.plane.storage.database import Database, Row
 
 FAILURES = 3
@@ -48,7 +48,10 @@ class OrderProblems:
 
     def _read(self) -> tuple[int, Row | None, list[str]]:
         """Return the number of failing orders, the oldest of them, and the names of all issuers."""
-        failing = f"(o.state = '{READY}' AND o.attempts >= {FAILURES} AND o.problem != '') OR o.state = '{BLOCKED}'"
+        failing = (
+            f"(o.state = '{READY}' AND o.attempts >= {FAILURES} AND o.problem != '') OR o.state = '{BLOCKED}'"
+            f" OR (o.state IN ('{READY}', '{CSR_WANTED}') AND o.refused_requests > 0 AND o.problem != '')"
+        )
         count = self._db.one(f"SELECT count(*) AS n FROM orders o WHERE {failing}")
         worst = self._db.one(
             "SELECT o.id, o.issuer, o.problem, c.domain_name FROM orders o JOIN certificates c ON c.id = o.cert_id"

@@ -239,6 +239,9 @@ CREATE TABLE device_tags (
 ) WITHOUT ROWID;
 CREATE INDEX device_tags_tag ON device_tags(tag, device_id);
 """,
+    """
+ALTER TABLE orders ADD COLUMN refused_requests INTEGER NOT NULL DEFAULT 0;
+""",
 )
 """One script per schema version, oldest first, in SQLite's dialect; the database counts those that have run.
 
