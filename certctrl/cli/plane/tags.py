@@ -68,11 +68,13 @@ def _print(rows: Sequence[dict[str, Any]]) -> None:
 
 
 async def tagged(api: OperatorApi, kind: str, tags: Sequence[str] | None) -> list[dict[str, Any]]:
-    """Return a list, of devices with all of the tags if any are given; if it is empty, announce tags that no device has."""
-    rows = await api.operator.fetch_list(api.user, kind, tags)
-    for what, fix in await _unknown(api, tags) if tags and not rows else ():
+    """Return a list, of devices with all of the tags if any are given; tags that no device has are announced.
+
+    An older control plane, which would ignore them, does not know its tags either: PlaneError 404.
+    """
+    for what, fix in await _unknown(api, tags or ()):
         write_error(f"note: {what}; {fix}")
-    return rows
+    return await api.operator.fetch_list(api.user, kind, tags)
 
 
 async def require_known(api: OperatorApi, tags: Collection[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -54,7 +55,10 @@ async def enrol(plane: Plane, token: str, name: str, key: PrivateKey | None = No
     return int(answer["device"]["id"])
 
 
-async def test_tags_are_added_and_removed_and_a_key_has_one_value(plane: Plane) -> None:
+async def test_tags_are_added_and_removed_and_a_key_has_one_value(
+    plane: Plane, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     one, two = await new_device(plane, "device-1"), await new_device(plane, "device-2")
     assert [row["tags"] for row in await change(plane, two, one, add=["web", "env=prod", "web"])] == [
         ["env=prod", "web"]
@@ -62,6 +66,7 @@ async def test_tags_are_added_and_removed_and_a_key_has_one_value(plane: Plane) 
     (row,) = await change(plane, one, add=["env=test", "web"], remove=["db"])
     assert (row["tags"], row["added"], row["removed"]) == (["env=test", "web"], ["env=test"], ["env=prod"])
     assert (row["id"], row["name"]) == (one, "device-1")
+    assert "tags of 1 devices changed: +env=test +web -db" in caplog.messages
     (row,) = await change(plane, one, remove=["web", "Not A Tag"])
     assert (row["tags"], row["removed"]) == (["env=test"], ["web"])
     assert [await tags_of(plane, device) for device in (one, two)] == [["env=test"], ["env=prod", "web"]]

@@ -18,6 +18,7 @@ SCHEMA = "certctrl.device.notify.v1"
 ENDPOINTS = [
     ("GET", "/apiv1/users"), ("POST", "/apiv1/users"),
     ("GET", "/apiv1/users/1/devices"), ("POST", "/apiv1/users/1/devices"),
+    ("GET", "/apiv1/users/1/device-tags"), ("POST", "/apiv1/users/1/device-tags"),
     ("GET", "/apiv1/users/1/devices/1"), ("DELETE", "/apiv1/users/1/devices/1"),
     ("GET", "/apiv1/users/1/devices/1/outcomes"), ("POST", "/apiv1/users/1/devices/1/resync"),
     ("PUT", "/apiv1/users/1/devices/1/install-config"),
@@ -134,6 +135,25 @@ async def test_devices_are_shown_with_all_fields(world: World) -> None:
     assert row["signals_waiting"] == 1
     assert "session" not in row
     assert "public_key" not in row
+
+
+async def test_tags_of_devices(world: World) -> None:
+    tags, device = "/apiv1/users/1/device-tags", await world.device()
+    changed = await world.operator(
+        "POST", tags, {"device_ids": [device.id], "add": ["web", "env=prod"], "remove": ["db"]}
+    )
+    assert (changed.status, changed.data[0]["tags"], changed.data[0]["removed"]) == (200, ["env=prod", "web"], [])
+    assert (await world.operator("GET", tags)).data == [{"tag": "env=prod", "devices": 1}, {"tag": "web", "devices": 1}]
+    assert (await world.operator("GET", "/apiv1/users/9/device-tags")).status == 404
+    for query, found in (("web", 1), ("web,env=prod", 1), ("db", 0), ("web,db", 0)):
+        assert len((await world.operator("GET", f"/apiv1/users/1/devices?tag={query}")).data) == found
+    assert "'' is not a tag" in (await world.operator("GET", "/apiv1/users/1/certificates?tag=")).what, (
+        "not all of them"
+    )
+    bodies = [{"add": ["web"]}, {"device_ids": [device.id], "add": "web"}, {"device_ids": [device.id], "add": [7]},
+              {"device_ids": [1] * 1001}, {"device_ids": ["1"]}, {"device_ids": [device.id], "add": ["x"] * 101}]  # fmt: skip
+    for body in bodies:
+        assert (await world.operator("POST", tags, body)).status == 400, body
 
 
 async def test_polls_are_stored_by_housekeeping(world: World) -> None:

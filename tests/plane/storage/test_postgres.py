@@ -240,6 +240,7 @@ async def sqlite_plane(data: Path) -> tuple[int, Any]:
         device_id, _ = await registered(plane)
         await plane.certificates.issue(1, ["a.example"], device_ids=[device_id])
         await plane.resync(1, device_id, "übel")
+        await plane.work(plane.devices.tags.change, 1, [device_id], add=["web"])
         plane.stream.trim(device_id, 1)
         return device_id, plane.stream.read(device_id, None, 10)
 
@@ -263,6 +264,7 @@ async def test_a_moved_plane_keeps_ids_tokens_and_cursors(
         assert await plane.work(plane.stream.read, device_id, None, 10) == page
         assert (await plane.work(plane.stream.read, device_id, page.cursor, 10)).signals == ()
         assert await plane.work(plane.certificates.show, 1, 1) == certificate
+        assert (await plane.work(plane.devices.show, 1, device_id))["tags"] == ["web"]
         with pytest.raises(ErrorResponse, match="expired"):
             await plane.work(plane.stream.read, device_id, "1-1", 10)
         assert (await plane.work(plane.devices.add_user, "second"))["id"] == 2
