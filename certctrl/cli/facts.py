@@ -74,7 +74,7 @@ def certificates(layout: ConfigDir) -> list[dict[str, Any]]:
 
 
 def awaited(layout: ConfigDir) -> list[dict[str, Any]]:
-    """Return the certificates that are not deployed yet, though this host has made their keys, ordered by id."""
+    """Return the certificates whose keys this host has made and that are not deployed yet, ordered by id."""
     return read_only.read_staged_keys(layout.root)
 
 

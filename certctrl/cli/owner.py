@@ -18,8 +18,8 @@ from certctrl.store.disk.path_walk import steps_to, writers_of
 def become_owner(directory: str | os.PathLike[str]) -> None:
     """As root, become the owner of a directory permanently; does nothing for other users.
 
-    A missing directory counts as the owner's of the nearest one above. Raises ConfigError if root may not become that
-    user, or if another user can replace a directory of root's, DiskError if one cannot be inspected.
+    A missing directory counts as owned by the owner of the nearest existing one above. Raises ConfigError if root may
+    not become that user, or if another user can replace a directory of root's, DiskError if one cannot be inspected.
     """
     if os.geteuid() != 0:
         return
@@ -55,7 +55,7 @@ def _uninspected(step: str, error: OSError) -> DiskError:
 
 
 def _require_unchangeable(step: str, facts: os.stat_result, path: str) -> None:
-    """Raise ConfigError if another user than root can replace what is in a directory on the way, or a link."""
+    """Raise ConfigError if a user other than root can replace entries of a directory on the way, or a link."""
     if facts.st_uid != 0:
         what = f"belongs to {name_of(facts.st_uid)}, who can replace {path}"
         raise ConfigError(what, file=step, fix=f"chown root {step}, or use another directory")
@@ -101,7 +101,7 @@ def _identity(found: os.stat_result) -> tuple[int, int, list[int]]:
 
 
 def reads_program() -> bool:
-    """Whether this process may read the program and Python with its present rights: modules are imported late."""
+    """Whether this process may read the program and Python with its current rights: modules are imported late."""
     import certctrl
 
     files = (sys.executable, os.__file__, certctrl.__file__)

@@ -154,7 +154,7 @@ def _trust_store(words: list[str]) -> Change:
 
 
 def absent_account(change: Change) -> str:
-    """Return which user or group of a change this host does not have, as a sentence; empty: it has all."""
+    """Return, as a sentence, that this host lacks the user or group of a change; empty: it has all."""
     import grp
     import pwd
 

@@ -33,7 +33,7 @@ class Progress:
     """A context in which the line is drawn by a thread."""
 
     def __init__(self, what: str, *, shown: bool, detail: Callable[[], str] = lambda: "") -> None:
-        """``detail`` returns what is being done now; called in the thread, it must not raise."""
+        """``detail`` returns the current step; called in the thread, it must not raise."""
         self._what = what
         self._detail = detail
         self._over = threading.Event()
@@ -63,6 +63,6 @@ class Progress:
 
 
 def line_of(what: str, detail: str, seconds: float) -> str:
-    """Return the line: what is done, for how long, and what exactly; cut to the width of a terminal."""
+    """Return the line: the command, its duration and its current step; cut to the width of a terminal."""
     text = f"{what}, {seconds:.0f} s" + (f": {one_line(detail, None)}" if detail else "")
     return text if len(text) <= WIDTH else text[: WIDTH - 1] + "…"

@@ -377,7 +377,7 @@ class Installer:
         return turns | ({0: min(items)} if items else {})
 
     def next_try_at(self, retry: Retry) -> float:
-        """Return when something that failed is tried again, by the wall clock as it is now; for the window, when it opens."""
+        """Return when a failure is retried, by the current wall clock; for the maintenance window, when it opens."""
         return next_try_at(self._context, retry)
 
     def window_times(self) -> dict[int, float]:

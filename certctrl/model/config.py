@@ -105,7 +105,7 @@ class ApplicationConfig:
         1 / 3, "warn if less than this fraction of a certificate's life remains", ge=0, le=1
     )
     expiry_warn_days: float = setting(7.0, "warn if fewer days than this remain", ge=0, le=365)
-    alert_attempts: int = setting(3, "failed attempts after which `on_alert` is told", ge=1, le=1000)
+    alert_attempts: int = setting(3, "failed attempts after which an alert is raised", ge=1, le=1000)
     alert_held_days: float = setting(3.0, "days after which a hold by `rollback` is alerted", ge=0, le=365)
     debounce_ms: int = setting(
         500, "a reload waits this long for further certificates of the same burst", ge=0, le=60_000

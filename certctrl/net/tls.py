@@ -52,7 +52,7 @@ class PlaneCa:
         return cls(root / PLANE_CA, state / PLANE_CA, state / NEXT_PLANE_CA)
 
     def stamp(self) -> bytes:
-        """Return the first line of files that replace the configured one as it is now."""
+        """Return the first line of files that replace the current configured one."""
         digest = hashlib.sha256(_bytes(self.configured)).hexdigest()
         return f"# in place of {self.configured.name} with sha256 {digest}\n".encode()
 

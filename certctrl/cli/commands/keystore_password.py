@@ -40,7 +40,7 @@ def keystore_password(
 ) -> None:
     """Set the password of a certificate's keystores.
 
-    Without --from-file, it is asked for on the terminal, twice. It is never read from the command line or the
+    Without --from-file, prompts for it twice on the terminal. It is never read from the command line or the
     environment, which other users could see. Without this command, the agent generates a password at the first
     delivery. `apply` makes the keystores again and runs the commands of their items; `plan` shows it before.
 

@@ -83,13 +83,13 @@ def allow(
 
 
 class _Session:
-    """How to ask and what was agreed."""
+    """How to ask, and the confirmed changes."""
 
     def __init__(self, yes: bool, as_json: bool) -> None:
         self.yes = yes
         self.as_json = as_json
         self.allowed: list[str] = []
-        """Lines of policy.json, those that were there already included."""
+        """Lines of policy.json, including existing ones."""
         self.written = False
 
     def say(self, text: str) -> None:

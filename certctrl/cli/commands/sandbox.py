@@ -12,10 +12,10 @@ from certctrl.cli.runtime import run
 
 
 class OptionalCa(TyperCommand):
-    """Lets ``--acme`` stand without a value: the CA is Pebble then."""
+    """Allows ``--acme`` without a value, for Pebble."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Add the value that is left out."""
+        """Add the missing value."""
         for index in [index for index, word in enumerate(args) if word == "--acme"][::-1]:
             if index + 1 == len(args) or args[index + 1].startswith("-"):
                 args.insert(index + 1, "pebble")

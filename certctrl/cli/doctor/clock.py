@@ -22,7 +22,7 @@ ServerDate = Callable[[str, str], Awaitable[float | None]]
 
 
 async def far_off(context: CheckContext, server_date: ServerDate | None) -> Finding | None:
-    """Return a failure if this host's clock is far off; None if it is not, or cannot be known.
+    """Return a failure if this host's clock is far off; None if it is not, or cannot be determined.
 
     ``server_date`` fetches the control plane's time; without its answer, a clock set to before the last poll is
     found.

@@ -142,7 +142,7 @@ def _roots(policy: Any) -> Iterator[Finding]:
 
 
 def _unsafe(root: str, owners: Iterable[str]) -> CertctrlError | None:
-    """Return why a deployment would refuse a directory for files of the agent and of all allowed owners; None: it would not."""
+    """Return why a deployment would refuse a directory for files of the agent or an allowed owner; None: it accepts."""
     from pathlib import Path
 
     from certctrl.install.deploy.observe import uid_of

@@ -94,7 +94,7 @@ class RetryTable:
         return left if left > ROUNDING else 0.0
 
     def due_at(self, resource: str) -> float:
-        """Return when a resource is due, by the wall clock as it is now: without a failure now."""
+        """Return when a resource is due, by the current wall clock; without a failure, now."""
         return self.wall_now() + self.left(resource)
 
     def is_due(self, resource: str) -> bool:
@@ -102,9 +102,9 @@ class RetryTable:
         return not self.left(resource)
 
     def clock_was_set(self) -> None:
-        """Give the times of all retries by the wall clock as it is now, and wake everything that waits for one.
+        """Recompute the times of all retries by the current wall clock, and wake all tasks that wait for one.
 
-        What waits for a time of the wall clock may be due earlier than before.
+        Those that wait for a time of the wall clock may be due earlier than before.
         """
         now = self.wall_now()
         for key, retry in self.rows().items():

@@ -189,7 +189,7 @@ def without_not_due(
 def _without(one: GroupPlan, items: Collection[str]) -> GroupPlan:
     """Return a group without the work of some items; a pair is left out whole.
 
-    A command that succeeded is kept if its files are written again: nothing else would tell later that it is due.
+    A command that succeeded is kept if its files are written again: nothing else would show later that it is due.
     """
     file_groups = {write.file_group for step in one.steps for write in step.writes if write.item in items}
     steps = (
