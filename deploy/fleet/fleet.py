@@ -198,11 +198,11 @@ def register(fleet: Fleet, number: int, token: Path) -> None:
     run([*agent, "register", "--enrolment-token-file", token])
 
 
-# --- what is shown ------------------------------------------------------------------------------------------------
+# --- the table ------------------------------------------------------------------------------------------------
 
 
 def survey(fleet: Fleet) -> dict[str, Any]:
-    """Return the state of all processes, and what each control plane says of itself."""
+    """Return the state of all processes, and the status that each control plane reports."""
     agents = [fleet.agent(number).name for number in range(1, fleet.state["agents"] + 1)]
     planes: list[dict[str, Any]] = []
     for number in fleet.numbers():
@@ -303,7 +303,7 @@ def say(text: str, end: str = "\n") -> None:
 
 
 def main() -> None:
-    """Do what the command line says."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", metavar="DIR", type=Path)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

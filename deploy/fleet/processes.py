@@ -1,4 +1,4 @@
-"""Processes of a fleet on one machine: started, remembered in ``fleet.json``, and ended; and the programs they need."""
+"""Start, record (``fleet.json``) and end the processes of a fleet on one machine; find the programs they need."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ STOP_SECONDS = 30.0
 
 
 class FleetError(Exception):
-    """A fleet that cannot do what was asked; the text has the reason."""
+    """A command that a fleet cannot carry out; the text has the reason."""
 
 
 class Fleet:
-    """The processes below one directory; ``fleet.json`` remembers them."""
+    """The processes below one directory, recorded in ``fleet.json``."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
