@@ -10,7 +10,7 @@ from certctrl import lean
 from certctrl.model.offload import Offload
 from certctrl.plane.ca.issuer import BuiltinCa, Issuer
 from certctrl.plane.certificates.bulk import Bulk
-from certctrl.plane.certificates.certificates import Certificates, Seams
+from certctrl.plane.certificates.certificates import Certificates, IssuingParts
 from certctrl.plane.certificates.device_keys import DeviceKeys
 from certctrl.plane.certificates.imports import Imports
 from certctrl.plane.certificates.table import CertificateTable
@@ -71,7 +71,7 @@ class Issuance:
         self.table.on_stored = self.revocations.note_replaced
         self.device_keys = DeviceKeys(db, self.table, self.orders, base.stream, wall_now, base.ca.denied)
         self.orders.request_csr = self.device_keys.ask
-        seams = Seams(
+        parts = IssuingParts(
             table=self.table,
             issuer=issuer,
             issuers=self.issuers,
@@ -80,7 +80,7 @@ class Issuance:
             revocations=self.revocations,
             keys=self.device_keys,
         )
-        self.certificates = Certificates(db, base.stream, base.settings, wall_now, seams)
+        self.certificates = Certificates(db, base.stream, base.settings, wall_now, parts)
         self.order_runner = OrderRunner(
             db,
             base.jobs,
@@ -96,16 +96,16 @@ class Issuance:
         self.orders.on_due = self.order_runner.wake
         self.revocation_runner = RevocationRunner(db, base.jobs, self.revocations, self.issuers.get, base.problems)
         self.revocations.on_due = self.revocation_runner.wake
-        self._assemble_life(base, seams)
+        self._assemble_life(base, parts)
 
-    def _assemble_life(self, base: Base, seams: Seams) -> None:
+    def _assemble_life(self, base: Base, parts: IssuingParts) -> None:
         """Assemble imports, renewals and requests about many certificates."""
         db, wall_now = base.database, base.wall_now
-        self.imports = Imports(db, self.certificates, seams, wall_now)
-        self.bulk = Bulk(db, self.certificates, seams)
+        self.imports = Imports(db, self.certificates, parts, wall_now)
+        self.bulk = Bulk(db, self.certificates, parts)
         problems = RenewalProblems(db, base.problems, wall_now)
-        parts = (base.jobs, self.table, self.orders, self.issuers, problems, base.counters, base.storage_check)
-        self.renewals = Renewals(db, *parts, wall_now)
+        used = (base.jobs, self.table, self.orders, self.issuers, problems, base.counters, base.storage_check)
+        self.renewals = Renewals(db, *used, wall_now)
 
 
 def _context(base: Base, name: str) -> IssuerContext:

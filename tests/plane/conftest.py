@@ -162,6 +162,6 @@ def site(running: tuple[Path, str], cli: Cli) -> PlaneSite:
 def device(site: PlaneSite, request: pytest.FixtureRequest) -> str:
     """A device of the running plane, named after the test, with a token that a command printed."""
     token = site("enrolment-token", "--uses", "0", "--label", "tests").output.strip()
-    name = request.node.name.replace("_", "-")[:60]
+    name: str = request.node.name.replace("_", "-")[:60]
     site.register(registration(f"id-{name}", PrivateKey.generate(), name) | {"enrolment_token": token})
     return name

@@ -10,7 +10,7 @@ import attrs
 
 from certctrl import lean
 from certctrl.model.answer import Answer
-from certctrl.plane.acme.answers import Account, Directory, bad, document, read_account
+from certctrl.plane.acme.answers import Account, Directory, document, invalid_answer, read_account
 from certctrl.plane.acme.client import AcmeClient
 from certctrl.plane.acme.jws import AccountKey, external_account_binding, signed_request
 from certctrl.plane.acme.problems import BINDING_FIX, AcmeError, Problem, refusal
@@ -95,7 +95,7 @@ async def _new_account(client: AcmeClient, directory: Directory, payload: dict[s
     answer = await client.post(directory.new_account, payload, doing, key=client.key)
     url = answer.headers.get("location", "")
     if not url:
-        raise bad("answer to newAccount", "it has no Location")
+        raise invalid_answer("answer to newAccount", "it has no Location")
     account = _read(answer, client.http.check_url(url))
     if account.status != "valid":
         status = one_line(account.status, 40)

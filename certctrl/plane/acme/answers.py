@@ -115,13 +115,13 @@ def document(answer: Answer, what: str) -> dict[str, Any]:
     try:
         found = json.loads(answer.body)
     except (ValueError, RecursionError):
-        raise bad(what, "it is not JSON") from None
+        raise invalid_answer(what, "it is not JSON") from None
     if not isinstance(found, dict):
-        raise bad(what, f"it is {kind_of(found)}, not an object")
+        raise invalid_answer(what, f"it is {kind_of(found)}, not an object")
     return found
 
 
-def bad(what: str, why: str) -> IssuerError:
+def invalid_answer(what: str, why: str) -> IssuerError:
     """Return the error for an answer that violates the protocol."""
     return IssuerError(
         f"the CA's {what} cannot be used: {why}", fix="check directory_url; if it is right, report this to the CA"
@@ -197,7 +197,7 @@ def read_challenge(found: Any, check: CheckUrl) -> Challenge:
     """Return a challenge (section 8); raises IssuerError."""
     challenge = _challenge(found, check)
     if challenge is None:
-        raise bad("challenge", "it lacks type, URL, token or status")
+        raise invalid_answer("challenge", "it lacks type, URL, token or status")
     return challenge
 
 
@@ -221,23 +221,25 @@ def _challenge(found: Any, check: CheckUrl) -> Challenge | None:
 def _identifier(found: Any, what: str) -> Identifier:
     kind, value = (found.get(name) if isinstance(found, dict) else None for name in ("type", "value"))
     if not isinstance(kind, str) or not isinstance(value, str) or not 0 < len(value) <= 255:
-        raise bad(what, "an identifier has no type or value")
+        raise invalid_answer(what, "an identifier has no type or value")
     return Identifier(one_line(kind, 40), one_line(value.lower(), 255))
 
 
 def _list(found: Mapping[str, Any], name: str, what: str, most: int) -> list[Any]:
     value = found.get(name)
     if not isinstance(value, list):
-        raise bad(what, f"its {name} is {kind_of(value)}, not a list")
+        raise invalid_answer(what, f"its {name} is {kind_of(value)}, not a list")
     if len(value) > most:
-        raise bad(what, f"it has {len(value)} {name}; at most {most} are read")
+        raise invalid_answer(what, f"it has {len(value)} {name}; at most {most} are read")
     return value
 
 
 def _state(found: Mapping[str, Any], what: str, known: frozenset[str]) -> str:
     status = found.get("status")
     if not isinstance(status, str) or status not in known:
-        raise bad(what, f"its status is {one_line(status, 40) if isinstance(status, str) else kind_of(status)}")
+        raise invalid_answer(
+            what, f"its status is {one_line(status, 40) if isinstance(status, str) else kind_of(status)}"
+        )
     return status
 
 
@@ -251,7 +253,7 @@ def _optional_url(found: Mapping[str, Any], name: str, what: str, check: CheckUr
 
 def _checked(value: Any, name: str, what: str, check: CheckUrl) -> str:
     if not isinstance(value, str) or not value:
-        raise bad(what, f"its {name} is {kind_of(value)}, not a URL")
+        raise invalid_answer(what, f"its {name} is {kind_of(value)}, not a URL")
     return check(value)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from cryptography import x509
 
-from certctrl.plane.acme.answers import bad
+from certctrl.plane.acme.answers import invalid_answer
 from certctrl.plane.acme.encoding import to_base64url
 from certctrl.plane.issuers.issuer import RenewalWindow
 from certctrl.text import one_line
@@ -34,10 +34,10 @@ def read_window(found: Mapping[str, Any], now: float, retry_after: float | None)
     """Return the window of an answer (section 4.2); raises IssuerError."""
     window = found.get("suggestedWindow")
     if not isinstance(window, dict):
-        raise bad("renewal information", "it has no suggestedWindow")
+        raise invalid_answer("renewal information", "it has no suggestedWindow")
     start, end = _time(window.get("start"), "start"), _time(window.get("end"), "end")
     if end <= start:
-        raise bad("renewal information", "its window ends before it starts")
+        raise invalid_answer("renewal information", "its window ends before it starts")
     url = found.get("explanationURL")
     pause = DEFAULT_CHECK_SECONDS if retry_after is None else min(retry_after, MAX_CHECK_SECONDS)
     return RenewalWindow(
@@ -57,4 +57,4 @@ def _time(value: Any, name: str) -> float:
             raise ValueError
         return at.timestamp()
     except (ValueError, OverflowError, OSError):
-        raise bad("renewal information", f"its {name} is not a time") from None
+        raise invalid_answer("renewal information", f"its {name} is not a time") from None

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.x509.oid import NameOID
 
 from certctrl import lean
-from certctrl.plane.acme.answers import bad
+from certctrl.plane.acme.answers import invalid_answer
 from certctrl.plane.issuers.issuer import IssuedChain
 from certctrl.text import one_line
 
@@ -45,17 +45,17 @@ def read_chain(body: bytes) -> Chain:
     """Return the chain of an answer of type ``application/pem-certificate-chain``; raises IssuerError."""
     parts = body.split(_BEGIN)[1:]
     if not parts or len(parts) > MAX_CHAIN + 1:
-        raise bad("certificate", f"it has {len(parts)} certificates; 1 to {MAX_CHAIN + 1} are read")
+        raise invalid_answer("certificate", f"it has {len(parts)} certificates; 1 to {MAX_CHAIN + 1} are read")
     try:
         found = [x509.load_pem_x509_certificate(_BEGIN + part.partition(_END)[0] + _END + b"\n") for part in parts]
     except ValueError:
-        raise bad("certificate", "it is not PEM") from None
+        raise invalid_answer("certificate", "it is not PEM") from None
     chain, rest = [found[0]], found[1:]
     while (above := next((one for one in rest if _issued(chain[-1], one)), None)) is not None:
         chain.append(above)
         rest.remove(above)
     if rest:
-        raise bad("certificate", f"{len(rest)} of the certificates after it are not its issuers")
+        raise invalid_answer("certificate", f"{len(rest)} of the certificates after it are not its issuers")
     return Chain(tuple(chain))
 
 
@@ -67,11 +67,11 @@ def preferred(chains: Sequence[Chain], root_name: str) -> Chain:
 def check_leaf(leaf: x509.Certificate, csr_der: bytes, names: Sequence[str]) -> None:
     """Raise IssuerError unless a certificate is for the key of the request and for exactly the ordered names."""
     if _public_key(leaf) != _public_key(x509.load_der_x509_csr(csr_der)):
-        raise bad("certificate", "it is for another key than the request")
+        raise invalid_answer("certificate", "it is for another key than the request")
     wanted, got = {_canonical(name) for name in names}, _names(leaf)
     if wanted != got:
         wrong = ", ".join(one_line(name, 80) for name in sorted(wanted ^ got)[:5])
-        raise bad("certificate", f"its names differ from those ordered: {wrong}")
+        raise invalid_answer("certificate", f"its names differ from those ordered: {wrong}")
 
 
 def _issued(below: x509.Certificate, above: x509.Certificate) -> bool:

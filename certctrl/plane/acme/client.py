@@ -14,7 +14,7 @@ import trio
 
 from certctrl import lean
 from certctrl.model.answer import Answer
-from certctrl.plane.acme.answers import Directory, bad, document, read_directory
+from certctrl.plane.acme.answers import Directory, document, invalid_answer, read_directory
 from certctrl.plane.acme.headers import replay_nonce, retry_after
 from certctrl.plane.acme.http import CaHttp
 from certctrl.plane.acme.jws import AccountKey, signed_request
@@ -35,7 +35,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE, _PAUSE_GROWTH = 0.05, 10.0, 1.6
 
 
 @lean.define
-class Known:
+class CaState:
     """State about a CA that a process keeps between orders."""
 
     nonces: Nonces
@@ -52,7 +52,7 @@ class AcmeClient:
         http: CaHttp,
         directory_url: str,
         key: AccountKey,
-        known: Known,
+        known: CaState,
         wall_now: Callable[[], float],
         account_url: str = "",
     ) -> None:
@@ -114,7 +114,7 @@ class AcmeClient:
         self.raise_refused(answer, "a nonce")
         nonce = replay_nonce(answer.headers)
         if nonce is None:
-            raise bad("answer to newNonce", "it has no Replay-Nonce, or a malformed one")
+            raise invalid_answer("answer to newNonce", "it has no Replay-Nonce, or a malformed one")
         return nonce
 
     def raise_refused(self, answer: Answer, doing: str) -> None:

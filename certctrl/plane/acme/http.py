@@ -24,7 +24,7 @@ from certctrl.model.config import is_loopback
 from certctrl.net import explain
 from certctrl.net.tls import client_context
 from certctrl.net.transport import BROKEN, ReclaimTransport, RequestBody, read_answer
-from certctrl.plane.acme.answers import bad
+from certctrl.plane.acme.answers import invalid_answer
 from certctrl.plane.issuers.issuer import IssuerError
 from certctrl.text import one_line
 
@@ -147,7 +147,7 @@ class CaPlaces:
             if len(url) > _MAX_URL or not url.isascii() or not url.isprintable() or " " in url or not parts.hostname:
                 raise ValueError
         except ValueError:
-            raise bad("answer", f"{one_line(url, 80, ascii_only=True)} is not a URL") from None
+            raise invalid_answer("answer", f"{one_line(url, 80, ascii_only=True)} is not a URL") from None
         if parts.scheme != self._scheme or place not in self._places or parts.username is not None:
             raise IssuerError(
                 f"the CA names a URL at another host, {one_line(f'{parts.scheme}://{parts.netloc}', 100)}",

@@ -16,8 +16,8 @@ from certctrl.plane.acme.answers import (
     Directory,
     Identifier,
     Order,
-    bad,
     document,
+    invalid_answer,
     read_authorization,
     read_challenge,
     read_order,
@@ -100,7 +100,9 @@ async def answer_challenge(client: AcmeClient, challenge: Challenge) -> Challeng
     return read_challenge(document(answer, "challenge"), client.http.check_url)
 
 
-async def decided(client: AcmeClient, authorization: Authorization, seconds: float = POLL_SECONDS) -> Authorization:
+async def wait_until_decided(
+    client: AcmeClient, authorization: Authorization, seconds: float = POLL_SECONDS
+) -> Authorization:
     """Wait until the CA has validated or refused an authorization, and return it."""
     polling = Polling(f"validation of {authorization.name}", seconds)
     while True:
@@ -111,27 +113,27 @@ async def decided(client: AcmeClient, authorization: Authorization, seconds: flo
         await polling.pause(_pause(client, answer))
 
 
-async def ready(client: AcmeClient, order: Order, seconds: float = POLL_SECONDS) -> Order:
+async def wait_until_ready(client: AcmeClient, order: Order, seconds: float = POLL_SECONDS) -> Order:
     """Wait until an order with valid authorizations is no longer pending, and return it."""
-    return await _changed(client, await fetch_order(client, order.url), "pending", seconds)
+    return await _wait_while(client, await fetch_order(client, order.url), "pending", seconds)
 
 
-async def finalized(client: AcmeClient, order: Order, csr_der: bytes, seconds: float = POLL_SECONDS) -> Order:
+async def finalize(client: AcmeClient, order: Order, csr_der: bytes, seconds: float = POLL_SECONDS) -> Order:
     """Send the certificate request, wait until the order is no longer processing, and return it."""
     answer = await client.post(order.finalize, {"csr": to_base64url(csr_der)}, "the certificate request")
     order = read_order(document(answer, "order"), order.url, client.http.check_url)
-    return await _changed(client, order, "processing", seconds, _pause(client, answer))
+    return await _wait_while(client, order, "processing", seconds, _pause(client, answer))
 
 
-async def finished(client: AcmeClient, order: Order, seconds: float = POLL_SECONDS) -> Order:
+async def wait_until_finished(client: AcmeClient, order: Order, seconds: float = POLL_SECONDS) -> Order:
     """Wait until an order is no longer processing, and return it."""
-    return await _changed(client, order, "processing", seconds)
+    return await _wait_while(client, order, "processing", seconds)
 
 
 async def download(client: AcmeClient, order: Order, root_name: str = "") -> Chain:
     """Return the certificate with its chain; of several, the one below the preferred root."""
     if not order.certificate:
-        raise bad("order", "it is valid, but has no certificate")
+        raise invalid_answer("order", "it is valid, but has no certificate")
     answer = await client.post(order.certificate, None, "the certificate")
     chains = [read_chain(answer.body)]
     if root_name and chains[0].root_name != root_name:
@@ -178,14 +180,16 @@ async def _make_order(
     answer = await client.post(directory.new_order, payload, "the order")
     url = answer.headers.get("location", "")
     if not url:
-        raise bad("answer to newOrder", "it has no Location")
+        raise invalid_answer("answer to newOrder", "it has no Location")
     order = read_order(document(answer, "order"), client.http.check_url(url), client.http.check_url)
     if {(one.kind, _plain(one)) for one in order.identifiers} != {(one.kind, _plain(one)) for one in wanted}:
-        raise bad("order", "it is for other names than those ordered")
+        raise invalid_answer("order", "it is for other names than those ordered")
     return order
 
 
-async def _changed(client: AcmeClient, order: Order, status: str, seconds: float, asked: float | None = None) -> Order:
+async def _wait_while(
+    client: AcmeClient, order: Order, status: str, seconds: float, asked: float | None = None
+) -> Order:
     polling = Polling("order", seconds)
     while order.status == status:
         await polling.pause(asked)

@@ -8,7 +8,7 @@ from typing import Any
 
 import trio
 
-from certctrl.plane.certificates.certificates import Certificates, Seams, refuse_imported
+from certctrl.plane.certificates.certificates import Certificates, IssuingParts, refuse_imported
 from certctrl.plane.certificates.table import NewCertificate
 from certctrl.plane.errors import ErrorResponse
 from certctrl.plane.orders.orders import Asked
@@ -23,10 +23,10 @@ _TOGETHER = 10
 class Bulk:
     """Requests about many certificates of a user."""
 
-    def __init__(self, database: Database, certificates: Certificates, seams: Seams) -> None:
+    def __init__(self, database: Database, certificates: Certificates, parts: IssuingParts) -> None:
         self._db = database
         self._certificates = certificates
-        self._table, self._orders, self._reserved = seams.table, seams.orders, seams.reserved
+        self._table, self._orders, self._reserved = parts.table, parts.orders, parts.reserved
 
     async def check(self, user_id: int, wanted: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Return for each certificate ``problem`` and ``field``, both empty if it can be issued, and ``known``.

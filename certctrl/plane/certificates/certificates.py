@@ -36,7 +36,7 @@ MIN_VALIDITY = 10
 
 
 @lean.frozen(kw_only=True)
-class Seams:
+class IssuingParts:
     """The parts that issue certificates."""
 
     table: CertificateTable
@@ -58,24 +58,24 @@ class Certificates(Revoking):
         stream: SignalStream,
         settings: PlaneSettings,
         wall_now: Callable[[], float],
-        seams: Seams,
+        parts: IssuingParts,
     ) -> None:
         super().__init__(
             database,
-            seams.table,
+            parts.table,
             stream,
             wall_now,
-            issuer=seams.issuer,
-            orders=seams.orders,
-            revocations=seams.revocations,
+            issuer=parts.issuer,
+            orders=parts.orders,
+            revocations=parts.revocations,
         )
-        self._issuers = seams.issuers
+        self._issuers = parts.issuers
         self._settings = settings
         self._requests = SharedBuckets(database, "renewals", 0.1, 5, wall_now)
         """Renewals that a device may request: a burst of five, then one every ten seconds."""
-        self._reserved = seams.reserved
-        self._keys = seams.keys
-        self._templates = Templates(database, seams.table, seams.orders, seams.keys, stream)
+        self._reserved = parts.reserved
+        self._keys = parts.keys
+        self._templates = Templates(database, parts.table, parts.orders, parts.keys, stream)
 
     def reserve(self, names: Collection[str]) -> list[dict[str, Any]]:
         """Reserve canonical names for this plane: no certificate for them is issued or renewed any longer.

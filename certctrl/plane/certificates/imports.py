@@ -35,7 +35,7 @@ from certctrl.errors import MaterialError
 from certctrl.plane.ca.domains import clean_names
 from certctrl.plane.ca.issuer import Issued
 from certctrl.plane.ca.x509 import fingerprint, pem_of, serial_text
-from certctrl.plane.certificates.certificates import MAX_VALIDITY, MIN_VALIDITY, Certificates, Seams
+from certctrl.plane.certificates.certificates import MAX_VALIDITY, MIN_VALIDITY, Certificates, IssuingParts
 from certctrl.plane.certificates.chains import (
     Chain,
     certificates_of,
@@ -214,12 +214,12 @@ class Imports:
         self,
         database: Database,
         certificates: Certificates,
-        seams: Seams,
+        parts: IssuingParts,
         wall_now: Callable[[], float],
     ) -> None:
         self._db = database
         self._certificates = certificates
-        self._table, self._orders, self._reserved = seams.table, seams.orders, seams.reserved
+        self._table, self._orders, self._reserved = parts.table, parts.orders, parts.reserved
         self._wall_now = wall_now
 
     async def add(

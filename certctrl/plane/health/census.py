@@ -23,7 +23,7 @@ class Census:
         self._db = database
         self._wall_now = wall_now
 
-    def taken(self) -> dict[str, Any]:
+    def counts(self) -> dict[str, Any]:
         """Return ``devices``, ``certificates``, ``orders`` and ``jobs`` by state, and ``issuers``; in the caller's unit of work."""
         return {
             "devices": self._devices(),

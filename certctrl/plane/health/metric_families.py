@@ -35,13 +35,13 @@ class View:
     problems: frozenset[ProblemName] = frozenset()
     started_at: float = 0.0
     census: Mapping[str, Any] = attrs.field(factory=dict)
-    """As `Census.taken` makes it; empty while the database does not answer."""
+    """As `Census.counts` makes it; empty while the database does not answer."""
 
 
 async def scraped(plane: Plane) -> bytes:
     """Return the metrics of a plane; those that need the database are absent while it does not answer."""
     try:
-        census = await plane.work_long(plane.census.taken)
+        census = await plane.work_long(plane.census.counts)
     except CertctrlError:
         census = {}
     view = View(

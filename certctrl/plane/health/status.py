@@ -69,7 +69,7 @@ def stored(reader: Reader, wall_now: Callable[[], float], name: str = "") -> dic
     if version < len(SCHEMA):
         return shown
     census = Census(reader, wall_now)
-    return shown | census.taken() | {"ending": census.ending(), "planes": Planes(reader, name, wall_now).shown()}
+    return shown | census.counts() | {"ending": census.ending(), "planes": Planes(reader, name, wall_now).shown()}
 
 
 def disk_of(directory: Path | None) -> dict[str, int] | None:

@@ -10,7 +10,7 @@ from typing import Any
 from cryptography import x509
 
 from certctrl.plane.acme import accounts, orders
-from certctrl.plane.acme.client import AcmeClient, Known
+from certctrl.plane.acme.client import AcmeClient, CaState
 from certctrl.plane.acme.http import CaHttp, CaPlaces, connected
 from certctrl.plane.acme.jws import AccountKey
 from certctrl.plane.acme.nonces import Nonces
@@ -35,7 +35,7 @@ class AcmeIssuer:
         self._settings = settings
         self._secrets = secrets
         self._context = context
-        self._known = Known(Nonces(monotonic))
+        self._known = CaState(Nonces(monotonic))
         self._account = AcmeAccount(context, settings, self._known)
         self._budget = SharedBudget(context.database, context.name, settings.budget)
         self._places = CaPlaces(settings.directory_url, settings.other_hosts)
@@ -119,7 +119,7 @@ class AcmeIssuer:
             if error.problem.status == _NOT_FOUND:
                 self._known.directory = None  # its URLs may have changed
             if error.problem.is_about("accountDoesNotExist"):
-                await self._account.lost()
+                await self._account.mark_unregistered()
                 error.is_permanent, error.fix = (
                     False,
                     "wait; the order is tried again with a new account of the same key",

@@ -17,7 +17,7 @@ import trio
 from certctrl import lean
 from certctrl.errors import ConfigError
 from certctrl.plane.acme import accounts
-from certctrl.plane.acme.client import AcmeClient, Known
+from certctrl.plane.acme.client import AcmeClient, CaState
 from certctrl.plane.acme.http import CaHttp
 from certctrl.plane.acme.jws import AccountKey
 from certctrl.plane.acme.problems import AcmeError
@@ -53,7 +53,7 @@ class StoredAccount:
 class AcmeAccount:
     """The account of one issuer."""
 
-    def __init__(self, context: IssuerContext, settings: AcmeSettings, known: Known) -> None:
+    def __init__(self, context: IssuerContext, settings: AcmeSettings, known: CaState) -> None:
         self._context = context
         self._settings = settings
         self._known = known
@@ -82,8 +82,8 @@ class AcmeAccount:
         """Read the stored account before the next order: another plane may have changed it."""
         self._ready = None
 
-    async def lost(self) -> None:
-        """Note that the CA no longer knows the account: the next order registers one with the same key."""
+    async def mark_unregistered(self) -> None:
+        """Record that the CA no longer knows the account: the next order registers one with the same key."""
         async with self._lock:
             self._ready = None
             stored = await self.stored()
@@ -115,7 +115,7 @@ class AcmeAccount:
             new = StoredAccount(key_pem=AccountKey.new().pem().decode("ascii"))
             stored = StoredAccount.parse(await self._context.store_first(self._item, new.dump()))
         if stored.next_key_pem:
-            stored = await self._settled(http, stored)
+            stored = await self._finish_key_change(http, stored)
         settings = self._settings
         if not stored.url:
             account = await accounts.register(
@@ -132,7 +132,7 @@ class AcmeAccount:
             await self._store(stored)
         return stored
 
-    async def _settled(self, http: CaHttp, stored: StoredAccount) -> StoredAccount:
+    async def _finish_key_change(self, http: CaHttp, stored: StoredAccount) -> StoredAccount:
         """Return the account after an interrupted key change."""
         replaced = attrs.evolve(stored, key_pem=stored.next_key_pem, next_key_pem="")
         try:

@@ -16,7 +16,7 @@ import trio
 from certctrl import lean
 from certctrl.errors import CertctrlError
 from certctrl.plane.acme import orders
-from certctrl.plane.acme.answers import Authorization, Challenge, Order, bad
+from certctrl.plane.acme.answers import Authorization, Challenge, Order, invalid_answer
 from certctrl.plane.acme.chains import check_leaf
 from certctrl.plane.acme.client import AcmeClient
 from certctrl.plane.acme.problems import AcmeError, Problem, refusal
@@ -75,17 +75,17 @@ class AcmeOrder:
 
     async def run(self) -> IssuedChain:
         """Return the certificate; raises IssuerError."""
-        order = await self._resumed()
+        order = await self._resume_order()
         if order is None:
-            order = await self._made()
+            order = await self._make_order()
         if order.status == "pending":
-            order = await self._authorized(order)
+            order = await self._authorize(order)
         elif self._memo.proofs:
             await self._clean_up()
         if order.status == "ready":
-            order = await orders.finalized(self._client, order, self._request.csr_der)
+            order = await orders.finalize(self._client, order, self._request.csr_der)
         else:
-            order = await orders.finished(self._client, order)
+            order = await orders.wait_until_finished(self._client, order)
         if order.status != "valid":
             await self._remember(attrs.evolve(self._memo, order_url=""))
             raise refusal("the order", order.problem or Problem(kind="", detail=f"the order is {order.status}"))
@@ -95,7 +95,7 @@ class AcmeOrder:
             await self._clean_up()
         return chain.issued()
 
-    async def _resumed(self) -> Order | None:
+    async def _resume_order(self) -> Order | None:
         """Return the order of an earlier attempt if it can still be completed."""
         memo, digest = self._memo, csr_digest(self._request.csr_der)
         age = self._client.wall_now() - memo.made_at
@@ -113,7 +113,7 @@ class AcmeOrder:
             await self._remember(attrs.evolve(memo, csr_sha256=digest))
         return order
 
-    async def _made(self) -> Order:
+    async def _make_order(self) -> Order:
         """Make an order, and record its URL in the memo."""
         request = self._request
         orders.require_profile(await self._client.directory(), self._profile)
@@ -131,16 +131,16 @@ class AcmeOrder:
         await self._remember(memo)
         return order
 
-    async def _authorized(self, order: Order) -> Order:
+    async def _authorize(self, order: Order) -> Order:
         """Prove all names of an order that are not yet authorized."""
-        found = await each(lambda url: orders.fetch_authorization(self._client, url), order.authorizations)
+        found = await for_each(lambda url: orders.fetch_authorization(self._client, url), order.authorizations)
         self._refuse_others(found)
-        await self._refuse_dead(found)
-        attempts = [self._chosen(one) for one in found if one.status == "pending"]
+        await self._refuse_ended(found)
+        attempts = [self._choose_challenge(one) for one in found if one.status == "pending"]
         try:
             if attempts:
                 await self._prove(attempts)
-            return await orders.ready(self._client, order)
+            return await orders.wait_until_ready(self._client, order)
         finally:
             if self._memo.proofs:
                 stopping = trio.current_effective_deadline() <= trio.current_time()
@@ -151,15 +151,17 @@ class AcmeOrder:
         proofs = tuple(one.proof for one in attempts)
         await self._remember(self._memo.with_proofs(proofs))
         await self._solver.present(proofs)
-        untold = [one.challenge for one in attempts if one.challenge.status == "pending"]
-        await each(lambda challenge: orders.answer_challenge(self._client, challenge), untold)
-        decided = await each(lambda one: orders.decided(self._client, one.authorization), attempts)
-        refused = [(one, now) for one, now in zip(attempts, decided, strict=True) if now.status != "valid"]
+        unanswered = [one.challenge for one in attempts if one.challenge.status == "pending"]
+        await for_each(lambda challenge: orders.answer_challenge(self._client, challenge), unanswered)
+        authorizations = await for_each(
+            lambda one: orders.wait_until_decided(self._client, one.authorization), attempts
+        )
+        refused = [(one, now) for one, now in zip(attempts, authorizations, strict=True) if now.status != "valid"]
         if refused:
             await self._remember(attrs.evolve(self._memo, order_url=""))
-            raise await self._explained(refused)
+            raise await self._validation_error(refused)
 
-    def _chosen(self, authorization: Authorization) -> Attempt:
+    def _choose_challenge(self, authorization: Authorization) -> Attempt:
         """Return the challenge to answer. Raises a permanent IssuerError if no solver answers one that the CA offers."""
         name, wildcard = authorization.identifier.value, authorization.wildcard
         offered = {one.kind: one for one in authorization.challenges if one.status in ("pending", "processing")}
@@ -177,25 +179,27 @@ class AcmeOrder:
         ordered = {orders.plain_name(name) for name in self._request.names}
         for one in found:
             if orders.plain_name(one.identifier.value) not in ordered:
-                raise bad("order", f"it has an authorization for {one_line(one.name)}, which was not ordered")
+                raise invalid_answer(
+                    "order", f"it has an authorization for {one_line(one.name)}, which was not ordered"
+                )
 
-    async def _refuse_dead(self, found: Sequence[Authorization]) -> None:
-        dead = [one for one in found if one.status not in ("pending", "valid")]
-        if dead:
+    async def _refuse_ended(self, found: Sequence[Authorization]) -> None:
+        ended = [one for one in found if one.status not in ("pending", "valid")]
+        if ended:
             await self._remember(attrs.evolve(self._memo, order_url=""))
-            problem = next((two.problem for two in dead[0].challenges if two.problem is not None), None)
+            problem = next((two.problem for two in ended[0].challenges if two.problem is not None), None)
             raise refusal(
-                f"the authorization of {dead[0].name}",
-                problem or Problem(kind="", detail=f"it is {dead[0].status}"),
+                f"the authorization of {ended[0].name}",
+                problem or Problem(kind="", detail=f"it is {ended[0].status}"),
             )
 
-    async def _explained(self, refused: Sequence[tuple[Attempt, Authorization]]) -> IssuerError:
+    async def _validation_error(self, refused: Sequence[tuple[Attempt, Authorization]]) -> IssuerError:
         """Return the error for names whose validation failed, with the answers as this plane sees them."""
         texts, first = [], None
         for attempt, authorization in refused[:_EXPLAINED]:
             problem = _problem(attempt, authorization)
             first = first or problem
-            seen = await self._seen(attempt)
+            seen = await self._explain(attempt)
             texts.append(f"{authorization.name} by {attempt.proof.kind}: {problem.text}{f' – {seen}' if seen else ''}")
         if len(refused) > _EXPLAINED:
             texts.append(f"and {len(refused) - _EXPLAINED} more names")
@@ -209,7 +213,7 @@ class AcmeOrder:
             fix=error.fix,
         )
 
-    async def _seen(self, attempt: Attempt) -> str:
+    async def _explain(self, attempt: Attempt) -> str:
         text = ""
         with trio.move_on_after(CLEAN_UP_SECONDS / _EXPLAINED):
             try:
@@ -242,7 +246,7 @@ class AcmeOrder:
         self._memo = memo
 
 
-async def each(function: Callable[[T], Awaitable[V]], items: Sequence[T]) -> list[V]:
+async def for_each(function: Callable[[T], Awaitable[V]], items: Sequence[T]) -> list[V]:
     """Run a function for all items, a few at a time; the first error cancels the others and is raised alone."""
     results: dict[int, V] = {}
     failed: list[CertctrlError] = []

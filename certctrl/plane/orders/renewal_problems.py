@@ -23,7 +23,7 @@ log = logging.getLogger("certctrl.Renewals")
 
 
 @lean.frozen(kw_only=True)
-class Late:
+class LateRenewal:
     """A certificate that should have been renewed."""
 
     stage: ProblemName
@@ -37,7 +37,7 @@ class Late:
         return f"certificate {self.cert_id} ({self.domain_name}) ends at {rfc3339(self.not_after)}: {self.why}"
 
 
-def stage_of(life: Life, now: float, *, is_imported: bool) -> ProblemName | None:
+def late_problem_of(life: Life, now: float, *, is_imported: bool) -> ProblemName | None:
     """Return the problem of a certificate in use; None if there is none."""
     if now < late_at(life, is_imported=is_imported):
         return None
@@ -71,7 +71,7 @@ class RenewalProblems:
             else:
                 self._problems.clear(stage)
 
-    def read(self) -> list[Late]:
+    def read(self) -> list[LateRenewal]:
         """Return the certificates on devices whose renewal is late, the most urgent first."""
         now = self._wall_now()
         rows = self._db.all(
@@ -84,7 +84,7 @@ class RenewalProblems:
         )
         return [late for row in rows if (late := _late(row, now)) is not None]
 
-    def _log(self, late: Sequence[Late]) -> None:
+    def _log(self, late: Sequence[LateRenewal]) -> None:
         """Log each certificate once per stage."""
         present = {(one.cert_id, one.serial, one.stage) for one in late}
         self._logged &= present
@@ -95,9 +95,9 @@ class RenewalProblems:
         self._logged = present
 
 
-def _late(row: Row, now: float) -> Late | None:
+def _late(row: Row, now: float) -> LateRenewal | None:
     is_imported = row["issuer"] == IMPORT
-    stage = stage_of(Life(row["not_before"], row["not_after"]), now, is_imported=is_imported)
+    stage = late_problem_of(Life(row["not_before"], row["not_after"]), now, is_imported=is_imported)
     if stage is None:
         return None
     if is_imported:
@@ -106,7 +106,7 @@ def _late(row: Row, now: float) -> Late | None:
         why = "its renewal is not ordered yet"
     else:
         why = f"order {row['order_id']}: {row['problem'] or 'in progress'}"
-    return Late(
+    return LateRenewal(
         stage=stage,
         cert_id=row["id"],
         domain_name=row["domain_name"],

@@ -23,21 +23,21 @@ async def test_the_counts_by_state(open_database: Callable[[], Database]) -> Non
     await new_device(plane, "second-device")
     row = await plane.certificates.issue(1, ["a.example"], device_ids=[device_id])
     await plane.certificates.issue(1, ["unused.example"])
-    taken = await plane.work(plane.census.taken)
+    taken = await plane.work(plane.census.counts)
     assert taken["devices"] == {"expected": 1, "active": 1, "revoked": 0, "silent": 0}
     assert taken["certificates"] == {"active": 2, "ending": 0, "ended": 0}
     assert taken["jobs"] == {"housekeeping": {"due": 0, "overdue": 1, "running": 0, "scheduled": 0}}
     await plane.work(plane.tidy)
     clock[0] += 20
-    assert (await plane.work(plane.census.taken))["jobs"]["housekeeping"]["due"] == 1
+    assert (await plane.work(plane.census.counts))["jobs"]["housekeeping"]["due"] == 1
     await plane.work(lambda: plane.jobs.claim("housekeeping", limit=1, lease_seconds=9))
-    assert (await plane.work(plane.census.taken))["jobs"]["housekeeping"]["running"] == 1
+    assert (await plane.work(plane.census.counts))["jobs"]["housekeeping"]["running"] == 1
     clock[0] += 80 * 86_400
-    taken = await plane.work(plane.census.taken)
+    taken = await plane.work(plane.census.counts)
     assert taken["devices"]["silent"] == 1
     assert taken["certificates"] == {"active": 2, "ending": 1, "ended": 0}, f"{row['id']}: only where it is used"
     clock[0] += 30 * 86_400
-    assert (await plane.work(plane.census.taken))["certificates"] == {"active": 2, "ending": 0, "ended": 1}
+    assert (await plane.work(plane.census.counts))["certificates"] == {"active": 2, "ending": 0, "ended": 1}
 
 
 async def test_planes_see_each_other(open_database: Callable[[], Database]) -> None:

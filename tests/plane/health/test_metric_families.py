@@ -77,7 +77,7 @@ async def test_a_scrape_works_without_the_database(world: World, monkeypatch: An
     def fails() -> None:
         raise DiskError("/data/plane.db: disk I/O error")
 
-    monkeypatch.setattr(world.plane.census, "taken", fails)
+    monkeypatch.setattr(world.plane.census, "counts", fails)
     found = await scrape(world)
     assert "devices" not in found and "jobs" not in found
     world.plane.problems.report(ProblemName.STORAGE, "disk I/O error")
