@@ -14,7 +14,9 @@ from certctrl.plane.certificates.certificates import Certificates, IssuingParts
 from certctrl.plane.certificates.device_keys import DeviceKeys
 from certctrl.plane.certificates.imports import Imports
 from certctrl.plane.certificates.table import CertificateTable
+from certctrl.plane.challenges.leftovers import Leftovers
 from certctrl.plane.challenges.making import make_solver
+from certctrl.plane.challenges.published import PublishedProofs
 from certctrl.plane.challenges.solver_kind import SolverParts
 from certctrl.plane.health.counters import PlaneCounters
 from certctrl.plane.health.problems import Problems
@@ -96,6 +98,7 @@ class Issuance:
         self.orders.on_due = self.order_runner.wake
         self.revocation_runner = RevocationRunner(db, base.jobs, self.revocations, self.issuers.get, base.problems)
         self.revocations.on_due = self.revocation_runner.wake
+        self.leftovers = Leftovers(db, PublishedProofs(db, wall_now), self.issuers.get, base.problems)
         self._assemble_life(base, parts)
 
     def _assemble_life(self, base: Base, parts: IssuingParts) -> None:
@@ -110,6 +113,7 @@ class Issuance:
 
 def _context(base: Base, name: str) -> IssuerContext:
     """Return the context of an issuer."""
+    published = PublishedProofs(base.database, base.wall_now)
     return IssuerContext(
         name,
         database=base.database,
@@ -117,6 +121,6 @@ def _context(base: Base, name: str) -> IssuerContext:
         settings=base.settings,
         wall_now=base.wall_now,
         offload=base.offload,
-        solvers=partial(make_solver, SolverParts(base.database, base.stream, base.wall_now)),
+        solvers=partial(make_solver, SolverParts(base.database, base.stream, base.wall_now, published, name)),
         ca=base.ca,
     )

@@ -22,6 +22,7 @@ from pebble_server import pebble_server
 
 from certctrl.plane.challenges.making import check_challenges, make_solver
 from certctrl.plane.challenges.plane_http import answer_challenges
+from certctrl.plane.challenges.published import PublishedProofs
 from certctrl.plane.challenges.solver_kind import SolverParts
 from certctrl.plane.commands import DIRECTORIES_VARIABLE
 from certctrl.plane.issuers.issuer import IssuerError
@@ -53,7 +54,9 @@ async def world() -> AsyncIterator[AcmeWorld]:
 
 def use(world: AcmeWorld, *entries: dict[str, Any]) -> None:
     """Let the world's issuer answer by entries of ``challenges``."""
-    parts = SolverParts(world.plane.database, world.plane.stream, time.time)
+    parts = SolverParts(
+        world.plane.database, world.plane.stream, time.time, PublishedProofs(world.plane.database, time.time), "le", 1
+    )
     world.real_solver = make_solver(parts, check_challenges(list(entries), SECRETS), SECRETS)
 
 

@@ -10,15 +10,17 @@ from typing import Any
 import pytest
 import trio
 from dns_servers import DnsServerProcess, Key, Servers, dns_servers, zone_text
+from shared_solver import shared
 
 from certctrl.plane.challenges.dns_lookup import DnsLookup
 from certctrl.plane.challenges.dns_network import RealDnsNetwork, server_of
 from certctrl.plane.challenges.fields import Fields
-from certctrl.plane.challenges.holds import Holds
 from certctrl.plane.challenges.rfc2136 import Rfc2136Settings, Rfc2136Solver
 from certctrl.plane.challenges.rfc2136_entry import Rfc2136Kind, read_keys
 from certctrl.plane.challenges.solver import Proof, dns_record_value
+from certctrl.plane.clock import wall_now
 from certctrl.plane.issuers.issuer import IssuerError
+from certctrl.plane.storage.sqlite import SqliteDatabase
 
 pytestmark = pytest.mark.integration
 
@@ -31,9 +33,7 @@ def proof(identifier: str = "www.example.com", token: str = "t1") -> Proof:
     return Proof(kind="dns-01", identifier=identifier, token=token, key_authorization=f"{token}.account")
 
 
-def solver(
-    primary: DnsServerProcess, key: Key | None = KEY, holds: Holds | None = None, **fields: Any
-) -> Rfc2136Solver:
+def solver(primary: DnsServerProcess, key: Key | None = KEY, **fields: Any) -> Rfc2136Solver:
     """Return the solver of an entry as an operator writes it, with the server as its only resolver."""
     given = {"tsig_key": key.file.encode()} if key else {}
     entry = {"resolvers": [primary.place], "port": primary.port, "propagation_seconds": 20, **fields}
@@ -43,7 +43,7 @@ def solver(
         authoritative=tuple(map(server_of, checked["authoritative"])), propagation_seconds=checked["propagation_seconds"],
     )  # fmt: skip
     lookup = DnsLookup(RealDnsNetwork(), tuple(map(server_of, checked["resolvers"])), checked["port"])
-    return Rfc2136Solver(settings, read_keys(checked["keys"], given), lookup, holds or Holds())
+    return Rfc2136Solver(settings, read_keys(checked["keys"], given), lookup)
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +79,7 @@ def primary(request: pytest.FixtureRequest) -> DnsServerProcess:
 
 async def test_a_wildcard_and_its_base_next_to_foreign_records(primary: DnsServerProcess) -> None:
     """Everything is found: the zone and its primary by SOA, the servers by NS."""
-    answers, holds = solver(primary), Holds()
-    other = solver(primary, holds=holds)
+    answers, other = solver(primary), solver(primary)
     foreign, both = [proof(token="foreign")], [proof(), proof(token="t2")]
     await other.present(foreign)
     await answers.present(both)
@@ -102,8 +101,8 @@ async def test_a_hundred_names_in_one_update(primary: DnsServerProcess) -> None:
 
 
 async def test_two_orders_share_a_proof(bind: DnsServerProcess) -> None:
-    holds = Holds()
-    first, second = solver(bind, holds=holds), solver(bind, holds=holds)
+    memory = SqliteDatabase(None)
+    first, second = (shared(solver(bind), memory, wall_now) for _ in range(2))
     await first.present([proof()])
     await second.present([proof()])
     await first.clean_up([proof()])

@@ -13,7 +13,7 @@ from cryptography import x509
 from scripted_ca import DIRECTORY_URL, Reply, ScriptedCa, new_csr
 
 from certctrl.plane.ca.issuer import inline
-from certctrl.plane.challenges.solver import Proof, Solver
+from certctrl.plane.challenges.solver import Failures, Proof, Solver
 from certctrl.plane.core import Plane
 from certctrl.plane.issuers import acme
 from certctrl.plane.issuers.acme import KIND, AcmeIssuer
@@ -50,11 +50,12 @@ class RecordingSolver:
         self._note("present", proofs)
         self.published |= {one.token for one in proofs}
 
-    async def clean_up(self, proofs: Sequence[Proof]) -> None:
+    async def clean_up(self, proofs: Sequence[Proof]) -> Failures:
         self._note("clean_up", proofs)
         if self.hangs:
             await trio.sleep_forever()
         self.published -= {one.token for one in proofs}
+        return {}
 
     async def explain(self, proof: Proof) -> str:
         self._note("explain", [proof])
@@ -90,7 +91,7 @@ class AcmeWorld:
             settings=self.plane.settings,
             wall_now=self.wall_now,
             offload=inline,
-            solvers=lambda challenges, secrets: self.real_solver or self.solver,
+            solvers=lambda challenges, secrets, request: self.real_solver or self.solver,
         )
         return KIND.make(checked, secrets or {}, context)
 

@@ -19,8 +19,7 @@ from certctrl.model.challenges import identifier_fault, key_authorization_fault,
 from certctrl.model.features import ACME_HTTP01, ACME_TLS_ALPN01
 from certctrl.model.plan import OutcomeKind
 from certctrl.model.signals import AcmeHttp01Start, AcmeHttp01Stop, AcmeTlsAlpn01Start, AcmeTlsAlpn01Stop
-from certctrl.plane.challenges.holds import HOLDS, Holds
-from certctrl.plane.challenges.solver import HTTP_01, TLS_ALPN_01, Proof
+from certctrl.plane.challenges.solver import HTTP_01, TLS_ALPN_01, Failures, Proof
 from certctrl.plane.devices.features import announced
 from certctrl.plane.issuers.issuer import IssuerError
 from certctrl.plane.storage.database import Database, Row, marks
@@ -69,21 +68,24 @@ class HostSolver:
         stream: SignalStream,
         wall_now: Callable[[], float],
         *,
+        user_id: int,
         devices: Sequence[str] = (),
         wait_seconds: float = WAIT_SECONDS,
         explain: Callable[[Proof], Awaitable[str]] | None = None,
-        holds: Holds = HOLDS,
     ) -> None:
-        """``devices``: ids or names of the devices that answer; empty: all with a certificate for the name."""
+        """``user_id``: the certificate's user; devices of others prove nothing for it.
+
+        ``devices``: ids or names of the devices that answer; empty: all with a certificate for the name.
+        """
         self.kinds: tuple[str, ...] = (kind,)
         self._kind = kind
         self._db = database
         self._stream = stream
         self._wall_now = wall_now
+        self._user_id = user_id
         self._devices = tuple(devices)
         self._wait_seconds = wait_seconds
         self._explain = explain
-        self._holds = holds
 
     def solves(self, kind: str, identifier: str, wildcard: bool) -> bool:
         """Return whether the challenge is of this kind; hosts cannot prove wildcards."""
@@ -91,7 +93,6 @@ class HostSolver:
 
     async def present(self, proofs: Sequence[Proof]) -> None:
         """Make the devices answer, and wait until all of them do. Raises IssuerError with the device and its reason."""
-        self._holds.take(self, proofs)
         since = self._wall_now() - SKEW_SECONDS
         waiting = await self._db.work_long(self._start, proofs)  # scans all certificates
         pause, deadline = FIRST_PAUSE, trio.current_time() + self._wait_seconds
@@ -106,10 +107,10 @@ class HostSolver:
                 await trio.sleep(min(pause, left))
                 pause = min(pause * 1.5, LONGEST_PAUSE)
 
-    async def clean_up(self, proofs: Sequence[Proof]) -> None:
-        """Stop the answers that no other order needs."""
-        unneeded = self._holds.give_back(self, proofs)
-        await self._db.work(stop_answers, self._db, self._stream, [proof.token for proof in unneeded])
+    async def clean_up(self, proofs: Sequence[Proof]) -> Failures:
+        """Stop the answers."""
+        await self._db.work(stop_answers, self._db, self._stream, [proof.token for proof in proofs])
+        return {}
 
     async def explain(self, proof: Proof) -> str:
         """Return which devices answered, and what each address of the name answers."""
@@ -213,26 +214,34 @@ class HostSolver:
         found: dict[int, Row] = {}
         for given in self._devices:
             number = int(given) if given.isascii() and given.isdecimal() and len(given) < 16 else 0
-            sql = "SELECT * FROM devices WHERE (id = ? OR name = ? OR device_public_id = ?) AND status = 'active'"
-            rows = self._db.all(f"{sql} ORDER BY id", number, given, given)
+            rows = self._db.all(
+                "SELECT * FROM devices WHERE (id = ? OR name = ? OR device_public_id = ?) AND status = 'active'"
+                " AND user_id = ? ORDER BY id",
+                *(number, given, given, self._user_id),
+            )
             if not rows:
                 raise IssuerError(
-                    f"there is no active device {one_line(given, 60)}, which an entry of challenges names",
-                    fix="see `cert-ctrl plane devices`, and correct the entry",
+                    f"user {self._user_id}, whose certificate it is, has no active device {one_line(given, 60)}, which an"
+                    " entry of challenges names",
+                    fix=f"see `cert-ctrl plane devices --user {self._user_id}`, and correct the entry",
                     is_permanent=True,
                 )
             found |= {row["id"]: row for row in rows}
         return [*found.values()]
 
     def _serving(self, identifier: str) -> list[Row]:
-        rows = self._db.all("SELECT id, sans FROM certificates WHERE sans LIKE ?", f'%"{identifier}"%')
+        rows = self._db.all(
+            "SELECT id, sans FROM certificates WHERE user_id = ? AND sans LIKE ?", self._user_id, f'%"{identifier}"%'
+        )
         ids = [row["id"] for row in rows if identifier in json.loads(row["sans"])]
         found: dict[int, Row] = {}
         for start in range(0, len(ids), 500):
             some = ids[start : start + 500]
             sql = f"SELECT device_id FROM assignments WHERE cert_id IN ({marks(some)})"
-            devices = f"SELECT * FROM devices WHERE status = 'active' AND id IN ({sql}) ORDER BY id LIMIT ?"
-            found |= {row["id"]: row for row in self._db.all(devices, *some, MAX_DEVICES + 1)}
+            devices = (
+                f"SELECT * FROM devices WHERE status = 'active' AND user_id = ? AND id IN ({sql}) ORDER BY id LIMIT ?"
+            )
+            found |= {row["id"]: row for row in self._db.all(devices, self._user_id, *some, MAX_DEVICES + 1)}
         return [*found.values()]
 
     def _require_able(self, device: Row) -> None:

@@ -35,6 +35,7 @@ class HostKind:
             parts.database,
             parts.stream,
             parts.wall_now,
+            user_id=parts.user_id,
             devices=settings["devices"],
             wait_seconds=settings["wait_seconds"],
             explain=_explain if self._kind == HTTP_01 else None,

@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from certctrl import lean
 from certctrl.errors import CertctrlError
 from certctrl.plane.ca.domains import is_address
-from certctrl.plane.challenges.solver import DNS_01, Proof, Solver
+from certctrl.plane.challenges.solver import DNS_01, Failures, Proof, Solver
 from certctrl.plane.issuers.issuer import IssuerError
 from certctrl.text import one_line
 
@@ -97,16 +97,18 @@ class ChosenSolver:
         for rule, mine in self._parts(proofs):
             await rule.solver.present(mine)
 
-    async def clean_up(self, proofs: Sequence[Proof]) -> None:
-        """Withdraw all answers, even if a solver fails; its IssuerError is raised afterwards."""
-        failure: CertctrlError | None = None
+    async def clean_up(self, proofs: Sequence[Proof]) -> Failures:
+        """Withdraw all answers, even if a solver fails; return the failures."""
+        unknown = IssuerError("no entry of challenges is for it any longer", fix="remove it by hand, or add the entry")
+        failures: dict[Proof, CertctrlError] = dict.fromkeys(proofs, unknown)
         for rule, mine in self._parts(proofs):
+            for proof in mine:
+                failures.pop(proof, None)
             try:
-                await rule.solver.clean_up(mine)
+                failures |= await rule.solver.clean_up(mine)
             except CertctrlError as error:
-                failure = failure or error
-        if failure is not None:
-            raise failure
+                failures |= dict.fromkeys(mine, error)
+        return failures
 
     async def explain(self, proof: Proof) -> str:
         """Return what the solver of a proof finds; empty if no rule applies any longer."""

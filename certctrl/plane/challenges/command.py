@@ -6,7 +6,6 @@ name of the record or the token, and the value; the environment has the same, un
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,16 +16,13 @@ from certctrl.plane.challenges.dns_network import DnsServer
 from certctrl.plane.challenges.explain import explain_dns
 from certctrl.plane.challenges.explain_http import explain_http
 from certctrl.plane.challenges.fields import Fields
-from certctrl.plane.challenges.holds import HOLDS, Holds
 from certctrl.plane.challenges.propagation import wait_until_published
 from certctrl.plane.challenges.rfc2136_entry import authoritative_of, check_waiting, make_lookup
-from certctrl.plane.challenges.solver import DNS_01, HTTP_01, Proof, dns_record_name, dns_record_value
+from certctrl.plane.challenges.solver import DNS_01, HTTP_01, Failures, Proof, dns_record_name, dns_record_value
 from certctrl.plane.challenges.solver_kind import SolverParts
 from certctrl.plane.commands import check_program, check_secret_name, run_program
 from certctrl.plane.issuers.issuer import IssuerError
 from certctrl.text import one_line
-
-log = logging.getLogger("certctrl.Plane")
 
 DEFAULT_SECONDS = 120
 MAX_SECONDS = 3600
@@ -55,14 +51,11 @@ class CommandSettings:
 class CommandSolver:
     """Answers one type of challenge by a program."""
 
-    def __init__(
-        self, settings: CommandSettings, secrets: Mapping[str, bytes], lookup: DnsLookup, holds: Holds = HOLDS
-    ) -> None:
+    def __init__(self, settings: CommandSettings, secrets: Mapping[str, bytes], lookup: DnsLookup) -> None:
         self.kinds: tuple[str, ...] = (settings.kind,)
         self._settings = settings
         self._secrets = dict(secrets)
         self._lookup = lookup
-        self._holds = holds
 
     def __repr__(self) -> str:
         return f"CommandSolver({self._settings.argv[0]})"
@@ -73,20 +66,20 @@ class CommandSolver:
 
     async def present(self, proofs: Sequence[Proof]) -> None:
         """Run the program for each proof, then wait for the DNS. Raises IssuerError."""
-        self._holds.take(self, proofs)
         for left, proof in zip(range(len(proofs) - 1, -1, -1), proofs, strict=True):
             await self._run("present", proof, proofs, left)
         if self._settings.kind == DNS_01 and self._settings.waits:
             await self._wait(proofs)
 
-    async def clean_up(self, proofs: Sequence[Proof]) -> None:
-        """Run the program for each proof that no other order needs; failures are logged."""
-        unneeded = self._holds.give_back(self, proofs)
-        for left, proof in zip(range(len(unneeded) - 1, -1, -1), unneeded, strict=True):
+    async def clean_up(self, proofs: Sequence[Proof]) -> Failures:
+        """Run the program for each proof; return its failures."""
+        failures: dict[Proof, CertctrlError] = {}
+        for left, proof in zip(range(len(proofs) - 1, -1, -1), proofs, strict=True):
             try:
                 await self._run("cleanup", proof, proofs, left)
             except IssuerError as error:
-                log.warning("cannot clean up the challenge for %s: %s", proof.identifier, error)
+                failures[proof] = error
+        return failures
 
     async def explain(self, proof: Proof) -> str:
         """Return what a CA finds for a proof."""

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from ipaddress import ip_network
+from secrets import token_hex
 from typing import Any
 
+import attrs
+
 from certctrl.errors import ConfigError
-from certctrl.plane.challenges.chosen import ChosenSolver, Rule
+from certctrl.plane.challenges.chosen import Rule
 from certctrl.plane.challenges.fields import Fields
+from certctrl.plane.challenges.shared import SharedSolver
 from certctrl.plane.challenges.solver import HTTP_01, TLS_ALPN_01
 from certctrl.plane.challenges.solver_kind import SolverKind, SolverParts
+from certctrl.plane.issuers.issuer import CertificateRequest
 from certctrl.text import ascii_name, is_name, kind_of, one_line
 
 MAX_ENTRIES = 50
@@ -65,14 +70,23 @@ def check_challenges(challenges: Any, secrets: Mapping[str, bytes]) -> list[dict
 
 
 def make_solver(
-    parts: SolverParts, challenges: Sequence[Mapping[str, Any]], secrets: Mapping[str, bytes]
-) -> ChosenSolver:
-    """Return the solver of entries of ``check_challenges``. Raises ConfigError if a secret is missing or invalid."""
-    rules = []
+    parts: SolverParts,
+    challenges: Sequence[Mapping[str, Any]],
+    secrets: Mapping[str, bytes],
+    request: CertificateRequest | None = None,
+) -> SharedSolver:
+    """Return the solver of entries of ``check_challenges``, for an order's request or to take proofs back.
+
+    Raises ConfigError if a secret is missing or invalid.
+    """
+    rules, holder = [], token_hex(8)  # a request without an order has nobody to share with
+    if request is not None:
+        parts = attrs.evolve(parts, user_id=request.user_id)
+        holder = f"order {request.order_id}" if request.order_id else holder
     for entry in challenges:
         solver = kind_named(entry["type"]).make(entry, secrets, parts)
         rules.append(Rule(entry["type"], tuple(entry["domains"]), solver))
-    return ChosenSolver(rules)
+    return SharedSolver(rules, parts.database, parts.published, issuer=parts.issuer, holder=holder)
 
 
 def _check_entry(entry: Any, path: str, secrets: Mapping[str, bytes]) -> dict[str, Any]:

@@ -16,8 +16,7 @@ import trio
 from certctrl.errors import CertctrlError
 from certctrl.net.challenge_listener import answer_http01
 from certctrl.plane.challenges.fields import Fields
-from certctrl.plane.challenges.holds import HOLDS, Holds
-from certctrl.plane.challenges.solver import HTTP_01, Proof
+from certctrl.plane.challenges.solver import HTTP_01, Failures, Proof
 from certctrl.plane.challenges.solver_kind import SolverParts
 from certctrl.plane.storage.database import Database
 
@@ -40,13 +39,11 @@ class PlaneHttpSolver:
         database: Database,
         wall_now: Callable[[], float],
         explain: Callable[[Proof], Awaitable[str]],
-        holds: Holds = HOLDS,
     ) -> None:
         """``explain``: asks as a CA does."""
         self._db = database
         self._wall_now = wall_now
         self._explain = explain
-        self._holds = holds
 
     def solves(self, kind: str, identifier: str, wildcard: bool) -> bool:
         """Return whether it is http-01 for a name; http-01 cannot prove wildcards."""
@@ -54,12 +51,12 @@ class PlaneHttpSolver:
 
     async def present(self, proofs: Sequence[Proof]) -> None:
         """Store the answers; every plane on the database serves them from now on."""
-        self._holds.take(self, proofs)
         await self._db.work(self._store, proofs)
 
-    async def clean_up(self, proofs: Sequence[Proof]) -> None:
-        """Delete the answers that no other order needs."""
-        await self._db.work(self._delete, self._holds.give_back(self, proofs))
+    async def clean_up(self, proofs: Sequence[Proof]) -> Failures:
+        """Delete the answers."""
+        await self._db.work(self._delete, proofs)
+        return {}
 
     async def explain(self, proof: Proof) -> str:
         """Return what each address of the name answers."""

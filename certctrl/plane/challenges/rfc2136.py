@@ -7,8 +7,7 @@ zone, at another server.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import dns.message
 import dns.name
@@ -20,16 +19,14 @@ import dns.tsig
 import dns.update
 
 from certctrl import lean
+from certctrl.errors import CertctrlError
 from certctrl.plane.challenges import explain
 from certctrl.plane.challenges.dns_lookup import DnsLookup, Zone, name_of, shown
 from certctrl.plane.challenges.dns_network import DnsServer, DnsSilenceError, Silence, server_of
-from certctrl.plane.challenges.holds import HOLDS, Holds
 from certctrl.plane.challenges.propagation import wait_until_published
-from certctrl.plane.challenges.solver import DNS_01, Proof, dns_record_name, dns_record_value
+from certctrl.plane.challenges.solver import DNS_01, Failures, Proof, dns_record_name, dns_record_value
 from certctrl.plane.challenges.tsig_keys import TsigKey, key_for
 from certctrl.plane.issuers.issuer import IssuerError
-
-log = logging.getLogger("certctrl.Plane")
 
 Wanted = dict[dns.name.Name, list[str]]
 """The TXT values of each name."""
@@ -66,13 +63,10 @@ class Rfc2136Solver:
 
     kinds: tuple[str, ...] = (DNS_01,)
 
-    def __init__(
-        self, settings: Rfc2136Settings, keys: Sequence[TsigKey], lookup: DnsLookup, holds: Holds = HOLDS
-    ) -> None:
+    def __init__(self, settings: Rfc2136Settings, keys: Sequence[TsigKey], lookup: DnsLookup) -> None:
         self._settings = settings
         self._keys = tuple(keys)
         self._lookup = lookup
-        self._holds = holds
         self._found: dict[str, _Record] = {}
         """Identifier -> record, so that a value is deleted where it was added."""
 
@@ -82,42 +76,43 @@ class Rfc2136Solver:
 
     async def present(self, proofs: Sequence[Proof]) -> None:
         """Add the records, and wait for every authoritative server to have them. Raises IssuerError."""
-        answers = _answers(proofs)
-        self._holds.take(self, answers)
-        by_zone = await self._by_zone(answers)
+        by_zone: dict[Zone, Wanted] = {}
+        for proof in dict.fromkeys(proofs):
+            await self._add_to(by_zone, proof)
         for zone, wanted in by_zone.items():
             await self._update(zone, wanted, add=True)
         for zone, wanted in by_zone.items():
             servers = await self._servers(zone.name)
             await wait_until_published(self._lookup.network, servers, wanted, self._settings.propagation_seconds)
 
-    async def clean_up(self, proofs: Sequence[Proof]) -> None:
-        """Delete the values that no other order needs; failures are logged, since the certificate may be issued."""
+    async def clean_up(self, proofs: Sequence[Proof]) -> Failures:
+        """Delete the values; return why some could not be deleted."""
         by_zone: dict[Zone, Wanted] = {}
-        for answer in self._holds.give_back(self, _answers(proofs)):
+        zones: dict[Zone, list[Proof]] = {}
+        failures: dict[Proof, CertctrlError] = {}
+        for proof in dict.fromkeys(proofs):
             try:
-                for zone, wanted in (await self._by_zone([answer])).items():
-                    for name, values in wanted.items():
-                        by_zone.setdefault(zone, {}).setdefault(name, []).extend(values)
+                zones.setdefault(await self._add_to(by_zone, proof), []).append(proof)
             except IssuerError as error:
-                log.warning("cannot delete TXT %s: %s", dns_record_name(answer[0]), error)
-            self._found.pop(answer[0], None)  # the delegation may change until the next order
+                failures[proof] = error
+        for proof in proofs:
+            self._found.pop(proof.identifier, None)  # the delegation may change until the next order
         for zone, wanted in by_zone.items():
             try:
                 await self._update(zone, wanted, add=False)
             except IssuerError as error:
-                log.warning("cannot delete TXT records in %s: %s", shown(zone.name), error)
+                failures |= dict.fromkeys(zones[zone], error)
+        return failures
 
     async def explain(self, proof: Proof) -> str:
         """Return what the DNS answers for the record of a proof."""
         return await explain.explain_dns(self._lookup, proof, self._settings.authoritative)
 
-    async def _by_zone(self, answers: Iterable[tuple[str, str]]) -> dict[Zone, Wanted]:
-        found: dict[Zone, Wanted] = {}
-        for identifier, value in answers:
-            record = await self._record(identifier)
-            found.setdefault(record.zone, {}).setdefault(record.name, []).append(value)
-        return found
+    async def _add_to(self, by_zone: dict[Zone, Wanted], proof: Proof) -> Zone:
+        """Add the value of a proof to its zone, which is returned. Raises IssuerError."""
+        record = await self._record(proof.identifier)
+        by_zone.setdefault(record.zone, {}).setdefault(record.name, []).append(dns_record_value(proof))
+        return record.zone
 
     async def _record(self, identifier: str) -> _Record:
         if identifier not in self._found:
@@ -184,11 +179,6 @@ class Rfc2136Solver:
             check_answer(answer, server, zone.name, key)
             return
         raise _no_update(silences[-1], zone.name, key)
-
-
-def _answers(proofs: Iterable[Proof]) -> list[tuple[str, str]]:
-    """Return the name and value of each proof, without duplicates."""
-    return list(dict.fromkeys((proof.identifier, dns_record_value(proof)) for proof in proofs))
 
 
 def make_update(

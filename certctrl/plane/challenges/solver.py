@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import attrs
 
 from certctrl import lean
+from certctrl.errors import CertctrlError
 
 DNS_01, HTTP_01, TLS_ALPN_01 = "dns-01", "http-01", "tls-alpn-01"
 
@@ -38,6 +39,10 @@ class Proof:
     asker: Asker = attrs.field(factory=Asker, eq=False, repr=False)
 
 
+Failures = Mapping[Proof, CertctrlError]
+"""Why answers could not be taken back; those that could are not in it."""
+
+
 class Solver(Protocol):
     """Publishes the answers to challenges; failures are raised as ``IssuerError``."""
 
@@ -52,7 +57,7 @@ class Solver(Protocol):
         """Publish the answers; return once the CA may validate."""
         ...
 
-    async def clean_up(self, proofs: Sequence[Proof]) -> None:
+    async def clean_up(self, proofs: Sequence[Proof]) -> Failures:
         """Withdraw the answers; always called, even if only some or none were published."""
         ...
 

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from certctrl import lean
 from certctrl.plane.challenges.fields import Fields
+from certctrl.plane.challenges.published import PublishedProofs
 from certctrl.plane.challenges.solver import Solver
 from certctrl.plane.storage.database import Database
 from certctrl.plane.storage.signal_stream import SignalStream
@@ -20,6 +21,11 @@ class SolverParts:
     stream: SignalStream
     """The signal stream, for answers at hosts."""
     wall_now: Callable[[], float]
+    published: PublishedProofs
+    issuer: str
+    """The name of the issuer."""
+    user_id: int = 0
+    """The user of the certificate; 0: none, as for proofs that are only taken back."""
 
 
 class SolverKind(Protocol):

@@ -46,6 +46,8 @@ class ProblemName(StrEnum):
     """An issuer cannot be used on this plane."""
     REVOCATIONS = "revocations"
     """CAs refuse or fail to revoke certificates that are revoked here."""
+    PROOFS = "proofs"
+    """Proofs of names, such as DNS records, could not be taken back."""
     RENEWALS_LATE = "renewals_late"
     """Certificates on devices have a third of their life left and are not renewed."""
     RENEWALS_ENDING = "renewals_ending"
@@ -68,7 +70,7 @@ class ProblemName(StrEnum):
 
 _LESSER = (
     ProblemName.DISK_LOW, ProblemName.OVERLOAD, ProblemName.TLS_CERTIFICATE, ProblemName.ORDERS, ProblemName.ISSUER,
-    ProblemName.REVOCATIONS,
+    ProblemName.REVOCATIONS, ProblemName.PROOFS,
     ProblemName.RENEWALS_LATE, ProblemName.RENEWALS_ENDING, ProblemName.IMPORTS_ENDING, ProblemName.WAKES_DELAYED,
 )  # fmt: skip
 _SUMMARIES = {
@@ -85,6 +87,7 @@ _SUMMARIES = {
     ProblemName.ORDERS: "Certificates cannot be issued or renewed at present",
     ProblemName.ISSUER: "An issuer of certificates cannot be used",
     ProblemName.REVOCATIONS: "Revoked certificates are not revoked at their CA yet",
+    ProblemName.PROOFS: "Proofs of names for a CA could not be taken back yet",
     ProblemName.RENEWALS_LATE: "Certificates should have been renewed and are not",
     ProblemName.RENEWALS_ENDING: "Certificates that are about to expire, or have expired, are not renewed",
     ProblemName.IMPORTS_ENDING: "Imported certificates expire soon and must be imported again",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,6 +15,7 @@ from certctrl.plane.acme.http import CaHttp, CaPlaces, connected
 from certctrl.plane.acme.jws import AccountKey
 from certctrl.plane.acme.nonces import Nonces
 from certctrl.plane.acme.problems import AcmeError
+from certctrl.plane.challenges.solver import Proof
 from certctrl.plane.clock import monotonic
 from certctrl.plane.issuers.acme_account import AcmeAccount
 from certctrl.plane.issuers.acme_budget import SharedBudget
@@ -50,7 +51,7 @@ class AcmeIssuer:
         async with self._connected() as http:
             order = AcmeOrder(
                 await self._account.client(http),
-                self._context.solvers(settings.challenges, self._secrets),
+                self._context.solvers(settings.challenges, self._secrets, request),
                 request,
                 directory_url=settings.directory_url,
                 profile=settings.profile,
@@ -95,6 +96,10 @@ class AcmeIssuer:
         if blocked > self._context.wall_now():
             facts["blocked until"] = _time(blocked)
         return facts
+
+    async def take_back(self, proofs: Sequence[Proof]) -> None:
+        """Remove proofs that orders have left."""
+        await self._context.solvers(self._settings.challenges, self._secrets, None).clean_up(proofs)
 
     async def change_key(self) -> None:
         """Replace the key of the account."""

@@ -234,7 +234,7 @@ class AcmeOrder:
         names = ", ".join(sorted({proof.identifier for proof in proofs})[:5])
         with trio.move_on_after(seconds) as scope:
             try:
-                await self._solver.clean_up(proofs)
+                await self._solver.clean_up(proofs)  # failures are tried again without this order
                 await self._remember(attrs.evolve(self._memo, proofs=()))
             except CertctrlError as error:
                 log.warning("Challenges of %s could not be withdrawn: %s", names, error)

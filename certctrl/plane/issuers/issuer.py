@@ -17,7 +17,7 @@ from certctrl.errors import CertctrlError, ExitStatus
 from certctrl.model.offload import Offload
 from certctrl.plane.ca import crl
 from certctrl.plane.ca.issuer import BuiltinCa
-from certctrl.plane.challenges.solver import Solver
+from certctrl.plane.challenges.solver import Proof, Solver
 from certctrl.plane.settings import PlaneSettings
 from certctrl.plane.storage.database import Database
 from certctrl.plane.storage.keyring import Keyring
@@ -26,9 +26,6 @@ BUILTIN = "builtin"
 """The name of the issuer that is the plane's own CA; it needs no settings."""
 REASONS = tuple(crl.REASONS)
 """Reasons for a revocation that an operator may give (RFC 5280, section 5.3.1)."""
-
-SolverMaker = Callable[[Sequence[Mapping[str, Any]], Mapping[str, bytes]], Solver]
-"""Makes the solver of the list ``challenges`` of an issuer's settings, with the issuer's secrets."""
 
 
 class IssuerError(CertctrlError):
@@ -71,12 +68,23 @@ class CertificateRequest:
     must_staple: bool = False
     replaces_pem: str = ""
     """The certificate that this one replaces."""
+    order_id: int = 0
+    """The same at each attempt; 0: there is no order."""
+    user_id: int = 0
+    """The user of the certificate."""
     device_ids: tuple[int, ...] = ()
     """The devices that will serve it, for challenges at hosts."""
     memo: str = attrs.field(default="", repr=False)
     """The memo that an earlier attempt of the same order stored."""
     remember: Callable[[str], Awaitable[None]] = attrs.field(default=forget, repr=False)
     """Store a memo durably; the next attempt gets it, even after a crash."""
+
+
+SolverMaker = Callable[[Sequence[Mapping[str, Any]], Mapping[str, bytes], CertificateRequest | None], Solver]
+"""Makes the solver of the list ``challenges`` of an issuer's settings, with the issuer's secrets, for a request.
+
+Without a request, the solver can only take proofs back.
+"""
 
 
 @lean.frozen(kw_only=True)
@@ -123,6 +131,14 @@ class AccountHolder(Protocol):
 
     async def deactivate(self) -> None:
         """End the account, which cannot be undone."""
+
+
+@runtime_checkable
+class ProofTaker(Protocol):
+    """An issuer that publishes proofs; raises IssuerError."""
+
+    async def take_back(self, proofs: Sequence[Proof]) -> None:
+        """Remove proofs that its solver published for orders that no longer need them; failures are noted there."""
 
 
 class IssuerContext:

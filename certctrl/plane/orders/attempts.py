@@ -77,6 +77,7 @@ class Attempt:
     memo: str = attrs.field(repr=False)
     replaces_pem: str
     device_ids: tuple[int, ...]
+    user_id: int
 
 
 class Attempts:
@@ -148,6 +149,7 @@ class Attempts:
             memo=self._unsealed(f"order {order_id} memo", order["memo_enc"]).decode(),
             replaces_pem=certificate["certificate_pem"] if active else "",
             device_ids=tuple(self._table.holders(order["cert_id"])),
+            user_id=certificate["user_id"],
         )
 
     def keep_key(self, attempt: Attempt, key_der: bytes, csr_der: bytes) -> None:

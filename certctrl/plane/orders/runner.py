@@ -250,6 +250,8 @@ class OrderRunner:
             profile=attempt.profile,
             must_staple=attempt.must_staple,
             replaces_pem=attempt.replaces_pem,
+            order_id=attempt.order_id,
+            user_id=attempt.user_id,
             device_ids=attempt.device_ids,
             memo=attempt.memo,
             remember=partial(self._remember, attempt),

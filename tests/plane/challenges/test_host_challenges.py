@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import trio
 from engine_plane import plane_on, registered
+from shared_solver import shared
 
 from certctrl.model.plan import OutcomeKind
 from certctrl.plane.challenges.at_hosts import HostSolver, stop_expired
-from certctrl.plane.challenges.holds import Holds
 from certctrl.plane.challenges.solver import HTTP_01, TLS_ALPN_01, Proof
 from certctrl.plane.clock import wall_now
 from certctrl.plane.core import Plane
@@ -42,7 +42,7 @@ def solver(plane: Plane, *devices: str, kind: str = HTTP_01, **more: Any) -> Hos
         plane.stream,
         plane.wall_now,
         devices=devices,
-        **{"holds": Holds(), "wait_seconds": 20} | more,
+        **{"user_id": 1, "wait_seconds": 20} | more,
     )
 
 
@@ -117,7 +117,7 @@ async def test_only_agents_that_announced_it_are_asked(plane: Plane) -> None:
 
 
 async def test_an_unknown_device_is_an_error_of_the_entry(plane: Plane) -> None:
-    with pytest.raises(IssuerError, match="no active device web-9"):
+    with pytest.raises(IssuerError, match=r"user 1, whose certificate it is, has no active device web-9"):
         await solver(plane, "web-9").present([proof_of()])
     with pytest.raises(IssuerError, match=r"no active device has a certificate for www\.example\.com"):
         await solver(plane).present([proof_of()])
@@ -187,10 +187,47 @@ async def test_the_clock_of_the_plane_that_stores_an_ack_may_be_behind(plane: Pl
         await solver(plane, "web-1").present([proof_of()])
 
 
+async def test_hosts_of_another_user_prove_nothing(plane: Plane) -> None:
+    """Neither by a certificate for the same name, nor by an id or name in the entry of the issuer."""
+
+    def hand_over() -> int:
+        other = plane.database.insert("INSERT INTO users (name, created_at) VALUES ('other', 0)")
+        plane.database.run("UPDATE devices SET user_id = ? WHERE id = ?", other, theirs)
+        return other
+
+    theirs = await host(plane, "web-1")
+    other = await plane.work(hand_over)
+    await plane.certificates.issue(other, ["www.example.com"], device_ids=[theirs])
+    for devices in ((), ("web-1",), (str(theirs),)):
+        with pytest.raises(IssuerError, match="no active device"):
+            await solver(plane, *devices).present([proof_of()])
+    ours = await host(plane, "web-1")
+    await plane.certificates.issue(1, ["www.example.com"], device_ids=[ours])
+    for count, devices in enumerate(((), ("web-1",)), 1):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(acknowledge_challenges, plane, ours, count)
+            await solver(plane, *devices).present([proof_of(count)])
+    assert "acme.http01.start" not in [one["type"] for one in await signals(plane, theirs)]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(acknowledge_challenges, plane, theirs, 1)
+        await solver(plane, user_id=other).present([proof_of(3)])
+
+
+async def acknowledge_challenges(plane: Plane, device_id: int, count: int) -> None:
+    """Acknowledge the newest start once there are ``count`` of them, next to other signals."""
+    with trio.fail_after(20):
+        while len(found := [one for one in await signals(plane, device_id) if "start" in one["type"]]) < count:
+            await trio.sleep(0.01)
+    ack = Ack(
+        type=found[-1]["type"], ts_ms=found[-1]["ts_ms"], ref=found[-1]["ref"], outcome=OutcomeKind.APPLIED, detail=""
+    )
+    await plane.work(plane.reports.store, device_id, [ack])
+
+
 async def test_an_answer_that_another_order_needs_stays(plane: Plane) -> None:
     """A CA gives two orders the same authorization; the agent acks the first start as superseded."""
-    device_id, holds = await host(plane, "web-1"), Holds()
-    first, second = (solver(plane, "web-1", holds=holds) for _ in range(2))
+    device_id = await host(plane, "web-1")
+    first, second = (shared(solver(plane, "web-1"), plane.database, plane.wall_now) for _ in range(2))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(first.present, [proof_of()])
         await acknowledge(plane, device_id, OutcomeKind.SUPERSEDED)

@@ -19,9 +19,11 @@ from certctrl.plane.challenges.at_hosts import HostSolver
 from certctrl.plane.challenges.command import CommandSolver
 from certctrl.plane.challenges.making import TYPES, check_challenges, make_solver
 from certctrl.plane.challenges.plane_http import PlaneHttpSolver
+from certctrl.plane.challenges.published import PublishedProofs
 from certctrl.plane.challenges.rfc2136 import Rfc2136Solver
 from certctrl.plane.challenges.solver_kind import SolverParts
 from certctrl.plane.commands import DIRECTORIES_VARIABLE
+from certctrl.plane.core import Plane
 from certctrl.plane.storage.sqlite import SqliteDatabase
 
 KEY = b'key "acme" { algorithm hmac-sha256; secret "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="; };'
@@ -37,6 +39,10 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     place.write_text("#!/bin/sh\n")
     place.chmod(0o755)
     return str(place)
+
+
+def parts_of(plane: Plane, memory: SqliteDatabase) -> SolverParts:
+    return SolverParts(memory, plane.stream, plane.wall_now, PublishedProofs(memory, plane.wall_now), "le")
 
 
 def test_everything_has_a_default(program: str) -> None:
@@ -85,7 +91,7 @@ def test_solvers_of_all_types(program: str, memory: SqliteDatabase) -> None:
     checked = check_challenges(entries, SECRETS)
     assert checked[0]["domains"] == ["example.com", "*.xn--bcher-kva.example"]
     assert checked[2]["domains"] == ["192.0.2.0/24", "*"]
-    chosen = make_solver(SolverParts(memory, plane.stream, plane.wall_now), checked, SECRETS)
+    chosen = make_solver(parts_of(plane, memory), checked, SECRETS)
     solvers = [type(rule.solver) for rule in chosen._rules]
     assert solvers == [Rfc2136Solver, CommandSolver, PlaneHttpSolver, HostSolver, HostSolver]
     assert [rule.solver.kinds for rule in chosen._rules[3:]] == [("http-01",), ("tls-alpn-01",)]
@@ -168,7 +174,7 @@ def test_a_program_elsewhere(program: str) -> None:
 
 def test_a_secret_that_is_gone(program: str, memory: SqliteDatabase) -> None:
     plane = plane_on(memory)
-    parts = SolverParts(memory, plane.stream, plane.wall_now)
+    parts = parts_of(plane, memory)
     for entry in ({"type": "rfc2136"}, {"type": "command", "command": program, "secrets": ["api_token"]}):
         with pytest.raises(ConfigError, match="is not given"):
             make_solver(parts, check_challenges([entry], SECRETS), {})

@@ -14,13 +14,13 @@ import trio.testing
 from engine_plane import plane_on
 from plane_socket import FAST
 from plane_world import Client, World
+from shared_solver import shared
 
 from certctrl.errors import DiskError, TransportError
 from certctrl.net import challenge_listener
 from certctrl.plane.challenges import plane_http
 from certctrl.plane.challenges.dns_lookup import DnsLookup
 from certctrl.plane.challenges.explain_http import explain_http
-from certctrl.plane.challenges.holds import Holds
 from certctrl.plane.challenges.plane_http import ANSWER_SECONDS, PlaneHttpSolver, answer_challenges
 from certctrl.plane.challenges.solver import Proof
 from certctrl.plane.http.plain_app import make_plain_app
@@ -39,8 +39,8 @@ async def no_words(proof: Proof) -> str:
     return ""
 
 
-def solver_on(database: Database, holds: Holds | None = None) -> PlaneHttpSolver:
-    return PlaneHttpSolver(database, lambda: WALL, no_words, holds or Holds())
+def solver_on(database: Database) -> PlaneHttpSolver:
+    return PlaneHttpSolver(database, lambda: WALL, no_words)
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ async def test_any_plane_answers_until_it_is_taken_back(database: Database, nurs
 
 async def test_two_orders_share_an_answer(served: tuple[Database, int]) -> None:
     database, port = served
-    first, second = (solver_on(database, holds) for holds in [Holds()] * 2)
+    first, second = (shared(solver_on(database), database, lambda: WALL) for _ in range(2))
     await first.present([proof()])
     await second.present([proof()])
     await first.clean_up([proof()])
@@ -216,7 +216,7 @@ async def test_a_port_that_is_taken(tmp_path: Path) -> None:
 async def test_the_listener_without_tls_answers_too(world: World) -> None:
     """So one port 80 has revocation lists and challenges."""
     client = Client(make_plain_app(world.plane))
-    solver = PlaneHttpSolver(world.plane.database, world.plane.wall_now, no_words, Holds())
+    solver = PlaneHttpSolver(world.plane.database, world.plane.wall_now, no_words)
     await solver.present([proof()])
     answer = await client("GET", "/.well-known/acme-challenge/tok-1_A")
     assert (answer.status, answer.body, answer.headers["cache-control"]) == (200, b"tok-1_A.thumbprint", "no-store")

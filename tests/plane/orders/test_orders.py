@@ -34,7 +34,7 @@ async def test_a_certificate_is_pending_until_its_order_is_done(scene: Scene) ->
     assert (order["state"], order["attempts"], order["problem"]) == ("done", 1, "")
     (request,) = scene.ca.requests
     assert request.names == ("www.example.com", "*.example.com", "192.0.2.1")
-    assert request.device_ids == (device,)
+    assert (request.device_ids, request.order_id, request.user_id) == ((device,), row["order_id"], 1)
     assert x509.load_der_x509_csr(request.csr_der).is_signature_valid
 
 

@@ -1,0 +1,45 @@
+"""SharedSolver: the solver of one order, whose proofs other orders may need, on this plane or another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import trio
+
+from certctrl.plane.challenges.chosen import ChosenSolver, Rule
+from certctrl.plane.challenges.published import PublishedProofs
+from certctrl.plane.challenges.solver import Failures, Proof
+from certctrl.plane.storage.database import Database
+
+PAUSE = 1.0
+"""Until an order asks again whether a proof that it needs, too, has been removed."""
+
+
+class SharedSolver(ChosenSolver):
+    """Publishes what no plane is removing, and removes what no other order needs."""
+
+    def __init__(
+        self, rules: Sequence[Rule], database: Database, published: PublishedProofs, *, issuer: str, holder: str
+    ) -> None:
+        """``holder`` is the name of the order, the same at each attempt."""
+        super().__init__(rules)
+        self._db = database
+        self._published = published
+        self._issuer = issuer
+        self._holder = holder
+
+    async def present(self, proofs: Sequence[Proof]) -> None:
+        """Note and publish proofs, after removals of the same ones, which end soon. Raises IssuerError."""
+        taken = False
+        while not taken:
+            taken = await self._db.work(self._published.take, self._issuer, self._holder, proofs)
+            if not taken:
+                await trio.sleep(PAUSE)
+        await super().present(proofs)
+
+    async def clean_up(self, proofs: Sequence[Proof]) -> Failures:
+        """Remove proofs that no other order needs; failures are noted, and tried again later."""
+        unneeded = await self._db.work(self._published.give_back, self._issuer, self._holder, proofs)
+        failures = await super().clean_up(unneeded)
+        await self._db.work(self._published.settle, unneeded, failures)
+        return failures
