@@ -15,6 +15,8 @@ from simulation.scene import DAY, Scene, play
 from simulation.world import DEVICE, USER
 
 from certctrl.errors import TransportError
+from certctrl.plane.issuers.builtin import BuiltinIssuer
+from certctrl.plane.issuers.issuer import CertificateRequest, IssuedChain, IssuerError
 from certctrl.store.disk.atomic import write_atomic
 
 NAME = "www.example"
@@ -96,6 +98,35 @@ def test_a_certificate_is_served_with_a_key_that_never_left_the_host() -> None:
         assert len(secrets) == 2
         assert [one for one in secrets if one in wire or one[:40] in scene.log] == []
         assert wire.count("BEGIN CERTIFICATE REQUEST") == 2, "the search reads what is sent"
+
+    plays(scenario)
+
+
+def test_a_host_makes_another_key_after_the_ca_has_refused_its_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice, with a crash after each: the certificate in use is served all the time, and no refused key stays."""
+    issue, refused = BuiltinIssuer.issue, []
+
+    async def scenario(scene: Scene) -> None:
+        cert_id = await ordered(scene)
+        await scene.until(lambda: done(scene, cert_id) and not staged(scene))
+        first = served(scene)
+
+        async def refuse(issuer: BuiltinIssuer, request: CertificateRequest) -> IssuedChain:
+            if len(refused) == 2:
+                return await issue(issuer, request)
+            assert served(scene) == first
+            refused.append(request.csr_der)
+            scene.host.kill_within(5, power=True)
+            raise IssuerError("the CA refused the key", is_permanent=True, about_request=True)
+
+        monkeypatch.setattr(BuiltinIssuer, "issue", refuse)
+        await scene.plane.certificates.renew(USER, cert_id)
+        await scene.until(lambda: done(scene, cert_id) and served(scene) != first, within=6 * DAY)
+        await scene.until(lambda: not staged(scene), within=DAY)
+        assert len(set(refused)) == 2
+        assert len(scene.plane.database.all("SELECT * FROM known_keys")) == 4
+        states = [row["state"] for row in scene.plane.database.all("SELECT state FROM orders ORDER BY id")]
+        assert states == ["done", "failed", "failed", "done"]
 
     plays(scenario)
 
