@@ -1,7 +1,11 @@
-"""Options of `cert-ctrl plane serve` that are addresses."""
+"""Options of `cert-ctrl plane serve`, and what it logs."""
 
 from __future__ import annotations
 
+import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,3 +42,19 @@ def test_listen_addresses(text: str, address: tuple[str, int]) -> None:
 def test_invalid_listen_addresses(text: str) -> None:
     with pytest.raises(UsageError):
         parse_listen(text)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(("options", "is_logged"), [([], True), (["-q"], False)])
+def test_a_served_plane_logs_what_it_does(tmp_path: Path, options: list[str], is_logged: bool) -> None:
+    """Found by review: only warnings appeared, no registration, approval or end of a problem."""
+    argv = [sys.executable, "-m", "certctrl", *options, "plane", "serve", "--data", str(tmp_path / "plane")]
+    with subprocess.Popen(
+        [*argv, "--listen", "127.0.0.1:0", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        url = json.loads(process.stdout.readline())["url"]
+        process.send_signal(signal.SIGTERM)
+        _, logged = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert (f"control plane at {url}" in logged) is is_logged

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from certctrl.cli.invocation import invocation
+from certctrl.cli.invocation import Invocation, invocation
 from certctrl.cli.output import write_json, write_line
 from certctrl.cli.owner import become_owner
 from certctrl.cli.plane.addresses import DEFAULT_LISTEN, other_addresses, others_of, parse_listen
@@ -150,7 +150,7 @@ def serve(
     crl_url = default_crl_url(crl_url, without_tls, hostname or (), public_url)
     worker, place = None, Path(directory)
     if workers > 1:
-        sock, worker = _start_workers(host, port, workers, debug=invocation(ctx).debug)
+        sock, worker = _start_workers(host, port, workers, invocation(ctx))
         serving, place = partial(serving, listening=sock), worker.directory(place)
         others = others_of(worker.number, others)
     _run(partial(serving, place, **others), ctx, public_url, as_json, allow_unproven_keys, worker, crl_url)
@@ -185,18 +185,18 @@ def _run(serving: Callable[..., Any], ctx: typer.Context, *args: Any) -> None:
     from certctrl.logs.stderr import lossy_stderr
 
     with lossy_stderr(wall_now):
-        _log(debug=invocation(ctx).debug)
+        _log(invocation(ctx))
         run(_serve, serving, *args)
 
 
-def _start_workers(host: str, port: int, count: int, *, debug: bool) -> tuple[Any, Any]:
+def _start_workers(host: str, port: int, count: int, invoked: Invocation) -> tuple[Any, Any]:
     """Return the listening socket and the worker that this process has become; the supervisor ends here."""
     from certctrl.agent.systemd import Notifier
     from certctrl.plane.http.server import listen
     from certctrl.plane.workers import Worker, supervise
 
     _allow_many_connections()
-    _log(debug=debug)
+    _log(invoked)
     notifier, sock = Notifier(os.environ), listen(host, port)
     became = supervise(
         count,
@@ -338,11 +338,8 @@ def _allow_many_connections() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _log(*, debug: bool) -> None:
-    import logging
-
+def _log(invoked: Invocation) -> None:
+    """Log what a service does, one line each, unless ``-q`` asks for warnings only."""
     from certctrl.logs.setup import log_for_command
 
-    log_for_command(debug=debug)
-    if not debug:
-        logging.getLogger("certctrl").setLevel(logging.INFO)
+    log_for_command(debug=invoked.debug, verbosity=0 if invoked.verbosity < 0 else 1)
