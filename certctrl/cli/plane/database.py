@@ -150,8 +150,8 @@ def migrate_to(
 ) -> None:
     """Move a stopped control plane's data to PostgreSQL.
 
-    Moves them from DIR to an empty database. All ids, tokens and cursors stay the same: agents notice nothing.
-    Afterwards, serve it with --database; DIR keeps the keys and an unused copy of the data.
+    Moves them from DIR to an empty database. All ids, tokens and cursors stay the same, so agents are not affected.
+    Afterwards, serve the data with --database; DIR keeps the keys and an unused copy.
 
     \b
     cert-ctrl plane migrate-to postgresql://plane@db.example.com/plane \\
