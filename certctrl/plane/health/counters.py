@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from time import perf_counter
+from types import TracebackType
 
 import attrs
 
@@ -29,25 +28,36 @@ class DatabaseCalls:
     wakes_lost: str = ""
     """Why notifications of other planes do not arrive; empty if they do, or are not used."""
 
-    @contextmanager
-    def measured(self) -> Iterator[None]:
-        """Count the block as one unit of work."""
-        started, result = perf_counter(), "bug"
-        try:
-            yield
-            result = "ok"
-        except PlaneError:
-            result = "ok"  # the unit of work answered with a refusal
-            raise
-        except DatabaseAwayError:
-            result = "away"
-            raise
-        except DiskError:
-            result = "storage"
-            raise
-        finally:
-            self.results[result] += 1
-            self.seconds.add(perf_counter() - started)
+    def measured(self) -> _Measured:
+        """Return a context manager that counts its block as one unit of work."""
+        return _Measured(self)
+
+
+class _Measured:
+    """One unit of work; a class, because a generator takes three times as long."""
+
+    __slots__ = ("_calls", "_started")
+
+    def __init__(self, calls: DatabaseCalls) -> None:
+        self._calls = calls
+
+    def __enter__(self) -> None:
+        self._started = perf_counter()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._calls.results[_result(kind)] += 1
+        self._calls.seconds.add(perf_counter() - self._started)
+
+
+def _result(kind: type[BaseException] | None) -> str:
+    """Return the name of the result of a unit of work."""
+    if kind is None or issubclass(kind, PlaneError):  # the unit of work answered with a refusal
+        return "ok"
+    if issubclass(kind, DatabaseAwayError):
+        return "away"
+    return "storage" if issubclass(kind, DiskError) else "bug"
 
 
 @lean.define

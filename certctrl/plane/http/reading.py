@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -22,6 +23,8 @@ MAX_ARRIVING = 128 * 1024 * 1024
 """Limit for the bytes of all bodies that are arriving, so that thousands of slow ones do not fill the memory."""
 MAX_ID = 2**53
 _MAX_DEPTH = 32
+_PLAIN_QUERY = re.compile(r"[\w.-]+=[\w.-]*(?:&[\w.-]+=[\w.-]*)*", re.ASCII)
+"""A query that needs no decoding."""
 _BODY_SECONDS = 15.0
 """Time limit for a body."""
 
@@ -65,7 +68,10 @@ def bearer_token(request: Request) -> str:
 
 def query_of(request: Request) -> dict[str, str]:
     """Return the last value of each parameter of the query, in a third of the time of ``Request.query_params``."""
-    return dict(parse_qsl(request.scope["query_string"].decode("latin-1"), keep_blank_values=True))
+    text = request.scope["query_string"].decode("latin-1")
+    if _PLAIN_QUERY.fullmatch(text):
+        return dict([pair.split("=") for pair in text.split("&")])
+    return dict(parse_qsl(text, keep_blank_values=True))
 
 
 class _Memory:

@@ -42,7 +42,11 @@ class TlsStream:
     async def receive_some(self) -> bytes:
         """Return the next bytes; empty at the end."""
         try:
-            return await self._call(self._socket.recv, _RECORD)
+            if self._socket.pending():
+                await trio.lowlevel.checkpoint()
+            else:  # nearly always the client has sent nothing yet: a try would fail
+                await trio.lowlevel.wait_readable(self._socket)
+            return await self._call(self._socket.recv, _RECORD, waited=True)
         except trio.BrokenResourceError as error:
             if isinstance(error.__cause__, ssl.SSLZeroReturnError):
                 return b""
@@ -76,10 +80,10 @@ class TlsStream:
         trio.lowlevel.notify_closing(self._socket)
         self._socket.close()
 
-    async def _call(self, call: Callable[[A], T], argument: A) -> T:
-        """Call OpenSSL, again after each wait for the socket, with at least one checkpoint."""
-        await trio.lowlevel.checkpoint_if_cancelled()
-        waited = False
+    async def _call(self, call: Callable[[A], T], argument: A, *, waited: bool = False) -> T:
+        """Call OpenSSL, again after each wait for the socket; with at least one checkpoint, or after one."""
+        if not waited:
+            await trio.lowlevel.checkpoint_if_cancelled()
         while True:
             try:
                 result = call(argument)
