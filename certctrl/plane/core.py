@@ -33,7 +33,7 @@ from certctrl.plane.devices.enrolment import Enrolment
 from certctrl.plane.devices.grants import Grants
 from certctrl.plane.devices.key_proofs import KeyProofs
 from certctrl.plane.devices.reports import Reports
-from certctrl.plane.devices.sessions import DeviceSession, Sessions
+from certctrl.plane.devices.sessions import DeviceSession, Sessions, or_error
 from certctrl.plane.errors import DatabaseAwayError, DatabaseLockedError, ErrorResponse, bad_request
 from certctrl.plane.health.census import Census
 from certctrl.plane.health.counters import PlaneCounters
@@ -51,7 +51,7 @@ from certctrl.plane.revocation.crls import Crls
 from certctrl.plane.settings import PlaneSettings
 from certctrl.plane.storage.data_dir import DataDir, GivenKeys, keep_file, locked, make_data_dir
 from certctrl.plane.storage.database import Database, P, T
-from certctrl.plane.storage.gathering import Gathering
+from certctrl.plane.storage.gathering import A, Gathering
 from certctrl.plane.storage.keyring import Keyring
 from certctrl.plane.storage.signal_stream import Page, SignalStream, Waiter
 from certctrl.plane.storage.sqlite import SqliteDatabase
@@ -273,12 +273,23 @@ class Plane:
         """Run a unit of work of a device's request in one transaction with those of others; see ``Gathering.work``."""
         return await self._gathering.work(function, *args, **kwargs)
 
-    async def work_read(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a unit of work that changes nothing, as ``work_together``, without waiting for long ones."""
-        return await self._reads.work(function, *args, **kwargs)
+    async def read_alike(self, function: Callable[[Sequence[A]], Sequence[T | ErrorResponse]], item: A) -> T:
+        """Read in one unit of work, which changes nothing, for the items of several requests; see ``Gathering.work_alike``."""
+        return await self._reads.work_alike(function, item)
 
-    def begin_poll(self, session: DeviceSession, poll: Poll) -> HeldPoll:
-        """Read the first page, as part of a unit of work; ErrorResponse 400, 409 and 429."""
+    async def change_alike(self, function: Callable[[Sequence[A]], Sequence[T | ErrorResponse]], item: A) -> T:
+        """Run one unit of work for the items of several requests; see ``Gathering.work_alike``."""
+        return await self._gathering.work_alike(function, item)
+
+    def begin_polls(self, polls: Sequence[tuple[DeviceSession, Poll]]) -> list[HeldPoll | ErrorResponse]:
+        """Return for each poll what ``begin_poll`` returns or raises, in the unit of work that authenticated."""
+        return [or_error(self.begin_poll, session, poll, session.head) for session, poll in polls]
+
+    def begin_poll(self, session: DeviceSession, poll: Poll, head: str = "") -> HeldPoll:
+        """Read the first page, as part of a unit of work; ErrorResponse 400, 409 and 429.
+
+        ``head``: the cursor of the last signal, if this unit of work has read it; after it, nothing needs to be read.
+        """
         device_id = session.device_id
         if not 1 <= poll.limit <= MAX_SIGNALS:
             raise bad_request(f"limit must be 1 to {MAX_SIGNALS}", field="limit")
@@ -286,7 +297,8 @@ class Plane:
             raise bad_request(f"wait must be 0 to {MAX_WAIT_SECONDS}", field="wait")
         if not self._free_pages.redeem(device_id, poll.cursor):
             self._polls.take(device_id)
-        page = self.stream.read(device_id, poll.cursor, poll.limit)
+        is_new = not head or poll.cursor != head
+        page = self.stream.read(device_id, poll.cursor, poll.limit) if is_new else Page(head, ())
         self.devices.seen(device_id, poll.address, poll.cursor or "")
         return HeldPoll(session, poll, page)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cached_property
+from itertools import chain
 from typing import Any
 
 from certctrl.model.certificate import DEVICE_KEY
@@ -12,9 +14,38 @@ from certctrl.plane.certificates.device_keys import blocked_renewal, visible_ord
 from certctrl.plane.certificates.table import KEY_AT_DEVICE, CertificateTable
 from certctrl.plane.clock import when
 from certctrl.plane.devices.devices import require_user
+from certctrl.plane.devices.sessions import DeviceSession, or_error
 from certctrl.plane.devices.tags import carried_by, checked_tags
-from certctrl.plane.errors import conflict, gone
+from certctrl.plane.errors import ErrorResponse, conflict, gone, not_found
 from certctrl.plane.storage.database import Database, Row, marks
+
+
+class _WithKey:
+    """A certificate, whose key is unsealed once for all devices that fetch it together."""
+
+    def __init__(self, row: Row, table: CertificateTable) -> None:
+        self.row = row
+        self._table = table
+
+    @cached_property
+    def key(self) -> bytes:
+        """The private key."""
+        return self._table.key_of(self.row)
+
+
+def _material(certificate: _WithKey, public_key: bytes | None) -> dict[str, Any]:
+    """Return ``DeployMaterials`` for a device with this key; see ``CertificateViews.materials``."""
+    row = certificate.row
+    if row["status"] == "revoked":
+        raise gone("This certificate is revoked", "CERT_REVOKED")
+    if not row["serial_number"]:
+        raise conflict("This certificate is not issued yet", "WRAP_PENDING")
+    issued = {name: row[name] for name in ("certificate_pem", "chain_pem", "serial_number")}
+    if not row["private_key_enc"]:
+        return issued | {"enc_scheme": DEVICE_KEY, "public_key_sha256": row["public_key_sha256"]}
+    if public_key is None:
+        raise conflict("The device has no key yet", "WRAP_PENDING")
+    return seal_private_key(certificate.key, public_key) | issued
 
 
 class CertificateViews:
@@ -72,18 +103,30 @@ class CertificateViews:
 
         If the device made the key, they contain its public key instead of a sealed key.
         """
-        row = self._table.of_device(device_id, cert_id)
-        if row["status"] == "revoked":
-            raise gone("This certificate is revoked", "CERT_REVOKED")
-        if not row["serial_number"]:
-            raise conflict("This certificate is not issued yet", "WRAP_PENDING")
-        issued = {name: row[name] for name in ("certificate_pem", "chain_pem", "serial_number")}
-        if not row["private_key_enc"]:
-            return issued | {"enc_scheme": DEVICE_KEY, "public_key_sha256": row["public_key_sha256"]}
-        device = self._db.one("SELECT public_key FROM devices WHERE id = ?", device_id)
-        if device is None or device["public_key"] is None:
-            raise conflict("The device has no key yet", "WRAP_PENDING")
-        return seal_private_key(self._table.key_of(row), device["public_key"]) | issued
+        (found,) = self._materials([(device_id, cert_id)])
+        if isinstance(found, ErrorResponse):
+            raise found
+        return found
+
+    def materials_of(self, wanted: Sequence[tuple[DeviceSession, int]]) -> list[dict[str, Any] | ErrorResponse]:
+        """Return for each device and certificate what ``materials`` returns or raises, in two statements."""
+        return self._materials([(session.device_id, cert_id) for session, cert_id in wanted])
+
+    def _materials(self, wanted: Sequence[tuple[int, int]]) -> list[dict[str, Any] | ErrorResponse]:
+        sql = (
+            f"SELECT a.device_id, a.cert_id, d.public_key FROM (VALUES {', '.join(['(?, ?)'] * len(wanted))}) AS v"
+            " JOIN assignments a ON a.device_id = v.column1 AND a.cert_id = v.column2"
+            " JOIN devices d ON d.id = a.device_id"
+        )
+        rows = self._db.all(sql, *chain.from_iterable(wanted))
+        keys = {(row["device_id"], row["cert_id"]): row["public_key"] for row in rows}
+        ids = sorted({row["cert_id"] for row in rows})
+        sql = f"SELECT * FROM certificates WHERE id IN ({marks(ids)})"
+        certificates = {row["id"]: _WithKey(row, self._table) for row in self._db.all(sql, *ids)} if ids else {}
+        return [
+            or_error(_material, certificates[pair[1]], keys[pair]) if pair in keys else not_found("No such certificate")
+            for pair in wanted
+        ]
 
     def summary(self, row: Row) -> dict[str, Any]:
         """Return the fields that both operators and devices read."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from certctrl import lean
@@ -32,6 +32,8 @@ RECENT_SECONDS = 86_400.0
 _SHOWN = (
     "id", "user_id", "device_public_id", "status", "name", "platform", "model", "app_version", "key_fingerprint",
 )  # fmt: skip
+_TOGETHER = 100
+"""Sightings per statement."""
 _SAVED_WITHIN_SECONDS = 60.0
 """A plane saves its sightings within this time. A stored sighting that is newer by less is another plane's; one that is
 newer by more shows that the clock was set back."""
@@ -243,19 +245,20 @@ class Devices:
         if not sightings:
             return
         with self._db.transaction():
-            for device_id in sorted(sightings):  # in a fixed order, to avoid deadlocks between planes
-                sighting = sightings[device_id]
-                self._db.run(
-                    "UPDATE devices SET last_seen_at = ?, last_address = ?, last_cursor = ?"
-                    " WHERE id = ? AND NOT (coalesce(last_seen_at, 0) BETWEEN ? AND ?)",
-                    sighting.at,
-                    sighting.address,
-                    sighting.cursor,
-                    device_id,
-                    sighting.at,
-                    sighting.at + _SAVED_WITHIN_SECONDS,
-                )
+            devices = sorted(sightings)  # in a fixed order, to avoid deadlocks between planes
+            for start in range(0, len(devices), _TOGETHER):
+                self._save([(device_id, sightings[device_id]) for device_id in devices[start : start + _TOGETHER]])
             self._db.after_commit(partial(self._forget_saved, sightings))
+
+    def _save(self, sightings: Sequence[tuple[int, _Sighting]]) -> None:
+        values = [(device_id, one.at, one.address, one.cursor) for device_id, one in sightings]
+        self._db.run(
+            "UPDATE devices SET last_seen_at = v.column2, last_address = v.column3, last_cursor = v.column4"
+            f" FROM (VALUES {', '.join(['(?, ?, ?, ?)'] * len(values))}) AS v WHERE devices.id = v.column1"
+            " AND NOT (coalesce(devices.last_seen_at, 0) BETWEEN v.column2 AND v.column2 + ?)",
+            *chain.from_iterable(values),
+            _SAVED_WITHIN_SECONDS,
+        )
 
     def sightings_waiting(self) -> int:
         """Return the number of sightings that are not stored yet."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any, assert_never
 
 from certctrl import lean
@@ -11,10 +13,15 @@ from certctrl.model.plan import OutcomeKind
 from certctrl.model.signals import IDENTITY_FIELDS
 from certctrl.plane.clock import when
 from certctrl.plane.devices.features import stored
+from certctrl.plane.devices.sessions import DeviceSession
 from certctrl.plane.settings import PlaneSettings
-from certctrl.plane.storage.database import Database
+from certctrl.plane.storage.database import Database, marks
 from certctrl.text import one_line
 
+FEW_EVENTS = 5
+"""Outcomes of one report that are stored in one transaction with other requests, on the event loop with SQLite."""
+_TOGETHER = 32
+"""Outcomes per statement."""
 _MAX_JSON = 4096
 """Characters of a stored reference or list; anything longer is stored empty."""
 
@@ -66,7 +73,7 @@ class Reports:
             for event in events:
                 match event:
                     case Ack():
-                        self._store_ack(device_id, event)
+                        self._insert([self._row(device_id, event)])
                     case AgentVersion(version, features):
                         self._db.run(
                             "UPDATE devices SET app_version = ?, features = ? WHERE id = ?",
@@ -78,6 +85,18 @@ class Reports:
                     case _:
                         assert_never(event)
             self._drop_excess(device_id)
+
+    def store_acks(self, reports: Sequence[tuple[DeviceSession, Sequence[Event]]]) -> list[None]:
+        """Store the outcomes of several devices, which are ``is_few_acks``, with few statements."""
+        rows: dict[tuple[int, str], tuple[Any, ...]] = {}
+        for session, events in reports:
+            for event in events:
+                if isinstance(event, Ack):
+                    row = self._row(session.device_id, event)
+                    rows[row[:2]] = row  # the last one, if a device has several for one signal
+        self._insert([rows[key] for key in sorted(rows)])
+        self._drop_excess_of(sorted({device_id for device_id, _ in rows}), len(rows))
+        return [None] * len(reports)
 
     def outcomes(self, device_id: int, limit: int = 100) -> list[dict[str, Any]]:
         """Return the latest outcomes of a device, newest first."""
@@ -96,13 +115,9 @@ class Reports:
             for row in rows
         ]
 
-    def _store_ack(self, device_id: int, ack: Ack) -> None:
+    def _row(self, device_id: int, ack: Ack) -> tuple[Any, ...]:
         ids = ",".join(f"{name}={_id_text(ack.ref[name])}" for name in IDENTITY_FIELDS if name in ack.ref)
-        self._db.run(
-            "INSERT INTO outcomes (device_id, signal, type, ts_ms, ref, outcome, detail, deployed, duration_ms, at)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (device_id, signal) DO UPDATE SET ref = excluded.ref,"
-            " outcome = excluded.outcome, detail = excluded.detail, deployed = excluded.deployed,"
-            " duration_ms = excluded.duration_ms, at = excluded.at",
+        return (
             device_id,
             f"{ack.type}|{ids}|{ack.ts_ms}",
             ack.type,
@@ -115,12 +130,40 @@ class Reports:
             self._wall_now(),
         )
 
+    def _insert(self, rows: Sequence[tuple[Any, ...]]) -> None:
+        for start in range(0, len(rows), _TOGETHER):
+            some = rows[start : start + _TOGETHER]
+            self._db.run(
+                "INSERT INTO outcomes (device_id, signal, type, ts_ms, ref, outcome, detail, deployed, duration_ms, at)"
+                f" VALUES {', '.join([f'({marks(some[0])})'] * len(some))} ON CONFLICT (device_id, signal) DO UPDATE"
+                " SET ref = excluded.ref, outcome = excluded.outcome, detail = excluded.detail,"
+                " deployed = excluded.deployed, duration_ms = excluded.duration_ms, at = excluded.at",
+                *chain.from_iterable(some),
+            )
+
+    def _drop_excess_of(self, device_ids: Sequence[int], stored: int) -> None:
+        """Drop the excess outcomes of devices, at one time out of those that so many outcomes exceed the limit by 5 %."""
+        if not device_ids or random.randrange(max(1, self._kept // 20)) >= stored:
+            return
+        rows = self._db.all(
+            f"SELECT device_id FROM outcomes WHERE device_id IN ({marks(device_ids)}) GROUP BY device_id"
+            " HAVING count(*) > ?",
+            *(*device_ids, self._kept),
+        )
+        for row in rows:
+            self._drop_excess(row["device_id"])
+
     def _drop_excess(self, device_id: int) -> None:
         oldest = self._db.one(
             "SELECT at FROM outcomes WHERE device_id = ? ORDER BY at DESC LIMIT 1 OFFSET ?", device_id, self._kept
         )
         if oldest is not None:
             self._db.run("DELETE FROM outcomes WHERE device_id = ? AND at <= ?", device_id, oldest["at"])
+
+
+def is_few_acks(events: Sequence[Event]) -> bool:
+    """Return whether events may be stored together with those of other devices: `FEW_EVENTS`, without announcements."""
+    return len(events) <= FEW_EVENTS and not any(isinstance(event, AgentVersion) for event in events)
 
 
 def _id_text(value: Any) -> str:

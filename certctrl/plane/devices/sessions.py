@@ -19,7 +19,7 @@ from certctrl import lean
 from certctrl.plane.clock import when
 from certctrl.plane.errors import ErrorResponse, device_revoked, invalid_token, token_expired
 from certctrl.plane.settings import DAY, PlaneSettings
-from certctrl.plane.storage.database import Database, Row, marks
+from certctrl.plane.storage.database import Database, P, Row, T, marks
 from certctrl.plane.storage.keyring import Keyring, digest
 
 _NAME = "certctrl-plane"
@@ -42,6 +42,8 @@ class DeviceSession:
     """Name of the agent that polled last."""
     copies_at: float | None = None
     """When two agents of the device were last detected."""
+    head: str = ""
+    """Cursor of the last signal, in the unit of work that authenticated."""
 
 
 @lean.frozen
@@ -110,11 +112,28 @@ class Sessions:
 
         ErrorResponse 403 for a revoked device, even if its token has expired; 401 for any other invalid token.
         """
-        claims = self._claims(token)
-        row = self._db.one(
-            "SELECT user_id, status, session, revoked_at, revoke_reason, instance, copies_at FROM devices WHERE id = ?",
-            claims.device_id,
-        )
+        (session,) = self.authenticate_many([token])
+        if isinstance(session, ErrorResponse):
+            raise session
+        return session
+
+    def authenticate_many(self, tokens: Sequence[str]) -> list[DeviceSession | ErrorResponse]:
+        """Return for each access token what ``authenticate`` returns or raises, in one statement."""
+        claims = [or_error(self._claims, token) for token in tokens]
+        ids = [each.device_id for each in claims if isinstance(each, _Claims)]
+        rows: dict[int, Row] = {}
+        if ids:
+            sql = (
+                "SELECT d.id, d.user_id, d.status, d.session, d.revoked_at, d.revoke_reason, d.instance, d.copies_at,"
+                f" s.last_ms, s.last_seq FROM devices d LEFT JOIN streams s ON s.device_id = d.id WHERE d.id IN ({marks(ids)})"
+            )
+            rows = {row["id"]: row for row in self._db.all(sql, *ids)}
+        return [
+            or_error(self._session, each, rows.get(each.device_id)) if isinstance(each, _Claims) else each
+            for each in claims
+        ]
+
+    def _session(self, claims: _Claims, row: Row | None) -> DeviceSession:
         if row is None:
             raise invalid_token("Access token is not valid")
         if row["status"] == "revoked":
@@ -123,7 +142,14 @@ class Sessions:
             raise token_expired(claims.expires_at)
         if claims.session != row["session"]:
             raise invalid_token("This session has ended: the device was registered again")
-        return DeviceSession(claims.device_id, row["user_id"], row["session"], row["instance"], row["copies_at"])
+        return DeviceSession(
+            claims.device_id,
+            row["user_id"],
+            row["session"],
+            row["instance"],
+            row["copies_at"],
+            f"{row['last_ms']}-{row['last_seq']}",
+        )
 
     def claimed_device(self, token: str) -> int:
         """Return the device of a token that we signed, which may be void; ErrorResponse 401 for any other token."""
@@ -197,6 +223,14 @@ class Sessions:
             device_id,
         )
         return f"{name}.{secret}"
+
+
+def or_error(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | ErrorResponse:
+    """Return the result of a function, or its refusal."""
+    try:
+        return function(*args, **kwargs)
+    except ErrorResponse as error:
+        return error
 
 
 def _end(session: DeviceSession, row: Row | None) -> ErrorResponse | None:

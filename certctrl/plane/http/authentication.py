@@ -3,22 +3,56 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import Generic, NamedTuple, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from certctrl.plane.core import Plane
 from certctrl.plane.devices.sessions import DeviceSession
-from certctrl.plane.errors import forbidden, invalid_token
+from certctrl.plane.errors import ErrorResponse, forbidden, invalid_token
 from certctrl.plane.http.reading import bearer_token
 from certctrl.plane.http.routing import Endpoint
 
 CONNECTION = "certctrl.connection"
 """Key of the `UnauthenticatedConnection` in the state of an ASGI scope."""
+A = TypeVar("A")
 T = TypeVar("T")
 _ETAG = re.compile(r'(?:W/)?"?([^"]*)"?')
+
+
+class ForDevices(Generic[A, T]):
+    """What the requests of several devices have done for them in one unit of work: each is authenticated, all in one statement."""
+
+    def __init__(
+        self, plane: Plane, function: Callable[[Sequence[tuple[DeviceSession, A]]], Sequence[T | ErrorResponse]]
+    ) -> None:
+        """``function`` returns a result or a refusal for each session and item, in order; it changes nothing for the latter."""
+        self._sessions = plane.sessions
+        self._function = function
+
+    def __call__(self, items: Sequence[tuple[str, A | ErrorResponse]]) -> list[ErrorResponse | _Found[T]]:
+        """Return for each token and item the session with the result, or the refusal of the token."""
+        sessions = self._sessions.authenticate_many([token for token, _ in items])
+        good: list[tuple[DeviceSession, A]] = []
+        found: list[ErrorResponse | _Found[T] | None] = []
+        for session, (_, item) in zip(sessions, items, strict=True):
+            if isinstance(session, ErrorResponse):
+                found.append(session)
+            elif isinstance(item, ErrorResponse):
+                found.append(_Found(session, item))
+            else:
+                good.append((session, item))
+                found.append(None)
+        results = iter(self._function(good) if good else ())
+        devices = iter(good)
+        return [each or _Found(next(devices)[0], next(results)) for each in found]
+
+
+class _Found(NamedTuple, Generic[T]):
+    session: DeviceSession
+    result: T | ErrorResponse
 
 
 class Authenticator:
@@ -27,12 +61,8 @@ class Authenticator:
     def __init__(self, plane: Plane) -> None:
         self._plane = plane
 
-    async def as_device(
-        self, request: Request, function: Callable[[DeviceSession], T], *, long: bool = False, reads: bool = False
-    ) -> T:
-        """Authenticate the calling device and call a function with its session, in one unit of work.
-
-        It may be a long one, or one that ``reads`` and changes nothing.
+    async def as_device(self, request: Request, function: Callable[[DeviceSession], T], *, long: bool = False) -> T:
+        """Authenticate the calling device and call a function with its session, in one unit of work, perhaps a long one.
 
         The function should raise its own ErrorResponses before it changes anything (``Gathering.work``). ErrorResponse 401
         or 403 for other callers.
@@ -46,12 +76,24 @@ class Authenticator:
             return function(session)
 
         try:
-            if reads:
-                return await self._plane.work_read(unit)
             return await (self._plane.work_long(unit) if long else self._plane.work_together(unit))
         finally:
             if known:
                 note_authenticated(request)
+
+    async def as_device_alike(
+        self, request: Request, function: ForDevices[A, T], item: A | ErrorResponse, *, reads: bool
+    ) -> tuple[DeviceSession, T]:
+        """Authenticate the calling device, and return its session and what a function returns for its item.
+
+        The unit of work is shared with like requests. ErrorResponse 401 or 403 for other callers, then that of ``item``.
+        """
+        run = self._plane.read_alike if reads else self._plane.change_alike
+        found = await run(function, (bearer_token(request), item))
+        note_authenticated(request)
+        if isinstance(found.result, ErrorResponse):
+            raise found.result
+        return found.session, found.result
 
     def claimed_device(self, request: Request) -> int:
         """Return the device that the token is for, without reading the database; ErrorResponse 401."""

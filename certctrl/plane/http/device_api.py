@@ -14,11 +14,12 @@ from starlette.routing import Route
 from certctrl.plane.ca.sealing import device_key
 from certctrl.plane.core import DEFAULT_LIMIT, MAX_SIGNALS, MAX_WAIT_SECONDS, Plane, Poll
 from certctrl.plane.devices.grants import GrantRequest
-from certctrl.plane.devices.sessions import DeviceSession
+from certctrl.plane.devices.reports import FEW_EVENTS, is_few_acks
+from certctrl.plane.devices.sessions import DeviceSession, or_error
 from certctrl.plane.errors import ErrorResponse
 from certctrl.plane.http import bodies
 from certctrl.plane.http.answers import data_answer, empty_answer
-from certctrl.plane.http.authentication import Authenticator, address_of, etag_of
+from certctrl.plane.http.authentication import Authenticator, ForDevices, address_of, etag_of
 from certctrl.plane.http.bodies import GrantAction, body_of, read_as
 from certctrl.plane.http.reading import LARGE_BODY_CAP, clean_line, query_of, read_object, whole_number
 from certctrl.plane.http.routing import SELF
@@ -26,8 +27,6 @@ from certctrl.plane.limits import caller_of
 from certctrl.protocol.wire.poll import FREE_HEADER, FREE_VALUE
 
 _MAX_PAGE = 500
-_FEW_EVENTS = 5
-"""Most outcomes of a report that is stored in one transaction with other requests, on the event loop with SQLite."""
 
 
 class DeviceApi:
@@ -36,6 +35,9 @@ class DeviceApi:
     def __init__(self, plane: Plane) -> None:
         self._plane = plane
         self._authenticator = Authenticator(plane)
+        self._polls = ForDevices(plane, plane.begin_polls)
+        self._materials = ForDevices(plane, plane.certificates.materials_of)
+        self._acks = ForDevices(plane, plane.reports.store_acks)
 
     def routes(self) -> list[Route]:
         """Return the routes, the most used first."""
@@ -122,9 +124,8 @@ class DeviceApi:
         """Respond to a poll: 200 with signals, 204 without; a long poll waits for signals."""
         plane = self._plane
         with plane.stream.waiter(self._authenticator.claimed_device(request)) as waiter:
-            held = await self._authenticator.as_device(
-                request, lambda session: plane.begin_poll(session, _poll_of(request)), reads=True
-            )
+            poll = or_error(_poll_of, request)
+            _, held = await self._authenticator.as_device_alike(request, self._polls, poll, reads=True)
             copied = await plane.clones.note(held.session, held.poll.instance)
             page = await plane.finish_poll(held, waiter, _Disconnect(request).wait)
         headers = {"etag": page.cursor} | ({"cert-ctrl-copies": "suspected"} if copied else {})
@@ -141,14 +142,16 @@ class DeviceApi:
             report = await read_as(bodies.Report, request, LARGE_BODY_CAP)
         except ErrorResponse as error:
             report = error  # errors of the session take precedence
+        if isinstance(report, ErrorResponse) or is_few_acks(report.events):
+            acks = report if isinstance(report, ErrorResponse) else report.events
+            await self._authenticator.as_device_alike(request, self._acks, acks, reads=False)
+            return empty_answer()
+        events = report.events
 
         def store(session: DeviceSession) -> None:
-            if isinstance(report, ErrorResponse):
-                raise report
-            self._plane.reports.store(session.device_id, report.events)
+            self._plane.reports.store(session.device_id, events)
 
-        many = isinstance(report, bodies.Report) and len(report.events) > _FEW_EVENTS
-        await self._authenticator.as_device(request, store, long=many)
+        await self._authenticator.as_device(request, store, long=len(events) > FEW_EVENTS)
         return empty_answer()
 
     # --- resources -------------------------------------------------------------------------------------------
@@ -171,9 +174,9 @@ class DeviceApi:
 
     async def materials(self, request: Request) -> Response:
         """Return a certificate with its key, sealed to the device."""
-        return await self._answer(
-            request, lambda device_id: self._plane.certificates.materials(device_id, _id(request, "cert_id"))
-        )
+        cert_id = or_error(_id, request, "cert_id")
+        _, found = await self._authenticator.as_device_alike(request, self._materials, cert_id, reads=True)
+        return data_answer(found)
 
     async def signing_request(self, request: Request) -> Response:
         """Store the signing request for a key that the device made: ``{"order_id", "csr_pem"}``."""

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-import attrs
 import trio
 
 from certctrl import lean
@@ -39,7 +38,8 @@ class _Unit:
     error: Exception | None = None
     alone: bool = False
     """Whether its request must run it alone, because the shared transaction failed."""
-    done: trio.Event = attrs.field(factory=trio.Event)
+    done: trio.Event | None = None
+    """Set when the unit has run; None for the first of a transaction, whose task runs it."""
 
 
 class _ChangedError(Exception):
@@ -72,7 +72,7 @@ class Gathering:
     async def work_alike(self, function: Callable[[Sequence[A]], Sequence[T | ErrorResponse]], item: A) -> T:
         """Run a unit of work for an item; the function is called once for the items of all units that share it.
 
-        It returns a result or an error for each item, in order, and changes nothing.
+        It returns a result or an error for each item, in order, and changes nothing for an item that it refuses.
         """
         result: T = await self._work(_Unit(partial(_one, function, item), function, item))
         return result
@@ -81,10 +81,18 @@ class Gathering:
         self._waiting.append(unit)
         if len(self._waiting) == 1:
             with trio.CancelScope(shield=True):  # others depend on it
-                async with self._transactions:
-                    await trio.lowlevel.checkpoint()
+                try:
+                    self._transactions.acquire_nowait()
+                except trio.WouldBlock:
+                    await self._transactions.acquire()
+                try:
+                    await trio.lowlevel.cancel_shielded_checkpoint()  # more units come
                     await self._run_all()
-        await unit.done.wait()
+                finally:
+                    self._transactions.release()
+        else:
+            unit.done = trio.Event()
+            await unit.done.wait()
         if unit.alone:
             return await (self._database.work_long(unit.call) if self._long else self._database.work(unit.call))
         if unit.error is not None:
@@ -99,7 +107,8 @@ class Gathering:
             some = units[start : start + self._most]
             await self._run(some)
             for unit in some:
-                unit.done.set()
+                if unit.done is not None:
+                    unit.done.set()
 
     async def _run(self, units: Sequence[_Unit]) -> None:
         try:
@@ -111,7 +120,7 @@ class Gathering:
                 await self._database.work_now(self._call_all, units)
         except Exception as error:
             for unit in units:
-                if isinstance(error, CertctrlError) and not isinstance(error, DiskError):
+                if isinstance(error, CertctrlError) and not isinstance(error, DiskError | ErrorResponse):
                     unit.error = error  # the database is away
                 else:
                     unit.alone = True  # a unit that changes nothing may still succeed

@@ -16,7 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import psycopg
@@ -38,6 +38,8 @@ CONNECTIONS = 8
 """Units of work at a time, each with a connection."""
 COMMIT_SECONDS = 10.0
 """Longest wait of a commit for the synchronous standby."""
+_PREPARED = 400
+"""Prepared statements per connection: those for several devices differ in the number of their values."""
 _OLDEST = 150_000
 _ATTEMPTS = 6
 _FIRST_PAUSE = 0.005
@@ -101,8 +103,16 @@ class PostgresDatabase(Database):
 
     async def _work(self, unit: Callable[[], T]) -> T:
         """Run the unit in a worker thread, again if it lost a race."""
+        return await self._in_thread(unit, reading=False)
+
+    async def _work_read(self, unit: Callable[[], T]) -> T:
+        """Run the unit in a worker thread without a transaction, which would cost two round trips."""
+        return await self._in_thread(unit, reading=True)
+
+    async def _in_thread(self, unit: Callable[[], T], *, reading: bool) -> T:
         with self._queue.place() as place:
-            result, callbacks = await trio.to_thread.run_sync(self._run_from, place, unit, limiter=self._limiter)
+            run = partial(self._run_from, place, unit, reading=reading)
+            result, callbacks = await trio.to_thread.run_sync(run, limiter=self._limiter)
         callbacks.call()
         return result
 
@@ -133,22 +143,27 @@ class PostgresDatabase(Database):
 
     def one_locked(self, sql: str, *parameters: Any) -> Row | None:
         """Return the first row, locked; rows that refer to it may still be added."""
+        self._require_transaction()
         return self.one(f"{sql} FOR NO KEY UPDATE", *parameters)
 
     def all_locked(self, sql: str, *parameters: Any) -> list[Row]:
         """Return the rows, locked; rows that refer to them may still be added."""
+        self._require_transaction()
         return self.all(f"{sql} FOR NO KEY UPDATE", *parameters)
 
     def all_unlocked(self, sql: str, *parameters: Any) -> list[Row]:
         """Return rows, skipping those that are locked."""
+        self._require_transaction()
         return self.all(f"{sql} FOR UPDATE SKIP LOCKED", *parameters)
 
     def _run(self, sql: str, parameters: tuple[Any, ...]) -> int:
         """Run a statement; return the number of changed rows."""
+        self._require_transaction()
         return self._execute(translated(sql), parameters).rowcount
 
     def _insert(self, sql: str, parameters: tuple[Any, ...]) -> int:
         """Run an INSERT and return the id of the new row."""
+        self._require_transaction()
         row = self._execute(translated(f"{sql} RETURNING id"), parameters).fetchone()
         return 0 if row is None else int(row["id"])
 
@@ -202,6 +217,7 @@ class PostgresDatabase(Database):
         """Return a new connection, which the caller closes."""
         connection: Connection = psycopg.connect(**self._with_password(self._parameters), row_factory=dict_row)
         connection.add_notice_handler(self._note_warning)
+        connection.prepared_max = _PREPARED
         return connection
 
     def connect_to_listen(self) -> Connection:
@@ -236,40 +252,46 @@ class PostgresDatabase(Database):
 
     # --- one transaction ------------------------------------------------------------------------------------------
 
-    def _run_from(self, place: object, unit: Callable[[], T]) -> tuple[T, Callbacks]:
+    def _run_from(self, place: object, unit: Callable[[], T], *, reading: bool) -> tuple[T, Callbacks]:
         self._queue.leave(place)
-        return self._repeated(unit)
+        return self._repeated(unit, reading=reading)
 
-    def _repeated(self, unit: Callable[[], T]) -> tuple[T, Callbacks]:
+    def _repeated(self, unit: Callable[[], T], *, reading: bool) -> tuple[T, Callbacks]:
         """Return the result and the callbacks of a unit that has been committed."""
         with self._explained():
             for attempt in range(1, _ATTEMPTS):
                 try:
-                    return self._once(unit)
+                    return self._once(unit, reading=reading)
                 except _LOST_RACE:
                     time.sleep(random.uniform(0, _FIRST_PAUSE * 2**attempt))
                 except _AWAY as error:
                     if isinstance(error, _NO_ROOM) or attempt > 1:
                         raise
                     self.close()  # a server that was restarted has closed all of them
-            return self._once(unit)
+            return self._once(unit, reading=reading)
 
-    def _once(self, unit: Callable[[], T]) -> tuple[T, Callbacks]:
-        with self._transaction() as callbacks:
+    def _once(self, unit: Callable[[], T], *, reading: bool) -> tuple[T, Callbacks]:
+        with self._transaction(reading=reading) as callbacks:
             result = unit()
         return result, callbacks
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[Callbacks]:
-        """Run the block with a connection of this thread, and commit; the callbacks are the caller's to call."""
+    def _transaction(self, *, reading: bool = False) -> Iterator[Callbacks]:
+        """Run the block with a connection of this thread, and commit; the callbacks are the caller's to call.
+
+        A block that is ``reading`` runs without a transaction, and must not change anything.
+        """
         connection, callbacks = self._take(), Callbacks()
+        if connection.autocommit != reading:
+            connection.autocommit = reading
         self._local.connection, self._local.callbacks = connection, callbacks
         try:
             try:
                 yield callbacks
             finally:
                 self._local.connection = None
-            self._commit(connection)
+            if not reading:
+                self._commit(connection)
         except BaseException:
             with contextlib.suppress(psycopg.Error):
                 connection.rollback()
@@ -323,6 +345,10 @@ class PostgresDatabase(Database):
         if connection is None:
             raise RuntimeError("a statement outside of a unit of work")
         return connection
+
+    def _require_transaction(self) -> None:
+        if self._require_connection().autocommit:
+            raise RuntimeError("a change or a lock in a unit of work that should only read")
 
     def _execute(self, sql: Any, parameters: tuple[Any, ...]) -> psycopg.Cursor[dict[str, Any]]:
         return self._require_connection().execute(sql, tuple(_without_nul(value) for value in parameters))

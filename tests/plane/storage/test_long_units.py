@@ -155,7 +155,7 @@ async def test_a_unit_that_reads_does_not_wait_for_a_long_one(plane: Plane) -> N
     gate = Gate(plane)
 
     async def seen() -> list[str]:
-        return [user["name"] for user in await plane.work_read(plane.devices.users)]
+        return [user["name"] for user in await plane.database.work_read(plane.devices.users)]
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(plane.work_long, gate.unit)
@@ -175,7 +175,7 @@ async def test_a_poll_is_answered_during_a_long_unit(plane: Plane) -> None:
         nursery.start_soon(plane.work_long, gate.unit)
         await gate.entered.wait()
         with trio.fail_after(HANGS):
-            held = await plane.work_read(plane.begin_poll, DeviceSession(device, 1, 1), Poll(limit=20))
+            held = await plane.database.work_read(plane.begin_poll, DeviceSession(device, 1, 1), Poll(limit=20))
         gate.may_go_on.set()
     assert [signal["type"] for signal in held.page.signals] == ["state.resync_required"]
 
