@@ -21,10 +21,13 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
+from certctrl.net.admission import Admission, peer_of
+
 PROTOCOL = "acme-tls/1"
 ACME_IDENTIFIER = x509.ObjectIdentifier("1.3.6.1.5.5.7.1.31")
 HANDSHAKE_SECONDS = 10.0
 CONNECTIONS = 64
+CONNECTIONS_PER_ADDRESS = 16
 _OCTET_STRING_OF_32 = b"\x04\x20"
 
 FindContext = Callable[[str], ssl.SSLContext | None]
@@ -79,12 +82,12 @@ async def listen_tls_alpn01(
 ) -> None:
     """Complete the handshakes of authorities until cancelled.
 
-    ``host`` None: all addresses. At most ``CONNECTIONS`` clients are served at a time; others are disconnected.
-    ``started`` with the bound port. Raises OSError if it cannot bind.
+    ``host`` None: all addresses. Connections are limited as ``Admission`` says; none counts as asking before the end of
+    its handshake. ``started`` with the bound port. Raises OSError if it cannot bind.
     """
     listeners = await trio.open_tcp_listeners(port, host=host)
     task_status.started(listeners[0].socket.getsockname()[1])
-    context, served = _context(), 0
+    context, admission = _context(), Admission(CONNECTIONS, CONNECTIONS_PER_ADDRESS)
 
     def choose(connection: ssl.SSLObject, name: str | None, _context: ssl.SSLContext) -> int | None:
         found = find(name.lower()) if name else None
@@ -96,20 +99,16 @@ async def listen_tls_alpn01(
     context.sni_callback = choose
 
     async def answer(stream: trio.SocketStream) -> None:
-        nonlocal served
-        if served >= CONNECTIONS:
-            await trio.aclose_forcefully(stream)
-            return
-        served += 1
         try:
-            with trio.move_on_after(HANDSHAKE_SECONDS):
-                tls = trio.SSLStream(stream, context, server_side=True)
-                await tls.do_handshake()
-                await tls.unwrap()  # there is nothing more to say (RFC 8737, section 4)
+            with admission.admitted(peer_of(stream)) as place:
+                if place is not None:
+                    with trio.move_on_after(HANDSHAKE_SECONDS):
+                        tls = trio.SSLStream(stream, context, server_side=True)
+                        await tls.do_handshake()
+                        await tls.unwrap()  # there is nothing more to say (RFC 8737, section 4)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return
         finally:
-            served -= 1
             await trio.aclose_forcefully(stream)
 
     with _no_traceback_for_names():

@@ -15,6 +15,7 @@ from engine_plane import plane_on
 from plane_socket import FAST
 from plane_world import Client, World
 from shared_solver import shared
+from watched_connections import Watched
 
 from certctrl.errors import DiskError, TransportError
 from certctrl.net import challenge_listener
@@ -152,22 +153,17 @@ async def test_a_client_that_speaks_no_http(
 async def test_connections_are_bounded(
     sqlite: Database, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
-    """One above the limit is closed; as soon as another ends, the next is answered."""
+    """One above the limit ends the oldest that has not asked, and is answered."""
     monkeypatch.setattr(plane_http, limit, 5)
     monkeypatch.setattr(challenge_listener, "REQUEST_SECONDS", 3600.0)
     port = await answering(sqlite, nursery)
-    streams = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(5)]
-    for stream in streams:
-        await stream.send_all(b"G")
-    await trio.testing.wait_all_tasks_blocked(0.2)
-    late = await trio.open_tcp_stream("127.0.0.1", port)
-    with contextlib.suppress(trio.BrokenResourceError):
-        assert not await late.receive_some()
-    await trio.aclose_forcefully(late)
-    for stream in streams:
-        await trio.aclose_forcefully(stream)
-    await trio.testing.wait_all_tasks_blocked(0.2)
+    silent = Watched(nursery)
+    for _ in range(5):
+        await silent.add(port, sent=b"G")
+    await silent.expect(closed=0)
     assert (await get(port, "/x"))[0] == 404
+    await silent.expect(closed=1)
+    await silent.close()
 
 
 async def test_a_request_that_fails_is_isolated(
