@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from certctrl.cli.invocation import Invocation
 from certctrl.cli.plane import serve as command
 from certctrl.cli.runtime import run
 from certctrl.plane.serve import serve_plane
@@ -24,7 +25,7 @@ def main(data: str, listen: str, settings: str) -> None:
     async def serve(**options: Any) -> None:
         await serve_plane(Path(data), host=host, port=port, **options | {"settings": chosen})
 
-    command._log(debug=False)
+    command._log(Invocation())
     run(command._serve, serve, "")
 
 
