@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import ssl
@@ -14,6 +15,9 @@ import trio
 from plane_socket import FAST, UPDATES, Answer, Connection, connected, enrolled, fds_back_to, operator_key, port_of
 
 from certctrl.errors import BusyError, TransportError
+from certctrl.plane.challenges.published import HOLD_SECONDS, PublishedProofs
+from certctrl.plane.challenges.solver import Proof
+from certctrl.plane.core import Plane
 from certctrl.plane.http.faults import Fault, Faults
 from certctrl.plane.serve import PlaneAddress, serve_plane
 from certctrl.plane.storage.signal_stream import Waiter
@@ -67,6 +71,27 @@ async def test_a_long_poll_returns_immediately(served: PlaneAddress, form: Any) 
                 took.append(at - began)
                 cursor = answer.data["cursor"]
         assert min(took) < 15, "polls return before their wait ends"
+
+
+async def test_a_served_plane_takes_back_what_orders_left_and_reserves_its_names(tmp_path: Path) -> None:
+    proof = Proof(kind="dns-01", identifier="www.example.com", token="t", key_authorization="t.k")
+    with Plane.open(tmp_path / "plane") as plane:
+        published = PublishedProofs(plane.database, lambda: plane.wall_now() - HOLD_SECONDS - 60)
+        await plane.work(published.take, "removed", "order 1", [proof])
+    async with trio.open_nursery() as nursery:
+        start = partial(serve_plane, tmp_path / "plane", settings=FAST, hostnames=["plane.example.com"])
+        address: PlaneAddress = await nursery.start(start)
+        async with connected(address, operator_key(address)) as operator:
+            with trio.fail_after(30):
+                while "proofs" not in [one["key"] for one in (await health(operator))["problems"]]:
+                    await trio.sleep(0.05)
+            body = {"domain_name": "plane.example.com"}
+            assert (await operator.ask("POST", "/apiv1/users/1/certificates", body)).status == 409
+        nursery.cancel_scope.cancel()
+
+
+async def health(client: Connection) -> Any:
+    return json.loads((await client.ask("GET", "/health")).body)["data"]
 
 
 async def test_stopping_answers_held_polls(tmp_path: Path, form: Any, monkeypatch: pytest.MonkeyPatch) -> None:
