@@ -34,6 +34,8 @@ class TlsStream:
         except (OSError, ValueError) as error:  # already gone, or it sent data before the handshake
             sock.close()
             raise trio.BrokenResourceError from error
+        self._ended = False
+        """Whether OpenSSL reads nothing more, even if the client keeps the socket open."""
 
     async def do_handshake(self) -> None:
         """Begin TLS."""
@@ -42,12 +44,15 @@ class TlsStream:
     async def receive_some(self) -> bytes:
         """Return the next bytes; empty at the end."""
         try:
-            if self._socket.pending():
+            if self._ended or self._socket.pending():
                 await trio.lowlevel.checkpoint()
             else:  # nearly always the client has sent nothing yet: a try would fail
                 await trio.lowlevel.wait_readable(self._socket)
-            return await self._call(self._socket.recv, _RECORD, waited=True)
+            data = await self._call(self._socket.recv, _RECORD, waited=True)
+            self._ended = not data
+            return data
         except trio.BrokenResourceError as error:
+            self._ended = True
             if isinstance(error.__cause__, ssl.SSLZeroReturnError):
                 return b""
             raise
@@ -77,6 +82,7 @@ class TlsStream:
 
     def close(self) -> None:
         """Close the connection."""
+        self._ended = True
         trio.lowlevel.notify_closing(self._socket)
         self._socket.close()
 
