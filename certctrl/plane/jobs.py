@@ -71,6 +71,12 @@ class Jobs:
             self._db.run("UPDATE jobs SET owner = ?, lease = ? WHERE id = ?", self.owner, lease, row["id"])
         return [Job(row["id"], row["kind"], row["job_key"], row["due"], lease) for row in rows]
 
+    def holds(self, job: Job) -> bool:
+        """Return whether a claim that was not extended is still this plane's."""
+        sql = "SELECT owner, lease FROM jobs WHERE id = ?"
+        row = self._db.one_locked(sql, job.id)
+        return row is not None and (row["owner"], row["lease"]) == (self.owner, job.lease)
+
     def extend(self, job: Job, lease_seconds: float) -> bool:
         """Extend a claim; return False if it was lost, so that the work must stop."""
         return self._change(job, "lease = ?", self._wall_now() + lease_seconds)

@@ -105,8 +105,10 @@ class Attempts:
         self._random = random
 
     def begin(self, job: Job) -> Attempt | None:
-        """Return the attempt of a claimed job; if there is nothing to do, end the job and return None."""
+        """Return the attempt of a claimed job; None if the claim is lost, or if there is nothing to do, which ends the job."""
         certificate, order = self._rows(int(job.key))
+        if not self._jobs.holds(job):  # it waited for its turn for too long
+            return None
         if certificate is None or order is None or order["state"] != READY:
             self._jobs.finish(job)
             return None

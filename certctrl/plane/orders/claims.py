@@ -75,18 +75,27 @@ class OrderClaims:
         return self._more and len(self._ahead) <= CLAIMED_TOGETHER // 2
 
     def _claim(self, full: Sequence[str], limit: int, ahead: int) -> tuple[list[tuple[Job, str]], float]:
-        """Claim jobs of issuers that are not ``full``; return them with their issuers and the seconds until the next."""
-        only, issuers = "", tuple(full)
+        """Claim jobs of issuers that are not ``full``, except for orders that this plane works on.
+
+        Returns them with their issuers, and the seconds until the next.
+        """
+        running = tuple(
+            str(order_id) for order_id in self._issuers
+        )  # their leases may have ended while the machine slept
+        conditions = [f"job_key NOT IN ({marks(running)})"] if running else []
         if full:
-            only = (
+            conditions.append(
                 "NOT EXISTS (SELECT 1 FROM orders o WHERE o.id = CAST(jobs.job_key AS BIGINT)"
                 f" AND o.issuer IN ({marks(full)}))"
             )
+        only, parameters = " AND ".join(conditions), (*running, *full)
         jobs: list[Job] = []
         for kind, most in ((JOB, limit), (BACKGROUND_JOB, ahead)):
             left = min(most, limit - len(jobs))
             if left > 0:
-                jobs += self._jobs.claim(kind, limit=left, lease_seconds=LEASE_SECONDS, only=only, parameters=issuers)
+                jobs += self._jobs.claim(
+                    kind, limit=left, lease_seconds=LEASE_SECONDS, only=only, parameters=parameters
+                )
         now, ids = self._wall_now(), [int(job.key) for job in jobs]
         rows = self._db.all(f"SELECT id, issuer FROM orders WHERE id IN ({marks(ids)})", *ids) if ids else []
         issuer_of = {row["id"]: str(row["issuer"]) for row in rows}

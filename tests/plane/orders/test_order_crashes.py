@@ -178,3 +178,35 @@ async def test_what_a_ca_has_issued_outlives_a_database_that_is_away_for_longer_
     assert (await scene.certificate(row["id"]))["status"] == "active"
     assert len(scene.ca.requests) == 1
     assert scene.plane.order_runner._unstored == set()
+
+
+async def test_an_attempt_begins_only_with_its_claim(scene: Scene) -> None:
+    """It may have waited so long for its turn that its lease ended, and another plane works on the order."""
+    row = await scene.issue()
+    runner, other = scene.plane.order_runner, scene.another()
+    scene.ca.script = [ValueError("fails once")]  # from now on the order has its key
+    await runner.run_once()
+    scene.now += 60
+    (late,), _ = await runner._claims.claim()
+    scene.now += LEASE_SECONDS + 1
+    (job,), _ = await other.order_runner._claims.claim()
+    before = (await scene.order(row["order_id"]))["attempts"]
+    assert await scene.plane.work(runner._attempts.begin, late) is None
+    assert (await scene.order(row["order_id"]))["attempts"] == before
+    assert await other.work(other.order_runner._attempts.begin, job) is not None, "the other plane goes on"
+
+
+async def test_a_plane_claims_no_order_that_it_works_on(scene: Scene) -> None:
+    """Its lease may end because the machine slept, or because the database was away."""
+    row = await scene.issue()
+    pause = PausedIssue(scene)
+    scene.ca.script = [pause]
+    runner = scene.plane.order_runner
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(runner.run_once)
+        await pause.reached.wait()
+        scene.now += LEASE_SECONDS + 1
+        assert await runner.run_once() == 0
+        pause.go_on.set()
+    assert (await scene.certificate(row["id"]))["status"] == "active"
+    assert len(scene.ca.requests) == 1
