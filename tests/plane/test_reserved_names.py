@@ -101,6 +101,29 @@ async def test_a_signing_request_of_a_device_gets_no_name_of_another_plane(fleet
     assert (shown["status"], shown["serial_number"]) == ("pending", "")
 
 
+@pytest.mark.parametrize("how", ["issue", "renew", "replace"])
+async def test_a_name_that_is_reserved_while_the_key_is_made_is_not_issued(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    certificates = fleet.one.certificates
+    earlier = await certificates.issue(1, [OTHER])
+    issue = certificates._issuer.issue
+
+    async def slow(*args: Any, **more: Any) -> Any:
+        await fleet.reserve()
+        return await issue(*args, **more)
+
+    monkeypatch.setattr(certificates._issuer, "issue", slow)
+    if how == "issue":
+        assert await refused(certificates.issue(1, [OTHER]))
+    elif how == "renew":
+        assert await refused(certificates.renew(1, earlier["id"]))
+    else:
+        assert await refused(certificates.revoke(1, earlier["id"], replace=True))
+    (row,) = await fleet.one.work(certificates.page_of_user, 1, 0, 10)
+    assert (row["serial_number"], row["status"]) == (earlier["serial_number"], "active")
+
+
 async def test_certificates_for_names_of_other_planes_are_found_at_a_start(fleet: Fleet) -> None:
     row = await fleet.one.certificates.issue(1, [OTHER])
     await fleet.reserve()

@@ -150,6 +150,7 @@ class Certificates(Revoking):
     def _add(
         self, user_id: int, new: NewCertificate, issued: Issued | None, device_ids: Collection[int]
     ) -> dict[str, Any]:
+        self._reserved.refuse(new.names)  # a plane may have started since
         cert_id, serial = self._table.add(user_id, new), ""
         if issued is not None:
             serial = issued.serial_number
@@ -211,6 +212,7 @@ class Certificates(Revoking):
         row = self._table.locked(user_id, cert_id)
         if device_id is not None:  # the row may have changed while the key was made
             self._require_renewable(row, device_id)
+        self._reserved.refuse(json.loads(row["sans"]))
         self._orders.cancel_of(cert_id, "issued by another issuer meanwhile")
         issue_id = self._table.store(cert_id, issued, "renew", reason, device_id)
         self._table.announce(cert_id, issued.serial_number)

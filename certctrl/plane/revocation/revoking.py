@@ -125,6 +125,7 @@ class Revoking(CertificateViews):
     def _finish_replacement(self, user_id: int, cert_id: int, issued: Issued, reason: str, code: str) -> None:
         """Store a replacement, revoke the certificate before it, and signal the devices."""
         row = self._table.locked(user_id, cert_id)
+        self._refuse_names(json.loads(row["sans"]))  # a plane may have started since
         self._note(row, reason, code, now=True)
         self._orders.cancel_of(cert_id, "it was replaced meanwhile")
         self._table.store(cert_id, issued, "replace", reason, None)
