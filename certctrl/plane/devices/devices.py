@@ -245,12 +245,15 @@ class Devices:
         if not sightings:
             return
         with self._db.transaction():
-            devices = sorted(sightings)  # in a fixed order, to avoid deadlocks between planes
+            devices = sorted(sightings)
             for start in range(0, len(devices), _TOGETHER):
                 self._save([(device_id, sightings[device_id]) for device_id in devices[start : start + _TOGETHER]])
             self._db.after_commit(partial(self._forget_saved, sightings))
 
     def _save(self, sightings: Sequence[tuple[int, _Sighting]]) -> None:
+        ids = [device_id for device_id, _ in sightings]
+        # An UPDATE locks in any order: two planes that store the same devices would wait for each other.
+        self._db.all_locked(f"SELECT id FROM devices WHERE id IN ({marks(ids)}) ORDER BY id", *ids)
         values = [(device_id, one.at, one.address, one.cursor) for device_id, one in sightings]
         self._db.run(
             "UPDATE devices SET last_seen_at = v.column2, last_address = v.column3, last_cursor = v.column4"

@@ -43,7 +43,7 @@ class DeviceSession:
     copies_at: float | None = None
     """When two agents of the device were last detected."""
     head: str = ""
-    """Cursor of the last signal, in the unit of work that authenticated."""
+    """Cursor of the last signal, in the unit of work that authenticated; empty without a stream."""
 
 
 @lean.frozen
@@ -148,7 +148,7 @@ class Sessions:
             row["session"],
             row["instance"],
             row["copies_at"],
-            f"{row['last_ms']}-{row['last_seq']}",
+            "" if row["last_ms"] is None else f"{row['last_ms']}-{row['last_seq']}",
         )
 
     def claimed_device(self, token: str) -> int:

@@ -14,8 +14,7 @@ from typing import Any, TypeVar
 import trio
 
 from certctrl import lean
-from certctrl.errors import CertctrlError, DiskError
-from certctrl.plane.errors import ErrorResponse
+from certctrl.plane.errors import DatabaseAwayError, ErrorResponse
 from certctrl.plane.storage.database import Database, P, T
 
 A = TypeVar("A")
@@ -120,10 +119,10 @@ class Gathering:
                 await self._database.work_now(self._call_all, units)
         except Exception as error:
             for unit in units:
-                if isinstance(error, CertctrlError) and not isinstance(error, DiskError | ErrorResponse):
-                    unit.error = error  # the database is away
+                if isinstance(error, DatabaseAwayError):
+                    unit.error = error
                 else:
-                    unit.alone = True  # a unit that changes nothing may still succeed
+                    unit.alone = True  # the error may be that of another unit
 
     def _call_all(self, units: Sequence[_Unit]) -> None:
         alike: dict[Callable[[Sequence[Any]], Sequence[Any]], list[_Unit]] = {}

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import trio
 from engine_plane import WALL, new_device, plane_on, registered
+from postgres_server import PostgresServer
 
+from certctrl.errors import ConfigError
 from certctrl.model.plan import OutcomeKind
 from certctrl.plane.core import HeldPoll, Plane, Poll
 from certctrl.plane.devices.reports import FEW_EVENTS, Ack, AgentVersion, OtherEvent, is_few_acks
@@ -17,6 +19,7 @@ from certctrl.plane.errors import ErrorResponse, conflict
 from certctrl.plane.http.authentication import ForDevices
 from certctrl.plane.storage.database import Database
 from certctrl.plane.storage.gathering import Gathering
+from certctrl.plane.storage.postgres import PostgresDatabase
 
 
 @pytest.fixture
@@ -256,3 +259,64 @@ async def test_sightings_are_stored_with_one_statement_unless_a_later_one_is(pla
     rows = [await plane.work(plane.devices.row, 1, device_id) for device_id in devices]
     assert [row["last_address"] for row in rows] == ["192.0.2.0", "later", "192.0.2.2"]
     assert [row["last_seen_at"] for row in rows] == [WALL, WALL + 1, WALL]
+
+
+async def test_a_key_that_does_not_unseal_fails_only_its_own_fetch(plane: Plane) -> None:
+    devices = [await registered(plane, f"device-{number}") for number in range(2)]
+    good, damaged = [
+        (await plane.certificates.issue(1, [name], device_ids=[device_id]))["id"]
+        for name, (device_id, _) in zip(("good.test", "damaged.test"), devices, strict=True)
+    ]
+    await plane.work(plane.database.run, "UPDATE certificates SET private_key_enc = ? WHERE id = ?", b"x" * 64, damaged)
+    function = ForDevices(plane, plane.certificates.materials_of)
+    results: list[Any] = [None, None]
+
+    async def fetch(number: int, cert_id: int) -> None:
+        try:
+            results[number] = await plane.read_alike(function, (devices[number][1], cert_id))
+        except ConfigError as error:
+            results[number] = error
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(fetch, 0, good)
+        nursery.start_soon(fetch, 1, damaged)
+    assert isinstance(results[1], ConfigError)
+    assert results[0].result["serial_number"]
+
+
+async def test_sightings_lock_devices_in_the_order_of_their_ids(postgres: PostgresServer) -> None:
+    database = PostgresDatabase(postgres.database())
+    plane = plane_on(database)
+    first, second = [await new_device(plane, f"device-{number}") for number in range(2)]
+    for device_id in (first, second):
+        plane.devices.seen(device_id, "192.0.2.1", "")
+
+    def save() -> None:
+        # A large fleet has this plan; in the table, the first device comes after the second.
+        for setting in ("enable_nestloop", "enable_mergejoin", "enable_indexscan", "enable_bitmapscan"):
+            database.run(f"SET LOCAL {setting} = off")
+        plane.devices.save_sightings()
+
+    await plane.work(database.run, "UPDATE devices SET name = 'x' WHERE id = ?", first)
+    lock = "SELECT id FROM devices WHERE id = %s FOR UPDATE"
+    other = database.connect()
+    try:
+        other.execute(lock, (first,))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(plane.work, save)
+            while not await plane.work(database.all, "SELECT 1 FROM pg_locks WHERE NOT granted"):
+                await trio.sleep(0.01)
+            other.execute("SET lock_timeout = 100")
+            other.execute(lock, (second,))  # not locked yet
+            other.rollback()
+    finally:
+        other.close()
+        database.close()
+
+
+async def test_a_device_without_a_stream_has_no_page(plane: Plane) -> None:
+    device_id, token = await registered(plane)
+    await plane.work(plane.database.run, "DELETE FROM streams WHERE device_id = ?", device_id)
+    polls = [(token, Poll(cursor=cursor)) for cursor in ("None-None", "0-0", None)]
+    found = await plane.database.work_read(ForDevices(plane, plane.begin_polls), polls)
+    assert [shown([one.result])[0] for one in found] == ["CURSOR_EXPIRED", "NOT_FOUND", "NOT_FOUND"]
