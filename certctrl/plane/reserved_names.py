@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection
 
 from certctrl.plane.ca.domains import collides
 from certctrl.plane.errors import conflict
+from certctrl.plane.planes import RUNNING_SECONDS
 from certctrl.plane.settings import DAY
 from certctrl.plane.storage.database import Database
 
@@ -31,16 +32,22 @@ class ReservedNames:
 
     def set(self, names: Collection[str]) -> None:
         """Replace the names of this plane, also in the database, unless it is read-only."""
-        self._own = tuple(dict.fromkeys(names))[:MAX_NAMES]
+        former, self._own = self._own, tuple(dict.fromkeys(names))[:MAX_NAMES]
         self.note()
+        for name in {*former} - {*self._own} if not self._db.is_read_only() else ():
+            self._db.run("DELETE FROM plane_names WHERE plane = ? AND name = ?", self._plane, name)
 
     def note(self) -> None:
-        """Record that the names of this plane are in use, and delete its former ones."""
+        """Record that the names of this plane are in use, and delete its former ones.
+
+        Those of another plane of the same name, as two hosts of the same name have, are in use, and stay.
+        """
         if not self._own or self._db.is_read_only():
             return
         now = self._wall_now()
-        stored = self._db.all("SELECT name FROM plane_names WHERE plane = ?", self._plane)
-        for name in {row["name"] for row in stored} - {*self._own}:
+        stored = self._db.all("SELECT name, seen_at FROM plane_names WHERE plane = ?", self._plane)
+        unused = {row["name"] for row in stored if abs(now - row["seen_at"]) >= RUNNING_SECONDS}
+        for name in unused - {*self._own}:
             self._db.run("DELETE FROM plane_names WHERE plane = ? AND name = ?", self._plane, name)
         for name in self._own:
             self._db.run(

@@ -20,8 +20,10 @@ from trio_util import RepeatedEvent
 from certctrl import lean
 from certctrl.errors import CertctrlError, ConfigError, TransportError
 from certctrl.net.metrics_listener import answer_scrapes
+from certctrl.plane.ca.domains import clean_name
 from certctrl.plane.challenges import plane_http
 from certctrl.plane.core import Plane
+from certctrl.plane.errors import ErrorResponse
 from certctrl.plane.health.problems import ProblemName
 from certctrl.plane.http.app import make_app
 from certctrl.plane.http.faults import Faults
@@ -225,10 +227,11 @@ async def _reload_forever(plane: Plane, certificate: ServerCertificate, reload: 
 
 async def _reserve(plane: Plane, certificate: ServerCertificate) -> None:
     """Reserve the plane's names, so that no issued certificate can impersonate it; log those that exist."""
-    page = (urlsplit(plane.settings.public_url).hostname or "").rstrip(".")
-    names = (*certificate.names(), *([page] if page else []))
+    page = urlsplit(plane.settings.public_url).hostname
+    pages = [_canonical(page)] if page else []  # first: the names of an operator's certificate may be too many
+    names = (*pages, *certificate.names())
     try:
-        found = await plane.work(plane.certificates.reserve, names)
+        found = await plane.work_long(plane.certificates.reserve, names)
     except CertctrlError as error:  # housekeeping stores the names once the database accepts them
         plane.storage_check.note_failure(error)
         return
@@ -238,6 +241,14 @@ async def _reserve(plane: Plane, certificate: ServerCertificate) -> None:
             row["id"],
             row["domain_name"],
         )
+
+
+def _canonical(host: str) -> str:
+    """Return a host as in certificates; one that none can contain as it is."""
+    try:
+        return clean_name(host)
+    except ErrorResponse:
+        return host
 
 
 async def _replace_anchor(plane: Plane, certificate: ServerCertificate) -> None:

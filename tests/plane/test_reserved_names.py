@@ -16,6 +16,7 @@ from certctrl.plane.certificates.imports import Given
 from certctrl.plane.core import Plane
 from certctrl.plane.devices.reports import AgentVersion
 from certctrl.plane.errors import ErrorResponse
+from certctrl.plane.planes import RUNNING_SECONDS
 from certctrl.plane.reserved_names import KEPT_SECONDS, MAX_NAMES
 from certctrl.plane.storage.database import Database
 from certctrl.plane.storage.keyring import Keyring
@@ -153,6 +154,31 @@ async def test_a_plane_that_is_renamed_frees_its_former_name(fleet: Fleet) -> No
     await fleet.other.work(fleet.other.certificates.reserve, ["renamed.example"])
     assert await fleet.names() == {ONE, "localhost", "renamed.example"}
     assert (await fleet.one.certificates.issue(1, [OTHER]))["status"] == "active"
+
+
+async def test_planes_with_one_name_free_each_others_names_never(fleet: Fleet) -> None:
+    """Two hosts may have one host name, and their planes the same directory."""
+    planes = fleet.one, fleet.other
+    for plane in planes:
+        plane.reserved._plane = "same"
+    await fleet.reserve()
+    for _ in range(5):
+        for plane in planes:
+            await plane.work(plane.tidy)
+            assert {ONE, OTHER} <= await fleet.names()
+            assert await refused(fleet.one.certificates.issue(1, [OTHER]))
+        fleet.now += 30
+
+
+async def test_a_plane_that_starts_with_another_name_frees_its_former_one(fleet: Fleet) -> None:
+    await fleet.reserve()
+    restarted = fleet.started()
+    restarted.reserved._plane = fleet.other.reserved._plane
+    await restarted.work(restarted.certificates.reserve, ["renamed.example"])
+    fleet.now += RUNNING_SECONDS + 1
+    await restarted.work(restarted.tidy)
+    await fleet.one.work(fleet.one.tidy)
+    assert await fleet.names() == {ONE, "localhost", "renamed.example"}
 
 
 async def test_a_plane_on_a_read_only_database_still_refuses_its_names(

@@ -22,7 +22,9 @@ from certctrl.errors import ConfigError
 from certctrl.plane.ca.x509 import KEY_TYPES, Authority, key_pem, new_key, new_root
 from certctrl.plane.core import Plane
 from certctrl.plane.health.problems import ProblemName
-from certctrl.plane.serve import PlaneAddress, serve_plane
+from certctrl.plane.reserved_names import MAX_NAMES
+from certctrl.plane.serve import PlaneAddress, _reserve, serve_plane
+from certctrl.plane.settings import PlaneSettings
 from certctrl.plane.storage.data_dir import DataDir
 from certctrl.plane.tls import ServerCertificate
 
@@ -83,6 +85,25 @@ async def test_its_names_are_reserved_except_wildcards(tmp_path: Path, company: 
             (data / name).unlink()
         await certificate.load()
         assert certificate.names() == ("plane.example.com",)
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("https://Devices.example.com./", "devices.example.com"),
+        ("https://bücher.example", "xn--bcher-kva.example"),
+        ("https://[2001:DB8:0::1]:8443", "2001:db8::1"),
+        ("https://my_host.example", "my_host.example"),
+    ],
+)
+async def test_the_host_of_the_public_url_is_reserved_besides_many_names(
+    tmp_path: Path, company: Authority, url: str, name: str
+) -> None:
+    write_certificate(tmp_path / "plane", company, names=[f"n{number}.example.com" for number in range(MAX_NAMES + 9)])
+    with Plane.open(tmp_path / "plane", settings=PlaneSettings(public_url=url)) as plane:
+        await _reserve(plane, ServerCertificate(plane, DataDir(tmp_path / "plane"), ("plane.example.com",)))
+        reserved = await plane.work(plane.reserved.all)
+    assert {name, "plane.example.com", "n0.example.com"} <= {*reserved}
 
 
 @pytest.mark.parametrize("key", [b"", b"not a key", None, key_pem(new_key(KEY_TYPES[0]))])
