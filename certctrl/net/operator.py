@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 DEADLINE_SECONDS = 30.0
 PAGE = 500
 """Rows of one page of a list."""
+MOST_ROWS = 1_000_000
+"""Rows of a list."""
 CAP = 4 * 1024 * 1024
 """Bytes of one answer."""
 
@@ -107,9 +109,13 @@ class Operator:
         while True:
             after = {"after_id": str(found[-1]["id"])} if found else {}
             page = _rows(await self.call("GET", f"/apiv1/users/{user_id:d}/{kind}", query=query | after))
+            if (found or len(page) >= PAGE) and not all(isinstance(row.get("id"), int) for row in page):
+                raise BadAnswerError("a row of the list has no id")
             if found and page and page[0]["id"] <= found[-1]["id"]:
                 return found  # an older plane, or a list without pages
             found += page
+            if len(found) > MOST_ROWS:
+                raise BadAnswerError(f"the list has more than {MOST_ROWS} rows")
             if len(page) < PAGE:
                 return found
 

@@ -190,6 +190,23 @@ async def test_lists_are_read_by_page(count: int, is_old: bool) -> None:
     assert len(pages.queries) == (min(2, count // PAGE + 1) if is_old else count // PAGE + 1)
 
 
+@pytest.mark.parametrize("rows", [[{}] * PAGE, [{"id": "x"}] * PAGE, [{"id": None}] * PAGE])
+async def test_a_page_of_rows_without_ids_is_no_answer(rows: list[dict[str, Any]]) -> None:
+    class Fixed:
+        async def request(self, *args: Any, **kwargs: Any) -> Answer:
+            return Answer(200, {"content-type": "application/json"}, json.dumps({"data": rows}).encode())
+
+    with pytest.raises(BadAnswerError, match="id"):
+        await Operator(Fixed(), "key", wall_now=wall).fetch_devices(1)  # type: ignore[arg-type]
+
+
+async def test_lists_without_end_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("certctrl.net.operator.MOST_ROWS", 2 * PAGE)
+    with pytest.raises(BadAnswerError, match="more than 1000"):
+        await Operator(Pages(3 * PAGE), "key", wall_now=wall).fetch_devices(1)  # type: ignore[arg-type]
+    assert len(await Operator(Pages(2 * PAGE), "key", wall_now=wall).fetch_devices(1)) == 2 * PAGE  # type: ignore[arg-type]
+
+
 async def test_lists_by_tag() -> None:
     pages = Pages(1)
     operator = Operator(pages, "key", wall_now=wall)  # type: ignore[arg-type]

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 from certctrl.plane.errors import bad_request, conflict, not_found
@@ -51,6 +51,18 @@ def carried_by(column: str, tags: Sequence[str]) -> str:
 def _key(tag: str) -> str:
     key, equals, _ = tag.partition("=")
     return key if equals else ""
+
+
+def _changed(row: Any, present: Sequence[str], added: Sequence[str], removed: Sequence[str]) -> dict[str, Any]:
+    """Return the tags of a device after a change, and what it changes; ErrorResponse 409 beyond the limit."""
+    keys = {_key(tag) for tag in added} - {""}
+    kept = {tag for tag in present if tag not in removed and _key(tag) not in keys}
+    tags = sorted(kept | set(added))
+    if len(tags) > MAX_TAGS:
+        what = f"Device {row['id']} ({row['name']}) would have {len(tags)} tags; {MAX_TAGS} are possible"
+        raise conflict(what, "LIMIT")
+    gone, new = sorted(set(present) - set(tags)), sorted(set(tags) - set(present))
+    return {"id": row["id"], "name": row["name"], "tags": tags, "added": new, "removed": gone}
 
 
 class DeviceTags:
@@ -95,25 +107,21 @@ class DeviceTags:
             unknown = min(set(ids) - {row["id"] for row in rows})
             raise not_found(f"No such device: {unknown}")
         tags = self.of(ids)
-        shown = [self._change(row, tags.get(row["id"], []), added, removed) for row in rows]
+        shown = [_changed(row, tags.get(row["id"], []), added, removed) for row in rows]
+        self._store(shown)
         words = " ".join([*(f"+{tag}" for tag in added), *(f"-{tag}" for tag in removed)])
         self._db.after_commit(partial(log.info, "tags of %d devices changed: %s", len(ids), one_line(words)))
         return shown
 
-    def _change(self, row: Any, present: Sequence[str], added: Sequence[str], removed: Sequence[str]) -> dict[str, Any]:
-        """Change the tags of one device."""
-        keys = {_key(tag) for tag in added} - {""}
-        kept = {tag for tag in present if tag not in removed and _key(tag) not in keys}
-        tags = sorted(kept | set(added))
-        if len(tags) > MAX_TAGS:
-            what = f"Device {row['id']} ({row['name']}) would have {len(tags)} tags; {MAX_TAGS} are possible"
-            raise conflict(what, "LIMIT")
-        gone, new = sorted(set(present) - set(tags)), sorted(set(tags) - set(present))
-        for tag in gone:
-            self._db.run("DELETE FROM device_tags WHERE device_id = ? AND tag = ?", row["id"], tag)
-        for tag in new:
-            self._db.run("INSERT INTO device_tags VALUES (?, ?)", row["id"], tag)
-        return {"id": row["id"], "name": row["name"], "tags": tags, "added": new, "removed": gone}
+    def _store(self, changed: Sequence[Mapping[str, Any]]) -> None:
+        """Store the changes of devices, those of each tag together."""
+        for tag in sorted({tag for row in changed for tag in row["removed"]}):
+            ids = [row["id"] for row in changed if tag in row["removed"]]
+            self._db.run(f"DELETE FROM device_tags WHERE tag = ? AND device_id IN ({marks(ids)})", tag, *ids)
+        for tag in sorted({tag for row in changed for tag in row["added"]}):
+            pairs = [(row["id"], tag) for row in changed if tag in row["added"]]
+            values = ", ".join(["(?, ?)"] * len(pairs))
+            self._db.run(f"INSERT INTO device_tags VALUES {values}", *chain.from_iterable(pairs))
 
     def enrol(self, device_id: int, tags: Iterable[str]) -> None:
         """Add the tags of an enrolment token to a device that registers; what operators gave it before stays."""

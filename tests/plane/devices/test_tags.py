@@ -199,3 +199,22 @@ async def test_lists_by_tag(plane: Plane) -> None:
     assert await ids(page, 0, 10, "web", "env=prod") == certificates[1:4], "one device has both"
     with pytest.raises(PlaneError, match="'' is not a tag"):
         await ids(page, 0, 10, "")
+
+
+async def test_many_devices_are_changed_with_a_few_statements(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On PostgreSQL, each is a round trip."""
+    devices = [await new_device(plane, f"device-{number}") for number in range(30)]
+    await change(plane, *devices[:20], add=["web", "env=test", "old"])
+    run, statements = plane.database.run, []
+
+    def counted(sql: str, *parameters: Any) -> int:
+        statements.append(sql)
+        return run(sql, *parameters)
+
+    monkeypatch.setattr(plane.database, "run", counted)
+    shown = await change(plane, *devices, add=["env=prod", "new", "web"], remove=["old"])
+    assert sum("device_tags" in sql for sql in statements) <= 5, statements
+    assert [row["tags"] for row in shown] == [["env=prod", "new", "web"]] * 30
+    assert [await tags_of(plane, device) for device in devices] == [["env=prod", "new", "web"]] * 30
+    assert shown[0]["added"] == ["env=prod", "new"] and shown[0]["removed"] == ["env=test", "old"]
+    assert shown[-1]["added"] == ["env=prod", "new", "web"] and shown[-1]["removed"] == []
