@@ -42,7 +42,7 @@ GIVE_BACK_SECONDS = 2.0
 STORE_PAUSE = 2.0
 _RSA_TOGETHER = 4
 BACKGROUND_SHARE = 4.0
-BACKGROUND_PAUSES = 0.025, 1.0
+BACKGROUND_PAUSES = 0.05, 1.0
 """The next background order begins after this multiple of the time that the last one took to begin, within bounds.
 
 So they use a part of the machine only, however busy it is, and requests are answered meanwhile.
