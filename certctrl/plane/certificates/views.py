@@ -8,15 +8,16 @@ from functools import cached_property
 from itertools import chain
 from typing import Any
 
+from certctrl.errors import CertctrlError
 from certctrl.model.certificate import DEVICE_KEY
 from certctrl.plane.ca.sealing import seal_private_key
 from certctrl.plane.certificates.device_keys import blocked_renewal, visible_orders
 from certctrl.plane.certificates.table import KEY_AT_DEVICE, CertificateTable
 from certctrl.plane.clock import when
 from certctrl.plane.devices.devices import require_user
-from certctrl.plane.devices.sessions import DeviceSession, or_error
+from certctrl.plane.devices.sessions import DeviceSession
 from certctrl.plane.devices.tags import carried_by, checked_tags
-from certctrl.plane.errors import ErrorResponse, conflict, gone, not_found
+from certctrl.plane.errors import conflict, gone, not_found
 from certctrl.plane.storage.database import Database, Row, marks
 
 
@@ -46,6 +47,13 @@ def _material(certificate: _WithKey, public_key: bytes | None) -> dict[str, Any]
     if public_key is None:
         raise conflict("The device has no key yet", "WRAP_PENDING")
     return seal_private_key(certificate.key, public_key) | issued
+
+
+def _material_or_error(certificate: _WithKey, public_key: bytes | None) -> dict[str, Any] | CertctrlError:
+    try:
+        return _material(certificate, public_key)
+    except CertctrlError as error:  # including a damaged key, which must not fail the other devices
+        return error
 
 
 class CertificateViews:
@@ -104,15 +112,15 @@ class CertificateViews:
         If the device made the key, they contain its public key instead of a sealed key.
         """
         (found,) = self._materials([(device_id, cert_id)])
-        if isinstance(found, ErrorResponse):
+        if isinstance(found, CertctrlError):
             raise found
         return found
 
-    def materials_of(self, wanted: Sequence[tuple[DeviceSession, int]]) -> list[dict[str, Any] | ErrorResponse]:
+    def materials_of(self, wanted: Sequence[tuple[DeviceSession, int]]) -> list[dict[str, Any] | CertctrlError]:
         """Return for each device and certificate what ``materials`` returns or raises, in two statements."""
         return self._materials([(session.device_id, cert_id) for session, cert_id in wanted])
 
-    def _materials(self, wanted: Sequence[tuple[int, int]]) -> list[dict[str, Any] | ErrorResponse]:
+    def _materials(self, wanted: Sequence[tuple[int, int]]) -> list[dict[str, Any] | CertctrlError]:
         sql = (
             f"SELECT a.device_id, a.cert_id, d.public_key FROM (VALUES {', '.join(['(?, ?)'] * len(wanted))}) AS v"
             " JOIN assignments a ON a.device_id = v.column1 AND a.cert_id = v.column2"
@@ -124,7 +132,7 @@ class CertificateViews:
         sql = f"SELECT * FROM certificates WHERE id IN ({marks(ids)})"
         certificates = {row["id"]: _WithKey(row, self._table) for row in self._db.all(sql, *ids)} if ids else {}
         return [
-            or_error(_material, certificates[pair[1]], keys[pair]) if pair in keys else not_found("No such certificate")
+            _material_or_error(certificates[pair[1]], keys[pair]) if pair in keys else not_found("No such certificate")
             for pair in wanted
         ]
 

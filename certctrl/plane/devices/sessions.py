@@ -193,7 +193,7 @@ class Sessions:
             claims: dict[str, Any] = jwt.decode(
                 token, self._key, algorithms=["HS256"], audience=_NAME, issuer=_NAME, options=options
             )
-        except jwt.PyJWTError:
+        except (jwt.PyJWTError, RecursionError):  # the latter from PyJWT 2.9, for JSON that nests too deeply
             raise invalid_token("Access token is not valid") from None
         device_id, session = claims.get("device_id"), claims.get("session")
         if not isinstance(device_id, int) or not isinstance(session, int):

@@ -9,6 +9,7 @@ from typing import Generic, NamedTuple, TypeVar
 from starlette.requests import Request
 from starlette.responses import Response
 
+from certctrl.errors import CertctrlError
 from certctrl.plane.core import Plane
 from certctrl.plane.devices.sessions import DeviceSession
 from certctrl.plane.errors import ErrorResponse, forbidden, invalid_token
@@ -26,9 +27,9 @@ class ForDevices(Generic[A, T]):
     """What the requests of several devices have done for them in one unit of work: each is authenticated, all in one statement."""
 
     def __init__(
-        self, plane: Plane, function: Callable[[Sequence[tuple[DeviceSession, A]]], Sequence[T | ErrorResponse]]
+        self, plane: Plane, function: Callable[[Sequence[tuple[DeviceSession, A]]], Sequence[T | CertctrlError]]
     ) -> None:
-        """``function`` returns a result or a refusal for each session and item, in order; it changes nothing for the latter."""
+        """``function`` returns a result or an error for each session and item, in order; it changes nothing for the latter."""
         self._sessions = plane.sessions
         self._function = function
 
@@ -52,7 +53,7 @@ class ForDevices(Generic[A, T]):
 
 class _Found(NamedTuple, Generic[T]):
     session: DeviceSession
-    result: T | ErrorResponse
+    result: T | CertctrlError
 
 
 class Authenticator:
@@ -91,7 +92,7 @@ class Authenticator:
         run = self._plane.read_alike if reads else self._plane.change_alike
         found = await run(function, (bearer_token(request), item))
         note_authenticated(request)
-        if isinstance(found.result, ErrorResponse):
+        if isinstance(found.result, CertctrlError):
             raise found.result
         return found.session, found.result
 

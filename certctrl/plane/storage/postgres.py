@@ -24,6 +24,7 @@ import trio
 from psycopg import errors
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import dict_row, tuple_row
+from psycopg.types.numeric import Int8Dumper
 
 from certctrl.errors import CertctrlError, ConfigError, DiskError
 from certctrl.plane.errors import DatabaseAwayError
@@ -218,6 +219,7 @@ class PostgresDatabase(Database):
         connection: Connection = psycopg.connect(**self._with_password(self._parameters), row_factory=dict_row)
         connection.add_notice_handler(self._note_warning)
         connection.prepared_max = _PREPARED
+        connection.adapters.register_dumper(int, Int8Dumper)  # by default, statements differ in the size of each number
         return connection
 
     def connect_to_listen(self) -> Connection:

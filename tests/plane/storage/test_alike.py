@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jwt
 import pytest
 import trio
 from engine_plane import WALL, new_device, plane_on, registered
-from postgres_server import PostgresServer
 
 from certctrl.errors import ConfigError
 from certctrl.model.plan import OutcomeKind
@@ -19,7 +20,6 @@ from certctrl.plane.errors import ErrorResponse, conflict
 from certctrl.plane.http.authentication import ForDevices
 from certctrl.plane.storage.database import Database
 from certctrl.plane.storage.gathering import Gathering
-from certctrl.plane.storage.postgres import PostgresDatabase
 
 
 @pytest.fixture
@@ -68,6 +68,22 @@ async def test_each_token_of_many_is_answered_as_alone(plane: Plane) -> None:
         devices[0][0], devices[3][0], devices[0][0],
     ]  # fmt: skip
     assert shown(found)[1] == "DEVICE_REVOKED" and found[2].status == found[4].status == 401
+
+
+async def test_a_token_that_nests_too_deeply_is_refused_alone(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyJWT 2.9 lets the RecursionError of the JSON reader through."""
+    _, token = await registered(plane)
+    nested = base64.urlsafe_b64encode(b"[" * 2500).decode() + ".e30.AAAA"
+    decode = jwt.decode
+
+    def older(text: str, *args: Any, **options: Any) -> Any:
+        if text == nested:
+            raise RecursionError
+        return decode(text, *args, **options)
+
+    monkeypatch.setattr(jwt, "decode", older)
+    found = await plane.work(plane.sessions.authenticate_many, [token, nested])
+    assert isinstance(found[0], DeviceSession) and shown(found)[1] == "INVALID_TOKEN"
 
 
 async def test_an_expired_token_among_many(open_database: Callable[[], Database]) -> None:
@@ -261,57 +277,45 @@ async def test_sightings_are_stored_with_one_statement_unless_a_later_one_is(pla
     assert [row["last_seen_at"] for row in rows] == [WALL, WALL + 1, WALL]
 
 
-async def test_a_key_that_does_not_unseal_fails_only_its_own_fetch(plane: Plane) -> None:
+async def test_a_key_that_does_not_unseal_fails_only_its_own_fetch(open_database: Callable[[], Database]) -> None:
+    plane = plane_on(open_database(), poll_burst=1, poll_rate=0.001)
     devices = [await registered(plane, f"device-{number}") for number in range(2)]
     good, damaged = [
         (await plane.certificates.issue(1, [name], device_ids=[device_id]))["id"]
         for name, (device_id, _) in zip(("good.test", "damaged.test"), devices, strict=True)
     ]
     await plane.work(plane.database.run, "UPDATE certificates SET private_key_enc = ? WHERE id = ?", b"x" * 64, damaged)
-    function = ForDevices(plane, plane.certificates.materials_of)
-    results: list[Any] = [None, None]
+    fetches, polls = ForDevices(plane, plane.certificates.materials_of), ForDevices(plane, plane.begin_polls)
+    results: list[Any] = [None] * 3
 
-    async def fetch(number: int, cert_id: int) -> None:
-        try:
-            results[number] = await plane.read_alike(function, (devices[number][1], cert_id))
-        except ConfigError as error:
-            results[number] = error
+    async def ask(place: int, function: Any, token: str, item: Any) -> None:
+        results[place] = (await plane.read_alike(function, (token, item))).result
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(fetch, 0, good)
-        nursery.start_soon(fetch, 1, damaged)
-    assert isinstance(results[1], ConfigError)
-    assert results[0].result["serial_number"]
+        nursery.start_soon(ask, 0, polls, devices[0][1], Poll())
+        nursery.start_soon(ask, 1, fetches, devices[0][1], good)
+        nursery.start_soon(ask, 2, fetches, devices[1][1], damaged)
+    assert isinstance(results[0], HeldPoll), "its poll was counted once"
+    assert results[1]["serial_number"] and isinstance(results[2], ConfigError)
 
 
-async def test_sightings_lock_devices_in_the_order_of_their_ids(postgres: PostgresServer) -> None:
-    database = PostgresDatabase(postgres.database())
-    plane = plane_on(database)
-    first, second = [await new_device(plane, f"device-{number}") for number in range(2)]
-    for device_id in (first, second):
-        plane.devices.seen(device_id, "192.0.2.1", "")
+async def test_an_error_of_one_unit_is_not_that_of_the_others(plane: Plane) -> None:
+    def fail() -> None:
+        raise ConfigError("does not decrypt", file="storage.key")
 
-    def save() -> None:
-        # A large fleet has this plan; in the table, the first device comes after the second.
-        for setting in ("enable_nestloop", "enable_mergejoin", "enable_indexscan", "enable_bitmapscan"):
-            database.run(f"SET LOCAL {setting} = off")
-        plane.devices.save_sightings()
+    results: list[Any] = [None] * 2
+    gathering = Gathering(plane.database)
 
-    await plane.work(database.run, "UPDATE devices SET name = 'x' WHERE id = ?", first)
-    lock = "SELECT id FROM devices WHERE id = %s FOR UPDATE"
-    other = database.connect()
-    try:
-        other.execute(lock, (first,))
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(plane.work, save)
-            while not await plane.work(database.all, "SELECT 1 FROM pg_locks WHERE NOT granted"):
-                await trio.sleep(0.01)
-            other.execute("SET lock_timeout = 100")
-            other.execute(lock, (second,))  # not locked yet
-            other.rollback()
-    finally:
-        other.close()
-        database.close()
+    async def run(place: int, call: Callable[[], Any]) -> None:
+        try:
+            results[place] = await gathering.work(call)
+        except ConfigError as error:
+            results[place] = error
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run, 0, lambda: 7)
+        nursery.start_soon(run, 1, fail)
+    assert results[0] == 7 and isinstance(results[1], ConfigError)
 
 
 async def test_a_device_without_a_stream_has_no_page(plane: Plane) -> None:

@@ -22,7 +22,7 @@ from certctrl.plane.devices.sessions import DeviceSession
 from certctrl.plane.errors import DatabaseAwayError, ErrorResponse
 from certctrl.plane.health.problems import ProblemName
 from certctrl.plane.storage.data_dir import DataDir, locked
-from certctrl.plane.storage.database import Database
+from certctrl.plane.storage.database import Database, marks
 from certctrl.plane.storage.keyring import Keyring
 from certctrl.plane.storage.schema import SCHEMA
 
@@ -336,3 +336,63 @@ def test_an_unusable_url_is_refused_without_its_password(need_module: Callable[[
     with pytest.raises(ConfigError, match="invalid percent-encoded token") as caught:
         PostgresDatabase("postgresql://plane:hunter%zz2@db.example.com/plane")
     assert "hunter" not in f"{caught.value}{caught.value.fix}"
+
+
+async def test_sightings_lock_devices_in_the_order_of_their_ids(postgres: PostgresServer, connect: Connect) -> None:
+    database: Any = connect(postgres.database())
+    plane = plane_on(database)
+    first, second = [await new_device(plane, f"device-{number}") for number in range(2)]
+    for device_id in (first, second):
+        plane.devices.seen(device_id, "192.0.2.1", "")
+
+    def save() -> None:
+        # A large fleet has this plan; in the table, the first device comes after the second.
+        for setting in ("enable_nestloop", "enable_mergejoin", "enable_indexscan", "enable_bitmapscan"):
+            database.run(f"SET LOCAL {setting} = off")
+        plane.devices.save_sightings()
+
+    await plane.work(database.run, "UPDATE devices SET name = 'x' WHERE id = ?", first)
+    lock = "SELECT id FROM devices WHERE id = %s FOR UPDATE"
+    other = database.connect()
+    try:
+        other.execute(lock, (first,))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(plane.work, save)
+            while not await plane.work(database.all, "SELECT 1 FROM pg_locks WHERE NOT granted"):
+                await trio.sleep(0.01)
+            other.execute("SET lock_timeout = 100")
+            other.execute(lock, (second,))  # not locked yet
+            other.rollback()
+    finally:
+        other.close()
+
+
+async def test_numbers_of_any_size_share_a_prepared_statement(postgres: PostgresServer, connect: Connect) -> None:
+    database = connect(postgres.database())
+
+    def unit() -> list[Any]:
+        for least in (1, 40_000, 2**40) * 3:
+            ids = [least, 7, least + 1]
+            database.all(f"SELECT id FROM devices WHERE id IN ({marks(ids)})", *ids)
+        sql = "SELECT parameter_types::text AS types FROM pg_prepared_statements WHERE statement LIKE '%FROM devices WHERE%'"
+        return [row["types"] for row in database.all(sql)]
+
+    assert await database.work(unit) == ["{bigint,bigint,bigint}"]
+
+
+async def test_a_read_whose_connection_is_lost_between_its_statements_is_repeated(
+    postgres: PostgresServer, connect: Connect
+) -> None:
+    database: Any = connect(postgres.database())
+    pids: list[int] = []
+
+    def unit() -> int:
+        pids.append(database.one("SELECT pg_backend_pid() AS pid")["pid"])
+        if len(pids) == 1:
+            postgres.sql(f"SELECT pg_terminate_backend({pids[0]}, 5000)")
+        return int(database.one("SELECT count(*) AS n FROM devices")["n"])
+
+    assert await database.work_read(unit) == 0
+    assert len(set(pids)) == 2
+    await database.work(database.run, "UPDATE devices SET name = 'x'")  # the connection changes again
+    assert await database.work_read(unit) == 0
