@@ -13,8 +13,10 @@ from certctrl.plane.storage.database import Database
 
 
 def shared(
-    solver: Solver, database: Database, wall_now: Callable[[], float], *, issuer: str = "le", holder: str = ""
+    solver: Solver, database: Database, wall_now: Callable[[], float], *, issuer: str = "le", holder: str | None = None
 ) -> SharedSolver:
     """Return the solver of one order, another one for each call without ``holder``."""
     published = PublishedProofs(database, wall_now)
-    return SharedSolver([Rule("", (), solver)], database, published, issuer=issuer, holder=holder or token_hex(8))
+    return SharedSolver(
+        [Rule("", (), solver)], database, published, issuer=issuer, holder=token_hex(8) if holder is None else holder
+    )

@@ -79,10 +79,10 @@ def make_solver(
 
     Raises ConfigError if a secret is missing or invalid.
     """
-    rules, holder = [], token_hex(8)  # a request without an order has nobody to share with
+    rules, holder = [], ""
     if request is not None:
         parts = attrs.evolve(parts, user_id=request.user_id)
-        holder = f"order {request.order_id}" if request.order_id else holder
+        holder = f"order {request.order_id or token_hex(8)}"  # a request without an order has nobody to share with
     for entry in challenges:
         solver = kind_named(entry["type"]).make(entry, secrets, parts)
         rules.append(Rule(entry["type"], tuple(entry["domains"]), solver))

@@ -42,7 +42,10 @@ class PublishedProofs:
     def take(self, issuer: str, holder: str, proofs: Sequence[Proof]) -> bool:
         """Note that an order needs proofs; False, and nothing noted, while one of them is being removed."""
         now, by_answer = self._wall_now(), _by_answer(proofs)
-        if any(now < row["busy_until"] <= now + REMOVAL_SECONDS for row in self._locked([*by_answer])):
+        if self._is_busy([*by_answer]):
+            return False
+        self._ensure(issuer, by_answer)
+        if self._is_busy([*by_answer]):  # a removal has begun since
             return False
         for answer, proof in by_answer.items():
             self._note(answer, issuer, proof, due=now + HOLD_SECONDS, busy_until=0.0)
@@ -54,13 +57,16 @@ class PublishedProofs:
         return True
 
     def give_back(self, issuer: str, holder: str, proofs: Sequence[Proof]) -> list[Proof]:
-        """Note that an order needs proofs no longer; return those to remove now, even if they were never noted."""
+        """Note that an order needs proofs no longer; return those to remove now, even if they were never noted.
+
+        Those that another plane is removing are left to it, unless there is no ``holder``: ``claim`` returned them.
+        """
         now, by_answer = self._wall_now(), _by_answer(proofs)
-        self._locked([*by_answer])
+        self._ensure(issuer, by_answer)
         unneeded = []
         for answer, proof in by_answer.items():
             self._db.run("DELETE FROM proof_holds WHERE answer = ? AND holder = ?", answer, holder)
-            if self._needed_until(answer) > now:
+            if self._needed_until(answer) > now or (holder and self._is_busy([answer])):
                 continue
             until = now + REMOVAL_SECONDS
             self._note(answer, issuer, proof, due=until, busy_until=until)
@@ -102,6 +108,21 @@ class PublishedProofs:
         count = self._db.one("SELECT count(*) AS n FROM published_proofs WHERE attempts > 0")
         sql = "SELECT * FROM published_proofs WHERE attempts > 0 ORDER BY failed_at, answer LIMIT 1"
         return 0 if count is None else int(count["n"]), self._db.one(sql)
+
+    def _ensure(self, issuer: str, by_answer: Mapping[str, Proof]) -> None:
+        """Lock the rows of some answers, those that do not exist yet, too: others could note these meanwhile."""
+        due = self._wall_now() + HOLD_SECONDS
+        for answer, proof in by_answer.items():
+            self._db.run(
+                "INSERT INTO published_proofs (answer, issuer, kind, identifier, token, key_authorization, due)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (answer) DO UPDATE SET answer = excluded.answer",
+                *(answer, issuer, proof.kind, proof.identifier, proof.token, proof.key_authorization, due),
+            )
+
+    def _is_busy(self, answers: Sequence[str]) -> bool:
+        """Return whether one of some answers is being removed."""
+        now = self._wall_now()
+        return any(now < row["busy_until"] <= now + REMOVAL_SECONDS for row in self._locked(answers))
 
     def _locked(self, answers: Sequence[str]) -> list[Row]:
         """Return the rows of some answers, locked in one order, so that orders cannot block each other."""

@@ -21,7 +21,7 @@ class SharedSolver(ChosenSolver):
     def __init__(
         self, rules: Sequence[Rule], database: Database, published: PublishedProofs, *, issuer: str, holder: str
     ) -> None:
-        """``holder`` is the name of the order, the same at each attempt."""
+        """``holder`` is the name of the order, the same at each attempt; empty: proofs are only taken back."""
         super().__init__(rules)
         self._db = database
         self._published = published

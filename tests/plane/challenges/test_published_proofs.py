@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from random import Random
 from typing import Any
 
 import attrs
@@ -12,7 +13,7 @@ from engine_plane import WALL, plane_on
 from fake_dns import PRIMARY, RESOLVER, SECONDARY, FakeDns
 from shared_solver import shared
 
-from certctrl.errors import DiskError
+from certctrl.errors import CertctrlError, DiskError
 from certctrl.plane.challenges import leftovers
 from certctrl.plane.challenges import published as module
 from certctrl.plane.challenges.dns_lookup import DnsLookup
@@ -30,7 +31,7 @@ from certctrl.plane.challenges.shared import SharedSolver
 from certctrl.plane.challenges.solver import Proof, dns_record_value
 from certctrl.plane.core import Plane
 from certctrl.plane.health.problems import ProblemName
-from certctrl.plane.issuers.issuer import Issuer
+from certctrl.plane.issuers.issuer import Issuer, IssuerError
 from certctrl.plane.storage.database import Database
 from certctrl.plane.storage.keyring import Keyring
 
@@ -49,7 +50,7 @@ class DnsIssuer:
     plane: Plane
 
     async def take_back(self, proofs: Sequence[Proof]) -> None:
-        await self.fleet.solver(self.plane).clean_up(proofs)
+        await self.fleet.solver(self.plane, "").clean_up(proofs)
 
 
 class Fleet:
@@ -64,7 +65,7 @@ class Fleet:
     def started(self) -> Plane:
         return plane_on(self._open(), self._keyring, lambda: self.now)
 
-    def solver(self, plane: Plane, holder: str = "") -> SharedSolver:
+    def solver(self, plane: Plane, holder: str | None = None) -> SharedSolver:
         inner = Rfc2136Solver(Rfc2136Settings(propagation_seconds=1), [], DnsLookup(self.dns, [RESOLVER]))
         return shared(inner, plane.database, lambda: self.now, holder=holder)
 
@@ -347,3 +348,94 @@ async def test_a_database_that_is_away_loses_no_proof(fleet: Fleet, monkeypatch:
     assert fleet.texts() == [txt(proof())]
     assert not await solver.clean_up([proof()])
     assert fleet.texts() == []
+
+
+# --- races --------------------------------------------------------------------------------------------------------------
+
+
+async def test_an_order_leaves_a_removal_to_the_plane_that_has_begun_it(fleet: Fleet) -> None:
+    """Otherwise the one that ends first would let other orders publish it, and the second removal take theirs away."""
+    await fleet.solver(fleet.one, "order 1").present([proof()])
+    fleet.now += HOLD_SECONDS + 1
+    assert await fleet.one.work(fleet.published(fleet.one).claim) == {"le": [proof()]}
+    other = fleet.published(fleet.other)
+    assert await fleet.other.work(other.give_back, "le", "order 1", [proof()]) == []
+    assert not await fleet.other.work(other.take, "le", "order 2", [proof()]), "it is being removed"
+    assert await fleet.one.work(fleet.published(fleet.one).give_back, "le", "", [proof()]) == [proof()]
+
+
+@attrs.define(eq=False)
+class SlowAnswers:
+    """A solver that takes its time, and cannot remove each answer."""
+
+    random: Random
+    answers: set[Proof] = attrs.field(factory=set)
+    kinds: tuple[str, ...] = ("dns-01",)
+
+    def solves(self, kind: str, identifier: str, wildcard: bool) -> bool:
+        return True
+
+    async def present(self, proofs: Sequence[Proof]) -> None:
+        await trio.sleep(self.random.random() * 0.01)
+        self.answers.update(proofs)
+
+    async def clean_up(self, proofs: Sequence[Proof]) -> dict[Proof, CertctrlError]:
+        failures: dict[Proof, CertctrlError] = {}
+        for one in proofs:
+            await trio.sleep(self.random.random() * 0.01)
+            if self.random.random() < 0.2:
+                failures[one] = IssuerError("refused")
+            else:
+                self.answers.discard(one)
+        return failures
+
+    async def explain(self, proof: Proof) -> str:
+        return ""
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_orders_of_two_planes_never_lose_an_answer(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Even if an order gives its proofs back twice, as after a crash. The clock stands still: no removal takes too long."""
+    monkeypatch.setattr("certctrl.plane.challenges.shared.PAUSE", 0.01)
+    monkeypatch.setattr(module, "FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(module, "LONGEST_PAUSE", 0.0)
+    random = Random(seed)
+    dns, proofs = SlowAnswers(random), [proof(f"t{number}") for number in range(4)]
+    lost: list[Proof] = []
+
+    def solver(plane: Plane, holder: str) -> SharedSolver:
+        return shared(dns, plane.database, lambda: fleet.now, holder=holder)
+
+    @attrs.define(eq=False)
+    class Taker:
+        plane: Plane
+
+        async def take_back(self, proofs: Sequence[Proof]) -> None:
+            await solver(self.plane, "").clean_up(proofs)
+
+    async def order(number: int) -> None:
+        for _ in range(15):
+            mine, some = solver(random.choice(planes), f"order {number}"), random.sample(proofs, random.randint(1, 3))
+            await mine.present(some)
+            for _ in range(3):
+                await trio.sleep(random.random() * 0.01)
+                lost.extend(one for one in some if one not in dns.answers)
+            for _ in range(random.choice([1, 2])):
+                await mine.clean_up(some)
+
+    async def take_back_forever(plane: Plane) -> None:
+        while True:
+            await fleet.leftovers(plane, Taker(plane)).run_once()
+            await trio.sleep(0.02)
+
+    planes = fleet.one, fleet.other
+    async with trio.open_nursery() as nursery:
+        for plane in planes:
+            nursery.start_soon(take_back_forever, plane)
+        async with trio.open_nursery() as orders:
+            for number in range(5):
+                orders.start_soon(order, number)
+        nursery.cancel_scope.cancel()
+    assert not lost
