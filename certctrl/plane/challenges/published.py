@@ -27,6 +27,7 @@ FIRST_PAUSE = 60.0
 LONGEST_PAUSE = 6 * 3600.0
 GIVE_UP_SECONDS = 7.0 * DAY
 TOGETHER = 200
+FOREVER = 1e15
 _MAX_PROBLEM = 500
 
 log = logging.getLogger("certctrl.Plane")
@@ -39,14 +40,14 @@ class PublishedProofs:
         self._db = database
         self._wall_now = wall_now
 
-    def take(self, issuer: str, holder: str, proofs: Sequence[Proof]) -> bool:
-        """Note that an order needs proofs; False, and nothing noted, while one of them is being removed."""
+    def take(self, issuer: str, holder: str, proofs: Sequence[Proof]) -> float:
+        """Note that an order needs proofs, and return until when; 0, and nothing noted, while one is being removed."""
         now, by_answer = self._wall_now(), _by_answer(proofs)
         if self._is_busy([*by_answer]):
-            return False
+            return 0.0
         self._ensure(issuer, by_answer)
         if self._is_busy([*by_answer]):  # a removal has begun since
-            return False
+            return 0.0
         for answer, proof in by_answer.items():
             self._note(answer, issuer, proof, due=now + HOLD_SECONDS, busy_until=0.0)
             self._db.run(
@@ -54,18 +55,22 @@ class PublishedProofs:
                 " ON CONFLICT (answer, holder) DO UPDATE SET expires_at = excluded.expires_at",
                 *(answer, holder, now + HOLD_SECONDS),
             )
-        return True
+        return now + HOLD_SECONDS
 
-    def give_back(self, issuer: str, holder: str, proofs: Sequence[Proof]) -> list[Proof]:
+    def give_back(
+        self, issuer: str, holder: str, proofs: Sequence[Proof], needed_until: float = FOREVER
+    ) -> list[Proof]:
         """Note that an order needs proofs no longer; return those to remove now, even if they were never noted.
 
-        Those that another plane is removing are left to it, unless there is no ``holder``: ``claim`` returned them.
+        Those that another plane is removing are left to it, unless there is no ``holder``: ``claim`` returned them. So
+        are those that a later attempt of the order needs for longer than ``needed_until``.
         """
         now, by_answer = self._wall_now(), _by_answer(proofs)
         self._ensure(issuer, by_answer)
         unneeded = []
         for answer, proof in by_answer.items():
-            self._db.run("DELETE FROM proof_holds WHERE answer = ? AND holder = ?", answer, holder)
+            sql = "DELETE FROM proof_holds WHERE answer = ? AND holder = ? AND expires_at <= ?"
+            self._db.run(sql, answer, holder, needed_until)
             if self._needed_until(answer) > now or (holder and self._is_busy([answer])):
                 continue
             until = now + REMOVAL_SECONDS

@@ -364,6 +364,18 @@ async def test_an_order_leaves_a_removal_to_the_plane_that_has_begun_it(fleet: F
     assert await fleet.one.work(fleet.published(fleet.one).give_back, "le", "", [proof()]) == [proof()]
 
 
+async def test_an_attempt_that_has_lost_its_claim_leaves_the_proofs_of_the_next_one(fleet: Fleet) -> None:
+    """It notices only later, and cleans up while another plane works on the order."""
+    late, present = fleet.solver(fleet.one, "order 1"), fleet.solver(fleet.other, "order 1")
+    await late.present([proof()])
+    fleet.now += 121
+    await present.present([proof()])
+    assert not await late.clean_up([proof()])
+    assert fleet.texts() == [txt(proof())]
+    assert not await present.clean_up([proof()])
+    assert fleet.texts() == [] and not await fleet.rows("proof_holds")
+
+
 @attrs.define(eq=False)
 class SlowAnswers:
     """A solver that takes its time, and cannot remove each answer."""
