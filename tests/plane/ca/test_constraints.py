@@ -100,6 +100,39 @@ def test_bad_constraints_are_refused(domains: list[str], networks: list[str], fi
     with pytest.raises(ErrorResponse) as caught:
         clean_constraints(domains, networks)
     assert caught.value.params["field"] == field
+    given = {"domains": domains, "networks": networks}[field]
+    if "value" in caught.value.params:
+        assert caught.value.params["value"] in given and repr(caught.value.params["value"]) in caught.value.what
+
+
+def test_a_hundred_domains_and_networks_are_allowed_and_doubled_ones_count_once_in_the_result() -> None:
+    domains, networks = [f"d{number}.example" for number in range(97)], ["10.0.0.0/8", "2001:db8::/32"]
+    found = clean_constraints([*domains, ".D0.example"], networks)
+    assert found == Constraints(tuple(domains), tuple(networks))
+    assert clean_constraints([" .Corp.Example ", "corp.example"], [" 10.0.0.0/8", "10.0.0.0/8"]) == Constraints(
+        ("corp.example",), ("10.0.0.0/8",)
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "is_allowed"),
+    [
+        ("corp.example", True), ("*.corp.example", True), ("a.b.corp.example", True), ("*.a.corp.example", True),
+        ("xcorp.example", False), ("example", False), ("*.example", False), ("corp.example.org", False),
+        ("10.1.2.3", True), ("11.0.0.1", False), ("2001:db8::1", True), ("2001:db9::1", False),
+    ],
+)  # fmt: skip
+def test_what_is_inside_of_constraints(name: str, is_allowed: bool) -> None:
+    inside = Constraints(("corp.example",), ("10.0.0.0/8", "2001:db8::/32"))
+    assert inside.forbidden([name]) == ([] if is_allowed else [name])
+    assert Constraints().forbidden([name]) == []
+
+
+def test_without_networks_the_extension_excludes_all_addresses() -> None:
+    found = Constraints(("corp.example",)).extension()
+    assert found.permitted_subtrees == [x509.DNSName("corp.example")]
+    assert [str(one.value) for one in found.excluded_subtrees or []] == ["0.0.0.0/0", "::/0"]
+    assert Constraints(("corp.example",), ("10.0.0.0/8",)).extension().excluded_subtrees is None
 
 
 def test_constraints_are_read_from_the_certificate_as_written() -> None:
