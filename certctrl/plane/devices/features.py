@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from functools import lru_cache
 
 from certctrl.model.features import MAX_FEATURE_NAME, MAX_FEATURES
 from certctrl.plane.storage.database import Row
@@ -18,4 +19,9 @@ def stored(features: Iterable[str]) -> str:
 
 def announced(device: Row) -> frozenset[str]:
     """Return the features of a device's row; an agent that has never announced any has none."""
-    return frozenset(json.loads(device["features"] or "[]"))
+    return _names(device["features"] or "[]")
+
+
+@lru_cache(maxsize=64)  # the agents of a fleet are of a few versions
+def _names(text: str) -> frozenset[str]:
+    return frozenset(json.loads(text))

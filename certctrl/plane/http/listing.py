@@ -18,6 +18,9 @@ from certctrl.plane.http.routing import number
 
 Page = Callable[[int, int, int], list[dict[str, Any]]]
 
+SHORT_PAGE = 100
+"""Rows of a page that is read on the event loop with SQLite: a thread takes longer to get its turns than to read them."""
+
 
 async def listed(plane: Plane, request: Request, page_of: Page) -> Response:
     """Return what ``page_of(user_id, after_id, limit)`` reads, in order of id: a page with ``?limit=``, otherwise all."""
@@ -25,7 +28,8 @@ async def listed(plane: Plane, request: Request, page_of: Page) -> Response:
     after_id = whole_number(asked.get("after_id", "0"), "after_id", 0)
     if "limit" in asked:
         limit = whole_number(asked["limit"], "limit", 1, LONGEST_PAGE)
-        _, text = await plane.work_long(_read, page_of, user_id, after_id, limit)
+        run = plane.database.work_read if limit <= SHORT_PAGE else plane.work_long
+        _, text = await run(_read, page_of, user_id, after_id, limit)
         return json_answer(b'{"data":' + text + b"}")
     texts = []
     while True:

@@ -13,12 +13,14 @@ import pytest
 import trio
 import trio.testing
 from engine_plane import new_device, plane_on
+from starlette.requests import Request
 
 from certctrl.errors import DiskError
 from certctrl.plane.ca.x509 import new_key
 from certctrl.plane.core import Plane, Poll
 from certctrl.plane.devices.sessions import DeviceSession
 from certctrl.plane.errors import conflict
+from certctrl.plane.http.listing import SHORT_PAGE, listed
 from certctrl.plane.storage.database import Database
 from certctrl.plane.storage.signal_stream import Waiter
 from certctrl.plane.storage.sqlite import SqliteDatabase
@@ -234,6 +236,26 @@ async def test_a_unit_that_is_cancelled_while_it_waits_never_runs(sqlite_plane: 
         gate.may_go_on.set()
     assert ran == []
     assert await names(sqlite_plane) == ["operator", "long"]
+
+
+async def test_a_short_page_of_a_list_waits_for_no_long_unit(sqlite_plane: Plane) -> None:
+    """Found by the bench: in a wave of 10 000 renewals, a list of 100 devices took up to 0.6 s to come."""
+    gate, texts = Gate(sqlite_plane), []
+    await new_device(sqlite_plane, "a")
+
+    async def listed_with(limit: int) -> None:
+        scope = {"type": "http", "path_params": {"uid": "1"}, "query_string": f"limit={limit}".encode(), "headers": []}
+        texts.append((await listed(sqlite_plane, Request(scope), sqlite_plane.devices.page)).body)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sqlite_plane.work_long, gate.unit)
+        await gate.entered.wait()
+        await listed_with(SHORT_PAGE)
+        nursery.start_soon(listed_with, SHORT_PAGE + 1)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(texts) == 1
+        gate.may_go_on.set()
+    assert texts[0] == texts[1]
 
 
 async def test_a_statement_outside_of_units_is_refused_while_a_long_one_runs(sqlite_plane: Plane) -> None:
