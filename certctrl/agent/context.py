@@ -88,6 +88,8 @@ class Agent:
     """Certificate id -> name, of deployed certificates that vanished from disk and are not restored yet."""
     items: tuple[InstallItem, ...] = ()
     """Active install items: the plane's, then the local ones (``install_config.py``)."""
+    items_unread: bool = False
+    """Whether the disk failed when they were last to be read again, so that they may be those of before."""
 
     challenges: Answers = attrs.field(factory=Answers)
     """This host's answers to challenges of certificate authorities (``challenges.py``)."""

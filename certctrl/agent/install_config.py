@@ -109,6 +109,8 @@ async def refresh_install_config(agent: Agent) -> bool:
         raise
     if answer is None:  # a refused version, if any, was withdrawn
         agent.clear_problem("install-config")
+        if agent.items_unread:  # else the items of an earlier version would stay active
+            reload_items(agent)
         return False
     etag, raw = answer
     try:
@@ -173,6 +175,7 @@ def reload_items(agent: Agent) -> None:
 
     A local item with an unknown dependency stays active without it: the plane may just have removed that item.
     """
+    agent.items_unread = False
     try:
         agent.items = active_items(agent.layout, agent.store.installed)
         _check_local(agent.items)
@@ -185,6 +188,7 @@ def reload_items(agent: Agent) -> None:
         fix = error.fix or f"correct {agent.layout.local_installs}"
         if agent.report_problem("local-installs", str(error), fix):
             log_line(agent.log, Line.LOCAL_INSTALLS_WRONG, what=error)
+        agent.items_unread = isinstance(error, DiskError)
         with suppress(DiskError, PlanError):  # if the disk cannot be read, the active items stay
             agent.items = plane_items(agent.store.installed) + local_items(agent.items)
     _note_refused(agent)

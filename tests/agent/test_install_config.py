@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import json
 import logging
 from collections.abc import Collection, Sequence
@@ -22,7 +23,7 @@ from certctrl.agent.install_config import (
     refresh_install_config,
     reload_items,
 )
-from certctrl.errors import PlanError
+from certctrl.errors import DiskError, PlanError
 from certctrl.model.plan import CopyAction, InstallConfig, Outcome, OutcomeKind
 from certctrl.model.signals import InstallUpdated
 from certctrl.protocol.wire.canonical import canonical_json, installs_hash
@@ -107,7 +108,7 @@ class LocalScene:
     """The part of an agent that reads items, on a real directory; it records problems and log lines."""
 
     def __init__(self, root: Path) -> None:
-        self.layout, self.items = ConfigDir(root), tuple[Any, ...]()
+        self.layout, self.items, self.items_unread = ConfigDir(root), tuple[Any, ...](), False
         make_tree(RealFs(), self.layout)
         self.store, self.log = StateStore(self.layout, RealFs()), logging.getLogger("certctrl")
         self.problems: dict[str, tuple[str, str]] = {}
@@ -188,6 +189,8 @@ class FetchScene(LocalScene):
     def __init__(self, root: Path) -> None:
         super().__init__(root)
         self.answer: Any = None
+        self.is_known = False
+        """Whether the plane answers 304."""
         self.outcome = UNCHANGED
         self.plane = self.tokens = self.installer = self
 
@@ -204,7 +207,7 @@ class FetchScene(LocalScene):
         return await call("token")
 
     async def fetch_install_config(self, *_: Any) -> Any:
-        return "etag", self.answer
+        return None if self.is_known else ("etag", self.answer)
 
     async def offload(self, call: Any, *args: Any) -> Any:
         return call(*args)
@@ -246,6 +249,38 @@ async def test_an_install_config_that_is_gone_from_the_plane_stays_active(tmp_pa
     assert await scene.fetch([], **NO_CONFIG) and scene.ids == [] and not scene.problems
     assert not await scene.fetch([], **NO_CONFIG)
     assert await scene.fetch([ITEM], version=1) and scene.ids == ["a"]
+
+
+async def test_items_that_the_disk_did_not_return_are_read_with_the_next_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by a random history: version 3 was stored, could not be read at once, and version 2 stayed active forever."""
+    scene = FetchScene(tmp_path)
+    await scene.fetch([ITEM], version=2)
+    load, loads = scene.store.installed.load_install_config, itertools.count()
+
+    def failing() -> StoredInstallConfig | None:
+        if next(loads) > 1:  # the first two are before the request and before the new one is stored
+            raise DiskError("cannot read install_config.json: Input/output error")
+        return load()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scene.store.installed, "load_install_config", failing)
+        assert await scene.fetch([ITEM | {"id": "b"}], version=3)
+    assert scene.ids == ["a"] and "Input/output error" in scene.problems["local-installs"][0]
+    scene.is_known = True
+    assert not await scene.fetch([])
+    assert scene.ids == ["b"] and not scene.problems
+
+
+async def test_local_items_with_a_mistake_wait_for_an_order_to_read_them(tmp_path: Path) -> None:
+    scene = FetchScene(tmp_path)
+    await scene.fetch([ITEM])
+    scene.read("[")
+    scene.layout.local_installs.write_text('[{"id": "b", "type": "import_ca"}]')
+    scene.is_known = True
+    assert not await scene.fetch([])
+    assert scene.ids == ["a"] and "local-installs" in scene.problems
 
 
 async def test_unknown_fields_of_an_install_config_are_not_stored(tmp_path: Path) -> None:
