@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -101,14 +102,14 @@ async def test_a_hundred_names_in_one_update(primary: DnsServerProcess) -> None:
 
 
 async def test_two_orders_share_a_proof(bind: DnsServerProcess) -> None:
-    memory = SqliteDatabase(None)
-    first, second = (shared(solver(bind), memory, wall_now) for _ in range(2))
-    await first.present([proof()])
-    await second.present([proof()])
-    await first.clean_up([proof()])
-    assert bind.texts(RECORD) == [dns_record_value(proof())]
-    await second.clean_up([proof()])
-    assert bind.texts(RECORD) == []
+    with closing(SqliteDatabase(None)) as memory:
+        first, second = (shared(solver(bind), memory, wall_now) for _ in range(2))
+        await first.present([proof()])
+        await second.present([proof()])
+        await first.clean_up([proof()])
+        assert bind.texts(RECORD) == [dns_record_value(proof())]
+        await second.clean_up([proof()])
+        assert bind.texts(RECORD) == []
 
 
 async def test_a_key_of_512_bits(servers: Servers) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -150,13 +151,13 @@ async def test_cleaning_up_goes_on_after_failures_and_returns_them(make: Make, p
 
 
 async def test_two_orders_share_a_proof(make: Make, place: Path) -> None:
-    memory = SqliteDatabase(None)
-    first, second = (shared(make(RECORD), memory, lambda: 1e9) for _ in range(2))
-    for solver in (first, second):
-        await solver.present([proof()])
-    await first.clean_up([proof()])
-    assert "cleanup" not in (place / "calls").read_text()
-    await second.clean_up([proof()])
+    with closing(SqliteDatabase(None)) as memory:
+        first, second = (shared(make(RECORD), memory, lambda: 1e9) for _ in range(2))
+        for solver in (first, second):
+            await solver.present([proof()])
+        await first.clean_up([proof()])
+        assert "cleanup" not in (place / "calls").read_text()
+        await second.clean_up([proof()])
     assert (place / "calls").read_text().count("cleanup") == 1
 
 
