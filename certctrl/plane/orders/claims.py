@@ -25,7 +25,7 @@ _AGAIN_SECONDS = 0.005
 
 
 def crowded(running: Mapping[str, int], together: int) -> list[str]:
-    """Return the issuers that have no more attempts for now, by their present attempts."""
+    """Return the issuers that may begin no further attempt, from the number that each has now."""
     free = max(together - sum(running.values()), 1)
     return sorted(issuer for issuer, count in running.items() if count >= free)
 
