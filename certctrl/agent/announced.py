@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from certctrl.agent.certificate_list import list_certificates
 from certctrl.agent.context import Agent
 from certctrl.errors import LaggingError, PlaneError
 from certctrl.install.plan.retries import LAGGING_FAILURES
@@ -53,7 +54,7 @@ async def find_certificate(agent: Agent, cert_id: int) -> CertificateSummary | N
 
 async def is_listed(agent: Agent, cert_id: int) -> bool:
     """Return whether the plane's list of this device's certificates has a certificate."""
-    return any(one.id == cert_id for one in await agent.authorized(agent.plane.fetch_certificates))
+    return any(one.id == cert_id for one in await list_certificates(agent))
 
 
 def is_current(summary: CertificateSummary, signal: Signal) -> bool:

@@ -28,6 +28,7 @@ from certctrl.agent.context import Agent
 from certctrl.agent.host_keys import forget_withdrawn_keys, on_csr_wanted, replace_lost_key, with_host_key
 from certctrl.agent.install_config import MOST_NAMED, note_idle_items, refresh_install_config, refused_items
 from certctrl.agent.log_lines import Line, log_line
+from certctrl.agent.materials import changed_materials
 from certctrl.agent.reconcile import plan_resync
 from certctrl.agent.standing import (
     known_again,
@@ -53,6 +54,7 @@ from certctrl.install.installer import Candidate, in_use
 from certctrl.install.plan.policy import is_local
 from certctrl.model.certificate import Bundle, CertificateSummary, DeployMaterials
 from certctrl.model.config import IocConfig
+from certctrl.model.features import DELTA
 from certctrl.model.plan import Outcome, OutcomeKind
 from certctrl.model.policy import Retirement
 from certctrl.model.records import CertRecord, Stage, Standing
@@ -168,13 +170,21 @@ async def _require_absent(agent: Agent, signal: CertRenewed) -> None:
 
 
 async def _stage(agent: Agent, cert_id: int) -> Candidate:
-    """Fetch, open and stage one bundle; its SAN must cover the assigned domains.
+    """Fetch and stage one bundle; the live one again if the plane still has the same."""
+    materials = await changed_materials(agent, cert_id)
+    if isinstance(materials, Bundle):
+        return await agent.installer.stage(materials, agent.items)
+    candidate = await _stage_fetched(agent, cert_id, materials)
+    return attrs.evolve(candidate, etag=materials.etag) if DELTA in agent.plane.features else candidate
+
+
+async def _stage_fetched(agent: Agent, cert_id: int, materials: DeployMaterials) -> Candidate:
+    """Open and stage one bundle; its SAN must cover the assigned domains.
 
     A known certificate is checked against its recorded domains, which saves a request per renewal. If they differ,
     the assignment may have changed: it is fetched before the material is refused.
     """
     record = agent.installer.records.get(cert_id)
-    materials = await agent.authorized(lambda token: agent.plane.fetch_materials(token, cert_id))
     materials = await with_host_key(agent, cert_id, materials)
     if record is not None and record.facts.domains:
         try:

@@ -14,6 +14,7 @@ import trio
 from certctrl import lean
 from certctrl.agent.alerts import problem_key, restore_revocations
 from certctrl.agent.announced import is_serial
+from certctrl.agent.certificate_list import list_certificates
 from certctrl.agent.context import Agent
 from certctrl.agent.host_keys import csr_signals, forget_unwanted_keys
 from certctrl.agent.install_config import note_idle_items, refresh_install_config
@@ -145,7 +146,7 @@ async def plan_resync(agent: Agent, why: str, *, new_stream: bool = False) -> in
     ts_ms = int(agent.wall_now() * 1000)
     here = {cert_id for cert_id, record in agent.installer.records.items() if record.generation}
     staged_keys = agent.store.staged_keys.all()
-    listed = await agent.authorized(agent.plane.fetch_certificates)
+    listed = await list_certificates(agent)
     restore_revocations(agent, listed)
     await forget_unwanted_keys(agent, staged_keys, {one.id: one for one in listed})
     cas = await agent.authorized(agent.plane.fetch_cas)

@@ -268,7 +268,9 @@ async def _enrol_once(
             done = await form()
             identity.adopt(store)
             _forget_other_cursor(store, done)
-            reservation.commit(Tokens(access_token=done.access_token, refresh_token=done.refresh_token))
+            reservation.commit(
+                Tokens(access_token=done.access_token, refresh_token=done.refresh_token, features=done.features)
+            )
             return done
 
     lock = await wait_for_token_lock(layout, fs)

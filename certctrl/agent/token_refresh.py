@@ -151,7 +151,9 @@ class TokenRefresher:
             answer = await self._post(tokens)
             rotated = answer.refresh_token is not None and answer.refresh_token != tokens.refresh_token
             newest = Tokens(
-                access_token=answer.access_token, refresh_token=answer.refresh_token or tokens.refresh_token
+                access_token=answer.access_token,
+                refresh_token=answer.refresh_token or tokens.refresh_token,
+                features=answer.features,
             )
             try:
                 await self._offload(reservation.commit, newest)

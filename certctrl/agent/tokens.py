@@ -25,6 +25,7 @@ from certctrl.backoff import grown, jittered
 from certctrl.errors import CertctrlError, DiskError, NotRegisteredError, PlaneError
 from certctrl.model.config import AgentConfig
 from certctrl.model.offload import Offload
+from certctrl.model.records import Tokens
 from certctrl.net.control_plane import ControlPlane
 from certctrl.store.disk.fs import Fs
 from certctrl.store.layout import ConfigDir
@@ -98,7 +99,7 @@ class TokenKeeper:
         """
         with suppress(DiskError):  # the caller that needs the token gets the same error and retries
             if self._access is None and (stored := self._store.load_tokens()) is not None:
-                self._use(stored.access_token)
+                self._use(stored)
         return bool(self._access) and not self._expired()
 
     def expires_at(self) -> float | None:
@@ -197,15 +198,16 @@ class TokenKeeper:
 
     async def _load(self) -> None:
         if self._access is None and (stored := await self._offload(self._store.load_tokens)) is not None:
-            self._use(stored.access_token)
+            self._use(stored)
 
-    def _use(self, access: str) -> None:
-        self._access = access
-        self._claims = read_claims(access)
+    def _use(self, tokens: Tokens) -> None:
+        self._access = tokens.access_token
+        self._claims = read_claims(tokens.access_token)
+        self._plane.features = tokens.features
         self._warned = False
 
     def _keep(self, fresh: Fresh) -> None:
-        self._use(fresh.tokens.access_token)
+        self._use(fresh.tokens)
         if self._claims.expires_at is None and fresh.expires_in is not None:
             now = self._plane.server_now()
             self._claims = Claims(

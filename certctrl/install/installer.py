@@ -17,7 +17,7 @@ import attrs
 
 from certctrl.errors import CertctrlError, CommandError, DiskError, UsageError
 from certctrl.install.deploy import preview, recovery, staging
-from certctrl.install.deploy.candidates import next_try_at, to_switch
+from certctrl.install.deploy.candidates import live_bundle, next_try_at, to_switch
 from certctrl.install.deploy.context import Context, Locks
 from certctrl.install.deploy.converge import Convergence
 from certctrl.install.deploy.groups import Group, bound_now, groups_of
@@ -193,6 +193,17 @@ class Installer:
             now=context.wall_now(),
             expected_domains=expected_domains,
         )
+
+    async def live_bundle(self, cert_id: int) -> Bundle | None:
+        """Return the material of a certificate's live generation, in place of the same from the plane.
+
+        None if it is not all there as it was written, or not valid now: then the plane's is needed.
+        """
+        record = self.records.get(cert_id)
+        if record is None or not record.generation:
+            return None
+        found: Bundle | None = await self._context.offload(live_bundle, self._context, record)
+        return found
 
     async def prepare_commands(self, cert_id: int, items: Sequence[InstallItem]) -> None:
         """Start the supervisors for a certificate's check and reload, while it is being fetched."""

@@ -115,6 +115,8 @@ class DeployMaterials:
     """With ``device-key``: identifies the key of this host; see `CertificateSummary`."""
     host_key_pem: bytes = attrs.field(default=b"", repr=False)
     """The key of this host, added here; never read from an answer."""
+    etag: str = ""
+    """The ETag of the answer; empty if it had none, or if the PEM texts are of another answer."""
     certificate_pem: str | None = None
     chain_pem: str | None = None
     serial_number: str = ""

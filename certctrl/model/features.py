@@ -1,16 +1,51 @@
-"""Features: the abilities that an agent announces; a control plane requests nothing else from it."""
+"""Features: the abilities that agent and control plane announce; nothing else is used with a peer."""
 
 from __future__ import annotations
 
-CSR = "csr"
-"""Makes keys of certificates on its host, and sends signing requests."""
-ACME_HTTP01 = "acme-http01"
-"""Answers http-01 challenges, as ``policy.json`` allows."""
-ACME_TLS_ALPN01 = "acme-tls-alpn01"
-"""Answers tls-alpn-01 challenges, as ``policy.json`` allows."""
+from typing import Any
 
-AGENT_FEATURES = (CSR,)
+CSR = "csr"
+"""Keys of certificates are made at hosts, which send signing requests."""
+KEY_PROOF = "key-proof"
+"""A registration proves that the device has its secret key."""
+PLANE_ANCHOR = "plane-anchor"
+"""The plane hands out the CA that its own certificate is going to use."""
+ACME_HTTP01 = "acme-http01"
+"""The agent answers http-01 challenges, as ``policy.json`` allows."""
+ACME_TLS_ALPN01 = "acme-tls-alpn01"
+"""The agent answers tls-alpn-01 challenges, as ``policy.json`` allows."""
+BATCH_FETCH = "batch-fetch"
+"""The plane answers one request for the materials of up to 100 certificates."""
+DELTA = "delta"
+"""The plane answers what has changed since: materials by ETag, the list of certificates by revision."""
+ATOMIC_BATCH = "atomic-batch"
+"""Certificates that belong together are switched together."""
+PRIORITY = "priority"
+"""Signals name their priority."""
+PUSH = "push"
+"""Signals and outcomes travel on a WebSocket."""
+
+AGENT_FEATURES: tuple[str, ...] = (
+    CSR,
+)  # fmt: skip
 """Features that are announced at each start (``agent_version``) and at registration, regardless of the policy."""
+PLANE_FEATURES: tuple[str, ...] = (
+    CSR,
+    KEY_PROOF,
+    PLANE_ANCHOR,
+)  # fmt: skip
+"""Features that the control plane announces with each session: in the answers to registrations and token refreshes."""
 MAX_FEATURES = 50
 MAX_FEATURE_NAME = 50
 """Characters."""
+
+
+def feature_names(value: Any) -> frozenset[str]:
+    """Return the names in a list from outside; other values, names that do not fit and those beyond the limit are left out."""
+    if not isinstance(value, list):
+        return frozenset()
+    return frozenset(
+        name
+        for name in value[:MAX_FEATURES]
+        if isinstance(name, str) and 0 < len(name) <= MAX_FEATURE_NAME and name.isprintable()
+    )

@@ -19,6 +19,8 @@ class Tokens:
 
     access_token: str = attrs.field(repr=False)
     refresh_token: str = attrs.field(repr=False)
+    features: frozenset[str] = frozenset()
+    """Features that the plane announced with this session."""
 
 
 @lean.frozen(kw_only=True)
@@ -161,6 +163,14 @@ class CertRecord:
     """Items to retry for the live generation: failed, or not reached because another item failed."""
     held_since: float = 0.0
     """When the hold began; 0: not held, or held by an earlier release."""
+    source: str = ""
+    """A generation and the ETag of the plane's answer that it was made from, separated by a space."""
+
+    @property
+    def etag(self) -> str:
+        """The ETag of the plane's answer that the live generation was made from; empty: not known."""
+        generation, _, etag = self.source.partition(" ")
+        return etag if generation and generation == self.generation else ""
 
     @property
     def cert_id(self) -> int:

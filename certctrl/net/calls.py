@@ -26,6 +26,9 @@ LARGE_BODY = 65_536
 _ONE = trio.CapacityLimiter(1)
 """For large answers: parsed ones need many times the memory of their bytes."""
 
+ABSENT = (404, 405, 501)
+"""Statuses of an endpoint that a plane does not have."""
+
 T = TypeVar("T")
 
 

@@ -13,15 +13,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import attrs
-import trio
 
 from certctrl.errors import BadAnswerError, PlaneError, TransportError
 from certctrl.model.certificate import CaBundle, CertificateSummary, DeployMaterials
 from certctrl.model.config import AgentConfig
-from certctrl.net.calls import UnsupportedByPlane, parsed
-from certctrl.net.enrolment import Enrolment
+from certctrl.net.calls import ABSENT, UnsupportedByPlane, parsed
+from certctrl.net.certificate_changes import MAX_CERTIFICATES, MAX_LIST_BYTES, MAX_PAGES, PAGE, CertificateChanges
 from certctrl.protocol import events
-from certctrl.protocol.wire.answer import BUNDLE_CAP
+from certctrl.protocol.wire.answer import BUNDLE_CAP, plain_etag
 from certctrl.protocol.wire.certificates import (
     ca_from_wire,
     ca_names_from_wire,
@@ -37,18 +36,13 @@ if TYPE_CHECKING:
 
 __all__ = ["ControlPlane", "UnsupportedByPlane"]
 
-PAGE = 500
-MAX_CERTIFICATES = 20_000
-"""Certificates of one device."""
-MAX_LIST_BYTES = 12 * 1024 * 1024
-"""Memory of all texts of the list of certificates."""
-MAX_PAGES = MAX_CERTIFICATES // PAGE + 2
+MAX_ETAG = 64
+"""Characters of the ETag of a material, which is kept for each certificate."""
 NOTIFY_SCHEMA = "certctrl.device.notify.v1"
 _SELF = "/apiv1/devices/self"
-_ABSENT = (404, 405, 501)
 
 
-class ControlPlane(Enrolment):
+class ControlPlane(CertificateChanges):
     """The client of one device for one plane."""
 
     def __init__(self, http: Http, config: AgentConfig, *, wall_now: Callable[[], float], instance: str = "") -> None:
@@ -57,8 +51,6 @@ class ControlPlane(Enrolment):
         self._instance = {"cert-ctrl-instance": instance} if instance else {}
         self.copies_suspected = False
         """Whether another agent polls as this device, according to the plane's last answer to a poll."""
-        self._listing = trio.Lock()
-        """One list at a time: it is the largest answer of a plane, and several handlers may request it."""
         self._old_materials = False
         self._old_install_config = False
 
@@ -101,7 +93,7 @@ class ControlPlane(Enrolment):
         try:
             self._succeeded(answer)
         except (PlaneError, BadAnswerError) as error:
-            if answer.status in _ABSENT and (understood or (answer.is_json and isinstance(error, PlaneError))):
+            if answer.status in ABSENT and (understood or (answer.is_json and isinstance(error, PlaneError))):
                 raise UnsupportedByPlane(error.what, status=answer.status) from None
             raise
 
@@ -178,15 +170,25 @@ class ControlPlane(Enrolment):
 
         Raises PlaneError: 409 ``WRAP_PENDING`` (later), 403 ``EXPORT_FORBIDDEN``, 404 or 410 (gone).
         """
+        materials = await self.fetch_changed_materials(token, cert_id, "")
+        if materials is None:
+            raise BadAnswerError("the plane answers 304 to a request for material that is not conditional")
+        return materials
+
+    async def fetch_changed_materials(self, token: str, cert_id: int, etag: str) -> DeployMaterials | None:
+        """Return the material of a certificate, as `fetch_materials`; None if ``etag`` is still current (304)."""
+        headers = {"if-none-match": f'"{etag}"'} if etag else {}
         paths = [f"{_SELF}/certificates/{cert_id:d}/{name}" for name in ("deploy-materials", "bundle")]
         if self._old_materials:
             paths.reverse()
-        answer, path = await self._first_present(paths, token, cap=BUNDLE_CAP)
+        answer, path = await self._first_present(paths, token, headers=headers, cap=BUNDLE_CAP)
+        if answer.status == 304 and etag:
+            return None
         data = await parsed(answer, partial(self._data, answer, cap=BUNDLE_CAP))
         self._old_materials = path.endswith("/bundle")
         materials = materials_from_wire(data)
         if materials.certificate_pem and (materials.chain_pem or "chain_pem" in data):
-            return materials
+            return attrs.evolve(materials, etag=plain_etag(answer.headers.get("etag"), MAX_ETAG))
         detail = await self.fetch_certificate(token, cert_id)
         return attrs.evolve(
             materials,
@@ -209,7 +211,7 @@ class ControlPlane(Enrolment):
         One row that does not fit fails the call, as for certificates.
         """
         answer = await self._send("GET", f"{_SELF}/cas", token)
-        if answer.status in _ABSENT:
+        if answer.status in ABSENT:
             return None
         return await parsed(answer, lambda: ca_names_from_wire(self._data(answer)))
 

@@ -61,8 +61,8 @@ class Enrolment(PlaneClient):
         ``prove`` answers the plane's challenge, which is sealed to the public key. A plane may send none; it is asked
         for none without ``prove``.
         """
-        from certctrl.model.features import AGENT_FEATURES
-        from certctrl.protocol.wire.registration import KEY_PROOF, challenge_from_wire, registration_from_wire
+        from certctrl.model.features import AGENT_FEATURES, KEY_PROOF
+        from certctrl.protocol.wire.registration import challenge_from_wire, registration_from_wire
 
         body: dict[str, Any] = {
             "device_public_id": device_public_id,

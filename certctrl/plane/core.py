@@ -27,6 +27,7 @@ from certctrl.plane.ca.denied_keys import DeniedKeys, read_denied_keys
 from certctrl.plane.ca.issuer import BuiltinCa, Issuer, inline
 from certctrl.plane.challenges import plane_http
 from certctrl.plane.challenges.at_hosts import stop_expired
+from certctrl.plane.devices import features
 from certctrl.plane.devices.clones import CloneDetector
 from certctrl.plane.devices.devices import Devices
 from certctrl.plane.devices.enrolment import Enrolment
@@ -115,6 +116,7 @@ class Plane:
         self.data = data
         self.settings = settings
         self.wall_now = wall_now
+        self.offload = offload
         self.draining = False
         """Whether the plane is stopping and no longer holds polls."""
         self.database, self.keyring = db, keys = database, keyring
@@ -340,9 +342,9 @@ class Plane:
         return self.grants.decide(user_code, approve=approve, user_id=user_id)
 
     async def refresh(self, refresh_token: str, device_public_id: str, anchors: Collection[str]) -> dict[str, Any]:
-        """Return a new access token, with the anchor that the plane will switch to; see ``Sessions.refresh``.
+        """Return a new access token, with the plane's features and the anchor that it will switch to.
 
-        It also succeeds if nothing can be stored, unless refresh tokens rotate.
+        See ``Sessions.refresh``. It also succeeds if nothing can be stored, unless refresh tokens rotate.
         """
         try:
             return await self.work(self._refresh, refresh_token, device_public_id, anchors)
@@ -358,7 +360,7 @@ class Plane:
         answer = self.sessions.refresh(refresh_token, device_public_id, store=store)
         if anchors is not None:
             self.anchor.note(self.sessions.claimed_device(answer["access_token"]), anchors)
-        return answer | self.anchor.offer()
+        return answer | {"features": features.of_plane()} | self.anchor.offer()
 
     async def resync(self, user_id: int, device_id: int, reason: str = "") -> None:
         """Make a device fetch everything again (signal ``state.resync_required``)."""

@@ -52,6 +52,8 @@ class ConfigDir:
         self.pins = self.state / "pins.json"
         self.cas = self.state / "cas.json"
         self.challenges = self.state / "challenges.json"
+        self.certificate_list = self.state / "certificate_list.txt"
+        self.plane_features = self.state / "plane_features.json"
         self.journal = self.state / "journal"
         self.daemon_lock = self.state / "daemon.lock"
         self.token_lock = self.state / "token.lock"

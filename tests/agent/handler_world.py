@@ -93,6 +93,7 @@ class FakePlane:
     """Certificate, order and signing request of each request that it accepted."""
     renewals: list[tuple[int, int, bool]] = attrs.field(factory=list)
     """User, certificate, and whether its key is lost, of each renewal that it accepted."""
+    features: frozenset[str] = frozenset()
 
     def server_now(self) -> float:
         return self.now

@@ -53,6 +53,7 @@ class ModelPlane:
     """Remembers what the plane knows across crashes of the model disk."""
 
     fs: ModelFs
+    features: frozenset[str] = frozenset()
 
     async def register(self, *, public_key: bytes, device_public_id: str, **form: Any) -> Registration:
         number = int(self.fs.promises.get("session", 0)) + 1

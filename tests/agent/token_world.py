@@ -38,6 +38,7 @@ class World:
         self.deadlines: list[float] = []
         self.answer: Callable[[str], Awaitable[Refreshed]] = self.rotate
         self.server_skew: float | None = None
+        self.features: frozenset[str] = frozenset()
         self.clock_error = 0.0
         self.lifetime = 900.0
         self.made = 0

@@ -7,7 +7,8 @@ from typing import Any
 
 from nacl.public import PrivateKey, SealedBox
 
-from certctrl.protocol.wire.registration import KEY_PROOF, key_proof
+from certctrl.model.features import KEY_PROOF
+from certctrl.protocol.wire.registration import key_proof
 
 _KEYS: dict[str, PrivateKey] = {}
 """Public key in base64 -> the pair, of all forms made so far."""

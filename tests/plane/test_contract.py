@@ -14,6 +14,7 @@ from plane_world import World
 from certctrl.errors import PlaneError
 from certctrl.model.answer import Answer
 from certctrl.model.config import AgentConfig, ApplicationConfig
+from certctrl.model.features import PLANE_FEATURES
 from certctrl.model.signals import CaAssigned, CertRenewed, CertRevoked, CertUnassigned, InstallUpdated, ResyncRequired
 from certctrl.net.control_plane import ControlPlane
 from certctrl.net.operator import Operator
@@ -179,3 +180,9 @@ async def test_reports_and_refresh(world: World, agent: ControlPlane, operator: 
     refreshed = await agent.refresh(done.refresh_token, "device-number-1")
     assert refreshed.access_token != done.access_token
     assert agent.server_skew == pytest.approx(0.5)
+
+
+async def test_the_plane_announces_its_features_with_each_session(agent: ControlPlane, operator: Operator) -> None:
+    done = await registered(agent, operator)
+    assert done.features == frozenset(PLANE_FEATURES) != frozenset()
+    assert (await agent.refresh(done.refresh_token, "device-number-1")).features == done.features

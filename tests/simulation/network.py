@@ -51,6 +51,7 @@ class Exchange:
     path: str
     query: Mapping[str, Any]
     token: str
+    headers: Mapping[str, str] = attrs.field(factory=dict)
     json: Any
     sent_at: float
     fault: NetworkFault | None = None
@@ -119,8 +120,9 @@ class SimulatedHttp:
         network = self.network
         token = str((headers or {}).get("authorization", "")).removeprefix("Bearer ")
         exchange = Exchange(
-            method=method, path=path, query=dict(query or {}), token=token, json=json, sent_at=trio.current_time()
-        )
+            method=method, path=path, query=dict(query or {}), token=token, headers=dict(headers or {}), json=json,
+            sent_at=trio.current_time(),
+        )  # fmt: skip
         exchange.fault = network.fault_for(path)
         network.before(exchange)
         try:

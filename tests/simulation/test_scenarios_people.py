@@ -185,7 +185,7 @@ def test_status_shows_failing_and_waiting_work_with_its_next_attempt() -> None:
         async def pending(*_args: Any) -> Any:
             raise PlaneError("WRAP_PENDING", status=409)
 
-        scene.agent.plane.fetch_materials = pending
+        scene.agent.plane.fetch_materials = scene.agent.plane.fetch_changed_materials = pending
         await scene.plane.certificates.renew(USER, row["id"])
         await scene.until(lambda: snapshot(scene.agent)["stuck"])
         status = snapshot(scene.agent)

@@ -26,7 +26,8 @@ PATHS = {
     "token_lock": "state/token.lock", "control_socket": "state/agent.sock", "keys": "keys",
     "device_public_key": "keys/dev_pk.bin", "device_secret_key": "keys/dev_sk.bin",
     "next_secret_key": "keys/dev_sk.next", "account_keys": "keys/account_keys", "staged_keys": "keys/staged", "certs": "certs",
-    "challenges": "state/challenges.json",
+    "challenges": "state/challenges.json", "plane_features": "state/plane_features.json",
+    "certificate_list": "state/certificate_list.txt",
     "chains": "certs/chains", "live": "certs/.live", "generations": "certs/.generations", "logs": "logs",
 }  # fmt: skip
 """The names of earlier releases, whose directories must be found again."""

@@ -278,3 +278,13 @@ def bundle_of(context: Context, candidate: Candidate) -> Bundle:
         certificate_pem=read("certificate.pem"),
         chain_pem=read("chain.pem"),
     )
+
+
+def live_bundle(context: Context, record: CertRecord) -> Bundle | None:
+    """Return the material of a certificate's live generation; None if it is damaged or not valid now. Blocks on the disk."""
+    now = context.wall_now()
+    with suppress(DiskError):
+        live = Candidate.read(context, record.name, record.generation)
+        if live.facts == record.facts and not live.placeholder and live.facts.not_before <= now < live.facts.not_after:
+            return bundle_of(context, live)
+    return None

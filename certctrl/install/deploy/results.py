@@ -32,6 +32,7 @@ def with_facts(record: CertRecord, candidate: Candidate) -> CertRecord:
         revoked=record.revoked and same,
         alarmed=record.alarmed and same,
         staged="" if record.staged == candidate.generation else record.staged,
+        source=f"{candidate.generation} {candidate.etag}" if candidate.etag else record.source,
     )
 
 

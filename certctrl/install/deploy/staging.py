@@ -41,6 +41,8 @@ class Candidate:
     """True for a self-signed stand-in for a revoked certificate."""
     staged: Staged | None = None
     """For `GenerationStore.settle`; None if the generation is already durable."""
+    etag: str = ""
+    """The ETag of the plane's answer that it was made from; empty: not known."""
 
     @classmethod
     def read(cls, context: Context, name: str, generation: str) -> Candidate:

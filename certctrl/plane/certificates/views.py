@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
+from hashlib import blake2b
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 from certctrl.errors import CertctrlError
 from certctrl.model.certificate import DEVICE_KEY
 from certctrl.plane.ca.sealing import seal_private_key
 from certctrl.plane.certificates.device_keys import blocked_renewal, visible_orders
+from certctrl.plane.certificates.revisions import ListedRow
 from certctrl.plane.certificates.table import KEY_AT_DEVICE, CertificateTable
 from certctrl.plane.clock import when
 from certctrl.plane.devices.devices import require_user
@@ -19,6 +21,30 @@ from certctrl.plane.devices.sessions import DeviceSession
 from certctrl.plane.devices.tags import carried_by, checked_tags
 from certctrl.plane.errors import conflict, gone, not_found
 from certctrl.plane.storage.database import Database, Row, marks
+
+_LISTED = ", ".join(
+    f"c.{name}"
+    for name in (
+        "id", "domain_name", "sans", "serial_number", "fingerprint_sha256", "not_before", "not_after", "status",
+        "updated_at", "key_origin", "public_key_sha256", "key_type", "must_staple",
+    )
+)  # fmt: skip
+
+
+class ListOfDevice(NamedTuple):
+    """The certificates of a device and their open orders, as the database has them."""
+
+    rows: list[Row]
+    orders: dict[int, dict[str, Any]]
+
+
+class Material(NamedTuple):
+    """The material of a certificate for a device."""
+
+    etag: str
+    """The same for the same certificate, chain and device key, although each answer is sealed anew."""
+    data: dict[str, Any] | None
+    """``DeployMaterials``; None: the device has it."""
 
 
 class _WithKey:
@@ -33,25 +59,35 @@ class _WithKey:
         """The private key."""
         return self._table.key_of(self.row)
 
+    @cached_property
+    def digest(self) -> bytes:
+        """A hash of what all devices get: the certificate names its key."""
+        parts = [self.row[name] for name in ("certificate_pem", "chain_pem", "serial_number", "public_key_sha256")]
+        return blake2b(json.dumps([*parts, bool(self.row["private_key_enc"])]).encode(), digest_size=16).digest()
 
-def _material(certificate: _WithKey, public_key: bytes | None) -> dict[str, Any]:
-    """Return ``DeployMaterials`` for a device with this key; see ``CertificateViews.materials``."""
+
+def _material(certificate: _WithKey, public_key: bytes | None, known: str) -> Material:
+    """Return the material for a device with this key that knows an ETag; see ``CertificateViews.materials``."""
     row = certificate.row
     if row["status"] == "revoked":
         raise gone("This certificate is revoked", "CERT_REVOKED")
     if not row["serial_number"]:
         raise conflict("This certificate is not issued yet", "WRAP_PENDING")
-    issued = {name: row[name] for name in ("certificate_pem", "chain_pem", "serial_number")}
-    if not row["private_key_enc"]:
-        return issued | {"enc_scheme": DEVICE_KEY, "public_key_sha256": row["public_key_sha256"]}
-    if public_key is None:
+    sealed = bool(row["private_key_enc"])
+    if sealed and public_key is None:
         raise conflict("The device has no key yet", "WRAP_PENDING")
-    return seal_private_key(certificate.key, public_key) | issued
+    etag = blake2b(certificate.digest + (public_key if sealed and public_key else b""), digest_size=16).hexdigest()
+    if etag == known:
+        return Material(etag, None)
+    issued = {name: row[name] for name in ("certificate_pem", "chain_pem", "serial_number")}
+    if sealed and public_key:
+        return Material(etag, seal_private_key(certificate.key, public_key) | issued)
+    return Material(etag, issued | {"enc_scheme": DEVICE_KEY, "public_key_sha256": row["public_key_sha256"]})
 
 
-def _material_or_error(certificate: _WithKey, public_key: bytes | None) -> dict[str, Any] | CertctrlError:
+def _material_or_error(certificate: _WithKey, public_key: bytes | None, known: str) -> Material | CertctrlError:
     try:
-        return _material(certificate, public_key)
+        return _material(certificate, public_key, known)
     except CertctrlError as error:  # including a damaged key, which must not fail the other devices
         return error
 
@@ -93,6 +129,22 @@ class CertificateViews:
         orders = visible_orders(self._db, rows)
         return [self._of_device(row, orders) for row in rows]
 
+    def list_of(self, device_id: int) -> ListOfDevice:
+        """Return all issued certificates of a device, as the table has them, for `listed`."""
+        rows = self._db.all(
+            f"SELECT {_LISTED} FROM certificates c JOIN assignments a ON a.cert_id = c.id"
+            " WHERE a.device_id = ? AND (c.serial_number != '' OR c.key_origin = ?) ORDER BY c.id",
+            *(device_id, KEY_AT_DEVICE),
+        )
+        return ListOfDevice(rows, visible_orders(self._db, rows))
+
+    def listed(self, found: ListOfDevice) -> list[ListedRow]:
+        """Return the certificates of a device as it reads them, by id; without the database."""
+        shown = [self._of_device(row, found.orders) for row in found.rows]
+        return [
+            ListedRow(row["id"], json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode()) for row in shown
+        ]
+
     def _of_device(self, row: Row, orders: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
         """Return a certificate as its device reads it."""
         if row["key_origin"] != KEY_AT_DEVICE:
@@ -111,16 +163,17 @@ class CertificateViews:
 
         If the device made the key, they contain its public key instead of a sealed key.
         """
-        (found,) = self._materials([(device_id, cert_id)])
+        (found,) = self._materials([(device_id, cert_id)], [""])
         if isinstance(found, CertctrlError):
             raise found
-        return found
+        return found.data or {}
 
-    def materials_of(self, wanted: Sequence[tuple[DeviceSession, int]]) -> list[dict[str, Any] | CertctrlError]:
-        """Return for each device and certificate what ``materials`` returns or raises, in two statements."""
-        return self._materials([(session.device_id, cert_id) for session, cert_id in wanted])
+    def materials_of(self, wanted: Sequence[tuple[DeviceSession, tuple[int, str]]]) -> list[Material | CertctrlError]:
+        """Return for each device, certificate and known ETag what ``materials`` returns or raises, in two statements."""
+        pairs = [(session.device_id, cert_id) for session, (cert_id, _) in wanted]
+        return self._materials(pairs, [etag for _, (_, etag) in wanted])
 
-    def _materials(self, wanted: Sequence[tuple[int, int]]) -> list[dict[str, Any] | CertctrlError]:
+    def _materials(self, wanted: Sequence[tuple[int, int]], known: Sequence[str]) -> list[Material | CertctrlError]:
         sql = (
             f"SELECT a.device_id, a.cert_id, d.public_key FROM (VALUES {', '.join(['(?, ?)'] * len(wanted))}) AS v"
             " JOIN assignments a ON a.device_id = v.column1 AND a.cert_id = v.column2"
@@ -132,8 +185,10 @@ class CertificateViews:
         sql = f"SELECT * FROM certificates WHERE id IN ({marks(ids)})"
         certificates = {row["id"]: _WithKey(row, self._table) for row in self._db.all(sql, *ids)} if ids else {}
         return [
-            _material_or_error(certificates[pair[1]], keys[pair]) if pair in keys else not_found("No such certificate")
-            for pair in wanted
+            _material_or_error(certificates[pair[1]], keys[pair], etag)
+            if pair in keys
+            else not_found("No such certificate")
+            for pair, etag in zip(wanted, known, strict=True)
         ]
 
     def summary(self, row: Row) -> dict[str, Any]:

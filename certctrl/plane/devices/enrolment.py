@@ -12,6 +12,7 @@ import attrs
 from certctrl import lean
 from certctrl.plane.ca.sealing import fingerprint
 from certctrl.plane.clock import when
+from certctrl.plane.devices import features
 from certctrl.plane.devices.devices import DeviceFacts, Devices
 from certctrl.plane.devices.grants import Grants
 from certctrl.plane.devices.key_proofs import Claim, KeyProofs
@@ -201,7 +202,7 @@ class Enrolment:
             "status": "active",
             "name": facts.name,
         }
-        return {"device": device, "session": session}
+        return {"device": device, "session": session, "features": features.of_plane()}
 
     def _usable(self, enrolment_token: str) -> Row:
         row = self._db.one_locked("SELECT * FROM enrolment_tokens WHERE token_hash = ?", digest(enrolment_token))

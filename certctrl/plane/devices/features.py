@@ -1,4 +1,4 @@
-"""Features: what each device's agent has announced, at its last start or registration."""
+"""Features: those that each device's agent announced at its last start or registration, and the plane's own."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ import json
 from collections.abc import Iterable
 from functools import lru_cache
 
-from certctrl.model.features import MAX_FEATURE_NAME, MAX_FEATURES
+from certctrl.model.features import MAX_FEATURE_NAME, MAX_FEATURES, PLANE_FEATURES
 from certctrl.plane.storage.database import Row
 from certctrl.text import one_line
+
+
+def of_plane() -> list[str]:
+    """Return the features that the plane announces with each session."""
+    return sorted(PLANE_FEATURES)
 
 
 def stored(features: Iterable[str]) -> str:

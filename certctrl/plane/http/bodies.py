@@ -9,6 +9,7 @@ import attrs
 from starlette.requests import Request
 
 from certctrl import lean
+from certctrl.model.features import KEY_PROOF
 from certctrl.model.plan import OutcomeKind
 from certctrl.plane.ca.csr import MAX_CSR_BYTES
 from certctrl.plane.certificates.bulk import MOST_CHECKED, MOST_RENEWED
@@ -32,7 +33,6 @@ from certctrl.plane.http.structure import (
     structured,
 )
 from certctrl.plane.settings import DAY
-from certctrl.protocol.wire.registration import KEY_PROOF
 
 T = TypeVar("T")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, assert_never
 from urllib.parse import quote
 
@@ -12,13 +12,15 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from certctrl.plane.ca.sealing import device_key
+from certctrl.plane.certificates.revisions import Changes, changes
+from certctrl.plane.certificates.views import ListOfDevice
 from certctrl.plane.core import DEFAULT_LIMIT, MAX_SIGNALS, MAX_WAIT_SECONDS, Plane, Poll
 from certctrl.plane.devices.grants import GrantRequest
 from certctrl.plane.devices.reports import FEW_EVENTS, is_few_acks
 from certctrl.plane.devices.sessions import DeviceSession, or_error
 from certctrl.plane.errors import ErrorResponse
 from certctrl.plane.http import bodies
-from certctrl.plane.http.answers import data_answer, empty_answer
+from certctrl.plane.http.answers import data_answer, empty_answer, json_answer, json_of
 from certctrl.plane.http.authentication import Authenticator, ForDevices, address_of, etag_of
 from certctrl.plane.http.bodies import GrantAction, body_of, read_as
 from certctrl.plane.http.reading import LARGE_BODY_CAP, clean_line, query_of, read_object, whole_number
@@ -27,6 +29,8 @@ from certctrl.plane.limits import caller_of
 from certctrl.protocol.wire.poll import FREE_HEADER, FREE_VALUE
 
 _MAX_PAGE = 500
+_FEW_ROWS = 100
+"""Certificates that are compared on the event loop."""
 
 
 class DeviceApi:
@@ -38,6 +42,7 @@ class DeviceApi:
         self._polls = ForDevices(plane, plane.begin_polls)
         self._materials = ForDevices(plane, plane.certificates.materials_of)
         self._acks = ForDevices(plane, plane.reports.store_acks)
+        self._lists = ForDevices(plane, self._read_lists)
 
     def routes(self) -> list[Route]:
         """Return the routes, the most used first."""
@@ -157,14 +162,39 @@ class DeviceApi:
     # --- resources -------------------------------------------------------------------------------------------
 
     async def certificates(self, request: Request) -> Response:
-        """Return a page of the device's certificates."""
+        """Return a page of the device's certificates, or what has changed since a revision (``updated_since``)."""
+        if (since := request.query_params.get("updated_since")) is not None:
+            return await self._changes(request, since)
 
         def read(session: DeviceSession) -> list[dict[str, Any]]:
-            after_id = whole_number(request.query_params.get("after_id", "0"), "after_id", 0)
-            limit = whole_number(request.query_params.get("limit", str(_MAX_PAGE)), "limit", 1, _MAX_PAGE)
+            after_id, limit = _page_of(request)
             return self._plane.certificates.page(session.device_id, after_id, limit)
 
         return data_answer(await self._authenticator.as_device(request, read))
+
+    def _read_lists(
+        self, wanted: Sequence[tuple[DeviceSession, tuple[int, int]]]
+    ) -> list[tuple[int, int, ListOfDevice]]:
+        """Return ``after_id``, ``limit`` and the whole list for each device and page."""
+        return [(*page, self._plane.certificates.list_of(session.device_id)) for session, page in wanted]
+
+    async def _changes(self, request: Request, since: str) -> Response:
+        """Return what differs from the device's list of a revision, or a page of the whole list; 304 if nothing does."""
+        plane, page = self._plane, or_error(_page_of, request)
+        _, (after_id, limit, found) = await self._authenticator.as_device_alike(request, self._lists, page, reads=True)
+
+        def compare() -> Changes:
+            return changes(plane.certificates.listed(found), since, after_id=after_id, limit=limit)
+
+        now = await plane.offload(compare) if len(found.rows) > _FEW_ROWS else compare()
+        headers = {"etag": f'"{now.revision}"'}
+        if etag_of(request) == now.revision:
+            return empty_answer(304, headers)
+        more: dict[str, Any] = {"complete": now.parts is None}
+        if now.parts is not None:
+            more["replaced"] = {"of": now.divisor, "parts": now.parts}
+        body = b'{"data":[' + b",".join([row.text for row in now.rows]) + b"]," + json_of(more)[1:]
+        return json_answer(body, headers=headers)
 
     async def certificate(self, request: Request) -> Response:
         """Return one certificate with its PEM texts."""
@@ -173,10 +203,11 @@ class DeviceApi:
         )
 
     async def materials(self, request: Request) -> Response:
-        """Return a certificate with its key, sealed to the device."""
-        cert_id = or_error(_id, request, "cert_id")
-        _, found = await self._authenticator.as_device_alike(request, self._materials, cert_id, reads=True)
-        return data_answer(found)
+        """Return a certificate with its key, sealed to the device; 304 if the device has it."""
+        wanted = or_error(_wanted_of, request)
+        _, found = await self._authenticator.as_device_alike(request, self._materials, wanted, reads=True)
+        headers = {"etag": f'"{found.etag}"'}
+        return empty_answer(304, headers) if found.data is None else data_answer(found.data, headers=headers)
 
     async def signing_request(self, request: Request) -> Response:
         """Store the signing request for a key that the device made: ``{"order_id", "csr_pem"}``."""
@@ -246,6 +277,20 @@ def _poll_of(request: Request) -> Poll:
         address=address_of(request),
         instance=clean_line(request.headers.get("cert-ctrl-instance", ""), 64),
     )
+
+
+def _page_of(request: Request) -> tuple[int, int]:
+    """Return ``after_id`` and ``limit`` of a request for a list."""
+    query = request.query_params
+    return (
+        whole_number(query.get("after_id", "0"), "after_id", 0),
+        whole_number(query.get("limit", str(_MAX_PAGE)), "limit", 1, _MAX_PAGE),
+    )
+
+
+def _wanted_of(request: Request) -> tuple[int, str]:
+    """Return the certificate whose material is requested, and the ETag of what the device has."""
+    return _id(request, "cert_id"), etag_of(request)
 
 
 def _id(request: Request, name: str) -> int:

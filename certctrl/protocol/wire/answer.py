@@ -21,6 +21,7 @@ BUNDLE_CAP = 262_144
 RETRY_AFTER_CAP = 3600.0
 """Upper bound for Retry-After in seconds, so that no server can silence a host for longer."""
 
+_ETAG = re.compile(r'(?:W/)?"?([!#-~]*)"?')
 _SECONDS = re.compile(r"[+-]?[0-9]{1,400}(\.[0-9]{1,400})?([eE][+-]?[0-9]{1,9})?", re.ASCII)
 _HTTP_DATE = re.compile(
     r"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)[a-z]{0,6},? "
@@ -55,6 +56,12 @@ def data_of(answer: Answer, *, cap: int = BODY_CAP) -> Any:
     if "data" not in value:
         raise BadAnswerError("the answer has no data")
     return value["data"]
+
+
+def plain_etag(text: str | None, most: int) -> str:
+    """Return an ETag without quotes and mark; empty if it is absent, longer than ``most`` or cannot be sent back."""
+    match = _ETAG.fullmatch((text or "").strip())
+    return match[1] if match is not None and len(match[1]) <= most else ""
 
 
 def parse_error(answer: Answer, wall_now: float | None = None) -> PlaneError:

@@ -94,7 +94,7 @@ _materials = wire_class(
         "serial_number": text(256),
         "public_key_sha256": text(64),
     },
-    omit=("host_key_pem",),
+    omit=("host_key_pem", "etag"),
     prepare=lambda row: {"enc_scheme": "aes256gcm"} | row,
 )
 _ca = wire_class(CaBundle, {"id": integer(ge=1), "name": text(1024), "serial_number": text(256), "status": text(64)})

@@ -11,11 +11,8 @@ import attrs
 from certctrl import lean
 from certctrl.errors import BadAnswerError
 from certctrl.protocol.wire.reader import from_answer, integer, text, wire_class
-from certctrl.protocol.wire.tokens import SESSION
+from certctrl.protocol.wire.tokens import SESSION, features
 from certctrl.text import one_line
-
-KEY_PROOF = "key-proof"
-"""The feature of an agent that can prove possession of its secret key."""
 
 
 @lean.frozen(kw_only=True)
@@ -31,6 +28,8 @@ class Registration:
     refresh_token: str = attrs.field(repr=False)
     expires_in: float | None
     """Lifetime of the access token in seconds; None: unknown."""
+    features: frozenset[str] = frozenset()
+    """Features of the plane."""
 
 
 @lean.frozen
@@ -67,6 +66,7 @@ class _Session:
 class _Registered:
     device: _Device
     session: _Session
+    features: frozenset[str] = frozenset()
 
 
 wire_class(
@@ -80,7 +80,7 @@ wire_class(
     },
 )
 wire_class(_Session, SESSION)
-_read_registered = wire_class(_Registered)
+_read_registered = wire_class(_Registered, {"features": features})
 
 
 def challenge_from_wire(data: object) -> KeyChallenge | None:
@@ -115,4 +115,5 @@ def registration_from_wire(data: object) -> Registration:
         access_token=session.access_token,
         refresh_token=session.refresh_token,
         expires_in=session.expires_in,
+        features=found.features,
     )

@@ -8,6 +8,7 @@ import attrs
 
 from certctrl import lean
 from certctrl.errors import PlaneError
+from certctrl.model.features import feature_names
 from certctrl.protocol.wire.reader import Hook, Misfit, from_answer, text, wire_class
 
 REFUSAL_KEYS = frozenset(("INVALID_TOKEN", "TOKEN_EXPIRED"))
@@ -24,6 +25,8 @@ class Refreshed:
     """Seconds; None: unknown."""
     plane_anchor_pem: str | None = None
     """A CA that the plane is going to use for its own certificate; None: none, or not a usable text."""
+    features: frozenset[str] = frozenset()
+    """Features of the plane; one that announces none has none."""
 
 
 def _token(value: Any, _: Any = None) -> str:
@@ -50,9 +53,14 @@ def _anchor(value: Any, _: Any = None) -> str | None:
     return value if usable and value else None
 
 
+def features(value: Any, _: Any = None) -> frozenset[str]:
+    """Return the names of features; odd ones are left out, because they must not fail a session."""
+    return feature_names(value)
+
+
 SESSION: dict[str, Hook] = {"access_token": _token, "refresh_token": _token, "expires_in": _lifetime}
 """How the fields of a session are read, in a refresh as in a registration."""
-_read_refreshed = wire_class(Refreshed, SESSION | {"plane_anchor_pem": _anchor})
+_read_refreshed = wire_class(Refreshed, SESSION | {"plane_anchor_pem": _anchor, "features": features})
 
 
 def refreshed_from_wire(data: object) -> Refreshed:

@@ -22,9 +22,13 @@ from certctrl.store.layout import SECRET_MODE, ConfigDir
 class Reservation:
     """Two allocated temporary files; ended by `commit`, `release` or the end of a ``with`` block."""
 
-    def __init__(self, fs: Fs, layout: ConfigDir, size: int, save: Callable[[Tokens], None]) -> None:
+    def __init__(
+        self, fs: Fs, layout: ConfigDir, size: int, save: Callable[[Tokens], None], also: Callable[[Tokens], None]
+    ) -> None:
+        """``save`` stores tokens without a reservation, ``also`` what came with them."""
         self._fs = fs
         self._save = save
+        self._also = also
         self._temps: list[tuple[Path, str, Handle]] = []
         self._parent = fs.open_dir(layout.state)
         try:
@@ -52,6 +56,7 @@ class Reservation:
             self._save(tokens)  # a failed fsync may have lost the bytes: write them again
             return
         self.release()
+        self._also(tokens)
 
     def _fill(self, data: bytes) -> None:
         path, temp, handle = self._temps[0]

@@ -10,13 +10,16 @@ lock, because files are replaced atomically.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from certctrl.errors import StateCorruptError
+from certctrl.errors import DiskError, StateCorruptError
 from certctrl.model.challenges import Challenge
+from certctrl.model.features import feature_names
 from certctrl.model.records import Ack, DeviceKeys, InboxEntry, KnownPlane, Tokens
 from certctrl.store import decode
 from certctrl.store.disk.atomic import remove_file, write_atomic
@@ -29,6 +32,7 @@ from certctrl.store.state.retries import has_failed
 DONE_LIMIT = 10_000
 _KEY_SIZE = 32
 _FORGET = "remove it; the plane then never receives its outcomes, and repeated signals are handled again"
+_FEATURES = "remove it; the next token refresh writes it again"
 _RESTORE = "restore it from a backup, or run cert-ctrl -c DIR register"
 
 
@@ -162,7 +166,7 @@ class SessionState:
         refresh = self._files.load_text(self.layout.refresh_token, _RESTORE)
         access = self._files.load_text(self.layout.access_token, "remove it; the agent requests a new one")
         if refresh is not None:
-            return Tokens(access_token=access or "", refresh_token=refresh)
+            return Tokens(access_token=access or "", refresh_token=refresh, features=self._features_with(refresh))
         if access is None:
             return None
         path = str(self.layout.refresh_token)
@@ -172,10 +176,28 @@ class SessionState:
         """Save the tokens; the refresh token is durable before the access token that came with it."""
         self._files.save_text(self.layout.refresh_token, tokens.refresh_token, "refresh token")
         self._files.save_text(self.layout.access_token, tokens.access_token, "access token")
+        self._save_features(tokens)
+
+    def _features_with(self, refresh_token: str) -> frozenset[str]:
+        """Return the features announced with a session; none if the file is of another session, or unusable."""
+        try:
+            body = self._files.load_json(self.layout.plane_features, _FEATURES) or {}
+        except DiskError:
+            return frozenset()
+        return (
+            feature_names(body.get("features")) if body.get("session") == _session_name(refresh_token) else frozenset()
+        )
+
+    def _save_features(self, tokens: Tokens) -> None:
+        """Keep the features that came with the tokens; if that fails, they are unknown after a restart, until a refresh."""
+        if tokens.features != self._features_with(tokens.refresh_token):
+            body = {"session": _session_name(tokens.refresh_token), "features": sorted(tokens.features)}
+            with suppress(DiskError):
+                self._files.save_json(self.layout.plane_features, body)
 
     def reserve_tokens(self, size: int = 16_384) -> Reservation:
         """Reserve disk space for new tokens. Raises DiskError if there is none: then do not refresh."""
-        return Reservation(self._fs, self.layout, size, self.save_tokens)
+        return Reservation(self._fs, self.layout, size, self.save_tokens, self._save_features)
 
     # --- challenges ---------------------------------------------------------------------------------------
 
@@ -238,3 +260,8 @@ class SessionState:
         """
         self.save_outcomes(acks, done)
         self._files.save(self.layout.inbox, self._inbox(entries), sync_parent=False)
+
+
+def _session_name(refresh_token: str) -> str:
+    """Return a name of a session that does not reveal its token."""
+    return hashlib.sha256(refresh_token.encode()).hexdigest()[:32]

@@ -78,6 +78,22 @@ def test_an_anchor_that_is_not_a_usable_text_is_ignored(sent: object, anchor: st
     assert refreshed_from_wire(SESSION | {"plane_anchor_pem": sent}).plane_anchor_pem == anchor
 
 
+@pytest.mark.parametrize(
+    ("sent", "features"),
+    [(["b", "a", "a"], {"a", "b"}), ([], set()), (None, set()), ("", set()), ("a", set()), ({"a": 1}, set()), (5, set()),
+     (["a", 5, None, "", ["b"], "x\ny", "x" * 51, "x" * 50], {"a", "x" * 50}),
+     ([str(n) for n in range(99)], {str(n) for n in range(50)})],
+)  # fmt: skip
+def test_features_of_the_plane_that_do_not_fit_are_left_out(sent: object, features: set[str]) -> None:
+    assert refreshed_from_wire(SESSION | {"features": sent}).features == features
+    assert registration_from_wire({"device": DEVICE, "session": SESSION, "features": sent}).features == features
+
+
+def test_a_plane_that_announces_nothing_has_no_features() -> None:
+    assert refreshed_from_wire(SESSION).features == frozenset()
+    assert registration_from_wire({"device": DEVICE, "session": SESSION}).features == frozenset()
+
+
 @pytest.mark.parametrize("token", ["!", "~", "!a~", "x" * 8192])
 def test_a_token_may_consist_of_any_visible_ascii(token: str) -> None:
     found = refreshed_from_wire({"access_token": token, "refresh_token": token})

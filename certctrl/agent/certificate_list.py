@@ -1,0 +1,47 @@
+"""List the certificates that the plane has for this host; fetch only the changes if the plane can say what they are.
+
+A known list is used only with its revision, which is a digest of its content at the plane. So a list of another plane,
+device or time is either the same or replaced, and a lost one costs one whole fetch.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from certctrl.agent.context import Agent
+from certctrl.errors import BadAnswerError, DiskError
+from certctrl.model.certificate import CertificateSummary
+from certctrl.model.features import DELTA
+
+if TYPE_CHECKING:
+    from certctrl.protocol.wire.certificate_changes import KnownList
+
+
+async def list_certificates(agent: Agent) -> list[CertificateSummary]:
+    """Return all certificates assigned to this device, ordered by id. Raises PlaneError, TransportError."""
+    if DELTA not in agent.plane.features:
+        return await agent.authorized(agent.plane.fetch_certificates)
+    from certctrl.store.state.known_list import KnownListFile  # here: only for planes with revisions
+
+    file = KnownListFile(agent.layout, agent.fs)
+    known = await agent.offload(file.load)
+    try:
+        found, listed = await _fetched(agent, known)
+    except BadAnswerError:
+        if known is None:
+            raise
+        known = None
+        found, listed = await _fetched(agent, None)
+    if found is None:
+        return await agent.authorized(agent.plane.fetch_certificates)
+    if found.revision and (known is None or found.revision != known.revision):
+        with suppress(DiskError):  # reported by those that depend on the disk
+            await agent.offload(file.save, found)
+    return listed
+
+
+async def _fetched(agent: Agent, known: KnownList | None) -> tuple[KnownList | None, list[CertificateSummary]]:
+    """Return the list as it is now, None from a plane without revisions, and its certificates."""
+    found = await agent.authorized(lambda token: agent.plane.fetch_changes(token, known))
+    return found, [] if found is None else await agent.offload(found.certificates)

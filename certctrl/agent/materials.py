@@ -1,0 +1,25 @@
+"""Fetch the material of a certificate, unless the plane still has that of the live generation."""
+
+from __future__ import annotations
+
+from certctrl.agent.context import Agent
+from certctrl.model.certificate import Bundle, DeployMaterials
+from certctrl.model.features import DELTA
+from certctrl.model.records import Standing
+
+
+async def changed_materials(agent: Agent, cert_id: int) -> DeployMaterials | Bundle:
+    """Return the plane's material of a certificate, or the live bundle if it was made from the same.
+
+    The ETag covers certificate, chain and the device's key. The live files are checked by their hashes; if they are not
+    as they were written, or not valid at this time, the material is fetched again. Raises as ``fetch_materials``.
+    """
+    record = agent.installer.records.get(cert_id)
+    known = DELTA in agent.plane.features and record is not None and record.standing is not Standing.FOREIGN
+    if known and record is not None and (etag := record.etag):
+        found = await agent.authorized(lambda token: agent.plane.fetch_changed_materials(token, cert_id, etag))
+        if found is not None:
+            return found
+        if (live := await agent.installer.live_bundle(cert_id)) is not None:
+            return live
+    return await agent.authorized(lambda token: agent.plane.fetch_materials(token, cert_id))
