@@ -31,6 +31,7 @@ AGENT_FEATURES: tuple[str, ...] = (
 """Features that are announced at each start (``agent_version``) and at registration, regardless of the policy."""
 PLANE_FEATURES: tuple[str, ...] = (
     CSR,
+    DELTA,
     KEY_PROOF,
     PLANE_ANCHOR,
 )  # fmt: skip

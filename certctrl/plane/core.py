@@ -115,8 +115,7 @@ class Plane:
         """Assemble the parts; ``issuer`` None: the built-in CA. Use ``open``, which also takes the lock."""
         self.data = data
         self.settings = settings
-        self.wall_now = wall_now
-        self.offload = offload
+        self.wall_now, self.offload = wall_now, offload
         self.draining = False
         """Whether the plane is stopping and no longer holds polls."""
         self.database, self.keyring = db, keys = database, keyring

@@ -150,7 +150,7 @@ async def many(world: World, device: Device, count: int) -> list[int]:
     database = world.plane.database
 
     def copy() -> list[int]:
-        names = [name for name in database.one("SELECT * FROM certificates WHERE id = ?", first).keys() if name != "id"]  # type: ignore[union-attr]
+        names = [name for name in dict(database.one("SELECT * FROM certificates WHERE id = ?", first)) if name != "id"]
         ids = [first]
         for number in range(1, count):
             columns = ", ".join(names)
