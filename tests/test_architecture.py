@@ -86,6 +86,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
         "certctrl.plane.challenges.explain_http",
     ),
     "httptools": ("certctrl.plane.http.parsing",),
+    "wsproto": ("certctrl.plane.http.upgrade", "certctrl.plane.http.websocket"),
     "starlette": ("certctrl.plane",),
     "sqlite3": ("certctrl.plane",),
     "dns": ("certctrl.plane.challenges",),

@@ -34,6 +34,7 @@ PLANE_FEATURES: tuple[str, ...] = (
     DELTA,
     KEY_PROOF,
     PLANE_ANCHOR,
+    PUSH,
 )  # fmt: skip
 """Features that the control plane announces with each session: in the answers to registrations and token refreshes."""
 MAX_FEATURES = 50

@@ -47,6 +47,8 @@ from certctrl.plane.jobs import Jobs
 from certctrl.plane.limits import Buckets, FreePages
 from certctrl.plane.operators import Operators
 from certctrl.plane.planes import Planes, plane_name
+from certctrl.plane.push.hub import Push
+from certctrl.plane.push.sockets import Sockets
 from certctrl.plane.reserved_names import ReservedNames
 from certctrl.plane.revocation.crls import Crls
 from certctrl.plane.settings import PlaneSettings
@@ -140,7 +142,17 @@ class Plane:
         self._plan_housekeeping()
         self._gathering = Gathering(db)
         self._reads = Gathering(db, reads=True)
+        self._assemble_push()
         self._closing = contextlib.ExitStack()
+
+    def _assemble_push(self) -> None:
+        self.sockets = Sockets(self.database, self.planes, self.wall_now)
+        parts = (self.stream, self.sessions, self.devices, self.reports)
+        self.push = Push(
+            self.database, parts, self.sockets, self.counters, self.wall_now,
+            read_alike=self._reads.work_alike, change_alike=self._gathering.work_alike,
+        )  # fmt: skip
+        self.devices.opened, self.stream.also_sweep = self.push.opened, self.push.sweep
 
     def _assemble_ca(self, offload: Offload, monotonic: Callable[[], float]) -> None:
         """Assemble the built-in CA, its lists, and the CA of the plane's own certificate."""
@@ -247,6 +259,7 @@ class Plane:
                 log.error("the last polls of devices are not saved: %s", error)
             if self.planes.noted:
                 with contextlib.suppress(CertctrlError), self.database.transaction():
+                    self.sockets.remove_all()
                     self.planes.leave()
 
     def __enter__(self) -> Self:
@@ -328,6 +341,14 @@ class Plane:
             return page
         self._free_pages.offer(held.session.device_id, page.cursor)
         return attrs.evolve(page, next_is_free=True)
+
+    def begin_sockets(self, openings: Sequence[tuple[DeviceSession, None]]) -> list[ErrorResponse | None]:
+        """Count openings of push sockets as polls; ErrorResponse 429 for each that is too many."""
+        return [or_error(self.take_poll, session.device_id) for session, _ in openings]
+
+    def take_poll(self, device_id: int) -> None:
+        """Count a poll of a device, or a request like it; ErrorResponse 429 if there are too many."""
+        self._polls.take(device_id)
 
     def _next_pages(self, polls: Sequence[tuple[DeviceSession, str, int]]) -> list[Page | ErrorResponse]:
         """Return the next page, or its error, for each session, cursor and limit."""
@@ -427,5 +448,7 @@ class Plane:
         self.crls.delete_expired()
         plane_http.delete_expired(self.database, self.wall_now())
         self.device_keys.replace_expired()
+        self.sockets.delete_expired()
+        self.push.questions.delete_expired()
         self.planes.delete_expired()
         self.reserved.delete_expired()

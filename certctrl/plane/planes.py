@@ -38,6 +38,11 @@ class Planes:
         self.noted = False
         """Whether this plane may have a row in the table."""
 
+    @property
+    def process(self) -> tuple[str, float]:
+        """Name and start of this process, as in its row."""
+        return self._name, self.started_at
+
     def note(self, *, polls: int) -> None:
         """Record that this plane is running, with its waiting polls and its connections."""
         now, connections, self.noted = self._wall_now(), self.connections(), True

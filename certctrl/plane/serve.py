@@ -138,7 +138,13 @@ def _log_start(plane: Plane, url: str) -> None:
 def _start_tasks(
     nursery: trio.Nursery, plane: Plane, certificate: ServerCertificate, reload: RepeatedEvent | None
 ) -> None:
-    tasks = plane.run_housekeeping, plane.storage_check.run, plane.exchange_wakes, plane.stream.pace_wakes
+    tasks = (
+        plane.run_housekeeping,
+        plane.storage_check.run,
+        plane.exchange_wakes,
+        plane.stream.pace_wakes,
+        plane.push.run,
+    )
     for task in tasks:
         nursery.start_soon(task)
     nursery.start_soon(plane.order_runner.run, name="orders")

@@ -205,11 +205,13 @@ class Herd:
 
 
 @contextlib.contextmanager
-def running_herd(server: Server, tokens: Path, count: int, first: int = 0) -> Iterator[Herd]:
+def running_herd(
+    server: Server, tokens: Path, count: int, first: int = 0, *, program: str = "herd.py"
+) -> Iterator[Herd]:
     """Run agents, from the first one on, for a server; they connect when they are told to."""
     files = {"ca": str(server.ca), "tokens": str(tokens)}
     facts = json.dumps({"port": server.port, "first": first, "count": count, **files})
-    argv = [sys.executable, str(HERE / "herd.py"), facts]
+    argv = [sys.executable, str(HERE / program), facts]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield Herd(process)

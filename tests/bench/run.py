@@ -24,6 +24,7 @@ import delivery
 import fleet
 import hostile
 import idle
+import push
 import renewals
 import signing
 import startup
@@ -54,6 +55,10 @@ PARTS: dict[str, tuple[str, Part]] = {
     "fleet": (
         f"The control plane with ${fleet.AGENTS} agents, beside hypercorn and starlette (judged: ratio or value)",
         lambda work, quick: fleet.measure(work, quick=quick),
+    ),
+    "push": (
+        f"Push sockets of ${fleet.AGENTS} agents, beside the same agents as long-polls (judged: ratio or value)",
+        lambda work, quick: push.measure(work, quick=quick),
     ),
     "signing": (
         "The built-in CA signs a request: milliseconds of CPU (judged: value)",

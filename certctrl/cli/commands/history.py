@@ -33,11 +33,17 @@ def history(
     entries = entries[-limit:] if limit > 0 else entries
     if as_json:
         write_json(entries)
-    elif not entries:
-        write_line("No deployments yet.")
     else:
-        heads = ("Time", "Certificate", "From", "To", "Serial", "Requested by", "Result")
-        table(heads, [_cells(entry) for entry in entries])
+        show_entries(entries)
+
+
+def show_entries(entries: list[dict[str, Any]]) -> None:
+    """Print deployments as a table."""
+    if not entries:
+        write_line("No deployments yet.")
+        return
+    heads = ("Time", "Certificate", "From", "To", "Serial", "Requested by", "Result")
+    table(heads, [_cells(entry) for entry in entries])
 
 
 def _about(entry: dict[str, Any], domain: str) -> bool:

@@ -9,6 +9,7 @@ import typer
 
 from certctrl.cli.output import table
 from certctrl.cli.plane.approval import approve, deny
+from certctrl.cli.plane.asking import ask
 from certctrl.cli.plane.connection import (
     GROUP,
     OperatorApi,
@@ -141,7 +142,8 @@ def devices(
 ) -> None:
     """List the devices, or the outcomes of one device.
 
-    Shows tags, last contact, waiting signals and the outcomes of the last day.
+    Shows who is online (a push socket is open now, or the last poll was within its wait), tags, last contact, waiting
+    signals and the outcomes of the last day.
 
     \b
     cert-ctrl plane devices --data /var/lib/plane
@@ -217,6 +219,7 @@ def enrolment_token(
     show(ctx, row, row["token"])
 
 
+plane.command(cls=OperatorCommand)(ask)
 plane.command("tag", cls=OperatorCommand)(tag_devices)
 plane.command(cls=OperatorCommand)(approve)
 plane.command(cls=OperatorCommand)(deny)
@@ -230,12 +233,13 @@ plane.add_typer(tls, name="tls")
 
 
 def _devices(rows: Sequence[dict[str, Any]]) -> None:
-    heads = ["id", "name", "status", "platform", "version", "last seen", "address", "waiting", "last day"]
+    heads = ["id", "name", "status", "online", "platform", "version", "last seen", "address", "waiting", "last day"]
     cells = [
         [
             str(row["id"]),
             row["name"],
             _status(row),
+            _online(row),
             row["platform"],
             row["app_version"],
             row["last_seen_at"] or "never",
@@ -254,6 +258,13 @@ def _devices(rows: Sequence[dict[str, Any]]) -> None:
 
 def _status(row: dict[str, Any]) -> str:
     return f"{row['status']}, copied" if row["copies_suspected"] else str(row["status"])
+
+
+def _online(row: dict[str, Any]) -> str:
+    """Return whether a device is reachable now: since when by push, or by polls."""
+    if row.get("connected_at"):
+        return f"push since {row['connected_at']}"
+    return "polls" if row.get("online") else "no"
 
 
 def _outcomes(rows: Sequence[dict[str, Any]]) -> None:

@@ -42,6 +42,10 @@ _EXIT_STATUSES = {
 _FIXES = {
     "CERT_REVOKED": "cert-ctrl plane renew ID makes it valid again, with a new key",
     "NAME_RESERVED": "give the service a name of its own",
+    "NOT_CONNECTED": "cert-ctrl plane devices shows who is online; at the host, check the daemon and its poll_mode",
+    "PUSH_UNSUPPORTED": "update the agent of that device",
+    "REFUSED_BY_POLICY": "the host decides: remote_questions in its policy.json",
+    "TIMED_OUT": "ask again with a longer --timeout, and check the host",
 }
 """Key of an error response -> what the operator can do."""
 

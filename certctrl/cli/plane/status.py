@@ -88,7 +88,8 @@ def _lines(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     else:
         running = f"{found['status']}, version {found['version']}, since {found['started_at']}"
         yield "control plane", running
-        yield "agents", f"waiting polls: {found['polls']}, connections: {found['connections']}"
+        sockets = f", push sockets: {found['sockets']}" if "sockets" in found else ""  # not of an older plane
+        yield "agents", f"waiting polls: {found['polls']}{sockets}, connections: {found['connections']}"
     for problem in found.get("problems", ()):
         detail = f": {problem['detail']}" if problem["detail"] != problem["what"] else ""
         yield "problem", f"{problem['what']} (since {problem['since']}){detail}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from itertools import chain, islice
 from typing import Any
@@ -28,6 +28,8 @@ LONGEST_PAGE = 500
 RECENT_SECONDS = 86_400.0
 """Age up to which outcomes are counted for a device; older failures say nothing about its state."""
 
+POLLING_SECONDS = 75.0
+"""Age of its last poll up to which a device counts as online: the longest wait, and the time until it is stored."""
 
 _SHOWN = (
     "id", "user_id", "device_public_id", "status", "name", "platform", "model", "app_version", "key_fingerprint",
@@ -94,6 +96,8 @@ class Devices:
         self._sightings: dict[int, _Sighting] = {}
         """Not yet stored: a poll writes nothing, ``save_sightings`` stores them together."""
         self.sightings_saved = 0
+        self.opened: Callable[[Sequence[int]], Mapping[int, float]] = lambda device_ids: {}
+        """Returns when the push sockets of devices were opened, in the caller's unit of work."""
         if self._db.one("SELECT 1 FROM users WHERE id = ?", FIRST_USER) is None:
             self.add_user("operator")
 
@@ -235,9 +239,9 @@ class Devices:
         """Return one device as operators see it."""
         return self._shown([self.row(user_id, device_id)])[0]
 
-    def seen(self, device_id: int, address: str, cursor: str) -> None:
-        """Record the time, address and cursor of a poll."""
-        self._sightings[device_id] = _Sighting(self._wall_now(), address, cursor)
+    def seen(self, device_id: int, address: str, cursor: str, at: float | None = None) -> None:
+        """Record the time (None: now), address and cursor of a poll, or of a contact by push."""
+        self._sightings[device_id] = _Sighting(self._wall_now() if at is None else at, address, cursor)
 
     def save_sightings(self, most: int | None = None) -> None:
         """Store the polls recorded since the last call, for at most ``most`` devices."""
@@ -281,9 +285,11 @@ class Devices:
         waiting = self._stream.waiting({device_id: sighting.cursor for device_id, sighting in seen.items()})
         versions = self._installs.versions(list(seen))
         outcomes, tags = self._outcomes(list(seen)), self.tags.of(list(seen))
+        opened, polled = self.opened(list(seen)), self._wall_now() - POLLING_SECONDS
         shown = []
         for row in rows:
-            sighting = seen[row["id"]]
+            sighting, since = seen[row["id"]], opened.get(row["id"])
+            active = row["status"] == "active"
             shown.append(
                 {name: row[name] for name in _SHOWN}
                 | {
@@ -291,6 +297,8 @@ class Devices:
                     "registered_at": when(row["registered_at"]),
                     "revoked_at": when(row["revoked_at"]),
                     "revoke_reason": row["revoke_reason"],
+                    "online": active and (since is not None or sighting.at > polled),
+                    "connected_at": when(since) if active else None,
                     "last_seen_at": when(sighting.at or None),
                     "last_address": sighting.address,
                     "copies_suspected": self._clones.suspected(row["copies_at"]),

@@ -155,6 +155,10 @@ class Sessions:
         """Return the device of a token that we signed, which may be void; ErrorResponse 401 for any other token."""
         return self._claims(token).device_id
 
+    def expires_at(self, token: str) -> float:
+        """Return when an access token that we signed ends (seconds since the epoch); ErrorResponse 401 for another."""
+        return self._claims(token).expires_at
+
     def ends(self, sessions: Sequence[DeviceSession]) -> list[ErrorResponse | None]:
         """Return for each session the error that ``authenticate`` would raise, except for expiry.
 

@@ -16,6 +16,8 @@ from certctrl.plane.errors import DatabaseAwayError
 REQUEST_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 WAKE_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 10.0, 30.0)
 
+_CLOSE_CODES = frozenset((1000, 1001, 1002, 1003, 1005, 1006, 1007, 1008, 1009, 1012, 1013, 4401, 4403, 4409))
+
 
 @lean.define
 class DatabaseCalls:
@@ -76,6 +78,17 @@ class PlaneCounters:
     """By kind and ``ok`` or ``failed``."""
     order_attempts: Counter[tuple[str, str]] = attrs.field(factory=Counter)
     """By issuer and ``ok``, ``failed`` or ``refused``."""
+
+    push_pages: int = 0
+    """Pages sent on push sockets."""
+    push_closes: Counter[str] = attrs.field(factory=Counter)
+    """Push sockets that have ended, by close code."""
+    questions: Counter[tuple[str, str]] = attrs.field(factory=Counter)
+    """By question and result."""
+
+    def push_closed(self, code: int) -> None:
+        """Count the end of a push socket; codes that the protocol does not name are ``other``."""
+        self.push_closes[str(code) if code in _CLOSE_CODES else "other"] += 1
 
     def job_runs(self, result: str) -> int:
         """Return the number of runs of all kinds with a result."""

@@ -28,6 +28,7 @@ class View:
     counters: PlaneCounters
     database: DatabaseCalls
     polls: int = 0
+    sockets: int = 0
     connections: int = 0
     database_wait: float = 0.0
     sightings_waiting: int = 0
@@ -48,6 +49,7 @@ async def scraped(plane: Plane) -> bytes:
         counters=plane.counters,
         database=plane.database.calls,
         polls=plane.stream.waiting_polls(),
+        sockets=plane.push.count(),
         connections=plane.planes.connections(),
         database_wait=plane.database.backlog(),
         sightings_waiting=plane.devices.sightings_waiting(),
@@ -86,6 +88,11 @@ def _work(view: View) -> Iterator[Metric]:
     yield _FAMILIES.histogram("database_duration_seconds", about, database.seconds)
     about = "Connections refused: `all` limit, `unauthenticated` limit, invalid `proxy` header."
     yield _FAMILIES.counter("connections_refused", about, "reason", counters.refused)
+    yield _FAMILIES.plain_counter("push_pages", "Pages sent on push sockets.", counters.push_pages)
+    about = "Push sockets that have ended, by close code; 1006: without a close frame, `other`: a code that is not in the protocol."
+    yield _FAMILIES.counter("push_sockets_closed", about, "code", counters.push_closes)
+    about = "Questions to agents by question and result: `answered`, `refused_by_policy`, `timed_out`, …"
+    yield _FAMILIES.counters("questions", about, ("question", "result"), counters.questions.items())
     about = "Runs of jobs by kind and result: `ok`, `failed`."
     yield _FAMILIES.counters("job_runs", about, ("kind", "result"), counters.jobs.items())
     about = "Attempts to have an issuer issue, by result: `ok`, `failed`, `refused`."
@@ -96,6 +103,7 @@ def _work(view: View) -> Iterator[Metric]:
 
 def _present(view: View) -> Iterator[Metric]:
     yield _FAMILIES.gauge("polls_waiting", "Long polls that wait for signals.", [({}, view.polls)])
+    yield _FAMILIES.gauge("push_sockets", "Open push sockets.", [({}, view.sockets)])
     yield _FAMILIES.gauge("connections", "Open connections.", [({}, view.connections)])
     about = "For how long the next transaction has been waiting for a connection to the database."
     yield _FAMILIES.gauge("database_wait_seconds", about, [({}, view.database_wait)])

@@ -38,6 +38,7 @@ async def running_status(plane: Plane) -> dict[str, Any]:
         "address": plane.planes.address,
         "problems": [problem.shown() | {"detail": problem.what} for problem in problems],
         "polls": plane.stream.waiting_polls(),
+        "sockets": plane.push.count(),
         "connections": plane.planes.connections(),
         "job_runs": {result: counters.job_runs(result) for result in ("ok", "failed")},
         "disk": disk_of(None if plane.data is None else plane.data.root),

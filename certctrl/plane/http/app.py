@@ -18,6 +18,7 @@ from certctrl.plane.http.operator_api import OperatorApi
 from certctrl.plane.http.operator_resources import OperatorResources
 from certctrl.plane.http.pages.approval import ApprovalPage
 from certctrl.plane.http.routing import DirectRoutes
+from certctrl.plane.http.stream_api import StreamApi
 
 __all__ = ["Plane", "make_app"]
 
@@ -27,7 +28,8 @@ def make_app(plane: Plane, *, faults: Faults | None = None) -> App:
 
     ``faults`` injects scripted faults before all routes, for tests.
     """
-    of_devices = DeviceApi(plane).routes()
+    push = StreamApi(plane)
+    of_devices = [*DeviceApi(plane).routes(), *push.device_routes()]
     routes = [
         *Health(plane).routes(),
         *CrlApi(plane).routes(),
@@ -37,6 +39,7 @@ def make_app(plane: Plane, *, faults: Faults | None = None) -> App:
         *CaApi(plane).routes(),
         *IssuingApi(plane).routes(),
         *LifecycleApi(plane).routes(),
+        *push.operator_routes(),
         *ApprovalPage(plane).routes(),
     ]
     app: App = Middleware(plane, DirectRoutes(of_devices, Router(routes, redirect_slashes=False)))

@@ -15,6 +15,7 @@ from certctrl.plane.ca.csr import MAX_CSR_BYTES
 from certctrl.plane.certificates.bulk import MOST_CHECKED, MOST_RENEWED
 from certctrl.plane.certificates.imports import MAX_BYTES
 from certctrl.plane.certificates.table import KEY_AT_PLANE
+from certctrl.plane.core import DEFAULT_LIMIT, MAX_SIGNALS
 from certctrl.plane.devices.devices import FIRST_USER, DeviceFacts
 from certctrl.plane.devices.enrolment import Proof
 from certctrl.plane.devices.reports import Ack, AgentVersion, Event, OtherEvent
@@ -22,6 +23,7 @@ from certctrl.plane.devices.tags import MOST_CHANGED
 from certctrl.plane.http.reading import BODY_CAP, read_object
 from certctrl.plane.http.structure import (
     AtMost,
+    Between,
     DeviceId,
     Line,
     Loose,
@@ -214,6 +216,21 @@ class _VersionBody:
     features: Annotated[list[Any], Loose(list)] = attrs.field(factory=list)
 
 
+@lean.frozen(kw_only=True)
+class Hello:
+    """Where an agent wants its push socket to begin; ``cursor`` None: at the oldest signal."""
+
+    cursor: Annotated[str | None, Text(1024, optional=True)] = None
+    limit: Annotated[int, Between(1, MAX_SIGNALS)] = DEFAULT_LIMIT
+
+
+@lean.frozen
+class FreshToken:
+    """A further access token of the session of a push socket."""
+
+    access_token: Annotated[str, Text(4096)] = attrs.field(repr=False)
+
+
 # --- operators ------------------------------------------------------------------------------------------------
 
 
@@ -222,6 +239,14 @@ class NewUser:
     """A user to add."""
 
     name: Name = ""
+
+
+@lean.frozen
+class NewQuestion:
+    """A question to the agent of a device."""
+
+    question: Annotated[str, Text(100)]
+    timeout_seconds: Id = 15
 
 
 @lean.frozen(kw_only=True)

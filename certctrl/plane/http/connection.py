@@ -7,13 +7,14 @@ waits for besides signals is the next byte of its client.
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import unquote
 
 import trio
 
-from certctrl.plane.http.framing import CONTINUE, ResponseFraming, refusal
-from certctrl.plane.http.middleware import App, Message, Scope
+from certctrl.plane.http.framing import CONTINUE, ResponseFraming, refusal, switching
+from certctrl.plane.http.middleware import SWITCH, WEBSOCKET, App, Message, Scope
 from certctrl.plane.http.parsing import END, Event, Refusal, Request, RequestParser
 from certctrl.plane.http.plain_stream import PlainStream
 from certctrl.plane.http.proxies import Address
@@ -30,7 +31,6 @@ _SEND_SECONDS = 20.0
 """Seconds that sending may block before the connection is dropped."""
 _MAX_RECEIVED = 64 * 1024
 """Bytes of later requests that are read during a response, to notice when the client disconnects."""
-_WEBSOCKET = "websocket."
 _ASGI = {"version": "3.0", "spec_version": "2.3"}
 _DISCONNECT: Message = {"type": "http.disconnect"}
 
@@ -76,6 +76,11 @@ class Connection:
                     return
                 exchange = _Exchange(self, request, last=number == _REQUESTS)
                 await exchange.run()
+                if exchange.switch is not None:
+                    switch = exchange.switch
+                    del exchange, request  # a WebSocket may stay open for weeks
+                    await switch(self)
+                    return
                 if self._stopping or not exchange.keeps_connection:
                     return
         except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -107,6 +112,15 @@ class Connection:
         finally:
             self._idle = None
         return event
+
+    def take_rest(self) -> bytes:
+        """Return the bytes that have arrived after a request that switched to another protocol."""
+        rest, self._parser.rest, self._received = self._parser.rest + self._received, b"", b""
+        return rest
+
+    async def receive_some(self) -> bytes:
+        """Wait for bytes of another protocol; empty at the end."""
+        return await self._stream.receive_some()
 
     async def read(self) -> bool:
         """Wait for more bytes; return whether there were any."""
@@ -149,8 +163,8 @@ class Connection:
         """Return the ASGI scope of a request."""
         path, _, query = request.target.partition(b"?")
         text = path.decode("latin-1")
-        return {
-            "type": "websocket" if request.is_websocket else "http",
+        scope: Scope = {
+            "type": "http",
             "asgi": _ASGI,
             "http_version": request.version,
             "method": request.method,
@@ -164,6 +178,9 @@ class Connection:
             "server": self._server,
             "state": self._state,
         }
+        if request.is_websocket:
+            scope["extensions"] = {WEBSOCKET: {}, SWITCH: {}} if request.switches else {WEBSOCKET: {}}
+        return scope
 
     @property
     def has_unread(self) -> bool:
@@ -186,6 +203,8 @@ class _Exchange:
         self._start: Message | None = None
         self._begun = self._ended = self._read = False
         self._awaits_100 = request.expects_100
+        self.switch: Callable[[Connection], Awaitable[None]] | None = None
+        """What follows a response with status 101."""
 
     async def run(self) -> None:
         """Let the application answer; an exception before its response becomes a 500, later it ends the connection."""
@@ -252,8 +271,11 @@ class _Exchange:
 
     async def send(self, message: Message) -> None:
         """Send a part of the response; the head is sent with the first part of the body."""
-        kind = message["type"].removeprefix(_WEBSOCKET)
-        if kind == "http.response.start":
+        kind = message["type"]
+        if kind == "http.response.start" and SWITCH in message:
+            self.switch, self._begun, self._ended = message[SWITCH], True, True
+            await self._connection.send(switching(message["headers"]))
+        elif kind == "http.response.start":
             self._start = message
         elif kind == "http.response.body":
             await self._send_part(message.get("body", b""), is_last=not message.get("more_body", False))

@@ -14,6 +14,12 @@ def refusal(status: int) -> bytes:
     return _STATUS_LINES[status] + b"content-length: 0\r\nconnection: close\r\n\r\n"
 
 
+def switching(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Return the response that switches to another protocol; ValueError if a header contains an end of a line."""
+    lines = [b"%b: %b\r\n" % header for header in headers]
+    return b"%b%b\r\n" % (_STATUS_LINES[101], _checked(lines))
+
+
 class ResponseFraming:
     """Frames a response by its length, in chunks, or by the end of the connection.
 
@@ -54,9 +60,7 @@ class ResponseFraming:
         self.keep_alive = self.keep_alive and not closes
         if not self.keep_alive and not closes:
             lines.append(b"connection: close\r\n")
-        block = b"".join(lines)
-        if block.count(b"\n") != len(lines) or block.count(b"\r") != len(lines) or b"\0" in block:
-            raise ValueError("a header contains the end of a line")
+        block = _checked(lines)
         self._left = length
         return b"%b%b\r\n%b" % (_STATUS_LINES[status], block, self.part(body, is_last=is_last))
 
@@ -72,3 +76,11 @@ class ResponseFraming:
             if self._left < 0 or (is_last and self._left):
                 raise ValueError("the body does not fit its content-length")
         return body
+
+
+def _checked(lines: list[bytes]) -> bytes:
+    """Return the lines of headers as one block; ValueError if one contains a further end of a line."""
+    block = b"".join(lines)
+    if block.count(b"\n") != len(lines) or block.count(b"\r") != len(lines) or b"\0" in block:
+        raise ValueError("a header contains the end of a line")
+    return block

@@ -34,6 +34,15 @@ _RETRY_AFTER = {ProblemName.DATABASE_AWAY: 5, ProblemName.DATABASE_LOCKED: 5}
 _DRAIN_SECONDS = 5.0
 _OVERLOAD_RETRY = (5, 10)
 HEALTH = "/health"
+STREAM = "/apiv1/devices/self/stream"
+"""The one path that offers WebSockets."""
+WEBSOCKET = "certctrl.websocket"
+"""Key of the extensions of a scope whose request asks for a WebSocket."""
+SWITCH = "certctrl.switch"
+"""Key of the extensions of a scope whose request may be answered with 101.
+
+That response has under this key an asynchronous function, which gets the connection and speaks the other protocol.
+"""
 _CLOSE = (b"connection", b"close")
 
 log = logging.getLogger("certctrl.Plane")
@@ -52,14 +61,14 @@ class Middleware:
             await _live(receive, send)
         elif scope["type"] == "http":
             await self._answer(scope, _Exchange(self, scope, receive, send))
-        elif scope["type"] == "websocket":
-            await self._refuse_websocket(scope, receive, send)
 
     async def _answer(self, scope: Scope, exchange: _Exchange) -> None:
         scope["app"] = self  # makes the router raise instead of responding in plain text
         try:
             if scope["http_version"] not in _VERSIONS:
                 raise HTTPException(505, "Use HTTP/1.1")
+            if WEBSOCKET in scope.get("extensions", ()) and scope["path"] != STREAM:
+                raise bad_request(f"This server offers WebSockets at {STREAM} only")
             self._refuse_if_overloaded(scope)
             await self._inner(scope, exchange.receive, exchange.send)
         except Exception as error:
@@ -85,13 +94,6 @@ class Middleware:
                 return
         plane.problems.report(ProblemName.OVERLOAD, f"requests have waited {waited:.1f} s for the database")
         raise unavailable(ProblemName.OVERLOAD.summary, random.randint(*_OVERLOAD_RETRY), ProblemName.OVERLOAD)
-
-    async def _refuse_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer an upgrade with 400 (RFC 6455 §4.2.2); without an answer the server would send 500."""
-        answer = error_answer(bad_request("This server offers no WebSockets"))
-        answer.raw_headers.extend([header for header in self.headers() if header[0] != b"connection"])
-        answer.headers["connection"] = "close"
-        await answer(scope, receive, send)
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """Return the headers of all responses."""

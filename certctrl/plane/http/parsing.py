@@ -25,7 +25,7 @@ Header = tuple[bytes, bytes]
 class Request:
     """The head of a request."""
 
-    __slots__ = ("expects_100", "headers", "is_websocket", "keep_alive", "method", "target", "version")
+    __slots__ = ("expects_100", "headers", "is_websocket", "keep_alive", "method", "switches", "target", "version")
 
     def __init__(self, method: str, target: bytes, version: str, headers: list[Header], *, keep_alive: bool) -> None:
         """``keep_alive``: the client may send another request; names of headers are in lower case."""
@@ -38,6 +38,8 @@ class Request:
         """The client waits for an invitation to send the body."""
         self.is_websocket = False
         """The client asks for a WebSocket."""
+        self.switches = False
+        """The bytes after this request are of another protocol, if the server agrees."""
 
 
 @lean.frozen
@@ -73,6 +75,8 @@ class RequestParser:
         self._quiet = 0
         """Bytes without an event."""
         self._status = 400
+        self.rest = b""
+        """Bytes after a request that asks for another protocol."""
         self.in_head = False
         """Whether the head of a request has begun and is not complete."""
 
@@ -87,8 +91,9 @@ class RequestParser:
         before = len(self._events)
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self.close()  # the following bytes are of another protocol
+        except httptools.HttpParserUpgrade as upgrade:
+            self.close()
+            self.rest = data[upgrade.args[0] :]
         except httptools.HttpParserError as error:
             status = _WHAT_STATUS.get(str(error), self._status)
             self._refuse(status)
@@ -139,6 +144,7 @@ class RequestParser:
         version, headers = parser.get_http_version(), self._headers
         keep_alive = version == "1.1" and parser.should_keep_alive() and not parser.should_upgrade()
         request = Request(parser.get_method().decode("ascii"), self._target, version, headers, keep_alive=keep_alive)
+        request.switches = parser.should_upgrade()
         self._check(request)
         self.in_head = False
         self._headers = []
@@ -168,6 +174,7 @@ class RequestParser:
                 request.expects_100 = request.version == "1.1" and value.lower() == b"100-continue"
             elif name == b"upgrade":
                 request.is_websocket = request.is_websocket or value.lower() == b"websocket"
+                request.keep_alive = request.keep_alive and not request.is_websocket
         if size > LARGEST_HEAD or len(request.headers) > MOST_HEADERS:
             self._stop(431)
         if hosts > 1 or (not hosts and request.version not in ("0.9", "1.0")):

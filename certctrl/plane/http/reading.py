@@ -47,13 +47,13 @@ async def read_body(request: Request, cap: int) -> bytes:
                     break
                 part = message.get("body", b"")
                 body += part
-                _arriving.take(len(part))
+                arriving.take(len(part))
                 if len(body) > cap:
                     raise too_large(cap)
                 if not message.get("more_body", False):
                     return bytes(body)
     finally:
-        _arriving.release(len(body))
+        arriving.release(len(body))
     raise bad_request("The request body did not arrive")
 
 
@@ -91,7 +91,7 @@ class _Memory:
         self.used -= count
 
 
-_arriving = _Memory()
+arriving = _Memory()
 
 
 async def read_json(request: Request, cap: int = BODY_CAP) -> Any:
@@ -105,13 +105,23 @@ async def read_json(request: Request, cap: int = BODY_CAP) -> Any:
         raise unsupported_media()
     body = await read_body(request, cap)
     try:
-        text = body.decode("utf-8")
-        if has_too_many_values(text):
-            raise bad_request(f"The request body has more than {MAX_VALUES} values")
-        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
-        _check_depth(value)
-    except (ValueError, RecursionError):  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        return parsed_json(body.decode("utf-8"))
+    except ValueError:  # also UnicodeDecodeError
         raise bad_request("The request body is not valid JSON") from None
+
+
+def parsed_json(text: str) -> Any:
+    """Return the value of a JSON text.
+
+    ValueError for anything but plain JSON, as in ``read_json``; ErrorResponse 400 for too many values.
+    """
+    if has_too_many_values(text):
+        raise bad_request(f"The JSON text has more than {MAX_VALUES} values")
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+    except RecursionError:
+        raise ValueError("too deep") from None
+    _check_depth(value)
     return value
 
 

@@ -102,6 +102,24 @@ class Whole(Rule):
 
 
 @lean.frozen
+class Between(Rule):
+    """A whole number within bounds."""
+
+    least: int
+    most: int
+
+    @property
+    def expected(self) -> str:
+        """The bounds."""
+        return f"a whole number from {self.least} to {self.most}"
+
+    def read(self, value: Any) -> int:
+        """Return the number; raises ValueError if it is out of bounds, a boolean or not a number."""
+        _require(type(value) is int and self.least <= value <= self.most)
+        return int(value)
+
+
+@lean.frozen
 class LooseLine(Rule):
     """A line for display from a report: numbers become text, anything else that is not text becomes empty."""
 

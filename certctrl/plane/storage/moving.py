@@ -18,7 +18,7 @@ TABLES = (
     "page_sessions", "certificates", "issues", "assignments", "authorities", "authority_assignments",
     "install_configs", "streams", "signals", "outcomes", "jobs", "limits", "planes", "plane_names", "issuers", "issuer_rules",
     "issuer_items", "orders", "revoked_serials", "crls", "former_certificates", "revocations", "http_challenges", "host_challenges", "known_keys",
-    "published_proofs", "proof_holds", "device_tags",
+    "published_proofs", "proof_holds", "device_tags", "sockets", "questions",
 )  # fmt: skip
 """All tables, each after those it refers to."""
 

@@ -242,6 +242,19 @@ CREATE INDEX device_tags_tag ON device_tags(tag, device_id);
     """
 ALTER TABLE orders ADD COLUMN refused_requests INTEGER NOT NULL DEFAULT 0;
 """,
+    """
+CREATE TABLE sockets (
+  device_id INTEGER PRIMARY KEY REFERENCES devices(id), name TEXT NOT NULL, plane TEXT NOT NULL,
+  plane_started_at REAL NOT NULL, opened_at REAL NOT NULL
+);
+CREATE TABLE questions (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, device_id INTEGER NOT NULL REFERENCES devices(id), question TEXT NOT NULL,
+  asked_by TEXT NOT NULL, asked_at REAL NOT NULL, expires_at REAL NOT NULL, result TEXT NOT NULL DEFAULT '',
+  answer TEXT NOT NULL DEFAULT '', detail TEXT NOT NULL DEFAULT '', ended_at REAL
+);
+CREATE INDEX questions_device ON questions(device_id, id);
+CREATE INDEX questions_open ON questions(expires_at) WHERE result = '';
+""",
 )
 """One script per schema version, oldest first, in SQLite's dialect; the database counts those that have run.
 

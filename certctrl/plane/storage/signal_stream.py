@@ -49,6 +49,8 @@ class Waiter:
 
     cursor: str = ""
     """The position that it waits at; empty while the poll reads."""
+    pushes: bool = False
+    """Whether it is a push socket, not a poll."""
     _woken: bool = False
     _scope: trio.CancelScope | None = None
 
@@ -89,6 +91,8 @@ class SignalStream:
         self._any_due = trio.Event()
         self.announce: Callable[[Collection[int]], object] | None = None
         """Notifies the other planes on this database of devices with new signals."""
+        self.also_sweep: Callable[[], Awaitable[object]] = trio.lowlevel.checkpoint
+        """Wakes waiters for other reasons than signals."""
 
     def create(self, device_id: int) -> None:
         """Start an empty stream; its first cursor is the current time."""
@@ -179,10 +183,16 @@ class SignalStream:
     def waiter(self, device_id: int) -> Iterator[Waiter]:
         """Yield a waiter; one that exists before the first read misses no signal."""
         waiter = Waiter()
+        with self.waiting_as(device_id, waiter):
+            yield waiter
+
+    @contextlib.contextmanager
+    def waiting_as(self, device_id: int, waiter: Waiter) -> Iterator[None]:
+        """Wake a waiter while the block runs."""
         waiters = self._waiters.setdefault(device_id, set())
         waiters.add(waiter)
         try:
-            yield waiter
+            yield
         finally:
             waiters.discard(waiter)
             if not waiters and self._waiters.get(device_id) is waiters:
@@ -191,7 +201,7 @@ class SignalStream:
     def waiting_polls(self) -> int:
         """Return the number of polls that wait for signals; units of work may call this in threads."""
         waiters = list(chain.from_iterable(list(self._waiters.values())))  # both copies are made in one step
-        return sum(1 for waiter in waiters if waiter.cursor)
+        return sum(1 for waiter in waiters if waiter.cursor and not waiter.pushes)
 
     def wake(self, device_id: int) -> None:
         """Make the waiters of a device read again."""
@@ -246,6 +256,7 @@ class SignalStream:
         for device_id, head in (await self._db.work(self._heads, list(waiting))).items():
             if any(cursor not in ("", head) for cursor in waiting[device_id]):
                 self.wake(device_id)
+        await self.also_sweep()
 
     def _heads(self, devices: Sequence[int]) -> dict[int, str]:
         """Return the last cursor of each stream."""

@@ -207,20 +207,6 @@ async def test_an_unread_body_is_drained_so_that_the_response_is_sent(world: Wor
     assert (b"connection", b"close") in sent[0]["headers"]
 
 
-async def test_websockets_are_refused_with_an_error(world: World) -> None:
-    sent: list[Any] = []
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    await world.app({"type": "websocket", "path": "/device"}, trio.sleep_forever, send)
-    assert [message["type"] for message in sent] == ["websocket.http.response.start", "websocket.http.response.body"]
-    assert sent[0]["status"] == 400
-    assert (b"connection", b"close") in sent[0]["headers"]
-    assert b"date" in dict(sent[0]["headers"])
-    assert json.loads(sent[1]["body"])["error"]["key"] == "BAD_REQUEST"
-
-
 async def test_lifespan_events_are_completed(world: World) -> None:
     inbox = [{"type": "lifespan.shutdown"}, {"type": "lifespan.startup"}]
     sent: list[Any] = []

@@ -1,0 +1,301 @@
+"""Conversation: one device on its push socket, in the task of its connection.
+
+At most one page is on its way: the next one is read after the agent has confirmed it. A wake makes the conversation
+read what there is for its device; between wakes it waits for a message, and nothing is kept for it.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Callable
+from math import inf
+
+import trio
+
+from certctrl.errors import CertctrlError
+from certctrl.plane.core import Plane
+from certctrl.plane.devices.sessions import DeviceSession
+from certctrl.plane.errors import ErrorResponse, bad_request, invalid_token
+from certctrl.plane.http import bodies
+from certctrl.plane.http.bodies import body_of
+from certctrl.plane.http.envelopes import (
+    ACK,
+    ANSWER,
+    ERROR,
+    FRESH,
+    FRESH_ACK,
+    HELLO,
+    HELLO_ACK,
+    OUTCOMES,
+    OUTCOMES_ACK,
+    QUESTION,
+    SIGNAL,
+    Envelope,
+    envelope,
+    read_envelope,
+)
+from certctrl.plane.http.middleware import error_response_of
+from certctrl.plane.http.websocket import (
+    ABNORMAL,
+    INVALID,
+    OVERLOAD,
+    PING_SECONDS,
+    POLICY,
+    PROTOCOL_ERROR,
+    RESTART,
+    WebSocket,
+)
+from certctrl.plane.push.hub import Hello, OpenSocket, Wanted
+from certctrl.plane.push.questions import Question, reply_of
+from certctrl.plane.push.sockets import Socket
+from certctrl.plane.storage.signal_stream import Page, Waiter
+
+TOKEN_EXPIRED = 4401
+DEVICE_REVOKED = 4403
+REPLACED = 4409
+LARGEST_PAGE = 1024 * 1024
+"""Bytes of a page."""
+_HELLO_SECONDS = 10.0
+_RETRY_SECONDS = 5.0
+"""Pause until what could not be read is read again."""
+_ENDS = {401: TOKEN_EXPIRED, 403: DEVICE_REVOKED}
+
+
+class Conversation:
+    """The protocol of one socket (docs/protocol.md, "Push")."""
+
+    def __init__(
+        self, plane: Plane, socket: WebSocket, session: DeviceSession, expires_at: float, address: str
+    ) -> None:
+        """``expires_at`` is when the token of the session ends (seconds since the epoch)."""
+        self._plane = plane
+        self._push = plane.push
+        self._socket = socket
+        self._expires_at = expires_at
+        name = Socket(
+            device_id=session.device_id, name=secrets.token_hex(8), opened_at=plane.wall_now(), address=address
+        )
+        self._opened = OpenSocket(name, session, self)
+        self._waiter = Waiter(pushes=True)
+        self._greeted = False
+        self.cursor: str | None = None
+        """Position that the agent has confirmed; None before its hello, and while it resyncs."""
+        self._limit = self._part = 1
+        """Signals per page: as requested, and fewer if such a page is too large."""
+        self._sent: str | None = None
+        """Cursor of the page that is on its way."""
+        self._behind = self._missed = self._due = False
+        self._asked: frozenset[int] = frozenset()
+        """Questions that have been sent."""
+        self._hello_by = trio.current_time() + _HELLO_SECONDS
+        self._retry_at = inf
+        self._text: str | None = None
+
+    @property
+    def heard_at(self) -> float:
+        """When bytes arrived last (Trio clock)."""
+        return self._socket.heard_at
+
+    def wake(self) -> None:
+        """Make it read again."""
+        self._waiter.wake()
+
+    async def run(self) -> None:
+        """Converse until the socket is closed."""
+        try:
+            with self._plane.stream.waiting_as(self._opened.socket.device_id, self._waiter):
+                while self._socket.closed is None:
+                    await self._step()
+        finally:
+            self._socket.release()
+            if self._greeted:
+                self._push.leave(self._opened)
+            self._plane.counters.push_closed(self._socket.closed or ABNORMAL)
+
+    async def _step(self) -> None:
+        """Send what is due, otherwise wait for a message or a wake."""
+        if self._plane.draining:
+            await self._socket.close_for(RESTART, self._push.retry_after())
+        elif self._opened.replaced:
+            await self._socket.close(REPLACED, "replaced by a newer connection")
+        elif self._due and self._greeted:
+            await self._send_news()
+        else:
+            self._text = None
+            parked = "" if self._sent is not None or self.cursor is None else self.cursor
+            self._due |= await self._waiter.wait(parked, self._receive, self._deadline())
+            if self._text is not None:
+                await self._take(self._text)
+            elif not self._due and self._socket.closed is None:
+                await self._time_is_up()
+
+    async def _receive(self) -> None:
+        self._text = await self._socket.receive()
+
+    def _deadline(self) -> float:
+        expires = trio.current_time() + self._expires_at - self._plane.wall_now()
+        return min(expires, self._retry_at, inf if self._greeted else self._hello_by)
+
+    async def _time_is_up(self) -> None:
+        now = trio.current_time()
+        if not self._greeted and now >= self._hello_by:
+            await self._socket.close(POLICY, "no hello in time")
+        elif self._plane.wall_now() >= self._expires_at:
+            await self._socket.close(TOKEN_EXPIRED, "the access token has expired")
+        elif now >= self._retry_at:
+            self._retry_at, self._due = inf, True
+
+    # --- to the agent ---------------------------------------------------------------------------------------------
+
+    async def _send_news(self) -> None:
+        """Send the next page, unless one is on its way, and new questions."""
+        self._due, self._missed = False, self._sent is not None
+        opened = self._opened
+        wanted = Wanted(
+            name=opened.socket.name if opened.recorded else "",
+            cursor=self.cursor if self._sent is None else None,
+            limit=self._part,
+            behind=self._behind,
+        )
+        try:
+            news = await self._push.next(opened.session, wanted)
+        except ErrorResponse as error:
+            await self._refuse(error)
+            return
+        except CertctrlError:  # keep waiting, as polls do while the database is away
+            self._retry_at, self._missed = trio.current_time() + _RETRY_SECONDS, True
+            return
+        if news.replaced:
+            opened.replaced = True
+            return
+        await self._send_questions(news.questions)
+        if news.page is not None:
+            await self._send_page(news.page, waited=not self._behind)
+
+    async def _send_questions(self, questions: tuple[Question, ...]) -> None:
+        """Send the questions that have not been sent, and forget those that have ended."""
+        before, self._asked = self._asked, frozenset(one.id for one in questions)
+        for one in questions:
+            if one.id not in before:
+                data = {"question": one.kind, "expires_ms": int(one.expires_at * 1000)}
+                await self._socket.send(envelope(QUESTION, data, str(one.id)))
+
+    async def _send_page(self, page: Page, *, waited: bool) -> None:
+        """Send a page with signals; one that is too large is read again, shorter."""
+        count = len(page.signals)
+        self._behind = count == self._part
+        if not count:
+            return
+        data = {"cursor": page.cursor, "signals": page.signals, "more": self._behind}
+        text = envelope(SIGNAL, data, page.cursor)
+        if count > 1 and len(text.encode()) > LARGEST_PAGE:
+            self._part, self._due, self._behind = count // 2, True, True
+            return
+        self._part, self._sent = self._limit, page.cursor
+        counters = self._plane.counters
+        counters.push_pages += 1
+        if waited:
+            counters.wake_seconds.add(max(0.0, self._plane.wall_now() - page.signals[0]["ts_ms"] / 1000))
+        await self._socket.send(text)
+
+    async def _refuse(self, error: ErrorResponse, message: Envelope | None = None) -> None:
+        """Send an error; close if the session has ended."""
+        code = _ENDS.get(error.status or 0)
+        if code is not None:
+            await self._socket.close(code, error.key)
+            return
+        if message is None or message.type == HELLO:  # no pages until the next hello
+            self.cursor = self._sent = None
+        data = {"status": error.status, "error": error.body()}
+        await self._socket.send(envelope(ERROR, data, "" if message is None else message.id))
+
+    # --- from the agent -------------------------------------------------------------------------------------------
+
+    async def _take(self, text: str) -> None:
+        """Handle a message."""
+        try:
+            message = read_envelope(text)
+        except (ValueError, ErrorResponse):
+            await self._socket.close(INVALID, "not a JSON object with a type")
+            return
+        handle = self._handlers().get(message.type)
+        if not self._greeted and message.type != HELLO:
+            await self._socket.close(PROTOCOL_ERROR, f"send {HELLO} first")
+        elif handle is not None:
+            try:
+                if handle in (self._on_hello, self._on_outcomes, self._on_token) and not isinstance(message.data, dict):
+                    raise bad_request("data must be an object", field="data")
+                await handle(message)
+            except ErrorResponse as error:
+                await self._refuse(error, message)
+            except CertctrlError as error:
+                self._plane.storage_check.note_failure(error)
+                answer = error_response_of(error)
+                await self._refuse(answer, message)
+                if message.type == HELLO:
+                    await self._socket.close_for(OVERLOAD, (answer.retry_after or 0.0) + self._push.retry_after())
+
+    def _handlers(self) -> dict[str, Callable[[Envelope], Awaitable[None]]]:
+        return {
+            HELLO: self._on_hello,
+            ACK: self._on_ack,
+            OUTCOMES: self._on_outcomes,
+            FRESH: self._on_token,
+            ANSWER: self._on_answer,
+        }
+
+    async def _on_hello(self, message: Envelope) -> None:
+        """Begin, or begin again, at a position."""
+        hello = body_of(bodies.Hello, message.data)
+        if self._greeted:
+            self._plane.take_poll(self._opened.session.device_id)
+        self._push.enter(self._opened)
+        self._greeted = True
+        self._limit = self._part = hello.limit
+        greeting = await self._push.greet(self._opened, Hello(self._opened.socket, hello.cursor, hello.limit))
+        if greeting.refusal is not None:
+            raise greeting.refusal
+        self.cursor, self._sent, self._behind = greeting.position, None, False
+        await self._socket.send(envelope(HELLO_ACK, {"resume_token": greeting.position, "ping_seconds": PING_SECONDS}))
+        await self._send_page(greeting.page, waited=False)
+        self._due = True  # there may be questions
+
+    async def _on_ack(self, message: Envelope) -> None:
+        """Take the confirmation of the page on its way."""
+        if message.id == self._sent:
+            self.cursor, self._sent = self._sent, None
+            self._due = self._due or self._behind or self._missed
+            socket = self._opened.socket
+            self._plane.devices.seen(socket.device_id, socket.address, message.id)
+        elif message.id != self.cursor:
+            raise bad_request("This is not the page that was sent last", field="id")
+
+    async def _on_outcomes(self, message: Envelope) -> None:
+        """Store outcomes."""
+        if not message.id:
+            raise bad_request("Outcomes need an id", field="id")
+        report = body_of(bodies.Report, message.data)
+        await self._push.store(self._opened.session, report.events)
+        await self._socket.send(envelope(OUTCOMES_ACK, name=message.id))
+
+    async def _on_token(self, message: Envelope) -> None:
+        """Continue with a fresh token; a refused one changes nothing, unless the device is revoked."""
+        token = body_of(bodies.FreshToken, message.data).access_token
+        try:
+            session = await self._push.authenticate(token)
+            if session.device_id != self._opened.session.device_id:
+                raise invalid_token("This is the token of another device")
+        except ErrorResponse as error:
+            if error.status != 401:
+                raise
+            data = {"status": error.status, "error": error.body()}
+            await self._socket.send(envelope(ERROR, data, message.id))
+            return
+        self._opened.session, self._expires_at = session, self._plane.sessions.expires_at(token)
+        await self._socket.send(envelope(FRESH_ACK, name=message.id))
+
+    async def _on_answer(self, message: Envelope) -> None:
+        """Store the answer to a question that was sent; others are ignored."""
+        asked = {str(one): one for one in self._asked}.get(message.id)
+        if asked is not None:
+            await self._push.answer(self._opened.session.device_id, asked, reply_of(message.data))

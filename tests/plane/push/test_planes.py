@@ -1,0 +1,170 @@
+"""Sockets of several processes on one database, of each engine: the sweep alone finds what concerns a socket."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import trio
+from engine_plane import plane_on, registered
+from plane_world import Client, Clock
+from push_client import Closed, memory_client
+
+from certctrl.plane.core import Plane
+from certctrl.plane.http.app import make_app
+from certctrl.plane.planes import RUNNING_SECONDS
+from certctrl.plane.storage.database import Database
+from certctrl.plane.storage.keyring import Keyring
+
+
+@pytest.fixture
+async def planes(open_database: Callable[[], Database], clock: Clock) -> list[Plane]:
+    """Two planes; no notification passes between them."""
+    keyring = Keyring.open(None)
+    made = []
+    for number in range(2):
+        clock.advance(1)
+        made.append(plane_on(open_database(), keyring, lambda: clock.wall, poll_rate=100.0, poll_burst=100))
+        await made[number].work(made[number].planes.note, polls=0)
+    return made
+
+
+async def device(plane: Plane) -> tuple[int, str]:
+    found = await registered(plane)
+    await plane.work(plane.database.run, "UPDATE devices SET features = ? WHERE id = ?", '["push"]', found[0])
+    return found
+
+
+def operator(plane: Plane) -> Client:
+    return Client(make_app(plane), plane.operator_key)
+
+
+async def test_a_newer_socket_at_another_process_replaces_the_older_one(planes: list[Plane]) -> None:
+    one, two = planes
+    device_id, token = await device(one)
+    async with memory_client(make_app(one), token) as old, memory_client(make_app(two), token) as new:
+        await old.upgrade()
+        await old.hello()
+        await new.upgrade()
+        await new.hello()
+        await one.stream.sweep()
+        await two.stream.sweep()
+        with trio.fail_after(30):
+            assert (await old.closed()).code == 4409
+        await two.resync(1, device_id)
+        with trio.fail_after(30):
+            await new.page()
+        assert (one.push.count(), two.push.count()) == (0, 1)
+        await one.push._remove_closed()
+        assert await two.work(two.sockets.names, [device_id]) != {}, "the end of the old one left the new one alone"
+
+
+async def test_a_device_that_is_revoked_elsewhere_ends_with_the_sweep(planes: list[Plane]) -> None:
+    one, two = planes
+    device_id, token = await device(one)
+    async with memory_client(make_app(one), token) as client:
+        await client.upgrade()
+        await client.hello()
+        assert (await operator(two)("DELETE", f"/apiv1/users/1/devices/{device_id}")).status == 200
+        await one.stream.sweep()
+        with trio.fail_after(30):
+            assert await client.closed() == Closed(4403, "DEVICE_REVOKED")
+
+
+async def test_a_device_that_registers_elsewhere_ends_with_the_sweep(planes: list[Plane]) -> None:
+    one, two = planes
+    device_id, token = await device(one)
+    async with memory_client(make_app(one), token) as client:
+        await client.upgrade()
+        await client.hello()
+        await two.work(two.sessions.start, device_id)
+        await one.stream.sweep()
+        with trio.fail_after(30):
+            assert (await client.closed()).code == 4401
+
+
+async def test_a_signal_of_another_process_is_pushed_with_the_sweep(planes: list[Plane]) -> None:
+    one, two = planes
+    device_id, token = await device(one)
+    async with memory_client(make_app(one), token) as client:
+        await client.upgrade()
+        await client.hello()
+        await trio.testing.wait_all_tasks_blocked()
+        await two.resync(1, device_id)
+        await one.stream.sweep()
+        with trio.fail_after(30):
+            assert len((await client.page())["signals"]) == 1
+
+
+async def test_a_sweep_without_changes_wakes_nothing(planes: list[Plane], monkeypatch: pytest.MonkeyPatch) -> None:
+    one, _ = planes
+    _, token = await device(one)
+    async with memory_client(make_app(one), token) as client:
+        await client.upgrade()
+        await client.hello()
+        await trio.sleep(0.1)
+        woken: list[int] = []
+        monkeypatch.setattr(one.stream, "wake", woken.append)
+        await one.stream.sweep()
+        assert not woken
+
+
+async def test_any_process_asks_an_agent(planes: list[Plane]) -> None:
+    one, two = planes
+    device_id, token = await device(one)
+    answers: list[Any] = []
+
+    async def ask() -> None:
+        path = f"/apiv1/users/1/devices/{device_id}/questions"
+        answers.append(await operator(two)("POST", path, {"question": "status"}))
+
+    async with memory_client(make_app(one), token) as client:
+        await client.upgrade()
+        await client.hello()
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(ask)
+                while not await one.work(one.push.questions.devices):
+                    await trio.sleep(0.01)
+                await one.stream.sweep()
+                message = await client.expect("ask.question")
+                await client.send("ask.answer", {"answer": {"state": "Polling"}}, message["id"])
+    assert answers[0].data["answer"] == {"state": "Polling"}
+
+
+async def test_a_device_is_online_for_every_process_until_that_of_its_socket_ends(
+    planes: list[Plane], clock: Clock
+) -> None:
+    one, two = planes
+    device_id, token = await device(one)
+
+    async def online() -> bool:
+        return bool((await operator(two)("GET", f"/apiv1/users/1/devices/{device_id}")).data["online"])
+
+    assert await online() is False
+    async with memory_client(make_app(one), token) as client:
+        await client.upgrade()
+        await client.hello()
+        assert await online() is True
+        clock.wall += RUNNING_SECONDS + 1  # the process of the socket has not recorded itself since
+        assert await online() is False
+        await one.work(one.planes.note, polls=0)
+        assert await online() is True
+        await one.work(one.sockets.remove_all)
+        assert await online() is False
+
+
+async def test_rows_of_a_killed_process_do_not_count_after_its_restart(planes: list[Plane], clock: Clock) -> None:
+    one, two = planes
+    device_id, token = await device(one)
+    async with memory_client(make_app(one), token) as client:
+        await client.upgrade()
+        await client.hello()
+        one.planes.started_at += 100  # as its successor
+        await one.work(one.planes.note, polls=0)
+        assert await two.work(two.sockets.opened, [device_id]) == {}
+        clock.wall += RUNNING_SECONDS + 1
+        await two.work(two.planes.note, polls=0)
+        await two.work(two.sockets.delete_expired)
+        assert not await two.work(two.sockets.names, [device_id])
