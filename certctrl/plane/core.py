@@ -140,12 +140,12 @@ class Plane:
         self.operators = Operators(db, keys, settings, wall_now)
         self._polls, self._free_pages = Buckets(settings.poll_rate, settings.poll_burst, monotonic), FreePages()
         self._plan_housekeeping()
-        self._gathering = Gathering(db)
-        self._reads = Gathering(db, reads=True)
         self._assemble_push()
         self._closing = contextlib.ExitStack()
 
     def _assemble_push(self) -> None:
+        """Assemble what gathers the units of work of devices, and the hub of push sockets."""
+        self._gathering, self._reads = Gathering(self.database), Gathering(self.database, reads=True)
         self.sockets = Sockets(self.database, self.planes, self.wall_now)
         parts = (self.stream, self.sessions, self.devices, self.reports)
         self.push = Push(
