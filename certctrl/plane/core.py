@@ -47,7 +47,7 @@ from certctrl.plane.jobs import Jobs
 from certctrl.plane.limits import Buckets, FreePages
 from certctrl.plane.operators import Operators
 from certctrl.plane.planes import Planes, plane_name
-from certctrl.plane.push.hub import Push
+from certctrl.plane.push.hub import Alike, Push
 from certctrl.plane.push.sockets import Sockets
 from certctrl.plane.reserved_names import ReservedNames
 from certctrl.plane.revocation.crls import Crls
@@ -148,10 +148,8 @@ class Plane:
         self._gathering, self._reads = Gathering(self.database), Gathering(self.database, reads=True)
         self.sockets = Sockets(self.database, self.planes, self.wall_now)
         parts = (self.stream, self.sessions, self.devices, self.reports)
-        self.push = Push(
-            self.database, parts, self.sockets, self.counters, self.wall_now,
-            read_alike=self._reads.work_alike, change_alike=self._gathering.work_alike,
-        )  # fmt: skip
+        alike = Alike(self._reads.work_alike, self._gathering.work_alike)
+        self.push = Push(self.database, parts, self.sockets, self.counters, self.wall_now, alike)
         self.devices.opened, self.stream.also_sweep = self.push.opened, self.push.sweep
 
     def _assemble_ca(self, offload: Offload, monotonic: Callable[[], float]) -> None:

@@ -11,7 +11,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import chain
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import trio
 
@@ -31,7 +31,7 @@ from certctrl.plane.storage.signal_stream import Page, SignalStream, Waiter
 
 A = TypeVar("A")
 T = TypeVar("T")
-Alike = Callable[[Callable[[Sequence[Any]], Sequence[Any]], Any], Awaitable[Any]]
+Run = Callable[[Callable[[Sequence[Any]], Sequence[Any]], Any], Awaitable[Any]]
 """Runs a unit of work for an item, shared with like ones; see ``Gathering.work_alike``."""
 
 LONGEST_ABSENCE = 25.0
@@ -48,6 +48,13 @@ _ASK_AGAIN_SECONDS = 2.0
 _SWEPT_TOGETHER = 500
 
 log = logging.getLogger("certctrl.Plane")
+
+
+class Alike(NamedTuple):
+    """How the sockets run their units of work."""
+
+    read: Run
+    change: Run
 
 
 class Talk(Protocol):
@@ -128,16 +135,14 @@ class Push:
         sockets: Sockets,
         counters: PlaneCounters,
         wall_now: Callable[[], float],
-        *,
-        read_alike: Alike,
-        change_alike: Alike,
+        alike: Alike,
     ) -> None:
         self._db = database
         self._stream, self._sessions, self._devices, self._reports = parts
         self._sockets = sockets
         self._counters = counters
         self._wall_now = wall_now
-        self._read_alike, self._change_alike = read_alike, change_alike
+        self._read_alike, self._change_alike = alike
         self.questions = Questions(database, self._stream, wall_now)
         self._open: dict[int, OpenSocket] = {}
         self._closed: dict[int, str] = {}
