@@ -41,20 +41,21 @@ def _bursts(work: Path, plane: Plane, daemon: Daemon, rounds: int) -> Iterator[d
     count, out = plane.material.count, work / "floor"
     out.mkdir()
     floor_result("burst", plane.facts(out, count=count))  # its files exist: replacing them is measured
-    walls, cpus, floors, synced, switches = [], [], [], 0, []
+    walls, cpus, floors, synced, switches, passed = [], [], [], 0, [], []
     memory = [daemon.usage().uss]
     for version in range(2, rounds + 2):
         wait_quiet()
         floors.append(floor_result("burst", plane.facts(out, count=count)))
         wait_quiet()
         plane.wait_parked()
-        before, synced_before = daemon.usage(), daemon.synced
+        before, synced_before, stat = daemon.usage(), daemon.synced, plane.obey("stat")
         began = plane.obey("publish", ids=list(range(1, count + 1)), version=version)["at"]
         walls.append(daemon.until_done(count) - began)
         after = daemon.usage()
         cpus.append(after.total - before.total)
         synced = daemon.synced - synced_before if version > 2 else synced
         switches.append(daemon.switches)
+        passed.append(_passed(stat, plane.wait_acks(stat["acks"] + count)))
         time.sleep(SETTLE)
         memory.append(daemon.usage().uss)
     floor_walls, floor_cpus = [one["wall"] for one in floors], [one["cpu"] for one in floors]
@@ -70,7 +71,14 @@ def _bursts(work: Path, plane: Plane, daemon: Daemon, rounds: int) -> Iterator[d
     pages = 3 * math.ceil(count / PAGE)
     yield row("fsyncs per certificate beyond 3 per page", (synced - pages) / count, must=4, aim=0.1,
               note=f"{synced} in all, {math.ceil(count / PAGE)} pages")  # fmt: skip
+    yield row("bytes per renewal, with signals and outcomes", statistics.median(passed) / count, digits=0,
+              note=f"{statistics.median(passed) / 1024:.0f} KiB in all, without TLS")  # fmt: skip
     yield row("switches per burst", max(switches), note="each is one set of links, one reload per service")
+
+
+def _passed(before: dict[str, Any], after: dict[str, Any]) -> int:
+    """Return the bytes of requests and answers between two states of the plane."""
+    return sum(int(after[way]) - int(before[way]) for way in ("received", "sent"))
 
 
 def _counted(work: Path, count: int) -> Iterator[dict[str, Any]]:
@@ -83,6 +91,7 @@ def _counted(work: Path, count: int) -> Iterator[dict[str, Any]]:
             if kind == "rsa-2048":
                 continue
             yield _lone_fsyncs(plane, daemon)
+            yield _lone_bytes(plane, daemon)
             yield _reloads(plane, daemon, material)
     yield row(
         f"RSA bundles, CPU seconds beside EC, 2 x {count}", used["rsa-2048"], used["ecdsa-p256"], must=1.3, aim=1.1
@@ -107,6 +116,18 @@ def _lone_fsyncs(plane: Plane, daemon: Daemon) -> dict[str, Any]:
         counts.append(daemon.synced)
     return row("fsyncs of a lone renewal", counts[1] - counts[0], must=7,
                note="generation, switch, record, outcome, cursor and ack")  # fmt: skip
+
+
+def _lone_bytes(plane: Plane, daemon: Daemon) -> dict[str, Any]:
+    """Count from one parked poll to the next: the page, the material, the outcome, and the polls themselves."""
+    plane.wait_parked()
+    before = plane.obey("stat")
+    plane.obey("publish", ids=[2], version=5)
+    daemon.until_done(1)
+    plane.wait_acks(before["acks"] + 1)
+    plane.wait_parked()
+    return row("bytes of a lone renewal", _passed(before, plane.obey("stat")), digits=0,
+               note="signal, material, outcome and the next poll, without TLS")  # fmt: skip
 
 
 def _reloads(plane: Plane, daemon: Daemon, material: Material) -> dict[str, Any]:

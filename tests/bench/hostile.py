@@ -22,6 +22,8 @@ from material import make_agent, make_material
 from measure import Usage, row
 from rig import Daemon, Plane, running_daemon, running_plane
 
+from certctrl.model.features import DELTA
+
 MOST = 40
 """MiB beyond the idle memory."""
 SAMPLE = ("1 MiB of nested objects", "1 MiB of names a page", "from each", "32 connected layers", "all assigned")
@@ -39,7 +41,8 @@ def measure(work: Path, only: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
     material = make_material(work / "hostile", count=1, versions=2)
     with running_plane(material) as plane:
         idle = work / "idle"
-        make_agent(idle, material, url=plane.url, poll_mode="long-poll", poll_jitter=0, poll_limit=100)
+        settings: dict[str, Any] = {"poll_mode": "long-poll", "poll_jitter": 0, "poll_limit": 100}
+        make_agent(idle, material, url=plane.url, features=frozenset({DELTA}), **settings)
         with running_daemon(idle) as daemon:
             daemon.until_done(1)
             plane.wait_parked()

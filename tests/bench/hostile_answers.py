@@ -149,6 +149,23 @@ def lists(material: Material) -> Iterator[Case]:
     yield Case("100 000 values from each path", tuple(everything), (RESYNC, UPDATED, RENEWED))
 
 
+def changes(material: Material) -> Iterator[Case]:
+    """Yield the cases of the list of certificates by revision."""
+    row = '{"id":@N@%03d,"domain_name":"h%d.example","status":"active","serial_number":"%d"}'
+    endless = DATA + ",".join([row % (n, n, n) for n in range(500)]) + '],"complete":true}'
+    one = '{"id":1#,"domain_name":"h#.example","status":"active","serial_number":"#"}'
+    everything = '],"complete":false,"replaced":{"of":1,"parts":[0]}}'
+    parts = '{"data":[],"complete":false,"replaced":{"of":4096,"parts":['
+
+    def listed(name: str, body: Callable[[], str], times: int = 1) -> Case:
+        return Case(name, (Reply(CERTIFICATES, body, times),), (RESYNC,))
+
+    yield listed("a list by revision without an end", lambda: endless, 1000)
+    yield listed("1 MiB of changed certificates", lambda: filled(one, start=DATA, end=everything))
+    yield listed("1 MiB of changed parts", lambda: filled("0", start=parts, end="]}}"))
+    yield listed("changed parts of small objects", lambda: many('{"a":0}', 49_000, start=parts, end="]}}"))
+
+
 def install_config(items: list[dict[str, Any]]) -> Callable[[], str]:
     """Return an install config with these items."""
     text = json.dumps(items, separators=(",", ":"))
@@ -252,5 +269,5 @@ def acks(material: Material) -> Iterator[Case]:
 
 def cases(material: Material) -> Iterator[Case]:
     """Yield all cases."""
-    for part in (polls, lists, configs, materials, acks):
+    for part in (polls, lists, changes, configs, materials, acks):
         yield from part(material)

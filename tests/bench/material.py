@@ -101,8 +101,10 @@ def _text(moment: float) -> str:
     return datetime.fromtimestamp(int(moment), UTC).isoformat()
 
 
-def make_agent(root: Path, material: Material, *, url: str, **settings: Any) -> ConfigDir:
-    """Make a registered agent's config directory for the device of ``material``."""
+def make_agent(
+    root: Path, material: Material, *, url: str, features: frozenset[str] = frozenset(), **settings: Any
+) -> ConfigDir:
+    """Make a registered agent's config directory for the device of ``material``; ``features`` are those of its plane."""
     layout, fs = ConfigDir(root), RealFs()
     init_config_dir(fs, layout, server_url=url, ca_pem=material.ca_pem)
     application = json.loads(layout.application.read_text()) | {"first_poll_spread_seconds": 0} | settings
@@ -111,7 +113,7 @@ def make_agent(root: Path, material: Material, *, url: str, **settings: Any) -> 
     store = StateStore(layout, fs)
     store.session.save_device_id("00000000-0000-4000-8000-000000000000")
     store.session.save_device_keys(material.device)
-    store.session.save_tokens(Tokens(access_token=long_token(), refresh_token="rt_bench"))
+    store.session.save_tokens(Tokens(access_token=long_token(), refresh_token="rt_bench", features=features))
     return layout
 
 

@@ -42,6 +42,15 @@ class Plane:
                 raise SystemExit("bench: no agent polls")
             time.sleep(0.002)
 
+    def wait_acks(self, count: int) -> dict[str, Any]:
+        """Wait until that many outcomes have arrived; return the counters."""
+        end = time.monotonic() + PATIENCE
+        while (found := self.obey("stat"))["acks"] < count:
+            if time.monotonic() > end:
+                raise SystemExit("bench: outcomes are missing")
+            time.sleep(0.002)
+        return found
+
     def facts(self, out: Path, **more: Any) -> dict[str, Any]:
         """Return the parameters of a floor."""
         folder = self.material.directory

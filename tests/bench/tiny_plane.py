@@ -11,7 +11,7 @@ processes of a machine share:
 - ``{"op": "answer", "answers": [{"path": P, "file": F, "times": N}]}``: requests whose path ends in P get the bytes of
   F as the whole answer, N times; in it, ``@N@`` is a number that grows and ``@LENGTH@`` the length of the body.
 - ``{"op": "stat"}`` → counters: parked long-polls, connections, polls, acks, when the last ack came, fetches, answers
-  that were replaced.
+  that were replaced, bytes of requests received and of answers sent (without TLS).
 
 The same server, and the same bytes, serve the product and the floors. Ends when standard input ends.
 """
@@ -52,7 +52,7 @@ class Plane:
         self.outcomes: dict[str, int] = {}
         self.last_ack_at = self.last_fetch_at = 0.0
         self.replaced: list[dict[str, Any]] = []
-        self.counts["replaced"] = 0
+        self.counts |= {"replaced": 0, "received": 0, "sent": 0}
         for cert_id in self.names:
             for version in range(1, made["versions"] + 1):
                 text = json.loads((directory / f"{cert_id}.{version}.json").read_text())
@@ -124,7 +124,8 @@ class Plane:
         if path == CERTIFICATES:
             after = int(query.get("after_id", "0"))
             ids = [one for one in sorted(self.names) if one > after][: int(query.get("limit", "500"))]
-            return 200, json.dumps({"data": [self.body(one)[1] for one in ids]}).encode()
+            by_revision = {"complete": True} if "updated_since" in query else {}
+            return 200, json.dumps({"data": [self.body(one)[1] for one in ids], **by_revision}).encode()
         if path.startswith(CERTIFICATES + "/"):
             number, _, what = path[len(CERTIFICATES) + 1 :].partition("/")
             if int(number) not in self.names:
@@ -168,13 +169,15 @@ async def serve_one(plane: Plane, reader: asyncio.StreamReader, writer: asyncio.
     plane.counts["connections"] += 1
     try:
         while True:
-            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+            received = await reader.readuntil(b"\r\n\r\n")
+            head = received.decode("latin-1").split("\r\n")
             method, target, _ = head[0].split(" ", 2)
             headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:])}
             body = await reader.readexactly(int(headers.get("content-length", "0")))
             path, _, text = target.partition("?")
             query = dict(part.partition("=")[::2] for part in text.split("&") if part)
             plane.counts["requests"] += 1
+            plane.counts["received"] += len(received) + len(body)
             if (raw := plane.replacement(path)) is not None:
                 writer.write(raw)
                 await writer.drain()
@@ -190,11 +193,15 @@ async def serve_one(plane: Plane, reader: asyncio.StreamReader, writer: asyncio.
             lines = [f"HTTP/1.1 {status} {REASONS[status]}"]
             if cursor:
                 lines.append(f'ETag: "{cursor}"')
+            if "updated_since" in query:
+                lines.append('ETag: "tiny"')
             if path == UPDATES and free:
                 lines.append("Cert-Ctrl-Next-Page: free")
             if status != 204:
                 lines += ["Content-Type: application/json", f"Content-Length: {len(answer)}"]
-            writer.write("\r\n".join((*lines, "", "")).encode() + answer)
+            whole = "\r\n".join((*lines, "", "")).encode() + answer
+            plane.counts["sent"] += len(whole)
+            writer.write(whole)
             await writer.drain()
     except (asyncio.IncompleteReadError, asyncio.CancelledError, ConnectionError):
         pass  # the client has disconnected, or the bench ends

@@ -180,7 +180,7 @@ def test_status_shows_failing_and_waiting_work_with_its_next_attempt() -> None:
         scene.operators.introduce(row["id"], "stuck.example")
         await scene.plane.installs.put(DEVICE, scene.operators.items([row["id"]]))
         await scene.until(lambda: scene.live(row["id"]) and not scene.agent.inbox.depth)
-        took = scene.agent.plane.fetch_materials
+        took, took_changed = scene.agent.plane.fetch_materials, scene.agent.plane.fetch_changed_materials
 
         async def pending(*_args: Any) -> Any:
             raise PlaneError("WRAP_PENDING", status=409)
@@ -190,7 +190,7 @@ def test_status_shows_failing_and_waiting_work_with_its_next_attempt() -> None:
         await scene.until(lambda: snapshot(scene.agent)["stuck"])
         status = snapshot(scene.agent)
         assert (status["stuck"][0]["reason"], status["health"]) == ("WRAP_PENDING", "healthy")
-        scene.agent.plane.fetch_materials = took
+        scene.agent.plane.fetch_materials, scene.agent.plane.fetch_changed_materials = took, took_changed
         scene.world.services.refuse_renewals(row["id"])
         await scene.until(lambda: snapshot(scene.agent)["quarantined"])
         (stuck,) = snapshot(scene.agent)["stuck"]

@@ -21,7 +21,9 @@ from certctrl.agent import handlers, inbox, tokens
 from certctrl.errors import DiskError
 from certctrl.install.plan import retries
 from certctrl.model.plan import Outcome, OutcomeKind
+from certctrl.plane.certificates.revisions import ListedRow, Revision
 from certctrl.protocol import events
+from certctrl.protocol.wire.certificate_changes import KnownList
 from certctrl.store.deployments import generations
 from certctrl.store.disk.atomic import write_atomic
 
@@ -159,6 +161,11 @@ def any_key(der: bytes, leaf: Any) -> bytes:
     return load_der_private_key(der, None).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
+def of_ids(_: Any, rows: Any, parts: int) -> Revision:
+    return REVISION_OF([ListedRow(row.id, b"") for row in rows], parts)
+
+
+REVISION_OF = Revision.of
 KEEPER = tokens.TokenKeeper
 AFTER_FAILURE = retries.after_failure
 MISTAKES: dict[str, list[Mistake]] = {
@@ -209,6 +216,20 @@ MISTAKES: dict[str, list[Mistake]] = {
     ],
     "a status file that cannot be written ends the daemon": [
         Mistake("certctrl.agent.reporter.save_status", fragile_status, report_disk_problem=4)
+    ],
+    "certificates that were removed stay in the known list": [
+        Mistake(
+            "certctrl.protocol.wire.certificate_changes.KnownList.after",
+            lambda self, page, replaced: KnownList(page.revision, {**self.rows, **page.rows}),
+            unassign=12,
+            issue=3,
+        )
+    ],
+    "a revision does not depend on the certificates": [
+        Mistake("certctrl.plane.certificates.revisions.Revision.of", classmethod(of_ids), mischief=10, renew=3)
+    ],
+    "an ETag of material does not depend on the certificate": [
+        Mistake("certctrl.plane.certificates.views._WithKey.digest", property(lambda self: b"same"), renew=6)
     ],
     "key and certificate are not compared": [
         Mistake("certctrl.install.material.bundle.checked_key_pem", any_key, issue=4)
