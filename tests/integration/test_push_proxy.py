@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import trio
 from fleet import PROGRAM, Fleet, Operator, wait_for
 from nacl.public import PrivateKey
+from plane_socket import Connection
 from plane_world import REGISTER
 from proving import answered, registration
 from push_client import PushClient
@@ -57,28 +59,37 @@ async def talk(port: int, ca: Path, operator: Operator, body: dict[str, Any]) ->
     """Register, open a socket, receive a signal, report it; return the type of the last message."""
     context = ssl.create_default_context(cafile=str(ca))
 
-    async def connected() -> trio.SSLStream[trio.SocketStream]:
+    @asynccontextmanager
+    async def connected() -> AsyncIterator[trio.SSLStream[trio.SocketStream]]:
         sock = trio.socket.socket()
         await sock.bind((CLIENT, 0))
         await sock.connect((HOST, port))
-        return trio.SSLStream(trio.SocketStream(sock), context, server_hostname=HOST, https_compatible=True)
+        stream = trio.SSLStream(trio.SocketStream(sock), context, server_hostname=HOST, https_compatible=True)
+        try:
+            yield stream
+        finally:
+            await trio.aclose_forcefully(stream)
 
-    from plane_socket import Connection
+    async with connected() as one, connected() as two:
+        http = Connection(one)
+        challenge = (await http.ask("POST", REGISTER, body)).data
+        device = (await http.ask("POST", REGISTER, answered(body, challenge))).data
+        with trio.fail_after(120):
+            return await _exchanged(
+                PushClient(two, device["session"]["access_token"]), operator, device["device"]["id"]
+            )
 
-    http = Connection(await connected())
-    challenge = (await http.ask("POST", REGISTER, body)).data
-    device = (await http.ask("POST", REGISTER, answered(body, challenge))).data
-    client = PushClient(await connected(), device["session"]["access_token"])
-    with trio.fail_after(120):
-        assert await client.upgrade() == 101
-        await client.hello()
-        home = f"/apiv1/users/1/devices/{device['device']['id']}"
-        await trio.to_thread.run_sync(operator.call, "POST", f"{home}/resync", {})
-        (signal,) = (await client.page())["signals"]
-        answer = await client.outcomes([{"type": "signal.ack", "signal": signal, "outcome": "applied"}])
-        assert isinstance(answer, dict)
-        await trio.to_thread.run_sync(operator.call, "DELETE", home)
-        assert (await client.closed()).code == 4403
+
+async def _exchanged(client: PushClient, operator: Operator, device_id: int) -> str:
+    assert await client.upgrade() == 101
+    await client.hello()
+    home = f"/apiv1/users/1/devices/{device_id}"
+    await trio.to_thread.run_sync(operator.call, "POST", f"{home}/resync", {})
+    (signal,) = (await client.page())["signals"]
+    answer = await client.outcomes([{"type": "signal.ack", "signal": signal, "outcome": "applied"}])
+    assert isinstance(answer, dict)
+    await trio.to_thread.run_sync(operator.call, "DELETE", home)
+    assert (await client.closed()).code == 4403
     return str(answer["type"])
 
 
@@ -97,8 +108,6 @@ def test_sockets_pass_haproxy(fleet: Fleet, need: Callable[[str], str], mode: st
     balancer = fleet.child([haproxy, "-db", "-f", config], "haproxy.log")
 
     def listens() -> bool:
-        import socket
-
         with suppress(OSError), socket.create_connection((HOST, port), 5):
             return True
         return False

@@ -150,7 +150,7 @@ def call_plane(ctx: typer.Context, request: Callable[[OperatorApi], Awaitable[T]
             )
         except PlaneError as error:
             error.exit_status = _EXIT_STATUSES.get(error.status, error.exit_status)
-            error.fix = error.fix or _FIXES.get(error.key, "")
+            error.fix = _FIXES.get(error.key, error.fix or "")
             raise
         except TransportError as error:
             error.fix = f"check that `cert-ctrl plane serve` runs at {connection.server} and that --ca is its CA"

@@ -180,7 +180,7 @@ class Push:
 
     def opened(self, device_ids: Sequence[int]) -> dict[int, float]:
         """Return when the sockets of devices were opened, on any process; in the caller's unit of work."""
-        return self._sockets.opened(device_ids) | {
+        return self._sockets.opened_elsewhere(device_ids) | {
             device_id: self._open[device_id].socket.opened_at for device_id in device_ids if device_id in self._open
         }
 

@@ -80,12 +80,13 @@ class Sockets:
         rows = self._db.all(f"SELECT device_id, name FROM sockets WHERE device_id IN ({marks(ids)})", *ids)
         return {row["device_id"]: row["name"] for row in rows}
 
-    def opened(self, device_ids: Sequence[int]) -> dict[int, float]:
-        """Return when the sockets of devices were opened, for those that are open on a process that runs."""
+    def opened_elsewhere(self, device_ids: Sequence[int]) -> dict[int, float]:
+        """Return when the sockets of devices were opened, for those that are open at another process that runs."""
         rows: list[Row] = self._db.all(
             "SELECT k.device_id, k.opened_at FROM sockets k JOIN planes p ON p.name = k.plane"
-            f" AND p.started_at = k.plane_started_at WHERE k.device_id IN ({marks(device_ids)}) AND p.seen_at > ?",
-            *(*device_ids, self._wall_now() - RUNNING_SECONDS),
+            f" AND p.started_at = k.plane_started_at WHERE k.device_id IN ({marks(device_ids)}) AND p.seen_at > ?"
+            " AND NOT (k.plane = ? AND k.plane_started_at = ?)",
+            *(*device_ids, self._wall_now() - RUNNING_SECONDS, *self._planes.process),
         )
         return {row["device_id"]: row["opened_at"] for row in rows}
 

@@ -101,8 +101,8 @@ def test_an_answer_of_another_form_is_printed_as_json(site: PlaneSite) -> None:
 
 
 def test_control_characters_of_an_agent_do_not_reach_the_terminal(site: PlaneSite) -> None:
-    with agent(site, "evil", {"plan": {"answer": {"diff": "\x1b[2Jgone"}}}, ["push"]):
-        assert "\x1b" not in site("ask", "evil", "plan").output
+    with agent(site, "evil-host", {"plan": {"answer": {"diff": "\x1b[2Jgone"}}}, ["push"]):
+        assert "\x1b" not in site("ask", "evil-host", "plan").output
 
 
 def test_a_device_with_a_socket_is_shown_online(site: PlaneSite) -> None:
@@ -126,6 +126,7 @@ def test_refusals_are_one_line_with_a_fix(site: PlaneSite, device: str) -> None:
         late = site("ask", "strict", "plan", "--timeout", "1")
         assert late.status == 69
         assert "did not answer in time" in late.err
+        assert "longer --timeout" in late.err
     gone = site("ask", "strict", "status")
     assert gone.status == 1
     assert "strict is not connected by push" in gone.err

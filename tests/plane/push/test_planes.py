@@ -163,7 +163,7 @@ async def test_rows_of_a_killed_process_do_not_count_after_its_restart(planes: l
         await client.hello()
         one.planes.started_at += 100  # as its successor
         await one.work(one.planes.note, polls=0)
-        assert await two.work(two.sockets.opened, [device_id]) == {}
+        assert await two.work(two.sockets.opened_elsewhere, [device_id]) == {}
         clock.wall += RUNNING_SECONDS + 1
         await two.work(two.planes.note, polls=0)
         await two.work(two.sockets.delete_expired)
