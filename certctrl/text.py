@@ -25,6 +25,11 @@ def one_line(
     return line if limit is None or len(line) <= limit else line[: limit - 1] + "…"
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a number with its noun, which is in the plural unless the number is one: ``2 devices``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def is_name(text: str) -> bool:
     """Return whether text is a domain name: labels of letters, digits, ``-`` and ``_``; also international ones."""
     labels = text.removesuffix(".").split(".")

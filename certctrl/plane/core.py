@@ -41,7 +41,7 @@ from certctrl.plane.health.counters import PlaneCounters
 from certctrl.plane.health.problems import ProblemName, Problems
 from certctrl.plane.health.storage_check import StorageCheck
 from certctrl.plane.installs import Installs
-from certctrl.plane.issuance import Base, Issuance
+from certctrl.plane.issuance import Issuance, PlaneParts
 from certctrl.plane.issuing_ca import IssuingCa
 from certctrl.plane.jobs import Jobs
 from certctrl.plane.limits import Buckets, FreePages
@@ -163,7 +163,7 @@ class Plane:
 
     def _assemble_issuance(self, issuer: Issuer, offload: Offload) -> None:
         """Assemble the parts that issue certificates; ``issuer`` issues within a request."""
-        base = Base(
+        parts = PlaneParts(
             database=self.database,
             keyring=self.keyring,
             stream=self.stream,
@@ -178,7 +178,7 @@ class Plane:
             offload=offload,
             reserved=self.reserved,
         )
-        self.issuance = made = Issuance(base, issuer)
+        self.issuance = made = Issuance(parts, issuer)
         self.issuers, self.orders, self.certificates = made.issuers, made.orders, made.certificates
         self.order_runner, self.revocation_runner = made.order_runner, made.revocation_runner
         self.imports, self.renewals, self.bulk = made.imports, made.renewals, made.bulk
@@ -425,7 +425,7 @@ class Plane:
         jobs = self.jobs.claim(_HOUSEKEEPING, limit=1, lease_seconds=HOUSEKEEPING_SECONDS)
         for job in jobs:
             self._delete_expired()
-            self.jobs.again(job, self.wall_now() + HOUSEKEEPING_SECONDS / 2)
+            self.jobs.reschedule(job, self.wall_now() + HOUSEKEEPING_SECONDS / 2)
         return len(jobs)
 
     def _plan_housekeeping(self) -> None:

@@ -41,8 +41,8 @@ from certctrl.plane.storage.signal_stream import SignalStream
 
 
 @lean.frozen(kw_only=True)
-class Base:
-    """The parts of a plane that issuance builds upon."""
+class PlaneParts:
+    """The parts of a plane that ``Issuance`` uses."""
 
     database: Database
     keyring: Keyring
@@ -62,16 +62,16 @@ class Base:
 class Issuance:
     """The parts, which are attributes of the plane, too."""
 
-    def __init__(self, base: Base, issuer: Issuer) -> None:
+    def __init__(self, plane: PlaneParts, issuer: Issuer) -> None:
         """``issuer`` issues within a request."""
-        db, wall_now = base.database, base.wall_now
-        self.reserved = base.reserved
-        self.issuers = Issuers(db, base.keyring, wall_now, partial(_context, base))
-        self.orders = Orders(db, base.jobs, wall_now)
-        self.table = CertificateTable(db, base.keyring, base.stream, wall_now)
-        self.revocations = Revocations(db, base.jobs, base.crls, wall_now, random)
+        db, wall_now = plane.database, plane.wall_now
+        self.reserved = plane.reserved
+        self.issuers = Issuers(db, plane.keyring, wall_now, partial(_context, plane))
+        self.orders = Orders(db, plane.jobs, wall_now)
+        self.table = CertificateTable(db, plane.keyring, plane.stream, wall_now)
+        self.revocations = Revocations(db, plane.jobs, plane.crls, wall_now, random)
         self.table.on_stored = self.revocations.note_replaced
-        self.device_keys = DeviceKeys(db, self.table, self.orders, base.stream, wall_now, base.ca.denied)
+        self.device_keys = DeviceKeys(db, self.table, self.orders, plane.stream, wall_now, plane.ca.denied)
         self.orders.request_csr = self.device_keys.ask
         parts = IssuingParts(
             table=self.table,
@@ -82,45 +82,45 @@ class Issuance:
             revocations=self.revocations,
             keys=self.device_keys,
         )
-        self.certificates = Certificates(db, base.stream, base.settings, wall_now, parts)
+        self.certificates = Certificates(db, plane.stream, plane.settings, wall_now, parts)
         self.order_runner = OrderRunner(
             db,
-            base.jobs,
+            plane.jobs,
             self.issuers,
-            Attempts(db, base.keyring, self.table, self.orders, base.jobs, self.issuers, wall_now, random),
+            Attempts(db, plane.keyring, self.table, self.orders, plane.jobs, self.issuers, wall_now, random),
             self.reserved,
-            OrderProblems(db, base.problems, self.issuers),
-            base.counters,
-            base.storage_check,
+            OrderProblems(db, plane.problems, self.issuers),
+            plane.counters,
+            plane.storage_check,
             wall_now=wall_now,
-            offload=base.offload,
+            offload=plane.offload,
         )
         self.orders.on_due = self.order_runner.wake
-        self.revocation_runner = RevocationRunner(db, base.jobs, self.revocations, self.issuers.get, base.problems)
+        self.revocation_runner = RevocationRunner(db, plane.jobs, self.revocations, self.issuers.get, plane.problems)
         self.revocations.on_due = self.revocation_runner.wake
-        self.leftovers = Leftovers(db, PublishedProofs(db, wall_now), self.issuers.get, base.problems)
-        self._assemble_life(base, parts)
+        self.leftovers = Leftovers(db, PublishedProofs(db, wall_now), self.issuers.get, plane.problems)
+        self._assemble_life(plane, parts)
 
-    def _assemble_life(self, base: Base, parts: IssuingParts) -> None:
+    def _assemble_life(self, plane: PlaneParts, parts: IssuingParts) -> None:
         """Assemble imports, renewals and requests about many certificates."""
-        db, wall_now = base.database, base.wall_now
+        db, wall_now = plane.database, plane.wall_now
         self.imports = Imports(db, self.certificates, parts, wall_now)
         self.bulk = Bulk(db, self.certificates, parts)
-        problems = RenewalProblems(db, base.problems, wall_now)
-        used = (base.jobs, self.table, self.orders, self.issuers, problems, base.counters, base.storage_check)
+        problems = RenewalProblems(db, plane.problems, wall_now)
+        used = (plane.jobs, self.table, self.orders, self.issuers, problems, plane.counters, plane.storage_check)
         self.renewals = Renewals(db, *used, wall_now)
 
 
-def _context(base: Base, name: str) -> IssuerContext:
+def _context(plane: PlaneParts, name: str) -> IssuerContext:
     """Return the context of an issuer."""
-    published = PublishedProofs(base.database, base.wall_now)
+    published = PublishedProofs(plane.database, plane.wall_now)
     return IssuerContext(
         name,
-        database=base.database,
-        keyring=base.keyring,
-        settings=base.settings,
-        wall_now=base.wall_now,
-        offload=base.offload,
-        solvers=partial(make_solver, SolverParts(base.database, base.stream, base.wall_now, published, name)),
-        ca=base.ca,
+        database=plane.database,
+        keyring=plane.keyring,
+        settings=plane.settings,
+        wall_now=plane.wall_now,
+        offload=plane.offload,
+        solvers=partial(make_solver, SolverParts(plane.database, plane.stream, plane.wall_now, published, name)),
+        ca=plane.ca,
     )

@@ -82,15 +82,15 @@ class Jobs:
         return self._change(job, "lease = ?", self._wall_now() + lease_seconds)
 
     def finish(self, job: Job) -> bool:
-        """Remove a job; return False if the claim was lost or the job was rescheduled."""
+        """Remove a job; return False if the claim was lost, or the job was put again."""
         sql = "DELETE FROM jobs WHERE id = ? AND owner = ?"
         done = self._db.run(sql, job.id, self.owner) == 1
         if not done:
             self._release(job)
         return done
 
-    def again(self, job: Job, due: float) -> bool:
-        """End a claim and run the job again later; return False if the claim was lost or the job was rescheduled."""
+    def reschedule(self, job: Job, due: float) -> bool:
+        """End a claim, and run the job at ``due``; return False if the claim was lost, or the job was put again."""
         done = self._change(job, "lease = 0, owner = '', due = ?", due)
         if not done:
             self._release(job)
@@ -100,5 +100,5 @@ class Jobs:
         return self._db.run(f"UPDATE jobs SET {assignments} WHERE id = ? AND owner = ?", value, job.id, self.owner) == 1
 
     def _release(self, job: Job) -> None:
-        """End the lease of a job that was rescheduled while it was claimed."""
+        """End the lease of a job that was put again while it was claimed."""
         self._db.run("UPDATE jobs SET lease = 0 WHERE id = ? AND owner = '' AND lease = ?", job.id, job.lease)

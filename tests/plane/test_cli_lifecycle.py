@@ -191,7 +191,7 @@ def test_many_are_renewed_with_one_command(site: PlaneSite) -> None:
     assert site("renew").status == ExitStatus.USAGE
     assert site("renew", "many-1.example", "--all").status == ExitStatus.USAGE
     ordered = site("renew", *names, "--no-wait").output
-    assert ordered == "ordered 3 renewals; watch them: cert-ctrl plane orders list\n"
+    assert ordered == "ordered 3 renewals; follow with: cert-ctrl plane orders list\n"
 
 
 def test_the_number_is_asked_for_on_a_terminal(site: PlaneSite, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,7 +84,7 @@ async def test_a_job_planned_anew_while_it_runs_runs_again(bench: Bench) -> None
 async def test_a_job_can_be_done_again_later(bench: Bench) -> None:
     await bench.put("a")
     (job,) = await bench.claim()
-    assert await bench.databases[0].work(bench.jobs[0].again, job, bench.now + 30)
+    assert await bench.databases[0].work(bench.jobs[0].reschedule, job, bench.now + 30)
     assert await bench.claim(plane=1) == []
     bench.now += 30
     assert keys(await bench.claim(plane=1)) == ["a"]

@@ -12,7 +12,7 @@ from csrs import csr
 from engine_plane import WALL, plane_on, registered
 from made_chains import made, pki
 
-from certctrl.plane.certificates.imports import Given
+from certctrl.plane.certificates.imports import ImportRequest
 from certctrl.plane.core import Plane
 from certctrl.plane.devices.reports import AgentVersion
 from certctrl.plane.errors import ErrorResponse
@@ -75,7 +75,7 @@ async def test_a_plane_issues_no_name_of_another_plane(fleet: Fleet, name: str) 
 async def test_a_plane_imports_no_certificate_for_a_name_of_another_plane(fleet: Fleet) -> None:
     root, middle = pki()
     leaf = made(OTHER, middle, names=[OTHER])
-    given = Given(certificate_pem=leaf.pem, private_key_pem=leaf.key_pem, chain_pem=middle.pem + root.pem)
+    given = ImportRequest(certificate_pem=leaf.pem, private_key_pem=leaf.key_pem, chain_pem=middle.pem + root.pem)
     await fleet.reserve()
     assert await refused(fleet.one.imports.add(1, given))
 

@@ -19,7 +19,7 @@ _DETAIL = 300
 
 _TERMS = "agree to the CA's terms of service: set terms_agreed to true"
 BINDING_FIX = "check eab_kid and the secret eab_hmac_key against what the CA shows for your account there"
-_ACCOUNT = "check the account at the CA: cert-ctrl plane issuers check NAME"
+_ACCOUNT = "check the issuer's account at the CA; `cert-ctrl plane issuers check` tests it"
 _CAA = "allow this CA in the CAA records of the domain, or remove them"
 _REACH = "check that the CA can reach the name from outside, then run the order again"
 _NAMES = "order only names that this CA issues for"

@@ -11,7 +11,7 @@ import trio
 from certctrl.plane.certificates.certificates import Certificates, IssuingParts, refuse_imported
 from certctrl.plane.certificates.table import NewCertificate
 from certctrl.plane.errors import ErrorResponse
-from certctrl.plane.orders.orders import Asked
+from certctrl.plane.orders.orders import OrderRequest
 from certctrl.plane.storage.database import Database
 
 MOST_CHECKED = 100
@@ -89,5 +89,5 @@ class Bulk:
         except ErrorResponse as error:
             return {"cert_id": cert_id, "order_id": None, "problem": error.what}
         action = "renew" if row["serial_number"] else "issue"
-        asked = Asked(action=action, reason=reason, in_background=True)
-        return {"cert_id": cert_id, "order_id": self._orders.start(row, asked), "problem": ""}
+        request = OrderRequest(action=action, reason=reason, in_background=True)
+        return {"cert_id": cert_id, "order_id": self._orders.start(row, request), "problem": ""}

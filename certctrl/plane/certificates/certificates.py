@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import attrs
 
@@ -22,7 +22,7 @@ from certctrl.plane.certificates.templates import Templates
 from certctrl.plane.devices.devices import require_device, require_user
 from certctrl.plane.errors import bad_request, conflict, not_found
 from certctrl.plane.issuers.registry import IMPORT, Issuers
-from certctrl.plane.orders.orders import Asked, Orders
+from certctrl.plane.orders.orders import OrderRequest, Orders
 from certctrl.plane.reserved_names import ReservedNames, taken
 from certctrl.plane.revocation.revocations import Revocations
 from certctrl.plane.revocation.revoking import Revoking
@@ -47,6 +47,20 @@ class IssuingParts:
     reserved: ReservedNames
     revocations: Revocations
     keys: DeviceKeys
+
+
+class IssueOptions(TypedDict, total=False):
+    """Optional properties of a new certificate, and its devices."""
+
+    key_type: str
+    validity_seconds: int | None
+    device_ids: Collection[int]
+    issuer: str
+    """Empty: a rule decides."""
+    key_origin: str
+    profile: str
+    must_staple: bool
+    reuse_key: bool
 
 
 class Certificates(Revoking):
@@ -90,43 +104,31 @@ class Certificates(Revoking):
         reserved = self._reserved.all()
         return [self.summary(row) for row in rows if taken(json.loads(row["sans"]), reserved)]
 
-    async def issue(
-        self,
-        user_id: int,
-        domains: Sequence[str],
-        *,
-        key_type: str = KEY_TYPES[0],
-        validity_seconds: int | None = None,
-        device_ids: Collection[int] = (),
-        **options: Any,
-    ) -> dict[str, Any]:
+    async def issue(self, user_id: int, domains: Sequence[str], **options: Unpack[IssueOptions]) -> dict[str, Any]:
         """Issue a certificate for ``domains`` (the first is primary) and assign it to devices of the user.
 
-        ``options`` are further fields of ``NewCertificate``; without ``issuer``, a rule decides. Unless it is issued
-        immediately, it is pending, with ``order_id``.
+        Unless it is issued immediately, it is pending, with ``order_id``.
         """
-        new = self._checked(domains, key_type, validity_seconds, options)
-        new = await self._db.work_long(self._choose, user_id, new, device_ids)
+        device_ids = options.pop("device_ids", ())
+        new = await self._db.work_long(self._choose, user_id, self._checked(domains, **options), device_ids)
         issued = None
         if is_immediate(attrs.asdict(new)):
-            issued = await self._issuer.issue(new.names, key_type=key_type, validity_seconds=new.validity_seconds)
+            issued = await self._issuer.issue(new.names, key_type=new.key_type, validity_seconds=new.validity_seconds)
         return await self._db.work_long(self._add, user_id, new, issued, device_ids)
 
-    def check(
+    def check(self, user_id: int, domains: Sequence[str], **options: Unpack[IssueOptions]) -> NewCertificate:
+        """Return what ``issue`` would issue, in the caller's unit of work; ErrorResponse as from ``issue``."""
+        device_ids = options.pop("device_ids", ())
+        return self._choose(user_id, self._checked(domains, **options), device_ids)
+
+    def _checked(
         self,
-        user_id: int,
         domains: Sequence[str],
         *,
         key_type: str = KEY_TYPES[0],
         validity_seconds: int | None = None,
-        device_ids: Collection[int] = (),
+        issuer: str = "",
         **options: Any,
-    ) -> NewCertificate:
-        """Return what ``issue`` would issue, in the caller's unit of work; ErrorResponse as from ``issue``."""
-        return self._choose(user_id, self._checked(domains, key_type, validity_seconds, options), device_ids)
-
-    def _checked(
-        self, domains: Sequence[str], key_type: str, validity_seconds: int | None, options: dict[str, Any]
     ) -> NewCertificate:
         names = clean_names(domains)
         validity = self._settings.certificate_seconds if validity_seconds is None else validity_seconds
@@ -135,8 +137,7 @@ class Certificates(Revoking):
         if not MIN_VALIDITY <= validity <= MAX_VALIDITY:
             what = f"validity_seconds must be {MIN_VALIDITY} to {MAX_VALIDITY}"
             raise bad_request(what, field="validity_seconds")
-        by_rule = {"issuer": ""}
-        return NewCertificate(names=names, key_type=key_type, validity_seconds=validity, **by_rule | options)
+        return NewCertificate(names=names, key_type=key_type, validity_seconds=validity, issuer=issuer, **options)
 
     def _choose(self, user_id: int, new: NewCertificate, device_ids: Collection[int]) -> NewCertificate:
         """Check names and owner, and choose the issuer if none is given."""
@@ -161,7 +162,7 @@ class Certificates(Revoking):
             return self.show(user_id, cert_id)
         self._table.assign(sorted(set(device_ids)), cert_id, serial)
         if issued is None:
-            self._orders.start(self._table.locked(user_id, cert_id), Asked(action="issue"))
+            self._orders.start(self._table.locked(user_id, cert_id), OrderRequest(action="issue"))
         return self.show(user_id, cert_id)
 
     async def renew(
@@ -193,18 +194,18 @@ class Certificates(Revoking):
         if shared is not None or is_immediate(row):
             return row, shared
         action = "renew" if row["serial_number"] else "issue"
-        asked = Asked(action=action, reason=reason, device_id=device_id)
+        request = OrderRequest(action=action, reason=reason, device_id=device_id)
         locked = self._table.locked(user_id, cert_id)
         if row["key_origin"] == KEY_AT_DEVICE and device_id is None:
             for made in self._templates.made_from(cert_id):
                 child = self._table.locked(user_id, made)
                 if self._table.holders(made):
                     self._orders.start(
-                        child, attrs.evolve(asked, action="renew" if child["serial_number"] else "issue")
+                        child, attrs.evolve(request, action="renew" if child["serial_number"] else "issue")
                     )
         if key_lost and row["key_origin"] == KEY_AT_DEVICE:
-            return row, self._orders.answer(self._keys.replace_key(locked, asked))
-        return row, self._orders.answer(self._orders.start(locked, asked))
+            return row, self._orders.answer(self._keys.replace_key(locked, request))
+        return row, self._orders.answer(self._orders.start(locked, request))
 
     def _finish_renewal(
         self, user_id: int, cert_id: int, issued: Issued, reason: str, device_id: int | None
@@ -244,7 +245,7 @@ class Certificates(Revoking):
         if row is None or row["serial_number"] or row["status"] != "active":
             return  # the next renewal orders it from the new issuer
         if row["key_origin"] != KEY_AT_DEVICE or self._table.holders(cert_id):
-            self._orders.start(row, Asked(action="issue", reason=f"the issuer is {issuer} now"))
+            self._orders.start(row, OrderRequest(action="issue", reason=f"the issuer is {issuer} now"))
 
     async def assign(self, user_id: int, device_id: int, cert_id: int) -> dict[str, Any]:
         """Assign a certificate to a device; idempotent.

@@ -17,7 +17,7 @@ from certctrl.plane.ca.denied_keys import DeniedKeys
 from certctrl.plane.certificates.table import KEY_AT_DEVICE, CertificateTable
 from certctrl.plane.devices.features import announced
 from certctrl.plane.errors import ErrorResponse, conflict, csr_refused, gone, not_found
-from certctrl.plane.orders.orders import BLOCKED, CSR_WANTED, DONE, FAILED, READY, Asked, Orders
+from certctrl.plane.orders.orders import BLOCKED, CSR_WANTED, DONE, FAILED, READY, OrderRequest, Orders
 from certctrl.plane.settings import DAY
 from certctrl.plane.shared_limits import SharedBuckets
 from certctrl.plane.storage.database import Database, Row, marks
@@ -132,10 +132,10 @@ class DeviceKeys:
         for row in self._of_device(device_id) if new_identity else ():
             certificate = self._table.locked_by_id(row["id"])
             if certificate is not None and certificate["status"] == "active":
-                self.replace_key(certificate, Asked(action="replace", reason="the device has a new identity"))
+                self.replace_key(certificate, OrderRequest(action="replace", reason="the device has a new identity"))
         self.announced(device_id)
 
-    def replace_key(self, certificate: Row, asked: Asked) -> int:
+    def replace_key(self, certificate: Row, request: OrderRequest) -> int:
         """Order a certificate with a new key because the device has lost its key; return the order's id."""
         known = self._orders.open_of(certificate["id"])
         if known is not None and known["csr_der"] is not None:
@@ -143,7 +143,7 @@ class DeviceKeys:
         self._db.run(
             "UPDATE orders SET csr_der = NULL WHERE cert_id = ? AND finished_at IS NOT NULL", certificate["id"]
         )
-        return self._orders.start(certificate, asked)
+        return self._orders.start(certificate, request)
 
     def can_make_keys(self, device_id: int) -> bool:
         """Return whether the agent of a device has announced that it makes keys."""
@@ -161,8 +161,8 @@ class DeviceKeys:
             problem = f"the device has sent no signing request for {CSR_SECONDS // DAY} days"
             if certificate is not None and self._orders.end(order["id"], FAILED, problem):
                 refused = order["refused_requests"]
-                asked = Asked(action=order["action"], reason=order["reason"], refused_requests=refused)
-                self._orders.start(certificate, asked)
+                request = OrderRequest(action=order["action"], reason=order["reason"], refused_requests=refused)
+                self._orders.start(certificate, request)
 
     def _request_in_use(self, certificate: Row, device_id: int) -> bytes | None:
         """Return the request for the key in use if the key is reused and the request still matches."""

@@ -60,7 +60,7 @@ _EXPORT_KEY = "openssl pkey -in FILE -out NEW-FILE"
 
 
 @lean.frozen(kw_only=True)
-class Given:
+class ImportRequest:
     """Certificates and key of an operator, in PEM and in any order."""
 
     certificate_pem: str
@@ -69,7 +69,7 @@ class Given:
 
 
 @lean.frozen(kw_only=True)
-class Examined:
+class CheckedImport:
     """A certificate that may be imported."""
 
     names: tuple[str, ...]
@@ -94,7 +94,7 @@ class Examined:
         )
 
 
-def from_pkcs12(data: bytes, password: bytes) -> Given:
+def from_pkcs12(data: bytes, password: bytes) -> ImportRequest:
     """Return the contents of a PKCS#12 file. Raises MaterialError."""
     try:
         found = load_pkcs12(data, password or None)
@@ -106,7 +106,7 @@ def from_pkcs12(data: bytes, password: bytes) -> Given:
         raise MaterialError(f"the PKCS#12 file has not {lacks}", reason="pkcs12", fix="export it again with its key")
     key = found.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
     chain = "".join(pem_of(one.certificate) for one in found.additional_certs)
-    return Given(certificate_pem=pem_of(found.cert.certificate), private_key_pem=key, chain_pem=chain)
+    return ImportRequest(certificate_pem=pem_of(found.cert.certificate), private_key_pem=key, chain_pem=chain)
 
 
 def private_key(data: bytes, password: bytes = b"") -> Any:
@@ -124,13 +124,13 @@ def private_key(data: bytes, password: bytes = b"") -> Any:
         raise MaterialError(what, reason="key", fix=f"export it as PKCS#8: {_EXPORT_KEY}") from None
 
 
-def examine(given: Given, *, known: Collection[x509.Certificate] = (), now: float) -> Examined:
+def check_import(request: ImportRequest, *, known: Collection[x509.Certificate] = (), now: float) -> CheckedImport:
     """Return the certificate for the key, with its chain; ``known`` certificates may end the chain.
 
     Raises MaterialError, and ErrorResponse 400 for names that the plane does not support.
     """
-    key = private_key(given.private_key_pem.encode())
-    found = certificates_of(given.certificate_pem + "\n" + given.chain_pem)
+    key = private_key(request.private_key_pem.encode())
+    found = certificates_of(request.certificate_pem + "\n" + request.chain_pem)
     wanted = key_bytes(key.public_key())
     ours = [one for one in found if key_bytes(one.public_key()) == wanted]
     if not ours:
@@ -146,7 +146,7 @@ def examine(given: Given, *, known: Collection[x509.Certificate] = (), now: floa
     chain = chain_of(leaf, [one for one in found if one not in ours], known=known, now=now)
     _require_usable(key)
     key_der = key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
-    return Examined(names=_names(leaf), chain=chain, key_der=key_der, key_type=_key_type(key))
+    return CheckedImport(names=_names(leaf), chain=chain, key_der=key_der, key_type=_key_type(key))
 
 
 def _require_usable(key: Any) -> None:
@@ -223,43 +223,45 @@ class Imports:
         self._wall_now = wall_now
 
     async def add(
-        self, user_id: int, given: Given, *, cert_id: int | None = None, device_ids: Collection[int] = ()
+        self, user_id: int, request: ImportRequest, *, cert_id: int | None = None, device_ids: Collection[int] = ()
     ) -> dict[str, Any]:
         """Import a certificate and assign it to devices; return it as operators see it, with ``notes``.
 
         It renews the certificate ``cert_id``, or an imported one for the same names; otherwise it is a new certificate.
         ErrorResponse 400 for unusable material, 404, and 409 for reserved names, other names and older certificates.
         """
-        return await self._db.work_long(self._add, user_id, given, cert_id, sorted(set(device_ids)))
+        return await self._db.work_long(self._add, user_id, request, cert_id, sorted(set(device_ids)))
 
-    def _add(self, user_id: int, given: Given, cert_id: int | None, device_ids: Sequence[int]) -> dict[str, Any]:
+    def _add(
+        self, user_id: int, request: ImportRequest, cert_id: int | None, device_ids: Sequence[int]
+    ) -> dict[str, Any]:
         require_user(self._db, user_id)
         for device_id in device_ids:
             require_device(self._db, user_id, device_id)
         try:
-            examined = examine(given, known=(*self._authorities(), *system_roots()), now=self._wall_now())
+            checked = check_import(request, known=(*self._authorities(), *system_roots()), now=self._wall_now())
         except MaterialError as error:
             raise unusable(error) from None
-        self._reserved.refuse(examined.names)
-        self._refuse_revoked(user_id, examined)
-        row = self._renewed(user_id, examined.names, cert_id)
-        notes = list(examined.chain.notes)
+        self._reserved.refuse(checked.names)
+        self._refuse_revoked(user_id, checked)
+        row = self._renewed(user_id, checked.names, cert_id)
+        notes = list(checked.chain.notes)
         if row is None:
-            row = self._table.locked(user_id, self._new(user_id, examined))
-        if row["serial_number"] == serial_text(examined.chain.leaf) and row["status"] == "active":
+            row = self._table.locked(user_id, self._new(user_id, checked))
+        if row["serial_number"] == serial_text(checked.chain.leaf) and row["status"] == "active":
             notes.append("this certificate was imported already")
         else:
-            self._store(row, examined)
+            self._store(row, checked)
         missing = [one for one in device_ids if not self._table.is_assigned(one, row["id"])]
-        self._table.assign(missing, row["id"], serial_text(examined.chain.leaf))
+        self._table.assign(missing, row["id"], serial_text(checked.chain.leaf))
         return self._certificates.show(user_id, row["id"]) | {"notes": notes}
 
-    def _refuse_revoked(self, user_id: int, examined: Examined) -> None:
+    def _refuse_revoked(self, user_id: int, checked: CheckedImport) -> None:
         """Refuse a certificate that was revoked here: importing it would serve it again."""
         revoked = self._db.one(
             "SELECT r.cert_id FROM revocations r JOIN certificates c ON c.id = r.cert_id"
             " WHERE c.user_id = ? AND r.serial_number = ? AND r.certificate_pem = ?",
-            *(user_id, serial_text(examined.chain.leaf), examined.chain.certificate_pem),
+            *(user_id, serial_text(checked.chain.leaf), checked.chain.certificate_pem),
         )
         if revoked is not None:
             what = f"This certificate was revoked as certificate {revoked['cert_id']}: get a new one from its CA"
@@ -281,28 +283,28 @@ class Imports:
         same = next((row["id"] for row in rows if set(json.loads(row["sans"])) == set(names)), None)
         return None if same is None else self._table.locked(user_id, same)
 
-    def _new(self, user_id: int, examined: Examined) -> int:
-        leaf = examined.chain.leaf
+    def _new(self, user_id: int, checked: CheckedImport) -> int:
+        leaf = checked.chain.leaf
         life = int((leaf.not_valid_after_utc - leaf.not_valid_before_utc).total_seconds())
         return self._table.add(
             user_id,
             NewCertificate(
-                names=examined.names,
-                key_type=examined.key_type,
+                names=checked.names,
+                key_type=checked.key_type,
                 validity_seconds=min(max(life, MIN_VALIDITY), MAX_VALIDITY),
                 issuer=IMPORT,
             ),
         )
 
-    def _store(self, row: Row, examined: Examined) -> None:
-        issued = examined.issued()
+    def _store(self, row: Row, checked: CheckedImport) -> None:
+        issued = checked.issued()
         if row["status"] == "active" and issued.not_before < row["not_before"]:
             what = f"it is older than the certificate in use, which is valid from {rfc3339(row['not_before'])}"
             raise conflict(f"This certificate cannot renew certificate {row['id']}: {what}", "OLDER")
         self._orders.cancel_of(row["id"], "a certificate was imported")
         self._db.run(
             "UPDATE certificates SET issuer = ?, key_origin = 'plane', key_type = ? WHERE id = ?",
-            *(IMPORT, examined.key_type, row["id"]),
+            *(IMPORT, checked.key_type, row["id"]),
         )
         self._table.store(row["id"], issued, "import", "", None)
         self._table.announce(row["id"], issued.serial_number)

@@ -12,7 +12,7 @@ from collections.abc import Collection
 from certctrl.plane.certificates.device_keys import DeviceKeys
 from certctrl.plane.certificates.table import KEY_AT_DEVICE, KEY_AT_PLANE, CertificateTable
 from certctrl.plane.errors import bad_request, not_found
-from certctrl.plane.orders.orders import Asked, Orders
+from certctrl.plane.orders.orders import OrderRequest, Orders
 from certctrl.plane.storage.database import Database, Row
 from certctrl.plane.storage.signal_stream import SignalStream
 
@@ -73,7 +73,7 @@ class Templates:
         if known is not None and known["csr_der"] is None:
             self._orders.ask_again(known["id"], row)
             return
-        self._keys.replace_key(row, Asked(action="replace" if row["serial_number"] else "issue"))
+        self._keys.replace_key(row, OrderRequest(action="replace" if row["serial_number"] else "issue"))
 
     def unassign(self, device_id: int, certificate: Row) -> None:
         """Unassign a certificate, or the one made from it for this device; ErrorResponse 404 if it is not assigned."""

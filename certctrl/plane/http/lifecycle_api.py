@@ -7,7 +7,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from certctrl.plane.ca.x509 import KEY_TYPES
-from certctrl.plane.certificates.imports import Given
+from certctrl.plane.certificates.imports import ImportRequest
 from certctrl.plane.core import Plane
 from certctrl.plane.http import bodies
 from certctrl.plane.http.answers import data_answer
@@ -37,13 +37,13 @@ class LifecycleApi:
     async def add_import(self, request: Request) -> Response:
         """Import a certificate: ``{"certificate_pem", "private_key_pem", "chain_pem"?, "cert_id"?, "device_ids"?}``."""
         body = await read_as(bodies.CertificateImport, request, LARGE_BODY_CAP)
-        given = Given(
+        new = ImportRequest(
             certificate_pem=body.certificate_pem,
             private_key_pem=body.private_key_pem,
             chain_pem=body.chain_pem or "",
         )
         row = await self._plane.imports.add(
-            number(request, "uid"), given, cert_id=body.cert_id, device_ids=body.device_ids
+            number(request, "uid"), new, cert_id=body.cert_id, device_ids=body.device_ids
         )
         return data_answer(row, 201)
 

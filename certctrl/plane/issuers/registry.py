@@ -24,6 +24,7 @@ from certctrl.plane.issuers.issuer import BUILTIN, AccountHolder, Issuer, Issuer
 from certctrl.plane.issuers.rules import clean_domain, issuer_for
 from certctrl.plane.storage.database import Database, Row
 from certctrl.plane.storage.keyring import Keyring
+from certctrl.text import counted
 
 IMPORT = "import"
 WITHOUT_ROW = (BUILTIN, IMPORT)
@@ -196,7 +197,7 @@ class Issuers:
             self._wall_now(),
         )
         if used is not None and used["n"]:
-            what = f"{used['n']} certificates are from issuer {name}; give them another issuer first"
+            what = f"Issuer {name} renews {counted(used['n'], 'certificate')}: choose another issuer for them first"
             raise conflict(what, "IN_USE")
         rule = self._db.one("SELECT domain FROM issuer_rules WHERE issuer = ?", name)
         if rule is not None:
@@ -206,7 +207,8 @@ class Issuers:
             *(name, self._wall_now()),
         )
         if pending is not None and pending["n"]:
-            what = f"{pending['n']} certificates are still to be revoked at issuer {name}; wait, or confirm what you revoked there"
+            left = counted(pending["n"], "certificate")
+            what = f"Issuer {name} still has to revoke {left}; wait, or confirm what you revoked there"
             raise conflict(what, "IN_USE")
         self._db.run("DELETE FROM issuer_items WHERE issuer = ?", name)
         self._db.run("DELETE FROM issuers WHERE name = ?", name)

@@ -211,12 +211,12 @@ class Attempts:
             self._db.run("UPDATE orders SET memo_enc = NULL WHERE id = ?", attempt.order_id)
             sql = "UPDATE orders SET key_enc = NULL, csr_der = NULL WHERE id = ? AND (key_enc IS NOT NULL OR ? = 1)"
             self._db.run(sql, attempt.order_id, int(other_key))
-        self._jobs.again(attempt.job, due)
+        self._jobs.reschedule(attempt.job, due)
         return due
 
     def give_back(self, job: Job) -> None:
         """Release the claim of an interrupted attempt, so that any plane can continue it immediately."""
-        self._jobs.again(job, self._wall_now())
+        self._jobs.reschedule(job, self._wall_now())
 
     def _pause(self, attempt: Attempt, error: CertctrlError, life: float | None, keys: int) -> float:
         """Return the seconds until the next attempt.

@@ -30,7 +30,7 @@ _OPEN_SQL = "state IN ('csr_wanted', 'ready', 'blocked')"
 
 
 @lean.frozen(kw_only=True)
-class Asked:
+class OrderRequest:
     """Why a certificate is ordered."""
 
     action: str
@@ -56,28 +56,28 @@ class Orders:
         self.on_due: Callable[[], object] = lambda: None
         """Called after the commit when an order has become due."""
 
-    def start(self, certificate: Row, asked: Asked) -> int:
+    def start(self, certificate: Row, request: OrderRequest) -> int:
         """Order a certificate, whose row is locked; return the id of its order.
 
         An open order is returned instead; an operator's request makes it due now.
         """
         known = self.open_of(certificate["id"])
         if known is not None:
-            if asked.device_id is None:
-                self._make_due(known, asked.in_background)
+            if request.device_id is None:
+                self._make_due(known, request.in_background)
             return int(known["id"])
         at_device = certificate["key_origin"] == KEY_AT_DEVICE
         now = self._wall_now()
         order_id = self._db.insert(
             "INSERT INTO orders (cert_id, issuer, action, reason, device_id, state, refused_requests, created_at,"
             " updated_at, next_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            *(certificate["id"], certificate["issuer"], asked.action, asked.reason, asked.device_id),
-            *(CSR_WANTED if at_device else READY, asked.refused_requests, now, now, None if at_device else now),
+            *(certificate["id"], certificate["issuer"], request.action, request.reason, request.device_id),
+            *(CSR_WANTED if at_device else READY, request.refused_requests, now, now, None if at_device else now),
         )
         if at_device:
             self.request_csr(order_id, certificate)
         else:
-            self._put(order_id, now, asked.in_background)
+            self._put(order_id, now, request.in_background)
         return order_id
 
     def start_over(self, certificate: Row, order: Row) -> None:
@@ -85,8 +85,10 @@ class Orders:
         problem, fix, refused = order["problem"], order["fix"], order["refused_requests"]
         self.end(order["id"], FAILED, problem, fix)
         device_id = order["device_id"]
-        asked = Asked(action=order["action"], reason=order["reason"], device_id=device_id, refused_requests=refused)
-        order_id = self.start(certificate, asked)
+        request = OrderRequest(
+            action=order["action"], reason=order["reason"], device_id=device_id, refused_requests=refused
+        )
+        order_id = self.start(certificate, request)
         sql = "UPDATE orders SET problem = ?, fix = ? WHERE id = ? AND state = ?"
         self._db.run(sql, problem, fix, order_id, CSR_WANTED)
 
@@ -115,7 +117,7 @@ class Orders:
         if order["state"] == DONE:
             raise conflict("This order is done", "ORDER_STATE")
         if order["state"] == FAILED:
-            order_id = self.start(certificate, Asked(action=order["action"], reason=order["reason"]))
+            order_id = self.start(certificate, OrderRequest(action=order["action"], reason=order["reason"]))
         elif order["state"] == READY:
             self._make_due(order)
         else:

@@ -21,7 +21,7 @@ from certctrl.plane.health.storage_check import StorageCheck
 from certctrl.plane.issuers.issuer import RenewalWindow
 from certctrl.plane.issuers.registry import IMPORT, Issuers
 from certctrl.plane.jobs import Job, Jobs
-from certctrl.plane.orders.orders import Asked, Orders
+from certctrl.plane.orders.orders import OrderRequest, Orders
 from certctrl.plane.orders.renewal_problems import RenewalProblems
 from certctrl.plane.orders.renewal_times import Life, ask_again_at, due_at
 from certctrl.plane.storage.database import Database, Row, marks
@@ -119,7 +119,7 @@ class Renewals:
                 self._db.after_commit(lambda: self._note_planned(now))
             if planned == PLANNED_TOGETHER:
                 pause = BUSY_PAUSE
-        self._jobs.again(claimed[0], now + pause / 2)  # due by the time any plane checks again
+        self._jobs.reschedule(claimed[0], now + pause / 2)  # due by the time any plane checks again
         return pause
 
     def _note_planned(self, now: float) -> None:
@@ -175,7 +175,7 @@ class Renewals:
             waiting[row["issuer"]] += 1
             certificate = self._table.locked_by_id(row["id"])
             if certificate is not None and _is_due(certificate, now):  # otherwise it has changed since
-                self._orders.start(certificate, Asked(action="renew", reason="due", in_background=True))
+                self._orders.start(certificate, OrderRequest(action="renew", reason="due", in_background=True))
         if len(rows) == ORDERED_TOGETHER:
             return BUSY_PAUSE
         return FULL_PAUSE if max(waiting.values(), default=0) >= MOST_WAITING else self._until_next(now)
@@ -232,9 +232,9 @@ class Renewals:
         if failure:
             log.info("certificate %d: issuer %s names no renewal window: %s", row["id"], row["issuer"], failure)
         if window is None:
-            self._jobs.again(job, ask_again_at(None, now) if failure else now + NO_WINDOW_PAUSE)
+            self._jobs.reschedule(job, ask_again_at(None, now) if failure else now + NO_WINDOW_PAUSE)
             return
-        self._jobs.again(job, ask_again_at(window, now))
+        self._jobs.reschedule(job, ask_again_at(window, now))
         due = due_at(_life(row), row["serial_number"], window)
         self._set_due(row, due)
         if due <= now:

@@ -60,25 +60,25 @@ def checked_chain(
     ``key`` is the private key, empty if a device has it; ``refuse`` raises for reserved names.
     """
     if len(chain.certificate_pem) + len(chain.chain_pem) > MAX_ANSWER:
-        raise _bad(f"the issued chain has more than {MAX_ANSWER} bytes")
+        raise _unusable(f"the issued chain has more than {MAX_ANSWER} bytes")
     try:
         leaves, others = certificates_of(chain.certificate_pem), certificates_of(chain.chain_pem)
         if len(leaves) != 1:
-            raise _bad(f"{len(leaves)} certificates were issued instead of one")
+            raise _unusable(f"{len(leaves)} certificates were issued instead of one")
         leaf = leaves[0]
         sorted_chain = chain_of(leaf, others, now=now).chain_pem if others else ""
     except MaterialError as error:
-        raise _bad(str(error), error.fix) from None
+        raise _unusable(str(error), error.fix) from None
     public_key = x509.load_der_x509_csr(csr_der).public_key()
     if key_bytes(leaf.public_key()) != key_bytes(public_key):
-        raise _bad("the issued certificate is for another key")
+        raise _unusable("the issued certificate is for another key")
     _check_names(leaf, names, refuse)
     start, end = leaf.not_valid_before_utc.timestamp(), leaf.not_valid_after_utc.timestamp()
     if end <= now or start > now + DAY:
         what = (
             f"the issued certificate is valid from {leaf.not_valid_before_utc} to {leaf.not_valid_after_utc}, not now"
         )
-        raise _bad(what, "compare the clocks of the CA and of this control plane")
+        raise _unusable(what, "compare the clocks of the CA and of this control plane")
     assert isinstance(public_key, PublicKey)  # made here, or checked when the device sent its CSR
     return Issued(
         private_key_der=key,
@@ -96,20 +96,22 @@ def _check_names(leaf: x509.Certificate, names: Collection[str], refuse: Callabl
     """Refuse a certificate that lacks a name, is a CA, or is valid for a name of the plane."""
     try:
         if leaf.extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
-            raise _bad("the issued certificate is a CA certificate")
+            raise _unusable("the issued certificate is a CA certificate")
     except x509.ExtensionNotFound:
         pass
     try:
         found = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
-        raise _bad("the issued certificate has no subject alternative names") from None
+        raise _unusable("the issued certificate has no subject alternative names") from None
     issued = [name.lower() for name in found.get_values_for_type(x509.DNSName)]
     issued += map(str, found.get_values_for_type(x509.IPAddress))
     missing = sorted(set(names) - set(issued))
     if missing:
-        raise _bad(f"the issued certificate lacks the name {missing[0]}", "check the template or profile at the CA")
+        raise _unusable(
+            f"the issued certificate lacks the name {missing[0]}", "check the template or profile at the CA"
+        )
     refuse(issued)
 
 
-def _bad(what: str, fix: str | None = None) -> IssuerError:
+def _unusable(what: str, fix: str | None = None) -> IssuerError:
     return IssuerError(what, fix=fix or "check the settings of the issuer, and what the CA issues", is_permanent=True)

@@ -164,7 +164,7 @@ class Revocations:
         pause = jittered(REFUSED_PAUSE if refused else grown(FIRST_PAUSE, LONGEST_PAUSE, attempts), self._random())
         after = min(getattr(error, "retry_after", None) or 0.0, LONGEST_RETRY_AFTER)
         due = now + max(pause, after)
-        if self._jobs.again(job, due):
+        if self._jobs.reschedule(job, due):
             self._db.run(
                 "UPDATE revocations SET attempts = ?, problem = ?, fix = ?, next_at = ?"
                 " WHERE cert_id = ? AND serial_number = ?",

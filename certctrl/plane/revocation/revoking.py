@@ -11,7 +11,7 @@ from certctrl.plane.certificates.table import CertificateTable, is_immediate
 from certctrl.plane.certificates.views import CertificateViews
 from certctrl.plane.errors import bad_request, conflict
 from certctrl.plane.issuers.registry import IMPORT
-from certctrl.plane.orders.orders import Asked, Orders
+from certctrl.plane.orders.orders import OrderRequest, Orders
 from certctrl.plane.revocation.revocations import KEY_COMPROMISE, Revocations, clean_reason_code, clean_serial
 from certctrl.plane.storage.database import Database, Row
 from certctrl.plane.storage.signal_stream import SignalStream
@@ -120,7 +120,7 @@ class Revoking(CertificateViews):
         self._note(row, reason, code, now=code == KEY_COMPROMISE)
         self._orders.cancel_of(row["id"], "a replacement was ordered")
         self._forget_requests(row["id"])
-        self._orders.start(row, Asked(action="replace", reason=reason))
+        self._orders.start(row, OrderRequest(action="replace", reason=reason))
 
     def _finish_replacement(self, user_id: int, cert_id: int, issued: Issued, reason: str, code: str) -> None:
         """Store a replacement, revoke the certificate before it, and signal the devices."""

@@ -19,7 +19,14 @@ from engine_plane import WALL, plane_on, registered
 from made_chains import DAY, Made, made, pki
 
 from certctrl.errors import MaterialError
-from certctrl.plane.certificates.imports import Given, _require_usable, examine, from_pkcs12, private_key, system_roots
+from certctrl.plane.certificates.imports import (
+    ImportRequest,
+    _require_usable,
+    check_import,
+    from_pkcs12,
+    private_key,
+    system_roots,
+)
 from certctrl.plane.core import Plane
 from certctrl.plane.errors import ErrorResponse
 from certctrl.plane.storage.database import Database
@@ -33,17 +40,19 @@ def leaf(**options: Any) -> Made:
     return made("www.example.com", MIDDLE, **{"names": NAMES, **options})
 
 
-def given(one: Made, *chain: Made, key: Made | None = None) -> Given:
-    return Given(certificate_pem=one.pem, private_key_pem=(key or one).key_pem, chain_pem="".join(c.pem for c in chain))
+def given(one: Made, *chain: Made, key: Made | None = None) -> ImportRequest:
+    return ImportRequest(
+        certificate_pem=one.pem, private_key_pem=(key or one).key_pem, chain_pem="".join(c.pem for c in chain)
+    )
 
 
-# --- what is examined -----------------------------------------------------------------------------------------------
+# --- checks -----------------------------------------------------------------------------------------------------------
 
 
 def test_certificates_in_any_order_and_place() -> None:
     one = leaf()
     for text in (one.pem + MIDDLE.pem + ROOT.pem, ROOT.pem + MIDDLE.pem + one.pem + one.pem):
-        found = examine(Given(certificate_pem=text, private_key_pem=one.key_pem), now=NOW)
+        found = check_import(ImportRequest(certificate_pem=text, private_key_pem=one.key_pem), now=NOW)
         assert found.names == ("www.example.com", "*.example.com", "192.0.2.7")
         assert found.chain.chain_pem == MIDDLE.pem
         assert found.key_type == "ecdsa-p256"
@@ -60,13 +69,13 @@ def test_certificates_in_any_order_and_place() -> None:
         (lambda: given(leaf()), "incomplete", "lacks the certificate of CN=Intermediate 1"),
         (lambda: given(leaf(names=[]), MIDDLE), "names", "no subject alternative names"),
         (lambda: given(MIDDLE, ROOT), "ca", "is the certificate of a CA"),
-        (lambda: Given(certificate_pem="hello", private_key_pem=leaf().key_pem), "certificate", "no certificate"),
-        (lambda: Given(certificate_pem=leaf().pem, private_key_pem="hello"), "key", "cannot be read"),
+        (lambda: ImportRequest(certificate_pem="hello", private_key_pem=leaf().key_pem), "certificate", "no certificate"),
+        (lambda: ImportRequest(certificate_pem=leaf().pem, private_key_pem="hello"), "key", "cannot be read"),
     ],
 )  # fmt: skip
-def test_refusals(bad: Callable[[], Given], reason: str, says: str) -> None:
+def test_refusals(bad: Callable[[], ImportRequest], reason: str, says: str) -> None:
     with pytest.raises(MaterialError, match=says) as caught:
-        examine(bad(), now=NOW)
+        check_import(bad(), now=NOW)
     assert caught.value.reason == reason
     assert caught.value.fix
 
@@ -77,7 +86,7 @@ def test_pkcs12() -> None:
         data = pkcs12.serialize_key_and_certificates(
             b"www", one.key, one.certificate, [ROOT.certificate, MIDDLE.certificate], encryption
         )
-        found = examine(from_pkcs12(data, password), now=NOW)
+        found = check_import(from_pkcs12(data, password), now=NOW)
         assert found.chain.chain_pem == MIDDLE.pem
     secret = pkcs12.serialize_key_and_certificates(
         b"www", one.key, one.certificate, None, BestAvailableEncryption(b"hunter")
@@ -107,7 +116,9 @@ def test_encrypted_keys() -> None:
 def test_the_private_key_is_not_shown() -> None:
     one = leaf()
     assert "PRIVATE" not in repr(given(one, MIDDLE))
-    assert repr(examine(given(one, MIDDLE), now=NOW).key_der) not in repr(examine(given(one, MIDDLE), now=NOW))
+    assert repr(check_import(given(one, MIDDLE), now=NOW).key_der) not in repr(
+        check_import(given(one, MIDDLE), now=NOW)
+    )
 
 
 def test_the_host_trusts_some_roots() -> None:
@@ -226,6 +237,6 @@ def test_an_rsa_key_that_does_not_fit_its_public_half_is_refused() -> None:
     )  # fmt: skip
     bad = numbers.private_key(unsafe_skip_rsa_key_validation=True)
     one = leaf(key=rsa.generate_private_key(65537, 2048))
-    assert examine(given(one, MIDDLE), now=NOW).key_type == "rsa-2048"
+    assert check_import(given(one, MIDDLE), now=NOW).key_type == "rsa-2048"
     with pytest.raises(MaterialError, match="its signatures are not valid"):
         _require_usable(bad)

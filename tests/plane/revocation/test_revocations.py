@@ -10,7 +10,7 @@ from scripted_issuer import WALL
 
 from certctrl.errors import PlaneError
 from certctrl.plane.ca.crl import REASONS
-from certctrl.plane.certificates.imports import Given
+from certctrl.plane.certificates.imports import ImportRequest
 from certctrl.plane.health.problems import ProblemName
 from certctrl.plane.issuers.issuer import IssuerError
 from certctrl.plane.revocation.revocations import FIRST_PAUSE, LONGEST_PAUSE, clean_serial
@@ -242,7 +242,7 @@ async def test_cas_may_give_the_same_serial_number(scene: Scene) -> None:
     rows = []
     for name, chain in (("a.example", first), ("b.example", second)):
         one = made(name, chain[-1], names=[name], serial=7)
-        given = Given(certificate_pem=one.pem, private_key_pem=one.key_pem, chain_pem=chain[-1].pem)
+        given = ImportRequest(certificate_pem=one.pem, private_key_pem=one.key_pem, chain_pem=chain[-1].pem)
         rows.append(await scene.plane.imports.add(1, given))
     assert rows[0]["serial_number"] == rows[1]["serial_number"]
     for row in rows:
@@ -257,7 +257,7 @@ async def test_earlier_certificates_with_the_same_serial_number_are_kept(scene: 
     for name, chain in (("a.example", first), ("b.example", second)):
         for serial, start in ((7, -120.0), (8 + len(name), -60.0)):
             one = made(name, chain[-1], names=[name], serial=serial, start=WALL + start)
-            given = Given(certificate_pem=one.pem, private_key_pem=one.key_pem, chain_pem=chain[-1].pem)
+            given = ImportRequest(certificate_pem=one.pem, private_key_pem=one.key_pem, chain_pem=chain[-1].pem)
             row = await scene.plane.imports.add(1, given)
         done = await scene.revoke(row["id"], serial_number="7")
         assert (done["status"], revocation_states(done)) == ("active", [("07", "manual")])
@@ -268,7 +268,7 @@ async def test_an_issuer_that_is_still_to_revoke_is_not_removed(scene: Scene) ->
     scene.ca.revoke_script = [IssuerError("down")]
     await scene.revoke(row["id"])
     await scene.run_revocations()
-    with pytest.raises(PlaneError, match="1 certificates are still to be revoked at issuer le") as refused:
+    with pytest.raises(PlaneError, match="Issuer le still has to revoke 1 certificate;") as refused:
         await scene.plane.work(scene.plane.issuers.remove, "le")
     assert (refused.value.status, refused.value.key) == (409, "IN_USE")
     scene.now += DAY

@@ -25,6 +25,7 @@ from certctrl.plane.http.pages import views
 from certctrl.plane.http.pages.html import asset, page, read_form, redirect
 from certctrl.plane.http.reading import whole_number
 from certctrl.plane.limits import caller_of
+from certctrl.text import counted
 
 SESSION = "__Host-certctrl-operator"
 SIGN_IN = "__Host-certctrl-form"
@@ -151,7 +152,7 @@ class ApprovalPage:
         if error is not None:
             alert, status = f"{error.what}.", error.status
             if error.retry_after is not None:
-                alert = f"{error.what}. Try again in {round(error.retry_after / 60) or 1} minutes."
+                alert = f"{error.what}. Try again in {counted(round(error.retry_after / 60) or 1, 'minute')}."
                 headers = {"retry-after": str(int(error.retry_after))}
         body = views.sign_in(csrf=self._operators.csrf_token(cookie), user_code=user_code, error=alert)
         answer = page("Sign in", body, status=status, headers=headers)

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from certctrl.plane.http.pages.html import Html, fill
+from certctrl.text import counted
 
 
 def sign_in(*, csrf: str, user_code: str, error: str = "") -> Html:
@@ -124,7 +125,7 @@ def moment(text: str, now: float) -> str:
     """Return an RFC 3339 time for display: ``2026-11-23 09:26 UTC (2 minutes ago)``."""
     then = datetime.fromisoformat(text)
     seconds = max(0, int(now - then.timestamp()))
-    ago = f"{seconds} second{'' if seconds == 1 else 's'}" if seconds < 90 else f"{round(seconds / 60)} minutes"
+    ago = counted(seconds, "second") if seconds < 90 else counted(round(seconds / 60), "minute")
     return f"{then:%Y-%m-%d %H:%M} UTC ({ago} ago)"
 
 
