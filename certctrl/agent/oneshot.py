@@ -39,6 +39,7 @@ from certctrl.agent.standing import recover
 from certctrl.errors import NotRegisteredError, PlaneError, TransportError
 from certctrl.install.plan.render import plan_json
 from certctrl.protocol import events, steps
+from certctrl.text import counted
 
 DRAIN_SECONDS = 600.0
 BUSY_SECONDS = 60.0
@@ -189,4 +190,4 @@ async def _done(agent: Agent, result: dict[str, Any], *, flush: bool = True) -> 
 
 
 def _text(signals: int) -> str:
-    return f"200 OK, {signals} signals" if signals else "204 No Content"
+    return f"200 OK, {counted(signals, 'signal')}" if signals else "204 No Content"

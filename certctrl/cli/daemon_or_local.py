@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from certctrl.errors import CertctrlError, UsageError
-from certctrl.text import one_line
+from certctrl.text import counted, one_line
 
 if TYPE_CHECKING:
     from certctrl.cli.invocation import Invocation
@@ -48,7 +48,7 @@ def _queued(layout: ConfigDir) -> str:
     except CertctrlError:
         return ""
     depth = reply.data.get("queue_depth", 0) if reply is not None else 0
-    return f"{depth} signals to handle" if depth else ""
+    return f"{counted(depth, 'signal')} to handle" if depth else ""
 
 
 def confirmed(question: str) -> bool:

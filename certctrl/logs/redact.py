@@ -1,6 +1,6 @@
 """Mask secrets in text for output: tokens, JWTs, PEM private keys, credentials in URLs.
 
-A second line of defence: code that makes messages keeps secrets out of them.
+A second line of defence: code must not put secrets into messages in the first place.
 """
 
 from __future__ import annotations

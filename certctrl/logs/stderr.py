@@ -1,7 +1,7 @@
-"""Standard error that never blocks: a reader that stops reading, or leaves, only loses lines.
+"""Standard error that never blocks: if its reader stops or disappears, lines are lost instead.
 
-A full pipe, a stopped terminal or a busy journal would otherwise block the write, and with it the event loop. What does
-not fit now is dropped and counted; the next line that fits is preceded by the number of missing ones.
+A full pipe, a stopped terminal or a busy journal would otherwise block the write, and with it the event loop. Lines
+that cannot be written now are dropped and counted; their number precedes the next line that can.
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
+from certctrl.text import counted
+
 _ATOMIC = select.PIPE_BUF
 _Send = Callable[[bytes], int]
 """Writes what is possible now and returns the number of bytes. Raises OSError."""
 
 
 def missing_lines(count: int, now: float) -> bytes:
-    """Return the line that says how many lines are missing at its place."""
+    """Return the line that replaces dropped lines and contains their number."""
     moment = datetime.fromtimestamp(int(now), UTC).strftime("%Y-%m-%d %H:%M:%S")
-    return f"[{moment}] [WARN] [Log] {count} lines are missing here\n".encode()
+    return f"[{moment}] [WARN] [Log] {counted(count, 'line')} missing here\n".encode()
 
 
 class LossyStream(io.RawIOBase):
@@ -36,7 +38,7 @@ class LossyStream(io.RawIOBase):
         self._send, self._close = _sender(fd)
         self._now = now
         self._rest = b""
-        """The end of a line that was written in part."""
+        """The rest of a line that was written in part."""
         self._lost = 0
 
     def writable(self) -> bool:
@@ -76,7 +78,7 @@ class LossyStream(io.RawIOBase):
 
 
 def _sender(fd: int) -> tuple[_Send, Callable[[], object]]:
-    """Return how to write to a descriptor without waiting and without changing it for other processes, and how to end."""
+    """Return a function that writes without waiting, or changing the descriptor for other processes, and one to end."""
     mode = os.fstat(fd).st_mode
     if stat.S_ISSOCK(mode):
         shared = socket.socket(fileno=os.dup(fd))
@@ -85,7 +87,7 @@ def _sender(fd: int) -> tuple[_Send, Callable[[], object]]:
         return (lambda data: os.write(fd, data)), lambda: None  # a file or /dev/null
     try:  # O_NONBLOCK belongs to an open file, which other processes share: open it again
         own = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    except OSError:  # it belongs to another user, or no one reads it
+    except OSError:  # it belongs to another user, or has no reader
         return (lambda data: _write_polled(fd, data)), lambda: None
     return (lambda data: os.write(own, data)), lambda: os.close(own)
 

@@ -1,4 +1,4 @@
-"""Events for ``Session.receive``: answers to steps, and requests from outside; how status and logs name them."""
+"""Events for ``Session.receive``: answers to steps, and requests from outside; their text for status and logs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import attrs
 
 from certctrl import lean
 from certctrl.model.signals import Signal
+from certctrl.text import counted
 
 # --- answers to Poll -------------------------------------------------------------------------------------
 
@@ -18,7 +19,7 @@ class NoUpdates:
     """None if the answer has no cursor: the last one stays valid."""
     status: int = attrs.field(default=204, kw_only=True)
     retry_after: float | None = attrs.field(default=None, kw_only=True)
-    """Seconds in [0, 3600]; set if the server requests a delay without an error."""
+    """Seconds in [0, 3600], if the server requests a delay without an error."""
 
 
 @lean.frozen
@@ -64,7 +65,7 @@ class ServerBusy:
 
 @lean.frozen
 class Refused:
-    """Any other error of the plane, by a bug or a version skew; counts as a failure."""
+    """Any other error of the plane, caused by a bug or different versions; counts as a failure."""
 
     status: int
     key: str
@@ -101,7 +102,7 @@ class Delivered:
 
 @lean.frozen
 class DeliverFailed:
-    """The page could not be saved: it is dropped, and comes again with the old cursor."""
+    """The page could not be saved; it is dropped, and the old cursor brings it again."""
 
     why: str
 
@@ -126,7 +127,7 @@ class TokenRefreshed:
 
 @lean.frozen
 class RefreshRefused:
-    """The refresh token was refused: the session ends, even if another process tried."""
+    """The refresh token was refused, perhaps in another process: the session ends."""
 
     what: str
 
@@ -141,7 +142,7 @@ class RefreshFailed:
 
 @lean.frozen
 class Resynced:
-    """The whole host was compared with the plane, and the stored cursor is gone."""
+    """The whole host was compared with the plane, and the stored cursor was deleted."""
 
 
 @lean.frozen
@@ -169,7 +170,7 @@ class PollNow:
 
 @lean.frozen
 class Timer:
-    """A wait is over; ``now`` is all that matters."""
+    """A wait is over; only ``now`` matters."""
 
 
 PollAnswer = (
@@ -241,7 +242,7 @@ def poll_text(event: PollEnd) -> str:
             return "204 No Content" if event.status == 204 else f"{event.status} OK, no signals"
         case Updates():
             count = len(event.signals)
-            return f"{event.status} OK, {count} signal{'s' if count != 1 else ''}"
+            return f"{event.status} OK, {counted(count, 'signal')}"
         case TokenExpired():
             return "401 access token expired"
         case DeviceRevoked():

@@ -10,6 +10,7 @@ import attrs
 
 from certctrl import lean
 from certctrl.sandbox.serials import short_serial
+from certctrl.text import counted
 
 _PROBLEMS = 5
 """Problems written as text; the JSON summary has all."""
@@ -85,9 +86,9 @@ class Report:
     def sentences(self, *, interrupted: bool = False) -> list[str]:
         """Return the summary as text lines, the verdict last."""
         lines = [
-            f"{len(self.issued)} certificates issued ({self.renewals} of them renewals), {len(self.served)} served; "
-            f"{self.revocations} revoked, {self.withdrawn} withdrawn.",
-            f"{self.pair_checks} checks of key and certificate on disk, {self.mismatches} mismatches.",
+            f"{counted(len(self.issued), 'certificate')} issued ({counted(self.renewals, 'renewal')}), "
+            f"{len(self.served)} served; {self.revocations} revoked, {self.withdrawn} withdrawn.",
+            f"{counted(self.pair_checks, 'check')} of key and certificate on disk, {self.mismatches} failed.",
         ]
         if self.latencies_ms:
             lines.append(f"From signal to new serial served: {_percentiles(self.latencies_ms)}.")

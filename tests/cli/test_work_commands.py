@@ -126,7 +126,7 @@ def test_without_a_daemon_the_command_does_the_work(layout: ConfigDir, local: Ca
 
 
 def test_failures_of_single_signals_are_printed(layout: ConfigDir, local: Callable[..., Any], ran: Run) -> None:
-    local("poll_once", {"poll": "200 OK, 1 signals", "cursor": "1", "failed": ["nginx -t: \x1bbad"]})
+    local("poll_once", {"poll": "200 OK, 1 signal", "cursor": "1", "failed": ["nginx -t: \x1bbad"]})
     done = ran("-c", layout.root, "poll-now")
     assert (done.status, done.err) == (1, "failed: nginx -t: \\x1bbad\n")
     local("apply", {**OUTCOME, "plane": "no route to plane"})

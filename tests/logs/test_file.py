@@ -172,7 +172,7 @@ def test_a_full_disk_only_loses_lines(tmp_path: Path) -> None:
     lines = (tmp_path / "agent.log").read_text().splitlines()
     assert [line[22:] for line in lines] == [
         "[INFO] [Poll] first",
-        "[WARN] [Log] 6 lines are missing here",
+        "[WARN] [Log] 6 lines missing here",
         "[INFO] [Poll] back",
     ]
 

@@ -69,7 +69,7 @@ def test_devices_and_certificates_by_tag(site: PlaneSite, device: str) -> None:
     assert "tag-a.example" in site("certificates", "--tag", "lab", "--expiring", "52w").output
 
     before = certificates(site)
-    assert site("renew", "--tag", "lab").output == "renewed 1 certificates\n"
+    assert site("renew", "--tag", "lab").output == "renewed 1 certificate\n"
     after = certificates(site)
     renewed = {name for name, row in after.items() if row["serial_number"] != before[name]["serial_number"]}
     assert renewed == {"tag-a.example"}

@@ -11,6 +11,7 @@ import typer
 from certctrl.cli.invocation import Invocation, invocation
 from certctrl.cli.output import on_terminal, write_json, write_line
 from certctrl.errors import CertctrlError, ExitStatus
+from certctrl.text import counted
 
 _COLOURS = {"OK": "\x1b[32m", "WARN": "\x1b[33m", "FAIL": "\x1b[31m"}
 
@@ -123,4 +124,4 @@ def _sum_up(findings: list[Any]) -> None:
     bad = sum(finding.level == "FAIL" for finding in findings)
     odd = sum(finding.level == "WARN" for finding in findings)
     write_line()
-    write_line(f"{len(findings)} findings: {bad} failure{'s' * (bad != 1)}, {odd} warning{'s' * (odd != 1)}")
+    write_line(f"{counted(len(findings), 'finding')}: {counted(bad, 'failure')}, {counted(odd, 'warning')}")

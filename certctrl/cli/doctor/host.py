@@ -8,6 +8,7 @@ from typing import Any
 
 from certctrl.cli.doctor.finding import CheckContext, Finding, fail, failed, guarded, ok, warn
 from certctrl.errors import CertctrlError
+from certctrl.text import counted
 
 _TRUST_STORE = "trust_store.directory in policy.json"
 MIN_FREE_BYTES = 16 << 20
@@ -118,8 +119,8 @@ def _policy(context: CheckContext) -> Iterator[Finding]:
     ]
     yield from findings
     if not findings:
-        roots, commands = len(policy.write_roots), len(policy.commands)
-        yield ok("policy", f"valid; allows {roots} write_roots and {commands} commands")
+        roots, commands = counted(len(policy.write_roots), "write root"), counted(len(policy.commands), "command")
+        yield ok("policy", f"valid; allows {roots} and {commands}")
 
 
 def _roots(policy: Any) -> Iterator[Finding]:

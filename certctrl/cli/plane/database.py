@@ -16,6 +16,7 @@ from certctrl.cli.output import write_json, write_line
 from certctrl.cli.owner import become_owner
 from certctrl.cli.plane.secrets import OperatorKeyFile, StorageKeyFile, given_keys, read_secret
 from certctrl.errors import ConfigError, UsageError
+from certctrl.text import counted
 
 _SCHEMES = ("postgresql", "postgres")
 _EXAMPLE = "postgresql://USER@HOST/DATABASE"
@@ -168,7 +169,8 @@ def migrate_to(
     if as_json:
         write_json(moved._asdict(), pretty=False)
     else:
-        write_line(f"moved {moved.devices} devices, {moved.certificates} certificates and {moved.signals} signals")
+        devices, certificates = counted(moved.devices, "device"), counted(moved.certificates, "certificate")
+        write_line(f"moved {devices}, {certificates} and {counted(moved.signals, 'signal')}")
         write_line("serve them with plane serve --data DIR --database URL")
 
 
@@ -200,7 +202,7 @@ def backup(
     if as_json:
         write_json(contents._asdict(), pretty=False)
     else:
-        write_line(f"{file}: {contents.devices} devices, {contents.certificates} certificates")
+        write_line(f"{file}: {counted(contents.devices, 'device')}, {counted(contents.certificates, 'certificate')}")
         write_line(f"also keep {directory.storage_key} and {directory.operator_key}, in another place")
 
 
@@ -236,7 +238,8 @@ def restore(
         write_json(contents._asdict(), pretty=False)
         return
     taken = f" of {rfc3339(contents.taken_at)}" if contents.taken_at else ""
-    write_line(f"restored {contents.devices} devices and {contents.certificates} certificates{taken}")
+    devices, certificates = counted(contents.devices, "device"), counted(contents.certificates, "certificate")
+    write_line(f"restored {devices} and {certificates}{taken}")
     if connect is None and (kept := directory.root / BEFORE_RESTORE).exists():
         write_line(f"the replaced data are in {kept}")
     write_line("start the control plane; revoke again what was revoked since the backup")

@@ -14,6 +14,7 @@ from certctrl.cli.plane.bar import Bar
 from certctrl.cli.plane.connection import OperatorApi, agreed, call_plane, show
 from certctrl.cli.plane.issue_file import SHOWN_ERRORS, Entry, LineError, read_entries
 from certctrl.errors import CertctrlError, ExitStatus, PlaneError, TransportError, UsageError
+from certctrl.text import counted
 
 CHECKED_TOGETHER = 100
 ISSUED_TOGETHER = 8
@@ -47,7 +48,9 @@ def issue_from_file(ctx: typer.Context, file: Path, defaults: Mapping[str, Any],
         raise _refused(file, errors)
     left = [one for one in checked if not one.is_done]
     there = len(checked) - len(left)
-    if left and not agreed(ctx, f"Issue or assign {len(left)} certificates ({there} are there already)?", yes=yes):
+    if left and not agreed(
+        ctx, f"Issue or assign {counted(len(left), 'certificate')} ({there} already there)?", yes=yes
+    ):
         return ExitStatus.FAILED
     done = call_plane(ctx, lambda api: _issued(api, left))
     results = [
@@ -66,8 +69,9 @@ def issue_from_file(ctx: typer.Context, file: Path, defaults: Mapping[str, Any],
 def _refused(file: Path, errors: Sequence[LineError]) -> UsageError:
     for error in errors[:SHOWN_ERRORS]:
         write_error(f"{file}: {error}")
-    count = f"{len(errors)} errors" if len(errors) > 1 else "1 error"
-    return UsageError(f"{file} has {count}; nothing was issued", fix="correct the file and repeat the command")
+    return UsageError(
+        f"{file} has {counted(len(errors), 'error')}; nothing was issued", fix="correct the file and repeat the command"
+    )
 
 
 async def _checked(

@@ -10,6 +10,7 @@ import typer
 from certctrl.cli.output import table, write_error, write_line
 from certctrl.cli.plane.connection import OperatorApi, Yes, agreed, call_plane, show
 from certctrl.errors import ExitStatus, UsageError
+from certctrl.text import counted
 
 _PATH = "/apiv1/plane/ca"
 
@@ -69,7 +70,8 @@ def constrain(
     done = call_plane(ctx, request)
     if done["outside"]:
         ids = ", ".join(map(str, done["outside"])) + (", …" if done["outside_count"] > len(done["outside"]) else "")
-        write_error(f"note: {done['outside_count']} certificates have other names and cannot be renewed: {ids}")
+        outside = counted(done["outside_count"], "certificate")
+        write_error(f"note: other names, so that renewals fail: {outside}: {ids}")
     text = "the CA issues for all names" if everything else f"the CA issues only for {names}"
     show(ctx, done, f"{text}, by intermediate {done['intermediates'][0]['key_id'][:16]}…")
     return ExitStatus.DONE

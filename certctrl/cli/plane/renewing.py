@@ -13,6 +13,7 @@ from certctrl.cli.plane.connection import OperatorApi, Yes, agreed, call_plane, 
 from certctrl.cli.plane.orders import NoWait, wait_for_order
 from certctrl.cli.plane.tags import require_known
 from certctrl.errors import ExitStatus, UsageError
+from certctrl.text import counted
 
 TOGETHER = 100
 """Certificates of one request."""
@@ -74,12 +75,13 @@ def renew(
     rows = call_plane(ctx, select)
     imported = [row for row in rows if row["issuer"] == "import"]
     if imported:
-        write_error(f"note: {len(imported)} imported certificates are left out: their owners import the next ones")
+        left_out = counted(len(imported), "imported certificate")
+        write_error(f"note: left out {left_out}, which the owner renews: cert-ctrl plane import")
     ids = [row["id"] for row in rows if row["issuer"] != "import"]
     if not ids:
         show(ctx, [], "no certificate to renew")
         return ExitStatus.DONE
-    if not agreed(ctx, f"Renew {len(ids)} certificates?", yes=yes):
+    if not agreed(ctx, f"Renew {counted(len(ids), 'certificate')}?", yes=yes):
         return ExitStatus.FAILED
     return _renew_many(ctx, ids, reason, no_wait)
 
@@ -142,11 +144,12 @@ def _print(done: Sequence[dict[str, Any]], failed: Sequence[dict[str, Any]], ren
     if len(failed) > _SHOWN:
         write_error(f"… and {len(failed) - _SHOWN} more: cert-ctrl plane orders list")
     if no_wait:
-        write_line(f"ordered {len(done) - len(failed)} renewals; watch them: cert-ctrl plane orders list")
+        ordered = counted(len(done) - len(failed), "renewal")
+        write_line(f"ordered {ordered}; follow with: cert-ctrl plane orders list")
     else:
         left = len(done) - renewed
-        more = f"; {left} are not renewed yet: cert-ctrl plane orders list" if left else ""
-        write_line(f"renewed {renewed} certificates{more}")
+        more = f"; {left} not renewed yet: cert-ctrl plane orders list" if left else ""
+        write_line(f"renewed {counted(renewed, 'certificate')}{more}")
 
 
 async def _waited(api: OperatorApi, ordered: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -28,6 +28,7 @@ from certctrl.cli.plane.plain_http import CrlUrl, HttpListen, check_crl_url, lis
 from certctrl.cli.plane.plain_http import crl_url as default_crl_url
 from certctrl.cli.plane.secrets import OperatorKeyFile, StorageKeyFile, given_keys
 from certctrl.errors import UsageError
+from certctrl.text import counted
 
 Data = Annotated[str | None, typer.Option("--data", metavar="DIR", help=f"Data directory; also ${DATA_VARIABLE}.")]
 Listen = Annotated[
@@ -200,7 +201,7 @@ def _start_workers(host: str, port: int, count: int, invoked: Invocation) -> tup
     notifier, sock = Notifier(os.environ), listen(host, port)
     became = supervise(
         count,
-        ready=lambda: notifier.ready(f"serving with {count} workers"),
+        ready=lambda: notifier.ready(f"serving with {counted(count, 'worker')}"),
         alive=notifier.watchdog,
         stopping=lambda: notifier.stopping("stopping"),
     )

@@ -10,6 +10,7 @@ import typer
 from certctrl.cli.output import table, write_error, write_line
 from certctrl.cli.plane.connection import GROUP, OperatorApi, OperatorCommand, Yes, agreed, call_plane, show
 from certctrl.errors import ExitStatus, PlaneError
+from certctrl.text import counted
 
 tls = typer.Typer(help="Show or switch the CA of the plane's own certificate.", **GROUP)
 
@@ -51,7 +52,7 @@ def switch(
     waiting = state["unconfirmed_devices"]
     for line in _named(waiting):
         write_error(line)
-    question = f"Switch and lose {len(waiting)} devices?" if waiting else "Switch to the new CA?"
+    question = f"Switch and lose {counted(len(waiting), 'device')}?" if waiting else "Switch to the new CA?"
     if (force or not waiting) and not state["switched"] and not agreed(ctx, question, yes=yes):
         return ExitStatus.FAILED
 
