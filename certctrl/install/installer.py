@@ -1,4 +1,4 @@
-"""Installer: the pipeline from a checked bundle to "served", and all other changes of what is installed.
+"""Installer: the pipeline from a checked bundle to a served certificate, and all other changes of installed files.
 
 One per agent. Calls may overlap: each group is worked on by one call at a time (``Locks`` in ``deploy/context.py``),
 different groups concurrently. Failures of certificates, commands or the disk become Outcomes; `stage` raises, because
@@ -91,7 +91,7 @@ class Installer:
         self._locks = Locks()
         self._names: dict[str, int] = {}
         self.asked_by = "plane"
-        """Audit-log actor for what this run does unrequested."""
+        """Audit-log actor for changes that nobody requested."""
 
     @property
     def records(self) -> dict[int, CertRecord]:
@@ -100,11 +100,11 @@ class Installer:
 
     @property
     def retries(self) -> RetryTable:
-        """Return what failed on this host and when it is retried; durable after the next `save_retries`."""
+        """Return the table of this host's retries; changes are durable after the next `save_retries`."""
         return self._context.records.retries
 
     def last_error(self, cert_id: int) -> str:
-        """Return why a certificate is retried; empty: it is not."""
+        """Return the error for which a certificate is retried; empty if it is not."""
         return self._context.records.last_error(cert_id)
 
     async def save_retries(self) -> None:
@@ -122,21 +122,21 @@ class Installer:
         return record.name if record is not None else ""
 
     def name_for(self, cert_id: int, domains: Sequence[str]) -> str:
-        """Return the directory of a certificate: its present one, otherwise one that no other certificate uses."""
+        """Return the directory of a certificate: its current one, otherwise one that no other certificate uses."""
         record = self.records.get(cert_id)
         if record is not None and in_use(record):
             return record.name
         name = name_of_domain(cert_id, domains[0] if domains else "")
         if any(one.name == name and one.cert_id != cert_id for one in self.records.values() if in_use(one)):
             return own_name(name, cert_id)
-        holder = self._names.get(name, cert_id)  # one that is being fetched has no record yet
+        holder = self._names.get(name, cert_id)  # while it is fetched, it has no record yet
         if holder != cert_id and holder not in self.records:
             return own_name(name, cert_id)
         self._names[name] = cert_id
         return name
 
     async def host_key(self, cert_id: int, public_key_sha256: str) -> bytes | None:
-        """Return the key with this public half from the generations of a certificate, the newest first; None: no such."""
+        """Return the key with this public half from the newest generation that has it; None if none has it."""
         record = self.records.get(cert_id)
         if record is None:
             return None
@@ -160,20 +160,20 @@ class Installer:
         return found is not None
 
     async def recover(self) -> None:
-        """Make disk and records agree after the last run, before anything else is done."""
-        self.retries.rows()  # what an earlier release left in other files is saved with the records
+        """Make disk and records agree after the last run, before any other work."""
+        self.retries.rows()  # saves retries that an earlier release kept in other files
         await self._context.offload(recovery.recover, self._context)
         await self._context.records.save()
 
     async def clear_up(self) -> None:
-        """Remove what was staged in vain, and what a failing disk kept from being removed. Raises DiskError."""
+        """Remove generations that will not be used, and files that a failing disk did not remove. Raises DiskError."""
         if self._context.left or self._context.generations.has_leftovers:
             await self._context.offload(recovery.clear_up, self._context)
 
     async def lost(self) -> list[CertRecord]:
-        """Return the certificates that are recorded as live and are not on disk."""
+        """Return the certificates that are live by their records, but not on disk."""
         found: list[CertRecord] = await self._context.offload(recovery.lost, self._context)
-        return [one for one in found if self.records.get(one.cert_id) is one]  # the others changed meanwhile
+        return [one for one in found if self.records.get(one.cert_id) is one]  # unchanged meanwhile
 
     # --- deploying ------------------------------------------------------------------------------------------------
 
@@ -212,7 +212,7 @@ class Installer:
         checks = any(item.check for item in self._context.indexer.of(items).copies(facts))
         reloads = any(isinstance(item, ExecAction) and item.enabled for item in items)
         if checks or reloads:
-            with suppress(CommandError):  # only saves time: the command starts a missing one
+            with suppress(CommandError):  # optional: a command without a prepared supervisor starts one
                 await self._context.proc.prepare(checks + reloads)
 
     async def stage(self, source: Bundle | Callable[[], Bundle], items: Sequence[InstallItem]) -> Candidate:
@@ -238,9 +238,9 @@ class Installer:
         """Switch to the prepared candidates and make files and services match the items; return the outcomes.
 
         ``only``: these certificates (and ``prepared``) only; None with nothing prepared: all certificates.
-        ``due_now``: also try again what failed and is not due yet. ``asked_by``: audit-log actor; empty: that of
-        this run. ``lasting``: False if the caller makes the outcomes durable next (see `RecordStore.save`).
-        The outcomes are by certificate id, for all named and all changed ones; 0: items about no certificate.
+        ``due_now``: also retry failures that are not due yet. ``asked_by``: audit-log actor; empty: that of this run.
+        ``lasting``: False if the caller makes the outcomes durable next (see `RecordStore.save`).
+        The outcomes are by certificate id, for all named and all changed ones; 0: items that concern no certificate.
         """
         context, everything = self._context, only is None and not prepared
         concerned = frozenset(one.cert_id for one in prepared) | frozenset(only or ())
@@ -272,13 +272,13 @@ class Installer:
         return await self._conclude(results)
 
     def _items_not_due(self, *, all_due: bool) -> frozenset[str]:
-        """Return the items about no certificate that have to wait; ``all_due``: none, they are due now."""
+        """Return the items that concern no certificate and are not due; none if ``all_due``."""
         for retry in self.retries.of_items().values() if all_due else ():
             self.retries.due_now(retry.resource)
         return self.retries.items_not_due()
 
     def _note_items(self, items: Sequence[InstallItem], results: Results, not_due: Collection[str]) -> None:
-        """Record which items about no certificate failed; a converge of everything tries all that are due."""
+        """Record which items without a certificate failed; a converge of everything tries all that are due."""
         if results.items_unplanned:
             return
         waiting = {item.id for item in items if item.enabled and item.id in not_due} - results.failed_items.keys()
@@ -287,7 +287,7 @@ class Installer:
         self.retries.note_items(results.failed_items, waiting)
 
     async def _groups(self, items: Sequence[InstallItem], candidates: Mapping[int, Candidate]) -> list[Group]:
-        """Return the groups of this host; many are computed off the event loop."""
+        """Return the groups of this host; if there is much to group, in a thread."""
         if len(self.records) + len(items) < INLINE_LIMIT:
             return groups_of(self._context, items, candidates)
         found: list[Group] = await self._context.offload(groups_of, self._context, items, candidates)
@@ -322,7 +322,7 @@ class Installer:
         return merged(found.values())
 
     async def plan(self, items: Sequence[InstallItem]) -> InstallPlan:
-        """Return what `converge` would do now, including what is not due. Raises DiskError, StateCorruptError."""
+        """Return the plan of `converge`, including work that is not due. Raises DiskError, StateCorruptError."""
         return await preview.plan_now(self._context, items)
 
     @classmethod
@@ -338,7 +338,7 @@ class Installer:
         wall_now: Callable[[], float],
         offload: Callable[..., Awaitable[Any]],
     ) -> InstallPlan:
-        """Return what an agent would do now, for a caller without its lock; changes nothing.
+        """Return the plan that an agent would carry out now, for a caller without its lock; changes nothing.
 
         Raises DiskError, StateCorruptError.
         """
@@ -359,7 +359,7 @@ class Installer:
         return await installer.plan(items)
 
     async def waiting_items(self, items: Sequence[InstallItem]) -> dict[str, str]:
-        """Return item id -> which certificate or CA it names that is not on this host."""
+        """Return item id -> the certificate or CA that it waits for, as text."""
         bound, _ = await self._context.offload(bound_now, self._context, items, {})
         return {item: one.waits for item, one in bound.items() if one.waits}
 
@@ -370,13 +370,13 @@ class Installer:
         return bool(plan.groups) or any(one is not None and one.generation and not one.failing for one in refused)
 
     async def renewal_here(self, record: CertRecord) -> CertRecord | None:
-        """Return the record as it would be after its staged renewal; None if none is staged or readable."""
+        """Return the record as it would be after its staged renewal; None if none is staged, or it is unreadable."""
         return await preview.with_renewal(self._context, record)
 
     def retry_times(self) -> dict[int, float]:
-        """Return when each certificate is due whose failure no switch and no signal retries (wall-clock seconds).
+        """Return certificate id -> wall-clock time of its retry, for failures that no switch and no signal retries.
 
-        0 stands for the items that are about no certificate.
+        0 stands for the items that concern no certificate.
         """
         retries, resources = self.retries, {cert_id: cert_resource(cert_id) for cert_id in self.records}
         turns = {
@@ -392,7 +392,7 @@ class Installer:
         return next_try_at(self._context, retry)
 
     def window_times(self) -> dict[int, float]:
-        """Return when each certificate whose staged material waits for the window may be tried (wall-clock seconds)."""
+        """Return certificate id -> when its staged material, which waits for the window, may be tried (wall clock)."""
         return preview.window_times(self._context)
 
     # --- withdrawing, rolling back --------------------------------------------------------------------------------
@@ -410,7 +410,7 @@ class Installer:
         if record is None or (
             withdrawn(record) and not (record.withdrawal_incomplete or (revoked and record.alert_pending))
         ):
-            return Outcome(kind=OutcomeKind.UNCHANGED, detail="not in use here")
+            return Outcome(kind=OutcomeKind.UNCHANGED, detail="not in use on this host")
         try:
             return await Withdrawal(
                 context=self._context, locks=self._locks, record=record, items=items, revoked=revoked, how=how

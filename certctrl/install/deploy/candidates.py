@@ -1,4 +1,4 @@
-"""Choose what to switch to: prepared candidates, those staged before, and those that lack a file; and what waits."""
+"""Choose the generations to switch to: prepared, staged before, or lacking a file; the others wait, with a reason."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def staged_before(
         except StateCorruptError:
             unreadable.append(record)
         except DiskError:
-            continue  # tried again with the next call
+            continue  # the next call tries again
     return found, unreadable
 
 
@@ -57,13 +57,13 @@ def not_yet_due(context: Context, records: Sequence[CertRecord]) -> dict[int, st
 
 
 def next_try_at(context: Context, retry: Retry) -> float:
-    """Return when something that failed is tried again, by the wall clock; a window that opens makes it due."""
+    """Return when a failure is retried, by the wall clock: when its pause ends, or earlier when the window opens."""
     now, window = context.wall_now(), context.policy().window
     due = now + context.records.retries.left(retry.key)
     kind, _, number = retry.resource.partition(":")
     record = context.records.certificates.get(int(number)) if kind == "cert" and number.isdecimal() else None
     if window is None or record is None or not _is_waiting(record) or record.held:
-        return due  # without an import, which fails when files cannot be opened: what failed just now, perhaps
+        return due  # before the import below, which fails if no more files can be opened, perhaps the very failure
     from certctrl.install.plan.window import may_switch_at  # here and below: only hosts with a window need it
 
     opens_at = may_switch_at(now, window, record)
@@ -71,14 +71,14 @@ def next_try_at(context: Context, retry: Retry) -> float:
 
 
 def _closed(now: float, window: MaintenanceWindow, record: CertRecord | None) -> str:
-    """Return why a switch waits for the window; empty: it does not."""
+    """Return why a switch has to wait for the window; empty if it need not."""
     from certctrl.install.plan.window import in_window, window_text
 
     return "" if in_window(now, window, record) else f"waits for the window {window_text(window)}"
 
 
 def _is_waiting(record: CertRecord) -> bool:
-    """Return whether material of a certificate is staged that is not live."""
+    """Return whether a certificate has staged material that is not live."""
     return bool(record.staged) and record.staged != record.generation
 
 
@@ -96,11 +96,11 @@ async def to_switch(
     due_now: Collection[int],
     ignore_window: bool,
 ) -> dict[int, Candidate]:
-    """Return what may be switched to now: the prepared candidates, and those staged before.
+    """Return the candidates that may be switched to now: prepared ones, and those staged before.
 
     Afterwards the prepared ones are durable and recorded as staged; those that have to wait are in the results.
     `with_missing_files` completes them, once their groups are locked.
-    ``due_now``: certificates whose staged material is tried although it is not due, besides the concerned ones.
+    ``due_now``: further certificates whose staged material is tried although it is not due.
     Raises CertctrlError; then nothing is switched.
     """
     newest = {one.cert_id: one for one in prepared}
@@ -108,7 +108,7 @@ async def to_switch(
     candidates = await _with_staged(context, newest, results.concerned.union(due_now), everything)
     _note_staged(context, candidates)
     now = not_waiting(context, candidates, results, ignore_window=ignore_window)
-    if results.waiting:  # a newer one may have replaced what was waiting
+    if results.waiting:  # older generations that waited may be unused now
         with suppress(DiskError):
             await context.shared_offload(prune_unused, context, list(results.waiting))
     return now
@@ -132,7 +132,7 @@ async def _with_staged(
 
 
 def _note_staged(context: Context, candidates: Mapping[int, Candidate]) -> None:
-    """Record what is staged, as it may have to wait or to be tried again; durable with the next save."""
+    """Record the staged generations, which may have to wait or to be retried; durable with the next save."""
     for candidate in candidates.values():
         record = context.records.certificates.get(candidate.cert_id)
         record = record or CertRecord(facts=CertFacts(cert_id=candidate.cert_id, name=candidate.name))
@@ -144,7 +144,7 @@ def _note_staged(context: Context, candidates: Mapping[int, Candidate]) -> None:
 def not_waiting(
     context: Context, candidates: Mapping[int, Candidate], results: Results, *, ignore_window: bool
 ) -> dict[int, Candidate]:
-    """Return the candidates that may be switched to now; why the others wait is in the results.
+    """Return the candidates that may be switched to now; record in the results why the others wait.
 
     The live certificate with one more file need not wait: it is not new material.
     """
@@ -174,11 +174,11 @@ def prune_unused(context: Context, cert_ids: Collection[int]) -> None:
 async def with_missing_files(
     context: Context, items: Sequence[InstallItem], candidates: Mapping[int, Candidate], cert_ids: Collection[int]
 ) -> tuple[dict[int, Candidate], dict[int, CertctrlError]]:
-    """Return new candidates for generations that lack files which the items want, and why some cannot be made.
+    """Return new candidates for generations that lack wanted files, and the errors of those that cannot be made.
 
     They are made from the files on disk: one more format in an install config needs no fetch, nor does a keystore
-    whose password has changed. ``cert_ids``: the certificates in question. Their groups must be locked: what is made
-    from the live generation must not be switched to after a renewal.
+    whose password has changed. ``cert_ids``: the certificates in question. Their groups must be locked: a candidate
+    made from the live generation must not be switched to after a renewal.
     """
     if context.indexer.of(items).empty:
         return {}, {}
@@ -198,7 +198,7 @@ async def with_missing_files(
 
 
 def may_make(context: Context, record: CertRecord, items: Sequence[InstallItem]) -> bool:
-    """Return whether wanted files of a certificate may be made now: not if all that want some failed and are not due."""
+    """Return whether wanted files may be made now: unless all items that want one have failed and are not due."""
     if not record.pending or context.records.retries.is_due(cert_resource(record.cert_id)):
         return True
     copies = context.indexer.of(items).copies(record.facts)
@@ -244,9 +244,9 @@ def _has_files(context: Context, name: str, manifest: Mapping[str, Any], wanted:
 
 
 def why_made(context: Context, name: str, manifest: Mapping[str, Any], file: str) -> str:
-    """Return why a wanted file of a generation has to be made; empty: it is there, with its current password."""
+    """Return why a wanted file has to be made; empty if it exists and has the current password."""
     if file not in manifest["files"]:
-        return f"{file} is not there yet"
+        return f"{file} does not exist yet"
     if (kind := password_kind(file)) is None:
         return ""
     password = context.state.password_if_any(name, kind)

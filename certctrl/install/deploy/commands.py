@@ -1,4 +1,4 @@
-"""Run an allowed command for some certificates, with its environment and pin; verify what is live.
+"""Run allowed commands, with their environment and pins; verify that endpoints serve the live certificates.
 
 The environment contains paths, never secrets.
 """
@@ -68,7 +68,7 @@ def checked_pin(context: Context, grant: Grant) -> str | None:
 
 
 def _pins(context: Context, grant: Grant, *, first: bool = True) -> dict[str, str]:
-    """Return path -> SHA-256 of what a command may run: by the policy, or as it was at its first use.
+    """Return path -> SHA-256 of the files that a command may run: by the policy, or as they were at first use.
 
     Listed scripts are pinned at their first use if the policy says so; ``first``: pin those that are used first now.
     """
@@ -100,7 +100,7 @@ def refused_by_pin(context: Context, plan: InstallPlan) -> list[Refusal]:
 
 
 async def verify_live(context: Context, one: Verification, certs: Sequence[DesiredCert]) -> None:
-    """Perform a verification, again and again within ``verify_timeout_seconds``.
+    """Perform a verification, repeatedly until it succeeds or ``verify_timeout_seconds`` have passed.
 
     Servers reload asynchronously, so the first answers may still be old. Raises ProbeError, CommandError.
     """
@@ -111,7 +111,7 @@ async def verify_live(context: Context, one: Verification, certs: Sequence[Desir
         try:
             await context.probe.probe(one.verify, wanted, deadline=deadline, anywhere=anywhere)
         except ProbeError as error:
-            context.log.warning("Probe failed: %s", error)  # it may quote the server, which is not for the plane
+            context.log.warning("Probe failed: %s", error)  # it may quote the server, which the plane must not see
             from certctrl.install.probe.tls import plain_words  # here: only hosts that probe need it
 
             raise ProbeError(plain_words(one.verify, error), fault=error.fault, fix=error.fix) from None
@@ -153,8 +153,8 @@ def key_kind(fs: Fs, path: Path) -> KeyKind | None:
 def environment(context: Context, certs: Sequence[DesiredCert]) -> tuple[dict[str, str], tuple[bytes, ...]]:
     """Return all `COMMAND_VARIABLES` for a command, and the secrets to redact.
 
-    For a single certificate they name its files; keystore passwords by the file that contains them. Blocks on the
-    disk.
+    For a single certificate they name its files; a keystore password is given as the path of its file. Blocks on
+    the disk.
     """
     layout = context.layout
     here = [cert for cert in certs if cert.generation]
@@ -167,7 +167,7 @@ def environment(context: Context, certs: Sequence[DesiredCert]) -> tuple[dict[st
 
 
 def base_variables(context: Context, names: Sequence[str]) -> dict[str, str]:
-    """Return all `COMMAND_VARIABLES`: those about a single certificate empty."""
+    """Return all `COMMAND_VARIABLES`, with empty values for those about a single certificate."""
     return dict.fromkeys(COMMAND_VARIABLES, "") | {
         "CERTCTRL_CONFIG_DIR": str(context.layout.root),
         "CERTCTRL_LIVE_DIR": str(context.layout.live),
@@ -191,7 +191,7 @@ def files_of(
 
 
 def _key_lines(context: Context, directory: Path) -> tuple[bytes, ...]:
-    """Return the lines of a key's PEM: a command may print one without the others."""
+    """Return the lines of a key's PEM, since a command may print some of them only."""
     try:
         data = read_bytes(context.fs, directory / "private.key", _KEY_LIMIT) or b""
     except DiskError:

@@ -51,12 +51,12 @@ class Context:
     identity: AgentIdentity
     indexer: Indexer = attrs.field(factory=Indexer)
     public: dict[int, str] = attrs.field(factory=dict)
-    """Public names of certificates whose directory has another name (`names.publish`)."""
+    """Public names of certificates that differ from their directories' (`names.publish`)."""
     left: set[str] = attrs.field(factory=set)
-    """Journals of ended deployments whose files a failing disk kept from being removed (`recovery.clear_up`)."""
+    """Journals of ended deployments whose files a failing disk did not remove (`recovery.clear_up`)."""
 
     def links_of(self, record: CertRecord) -> tuple[str, ...]:
-        """Return the paths in ``certs/`` where a certificate is found."""
+        """Return the paths of a certificate in ``certs/``."""
         return tuple(map(str, self.layout.public_links(self.public.get(record.cert_id, record.name))))
 
     @classmethod
@@ -96,11 +96,11 @@ class _Call:
 
 
 class SharedOffload:
-    """An ``offload`` for many short calls; like there, a call that has begun is finished even if cancelled.
+    """An ``offload`` for many short calls; as with any offload, a call that has begun is finished even if cancelled.
 
-    A burst opens, stages and prunes a thousand certificates, each in well under a millisecond; one thread job per call
-    would take as long again. So calls that come while a job runs wait for the next job, which runs all of them. A
-    single call does not wait.
+    A burst opens, stages and prunes a thousand certificates, each in well under a millisecond; a thread job per call
+    would double that. So calls that arrive while a job runs wait for the next job, which runs all of them. A single
+    call does not wait.
     """
 
     def __init__(self, offload: Offload) -> None:
@@ -109,7 +109,7 @@ class SharedOffload:
         self._lock = trio.Lock()
 
     async def __call__(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Run a function together with other waiting ones; return its result or raise its exception."""
+        """Run a function in a thread, in one job with others that wait; return its result or raise its exception."""
         call = _Call(function, args)
         self._waiting.append(call)
         with trio.CancelScope(shield=True):  # the call may run in another task's job
@@ -136,9 +136,9 @@ def _run_all(calls: Sequence[_Call]) -> None:
 
 
 class Locks:
-    """The names that are locked: groups are worked on concurrently, each by one task at a time.
+    """Locks on node names, so that each group is worked on by one task at a time, different groups concurrently.
 
-    A task takes all names of a group together or none, so tasks cannot deadlock.
+    A task takes all names of a group or none, so tasks cannot deadlock.
     """
 
     def __init__(self) -> None:

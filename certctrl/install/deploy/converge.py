@@ -1,11 +1,11 @@
 """Converge: switch, copy, run, verify; or roll back. One object per call of `Installer.converge`.
 
-Order of durability, and why a power cut may follow each step:
+A power cut may follow each step:
 
 1. all staged generations are settled with one sync: STAGED, nothing live has changed;
-2. the files of each group are staged next to their destinations, under a separate intent journal. A group of which one
-   cannot be written is not switched, so that a full disk there changes nothing live;
-3. markers that say a due command has run are removed: otherwise it would not run again after 4;
+2. the files of each group are staged next to their destinations, with an intent journal for each group. If one cannot
+   be written, its group is not switched, so that a full disk changes nothing live;
+3. the activation markers of due commands are removed: otherwise the commands would not run again after 4;
 4. one switch of the links of all groups: COMMITTED. From here on a restart finds that live links and markers
    disagree, so it runs the pending commands and verifications;
 5. the staged files are renamed into place;
@@ -15,7 +15,7 @@ Order of durability, and why a power cut may follow each step:
 Groups are worked on concurrently; a hanging reload or slow probe of one delays no other. A group that fails is rolled
 back as a whole, because a service reads all its certificates on one reload. On the next try each of its certificates is
 tried alone, so that one bad certificate does not block nineteen good ones forever. Certificates that the failed command
-is not about are tried again immediately.
+did not concern are tried again immediately.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ class Convergence:
     locks: Locks
     items: Sequence[InstallItem]
     candidates: dict[int, Candidate]
-    """What to switch to; those that lack files are completed once their group is locked."""
+    """Generations to switch to; missing files are made once their group is locked."""
     results: Results
     examine: frozenset[int] | None = None
     """Certificates whose destinations are compared; None: all."""
     due_now: frozenset[int] = frozenset()
-    """Certificates whose failed items are tried again although they are not due."""
+    """Certificates whose failed items are retried although they are not due."""
     forward_only: bool = False
-    """Whether a failure rolls nothing back: a revoked certificate does not return because a reload failed."""
+    """Whether failures roll nothing back: a failed reload must not bring a revoked certificate back."""
 
     async def run(self, groups: Iterable[Group]) -> None:
         """Bring groups to their desired state; the outcomes are in the results."""
@@ -69,7 +69,7 @@ class Convergence:
             (ready if self.locks.try_acquire(group.nodes) else busy).append(group)
         async with trio.open_nursery() as nursery:
             for group in busy:
-                nursery.start_soon(self._later, group, name="a group that another call works on")
+                nursery.start_soon(self._later, group, name="a group locked by another call")
             if ready:
                 nursery.start_soon(self._work, ready, name="groups")
 
@@ -106,7 +106,7 @@ class Convergence:
                 self.locks.release(group.nodes)
 
     async def _complete(self, groups: Iterable[Group]) -> None:
-        """Make the files that items want and generations lack; a certificate whose files cannot be made fails alone."""
+        """Make the wanted files that generations lack; a certificate whose files cannot be made fails alone."""
         ids = {cert_id for group in groups for cert_id in group.cert_ids if self._is_due(cert_id)}
         made, faults = await with_missing_files(self.context, self.items, self.candidates, ids)
         self.candidates.update(made)
@@ -126,7 +126,7 @@ class Convergence:
         return [self.candidates[cert_id] for cert_id in sorted(group.cert_ids) if cert_id in self.candidates]
 
     def _alone(self, group: Group) -> list[Candidate]:
-        """Return the candidates of a group that are tried one by one: those last rolled back together with others."""
+        """Return the candidates of a group to try one by one: those that were last rolled back with others."""
         mine, records = self._mine(group), self.context.records.certificates
         rolled_back = [
             one
@@ -173,7 +173,7 @@ class Convergence:
         switched.is_switched = True
 
     async def _stage_and_switch(self, groups: Sequence[Group], switched: SwitchedPlan) -> None:
-        """Stage the files of all groups, then switch those of which all can be written."""
+        """Stage the files of all groups, then switch the groups whose files could all be staged."""
         executors = switched.executors
         try:
             async with trio.open_nursery() as nursery:
@@ -199,7 +199,7 @@ class Convergence:
             switched.faults[group] = error
 
     async def _finish(self, group: Group, switched: SwitchedPlan, alone: Sequence[Candidate], held: set[Group]) -> None:
-        """Finish one group: the candidates that go together, then those one by one; then release its lock."""
+        """Finish one group: first the candidates that go together, then the others one by one; release its lock."""
         try:
             broken, deferred = await self._try(group, switched, defers=True)
             for candidate in (*alone, *deferred):
@@ -221,7 +221,7 @@ class Convergence:
             self.locks.release(group.nodes)
 
     async def _finish_switched(self, groups: Sequence[Group], switched: SwitchedPlan, held: set[Group]) -> None:
-        """Record groups that are switched and need nothing else, as most certificates of a burst."""
+        """Record groups that are switched and need nothing else, such as most certificates of a burst."""
         done: list[Group] = []
         try:
             for number, group in enumerate(groups):
@@ -244,14 +244,14 @@ class Convergence:
     async def _try(
         self, group: Group, switched: SwitchedPlan, *, defers: bool = False
     ) -> tuple[frozenset[int], list[Candidate]]:
-        """Run the transaction of a group; return whose service is not in order, and what is to be tried again alone."""
+        """Run the transaction of a group; return the certificates that are not served, and those to try alone."""
         transaction = self._transaction(group, switched, defers=defers)
         if transaction is None:
             return frozenset(), []
         return await transaction.run(), transaction.deferred
 
     def _transaction(self, group: Group, switched: SwitchedPlan, *, defers: bool = False) -> Transaction | None:
-        """Return the transaction of a group; None if there is nothing to do, which is recorded."""
+        """Return the transaction of a group; None, after recording it, if there is nothing to do."""
         group_plan = switched.group_plan(group)
         batch = switched.unproven(group)
         if group_plan is None:
@@ -273,7 +273,7 @@ class Convergence:
         )
 
     def _executor(self, group: Group, switched: SwitchedPlan) -> Executor:
-        """Return what performs the steps of a group that has work."""
+        """Return the executor of a group that has work."""
         group_plan, batch = switched.group_plan(group), switched.unproven(group)
         assert group_plan is not None
         return Executor(
@@ -309,7 +309,7 @@ class Convergence:
 
 
 def _prune(context: Context, switched: Collection[Group]) -> dict[Group, CertctrlError]:
-    """Remove old generations; return the groups for which that failed."""
+    """Remove old generations; return the groups for which this failed."""
     failed: dict[Group, CertctrlError] = {}
     for group in switched:
         try:

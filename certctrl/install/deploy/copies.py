@@ -1,7 +1,7 @@
-"""Copies: the files of one group at their destinations, staged before the switch and renamed into place step by step.
+"""Copies: files of one group, staged next to their destinations before the switch, and later renamed into place.
 
-A file set is staged when its new files, and copies of the old ones, are durable next to the destinations; from then on
-neither putting it in place nor undoing it needs space.
+A file set is staged once its new files and backups of the old ones are durable; from then on, neither putting it in
+place nor undoing it needs disk space.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Part:
 
     writes: tuple[Write, ...]
     stays: bool
-    """Whether a rollback leaves them in place: the first files for a service."""
+    """Whether a rollback leaves them in place, because they are the first files of a service."""
     tolerant: bool = False
     """Whether the rest of the group continues if they fail."""
 
@@ -51,7 +51,7 @@ class Copies:
         return bool(self._staged or self.undoable or self._permanent)
 
     def parts(self, writes: Sequence[Write]) -> list[Part]:
-        """Return the files of one step, divided into what is written together; the tolerant ones last."""
+        """Divide the files of one step into parts; those that may fail come last."""
         strict = [write for write in writes if not write.tolerant]
         first = [write for write in strict if self._is_first(write)]
         rest = [write for write in strict if not self._is_first(write)]
@@ -73,7 +73,7 @@ class Copies:
         self._staged[part] = files
 
     def put(self, part: Part) -> None:
-        """Rename the files into place; they are staged first if they are not, or if a destination changed since."""
+        """Rename the files into place; stage them first unless they are staged and no destination has changed."""
         if (files := self._staged.get(part)) is not None and not files.is_current():
             self._drop([part])
         self.stage(part)
@@ -83,7 +83,7 @@ class Copies:
         self.written += part.writes
 
     def unwritable(self, writes: Sequence[Write]) -> list[Write]:
-        """Return the files of the certificates and CAs of which one cannot be written."""
+        """Return all files of each certificate or CA of which at least one file cannot be written."""
         failed = set[str]()
         for node in dict.fromkeys(write.node for write in writes):
             trial = FileSet(self.context.layout, self.context.fs, left=self.context.left)
@@ -95,11 +95,11 @@ class Copies:
         return [write for write in writes if write.node in failed]
 
     def drop_staged(self) -> None:
-        """Remove what is staged and not in place; the next start removes what cannot be removed now."""
+        """Remove staged files that are not in place; the next start removes those that cannot be removed now."""
         self._drop(list(self._staged))
 
     def close(self) -> None:
-        """Remove the copies of the previous files, and what is staged; idempotent."""
+        """Remove backups and staged files; idempotent."""
         done, self.undoable, self._permanent = self.undoable + self._permanent, [], []
         self.drop_staged()
         for one in done:
@@ -119,7 +119,7 @@ class Copies:
                 self._staged.pop(part).close()
 
     def _is_first(self, write: Write) -> bool:
-        """Return whether no service has used this file before; then it stays, as the service needs it to start."""
+        """Return whether no service has used this file yet; it stays after a failure, so that the service can start."""
         if not write.is_new or write.cert_id is None:
             return False
         return not self.certs[write.cert_id].live or write.item in self.plan.unserved

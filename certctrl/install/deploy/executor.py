@@ -1,11 +1,14 @@
-"""Executor: stage the files of one group before its switch, perform its steps after it, and undo the files if asked.
+"""Executor: stage the files of one group before its switch, perform its steps after it, and undo them on request.
 
-The first failure of an item that does not say ``continue_on_error`` ends the group; the caller then rolls back. A file,
-import, command or check that is about none of the changed certificates ends nothing: it is recorded for its own. A
-failure of a service that was not running before does not end it either: the previous files would not be served, so the
-new ones stay. All files are staged before the switch (``copies.py``). Copies that may fail are written after the others
-of their step, one group of files at a time. Commands of one step run concurrently. Written files can be undone until
-the group is proven.
+The first failure ends the group, and the caller rolls back, unless
+
+- its item says ``continue_on_error``;
+- it concerns none of the changed certificates: it is recorded for those that it concerns; or
+- its service was not running before: the previous files would not be served either, so the new ones stay.
+
+All files are staged before the switch (``copies.py``). Copies that may fail are written after the others of their
+step, one file group at a time. Commands of one step run concurrently. Written files can be undone until the group is
+proven.
 """
 
 from __future__ import annotations
@@ -39,12 +42,12 @@ class Tolerated:
     items: frozenset[str]
     cert_ids: frozenset[int]
     down: bool = False
-    """Whether the service was not running, before this try and after it."""
+    """Whether the service was not running, neither before this try nor after it."""
 
 
 @lean.define(eq=False, kw_only=True)
 class Executor:
-    """The work on one group, and how far it has come."""
+    """The work on one group, and its progress."""
 
     context: Context
     plan: GroupPlan
@@ -53,7 +56,7 @@ class Executor:
     batch: Collection[int] = ()
     """Unproven certificates of this try."""
     rolled_back: Collection[int] = ()
-    """Those of them that were rolled back before: their service may be down because of them."""
+    """Those that were rolled back before, and so may be the reason why their service is down."""
     copies: Copies = attrs.field(init=False)
     ran: set[str] = attrs.field(factory=set)
     """Exec items whose command has been started."""
@@ -63,21 +66,21 @@ class Executor:
     """Notes for the operator about a success."""
     tolerated: list[Tolerated] = attrs.field(factory=list)
     unrelated: list[Tolerated] = attrs.field(factory=list)
-    """Failures that are about none of the changed certificates, or about a service that is not running."""
+    """Failures that concern none of the changed certificates, or a service that is not running."""
     blamed: set[int] = attrs.field(factory=set)
-    """Certificates that the failure which ended the group is about; empty: not known."""
+    """Certificates that the failure which ended the group concerns; empty if unknown."""
     missed: list[Write] = attrs.field(factory=list)
     """Files that could not be written and may be missing."""
     down: set[Endpoint] = attrs.field(factory=set)
-    """Where nothing listened before this try."""
+    """Endpoints where nothing listened before this try."""
     still_down: set[Endpoint] = attrs.field(factory=set)
-    """Where nothing listens even after a command or check has failed."""
+    """Endpoints where nothing listens after a command or check has failed."""
 
     def __attrs_post_init__(self) -> None:
         self.copies = Copies(context=self.context, plan=self.plan, certs=self.certs)
 
     async def stage(self) -> None:
-        """Stage all files, before the switch: what cannot be written then changes nothing. Raises as `run`."""
+        """Stage all files, before the switch, so that a failure to write changes nothing. Raises as `run`."""
         try:
             with trio.CancelScope(shield=True):
                 await self.context.offload(self._stage_all)
@@ -108,7 +111,7 @@ class Executor:
         await self._all([_Job((one.item,), one.tolerant, self._verify, one) for one in checks])
 
     async def close(self) -> None:
-        """Drop what is staged, and the backups for a rollback. Raises DiskError."""
+        """Remove staged files, and the backups for a rollback. Raises DiskError."""
         if self.copies.is_open:
             with trio.CancelScope(shield=True):
                 await self.context.offload(self.copies.close)
@@ -132,13 +135,13 @@ class Executor:
             raise CommandError(f"CA {ca_id} is not in the trust store: {outcome.detail}")
 
     def _lacks_files(self, for_files: Collection[str]) -> bool:
-        """Return whether work was due only because of files of which none could be written."""
+        """Return whether work was due only because of files, none of which could be written."""
         wanted = [write for step in self.plan.steps for write in step.writes if write.node in for_files]
         return bool(wanted) and all(write in self.missed for write in wanted)
 
     async def _run(self, run: Run) -> None:
         if self._lacks_files(run.for_files):
-            self.keys |= run.keys  # done for the files that are there
+            self.keys |= run.keys  # no file has changed, so it counts as run
             return
         self.ran |= set(run.items)
         what = f"item {one_line(', '.join(run.items[:3]))}: {one_line(run.grant.argv[0])}"
@@ -156,7 +159,7 @@ class Executor:
         except ProbeError as error:
             if error.fault is not ProbeFault.NOT_OURS:
                 raise
-            # that this host does not ask says nothing about the certificate
+            # an endpoint that must not be probed says nothing about the certificate
             self._tolerate(f"item {one_line(one.item)}: not probed: {error}; {error.fix}", (one.item,), one.cert_ids)
 
     async def _all(self, jobs: Sequence[_Job]) -> None:
@@ -193,7 +196,7 @@ class Executor:
             raise ends[0]
 
     async def _is_down(self, job: _Job, scope: set[int]) -> str:
-        """Return where a failed job's service should listen if it was not running before; empty: it was running."""
+        """Return where a failed job's service should listen; empty if it was running before."""
         if isinstance(job.argument, Verification) and isinstance(job.argument.verify, VerifyTls):
             places = {_endpoint(job.argument.verify)}
         else:
@@ -226,7 +229,7 @@ class Executor:
         return found
 
     def _changing(self) -> set[int]:
-        """Return the certificates that this try changes."""
+        """Return the ids of the certificates that this try changes."""
         written = {write.cert_id for step in self.plan.steps for write in step.writes if write.cert_id is not None}
         return written | set(self.batch)
 
@@ -244,7 +247,7 @@ class Executor:
         return any(not set(others).isdisjoint(depended_on(item, self.items)) for item in items)
 
     def _is_skipped(self, items: Collection[str]) -> bool:
-        """Return whether work is, or depends on, what failed without ending the group."""
+        """Return whether work failed without ending the group, or depends on such work."""
         failed = {item for one in self.unrelated for item in one.items}
         return bool(failed) and (not failed.isdisjoint(items) or self._needs(items, failed))
 
@@ -256,7 +259,7 @@ class Executor:
         self._each_part(writes, self.copies.stage)
 
     def _put(self, writes: Sequence[Write]) -> None:
-        """Put the files of one step in place, all or none but those that may fail separately. Blocks on the disk."""
+        """Put the files of one step in place: all or none, except for those that may fail. Blocks on the disk."""
         self._each_part(writes, self.copies.put)
 
     def _each_part(self, writes: Sequence[Write], act: Callable[[Part], None]) -> None:
@@ -270,7 +273,7 @@ class Executor:
                     self._miss(part, error)
                     continue
                 self._require_unrelated(part, error)
-                self._each_part(writes, act)  # the others, and not what depends on those that failed
+                self._each_part(writes, act)  # continue, without the items that depend on the failed ones
                 return
 
     def _miss(self, part: Part, error: CertctrlError) -> None:
@@ -280,14 +283,14 @@ class Executor:
         self._tolerate(f"item {one_line(part.writes[0].item)}: {error}", {one.item for one in part.writes}, certs)
 
     def _require_unrelated(self, part: Part, error: CertctrlError) -> None:
-        """Raise the error, unless what cannot be written is about none of the changed certificates; that is recorded."""
+        """Raise the error if it concerns a changed certificate; otherwise record it."""
         failed = self.copies.unwritable(part.writes)
         certs = {write.cert_id for write in failed if write.cert_id is not None}
         if not failed or not self._record_if_unrelated(error, {write.item for write in failed}, certs):
             raise error
 
     def _record_if_unrelated(self, error: CertctrlError, items: Collection[str], certs: Collection[int] = ()) -> bool:
-        """Record a failure of items that concerns no changed certificate, if there are others; return whether it was recorded."""
+        """Record a failure that concerns other certificates, but no changed one; return whether it was recorded."""
         scope = self._scope(items) | set(certs)
         if not scope.isdisjoint(self.batch) or not (self._changing() | set(self.batch)) - scope:
             self.blamed |= set(certs) or scope
@@ -315,6 +318,6 @@ def _endpoint(verify: VerifyTls) -> Endpoint:
 
 
 def _endpoints(items: Iterable[InstallItem]) -> set[Endpoint]:
-    """Return where the services of some items listen, as far as the items say."""
+    """Return the endpoints that some items name for their services."""
     verifies = [item.verify for item in items if isinstance(item, CopyAction | ExecAction)]
     return {_endpoint(verify) for verify in verifies if isinstance(verify, VerifyTls)}

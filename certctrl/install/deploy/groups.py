@@ -1,4 +1,4 @@
-"""Groups: connected certificates and items, and a plan for some of them that has been switched."""
+"""Groups of connected certificates and items; the plan of several groups, and how far its switch has come."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class SwitchedPlan:
     executors: dict[Group, Executor] = attrs.field(factory=dict)
     """Groups whose files were staged before the switch."""
     faults: dict[Group, CertctrlError] = attrs.field(factory=dict)
-    """Why files of a group could not be staged, so that it was not switched."""
+    """Errors of groups whose files could not be staged, so that they were not switched."""
     _groups: dict[str, GroupPlan] = attrs.field(factory=dict)
 
     def group_plan(self, group: Group) -> GroupPlan | None:
@@ -82,7 +82,7 @@ class SwitchedPlan:
 
     def unproven(self, group: Group) -> dict[int, Candidate]:
         """Return the unproven candidates of a group: switched now, or earlier and never proven."""
-        mine = ((i, self.candidates.get(i)) for i in group.cert_ids)  # only those of the group: a burst has thousands
+        mine = ((i, self.candidates.get(i)) for i in group.cert_ids)  # a burst has thousands of candidates
         found = {i: one for i, one in mine if one is not None and self._is_new(one)}
         left_out: Collection[int] = self.plan.left_out
         for cert_id in group.cert_ids - found.keys() - set(left_out) - self.plan.not_due:
@@ -113,7 +113,7 @@ def has_files(one: GroupPlan) -> bool:
 
 
 def stale_markers(groups: Iterable[GroupPlan]) -> list[str]:
-    """Return items whose due commands are marked as done; their markers must be removed before the switch."""
+    """Return the items whose due commands have an activation marker, which must be removed before the switch."""
     runs = (run for one in groups for step in one.steps for run in step.runs)
     return [item for run in runs if run.stale_marker for item in run.items]
 

@@ -10,7 +10,7 @@ from certctrl.store.deployments.generations import GenerationStore
 
 
 def find(generations: GenerationStore, name: str, public_sha256: str) -> bytes | None:
-    """Return the key with this public half from the newest generation that has it, in PEM; None if there is none."""
+    """Return the key with this public half in PEM, from the newest generation that has it; None if none has it."""
     for generation in reversed(generations.ids(name)):
         if (pem := key_of(generations, name, generation, public_sha256)) is not None:
             return pem

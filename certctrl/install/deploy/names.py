@@ -1,9 +1,9 @@
 """Assign names: the directory of a certificate, and its public name in ``certs/``.
 
-Several certificates may be for one domain: an RSA and an ECDSA one, or one that was issued again and its predecessor.
-The first of them, by id, has the plain name (``www``), the others theirs with the id (``www+5``); a revoked or
-unassigned one comes last. So the public names depend only on which certificates are here, on a rebuilt host as well,
-and when the first one is removed, the next one gets its name. Directories keep the name of their first delivery.
+Several certificates may be for one domain: an RSA and an ECDSA one, or a certificate and its successor. The one with
+the lowest id has the plain name (``www``), the others have their id in it (``www+5``); revoked and unassigned ones come
+last. So the public names depend only on the certificates of this host, even if it was rebuilt; when the first one is
+removed, the next one gets its name. Directories keep the name of their first delivery.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def name_of_domain(cert_id: int, domain: str) -> str:
 
 
 def own_name(plain: str, cert_id: int) -> str:
-    """Return the name of a certificate that is not the first one with the plain name."""
+    """Return the public name of a certificate while another one has the plain name."""
     return f"{plain}{OWN_MARK}{cert_id}"
 
 
@@ -41,7 +41,7 @@ def plain_name(facts: CertFacts) -> str:
 
 
 def public_names(here: Iterable[tuple[CertFacts, bool]]) -> dict[int, str]:
-    """Return the public name of each certificate that is here (facts, `CertRecord.outgoing`), by id."""
+    """Return id -> public name; ``here``: facts and `CertRecord.outgoing` of each certificate of this host."""
     bearers: dict[str, list[tuple[bool, int]]] = {}
     for facts, outgoing in here:
         bearers.setdefault(plain_name(facts), []).append((outgoing, facts.cert_id))
@@ -64,8 +64,8 @@ def publish(
 ) -> None:
     """Correct the public names, after a switch or before a removal. Blocks on the disk; raises DiskError.
 
-    ``switched``: certificates that the records do not describe yet. ``without``: one that goes. ``always``: also if
-    nothing is known of names that differ from their directories'.
+    ``switched``: certificates that the records do not describe yet. ``without``: one that is removed. ``always``: even
+    if no name is known to differ from its directory's.
     """
     here: dict[int, tuple[CertFacts, bool]] = {
         record.cert_id: (record.facts, record.outgoing)
@@ -83,7 +83,7 @@ def publish(
 
 
 async def settle_names(context: Context) -> None:
-    """Correct the public names if directories differ from them, and save them in the records. Raises DiskError."""
+    """Correct the public names if any differs from its directory's, and save the records. Raises DiskError."""
     if not (context.public or shared(context)):
         return
     await context.offload(publish, context)

@@ -46,7 +46,7 @@ class ObservedState:
     destinations: Mapping[str, Destination]
     host: Host
     unrecorded: Mapping[int, Candidate] = attrs.field(factory=dict)
-    """Live generations that the records do not know, or not as proven: left by a crash, or never accepted."""
+    """Live generations that are not in the records, or not as proven: left by a crash, or never accepted."""
     faults: Mapping[int, str] = attrs.field(factory=dict)
     """Certificate id -> why its generation cannot be read; it counts as absent."""
 
@@ -61,7 +61,7 @@ def observe(
     unproven: Collection[int] = (),
     examine: Collection[int] | None = None,
 ) -> ObservedState:
-    """Return what the planner needs to know about some certificates and items.
+    """Return the state of this host as far as the planner needs it for some certificates and items.
 
     ``candidates``: desired generations, if not the live ones. ``unproven``: certificates to verify again.
     ``examine``: as for `plan_for`.
@@ -111,9 +111,9 @@ async def observe_and_plan(
 ) -> tuple[InstallPlan, ObservedState]:
     """Observe and plan in one thread job: with thousands of items, either would stall the event loop.
 
-    ``then``: called with the plan in the same thread. ``due_now``: leave out what is not due yet, except for these
-    certificates (see `without_not_due`); None: leave out nothing. ``made``: certificate id -> file to assume made
-    again -> why, for a preview.
+    ``then``: called with the plan in the same thread. ``due_now``: leave out work that is not due yet, except for these
+    certificates (see `without_not_due`); None: leave out nothing. ``made``: certificate id -> file that a preview
+    treats as remade -> why.
     """
     activations = dict(context.records.activations)
 
@@ -144,7 +144,7 @@ async def observe_and_plan(
 
 
 def _with_made(certs: Mapping[int, DesiredCert], made: Mapping[int, Mapping[str, str]]) -> dict[int, DesiredCert]:
-    """Return the certificates as they would be once these files are made; their contents are not known yet."""
+    """Return the certificates as they would be with these files, whose contents are not known yet."""
     found = dict(certs)
     for cert_id, files in made.items():
         cert = found[cert_id]
@@ -239,10 +239,10 @@ def destination_of(
     *,
     in_place: bool = False,
 ) -> Destination:
-    """Return the state of one destination; one that cannot be read is refused with the reason.
+    """Return the state of one destination; if it cannot be read, it is refused with the reason.
 
-    ``owner``: the user who will own the file; the directory may be theirs. ``allowed``: programs (`_program_files`),
-    which are never overwritten, even through links. ``in_place``: as for `destination_facts`.
+    ``owner``: the user who will own the file, and may own the directory. ``allowed``: programs (`_program_files`),
+    which are never overwritten, not even through links. ``in_place``: as for `destination_facts`.
     """
     if fault := path_fault(path):
         return Destination(refusal=fault)
@@ -286,7 +286,7 @@ def system_trust_store() -> TrustStore:
 
 
 def uid_of(name: str | None) -> int | None:
-    """Return a user's id; None without a name or if there is no such user."""
+    """Return a user's id; None without a name, or if there is no such user."""
     return _ids_of({name}, lambda one: pwd.getpwnam(one).pw_uid).get(name or "")
 
 

@@ -1,4 +1,4 @@
-"""Preview: what would be done now, and what has to wait. Changes nothing."""
+"""Preview the next `converge`: planned work, and candidates that have to wait. Changes nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from certctrl.model.records import CertRecord
 
 
 async def plan_now(context: Context, items: Sequence[InstallItem], *, due_only: bool = False) -> InstallPlan:
-    """Return what a `converge` of everything would do now. Raises DiskError, StateCorruptError.
+    """Return the plan of a `converge` of everything. Raises DiskError, StateCorruptError.
 
     ``due_only``: without failed items that are not due yet.
     """
@@ -39,7 +39,7 @@ async def plan_now(context: Context, items: Sequence[InstallItem], *, due_only: 
 
 
 async def with_renewal(context: Context, record: CertRecord) -> CertRecord | None:
-    """Return the record as it would be after its staged renewal; None if none is staged or readable."""
+    """Return the record as it would be after its staged renewal; None if none is staged, or it is unreadable."""
     if not record.staged or record.staged == record.generation:
         return None
     try:
@@ -50,10 +50,10 @@ async def with_renewal(context: Context, record: CertRecord) -> CertRecord | Non
 
 
 def window_times(context: Context) -> dict[int, float]:
-    """Return when each certificate whose staged material waits for the window may be tried (wall-clock seconds).
+    """Return certificate id -> when its staged material, which waits for the window, may be tried (wall clock).
 
-    An opening window makes all of it due once. In an open one, what failed is retried in its time, and by its signal
-    if there is one.
+    When the window opens, all of it is due once. While it is open, failures are retried after their pauses, and by
+    their signals.
     """
     now, window = context.wall_now(), context.policy().window
     if window is None:

@@ -1,7 +1,7 @@
-"""RecordStore: what was deployed on this host, in memory and on disk.
+"""RecordStore: the records of certificates and CAs on this host, in memory and on disk.
 
-Every group needs its result durable before it is reported. Writes are shared: callers that come during a write share
-the next one, so a burst of a hundred groups costs two writes of each file, not a hundred.
+The result of a group must be durable before it is reported. Callers that arrive during a write share the next one, so
+a burst of a hundred groups costs two writes of each file, not a hundred.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class RecordStore:
         self._activations: dict[str, str] | None = None
         self._cas: dict[str, CaRecord] | None = None
         self._history: list[dict[str, Any]] = []
-        self._wanted = self._saved = self._lasting = 0  # changes made; of these on disk; of these durable
-        self._retries_saved = self._retries_lasting = 0  # versions of the table on disk; durable
+        self._wanted = self._saved = self._lasting = 0  # numbers of changes: made, on disk, durable
+        self._retries_saved = self._retries_lasting = 0  # versions of the retry table: on disk, durable
         self._lock = trio.Lock()
 
     @property
@@ -76,7 +76,7 @@ class RecordStore:
 
     @property
     def ours(self) -> list[CertRecord]:
-        """The certificates that items may be about: not those of another plane, whose ids mean something else."""
+        """The certificates of this plane; items cannot mean those of another plane, whose ids are different."""
         return [one for one in list(self.certificates.values()) if one.standing is not Standing.FOREIGN]
 
     @property
@@ -94,7 +94,7 @@ class RecordStore:
         return self._cas
 
     def by_name(self, name: str) -> CertRecord | None:
-        """Return the record with a directory name; one in use is preferred to a withdrawn one."""
+        """Return the record with a directory name, preferably of a certificate in use."""
         found = [record for record in self.certificates.values() if record.name == name]
         return max(found, key=lambda record: bool(record.generation), default=None)
 
@@ -114,7 +114,7 @@ class RecordStore:
         return min((record.facts.not_after for record in records if record.generation), default=math.inf)
 
     def last_error(self, cert_id: int) -> str:
-        """Return why a certificate is retried; empty: it is not."""
+        """Return the error for which a certificate is retried; empty if it is not."""
         retry = self.retries.of(cert_resource(cert_id))
         return retry.last_error if retry is not None else ""
 
@@ -151,9 +151,9 @@ class RecordStore:
     async def save(self, *, lasting: bool = True) -> None:
         """Make all changes so far durable. Raises DiskError; then the next `save` tries again.
 
-        Without ``lasting``, a power cut may revert each file separately, until something else in its directory is
-        made durable. That is enough if the caller does so next, and if losing a result only means that it is
-        verified, and its command run, once more.
+        Without ``lasting``, a power cut may revert each file separately, until another file of its directory is made
+        durable. That is enough if the caller does so next, and if a lost result only means that the command runs and
+        the verification happens once more.
         """
         mine, retries = self._wanted, self.retries.version
         if self._done(lasting) >= mine and self._retries_done(lasting) >= retries:
@@ -203,7 +203,7 @@ class RecordStore:
         entries: list[dict[str, Any]],
         lasting: bool,
     ) -> None:
-        if retries is not None and not self._retries_lasting:  # earlier releases kept them in the files below
+        if retries is not None and not self._retries_lasting:  # before the files that had them in earlier releases
             self._state.save_retries(retries)
         self._state.save_certificates(records, sync_parent=lasting)
         if self._activations is not None:

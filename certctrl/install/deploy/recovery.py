@@ -1,4 +1,4 @@
-"""Recover: make disk and records agree after a crash, before anything else is done.
+"""Recover from a crash: make disk and records agree, before any other work.
 
 The live links are the truth; records describe them. Pending commands and verifications need no list: the activation
 markers disagree with the live generations, so the next `converge` runs them.
@@ -26,7 +26,7 @@ ALERT_PREFIX = "alert-"
 
 
 def recover(context: Context) -> None:
-    """Finish or undo half-written copies, remove left-over files, and update the records. Blocks on the disk.
+    """Finish or undo interrupted copies, remove left-over files, and update the records. Blocks on the disk.
 
     Raises DiskError, StateCorruptError (unreadable records never count as "nothing here").
     """
@@ -64,7 +64,7 @@ def clear_up(context: Context) -> None:
 
 
 def lost(context: Context) -> list[CertRecord]:
-    """Return the certificates that are recorded as live and are not on disk. Blocks on the disk."""
+    """Return the certificates that are live by their records, but not on disk. Blocks on the disk."""
     fs, layout = context.fs, context.layout
 
     def is_lost(record: CertRecord) -> bool:
@@ -83,7 +83,7 @@ def _live(context: Context, name: str) -> str:
 
 
 def _described(context: Context, record: CertRecord, live: str) -> CertRecord:
-    """Return a record of what is live; an unreadable generation counts as absent and is fetched again."""
+    """Return a record that describes the live generation; an unreadable one counts as absent and is fetched again."""
     if not live:
         return attrs.evolve(record, generation="")
     try:

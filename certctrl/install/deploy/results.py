@@ -53,13 +53,13 @@ class Results:
     """As for `RecordStore.save`."""
     outcomes: dict[int, Outcome] = attrs.field(factory=dict)
     waiting: dict[int, str] = attrs.field(factory=dict)
-    """Certificate id -> what its staged material waits for."""
+    """Certificate id -> why its staged material waits."""
     failed_items: dict[str, str] = attrs.field(factory=dict)
-    """Items about no certificate that failed or were not reached -> why."""
+    """Items that concern no certificate and failed, or were not reached -> why."""
     items_unplanned: bool = False
-    """Whether items about no certificate could not even be planned."""
+    """Whether items that concern no certificate could not even be planned."""
     incomplete: set[int] = attrs.field(factory=set)
-    """Certificates whose generation cannot be read, or whose wanted files cannot be made."""
+    """Certificates whose generation is unreadable, or whose wanted files cannot be made."""
 
     def record(self, cert_id: int, candidate: Candidate | None = None) -> CertRecord:
         """Return a certificate's record, or a blank one if it is new on this host."""
@@ -68,7 +68,7 @@ class Results:
         return found or CertRecord(facts=CertFacts(cert_id=cert_id, name=name))
 
     def _is_foreign(self, cert_id: int) -> bool:
-        """Return whether an item means another plane's certificate with this id, not the one that is here."""
+        """Return whether the certificate with this id is another plane's, and so not the one that items mean."""
         found = self.context.records.certificates.get(cert_id)
         return found is not None and found.standing is Standing.FOREIGN
 
@@ -95,7 +95,7 @@ class Results:
         if not_due:
             self._record_not_due(cert_id, before, changed)
             return
-        if cert_id != 0 and not live:  # an item names it, but it is not here, or no longer
+        if cert_id != 0 and not live:  # named by an item, but not on this host, or no longer
             self._record_absent(before, changed)
             return
         if candidate is None and not (changed or left_out or pending) and self._is_settled(before, live, targets):
@@ -132,11 +132,11 @@ class Results:
         failing = record.last_outcome in (OutcomeKind.FAILED, OutcomeKind.ROLLED_BACK)
         kind = OutcomeKind.APPLIED if changed else OutcomeKind.UNCHANGED
         kind, detail = (OutcomeKind.FAILED, self.context.records.last_error(cert_id)) if failing else (kind, "")
-        # it only waits, which must not count as another failure
+        # waiting is not another failure
         self._settle(cert_id, record, record, kind, detail, audit=changed, transient=failing)
 
     def _is_settled(self, record: CertRecord, live: str, targets: Sequence[str]) -> bool:
-        """Return whether the record of an unaffected certificate is already right, as most of a large group are."""
+        """Return whether the record of an unaffected certificate is already right, as for most of a large group."""
         proven = record.generation == live == record.activated and record.stage is Stage.ACTIVATED
         same_targets = record.targets[len(self.context.layout.public_links("")) :] == tuple(targets)
         return proven and same_targets and (not record.failing or bool(record.staged))
@@ -152,10 +152,10 @@ class Results:
         pending: Collection[str] = (),
         down: bool = False,
     ) -> None:
-        """Record a failure that left the live generation as it was, or (``kept``) new files.
+        """Record a failure that left the live generation unchanged, or new files in place (``kept``).
 
-        They stay if there is nothing to roll back to, or if it would not be served either (``down``). ``stays`` says
-        what of them, and why. ``pending``: the items that failed or were not reached.
+        New files stay if there is nothing to roll back to, or if that would not be served either (``down``). ``stays``
+        names those that stay, and why. ``pending``: the items that failed or were not reached.
         """
         before, why = self.record(cert_id, kept or staged), str(error)
         after = with_facts(before, kept) if kept is not None else before
@@ -204,13 +204,13 @@ class Results:
     def unmade(
         self, cert_id: int, error: CertctrlError, candidate: Candidate | None, items: Sequence[InstallItem]
     ) -> None:
-        """Record that a file which items want of a certificate cannot be made; nothing of it is switched or copied."""
+        """Record that a wanted file of a certificate cannot be made, so that nothing of it is switched or copied."""
         self.incomplete.add(cert_id)
         copies = self.context.indexer.of(items).copies(self.record(cert_id, candidate).facts)
         self.failed(cert_id, error, staged=candidate, pending=[one.id for one in copies])
 
     def still_failing(self, why: str) -> None:
-        """Record that items about no certificate failed before and are not due yet, which is not another failure."""
+        """Record that items that concern no certificate failed before and are not due yet: not another failure."""
         blank = self.record(0)
         self._settle(0, blank, blank, OutcomeKind.FAILED, _line((why,)), audit=False, transient=True)
 
@@ -252,12 +252,12 @@ class Results:
         transient: bool = False,
         retry: RetryKind | None = None,
     ) -> None:
-        """Note the record, the retry and the outcome of a certificate; ``retry``: why it failed, if it did."""
+        """Set the record, the retry and the outcome of a certificate; ``retry``: its failure, if any."""
         recorded = self._note(cert_id, after, retry, detail)
         if waits := (self.waiting.get(cert_id, "") if kind is OutcomeKind.UNCHANGED else ""):
             kind, detail = OutcomeKind.APPLIED, f"staged; {waits}"
         if cert_id in self.outcomes and kind is OutcomeKind.UNCHANGED:
-            return  # unaffected now, but it already has an outcome in this call
+            return  # unaffected now, but an earlier outcome of this call counts
         if audit or cert_id in self.concerned or detail:
             outcome = Outcome(
                 kind=kind,
@@ -282,7 +282,7 @@ class Results:
             self.context.records.audit(entry)
 
     def _note(self, cert_id: int, after: CertRecord, retry: RetryKind | None, error: str) -> bool:
-        """Note the record and the retry of a certificate that is here; return whether there is a retry."""
+        """Set the record and the retry of a certificate of this host; return whether there is a retry."""
         if cert_id == 0 and retry is not None:
             self.failed_items |= dict.fromkeys(after.pending, error)
         if cert_id not in self.context.records.certificates and not (after.generation or after.staged):
@@ -314,7 +314,7 @@ def _line(parts: Iterable[str]) -> str:
 
 
 def merged(outcomes: Iterable[Outcome]) -> Outcome:
-    """Merge outcomes into one: the worst kind, failures first, everything deployed."""
+    """Merge outcomes into one, with the worst kind, the details of failures first, and all deployed certificates."""
     order = (OutcomeKind.FAILED, OutcomeKind.ROLLED_BACK, OutcomeKind.APPLIED)
     listed = list(outcomes)
     kind = next((one for one in order if any(outcome.kind is one for outcome in listed)), OutcomeKind.UNCHANGED)

@@ -1,11 +1,10 @@
-"""RetryTable: everything on this host that failed and is to be retried, and when.
+"""RetryTable: all pending retries of this host, and when they are due.
 
-The one owner of retries. The installer records what failed for a certificate, the dispatcher what failed for a
-signal; `after_failure` decides how long to wait. The record store writes the table with the records
-(``state/retries.json``).
+The one owner of retries. The installer records failures of certificates, the dispatcher those of signals;
+`after_failure` computes the pause. The record store writes the table with the records (``state/retries.json``).
 
-A run waits on a clock that cannot be set. The file has the wall-clock time, for the next run and for people: it is
-written again when the wall clock is set, and a run that would have to wait longer than the whole pause does not wait.
+A run waits on a clock that cannot be set. The file contains wall-clock times, for the next run and for operators: it is
+rewritten when the wall clock is set, and a run that would have to wait longer than the whole pause does not wait.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from certctrl.model.records import Retry, RetryKind
 from certctrl.model.signals import Signal, identity
 
 ITEM = "item:"
-"""Start of the resource of an item that is about no certificate: a command for CAs, for example."""
+"""Prefix of the resource of an item that concerns no certificate, such as a command for CAs."""
 
 
 def cert_resource(cert_id: int) -> str:
@@ -36,18 +35,18 @@ class RetryTable:
     """Retries by key. Changes are in memory until the record store saves them."""
 
     load: Callable[[], tuple[Sequence[Retry], bool]]
-    """Reads the table at the first use, and returns whether it has to be written.
+    """Reads the table at the first use; returns whether it has to be written.
 
     Raises StateCorruptError, DiskError.
     """
     wall_now: Callable[[], float]
     steady_now: Callable[[], float]
-    """Returns seconds on a clock that cannot be set and that continues while the host is suspended."""
+    """Returns seconds of a clock that cannot be set, and that continues while the host is suspended."""
     random: Callable[[], float]
     """Returns a number in [0, 1)."""
     settings: Callable[[], ApplicationConfig]
     ends_at: Callable[[str], float] = lambda _: math.inf
-    """Returns when the certificate in use of a resource ends (epoch seconds), or the first one of this host's."""
+    """Returns when the certificate in use of a resource ends (epoch seconds), otherwise the first one of this host."""
     version: int = 0
     """Counts changes."""
     changed: RepeatedEvent = attrs.field(factory=RepeatedEvent)
@@ -56,7 +55,7 @@ class RetryTable:
     _due: dict[str, float] = attrs.field(factory=dict)
     """Key -> when it is due, on the steady clock; entries of the file are added when they are first needed."""
     _until: dict[str, float] = attrs.field(factory=dict)
-    """Key -> `Failure.until`, of what failed in this run."""
+    """Key -> `Failure.until`, for failures of this run."""
 
     def rows(self) -> dict[str, Retry]:
         """Return the retries by key, oldest first."""
@@ -67,7 +66,7 @@ class RetryTable:
         return self._rows
 
     def of(self, resource: str) -> Retry | None:
-        """Return the retry of a resource; not the one of a revocation."""
+        """Return the retry of a resource, but not that of its revocation."""
         return self.rows().get(resource)
 
     def signals(self) -> list[Retry]:
@@ -80,11 +79,11 @@ class RetryTable:
         return [attrs.evolve(retry, next_try_at=now + self.left(retry.key)) for retry in self.signals()]
 
     def carries(self, resource: str) -> bool:
-        """Return whether a signal of a resource is to be retried."""
+        """Return whether a signal of a resource waits for its retry."""
         return any(retry.resource == resource for retry in self.signals())
 
     def left(self, key: str) -> float:
-        """Return the seconds until a key is due; 0: it is, or nothing failed."""
+        """Return the seconds until a key is due; 0 if it is due, or nothing failed."""
         retry = self.rows().get(key)
         if retry is None:
             return 0.0
@@ -118,7 +117,7 @@ class RetryTable:
     def failed(self, failure: Failure) -> Retry:
         """Record a failure and return its retry.
 
-        What fails for a certificate whose unassignment waits for its grace time does not postpone that.
+        Failures of a certificate whose unassignment waits for its grace time do not postpone the unassignment.
         """
         key = failure.resource
         if failure.signal is not None:
@@ -133,7 +132,7 @@ class RetryTable:
         return retry
 
     def succeeded(self, resource: str) -> None:
-        """Record that nothing of a resource fails; a signal that waits for its next try keeps waiting."""
+        """Record that a resource no longer fails; a signal that waits for its retry keeps waiting."""
         retry = self.of(resource)
         if retry is None:
             return
@@ -143,7 +142,7 @@ class RetryTable:
             self.put(attrs.evolve(retry, kind=RetryKind.WAITING))
 
     def ended(self, signal: Signal) -> None:
-        """Record that a signal ended: what is pending for its certificate stays."""
+        """Record that a signal is done; other pending retries of its certificate stay."""
         for retry in self.signals():
             if retry.signal is not None and identity(retry.signal) == identity(signal):
                 if retry.kind is RetryKind.PENDING and retry.key == retry.resource:
@@ -152,27 +151,27 @@ class RetryTable:
                     self.remove(retry.key)
 
     def replaced(self, signal: Signal) -> None:
-        """Record that a new signal of a resource is handled: what failed before it no longer delays anything."""
+        """Record that a new signal of a resource is handled: earlier failures no longer delay it."""
         retry = self.of(signal.resource)
         if retry is not None and retry.signal is None and retry.kind is not RetryKind.PENDING:
             self.remove(retry.key)
 
     def forget(self, done: Container[str], waiting: Container[str]) -> None:
-        """Drop signals that a crash left here though they are done, or still in the inbox (identities)."""
+        """Drop signals (identities) that a crash left here although they are done, or are still in the inbox."""
         for retry in self.signals():
             if retry.signal is not None and (identity(retry.signal) in done or identity(retry.signal) in waiting):
                 self.ended(retry.signal)
 
     def of_items(self) -> dict[str, Retry]:
-        """Return the retries of items that are about no certificate, by item id."""
+        """Return the retries of items that concern no certificate, by item id."""
         return {key.removeprefix(ITEM): retry for key, retry in self.rows().items() if key.startswith(ITEM)}
 
     def items_not_due(self) -> frozenset[str]:
-        """Return the ids of items about no certificate that failed and are not due yet."""
+        """Return the ids of failed items that concern no certificate and are not due yet."""
         return frozenset(item for item, retry in self.of_items().items() if not self.is_due(retry.resource))
 
     def note_items(self, failed: Mapping[str, str], waiting: Collection[str]) -> None:
-        """Record the results of all items about no certificate.
+        """Record the results of all items that concern no certificate.
 
         ``failed``: item id -> why. ``waiting``: items that were not due. All others succeeded or are gone.
         """
@@ -182,21 +181,24 @@ class RetryTable:
             self.failed(Failure(resource=f"{ITEM}{item}", kind=RetryKind.PENDING, error=error))
 
     def due_now(self, resource: str | None = None) -> list[Retry]:
-        """Make everything due now, or one resource: an operator asks, or the reasons may be gone; return it."""
+        """Make all retries due now, or those of one resource, and return them.
+
+        For operators, and when the reasons of the failures may be gone.
+        """
         for retry in list(self.rows().values()):
             if resource in (None, retry.resource) and self.left(retry.key):
                 self.put(attrs.evolve(retry, next_try_at=0.0))
         return [retry for retry in self.rows().values() if resource in (None, retry.resource)]
 
     def restore(self, key: str, before: Retry | None) -> None:
-        """Take back what was recorded under a key since ``before``."""
+        """Restore a key to its retry ``before``."""
         if before is not None:
             self.put(before)
         else:
             self.remove(key)
 
     async def wait_tried(self, retries: Iterable[Retry]) -> None:
-        """Wait until each of these was tried once more, or is gone."""
+        """Wait until each of these retries was tried once more, or is gone."""
         waiting = list(retries)
         while any(self.rows().get(retry.key) is retry for retry in waiting):
             await self.changed.wait()
@@ -218,7 +220,7 @@ class RetryTable:
             self._note()
 
     def _steady(self, retry: Retry) -> float:
-        """Return when a retry that is read or recorded now is due, on the steady clock."""
+        """Return the time on the steady clock when a retry that is read or recorded now is due."""
         return self.steady_now() + left_of(retry, self.wall_now(), self.settings())
 
     def _note(self) -> None:

@@ -20,10 +20,10 @@ from certctrl.text import one_line
 
 
 async def roll_back(context: Context, locks: Locks, name: str, to: str | None, items: Sequence[InstallItem]) -> Outcome:
-    """Switch back, run the commands, verify, and hold: renewals are staged but not switched to until released.
+    """Switch back, run the commands, verify, and hold: until a release, renewals are staged but not switched to.
 
-    ``to``: a generation's id; None: the newest valid one before the live one. The generation that was live is kept
-    as staged, so that a release restores it. Raises UsageError if there is nothing to switch to.
+    ``to``: the id of a generation; None: the newest valid one before the live one. The generation that was live is
+    kept as staged, so that a release restores it. Raises UsageError if there is nothing to switch to.
     """
     record = context.records.by_name(name)
     if record is None:
@@ -33,7 +33,7 @@ async def roll_back(context: Context, locks: Locks, name: str, to: str | None, i
     results = Results(context=context, concerned=frozenset({record.cert_id}), asked_by="operator")
     failed_before = context.records.retries.of(cert_resource(record.cert_id))
     candidates = {record.cert_id: target}
-    # it may lack the file of an item that was added later
+    # it may lack files of items that were added later
     made, faults = await with_missing_files(context, items, candidates, candidates.keys())
     if record.cert_id in faults:
         return Outcome(kind=OutcomeKind.FAILED, detail=str(faults[record.cert_id]))
@@ -43,7 +43,7 @@ async def roll_back(context: Context, locks: Locks, name: str, to: str | None, i
     await _converge(context, locks, candidates, items, results)
     outcome = results.outcomes.get(record.cert_id) or Outcome(kind=OutcomeKind.UNCHANGED)
     if not outcome.ok and context.records.certificates[record.cert_id].generation == target.generation:
-        await _switch_back(context, locks, record, items)  # some of its files may not be written: undone as a whole
+        await _switch_back(context, locks, record, items)  # some files could not be written: undo the whole rollback
     after = context.records.certificates[record.cert_id]
     if after.generation == target.generation:
         since = record.held_since if record.held else context.wall_now()
@@ -78,7 +78,7 @@ async def _switch_back(context: Context, locks: Locks, record: CertRecord, items
 
 
 def _restore(context: Context, record: CertRecord, after: CertRecord, failed_before: Retry | None) -> None:
-    """Record that a rollback changed nothing; if the live certificate is served, its own result still counts."""
+    """Record that a rollback changed nothing; if the live certificate is served, its previous result still counts."""
     after = attrs.evolve(after, held=record.held, staged=record.staged)
     if after.stage is Stage.ACTIVATED or after.stage is record.stage:
         after = attrs.evolve(after, last_outcome=record.last_outcome, pending=record.pending)

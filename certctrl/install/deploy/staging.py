@@ -32,11 +32,11 @@ from certctrl.text import one_line
 
 @lean.frozen(kw_only=True)
 class Candidate:
-    """A generation that a certificate is to be switched to."""
+    """A generation to switch a certificate to."""
 
     facts: CertFacts
     generation: str
-    """The id it will be live under."""
+    """Its id."""
     placeholder: bool = False
     """True for a self-signed stand-in for a revoked certificate."""
     staged: Staged | None = None
@@ -64,7 +64,9 @@ class Candidate:
 
 
 def with_chain_end(context: Context, facts: CertFacts, generation: str) -> CertFacts:
-    """Return the facts of a generation, which ends with the first certificate of its chain. Blocks on the disk.
+    """Return the facts of a generation with its end, which is that of the first certificate of its chain to end.
+
+    Blocks on the disk.
 
     Earlier releases recorded the end of the leaf.
     """
@@ -84,8 +86,8 @@ async def stage(
 ) -> Candidate:
     """Write a bundle's files to a staging directory and run the checks of its copy items on them.
 
-    Not durable yet: `GenerationStore.settle` does that for many together. Raises DiskError; CommandError if a check
-    fails and PolicyRefusedError if this host does not allow it (unchecked material never goes live).
+    Not durable until `GenerationStore.settle`, which settles many together. Raises DiskError; CommandError if a check
+    fails, and PolicyRefusedError if this host does not allow it (unchecked material never goes live).
     """
     bundle: Bundle
     index = context.indexer.of(items)
@@ -115,7 +117,7 @@ def _write(
 
 
 def password_mark(password: bytes) -> str:
-    """Return a short hash of a keystore password, by which a manifest names it."""
+    """Return a short hash of a keystore password, which identifies it in a manifest."""
     return sha256(password).hexdigest()[:16]
 
 

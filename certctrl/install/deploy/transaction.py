@@ -27,7 +27,7 @@ SINCE_CRASH = "it is below certs/ since the last run, and not in service yet"
 
 @lean.define(eq=False, kw_only=True)
 class Transaction:
-    """One try at a group; the links of its certificates already lead to their candidates, unless there is a fault."""
+    """One try at a group; unless there is a ``fault``, the links of its certificates already lead to the candidates."""
 
     context: Context
     items: Sequence[InstallItem]
@@ -38,7 +38,7 @@ class Transaction:
     executor: Executor
     """Performs the steps; its files are staged."""
     fault: CertctrlError | None = None
-    """Why the files could not be staged: then nothing of the group was switched."""
+    """Why the files could not be staged, so that nothing of the group was switched."""
     batch: Mapping[int, Candidate]
     """Unproven candidates: just switched, or switched before a crash and never proven."""
     previous: Mapping[int, str]
@@ -47,12 +47,12 @@ class Transaction:
     forward_only: bool = False
     """Whether a failure rolls nothing back; see `Convergence`."""
     defers: bool = False
-    """Whether candidates that a failure is not about are deferred to another try instead of recorded."""
+    """Whether candidates that a failure does not concern are deferred to another try instead of recorded."""
     deferred: list[Candidate] = attrs.field(factory=list)
-    """Those candidates, rolled back with the others."""
+    """The deferred candidates, which were rolled back with the others."""
 
     async def run(self) -> frozenset[int]:
-        """Run the steps or roll back, and record it; return the certificates whose previous state does not serve."""
+        """Run the steps or roll back, and record it; return the certificates whose previous state is not served."""
         if self.fault is None:
             broken = await self._perform()
         else:
@@ -106,7 +106,7 @@ class Transaction:
             )
 
     def _record_unrelated(self, executor: Executor) -> set[int]:
-        """Record failures that ended nothing for the certificates that they are about; return those."""
+        """Record tolerated failures for the certificates that they concern; return those."""
         if about_none := [one.why for one in executor.unrelated if not one.cert_ids]:  # such as the command of a CA
             self.results.failed(0, "; ".join(about_none))
         about = {cert_id for one in executor.unrelated for cert_id in one.cert_ids}
@@ -115,7 +115,7 @@ class Transaction:
         for cert_id in sorted(about - reported):
             mine = [one for one in executor.unrelated if cert_id in one.cert_ids]
             pending = frozenset[str]().union(*(one.items for one in mine))
-            kept = self.batch.get(cert_id)  # only where the service is down: it would not serve the previous one either
+            kept = self.batch.get(cert_id)  # the service is down, so it would not serve the previous one either
             self.results.failed(
                 cert_id,
                 "; ".join(one.why for one in mine),
@@ -127,12 +127,12 @@ class Transaction:
         return about
 
     def _counts_for(self, one: Tolerated, changed: set[int]) -> Collection[int]:
-        """Return the certificates that a tolerated failure is about; only the changed ones, if any."""
+        """Return the certificates that a tolerated failure concerns, only the changed ones if there are any."""
         about = one.cert_ids & set(self.group_plan.cert_ids)
         return (about & changed) or about or changed
 
     def _changed(self, executor: Executor) -> set[int]:
-        """Return the certificates with changed files, or those of the commands that ran if there are none; 0: none."""
+        """Return the certificates with changed files, otherwise those of the commands that ran; 0 stands for none."""
         changed = {write.cert_id for write in executor.copies.written if write.cert_id is not None} | set(self.batch)
         if not changed:
             known = self.context.records.certificates  # includes withdrawn ones: their commands follow the removal
@@ -141,9 +141,9 @@ class Transaction:
         return changed or {0}
 
     def _failed_for(self, executor: Executor) -> set[int]:
-        """Return the certificates that a failure is about: the changed ones, or those of all work.
+        """Return the certificates that a failure concerns: the changed ones, otherwise those of all work.
 
-        If nothing was written, and so nothing undone, only those of what failed.
+        If nothing was written, and so nothing undone, only those of the failed items.
         """
         found = self._changed(executor)
         if not executor.copies.written and (blamed := executor.blamed & self.context.records.certificates.keys()):
@@ -177,7 +177,7 @@ class Transaction:
     # --- rolling back ---------------------------------------------------------------------------------------------
 
     async def _roll_back(self, executor: Executor, error: CertctrlError) -> frozenset[int]:
-        """Restore files and links, run the commands again for them, and record it; return what is not served."""
+        """Restore files and links, run the commands for them, and record it; return the certificates not served."""
         back = {} if self.forward_only else {i: self.previous[i] for i in self.batch if i in self.previous}
         why, broken, facts = str(error), frozenset[int](), dict[int, Candidate]()
         if self.defers and executor.blamed:
@@ -217,7 +217,7 @@ class Transaction:
         return broken
 
     def _what_stays(self, executor: Executor, cert_id: int) -> str:
-        """Return what of a certificate that is not rolled back stays in place, and why."""
+        """Return which files of a certificate without a rollback stay in place, and why."""
         if self.forward_only:
             return "it stays in place: what it replaces must not return"
         if cert_id in self.previous:
@@ -228,7 +228,7 @@ class Transaction:
         return "there is no earlier generation, so the new files stay"
 
     async def _restore(self, executor: Executor, back: Mapping[int, str]) -> str:
-        """Restore the previous state on disk; return why that failed, empty on success."""
+        """Restore the previous state on disk; return the error, empty on success."""
         context = self.context
         try:
             # after a crash, no marker may say that the previous state is served
@@ -246,8 +246,8 @@ class Transaction:
     ) -> tuple[str, frozenset[int], dict[int, Candidate]]:
         """Run the commands that ran for the new state again for the previous one, and verify it.
 
-        Return what failed (empty: nothing), the certificates that it is about, and the live generations that the
-        records do not describe.
+        Return the error (empty: none), the certificates that it concerns, and the live generations that the records do
+        not describe.
         """
         context, policy = self.context, self.context.policy()
         stay = {i: candidate for i, candidate in self.batch.items() if i not in back}
@@ -278,8 +278,8 @@ class Transaction:
     def _undoing(self, group_plan: GroupPlan, ran: set[str], back: set[int], observed: ObservedState) -> GroupPlan:
         """Return the part of a plan that undoes this transaction: its commands and verifications.
 
-        Files only where those of the failed certificate are: `undo` has restored what this transaction wrote, but an
-        earlier crash or cancelled call may have left some. Files that others put there are not touched.
+        It contains files only where those of the failed certificate are: `undo` has restored all files that this
+        transaction wrote, but an earlier crash or cancelled call may have left some. Files of others are not touched.
         """
 
         def is_of_failed(write: Write) -> bool:

@@ -1,7 +1,7 @@
 """Import CAs into the system trust store and remove them (Debian and Red Hat: a directory and a command).
 
-A file is ours by name and hash, and only then removed. If the store's command fails, the file is restored and the
-command runs again, so that file and store agree.
+A file is removed only if its name and hash show that it is ours. If the store's command fails, the previous file is
+restored and the command runs again, so that file and store agree.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def checked_ca(pem: str, now: float, *, brainpool: bool = False) -> tuple[str, s
 
 
 async def import_ca(context: Context, ca_id: int, name: str, pem: str, items: Sequence[InstallItem]) -> Outcome:
-    """Import a CA into the trust store, and keep it for copy items; unchanged bytes run no command."""
+    """Import a CA into the trust store, and keep it for copy items; if its bytes are unchanged, no command runs."""
     now = context.wall_now()
     try:
         clean, fingerprint, ends = checked_ca(pem, now, brainpool=context.policy().brainpool)
@@ -87,7 +87,7 @@ async def import_ca(context: Context, ca_id: int, name: str, pem: str, items: Se
 
 
 async def _keep(context: Context, record: CaRecord, items: Sequence[InstallItem]) -> Outcome:
-    """Keep a CA for the items that copy it, on a host whose policy names no trust store."""
+    """Keep a CA for copy items only, on a host whose policy names no trust store."""
     context.records.note_ca(record, record.ca_id)
     await context.records.save()
     if any(item.enabled and item.ob_type is ObjectType.CA and item.ob_id == record.ca_id for item in items):
@@ -156,7 +156,7 @@ async def remove_ca(context: Context, ca_id: int) -> Outcome:
     """Remove a CA from the trust store if its file is still ours."""
     record = context.records.cas.get(str(ca_id))
     if record is None:
-        return Outcome(kind=OutcomeKind.UNCHANGED, detail="not known here")
+        return Outcome(kind=OutcomeKind.UNCHANGED, detail="not known on this host")
     why = ""
     if record.path:
         try:

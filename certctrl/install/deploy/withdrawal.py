@@ -1,8 +1,8 @@
 """Withdraw a certificate: remove it, replace it by a placeholder, or keep it, as the host's policy says.
 
-A removal is never rolled back: a revoked certificate does not return because a service would not reload. But a service
+A removal is never rolled back: a revoked certificate must not return because a service would not reload. But a service
 keeps serving what it has loaded, and some reload "successfully" without their files. So the endpoints are probed, and a
-certificate that they still serve is not out of use.
+certificate that they still serve does not count as withdrawn.
 Files at destinations are removed only if they are still ours, byte for byte.
 """
 
@@ -58,7 +58,7 @@ class Withdrawal:
     """How to withdraw it; None: as the policy says."""
 
     async def run(self) -> Outcome:
-        """Apply the policy and run the commands that are about this certificate. Raises DiskError."""
+        """Apply the policy and run the commands that concern this certificate. Raises DiskError."""
         policy = self.context.policy()
         how = self.how or (policy.on_revoked if self.revoked else policy.on_unassigned)
         if withdrawn(self.record):  # a new policy does not restore what has been removed
@@ -75,7 +75,7 @@ class Withdrawal:
     def _group(self) -> Group:
         groups = groups_of(self.context, self.items, {})
         mine = (group for group in groups if self.record.cert_id in group.cert_ids)
-        return next(mine, Group.of([f"cert:{self.record.cert_id}"]))  # without items: another plane's
+        return next(mine, Group.of([f"cert:{self.record.cert_id}"]))  # another plane's certificate has no items
 
     async def _remove(self) -> Outcome:
         try:
@@ -97,7 +97,7 @@ class Withdrawal:
         return Outcome(kind=kind, detail="; ".join(("removed", *said)), deployed=outcome.deployed, recorded=incomplete)
 
     async def _take_out_of_use(self) -> dict[str, str]:
-        """Remove all files of this certificate and record it; return path -> why it stays. Raises DiskError."""
+        """Remove all files of this certificate and record it; return the paths that stay -> why. Raises DiskError."""
         context = self.context
         async with self.locks.held(self._group().nodes):
             left: dict[str, str] = await context.offload(self._remove_files)
@@ -130,14 +130,14 @@ class Withdrawal:
         return left
 
     def _successors(self) -> frozenset[int]:
-        """Return the certificates that take over its name, and so the items that name it."""
+        """Return the certificates that take over its name, and with it the items for that name."""
         bound, _ = bound_now(self.context, self.items, {})
         named = [item.id for item in self.items if item.enabled and self._concerns_it(item)]
         return frozenset(cert_id for item in named for cert_id in bound[item].certs) - {self.record.cert_id}
 
     async def _keep(self) -> Outcome:
         why, setting = ("revoked", "on_revoked") if self.revoked else ("unassigned", "on_unassigned")
-        said = f"{why}, and kept in use: {setting} is keep"
+        said = f"{why}, but kept in use: {setting} is keep"
         if self.record.revoked if self.revoked else self.record.standing is Standing.UNASSIGNED:
             return Outcome(kind=OutcomeKind.UNCHANGED, detail=said)
         unassigned = {"standing": Standing.UNASSIGNED, "unassigned_at": 0.0}  # carried out
@@ -170,9 +170,9 @@ class Withdrawal:
         ]
 
     async def _record_rest(self, trouble: str, before: Retry | None) -> None:
-        """Note whether a file or a service still has it: then this is retried, and status names it.
+        """Record whether a file or a service still has it: then the withdrawal is retried, and status names it.
 
-        ``before``: its retry before the commands ran; what they recorded is the same failure.
+        ``before``: its retry before the commands ran; a failure that they recorded is the same one.
         """
         records, resource = self.context.records, cert_resource(self.record.cert_id)
         record = records.certificates[self.record.cert_id]
@@ -195,16 +195,16 @@ class Withdrawal:
         await records.save()
 
     def _left_before(self) -> dict[str, str]:
-        """Return copies that stayed when its files were removed; whether they are ours is no longer known."""
+        """Return copies that stayed when its files were removed; it is no longer known whether they are ours."""
         theirs = {path for one in self.context.records.certificates.values() if one.generation for path in one.targets}
         stay = [path for path in self.record.targets if path not in theirs and self._is_there(path)]
         return dict.fromkeys(stay, "it could not be removed with the others; remove it by hand")
 
     def _remove_files(self) -> dict[str, str]:
-        """Remove the copies of this certificate; return path -> why it stays. Blocks on the disk."""
+        """Remove the copies of this certificate; return the paths that stay -> why. Blocks on the disk."""
         context, name = self.context, self.record.name
         files: Mapping[str, str] = {}
-        with suppress(StateCorruptError):  # without a manifest nothing is known to be ours
+        with suppress(StateCorruptError):  # without a manifest, no copy is known to be ours
             live = context.generations.live_id(name)
             files = context.generations.manifest(name, live)["files"] if live else {}
         left: dict[str, str] = {}
@@ -217,7 +217,7 @@ class Withdrawal:
         return left
 
     def _remove_copy(self, item: CopyAction, path: str, digest: str, owner: str | None) -> str:
-        """Remove one copy; return why it stays, empty if it is gone or never existed."""
+        """Remove one copy; return why it stays, empty if it is gone or never was there."""
         context = self.context
         refusal = refuse_path(context.policy(), path, context.identity, local=is_local(item.id))
         if refusal is None:
@@ -243,7 +243,7 @@ class Withdrawal:
         return item.ob_name is not None and not names_given(item.ob_name).isdisjoint(names)
 
     async def _replace(self) -> Outcome:
-        """Replace it by a placeholder; if one is live already, finish what a crash or failure left undone."""
+        """Replace it by a placeholder; if one is already live, finish the work that a crash or failure interrupted."""
         context, record = self.context, self.record
         live = await context.offload(context.generations.live_id, record.name)
         replaced = live and (await context.offload(context.generations.manifest, record.name, live))["facts"].get(
@@ -295,7 +295,7 @@ class Withdrawal:
     ) -> Outcome:
         """Switch to a placeholder, if any, and run due commands; ``nothing``: the outcome if there are none.
 
-        ``successors``: certificates that take over the destinations. Their failures are not this one's.
+        ``successors``: certificates that take over the destinations; their failures do not count as this one's.
         """
         cert_id = self.record.cert_id
         concerned = successors | {cert_id}

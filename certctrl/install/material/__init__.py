@@ -1,1 +1,1 @@
-"""Certificate material: opened, checked, converted to file formats."""
+"""Open, check and convert certificate material."""

@@ -1,4 +1,4 @@
-"""Open a certificate's material and check that it belongs together, on the bytes that will be staged.
+"""Open a certificate's material and check that its parts belong together, on the bytes that will be staged.
 
 ``open_bundle`` returns a complete, checked Bundle or raises. Every certificate is parsed once. Most certificates of
 a fleet have the same few intermediates, so a verified chain is cached; what depends on the time or the leaf is checked
@@ -68,7 +68,7 @@ def open_bundle(
 def facts_of(
     leaf: x509.Certificate, cert_id: int, name: str, domains: tuple[str, ...], *, ends: float = float("inf")
 ) -> CertFacts:
-    """Return the facts of a parsed leaf; ``ends``: when the first certificate of its chain ends."""
+    """Return the facts of a parsed leaf; ``ends``: the earliest end of its chain's certificates."""
     return CertFacts(
         cert_id=cert_id,
         name=name,
@@ -94,10 +94,10 @@ class _Chain:
     """Certificates from the leaf's issuer upwards, each issued by the next, as clients need them."""
 
     pem: bytes
-    """Without a root above an intermediate: clients have their own."""
+    """Without a root above an intermediate, since clients have their own."""
     not_before: float
     not_after: float
-    """When the first of them ends, including a root that was left out."""
+    """The earliest end of the chain, including that of an omitted root."""
 
 
 def _certificates(leaf_pem: str, chain_pem: str) -> tuple[x509.Certificate, tuple[x509.Certificate, ...]]:
@@ -149,7 +149,7 @@ def _path(issuers: tuple[x509.Certificate, ...], others: tuple[x509.Certificate,
         todo += new
     if len(reached) < len(others):
         raise MaterialError(
-            "the chain contains a certificate that issued none of the others, or a link is missing",
+            "the chain contains an unrelated certificate, or a link is missing",
             reason="chain-order",
         )
     return tuple(links)
@@ -182,7 +182,7 @@ def _chain(path: tuple[x509.Certificate, ...]) -> _Chain:
 
 @lru_cache(maxsize=32)
 def chain_end(pem: bytes) -> float:
-    """Return when the first certificate of a chain on disk ends; infinity for an empty or unreadable one."""
+    """Return the earliest end of the certificates of a chain on disk; infinity for an empty or unreadable one."""
     try:
         return min(map(_ends, _parsed(pem.decode(), "chain")), default=float("inf"))
     except (MaterialError, UnicodeError):
@@ -266,8 +266,7 @@ def _check_serial(leaf: x509.Certificate, reported: str) -> None:
 def _covered_domains(leaf: x509.Certificate, expected: tuple[str, ...]) -> tuple[str, ...]:
     """Return the names of the SAN, the assigned primary domain first; all expected names must be covered.
 
-    Those are DNS names and addresses; URIs and e-mail addresses if there are no others, as in certificates of
-    workloads.
+    These are the DNS names and addresses; without any, the URIs and e-mail addresses, as in certificates of workloads.
     """
     try:
         san = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value

@@ -26,11 +26,11 @@ WHOLE_FILES = frozenset({"combined.pem", "combined-key-last.pem", *_SALTED_FILES
 BARE_KEYS = frozenset({"private.key", "private-traditional.key"})
 _KEY_FILES = BARE_KEYS | WHOLE_FILES
 _ALIAS = re.compile(r"\?alias=([A-Za-z0-9][A-Za-z0-9._-]{0,63})", re.ASCII)
-"""What may follow the name of a keystore: the alias of its entry."""
+"""Suffix of a keystore's name: the alias of its entry."""
 
 
 def is_virtual(name: str) -> bool:
-    """Return whether there is such a virtual file of a certificate."""
+    """Return whether certificates have a virtual file of this name."""
     base, mark, alias = name.partition("?")
     return base in CERT_FILES and (not mark or (base in _SALTED_FILES and bool(_ALIAS.fullmatch(mark + alias))))
 
@@ -41,7 +41,7 @@ def base_of(name: str) -> str:
 
 
 def has_key(name: str) -> bool:
-    """Return whether a file contains a private key: its mode is 0600 unless an item sets another."""
+    """Return whether a file contains a private key, so that its default mode is 0600."""
     return base_of(name) in _KEY_FILES
 
 

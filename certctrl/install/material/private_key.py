@@ -43,7 +43,7 @@ _AGAIN = "register this device again: cert-ctrl -c DIR register"
 
 
 def unsealed_key(materials: DeployMaterials, device_secret: bytes, *, allow_plaintext: bool) -> bytes:
-    """Return the private key that the plane sealed, or that this host made (DER or PEM of any kind). Raises MaterialError."""
+    """Return the sealed private key, or the one made on this host; DER or PEM of any kind. Raises MaterialError."""
     if materials.enc_scheme == DEVICE_KEY:
         if not materials.host_key_pem:
             raise HostKeyMissingError("the key of this certificate was made on this host, but is no longer here")
@@ -57,7 +57,7 @@ def unsealed_key(materials: DeployMaterials, device_secret: bytes, *, allow_plai
             fix="update certctrl on this host",
         )
     if len(device_secret) != 32:
-        raise MaterialError("this host has no device key to unseal the bundle", reason="device-key", fix=_AGAIN)
+        raise MaterialError("this host has no device key to unseal the bundle with", reason="device-key", fix=_AGAIN)
     wrapped = _base64(materials.enc_data_key_b64, "enc_data_key_b64")
     nonce = _base64(materials.privkey_nonce_b64, "privkey_nonce_b64")
     tag = _base64(materials.privkey_tag_b64, "privkey_tag_b64")
@@ -81,7 +81,7 @@ def _box(device_secret: bytes) -> tuple[SealedBox[BoxKey], bytes]:
 
 
 def _data_key(wrapped: bytes, device_secret: bytes, fingerprint_b64: str | None) -> bytes:
-    """Return the data key. Raises MaterialError, with a separate reason for a box of another device."""
+    """Return the data key. Raises MaterialError, with its own reason for a box that is sealed to another device."""
     from nacl.exceptions import CryptoError  # imported late: libsodium is needed here only
 
     box, public = _box(device_secret)

@@ -1,1 +1,1 @@
-"""The install plan: what has to change on this host, decided without I/O."""
+"""The install plan: the changes that this host needs, decided without I/O."""

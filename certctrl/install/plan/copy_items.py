@@ -1,4 +1,4 @@
-"""Copy items: which of them copy a certificate, and which are written together or not at all. Pure."""
+"""Find the copy items of a certificate, and those that are written together or not at all. Pure."""
 
 from __future__ import annotations
 
@@ -80,9 +80,9 @@ class FileGroup:
 def file_groups_of(items: Sequence[InstallItem], about: Mapping[str, tuple[int, ...]]) -> dict[str, FileGroup]:
     """Return copy item id -> its file group; ``about``: item id -> certificates.
 
-    An item with a whole pair forms a group alone. The others of a certificate form one group, because the key of one
-    may belong to the certificate of another. A group may fail if all its items say ``continue_on_error`` and are in the
-    same step: commands run between two steps, so half a group could not be undone silently.
+    An item with a whole pair is a group of its own. The other items of a certificate form one group, because the key of
+    one may belong to the certificate of another. A group may fail if all its items say ``continue_on_error`` and are in
+    the same step: commands run between two steps, so half a group could not be undone silently.
     """
     members: dict[str, list[CopyAction]] = {}
     for item in items:

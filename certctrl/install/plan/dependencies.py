@@ -1,8 +1,8 @@
-"""Which certificates an item is about, which items are connected, in which order, and whether a command has run. Pure.
+"""Bind items to certificates, group and order connected items, and compute activation keys. Pure.
 
 The *activation key* of a command is a hash of the command and of the generations that it runs for. A command is due
-if the recorded key differs: so it runs at least once after each change, converges across restarts, and does not run
-for unchanged bytes.
+if the recorded key differs: so it runs at least once after each change, even across restarts, and not for unchanged
+bytes.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from certctrl.model.plan import CopyAction, ExecAction, ImportCaAction, InstallI
 
 @lean.frozen(kw_only=True)
 class Binding:
-    """The certificates and CAs that one item is about."""
+    """The certificates and CAs of one item."""
 
     certs: tuple[int, ...] = ()
     cas: tuple[int, ...] = ()
     waits: str = ""
-    """What the item waits for; empty: nothing."""
+    """Why the item waits; empty if it does not."""
 
     @property
     def nodes(self) -> frozenset[str]:
@@ -42,9 +42,9 @@ def bind(
     cas: Mapping[int, DesiredCa],
     ran: Collection[str] = (),
 ) -> dict[str, Binding]:
-    """Return item id -> binding: its own object, otherwise those of its dependencies, otherwise all certificates.
+    """Return item id -> binding: to its own object, otherwise those of its dependencies, otherwise all certificates.
 
-    A command whose dependencies name only what is not on this host waits: it is not about the other certificates.
+    A command whose dependencies name only objects that are not on this host waits; it is not bound to all certificates.
     ``ran``: commands that have run before; they do not wait for a certificate that has been withdrawn since.
     """
     known = {item.id for item in items}
@@ -77,7 +77,7 @@ def _own(
     if item.ob_name is not None:
         names = names_given(item.ob_name)
         named_so = [one for one in certs.values() if not names.isdisjoint((one.name, *one.facts.domains[:1]))]
-        # as with public names: the first by id; from an outgoing or withdrawn one, the name passes to the next
+        # the lowest id, as for public names; outgoing and withdrawn certificates pass the name to the next one
         named_so.sort(key=lambda one: (not one.generation, one.outgoing, one.cert_id))
         wanted = [one.cert_id for one in named_so]
         return Binding(
@@ -92,7 +92,7 @@ def _own(
 
 
 def names_given(ob_name: str) -> frozenset[str]:
-    """Return the names of certificates that ``ob_name`` may mean: as written, or an international one as ``xn--``."""
+    """Return the certificate names that ``ob_name`` may mean: as written, and with international labels as ``xn--``."""
     return frozenset((ob_name, plain_domain(ob_name)))
 
 
@@ -123,7 +123,7 @@ def _waits(item: InstallItem, binding: Binding, certs: Mapping[int, DesiredCert]
 def enabled(items: Sequence[InstallItem]) -> list[InstallItem]:
     """Return the enabled items; a dependency on a disabled item becomes one on that item's dependencies.
 
-    A command whose copies are all disabled keeps their names: it waits (`bind`), and is not about all certificates.
+    A command whose copies are all disabled keeps their names: it waits (`bind`), and is not bound to all certificates.
     """
     off = {item.id: item for item in items if not item.enabled}
     if not off:
@@ -206,7 +206,7 @@ def activation_key(
     cas: Mapping[int, DesiredCa],
     copies: Iterable[InstallItem],
 ) -> str:
-    """Return the hash of a command, of the places of the files that it depends on (``copies``), and of their contents."""
+    """Return the hash of a command, and of the paths and contents of the files that it depends on (``copies``)."""
     generations = {str(cert): certs[cert].generation for cert in binding.certs if cert in certs}
     places = {
         copy.id: [copy.sources, copy.targets, copy.owner, copy.group, copy.mode, *_each(copy)]
@@ -221,7 +221,7 @@ def activation_key(
 
 
 def _each(copy: CopyAction) -> list[Any]:
-    """Return a copy item's settings per file; nothing if it has none, so that older keys stay valid."""
+    """Return a copy item's settings per file; empty if it has none, so that existing keys stay valid."""
     return [copy.owners, copy.groups, copy.modes] if copy.owners or copy.groups or copy.modes else []
 
 
@@ -235,8 +235,8 @@ def connected_groups(
 ) -> list[set[str]]:
     """Return connected sets of ``cert:7``, ``ca:3``, ``item:x``.
 
-    An item is connected with its certificates, its dependencies, and items with the same command (one service, one
-    reload) or the same target. So each set can be planned on its own.
+    An item is connected to its certificates, its dependencies, and to items with the same command (one service, one
+    reload) or the same target. So each set can be planned separately.
     """
     parent: dict[str, str] = {}
 

@@ -13,7 +13,7 @@ from certctrl.install.plan.values import DesiredCa, DesiredCert, Destination, Wr
 from certctrl.model.plan import InstallItem
 from certctrl.model.policy import HostPolicy, TrustStore
 
-# without --fresh, Debian's command leaves a dead link when a CA is removed
+# without --fresh, Debian's command leaves a dangling link when a CA is removed
 DEBIAN = TrustStore(
     directory="/usr/local/share/ca-certificates", command=("/usr/sbin/update-ca-certificates", "--fresh")
 )
@@ -32,9 +32,9 @@ class Host:
     scripts: Mapping[tuple[str, ...], str] = attrs.field(factory=dict)
     """Command -> why its program may not run its script; absent: it may."""
     absent_users: Collection[str] = ()
-    """Users that commands are to run as and that this host does not have."""
+    """Users that commands should run as, but this host does not have."""
     trust_store: TrustStore = DEBIAN
-    """The system's trust store, to suggest while the policy names none."""
+    """The system's trust store, suggested while the policy names none."""
 
 
 @lean.frozen
@@ -54,4 +54,4 @@ class PlanInputs:
     examine: Collection[int] | None = None
     """Certificates whose files are compared; None: all."""
     writes: Mapping[str, tuple[Write, ...]] = attrs.field(factory=dict)
-    """Item id -> files to write; only of items that may be carried out."""
+    """Item id -> files to write, for items that may be carried out."""

@@ -1,9 +1,9 @@
-"""Plan: from items, certificates, the state of destinations and the host's policy to ordered work. Pure.
+"""Plan ordered work from items, certificates, the state of destinations and the host's policy. Pure.
 
-The installer does what is planned here and nothing else; `cert-ctrl plan` prints the same plan. A rollback is the plan
-for the previous state. What the policy does not allow is left out as a whole: a copy item with one forbidden target
-writes none of its targets, and files of one certificate that only work together (a key here, its certificate there)
-are written together or not at all.
+The installer carries out this plan and nothing else; `cert-ctrl plan` prints the same plan. A rollback is the plan for
+the previous state. Forbidden items are left out as a whole: a copy item with one forbidden target writes none of its
+targets, and files of one certificate that only work together (a key here, its certificate there) are written together
+or not at all.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def plan_for(
     """Return the plan that brings this host to ``certs`` and ``items``.
 
     ``destinations``: path -> its state (absent: no file). ``activations``: item id -> key of its last success.
-    ``examine``: compare the files of these certificates only, run no command that depends on others, and treat those
-    as right, so that a renewal of one need not read the files of a thousand; None: compare all.
+    ``examine``: compare only the files of these certificates, assume that the others are right, and run no command
+    that depends on others, so that one renewal need not read the files of a thousand; None: compare all.
     """
     wanted = enabled(items)
     bound = bind(wanted, certs, cas or {}, ran=activations.keys())
@@ -101,16 +101,16 @@ def plan_for(
 
 
 def _unmade(inputs: PlanInputs, copies: Sequence[CopyAction]) -> set[str]:
-    """Return copies of files that could not be made yet, and what forms a pair with one or depends on one.
+    """Return copies of files that could not be made yet, and items that form a pair with one or depend on one.
 
-    Why is in the certificate's record.
+    The certificate's record has the reason.
     """
     found = {item.id for item in copies if not _has_sources(inputs, item)}
     return found | blocked_items(inputs, found).keys() if found else found
 
 
 def _is_left_alone(inputs: PlanInputs, cert_ids: Collection[int]) -> bool:
-    """Return whether an item is about certificates of which none is examined."""
+    """Return whether an item has certificates, none of which is examined."""
     return inputs.examine is not None and bool(cert_ids) and set(cert_ids).isdisjoint(inputs.examine)
 
 
@@ -131,7 +131,7 @@ def _targets(inputs: PlanInputs, doable: Sequence[InstallItem]) -> dict[int, tup
 
 
 def programs(items: Iterable[InstallItem], policy: HostPolicy) -> tuple[str, ...]:
-    """Return all executables that the items or the policy name."""
+    """Return all executables in the items and the policy."""
     return tuple(dict.fromkeys(argv[0] for argv in commands_of(items, policy)))
 
 
@@ -192,11 +192,11 @@ def _writes(inputs: PlanInputs, item: CopyAction, file_group: FileGroup) -> tupl
 
 
 def _mode(given: int | None, name: str, there: Destination) -> int:
-    """Return the mode of a target: the item's, otherwise the present file's unless too open, otherwise a default."""
+    """Return the mode of a target: the item's, otherwise the current file's unless too open, otherwise a default."""
     if given is not None:
         return given
     most, usual = (KEY_MODES, 0o600) if has_key(name) else (PUBLIC_MODES, 0o644)
-    if there.has_acl:  # without the group bits, no one in the list could read the file
+    if there.has_acl:  # without the group bits, no entry of the list could read the file
         return there.mode & most | 0o400
     return there.mode if there.sha256 is not None and not there.mode & ~most and there.mode & 0o400 else usual
 
@@ -258,7 +258,7 @@ def _unserved(inputs: PlanInputs, items: Sequence[InstallItem]) -> frozenset[str
 def _without_command(
     inputs: PlanInputs, items: Sequence[InstallItem], left_out: Collection[str], nodes: Collection[str]
 ) -> set[str]:
-    """Return copies of which all commands are left out; ``nodes``: the group."""
+    """Return copies whose commands are all left out; ``nodes``: the group."""
     if not left_out:
         return set()
     connected = [inputs.items[node[5:]] for node in sorted(nodes) if node.startswith("item:")]
@@ -310,7 +310,7 @@ def _runs(inputs: PlanInputs, items: Sequence[InstallItem], touched: Collection[
                 cert_ids=certs,
                 keys={one.id: key for one, key, _ in members},
                 tolerant=all(one.continue_on_error for one, _, _ in members),
-                why="never run before" if first else "what it serves has changed",
+                why="never run before" if first else "its certificates or files have changed",
                 stale_marker=any(stale for _, _, stale in members),
                 for_files=nodes.intersection(touched) if all(stale for _, _, stale in members) else frozenset(),
             )

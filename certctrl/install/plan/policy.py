@@ -1,8 +1,8 @@
 """Judge writes and commands by the host's policy, and name the line of policy.json that would allow them.
 
-Pure: text is compared with text. What only the disk shows (symlinks, owners, modes of parents, the bytes of an
-executable) is checked by ``store/deployments/file_set.py`` and ``install/process/vetting.py``; both must agree. Items
-of ``installs.local.json`` are the operator's, so the lists of the policy do not apply to them; all other rules do.
+Pure: it only compares text. Symlinks, owners, modes of parents and the bytes of executables are checked on disk, by
+``store/deployments/file_set.py`` and ``install/process/vetting.py``; both checks must pass. Items of
+``installs.local.json`` are the operator's, so the lists of the policy do not apply to them; all other rules do.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}", re.ASCII)
 
 @lean.frozen(kw_only=True)
 class Refusal:
-    """An action that this host does not allow, and the setting that would."""
+    """An action that this host does not allow, and the setting that would allow it."""
 
     item: str = ""
     what: str
@@ -47,7 +47,7 @@ class Refusal:
     value: Any = None
     """Addition to the list or mapping under ``setting``, or its new value."""
     fix: str = ""
-    """Command for the operator if the addition needs words that only the operator knows."""
+    """Command for the operator, if the addition has parts that only the operator knows."""
 
     @property
     def line(self) -> str:
@@ -74,7 +74,7 @@ class Grant:
     script_sha256: str | None = None
     env: Mapping[str, str] = attrs.field(factory=dict)
     listed: bool = False
-    """Whether it is a command of policy.json, which may be pinned on first use."""
+    """Whether policy.json contains the command, so that it may be pinned on first use."""
 
 
 @lean.frozen(kw_only=True)
@@ -154,7 +154,7 @@ def refuse_owner(policy: HostPolicy, item: CopyAction, identity: AgentIdentity) 
 
 
 def may_probe_anywhere(policy: HostPolicy, verify: VerifyTls, item_id: str) -> bool:
-    """Return whether an endpoint may be probed although it is not on this host."""
+    """Return whether an endpoint may be probed even if it is not on this host."""
     host = f"[{verify.host}]" if ":" in verify.host else verify.host
     allowed = {entry.lower() for entry in policy.probe}
     return is_local(item_id) or not allowed.isdisjoint(
@@ -215,7 +215,7 @@ def judge_command(
 def judge_exec(policy: HostPolicy, item: ExecAction, identity: AgentIdentity) -> Grant | Refusal:
     """Return the command of an exec item as this host allows it, or the refusal; a shell line also needs ``shell``.
 
-    The time limit of an item of the plane does not count: a short one would end an allowed command halfway.
+    The time limit of a plane's item is ignored: a short one would kill an allowed command halfway.
     """
     argv, local = item.cmd_argv, is_local(item.id)
     if argv is None:
@@ -236,7 +236,7 @@ def judge_exec(policy: HostPolicy, item: ExecAction, identity: AgentIdentity) ->
 
 
 def _unlisted(policy: HostPolicy, name: str, what: str) -> Refusal:
-    """Return the refusal of a command given by a name that the policy does not have."""
+    """Return the refusal of a command name that the policy does not have."""
     near = nearest(name, policy.commands)
     also = f"; did you mean {near}?" if near else ""
     fix = f"cert-ctrl -c DIR policy allow command --name {name} -- /PATH/TO/PROGRAM [ARGUMENT]..."
@@ -248,7 +248,7 @@ def _unlisted(policy: HostPolicy, name: str, what: str) -> Refusal:
 
 
 def _listed(policy: HostPolicy, argv: tuple[str, ...]) -> tuple[str, NamedCommand | None]:
-    """Return the name that a command is given by or listed under, and the listed command, if any."""
+    """Return the name of a command, as given or as listed in the policy, and the listed command, if any."""
     if len(argv) == 1 and argv[0] and "/" not in argv[0]:
         return argv[0], policy.commands.get(argv[0])
     for name, command in policy.commands.items():

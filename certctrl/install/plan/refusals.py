@@ -1,4 +1,4 @@
-"""Which items this host refuses, and which others are left out with them. Pure."""
+"""Find the items that this host refuses, and the others that are left out with them. Pure."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def argvs_of(item: InstallItem) -> list[tuple[str, ...]]:
 
 
 def refusal_of(inputs: PlanInputs, item: InstallItem) -> Refusal | None:
-    """Return why an item is refused; None: it is allowed."""
+    """Return the refusal of an item; None if it is allowed."""
     found: Refusal | None = None
     if item.refused:
         found = Refusal(what=f"carry out item {one_line(item.id, 80)}", why=item.refused)
@@ -96,7 +96,7 @@ def _refuse_copy(inputs: PlanInputs, item: CopyAction) -> Refusal | None:
 
 
 def collisions(items: Sequence[InstallItem], refused: Collection[str]) -> list[Refusal]:
-    """Refuse items whose target another item already writes: the file would change forever.
+    """Refuse items whose target another item already writes: they would overwrite each other forever.
 
     Local items come first, so the plane cannot take over a target of the operator.
     """
@@ -140,7 +140,7 @@ def blocked_items(inputs: PlanInputs, refused: Collection[str]) -> dict[str, str
             users.setdefault(needed, []).append(item.id)
     out = {*refused, *blocked}
     fresh = out.copy()
-    while fresh:  # rounds: only what depends on the last round can follow it
+    while fresh:  # in rounds: each can only affect items that depend on the previous one
         affected = {user for name in fresh for user in users.get(name, ())} - out
         candidates = [inputs.items[name] for name in sorted(affected, key=place.__getitem__)]
         new = {item.id: why for item in candidates if (why := _left_out_with(inputs, item, out))}
@@ -151,7 +151,7 @@ def blocked_items(inputs: PlanInputs, refused: Collection[str]) -> dict[str, str
 
 
 def _left_out_with(inputs: PlanInputs, item: InstallItem, out: Collection[str]) -> str:
-    """Return why an item is left out because of others; empty: it is not.
+    """Return why an item is left out because of others; empty if it is not.
 
     A command after several copies still runs for the remaining ones: the refused target of one certificate must not
     keep nineteen others from being served.

@@ -1,4 +1,4 @@
-"""Render a plan: what each step does and why, as text for the operator or as JSON. Pure."""
+"""Render a plan, with the reason of each step, as text for the operator or as JSON. Pure."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ SIGNS: Mapping[LineKind, str] = {
 
 
 def plan_lines(plan: InstallPlan) -> tuple[PlanLine, ...]:
-    """Return everything that would be done, in order; empty: nothing to do."""
+    """Return a line for each action, in order; empty if there is nothing to do."""
     return tuple(line for group_plan in plan.groups for line in _lines_of(group_plan))
 
 

@@ -1,4 +1,4 @@
-"""When what failed is retried, and a plan without what is not due yet. Pure."""
+"""Compute when failures are retried, and leave out of a plan work that is not due yet. Pure."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Pauses:
     first: float
     last: float
     jitter: bool
-    """True where hosts would otherwise ask the plane in step."""
+    """True if hosts would otherwise send requests to the plane in step."""
 
 
 PAUSES = {
@@ -46,7 +46,7 @@ PAUSES = {
 }
 
 LAGGING_FAILURES = 20
-"""Tries, over about an hour, after which the plane had its time to show what it announced."""
+"""Tries, over about an hour, in which the plane should have shown what it announced."""
 UNCOUNTED = (RetryKind.WAITING, RetryKind.DISK, RetryKind.GRACE, RetryKind.LAGGING)
 """Kinds that never lead to quarantine: nothing about the work itself is wrong."""
 
@@ -76,10 +76,10 @@ def after_failure(
 ) -> Retry:
     """Return the retry of a resource after another failure; ``random`` in [0, 1).
 
-    ``life``: seconds until the certificate in use, or the first of several, ends; infinite: none is in use.
-    Failures count in a row while the same work fails: new material, an item that failed for what is live, or a service
-    that is down starts from the beginning. The shorter the certificate's life, the shorter the pause: only a server's
-    Retry-After, and material that is not valid yet, are waited for even so.
+    ``life``: seconds until the certificate in use, or the first of several, ends; infinite if none is in use.
+    Failures are counted while the same work fails; the count starts again for new material, for an item that failed
+    for the live generation, and for a service that is down. The pause is bounded by the remaining life, except for a
+    server's Retry-After and for material that is not valid yet.
     """
     if before is not None and not _same_work(before, failure):
         before = attrs.evolve(before, attempts=0, failures=0)
@@ -120,7 +120,7 @@ def _same_work(before: Retry, failure: Failure) -> bool:
 
 
 def is_quarantined(retry: Retry, settings: ApplicationConfig) -> bool:
-    """Return whether something failed too often to be retried sooner than the host is compared with the plane."""
+    """Return whether work failed so often that it is not retried before the next comparison with the plane."""
     return retry.kind is RetryKind.REFUSED and retry.attempts >= settings.poison_attempts
 
 
@@ -132,16 +132,16 @@ def longest_pause(kind: RetryKind, settings: ApplicationConfig) -> float:
 
 
 def left_of(retry: Retry, now: float, settings: ApplicationConfig) -> float:
-    """Return the seconds until something is due whose failure another run recorded, by the wall clock.
+    """Return the seconds until a retry that another run recorded is due, by the wall clock.
 
-    More than its whole pause means that the clock has been set back since; then it is due.
+    If that is more than its whole pause, the clock has been set back since, and the retry is due.
     """
     left, whole = retry.next_try_at - now, retry.pause or longest_pause(retry.kind, settings)
     return left if 0 < left <= whole + ROUNDING else 0.0
 
 
 def switch_due(record: CertRecord, due: float, now: float) -> float:
-    """Return when the staged material of a certificate may be tried, which is ``due`` itself.
+    """Return when the staged material of a certificate may be tried; the certificate itself is due at ``due``.
 
     A tolerated failure of what is live does not delay it.
     """
@@ -150,7 +150,7 @@ def switch_due(record: CertRecord, due: float, now: float) -> float:
 
 
 def retriable(record: CertRecord) -> bool:
-    """Return whether items of a certificate failed that no switch will retry."""
+    """Return whether a certificate has failed items that no switch will retry."""
     return bool(record.pending and record.generation and not record.staged and not record.held)
 
 
@@ -161,12 +161,11 @@ def without_not_due(
     due_now: Collection[int],
     items_not_due: Collection[str] = (),
 ) -> InstallPlan:
-    """Return a plan without what failed and is not due yet.
+    """Return a plan without failed work that is not due yet.
 
-    ``not_due``: the records of certificates that are not due. ``items_not_due``: the same for items about no
-    certificate. ``due_now``: certificates that are new or named; work
-    about one of them is due. So is what a crash has left of a certificate whose record knows another generation than
-    the live one.
+    ``not_due``: the records of certificates that are not due. ``items_not_due``: failed items that concern no
+    certificate and are not due. ``due_now``: new or named certificates, whose work is due. Work of a certificate whose
+    record has another generation than the live one is due, too: a crash interrupted it.
     """
     waiting = [
         record

@@ -1,4 +1,4 @@
-"""The values of a plan: what is wanted, what is there, and what would be done about it. Pure."""
+"""The values of a plan: desired state, observed state, and the work between them. Pure."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class DesiredCert:
     proven: bool = False
     """Whether ``generation`` has already passed its commands and probes."""
     pending: tuple[str, ...] = ()
-    """Items that failed for it on the last try; their verification is pending."""
+    """Items that failed on its last try; their verification is pending."""
     made: str = ""
     """In a preview: why ``generation`` still has to be made from the one on disk; empty: it is on disk."""
     outgoing: bool = False
@@ -118,9 +118,9 @@ class Run:
     """Whether all items say ``continue_on_error``."""
     why: str = ""
     stale_marker: bool = False
-    """Whether an item's marker on disk says that this has run: it must be removed before the files change."""
+    """Whether an activation marker says that it has run; the marker must be removed before the files change."""
     for_files: frozenset[str] = frozenset()
-    """Certificates (``cert:7``) whose changed files are the only reason to run it; empty: it is due anyway."""
+    """Certificates (``cert:7``) whose changed files are the only reason to run it; empty if it is due anyway."""
 
 
 @lean.frozen(kw_only=True)
@@ -177,14 +177,14 @@ class GroupPlan:
 
 @lean.frozen(kw_only=True)
 class InstallPlan:
-    """What `converge` would do on this host, and why; `cert-ctrl plan` prints it."""
+    """The work of a `converge` on this host, with reasons; `cert-ctrl plan` prints it."""
 
     groups: tuple[GroupPlan, ...] = ()
     """Groups with work."""
     refusals: tuple[Refusal, ...] = ()
     """Actions that the host's policy does not allow."""
     waiting: Mapping[str, str] = attrs.field(factory=dict)
-    """Item id -> what it waits for."""
+    """Item id -> why it waits."""
     blocked: Mapping[str, str] = attrs.field(factory=dict)
     """Item id -> why it is left out although allowed: it needs a refused item."""
     held: Mapping[int, str] = attrs.field(factory=dict)
@@ -198,7 +198,7 @@ class InstallPlan:
 
     @property
     def left_out(self) -> dict[int, list[str]]:
-        """Certificate id -> what is left out for it and why, one line each; 0: for no certificate."""
+        """Certificate id -> the items left out for it and why, one line each; 0: for no certificate."""
         found: dict[int, list[str]] = {}
         said = [(refusal.item, explain(refusal)) for refusal in self.refusals]
         said += [(item, f"item {one_line(item)} is left out: {why}") for item, why in self.blocked.items()]

@@ -1,4 +1,4 @@
-"""The host's maintenance window: when new material may be switched to. Pure."""
+"""Compute when the host's maintenance window allows a switch to new material. Pure."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def next_opening(now: float, window: MaintenanceWindow | None) -> float:
 def may_switch_at(now: float, window: MaintenanceWindow | None, record: CertRecord) -> float:
     """Return when staged material may replace a certificate, in wall-clock seconds.
 
-    That is the next opening of the window, or the time at which too little of the served certificate's life is left.
+    This is the next opening of the window, or the time when too little of the served certificate's life is left.
     """
     if window is None or in_window(now, window, record):
         return now
@@ -84,7 +84,7 @@ def _interval(day: date, begins: int, ends: int, timezone: str) -> tuple[float, 
     A window within the hour that the clocks skip moves to the end of that hour; one that begins or ends in it keeps
     the rest. Of times that occur twice, the first counts.
     """
-    if ends <= begins:  # past midnight: the night belongs to the day on which it began
+    if ends <= begins:  # past midnight: the window belongs to the day on which it began
         ends += FULL_DAY
     opens, closes = _first_time(day, begins, timezone), _first_time(day, ends, timezone)
     return opens, closes if closes > opens else opens + 60 * (ends - begins)
@@ -97,7 +97,7 @@ def _first_time(day: date, minutes: int, timezone: str) -> float:
     moment = shown.replace(tzinfo=zone).timestamp()
     if datetime.fromtimestamp(moment, zone).replace(tzinfo=None) == shown:
         return moment
-    # skipped: with the offset before the change it is after the change, with the one after it, before
+    # skipped: the old offset puts it after the change, the new one before
     before, after = int(shown.replace(tzinfo=zone, fold=1).timestamp()), int(moment)
     offset = datetime.fromtimestamp(before, zone).utcoffset()
 
