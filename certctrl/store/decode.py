@@ -1,7 +1,7 @@
 """Decode and encode the bytes of state files.
 
-A file that cannot be understood (empty, NUL bytes, garbage, truncated, from a later version) raises StateCorruptError
-with a fix. It is never treated as missing: a missing file means a first run, which would register a second device.
+An unusable file (empty, NUL bytes, garbage, truncated, from a later version) raises StateCorruptError with a fix. It is
+never treated as missing: that would mean a first run, which would register a second device.
 Imports only json, because `status` starts through this module.
 """
 
@@ -79,6 +79,6 @@ def to_json(body: dict[str, Any]) -> bytes:
 
 
 def to_json_of_rows(key: str, rows: Sequence[str]) -> bytes:
-    """Return the bytes of a state file whose only key is a list of rows that already are JSON."""
+    """Return the bytes of a state file whose only key is a list of rows, each given as JSON text."""
     empty = to_json({key: []})
     return empty[:-3] + ",".join(rows).encode() + empty[-3:]

@@ -11,10 +11,10 @@ SECRET_MODE = 0o600
 ALIAS = "+"
 """First character of links in ``certs/.live`` that lead to another name there; no certificate's name begins with it."""
 OWN_MARK = "+"
-"""Between a name and the id of a certificate that is not the first with that name; `safe_name` never returns it."""
+"""Separates name and id of a certificate that is not the first one with its name; `safe_name` never returns it."""
 PUBLIC_MODE = 0o644
 CA_FILE_PREFIX = "certctrl-"
-"""How the names of CA files in the system trust store begin; they end with ``-ID.crt``."""
+"""Prefix of the names of CA files in the system trust store; they end with ``-ID.crt``."""
 
 
 class ConfigDir:
@@ -109,10 +109,9 @@ class ConfigDir:
 
 
 def is_plain_name(text: str) -> bool:
-    """Return whether a text is a name as the agent gives them to certificates, generations and their files.
+    """Return whether the agent could have given this name to a certificate, a generation or one of its files.
 
-    Names that were read from a file become parts of paths only after this check. ``?`` and ``=``: the alias of a
-    keystore.
+    Names from files become parts of paths only after this check. ``?`` and ``=`` are for the alias of a keystore.
     """
     plain = text.isascii() and all(c.isalnum() or c in "-_.+?=" for c in text)
     return plain and 0 < len(text) <= 224 and text[0] not in ".-+"

@@ -25,7 +25,7 @@ _HUGE = 1e300
 
 
 class Mismatch(ValueError):
-    """A value that does not fit; ``path`` is its JSON path, inside a hook relative to the value."""
+    """A value that does not fit; ``path`` is its JSON path, which is relative to the value inside a hook."""
 
     def __init__(self, path: str, what: str, fix: str | None = None) -> None:
         super().__init__(f"{path or 'top'}: {what}")

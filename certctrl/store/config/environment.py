@@ -1,8 +1,8 @@
 """Read settings from environment variables such as ``CERTCTRL_NAME`` and ``CERTCTRL_HTTPCLIENT_PROXY``.
 
-Booleans are ``true`` or ``false``, lists JSON or separated by commas, mappings JSON. A variable whose name is close to
-that of a setting is refused; other names with the prefix are ignored. The agent sets all `COMMAND_VARIABLES` for the
-commands of items; where all of them are set, none is a setting, not even ``CERTCTRL_NAME``.
+Booleans are ``true`` or ``false``; lists are JSON or separated by commas; mappings are JSON. A variable whose name is
+close to that of a setting is refused; other names with the prefix are ignored. The agent sets all `COMMAND_VARIABLES`
+for the commands of items; if all of them are set, none is a setting, not even ``CERTCTRL_NAME``.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def variable_names(classes: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
 def overrides(classes: Mapping[str, Any], environ: Mapping[str, str]) -> dict[tuple[str, str], Override]:
     """Return the overrides in the environment by (section, field). Raises ConfigError, which never shows a value."""
     names = variable_names(classes)
-    # all of them: this process was started by a command of an item, where CERTCTRL_NAME is a certificate's name
+    # a command of an item has started this process, so CERTCTRL_NAME is the name of a certificate
     others = COMMAND_VARIABLES if environ.keys() >= set(COMMAND_VARIABLES) else ()
     found = {}
     for variable, text in environ.items():

@@ -99,7 +99,7 @@ def save_policy(fs: Fs, layout: ConfigDir, policy: HostPolicy) -> None:
 def load_local_installs(layout: ConfigDir) -> tuple[dict[str, Any], ...]:
     """Return the raw items of ``installs.local.json``: a list, or an object with the list as ``installs``.
 
-    They may write anywhere and run anything, so the file is judged like the policy. Raises ConfigError.
+    They may write anywhere and run anything, so the file must be as safe as the policy. Raises ConfigError.
     """
     raw = _read(layout.local_installs, _refuse_foreign)
     path = ""
@@ -151,7 +151,7 @@ _ADDED = ("ca_files", "name")
 
 
 def _to_write(fs: Fs, path: Path, data: bytes) -> bytes | None:
-    """Return what to write to a file, None if it has the settings of ``data``. Raises ConfigError if one differs."""
+    """Return the bytes to write, None if the file has the settings of ``data``. Raises ConfigError if one differs."""
     found = read_bytes(fs, path, SIZE_LIMIT)
     if found is None:
         return data
@@ -171,7 +171,7 @@ def _to_write(fs: Fs, path: Path, data: bytes) -> bytes | None:
 
 
 def _refuse_foreign(handle: Handle, found: Stat) -> None:
-    """Refuse an open file that decides what runs here, unless it is root's or this user's and no one else's to write."""
+    """Refuse a file that allows commands, unless it belongs to root or this user and no one else can write it."""
     file = handle.path
     if found.uid not in (0, RealFs().uid()):
         what = f"belongs to user {found.uid}, expected root or the user that this runs as"

@@ -1,4 +1,4 @@
-"""Rules for the operator's files beyond types and bounds: URLs, addresses, paths, settings that need each other."""
+"""Rules for the operator's files beyond types and bounds: URLs, addresses, paths, combinations of settings."""
 
 from __future__ import annotations
 

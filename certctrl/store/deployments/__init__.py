@@ -1,1 +1,1 @@
-"""Certificate generations and files at explicit destinations, each switched as a set."""
+"""Atomic changes of certificate generations, and of sets of files at explicit destinations."""

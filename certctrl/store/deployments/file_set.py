@@ -1,13 +1,13 @@
 """Write several files at explicit destinations as one deployment that can be rolled back.
 
-Renames in several directories cannot be atomic. They are adjacent, no crash leaves a key without its certificate, and
-nothing is lost: the new file and a copy of the old one are next to the destination before the first rename, so that
-neither completing nor rolling back needs space. Rejected: a backup by renaming the old file (for a moment there is no
-file), a backup by hard link (renaming between two names of one file does nothing and leaves both), temporary files
-elsewhere (another file system).
+Renames in several directories cannot be atomic. But they follow each other immediately, and after a crash the next
+start completes them or rolls them back: the new file and a copy of the old one are next to the destination before the
+first rename, so that neither needs space. Rejected: a backup by renaming the old file (for a moment there is no file),
+a backup by hard link (renaming between two names of one file does nothing and leaves both), temporary files elsewhere
+(another file system).
 
-A file that cannot be replaced, such as a bind-mounted one, is written over on request (`in_place`); its new file and
-backup are in the journal's directory, because its own may be read-only or not last.
+A file that cannot be replaced, such as a bind-mounted one, is overwritten on request (`in_place`); its new file and
+backup are in the journal's directory, because its own may be read-only or not durable.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class FileWrite:
     data: bytes = attrs.field(repr=False)
     mode: int
     uid: int | None = None
-    """None: as the old file, otherwise the current user."""
+    """None: the old file's, otherwise the current user."""
     gid: int | None = None
     in_place: bool = False
     """Whether an existing file is written over, not replaced."""
@@ -62,17 +62,18 @@ class _PlannedFile(NamedTuple):
     place: Place
     data: bytes
     found: DestinationFact
-    """What was judged: its bytes and attributes are kept in the backup."""
+    """The checked destination, whose bytes and attributes go into the backup."""
 
 
 class FileSet:
     """One deployment: `begin`, `commit`, then `close` once verified, or `undo`. Methods block on the disk.
 
-    Between `begin` and `commit` it has neither open directories nor contents: a thousand may wait for one switch.
+    Between `begin` and `commit` it keeps neither directories open nor contents in memory: a thousand may wait for one
+    switch.
     """
 
     def __init__(self, layout: ConfigDir, fs: Fs, *, left: set[str] | None = None) -> None:
-        """``left`` gets the name of the journal if a failing disk keeps something from being removed (`clear_up`)."""
+        """``left`` collects the names of journals whose files a failing disk did not remove (`clear_up`)."""
         self._layout = layout
         self._fs = fs
         self._left = set[str]() if left is None else left
@@ -113,7 +114,7 @@ class FileSet:
     def commit(self) -> None:
         """Rename all files into place, one immediately after the other, durably.
 
-        Raises DiskError, PolicyRefusedError; then all is as before, as far as the disk allows: `recover` does the rest.
+        Raises DiskError, PolicyRefusedError, after restoring as much as the disk allows; `recover` does the rest.
         """
         if self._journal is None:
             return
@@ -170,7 +171,7 @@ class FileSet:
         return Place(entry, parent, self._aside() if entry.in_place else parent)
 
     def _reachable(self) -> tuple[list[Place], list[DiskError]]:
-        """Return the entries whose directories are there, and why some cannot be opened."""
+        """Return the entries whose directories exist, and the errors of those that cannot be opened."""
         found, faults = list[Place](), list[DiskError]()
         for entry in self._entries:
             try:
@@ -185,7 +186,7 @@ class FileSet:
         return found, faults
 
     def _sync_names(self, places: Sequence[Place]) -> None:
-        """Make the names of all new files and backups durable; those are next to what is renamed."""
+        """Make the names of all new files and backups durable; they are in the directories of the renames."""
         journal.sync_parents(self._fs, [place.side for place in places])
 
     def _release(self) -> None:
@@ -205,7 +206,7 @@ class FileSet:
     # --- staging ------------------------------------------------------------------------------------------
 
     def _plan_file(self, write: FileWrite) -> _PlannedFile | None:
-        """Return what to stage for one destination; None if it already is as requested."""
+        """Return the file to stage for one destination; None if it already is as requested."""
         parent = self._parent(write.path, write.uid)
         found = facts_at(self._fs, parent, write.path, in_place=write.in_place)
         if found.refusal is not None:

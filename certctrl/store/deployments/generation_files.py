@@ -90,7 +90,7 @@ class GenerationFiles:
         self._known: dict[str, list[tuple[int, str]]] = {}
         """Results of `numbered`, kept current, because listing a directory is slow."""
         self.doomed: set[Path] = set()
-        """Directories for `clear_up` to remove: their removal failed, or they will not be settled."""
+        """Directories that `clear_up` removes: their removal failed, or they will not be settled."""
 
     # --- reading ------------------------------------------------------------------------------------------
 
@@ -312,7 +312,7 @@ class GenerationFiles:
         return changed
 
     def sync_inherited(self) -> None:
-        """Make durable what an earlier process renamed but did not sync."""
+        """Make renames durable that an earlier process did not sync."""
         with closing(self._fs, self._fs.open_dir(self._layout.generations)) as top:
             if self._fs.syncfs(top):
                 return

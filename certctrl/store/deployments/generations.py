@@ -4,10 +4,10 @@
     certs/.live/<name> -> ../.generations/<name>/<id>          renaming over this link is the commit point
     certs/<name>.crt   -> .live/<name>/fullchain.pem           the spec's names lead through it and never change
 
-Order: private directory → files → manifest last → all of it durable → rename to its id → that durable → link
-renamed → that durable → read again through the link. So the live link leads to a whole pair after any crash, and key
-and certificate change in one rename. Rejected: two renames for key and certificate (torn between them), numbered
-"current" copies (torn inside), renaming the live directory away.
+Order, each step durable before the next: private directory with the files, then the manifest → renamed to its id →
+link renamed → files read again through the link. So the live link leads to a matching key and certificate after any
+crash, and both change in one rename. Rejected: two renames for key and certificate (torn between them), numbered "current"
+copies (torn inside), renaming the live directory away.
 
 The id is a hash of contents and facts, so publishing the same files again changes nothing. One process writes, the
 holder of ``daemon.lock``; different names may be staged in different threads.
@@ -35,7 +35,7 @@ from certctrl.store.layout import ALIAS, ConfigDir
 
 @lean.frozen(kw_only=True)
 class Staged:
-    """A generation that has been written; durable once settled. Its files are removed once nothing refers to it."""
+    """A generation that has been written; durable once settled. Its files are removed when the object is garbage."""
 
     name: str
     id: str
@@ -65,7 +65,7 @@ class GenerationStore:
         self._durable: set[tuple[str, str]] = set()  # settled or swept by this process
         self._verified: set[tuple[str, str]] = set()  # written or verified by this process, not live yet
         self._pending: dict[str, dict[str, tuple[Path, ref[Staged]]]] = {}  # staged, not settled; by name and id
-        self._lock = Lock()  # of _pending, for what has to happen together
+        self._lock = Lock()  # of _pending
 
     # --- reading ------------------------------------------------------------------------------------------
 
@@ -123,7 +123,7 @@ class GenerationStore:
         return held() if held is not None else None
 
     def _give_up(self, name: str | None = None) -> None:
-        """Mark for removal staged generations that are no longer referenced; of one name or of all."""
+        """Mark unreferenced staged generations for removal, of one name or of all."""
         with self._lock:
             for one in list(self._pending) if name is None else [name]:
                 for generation, (path, held) in list(self._pending.get(one, {}).items()):
@@ -140,7 +140,7 @@ class GenerationStore:
     def _reuse(self, name: str, wanted: str) -> Staged | str:
         """Return an equal generation that is whole, or the id for a new one.
 
-        A damaged one is removed unless it is live: then it has readers, and its replacement gets an id with a suffix.
+        A damaged one is removed, unless it is live and so has readers: then its replacement gets an id with a suffix.
         """
         live, generation, count = self.live_id(name), wanted, 0
         while self._fs.lstat(self.path(name, generation)) is not None:
@@ -200,7 +200,7 @@ class GenerationStore:
     # --- switching ----------------------------------------------------------------------------------------
 
     def switch(self, to: Mapping[str, str | None]) -> dict[str, str | None]:
-        """Make generations live, durably, all or none; return what was live before.
+        """Make generations live, durably, all or none; return the previous ones, by name.
 
         Name -> id; None removes a name's link and keeps its generations. Raises DiskError, StateCorruptError for a
         generation that is not whole; then nothing has changed.
@@ -269,7 +269,7 @@ class GenerationStore:
                 doomed = self._layout.generations / f"{TEMP}{self._fs.token()}"
                 self._fs.rename(name, doomed.name, at=home)  # after a crash, the sweep removes it
                 self._files.remove(doomed, home)
-            self._files.clear_up()  # what an earlier try had to leave
+            self._files.clear_up()  # left by an earlier try
             self._fs.fsync(home)
         self._files.forget_all(name)
         self._durable = {item for item in self._durable if item[0] != name}
@@ -297,8 +297,8 @@ class GenerationStore:
     def sweep(self) -> int:
         """Remove leftovers of crashes, never live files, and repair the spec's links; return how many were removed.
 
-        First, everything that a killed process renamed but did not sync is made durable, because later writes that
-        depend on it must not be more durable. Call it at start, under the daemon lock.
+        First makes the renames of a killed process durable, because later writes that depend on them must not be more
+        durable. Call it at start, under the daemon lock.
         """
         self._files.sync_inherited()
         swept = 0

@@ -1,4 +1,4 @@
-"""Write over the bytes of an existing file, for destinations that cannot be replaced.
+"""Overwrite an existing file, for destinations that cannot be replaced.
 
 Readers may find a mix of old and new bytes for a moment, so this is done only on request. The new bytes and a copy of
 the old ones are durable elsewhere before the first byte is overwritten. A crash in between leaves a mix, which is
@@ -18,7 +18,7 @@ from certctrl.store.disk.safe_path import DestinationFact
 
 
 class Overwrite(NamedTuple):
-    """One file to write over."""
+    """One file to overwrite."""
 
     parent: Handle
     found: DestinationFact
@@ -30,11 +30,11 @@ class Overwrite(NamedTuple):
 
 
 def overwrite(fs: Fs, files: Sequence[Overwrite]) -> None:
-    """Write files over, one immediately after the other, durably.
+    """Overwrite files, one immediately after the other, durably.
 
-    Rights are narrowed before the bytes and widened once these are durable, so that no one reads bytes who may not read
-    both old and new ones, not even after a power cut. Raises DiskError, before any bytes are written if a file was
-    replaced since it was judged, or its owner or mode cannot be set.
+    Rights are narrowed before the bytes are written and widened once they are durable, so that only those who may read
+    both the old and the new bytes can read any, even after a power cut. Raises DiskError, before any bytes are written
+    if a file was replaced since it was checked, or its owner or mode cannot be set.
     """
     with ExitStack() as stack:
         handles = [stack.enter_context(closing(fs, _open(fs, file))) for file in files]
@@ -63,7 +63,7 @@ def _open(fs: Fs, file: Overwrite) -> Handle:
 
 
 def _narrow(fs: Fs, handle: Handle, file: Overwrite) -> None:
-    """Take the rights that the old or the new mode does not give, durably, and set the owner."""
+    """Remove the rights that the old or the new mode does not give, durably, and set the owner."""
     found = fs.fstat(handle)
     if (found.mode, found.uid, found.gid) == (file.mode, file.uid, file.gid):
         return
@@ -77,7 +77,7 @@ def _narrow(fs: Fs, handle: Handle, file: Overwrite) -> None:
 
 
 def is_mix(found: bytes, old: bytes, new: bytes) -> bool:
-    """Return whether bytes are what an interrupted write of ``new`` over ``old`` leaves; zeros are unwritten blocks."""
+    """Return whether an interrupted write of ``new`` over ``old`` may leave these bytes; zeros are unwritten blocks."""
     if not min(len(old), len(new)) <= len(found) <= max(len(old), len(new)):
         return False
     return all(
@@ -86,6 +86,6 @@ def is_mix(found: bytes, old: bytes, new: bytes) -> bool:
 
 
 def empty(fs: Fs, parent: Handle, found: DestinationFact) -> None:
-    """Remove the bytes of a file that cannot be removed itself, durably. Raises as `overwrite`."""
+    """Empty a file that cannot be removed, durably. Raises as `overwrite`."""
     owner = (found.mode or 0, found.uid or 0, found.gid or 0)
     overwrite(fs, [Overwrite(parent, found, b"", *owner)])

@@ -1,16 +1,16 @@
 """Write-ahead journal of deployments to explicit destinations.
 
 One file per deployment, with two records. ``plan`` is durable before the first temporary file exists, so that no crash
-leaves a private key in an unknown place. ``armed`` is durable after all temporary files and backups are, and before
-the first rename: from then on the deployment can be completed or rolled back after any failure. Rolling back needs no
-third record: the contents of each destination show how far it came.
+leaves a private key in an unknown place. ``armed`` is durable once all temporary files and backups are, and before the
+first rename: from then on the deployment can be completed or rolled back after any failure. Rolling back needs no third
+record: the contents of the destinations show its progress.
 
     plan → temporaries and backups → armed → renames → (verified) → backups removed → journal removed
 
-A file that cannot be replaced is written over after the renames; its new and old bytes are in the journal's directory.
+A file that cannot be replaced is overwritten after the renames; its new and old bytes are in the journal's directory.
 
-The state of a destination is determined by its contents: *old*, *new*, or neither; in the last case it was changed by
-others and is kept. The journal contains hashes and names, no contents.
+The contents of a destination determine its state: *old*, *new*, or neither; in the last case it was changed by others
+and is kept. The journal contains hashes and names, but no contents.
 """
 
 from __future__ import annotations
@@ -67,11 +67,11 @@ class Entry:
     owner: int | None = None
     """The user who may own the directory, besides root and the current user."""
     in_place: bool = False
-    """Whether the old file is written over instead of replaced."""
+    """Whether the old file is overwritten instead of replaced."""
 
     @property
     def is_sound(self) -> bool:
-        """Whether an entry that was read names a plain path, and temporary files as the agent makes them."""
+        """Whether an entry from a file names a plain path, and temporary files as the agent makes them."""
         temps = (self.temp, self.backup)
         return not path_fault(self.path) and all(is_temp(name) and "/" not in name for name in temps)
 
@@ -116,7 +116,7 @@ class Journal:
             self._fs.fsync(handle)
 
     def sync(self) -> None:
-        """Make durable what a killed process wrote but did not sync: actions based on it must not outlive it."""
+        """Make the records of a killed process durable: actions based on them must not outlive them."""
         with closing(self._fs, self._fs.open_file(self._layout.journal / self.name)) as handle:
             self._fs.fsync(handle)
 
@@ -127,7 +127,7 @@ class Journal:
             self._fs.unlink(path)
 
     def load(self) -> tuple[list[Entry], bool]:
-        """Return the entries and whether the journal is armed; no entries: no file was created yet.
+        """Return the entries and whether the journal is armed; without entries, no file was created yet.
 
         Raises StateCorruptError if the plan is unreadable although files may exist.
         """
@@ -172,7 +172,7 @@ class Place(NamedTuple):
 
 
 def observe(fs: Fs, place: Place) -> DestinationFact:
-    """Return what is at the destination now."""
+    """Return the current state of the destination."""
     return facts_at(fs, place.parent, Path(place.entry.path), in_place=place.entry.in_place)
 
 
@@ -203,7 +203,7 @@ def put_new(fs: Fs, places: Sequence[Place]) -> None:
 
 
 def sync_in_place(fs: Fs, places: Sequence[Place]) -> None:
-    """Make durable what was written over, before the copies of its bytes are removed. Raises DiskError."""
+    """Make overwritten files durable, before the copies of their bytes are removed. Raises DiskError."""
     for place in places:
         if place.entry.in_place:
             with closing(fs, fs.open_file(Path(place.entry.path).name, at=place.parent)) as handle:
@@ -222,9 +222,9 @@ def rename_new(fs: Fs, place: Place) -> None:
 
 
 def restore_old(fs: Fs, places: Sequence[Place]) -> list[DiskError]:
-    """Replace the new files by the old ones, any other files are kept; return the errors.
+    """Replace the new files by the old ones, keep any other files, and return the errors.
 
-    Files that are written over are restored together or not at all.
+    Overwritten files are restored together or not at all.
     """
     faults, overwrites = list[DiskError](), list[Overwrite]()
     for place in places:
@@ -253,7 +253,7 @@ def _rename_old(fs: Fs, place: Place) -> None:
 
 
 def _new(fs: Fs, place: Place) -> Overwrite | None:
-    """Return how to write a new file over the old one; None if it was verified, and the copies removed."""
+    """Return the overwrite of an old file by the new one; None if that was verified and the copies removed."""
     found, staged = observe(fs, place), _read_aside(fs, place, place.entry.temp)
     if staged is None:
         return None
@@ -264,9 +264,9 @@ def _new(fs: Fs, place: Place) -> Overwrite | None:
 
 
 def _old(fs: Fs, place: Place) -> Overwrite | None:
-    """Return how to write the old bytes over new ones; None if others changed them.
+    """Return the overwrite of a new file by the old one; None if others changed it.
 
-    A file that is as before is made durable only: a killed process may have restored it.
+    A file with the old contents is only made durable: a killed process may have restored it.
     """
     found, kept, old = observe(fs, place), _read_aside(fs, place, place.entry.backup), place.entry.old
     if old is None or kept is None or not _is_ours(fs, place, found):
@@ -277,7 +277,7 @@ def _old(fs: Fs, place: Place) -> Overwrite | None:
 
 
 def _is_ours(fs: Fs, place: Place, found: DestinationFact) -> bool:
-    """Return whether a file that is written over has old bytes, new bytes, or a mix of them."""
+    """Return whether an overwritten file has old bytes, new bytes, or a mix of them."""
     old, new = _read_aside(fs, place, place.entry.backup), _read_aside(fs, place, place.entry.temp)
     return found.kind is FileKind.FILE and old is not None and new is not None and is_mix(found.data, old, new)
 
@@ -289,7 +289,7 @@ def _overwrite(place: Place, found: DestinationFact, data: bytes, wanted: FileSt
 
 
 def _read_aside(fs: Fs, place: Place, name: str) -> bytes | None:
-    """Return the bytes of a new file or backup; None if there is none."""
+    """Return the bytes of a new file or backup; None if it does not exist."""
     found = fs.lstat(name, at=place.side)
     return None if found is None or found.kind is not FileKind.FILE else read_at(fs, place.side, name)
 

@@ -1,4 +1,4 @@
-"""Public names: the names of certificates in ``certs/``, where they differ from those of their directories.
+"""Public names: the names of certificates in ``certs/``, if they differ from those of their directories.
 
     certs/.live/+www -> www+5                        renaming over this link passes the name on
     certs/www.crt    -> .live/+www/fullchain.pem     key and certificate change in that one instant
@@ -29,7 +29,7 @@ class PublicNames:
         self._lock = Lock()  # groups switch in several threads
 
     def publish(self, wanted: Mapping[str, str]) -> None:
-        """Let public names lead to directories of certificates, each atomically, durably; idempotent."""
+        """Point public names at directories of certificates, each atomically and durably; idempotent."""
         with self._lock, ExitStack() as stack:
             paths = (self._layout.live, self._layout.certs, self._layout.chains)
             places = {path: stack.enter_context(closing(self._fs, self._fs.open_dir(path))) for path in paths}
@@ -44,7 +44,7 @@ class PublicNames:
 
     def _lead(self, public: str, directory: str, before: str, places: Mapping[Path, Handle]) -> None:
         live, name = places[self._layout.live], f"{ALIAS}{public}"
-        if not before:  # first through the alias, but still to the present certificate
+        if not before:  # first lead through the alias, but still to the current certificate
             before = public if self._fs.lstat(public, at=live) is not None else directory
             swap_link_at(self._fs, live, name, before)
             self._fs.fsync(live)

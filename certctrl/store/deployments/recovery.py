@@ -23,17 +23,17 @@ class RecoveryReport:
     completed: tuple[str, ...] = ()
     """Destinations that have the new files now."""
     rolled_back: tuple[str, ...] = ()
-    """Destinations that have the old files again, or what others wrote."""
+    """Destinations that have the old files again, or files that others wrote."""
     failed: tuple[str, ...] = ()
     """One line per failed deployment; its journal stays for the next start."""
 
 
 def recover(layout: ConfigDir, fs: Fs, roots: Sequence[str | Path]) -> RecoveryReport:
-    """Bring every unfinished deployment to all new or all old files, durably, and remove its leftovers.
+    """Complete every unfinished deployment or roll it back, durably, and remove its leftovers.
 
-    It is completed if every destination has its new file or can get it, and rolled back otherwise. A destination that
-    still is old and no longer below one of ``roots`` cannot get it. Failures are reported and retried at the next
-    start. Raises StateCorruptError for a damaged journal.
+    It is completed if every destination has its new file or can get it; otherwise it is rolled back. A destination that
+    still has the old file and is no longer below one of ``roots`` cannot get it. Failures are reported and retried at
+    the next start. Raises StateCorruptError for a damaged journal.
     """
     completed: list[str] = []
     rolled_back: list[str] = []
@@ -56,8 +56,8 @@ def recover(layout: ConfigDir, fs: Fs, roots: Sequence[str | Path]) -> RecoveryR
 def clear_up(layout: ConfigDir, fs: Fs, names: Iterable[str]) -> set[str]:
     """Remove leftovers of deployments that ended on a failing disk; return the names of the removed journals.
 
-    For the process that made them: a new file with a private key must not stay until the next start. What needs a
-    change of a destination is left to `recover`. Never raises DiskError.
+    For the process that made them: a new file with a private key must not stay until the next start. Changes of
+    destinations are left to `recover`. Never raises DiskError.
     """
     return {name for name in names if _is_cleared(layout, fs, name)}
 
@@ -92,7 +92,7 @@ def _is_settled(fs: Fs, here: Sequence[Place]) -> bool:
 
 @contextmanager
 def _opened(layout: ConfigDir, fs: Fs, entries: Sequence[Entry]) -> Iterator[list[Place]]:
-    """Provide the entries whose directories are there; what is left of the others is removed."""
+    """Yield the entries whose directories exist, opened, and remove the leftovers of the others."""
     with ExitStack() as stack:
         here: list[Place] = []
         aside = stack.enter_context(closing(fs, fs.open_dir(layout.journal)))

@@ -1,4 +1,4 @@
-"""Access control lists and security attributes of files: who can write, and what a replacement keeps.
+"""Access control lists and security attributes of files: find the users who can write, copy the attributes.
 
 A file with a POSIX ACL (acl(5)) shows the mask of its list as the group bits of its mode: the group itself may have
 less, and named users and groups have rights that the mode does not show. Lists of other kinds (NFSv4) are not judged
@@ -29,7 +29,7 @@ _MEASURED = ("security.ima", "security.evm")
 
 
 def is_kept(name: str) -> bool:
-    """Return whether an extended attribute decides about access, so that a replaced file must keep it."""
+    """Return whether an extended attribute affects access, so that a replacement must keep it."""
     if name.startswith("security."):
         return name not in _MEASURED
     return name.startswith("system.") and "acl" in name and name != "system.posix_acl_default"
@@ -62,9 +62,9 @@ def unknown_list(attributes: Mapping[str, bytes]) -> str:
 def other_writers(
     mode: int, gid: int, attributes: Mapping[str, bytes], users: Collection[int | None], groups: Collection[int]
 ) -> str:
-    """Return who can write besides the owner and these users and groups, for a message; empty: no one.
+    """Return who else than the owner and these users and groups can write, for a message; empty if no one can.
 
-    Judges effective rights: a right that the mask takes away does not count. An unknown list counts as a right.
+    Only effective rights count: those that the mask allows. An unknown list counts as a right of others.
     """
     if why := unknown_list(attributes):
         return f"others, perhaps: {why}"
@@ -86,8 +86,8 @@ def other_writers(
 def give_attributes(fs: Fs, handle: Handle, attributes: Mapping[str, bytes], mode: int) -> None:
     """Give a new file of mode 0600 this mode and the attributes of the file that it replaces.
 
-    As with chmod, the mode sets the rights of owner, mask and others. What a default ACL of the directory made the file
-    inherit is dropped.
+    As with chmod, the mode sets the rights of owner, mask and others. Entries inherited from the directory's default
+    ACL are dropped.
     """
     present = fs.attributes(handle)
     access = attributes.get(ACCESS)
@@ -122,7 +122,7 @@ def _with_mode(raw: bytes, mode: int) -> bytes:
 
 
 def _is_plain_nfs4(raw: bytes) -> bool:
-    """Whether an NFSv4 list has no more than the mode says: only entries for owner, group and everyone (RFC 7530, 6.2.1)."""
+    """Return whether an NFSv4 list has entries for owner, group and everyone only, like a mode (RFC 7530, 6.2.1)."""
     try:
         return all(who in _NFS4_PLAIN for who in _nfs4_names(raw))
     except struct.error:

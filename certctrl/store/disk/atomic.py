@@ -39,10 +39,10 @@ def write_atomic(
 ) -> None:
     """Replace the contents of ``path`` by ``data``; if ``durable``, the new contents survive a power cut.
 
-    ``durable=False`` skips every fsync: for files that a power cut may lose or tear and that are then read as absent.
+    ``durable=False`` skips every fsync: for files that a power cut may lose or tear, and that then count as absent.
     ``sync_parent=False`` syncs the bytes but not the name: after a power cut the file is the old or the new one, whole;
-    for files whose old version will do. ``keep_attributes``: with the ACL and security attributes of the old file, for
-    files that others may read. Raises DiskError; the old file is then intact.
+    for files whose old version is good enough. ``keep_attributes``: with the ACL and security attributes of the old
+    file, for files that others may read. Raises DiskError; the old file is then intact.
     """
     with closing(fs, fs.open_dir(path.parent)) as parent:
         kept = _attributes_of(fs, parent, path.name) if keep_attributes else None
@@ -92,7 +92,7 @@ def temp_name(fs: Fs, name: str) -> str:
 
 
 def is_temp(name: str) -> bool:
-    """Return whether a name has the form that `temp_name` gives."""
+    """Return whether a name has the form of those from `temp_name`."""
     return name.startswith(".") and name.endswith(_SUFFIX)
 
 

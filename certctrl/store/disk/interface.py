@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 
 class FileKind(StrEnum):
-    """What a directory entry is."""
+    """The kind of a directory entry."""
 
     FILE = "file"
     DIR = "dir"
@@ -66,7 +66,7 @@ class Fs(Protocol):
         """Open a file for reading and writing in place; create it if it is missing."""
 
     def open_in_place(self, path: str | Path, at: Handle | None = None) -> Handle:
-        """Open an existing file for writing over its bytes; never blocks on a FIFO."""
+        """Open an existing file to overwrite it; never blocks on a FIFO."""
 
     def create(self, path: str | Path, mode: int, at: Handle | None = None) -> Handle:
         """Create a new file with exactly this mode, regardless of the umask; EEXIST if the name exists."""
@@ -90,7 +90,7 @@ class Fs(Protocol):
         """Set owner and group of the open file or directory."""
 
     def attributes(self, handle: Handle) -> dict[str, bytes]:
-        """Return the extended attributes that decide about access (`acl.is_kept`): ACLs and security labels."""
+        """Return the extended attributes that affect access (`acl.is_kept`): ACLs and security labels."""
 
     def set_attribute(self, handle: Handle, name: str, value: bytes | None) -> None:
         """Set an extended attribute; None removes it."""
@@ -132,7 +132,7 @@ class Fs(Protocol):
         """Return the metadata of the open file or directory."""
 
     def mount(self, handle: Handle) -> int:
-        """Return a number of the mount that the open file or directory is on; 0 if it is not known."""
+        """Return a number of the mount that the open file or directory is on; 0 if unknown."""
 
     def readlink(self, path: str | Path, at: Handle | None = None) -> str:
         """Return the target of a symbolic link."""

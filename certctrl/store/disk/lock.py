@@ -1,8 +1,8 @@
 """Locks between processes: one daemon per config directory, one token refresh at a time.
 
 The locks are flocks on files that are never removed. The kernel releases them with the process, even after kill -9, so
-no stale pid or age has to be judged. The descriptors are close-on-exec: a command that outlives its parent does not
-keep the lock. The pid in the file is for messages only.
+no lock can be stale. The descriptors are close-on-exec: a command that outlives its parent does not keep the lock. The
+pid in the file is for messages only.
 """
 
 from __future__ import annotations

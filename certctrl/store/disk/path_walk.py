@@ -1,7 +1,7 @@
 """Walk to a path by name, to check who could change its contents.
 
-Nothing is opened: the owner of a directory on the way could replace it afterwards. For destinations, which are written,
-`safe_path` walks by handle and follows no links.
+Nothing is opened, so the owner of a directory on the way could replace it afterwards. For destinations, which are
+written, `safe_path` walks by handle and follows no links.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def steps_to(path: str) -> Iterator[tuple[str, os.stat_result]]:
 
 
 def writers_of(step: str, facts: os.stat_result, users: Collection[int], groups: Collection[int]) -> str:
-    """Return who can write to a step besides these users and groups, for a message; empty: no one.
+    """Return who else than these users and groups can write to a step, for a message; empty if no one can.
 
     A link has no rights, and in a sticky directory only its owner and that of an entry can replace the entry. Raises
     OSError if the access control list cannot be read.

@@ -36,7 +36,7 @@ class NoDirectoryError(PolicyRefusedError):
 
 @lean.frozen(kw_only=True)
 class DestinationFact:
-    """What is at a destination."""
+    """The state of a destination."""
 
     path: Path
     kind: FileKind = FileKind.MISSING
@@ -53,7 +53,7 @@ class DestinationFact:
     attributes: Mapping[str, bytes] = attrs.field(factory=dict, repr=False)
     """A file's ACL and security attributes."""
     identity: tuple[int, int] | None = None
-    """Device and inode; None if there is nothing."""
+    """Device and inode; None if nothing is there."""
     refusal: str | None = None
     """Why nothing may be written there; None if it may."""
 
@@ -66,7 +66,7 @@ def destination_facts(
     owner: int | None = None,
     in_place: bool = False,
 ) -> DestinationFact:
-    """Return what is at ``path`` and whether it may be written; ``roots``: directories below which writing is allowed.
+    """Return the state of ``path``, and whether it may be written: only below ``roots``.
 
     ``owner``: the intended owner of the file, who may own its directory, too. ``in_place``: an existing file is to be
     written over, not replaced. Raises DiskError if it cannot be read.
@@ -82,7 +82,7 @@ def destination_facts(
 
 
 def facts_at(fs: Fs, parent: Handle, path: Path, *, in_place: bool = False) -> DestinationFact:
-    """Return what is at ``path``, whose directory is open as ``parent``; ``in_place``: as for `destination_facts`."""
+    """Return the state of ``path``, whose directory is open as ``parent``; ``in_place``: as for `destination_facts`."""
     found = fs.lstat(path.name, at=parent)
     if found is None:
         return DestinationFact(path=path)
@@ -91,7 +91,7 @@ def facts_at(fs: Fs, parent: Handle, path: Path, *, in_place: bool = False) -> D
             found.kind, "a device, pipe or socket"
         )
         return _fact(path, found, refusal=f"{path} is {named}, not a regular file")
-    with closing(fs, fs.open_file(path.name, at=parent)) as handle:  # all that is judged and kept comes from it
+    with closing(fs, fs.open_file(path.name, at=parent)) as handle:  # all checks and copies use this handle
         data, found = _read(fs, handle)
         attributes = fs.attributes(handle)
         mounted = fs.mount(handle) != fs.mount(parent)

@@ -1,7 +1,7 @@
 """Write and remove the small public files with which a web server answers challenges.
 
-Their directory is outside the agent's own, so it is opened as those of deployed files are: step by step, without
-following links, and not if other users could change what is in it. A file that the agent did not write is never
+Their directory is outside the agent's own, so it is opened like those of deployed files: step by step, without
+following links, and not if other users could change its contents. A file that the agent did not write is never
 replaced or removed.
 """
 

@@ -1,7 +1,7 @@
 """Create the config directory's tree and keep it private (spec, "File Permissions").
 
-Everything is below one directory of mode 0700, so a wrong mode further down exposes nothing yet; it is repaired
-nevertheless, because directories are copied and moved.
+Everything is below one directory of mode 0700, so a wrong mode further down exposes nothing yet; it is repaired anyway,
+because directories are copied and moved.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class ModeFinding(NamedTuple):
 
     path: Path
     what: str
-    """What was found, for the operator."""
+    """The problem, for the operator."""
     fix: str
     """The command that fixes it."""
     repaired: bool
@@ -70,8 +70,8 @@ def _make_dir(fs: Fs, path: Path, mode: int) -> None:
 def check_modes(fs: Fs, layout: ConfigDir, *, repair: bool = True) -> list[ModeFinding]:
     """Return entries that are too accessible, after removing the excess permissions if ``repair``.
 
-    Raises ConfigError if the config directory is missing and, with ``repair``, for what cannot be repaired: a foreign
-    owner, a link in place of a directory, a mode that may not be changed.
+    Raises ConfigError if the config directory is missing and, with ``repair``, if an entry cannot be repaired: a
+    foreign owner, a link in place of a directory, a mode that may not be changed.
     """
     root = fs.lstat(layout.root)
     if root is None:
@@ -92,7 +92,7 @@ def _refuse_open_policy(fs: Fs, layout: ConfigDir, root: Stat) -> None:
         found = fs.lstat(path)
         if found is not None and found.mode & _WRITABLE_BY_OTHERS and root.mode & 0o011:
             fix = f"review it, then chmod go-w {path} and chmod 0700 {layout.root}"
-            raise ConfigError("others can write it, and it decides what runs here", file=str(path), fix=fix)
+            raise ConfigError("others can write it, and it decides which commands may run", file=str(path), fix=fix)
 
 
 def _watched(fs: Fs, layout: ConfigDir) -> Iterator[tuple[Path, int]]:

@@ -1,4 +1,4 @@
-"""The converter of the state files: how records, signals and certificate facts are written as JSON.
+"""The converter of the state files: records, signals and certificate facts as JSON.
 
 It ignores keys of later releases. Records stay flat: the facts of a certificate are next to its other fields,
 because `CertRecord.facts` is marked ``inline``. Signals have the form of the wire.

@@ -26,13 +26,13 @@ def sweep_leftovers(layout: ConfigDir, fs: Fs) -> int:
 
 
 REBUILD = "restore it from a backup, or remove it; the agent then fetches and reconciles everything once"
-"""Fix for a damaged file of what is installed."""
+"""Fix for a damaged file about the installation."""
 RESYNC = "remove it; the agent then reconciles this host with the plane once"
 """Fix for a damaged file of the session."""
 
 
 class StateFiles:
-    """State files by path; a file that has the new contents already is not written again."""
+    """State files by path; a file that already has the new contents is not written again."""
 
     def __init__(self, fs: Fs) -> None:
         self._fs = fs

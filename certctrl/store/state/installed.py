@@ -35,7 +35,7 @@ class StoredInstallConfig:
     high_water: Mapping[str, int] = attrs.field(factory=dict)
     """Config id -> highest version ever stored; maintained by `InstalledState`, the caller's value is ignored."""
     hashes: Mapping[str, str] = attrs.field(factory=dict)
-    """Config id -> hash of that version; maintained likewise, missing in files of earlier releases."""
+    """Config id -> hash of that version; maintained likewise, and missing in files of earlier releases."""
 
     def hash_seen(self, config_id: str, version: int) -> str:
         """Return the hash with which a version of a config was stored; empty if unknown."""
@@ -45,13 +45,13 @@ class StoredInstallConfig:
 
 
 def _has_plain_names(record: CertRecord) -> bool:
-    """Whether the directory names in a record are plain: they become parts of paths."""
+    """Return whether the directory names in a record, which become parts of paths, are plain."""
     ids = (record.generation, record.activated, record.staged)
     return is_plain_name(record.name) and all(is_plain_name(one) for one in ids if one)
 
 
 def _names_own_file(record: CaRecord) -> bool:
-    """Whether the file of a CA is one that the agent writes: it is removed without asking the policy again."""
+    """Return whether the agent writes such files for CAs, so that it may remove this one without the policy."""
     name = record.path.rpartition("/")[2]
     return not record.path or (name.startswith(CA_FILE_PREFIX) and name.endswith(f"-{record.ca_id}.crt"))
 
@@ -61,7 +61,7 @@ def _new_password(kind: str) -> str:
 
 
 class InstalledState:
-    """The half of the state that the installation pipeline owns. Methods block on the disk and raise DiskError."""
+    """The state of the installation pipeline. Methods block on the disk and raise DiskError."""
 
     def __init__(self, layout: ConfigDir, fs: Fs) -> None:
         self.layout = layout

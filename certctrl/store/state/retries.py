@@ -1,7 +1,7 @@
 """Read ``state/retries.json``: failures and when they are retried.
 
-Earlier releases kept failures with the signals of the inbox and with the records of certificates; while there is no
-``retries.json``, they are taken from there.
+Earlier releases kept failures with the signals of the inbox and with the records of certificates; without a
+``retries.json``, they are read from there.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def has_failed(row: dict[str, Any]) -> bool:
 
 
 def _earlier(files: StateFiles, layout: ConfigDir) -> Iterable[Retry]:
-    """Return the failures that earlier releases kept; the retry of a signal replaces that of its certificate."""
+    """Return the failures that an earlier release kept; the retry of a signal replaces that of its certificate."""
     found: dict[str, Retry] = {}
     certificates = files.load_part(layout.certificates, "certificates", dict[str, dict[str, Any]], {}, REBUILD)
     for cert_id, row in certificates.items():

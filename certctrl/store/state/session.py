@@ -76,12 +76,12 @@ class SessionState:
 
     def load_known_plane(self) -> KnownPlane | None:
         """Return the plane whose signals this host follows."""
-        path, fix = self.layout.known_plane, "remove it; the agent then takes the present plane for the known one"
+        path, fix = self.layout.known_plane, "remove it; the agent then treats the current plane as the known one"
         found: KnownPlane | None = self._files.load_part(path, "plane", KnownPlane, None, fix)
         return found
 
     def save_known_plane(self, plane: KnownPlane) -> None:
-        """Replace it."""
+        """Replace the known plane."""
         self._files.save_json(self.layout.known_plane, {"plane": self._files.unstructured(plane)})
 
     # --- identity -----------------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ class SessionState:
         return device_id, secret
 
     def save_next_identity(self, device_id: str | None, secret: bytes | None) -> None:
-        """Save what a registration is going to use in place of a missing or damaged id or key."""
+        """Save the id and key that a registration will use in place of missing or damaged ones."""
         if device_id is not None:
             self._files.save_text(self.layout.next_device_id, device_id, "device id")
         if secret is not None:
@@ -196,7 +196,7 @@ class SessionState:
                 self._files.save_json(self.layout.plane_features, body)
 
     def reserve_tokens(self, size: int = 16_384) -> Reservation:
-        """Reserve disk space for new tokens. Raises DiskError if there is none: then do not refresh."""
+        """Reserve disk space for new tokens. Raises DiskError if there is none; do not refresh then."""
         return Reservation(self._fs, self.layout, size, self.save_tokens, self._save_features)
 
     # --- challenges ---------------------------------------------------------------------------------------
@@ -208,7 +208,7 @@ class SessionState:
         return found
 
     def save_challenges(self, challenges: Sequence[Challenge]) -> None:
-        """Replace them."""
+        """Replace the challenges."""
         self._files.save_json(self.layout.challenges, {"challenges": self._files.unstructured([*challenges])})
 
     # --- signals ------------------------------------------------------------------------------------------

@@ -2,8 +2,8 @@
 
     keys/staged/CERT-ORDER-NAME.key       0600 in a directory of mode 0700
 
-A key is durable before anything that depends on it leaves the host, and stays until a generation with it is live or
-nothing needs it any longer. Its file name contains certificate and order, so that keys are listed without reading them.
+A key is durable before anything that depends on it leaves the host, and stays until a generation with it is live, or it
+is no longer needed. Its file name contains certificate and order, so that keys are listed without reading them.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _FIX = "remove it; the agent then makes a new key and requests a new certificate
 
 @lean.frozen
 class StagedKey:
-    """One staged key; its contents are read by `StagedKeys.load` only."""
+    """One staged key; only `StagedKeys.load` reads its contents."""
 
     cert_id: int
     order_id: int
-    """The plane's order that asked for it."""
+    """The plane's order that requested it."""
     name: str
     """Directory-safe primary name of the certificate."""
 
@@ -57,11 +57,11 @@ class StagedKeys:
         self._fs = fs
         self._files = StateFiles(fs)
         self._lock = Lock()
-        """Of ``_known``; not held while a key is written, as the event loop reads it too."""
+        """Guards ``_known``; not held while a key is written, as the event loop reads it, too."""
         self._known: dict[int, tuple[StagedKey, ...]] | None = None
         """By certificate, those of newer orders last."""
         self._durable: set[StagedKey] = set()
-        """Those whose file names are durable for sure: not those that a crash before the last fsync may have left."""
+        """Those whose file names certainly are durable: a crash may have left others before their last fsync."""
 
     def all(self) -> tuple[StagedKey, ...]:
         """Return the staged keys by certificate and order; read from the disk once, as only this process changes them."""
@@ -79,7 +79,7 @@ class StagedKeys:
         return next((one for one in self.of(cert_id) if one.order_id == order_id), None)
 
     def load(self, key: StagedKey) -> bytes | None:
-        """Return a staged key in PEM; None if its file is missing, or is not one that this agent has written."""
+        """Return a staged key in PEM; None if its file is missing, or this agent did not write it."""
         try:
             return self._files.load_bytes(self._path(key), _LARGEST, _FIX)
         except StateCorruptError:
@@ -96,7 +96,7 @@ class StagedKeys:
         return key
 
     def secure(self, key: StagedKey) -> None:
-        """Make sure that a staged key survives a power cut, although an earlier run may have ended while it was staged."""
+        """Make sure that a staged key survives a power cut, even if an earlier run ended while it staged the key."""
         if key in self._durable:
             return
         with closing(self._fs, self._fs.open_dir(self._directory)) as directory:
@@ -112,7 +112,7 @@ class StagedKeys:
 
     @contextmanager
     def _read_again_if_refused(self) -> Iterator[None]:
-        """Read the directory again after the disk refused a change, which may have been made all the same."""
+        """Read the directory again after the disk refused a change, because it may have been made nevertheless."""
         try:
             yield
         except DiskError:

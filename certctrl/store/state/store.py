@@ -1,4 +1,4 @@
-"""What one agent remembers between runs (spec, "State Persistence"), in three parts.
+"""The durable state of one agent (spec, "State Persistence"), in three parts.
 
 The installation gets only `InstalledState`, so that no token reaches it.
 """
