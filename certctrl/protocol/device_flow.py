@@ -1,7 +1,7 @@
 """Device authorization (RFC 8628) as a small state machine.
 
-Polls are at least ``interval`` apart. ``slow_down`` adds five seconds permanently, a failed connection doubles the
-pause before the next poll only. There is no poll after the code has expired.
+Polls are at least ``interval`` apart. ``slow_down`` adds five seconds permanently; a failed connection doubles only the
+pause before the next poll. No poll is sent after the code has expired.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_PAUSE = 60.0
 
 @lean.frozen(kw_only=True)
 class GrantStarted:
-    """The codes of a grant: one for the operator, one to poll with."""
+    """The codes of a grant: one for the operator, one for polls."""
 
     device_code: str = attrs.field(repr=False)
     user_code: str
@@ -183,7 +183,7 @@ def uri_problem(uri: str, server_url: str, approval_host: str = "") -> str | Non
     if page.scheme != "https" and not (page.scheme == "http" == plane.scheme and ours == theirs):
         return "it is not https"
     if page.username is not None or page.password is not None:
-        return "it carries credentials"
+        return "it contains credentials"
     if not theirs or theirs not in (ours, approval_host.lower()):
         return f"it is on another host than {ours or 'the control plane'}"
     return None

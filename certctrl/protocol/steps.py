@@ -13,7 +13,7 @@ from certctrl.model.status import StopReason
 
 
 class WaitReason(StrEnum):
-    """What the next request waits for."""
+    """Why the next request waits."""
 
     START = "not started"
     SPREAD = "spread"
@@ -96,7 +96,7 @@ class AlertKind(StrEnum):
 
 @lean.frozen
 class Alert:
-    """A problem that operators must know of; collected in ``Session.take_alerts``."""
+    """A problem to report to operators, or its end; collected in ``Session.take_alerts``."""
 
     kind: AlertKind
     text: str

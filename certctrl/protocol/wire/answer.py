@@ -33,7 +33,7 @@ _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 
 
 def object_of(answer: Answer, *, cap: int = BODY_CAP) -> dict[str, Any]:
-    """Return the JSON object of an answer; raises BadAnswerError for anything else."""
+    """Return the JSON object of an answer. Raises BadAnswerError for anything else."""
     if not answer.is_json:
         kind = one_line(answer.headers.get("content-type") or "no content type", 60)
         raise BadAnswerError(
@@ -71,7 +71,7 @@ def parse_error(answer: Answer, wall_now: float | None = None) -> PlaneError:
     """
     if 300 <= answer.status <= 399:
         raise BadAnswerError(
-            f"the server redirects (status {answer.status}), which is never followed with credentials",
+            f"the server redirects (status {answer.status}); requests with credentials never follow",
             fix="set server_url to the address that it redirects to",
         )
     error = object_of(answer).get("error")

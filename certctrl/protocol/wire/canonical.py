@@ -67,7 +67,7 @@ def _number(value: int | float) -> str:
 
 
 def _ecmascript(digits: str, point: int) -> str:
-    """Lay out ``0.digits × 10^point`` as Number::toString does (ECMA-262 §6.1.6.1.20)."""
+    """Format ``0.digits × 10^point`` as Number::toString does (ECMA-262 §6.1.6.1.20)."""
     count = len(digits)
     if -6 < point <= 21:
         if point <= 0:

@@ -127,7 +127,7 @@ def materials_from_wire(data: object) -> DeployMaterials:
 
 
 def _is_blank(text: str) -> bool:
-    """Return whether base64 text says only zero bytes."""
+    """Return whether base64 text encodes only zero bytes."""
     return not text.strip("A=")
 
 

@@ -91,6 +91,6 @@ def _grant_status(data: object) -> GrantEvent:
     if status == "ready":
         try:
             return _read_ready(data)
-        except Misfit as misfit:  # nothing better comes: the plane has given out its only answer
+        except Misfit as misfit:  # final: the plane gives out a grant only once
             return GrantUnusable(f"approved, but the plane's answer cannot be used: {misfit}")
     return _GRANT_EVENTS.get(status) or GrantFailed(f"unknown grant status {one_line(status, 40)}")

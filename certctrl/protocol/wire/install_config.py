@@ -1,7 +1,7 @@
-"""Read the install config: the hash matches, ids are unique, and there is no cycle; otherwise all of it is refused.
+"""Read the install config, and refuse all of it for a wrong hash, duplicate ids, or dependencies that form a cycle.
 
-An item that does not fit, such as one of an unknown type, is refused alone. The host's policy judges paths,
-commands and virtual files later, item by item.
+A single invalid item, such as one of an unknown type, is refused alone. The host's policy checks paths, commands and
+virtual files later, item by item.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ MAX_INSTALLS_TEXT = 4_194_304
 FIELDS = (
     "id", "user_device_id", "version", "installs", "installs_json", "installs_hash_b64", "installs_hash", "updated_at",
 )  # fmt: skip
-"""The fields of an install config that are worth storing: all that this module reads, and whose it is."""
+"""The fields of an install config to store: those that this module reads, and its owner."""
 _PATH = "install config"
 
 
@@ -60,7 +60,7 @@ class _Document:
 
     @property
     def may_be_absent(self) -> bool:
-        """Whether, without items, this says that there is no config for this device."""
+        """Whether this document, if it has no items, means that the device has no config."""
         return self.installs_hash_b64 is None or not self.version
 
 
@@ -86,8 +86,9 @@ _read_document = wire_class(
 def install_config_from_wire(data: object) -> InstallConfig:
     """Return the verified install config of a plane's ``data`` object.
 
-    No items without a hash or with version 0 mean that the plane has no config for this device (``absent``). Raises
-    PlanError with ``reason`` ``schema``, ``hash``, ``duplicate-id``, ``unknown-dependency``, ``cycle`` or ``depth``.
+    A document without items, and without a hash or with version 0, means that the plane has no config for this device
+    (``absent``). Raises PlanError with ``reason`` ``schema``, ``hash``, ``duplicate-id``, ``unknown-dependency``,
+    ``cycle`` or ``depth``.
     The caller decides whether the version may replace the current one.
     """
     try:
@@ -183,8 +184,8 @@ def _same_hash(digest: str, text: str) -> bool:
 def items_from_local(rows: Sequence[Mapping[str, Any]], *, strict: bool = False) -> tuple[InstallItem, ...]:
     """Return this host's own items (``installs.local.json``); their ids get the prefix ``local:``.
 
-    ``depends_on`` names a local item if one has that id, otherwise an item of the plane. An item that does not fit, or
-    has an unknown key, is refused alone; with ``strict``, to check a file, it is an error. Raises ConfigError with the
+    ``depends_on`` names a local item if one has that id, otherwise an item of the plane. An invalid item, or one with
+    an unknown key, is refused alone; with ``strict``, to check a file, it is an error. Raises ConfigError with the
     JSON path.
     """
     read = item_from_wire if strict else item_or_refused
@@ -232,7 +233,7 @@ _MOST_NAMED = 20
 
 
 def _named(ids: Sequence[str]) -> str:
-    """Return ids as they are written in the local file."""
+    """Return ids as the local file contains them."""
     more = ", …" if len(ids) > _MOST_NAMED else ""
     return ", ".join(one_line(one.removeprefix(LOCAL_PREFIX), 80) for one in ids[:_MOST_NAMED]) + more
 

@@ -145,7 +145,7 @@ def _one_of(value: Any, known: Sequence[str]) -> str:
 
 
 def _host(value: Any, _: Any = None) -> str:
-    """Return a domain name or address: what else a resolver or server would be given is the sender's to choose."""
+    """Return a domain name or address; the sender must not choose any other input of resolvers and servers."""
     host = _BRACKETED.sub(r"\1", _host_text(value))
     address, _, zone = host.partition("%")
     try:
@@ -288,7 +288,7 @@ _ITEMS: dict[str, Read[InstallItem]] = {
 
 
 def _readable(hook: Hook, default: Any) -> Hook:
-    """Return a hook that gives ``default`` for what does not fit: what a refused item is about should still be known."""
+    """Return a hook with ``default`` for invalid values, so that the other fields of a refused item are still known."""
 
     def structure(value: Any, _: Any = None) -> Any:
         try:
@@ -384,9 +384,9 @@ def _refuse_no_targets(item: InstallItem, path: str) -> None:
 
 
 def item_or_refused(raw: object, path: str, *, local_names: frozenset[str] | None = None) -> InstallItem:
-    """Return one item; one that does not fit is ``refused``, so that the others still run.
+    """Return one item; an invalid one is ``refused``, so that the others still run.
 
-    ``local_names``: as for `item_from_wire`. Raises Misfit only if the id does not fit: what depends on the item would
+    ``local_names``: as for `item_from_wire`. Raises Misfit only if the id is invalid: the items that depend on it would
     be unknown.
     """
     try:

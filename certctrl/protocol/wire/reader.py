@@ -31,7 +31,7 @@ MAX_TEXT = 262_144
 """Characters."""
 MAX_LIST = 10_000
 MAX_VALUES = 100_000
-"""Values of one text, about; a megabyte of tiny values would become thirty in memory."""
+"""Approximate number of values in one text; a megabyte of tiny values would take thirty in memory."""
 
 _DIGITS = re.compile(r"-?[0-9]{1,19}", re.ASCII)
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")  # escaped, or in a text that was not decoded here
@@ -83,7 +83,7 @@ def _no_constant(name: str) -> NoReturn:
 def has_too_many_values(text: str) -> bool:
     """Return whether JSON may have more than ``MAX_VALUES`` values, before it is parsed.
 
-    Each value but the first follows a bracket or comma; those inside of texts count, too.
+    Each value except the first follows a bracket or comma; those inside of texts count, too.
     """
     return sum(map(text.count, "{[,")) > MAX_VALUES
 

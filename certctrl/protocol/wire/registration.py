@@ -1,4 +1,4 @@
-"""Registrations of a device (docs/protocol.md). A daemon that is registered does not load this module."""
+"""Registrations of a device (docs/protocol.md). The daemon of a registered device does not load this module."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def challenge_from_wire(data: object) -> KeyChallenge | None:
 def key_proof(secret: bytes) -> str:
     """Return the answer to a challenge that contained ``secret``.
 
-    A hash, so that no control plane can make a device open other things that were sealed to it.
+    A hash, so that no control plane can use a device to open other data that was sealed to it.
     """
     return base64.b64encode(hashlib.sha256(b"cert-ctrl key proof\0" + secret).digest()).decode()
 

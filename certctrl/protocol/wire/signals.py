@@ -39,7 +39,7 @@ MAX_TS_MS = 253_402_300_799_999
 _TYPE_LIMIT = 128
 _NAME_LIMIT = 256
 _REF_LIMIT = 4096
-"""Characters of a ``ref`` as JSON that an ack repeats exactly; of a larger one, only the known fields."""
+"""Characters of a ``ref`` as JSON that an ack repeats exactly; of a larger ``ref`` it repeats the known fields only."""
 _REF_VALUES = 32
 """Likewise: values, about."""
 
@@ -72,7 +72,7 @@ def _stop(cls: type[ChallengeStop]) -> Read[KnownSignal]:
 
 
 def _checked(signal: ChallengeStart) -> ChallengeStart:
-    """Refuse what could not be a challenge: its token becomes a file name."""
+    """Refuse values that cannot be a challenge's, because the token becomes a file name."""
     _checked_token(signal)
     if fault := key_authorization_fault(signal.token, signal.key_authorization):
         raise Misfit(fault, ".key_authorization")
@@ -116,7 +116,7 @@ def signal_from_wire(raw: object) -> Signal:
     """Return a signal from one element of a page or of the inbox; never raises.
 
     One that does not fit its schema becomes a ``MalformedSignal``, one of an unknown type an ``UnknownSignal``.
-    ``signal_from_wire(to_wire(signal)) == signal`` for all but the reason of a malformed one.
+    ``signal_from_wire(to_wire(signal)) == signal``, except for the reason of a malformed one.
     """
     if not isinstance(raw, dict):
         return MalformedSignal("", 0, {}, f"expected an object, got {kind_of(raw)}")
@@ -141,7 +141,7 @@ def signal_from_wire(raw: object) -> Signal:
 
 
 def _malformed(name: str, ts_ms: int, ref: dict[str, Any], why: str) -> MalformedSignal:
-    """Return a malformed signal; without the time if its large reference is dropped, so that it stays malformed."""
+    """Return a malformed signal; if its large reference is dropped, without its time, so that it stays malformed."""
     return MalformedSignal(name, ts_ms, ref, why) if _is_small(ref) else MalformedSignal(name, 0, {}, why)
 
 

@@ -24,7 +24,7 @@ class Refreshed:
     expires_in: float | None = None
     """Seconds; None: unknown."""
     plane_anchor_pem: str | None = None
-    """A CA that the plane is going to use for its own certificate; None: none, or not a usable text."""
+    """The next CA of the plane's own certificate; None: none, or not a usable text."""
     features: frozenset[str] = frozenset()
     """Features of the plane; one that announces none has none."""
 
@@ -41,14 +41,14 @@ _token_text = text(8192)
 
 
 def _lifetime(value: Any, _: Any = None) -> float | None:
-    """Return seconds, or None for anything odd: the token's own ``exp`` decides."""
+    """Return seconds, or None for anything else: the token's own ``exp`` decides then."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 2**31:
         return None
     return float(value)
 
 
 def _anchor(value: Any, _: Any = None) -> str | None:
-    """Return a PEM text, or None for anything odd, which must not fail a refresh."""
+    """Return a PEM text, or None for anything else, which must not fail a refresh."""
     usable = isinstance(value, str) and len(value) <= _MAX_ANCHOR and value.isascii()
     return value if usable and value else None
 
@@ -59,7 +59,7 @@ def features(value: Any, _: Any = None) -> frozenset[str]:
 
 
 SESSION: dict[str, Hook] = {"access_token": _token, "refresh_token": _token, "expires_in": _lifetime}
-"""How the fields of a session are read, in a refresh as in a registration."""
+"""The hooks of a session's fields, in a refresh as in a registration."""
 _read_refreshed = wire_class(Refreshed, SESSION | {"plane_anchor_pem": _anchor, "features": features})
 
 
