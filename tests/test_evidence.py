@@ -54,7 +54,7 @@ def test_a_page_names_only_what_exists(page: Path) -> None:
 QUOTED = (
     "the check refuses the new certificate", "exited with", "serves another certificate", "serves no certificate",
     "the previous state does not serve either", "placeholder put in its place", "still serves it from memory",
-    "and kept in use", "not among owners", "refuses TLS (answered", "the SMTP server does not offer STARTTLS",
+    "but kept in use", "not among owners", "refuses TLS (answered", "the SMTP server does not offer STARTTLS",
     "the SMTP server says", "the IMAP server refuses STARTTLS", "bundle.jks needs the package pyjks", "haproxy rejects",
     "holds another certificate", "private.key does not belong",
 )  # fmt: skip

@@ -135,5 +135,5 @@ def test_a_removed_certificate_is_served_until_nginx_ends(trial: Trial) -> None:
 
 def test_a_kept_certificate_is_alerted_as_well(trial: Trial) -> None:
     with revoked(trial, "keep") as it:
-        assert (it.outcome, it.why) == ("applied", "revoked, and kept in use: on_revoked is keep")
+        assert (it.outcome, it.why) == ("applied", "revoked, but kept in use: on_revoked is keep")
         assert trial.shown() == it.leaf
