@@ -69,7 +69,7 @@ def test_a_new_connection_uses_the_password_of_now(
         reconnect(database)
     file.write_text(contents.format("second"))
     reconnect(database)
-    database.connect_to_listen().close()
+    database.connections.open_to_listen().close()
 
 
 def test_a_new_password_may_contain_brackets(

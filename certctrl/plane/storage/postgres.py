@@ -11,10 +11,8 @@ import contextlib
 import errno
 import logging
 import random
-import re
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache, partial
 from typing import Any
@@ -22,25 +20,20 @@ from typing import Any
 import psycopg
 import trio
 from psycopg import errors
-from psycopg.conninfo import conninfo_to_dict
-from psycopg.rows import dict_row, tuple_row
-from psycopg.types.numeric import Int8Dumper
+from psycopg.rows import tuple_row
 
-from certctrl.errors import CertctrlError, ConfigError, DiskError
+from certctrl.errors import ConfigError, DiskError
 from certctrl.plane.errors import DatabaseAwayError
 from certctrl.plane.storage.database import Callbacks, Database, Row, T, Waiting
+from certctrl.plane.storage.postgres_connections import Connection, Connections
 from certctrl.plane.storage.postgres_wakes import Wakes, first_line
 from certctrl.plane.storage.queue import Queue
 from certctrl.plane.storage.schema import postgres_script, scripts_to_run
-
-Connection = psycopg.Connection[dict[str, Any]]
 
 CONNECTIONS = 8
 """Units of work at a time, each with a connection."""
 COMMIT_SECONDS = 10.0
 """Longest wait of a commit for the synchronous standby."""
-_PREPARED = 400
-"""Prepared statements per connection: those for several devices differ in the number of their values."""
 _OLDEST = 150_000
 _ATTEMPTS = 6
 _FIRST_PAUSE = 0.005
@@ -48,11 +41,6 @@ _MIGRATION_LOCK = 0x63657274  # "cert"
 _LOST_RACE = (errors.SerializationFailure, errors.DeadlockDetected, errors.UniqueViolation)
 _NO_ROOM = (errors.DiskFull, errors.ReadOnlySqlTransaction)
 _AWAY = (psycopg.OperationalError, psycopg.InterfaceError)
-_CONNECTION = {
-    "connect_timeout": 5, "application_name": "certctrl-plane", "keepalives_idle": 10, "keepalives_interval": 5,
-    "keepalives_count": 3, "tcp_user_timeout": 20_000, "options": "-c lock_timeout=10s -c statement_timeout=60s",
-}  # fmt: skip
-"""A server that vanishes without a packet is noticed within half a minute."""
 
 log = logging.getLogger("certctrl.Plane")
 
@@ -76,19 +64,14 @@ class PostgresDatabase(Database):
 
         ``url`` is a connection URI of libpq; a password in it counts only without ``password``. ``listen_url`` leads to
         the server itself if ``url`` is that of a pooler, whose connections may change with each transaction.
-        ``read_again`` returns ``url`` and ``password`` of now: new connections use another password in them. Raises
-        ConfigError for an unusable URL, server or schema, and DatabaseAwayError if the server does not answer.
+        ``read_again`` returns the current ``url`` and ``password``, whose password new connections use. Raises ConfigError
+        for an unusable URL, server or schema, and DatabaseAwayError if the server does not answer.
         """
         super().__init__()
-        self._parameters = self._listen_parameters = _parameters(url, password)
-        if listen_url:
-            self._listen_parameters = _parameters(listen_url, password or self._parameters.get("password"))
-            self._parameters = _for_pooler(self._parameters)
-        self._read_again = read_again
-        self._unreadable = False
-        self.name = _name_of(self._parameters)
-        """Host and database, for messages."""
-        self._idle: deque[Connection] = deque()
+        self.connections = Connections(
+            url, password=password, listen_url=listen_url, read_again=read_again, on_notice=self._note_warning
+        )
+        self.name = self.connections.name
         self._limiter = trio.CapacityLimiter(connections)
         self._queue = Queue()
         self._local = threading.local()
@@ -210,47 +193,19 @@ class PostgresDatabase(Database):
         row = self.one(
             "SELECT count(*) AS n FROM pg_stat_activity WHERE datname = current_database() AND application_name = ?"
             " AND pid <> pg_backend_pid()",
-            self._parameters["application_name"],
+            self.connections.application,
         )
         return 0 if row is None else int(row["n"])
-
-    def connect(self) -> Connection:
-        """Return a new connection, which the caller closes."""
-        connection: Connection = psycopg.connect(**self._with_password(self._parameters), row_factory=dict_row)
-        connection.add_notice_handler(self._note_warning)
-        connection.prepared_max = _PREPARED
-        connection.adapters.register_dumper(int, Int8Dumper)  # by default, statements differ in the size of each number
-        return connection
-
-    def connect_to_listen(self) -> Connection:
-        """Return a new connection for LISTEN, which the caller closes."""
-        connection: Connection = psycopg.connect(**self._with_password(self._listen_parameters), row_factory=dict_row)
-        return connection
-
-    def _with_password(self, parameters: dict[str, Any]) -> dict[str, Any]:
-        """Return the parameters with the password of now; if it cannot be read, with the former one."""
-        if self._read_again is None:
-            return parameters
-        try:
-            password = _parameters(*self._read_again()).get("password")
-        except CertctrlError as error:
-            if not self._unreadable:
-                log.warning("the database's password cannot be read again, using the former one: %s", error)
-            self._unreadable = True
-            return parameters
-        self._unreadable = False
-        return parameters if password is None else parameters | {"password": password}
 
     async def exchange_wakes(self, waiting: Waiting) -> None:
         """Exchange wakes with the other planes; see ``Database.exchange_wakes``."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._end_long_commits)
-            nursery.start_soon(Wakes(self, self.connect_to_listen, waiting).run)
+            nursery.start_soon(Wakes(self, self.connections.open_to_listen, waiting).run)
 
     def close(self) -> None:
         """Close the connections that no unit uses."""
-        while self._idle:
-            self._idle.pop().close()
+        self.connections.close()
 
     # --- one transaction ------------------------------------------------------------------------------------------
 
@@ -283,7 +238,7 @@ class PostgresDatabase(Database):
 
         A block that is ``reading`` runs without a transaction, and must not change anything.
         """
-        connection, callbacks = self._take(), Callbacks()
+        connection, callbacks = self.connections.take(), Callbacks()
         if connection.autocommit != reading:
             connection.autocommit = reading
         self._local.connection, self._local.callbacks = connection, callbacks
@@ -299,10 +254,7 @@ class PostgresDatabase(Database):
                 connection.rollback()
             raise
         finally:
-            if connection.closed:
-                connection.close()
-            else:
-                self._idle.append(connection)
+            self.connections.give_back(connection)
 
     def _commit(self, connection: Connection) -> None:
         """Commit; raises DatabaseAwayError if that may be stored or not, or only here: it must not be repeated here."""
@@ -330,14 +282,6 @@ class PostgresDatabase(Database):
                 if time.monotonic() - since >= COMMIT_SECONDS:
                     with contextlib.suppress(psycopg.Error):
                         await trio.to_thread.run_sync(connection.cancel_safe, abandon_on_cancel=True)
-
-    def _take(self) -> Connection:
-        with contextlib.suppress(IndexError):
-            while True:
-                connection = self._idle.pop()
-                if not connection.closed:
-                    return connection
-        return self.connect()
 
     def _connection(self) -> Connection | None:
         return getattr(self._local, "connection", None)
@@ -428,25 +372,3 @@ def translated(sql: str) -> bytes:
 def _without_nul(value: Any) -> Any:
     """Return a value that PostgreSQL can store: its texts contain no NUL."""
     return value.replace("\0", "\ufffd") if isinstance(value, str) else value
-
-
-def _parameters(url: str, password: str | None) -> dict[str, Any]:
-    try:
-        parameters = conninfo_to_dict(url)
-    except psycopg.ProgrammingError as error:
-        what = re.sub('".*"', '"…"', first_line(error))  # the quoted part may be one of the password
-        fix = "use postgresql://USER@HOST/DATABASE; in a password, write % as %25"
-        raise ConfigError(f"the database URL is not valid: {what}", fix=fix) from None
-    return _CONNECTION | parameters | ({} if password is None else {"password": password})
-
-
-def _for_pooler(parameters: dict[str, Any]) -> dict[str, Any]:
-    """Return the parameters without what belongs to one connection of the server."""
-    if parameters.get("options") == _CONNECTION["options"]:
-        parameters = {name: value for name, value in parameters.items() if name != "options"}
-    return parameters | {"prepare_threshold": None}
-
-
-def _name_of(parameters: dict[str, Any]) -> str:
-    host = parameters.get("host") or parameters.get("hostaddr") or "local"
-    return f"postgresql://{host}/{parameters.get('dbname') or parameters.get('user') or ''}"

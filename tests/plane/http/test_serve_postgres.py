@@ -88,7 +88,7 @@ async def test_requests_that_would_wait_for_a_slow_database_are_refused_early(
             plane = await nursery.start(partial(serve_plane, tmp_path / "plane", settings=FAST, connect=connect))
             async with connected(plane, operator_key(plane)) as operator:
                 token = (await enrolled(operator, form))["session"]["access_token"]
-            other, answers = opened[0].connect(), list[int]()
+            other, answers = opened[0].connections.open(), list[int]()
             other.execute("LOCK TABLE devices IN ACCESS EXCLUSIVE MODE")
 
             async def poll() -> None:

@@ -58,7 +58,7 @@ async def test_planes_work_and_wake_each_other_through_a_pooler(
     device_id, _ = await registered(here)
     async with trio.open_nursery() as nursery:
         for plane, database in zip((here, there), databases, strict=True):
-            wakes = Wakes(database, database.connect_to_listen, plane.stream)
+            wakes = Wakes(database, database.connections.open_to_listen, plane.stream)
             nursery.start_soon(wakes.run)
             with trio.fail_after(60):
                 await wakes.listening.wait()

@@ -353,7 +353,7 @@ async def test_sightings_lock_devices_in_the_order_of_their_ids(postgres: Postgr
 
     await plane.work(database.run, "UPDATE devices SET name = 'x' WHERE id = ?", first)
     lock = "SELECT id FROM devices WHERE id = %s FOR UPDATE"
-    other = database.connect()
+    other = database.connections.open()
     try:
         other.execute(lock, (first,))
         async with trio.open_nursery() as nursery:
