@@ -148,7 +148,7 @@ async def test_where_no_endpoint_is_named_the_old_files_return(host: Host, servi
     assert host.live(1) == old and host.retry(1).kind is RetryKind.DOWN
 
 
-async def test_the_endpoint_of_a_copy_stands_for_the_command_that_needs_it(host: Host, service: Service) -> None:
+async def test_the_endpoint_of_a_copy_counts_for_its_command(host: Host, service: Service) -> None:
     """As in the recipes: the copy carries the probe."""
     items: list[InstallItem] = [
         CopyAction(

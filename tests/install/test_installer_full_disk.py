@@ -42,7 +42,7 @@ def switches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize("source", ["fullchain.pem", "combined.pem", "certificate.der", "bundle.pfx", "bundle.jks"])
-async def test_a_full_destination_disk_changes_nothing_live_until_it_has_room(
+async def test_a_full_destination_disk_changes_nothing_live_until_it_has_space(
     clock: MockClock, host: Host, switches: list[str], source: str
 ) -> None:
     items = [copied(host, "good"), copied(host, "full", source), *reload(1)]
@@ -111,7 +111,9 @@ async def test_another_group_is_switched_even_so(clock: MockClock, host: Host) -
 
 
 @pytest.mark.parametrize("how", ["placeholder", "remove"])
-async def test_a_revoked_certificate_goes_even_if_a_destination_is_full(clock: MockClock, host: Host, how: str) -> None:
+async def test_a_revoked_certificate_is_removed_even_if_a_destination_is_full(
+    clock: MockClock, host: Host, how: str
+) -> None:
     items = [copied(host, "full"), *reload(1)]
     host.allow(commands=commands(RELOAD), on_revoked=how)
     host.serve(RELOAD, 1, 1001)
@@ -123,7 +125,7 @@ async def test_a_revoked_certificate_goes_even_if_a_destination_is_full(clock: M
     assert not link.exists() if how == "remove" else host.live(1) != revoked
 
 
-async def test_what_is_staged_is_dropped_if_the_switch_fails(
+async def test_staged_files_are_removed_if_the_switch_fails(
     clock: MockClock, host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     items = [copied(host, "good"), *reload(1)]
@@ -143,7 +145,7 @@ async def test_what_is_staged_is_dropped_if_the_switch_fails(
     assert kinds(await host.installer.converge((), items)) == {1: APPLIED}
 
 
-async def test_a_file_that_an_earlier_command_changed_is_what_a_rollback_restores(clock: MockClock, host: Host) -> None:
+async def test_a_rollback_restores_a_file_as_an_earlier_command_left_it(clock: MockClock, host: Host) -> None:
     """The copy for a rollback, made before the switch, would be outdated."""
     late = host.out / "late" / "fullchain.pem"
     items: list[InstallItem] = [

@@ -143,7 +143,7 @@ async def test_a_name_that_an_earlier_release_lost_is_found_again(clock: MockClo
     assert [found_at(host, name) for name in ("www.example", "www.example-5")] == [made, made]
 
 
-async def test_two_certificates_in_one_directory_are_told_apart(clock: MockClock, host: Host) -> None:
+async def test_two_certificates_in_one_directory_are_distinguished(clock: MockClock, host: Host) -> None:
     """An earlier release gave certificate 3 of ``db`` the directory of the domain ``db-3``."""
     first = await deliver(host, 7, "db-3")
     record = host.installer.records[7]

@@ -199,7 +199,7 @@ def reload_of(*certs: int, item: str = "r", where: str = "www.example") -> list[
     return [ExecAction(id=f"{item}{n}", ob_id=n, cmd_argv=RELOAD, verify=verify) for n in certs]
 
 
-async def test_the_probe_is_told_the_kinds_of_keys(
+async def test_the_probe_gets_the_kinds_of_keys(
     clock: MockClock, host: Host, probe: NotingProbe, an_rsa_key: rsa.RSAPrivateKey
 ) -> None:
     made = [host.bundle(1, "c1.example", key=an_rsa_key), host.bundle(2)]

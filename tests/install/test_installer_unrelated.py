@@ -79,7 +79,7 @@ async def test_work_that_depends_on_the_failed_command_of_another_certificate_is
     assert not (pair.out / "c.pem").exists()
 
 
-async def test_two_renewals_at_once_of_which_one_command_fails(pair: Host) -> None:
+async def test_two_concurrent_renewals_if_one_command_fails(pair: Host) -> None:
     before = {1: pair.live(1), 2: pair.live(2)}
     pair.proc.does[OTHER] = lambda: int(pair.live(2) != before[2])
     outcomes = await pair.deliver(1, 2, items=connected())

@@ -201,7 +201,7 @@ async def test_older_generations_are_pruned(clock: MockClock, host: Host) -> Non
     assert len(host.installer._context.generations.ids("c1.example")) == 1 + host.config.application.keep_generations
 
 
-async def test_a_host_without_a_window_tells_the_next_try_without_an_import(
+async def test_the_next_try_without_a_window_needs_no_import(
     clock: MockClock, host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Found by failing each open: where none succeeds any more, the import ended the daemon instead of the signal."""

@@ -95,7 +95,7 @@ def test_the_plane_s_tokens_are_assumed_to_return_as_fast_as_the_interval() -> N
     assert round(one.due_at(poll=True), 6) == 100.2
 
 
-def test_years_of_polls_need_no_more_memory() -> None:
+def test_years_of_polls_need_constant_memory() -> None:
     one = Schedule(ApplicationConfig(), lambda: 0.5)
     tracemalloc.start()
     try:

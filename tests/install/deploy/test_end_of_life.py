@@ -140,7 +140,7 @@ async def test_a_release_forgets_when_the_hold_began(clock: MockClock, host: Hos
     assert (host.start().records[1].held, host.installer.records[1].held_since) == (False, 0.0)
 
 
-async def test_a_command_that_was_taken_away_runs_again_when_it_returns(clock: MockClock, host: Host) -> None:
+async def test_a_removed_command_runs_again_when_it_returns(clock: MockClock, host: Host) -> None:
     items = [ExecAction(id="r", ob_id=1, cmd_argv=RELOAD)]
     host.allow(commands=commands(RELOAD))
     await host.deliver(1, items=items)
@@ -186,7 +186,7 @@ async def test_a_command_about_a_ca_alone_runs_again_when_it_is_replaced(clock: 
         assert host.proc.calls == [RELOAD] * runs
 
 
-async def test_a_ca_that_is_named_anew_keeps_its_one_file(clock: MockClock, host: Host) -> None:
+async def test_a_renamed_ca_keeps_its_one_file(clock: MockClock, host: Host) -> None:
     directory = host.root / "trust"
     directory.mkdir(mode=0o755)
     host.allow(trust_store=TrustStore(directory=str(directory)))
@@ -227,7 +227,7 @@ async def test_a_ca_whose_file_is_gone_is_imported_again(clock: MockClock, host:
         ("text", RetryKind.REFUSED, False),
     ],
 )
-async def test_damage_does_not_pass_by_itself(
+async def test_damage_needs_an_operator(
     clock: MockClock, host: Host, error: Any, kind: RetryKind, transient: bool
 ) -> None:
     """A full disk passes; damaged material needs an operator, and counts as a failure."""

@@ -81,7 +81,7 @@ def test_no_retry_waits_longer_or_shorter_because_the_clock_was_set(host: Host, 
 
 
 @pytest.mark.parametrize("step", [-3 * 3600.0, 3 * 3600.0])
-def test_a_restart_after_the_clock_was_set_waits_what_is_left(host: Host, step: float) -> None:
+def test_a_restart_after_the_clock_was_set_waits_the_rest(host: Host, step: float) -> None:
     host.fail(RetryKind.PENDING)
     host.now += 10
     host.set_clock(step)
@@ -112,7 +112,7 @@ def test_a_pause_of_an_earlier_release_is_bounded_by_the_longest(host: Host) -> 
 
 
 @pytest.mark.parametrize(("step", "left"), [(0.0, 80), (-600.0, 80), (60.0, 20), (80.0, 0), (7200.0, 0)])
-def test_what_waits_for_a_date_is_due_then_by_the_clock_as_it_is_set(host: Host, step: float, left: float) -> None:
+def test_a_retry_for_a_date_follows_a_clock_that_is_set(host: Host, step: float, left: float) -> None:
     """Not later than before: by a clock that was set back, the date itself may have been wrong."""
     failure = Failure(resource="cert:7", kind=RetryKind.WAITING, error="why", retry_after=90.0, until=host.now + 90)
     host.table.failed(failure)
@@ -138,7 +138,7 @@ def test_another_failure_does_not_wait_for_the_date_of_an_earlier_one(host: Host
         host.table.remove("cert:7")
 
 
-def test_setting_the_clock_leaves_what_is_due(host: Host) -> None:
+def test_setting_the_clock_keeps_due_retries_due(host: Host) -> None:
     host.fail(RetryKind.PENDING)
     host.now += 60
     before = host.stored()
@@ -188,7 +188,7 @@ def test_items_that_succeeded_do_not_come_back_with_their_signal(host: Host) -> 
     assert host.table.of("cert:7") is None
 
 
-def test_a_new_signal_replaces_what_failed_without_one(host: Host) -> None:
+def test_a_new_signal_replaces_a_failure_without_one(host: Host) -> None:
     host.fail(RetryKind.REFUSED)
     host.table.replaced(NEW)
     assert host.table.of("cert:7") is None
@@ -197,7 +197,7 @@ def test_a_new_signal_replaces_what_failed_without_one(host: Host) -> None:
     assert host.table.of("cert:7") == pending, "items are not of the material"
 
 
-def test_what_fails_meanwhile_does_not_postpone_an_unassignment(host: Host) -> None:
+def test_another_failure_does_not_postpone_an_unassignment(host: Host) -> None:
     order = CertUnassigned(ts_ms=1, cert_id=7)
     waits = Failure(resource="cert:7", kind=RetryKind.GRACE, error="unassigned", retry_after=600.0, signal=order)
     before = host.table.failed(waits)

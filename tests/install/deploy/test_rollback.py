@@ -303,7 +303,9 @@ def full_disk(*_: object) -> None:
     raise DiskError("no space left", path="/x", errno=errno.ENOSPC, fix="")
 
 
-async def test_a_first_delivery_says_what_stays(clock: MockClock, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failed_first_delivery_names_the_files_that_stay(
+    clock: MockClock, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
     items = [*reload(1), CopyAction(id="c", ob_id=1, sources=("private.key",), targets=(str(host.out / "a.key"),))]
     host.allow(commands=commands(RELOAD))
     host.serve(RELOAD, 1, 1001).broken = True

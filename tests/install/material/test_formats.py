@@ -99,7 +99,7 @@ def test_which_files_have_keys_and_passwords() -> None:
         assert is_virtual(f"{name}?alias={'a' * 64}")
 
 
-def test_a_key_becomes_der_whatever_its_length(maker: Maker, now: float) -> None:
+def test_a_key_of_any_length_becomes_der(maker: Maker, now: float) -> None:
     for key in (rsa_key(), ed25519.Ed25519PrivateKey.generate()):
         der = key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
         assert pem_to_key_der(opened(maker, now, key).key_pem) == der

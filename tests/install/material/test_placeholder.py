@@ -35,7 +35,7 @@ def test_a_placeholder_is_a_self_signed_leaf_with_its_own_key(now: float) -> Non
 
 
 @pytest.mark.parametrize("before", [-DAY, -0.75, 0.0, DAY], ids=["older", "a second", "now", "in the future"])
-def test_a_placeholder_is_valid_now_and_no_newer_than_what_it_replaces(now: float, before: float) -> None:
+def test_a_placeholder_is_valid_now_and_no_newer_than_its_predecessor(now: float, before: float) -> None:
     facts = placeholder_bundle(1, "x", ("a.example",), not_before=now + before, now=now).facts
     assert facts.not_before == int(now + min(before, 0.0))
     assert facts.not_after == now + 90 * DAY

@@ -274,7 +274,7 @@ def test_the_value_of_a_variable_has_a_bound(length: int, allowed: bool) -> None
         (("/bin/taken",), "taken-3"),
     ],
 )
-def test_an_offered_entry_has_a_free_name_that_tells_the_command(argv: tuple[str, ...], name: str) -> None:
+def test_an_offered_entry_has_a_free_name_after_the_command(argv: tuple[str, ...], name: str) -> None:
     policy = HostPolicy(commands=dict.fromkeys(("taken", "taken-2", "pg"), DUMP))
     assert list(refused(judge_command(policy, argv, IDENTITY)).value) == [name]
 

@@ -89,7 +89,7 @@ def test_a_mode_stays_unless_it_is_too_open_or_the_owner_cannot_read(
     assert write.mode == expected
 
 
-def test_a_mask_of_an_access_list_loses_only_what_is_too_open() -> None:
+def test_a_mask_of_an_access_list_loses_only_excess_rights() -> None:
     def mode(name: str, there: int) -> int:
         fact = Destination(sha256="x", mode=there, has_acl=True)
         return written(plan([copy("c", 1, names=(name,))], cert(1), destinations={f"/ssl/c/{name}": fact}))[0].mode
@@ -107,7 +107,7 @@ def test_a_file_of_a_ca_belongs_to_it() -> None:
     assert (write.cert_id, write.ca_id, write.node) == (1, None, "cert:1")
 
 
-def test_what_could_not_be_made_is_left_out_with_what_depends_on_it() -> None:
+def test_files_that_could_not_be_made_are_left_out_with_their_dependents() -> None:
     """Its reason is in the record of the certificate, so it is neither refused nor waiting."""
     made, unmade = copy("w", 2), copy("k", 1, names=("bundle.pfx", "private.key"))
     other = ("/bin/other",)

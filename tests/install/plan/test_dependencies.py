@@ -117,7 +117,7 @@ def test_a_command_keeps_the_names_of_copies_that_are_all_disabled() -> None:
     }  # fmt: skip
 
 
-def test_what_an_item_depends_on_is_listed_nearest_first() -> None:
+def test_dependencies_are_listed_nearest_first() -> None:
     items: list[InstallItem] = [
         run("d", "b", "c"), run("b", "a"), run("c", "a2", "gone"), run("a"), run("a2"), run("e", "d", "b"),
         run("p", "q", "a"), run("q", "p"),
@@ -138,7 +138,7 @@ def test_the_copies_below_an_item() -> None:
     assert copies_below(items) == {"c": (), "d": ("c",), "r": ("c",), "i": (), "s": ("d", "c")}
 
 
-def test_a_group_contains_what_must_be_planned_together() -> None:
+def test_a_group_contains_everything_planned_together() -> None:
     items = [
         copy("a", 1), run("ra", "a", env={"A": "1", "B": "2"}), run("rb", ob_id=2, env={"B": "2", "A": "1"}),
         copy("b", 3, targets=("/ssl/x", "/ssl/y")),
@@ -214,7 +214,7 @@ def test_recorded_keys_stay_valid() -> None:
         {"binding": Binding(certs=(1,), cas=(6, 9))},
     ],
 )
-def test_a_command_is_due_again_after_a_change_of_what_it_does_or_serves(changed: dict[str, Any]) -> None:
+def test_a_command_is_due_after_a_change_of_itself_or_its_files(changed: dict[str, Any]) -> None:
     assert key(**changed) != key()
 
 

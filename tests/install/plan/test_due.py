@@ -56,7 +56,7 @@ def test_a_shared_command_may_fail_if_all_its_items_say_so(tolerant: tuple[str, 
     assert due.tolerant is (len(tolerant) == 2)
 
 
-def test_what_is_done_is_neither_run_nor_verified_again() -> None:
+def test_finished_work_is_neither_run_nor_verified_again() -> None:
     assert again(PAIR, world_of(PAIR, cert(1), cert(2)), cert(1), cert(2)).groups == ()
 
 
@@ -71,7 +71,7 @@ def test_after_a_command_the_endpoints_of_its_items_are_verified() -> None:
     assert verified(again(PAIR, world, cert(1), cert(2))) == {"c1": frozenset({"cert:1"}), "r2": both}
 
 
-def test_only_what_is_unproven_or_pending_is_verified_without_a_change() -> None:
+def test_without_a_change_only_unproven_or_pending_are_verified() -> None:
     items: list[InstallItem] = [
         copy("x", 2, names=("chain.pem",)), copy("other", 2, verify=TLS), copy("c", 1, verify=TLS), copy("d", 1, names=()),
         copy("e", 1, names=("chain.pem",), verify=attrs.evolve(TLS, port=444)), run("all", argv=OTHER),
@@ -82,7 +82,7 @@ def test_only_what_is_unproven_or_pending_is_verified_without_a_change() -> None
     assert verified(again(items, world, pending, cert(2))) == {"e": frozenset()}
 
 
-def test_what_a_verification_expects() -> None:
+def test_a_verification_expects_certificates_by_name() -> None:
     command = VerifyCommand(cmd_argv=OTHER)
     items = [
         copy("none", 1, names=("chain.pem",)), copy("c", 1, verify=TLS), copy("d", 1, names=("meta.json",), verify=command),

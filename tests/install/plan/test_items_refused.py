@@ -30,7 +30,7 @@ def run_items(found: InstallPlan) -> list[tuple[str, ...]]:
     return [one.items for group in found.groups for step in group.steps for one in step.runs]
 
 
-def test_an_unknown_item_is_refused_with_what_depends_on_it_and_the_others_run() -> None:
+def test_an_unknown_item_is_refused_with_its_dependents_and_the_others_run() -> None:
     strange = UnknownAction(id="s", refused="type: unknown item type reboot")
     found = plan([copy("c", 1), run("r", "c"), strange, run("after", "s", argv=("/bin/other",))], cert(1, live=""))
     assert [(one.item, str(one)) for one in found.refusals] == [
@@ -101,7 +101,7 @@ def test_the_work_for_a_chain_grows_with_its_length_only(first: InstallItem, bac
     assert long <= 11 * short
 
 
-def test_what_is_below_an_item_is_what_it_depends_on() -> None:
+def test_copies_below_an_item_are_its_dependencies() -> None:
     items: list[InstallItem] = [
         copy("a", 1), run("b", "a"), run("c", "a", "x"), copy("d", 2, depends_on=("b", "c")), run("e", "d", "c"),
         run("p", "q", "a"), run("q", "p"), run("r", "p", "d"), run("s", "s"),

@@ -162,7 +162,7 @@ def test_the_first_item_by_order_keeps_a_path() -> None:
     ]  # fmt: skip
 
 
-def test_what_is_left_out_is_listed_in_the_order_of_the_items() -> None:
+def test_left_out_items_are_listed_in_order() -> None:
     items = [run("s", argv=("/bin/evil",)), run("z", "s", argv=("/bin/other",)), run("y", "z"), run("a", "s")]
     assert dict(plan(items, cert(1)).blocked) == {
         "z": "depends on item s, which is left out",
@@ -182,7 +182,7 @@ def test_a_command_is_left_out_once_none_of_its_copies_is_written() -> None:
     assert plan([items[0], items[1], copy("c3", 1), run("r", "c2", "c3")], cert(1), cert(2)).blocked.keys() == {"c2"}
 
 
-def test_what_depends_on_a_tolerated_item_is_not_left_out_with_it() -> None:
+def test_dependents_of_a_tolerated_item_are_not_left_out() -> None:
     tolerated = run("s", argv=("/bin/evil",), continue_on_error=True)
     found = plan([tolerated, run("ok", argv=("/bin/other",)), run("r", "s", "ok"), run("q", "s")], cert(1))
     assert (found.blocked, [refusal.item for refusal in found.refusals]) == ({}, ["s"])
@@ -257,7 +257,7 @@ def test_the_cas_that_enabled_items_name() -> None:
     assert cas_wanted(items) == {3, 5}
 
 
-def test_what_is_left_out_is_reported_for_its_certificates() -> None:
+def test_left_out_items_are_reported_for_their_certificates() -> None:
     found = InstallPlan(
         refusals=(Refusal(item="a", what="write /x", why="no"), Refusal(what="run it", why="never")),
         blocked={"b": "it depends on item a", "c": "so does it"},

@@ -52,7 +52,7 @@ PLAN = InstallPlan(
 )
 
 
-def test_each_kind_of_line_says_what_is_done_and_why() -> None:
+def test_each_kind_of_line_names_action_and_reason() -> None:
     assert plan_text(PLAN).splitlines() == [
         "~ switch  certs/.live/a1.example",
         "            certificate 1: g1 -> g2",
@@ -145,7 +145,7 @@ def test_a_plan_without_work_changes_nothing(plan: InstallPlan) -> None:
     assert (plan_text(plan) == "Nothing to do.") is (plan == InstallPlan())
 
 
-def test_a_plan_names_what_the_plane_has_not_issued() -> None:
+def test_a_plan_names_certificates_not_issued_yet() -> None:
     awaited = [{"cert_id": 7, "order_id": 12, "name": "www.example.com"}]
     shown = plan_json(InstallPlan(), awaited)
     assert shown["diff"].splitlines() == [

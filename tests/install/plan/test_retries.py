@@ -48,7 +48,7 @@ def test_the_pause_doubles_up_to_the_bound_of_its_kind() -> None:
     assert pauses(*[pending] * 9) == [30, 60, 120, 240, 480, 960, 1920, 3600, 3600]
 
 
-def test_what_is_refused_too_often_is_quarantined() -> None:
+def test_too_many_refusals_lead_to_quarantine() -> None:
     retries = fails(*[failure(RetryKind.REFUSED)] * 4)
     assert [retry.next_try_at - NOW for retry in retries] == [5, 10, 21_600, 21_600]
     assert [is_quarantined(retry, SETTINGS) for retry in retries] == [False, False, True, True]
@@ -60,7 +60,7 @@ def test_a_service_that_is_down_is_retried_in_minutes() -> None:
     assert not any(is_quarantined(retry, SETTINGS) for retry in retries)
 
 
-def test_what_a_service_refuses_once_it_runs_is_counted_from_the_beginning() -> None:
+def test_failures_of_a_restarted_service_are_counted_from_the_beginning() -> None:
     down, refused = failure(RetryKind.DOWN), failure(RetryKind.REFUSED)
     assert [retry.attempts for retry in fails(refused, *[down] * 5, refused)] == [1, 1, 2, 3, 4, 5, 1]
 
@@ -83,7 +83,7 @@ def test_waiting_is_no_attempt_but_lets_the_pause_grow() -> None:
     assert [retry.next_try_at - NOW for retry in retries] == [5, 10, 20, 40]
 
 
-def test_only_what_asks_the_plane_is_spread() -> None:
+def test_only_retries_with_requests_are_spread() -> None:
     for kind in RetryKind:
         (shortest,) = pauses(failure(kind), random=0.0)
         assert shortest == PAUSES[kind].first * (0.5 if PAUSES[kind].jitter else 1.0)
@@ -115,7 +115,7 @@ def test_the_installer_keeps_the_signal() -> None:
     assert (retries[-1].attempts, retries[-1].signal) == (2, OLD)
 
 
-def test_a_failure_of_other_work_keeps_what_was_reported_about_the_signal() -> None:
+def test_a_failure_of_other_work_keeps_the_report_about_the_signal() -> None:
     before = Retry(resource="cert:7", kind=RetryKind.PENDING, attempts=4, failures=6, signal=OLD, reported="it is down")
     for kind in (RetryKind.PENDING, RetryKind.REFUSED):
         retry = after_failure(before, failure(kind), NOW, random=0.0, settings=SETTINGS)

@@ -59,7 +59,7 @@ def test_plain_hours_and_the_whole_day() -> None:
     assert not in_window(at("2026-11-24 00:00"), whole, SERVING)
 
 
-def test_what_ignores_the_window() -> None:
+def test_some_switches_ignore_the_window() -> None:
     closed = MaintenanceWindow(days=("mon",), from_="09:00", to="09:01", override_when_life_below=0.2)
     now = at("2026-11-24 12:00")
     assert in_window(now, None, SERVING)
@@ -190,7 +190,7 @@ def test_a_senseless_window_is_a_configuration_error(wrong: dict[str, Any], path
 @pytest.mark.parametrize(
     "wrong", [{"from_": "9"}, {"to": "25:00"}, {"from_": "10:60"}, {"timezone": "Mars/Olympus"}, {"timezone": "../x"}]
 )
-def test_a_senseless_window_is_never_taken_for_closed(wrong: dict[str, str]) -> None:
+def test_an_invalid_window_never_counts_as_closed(wrong: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match="window"):
         in_window(at("2026-11-24 12:00"), attrs.evolve(MaintenanceWindow(), **wrong), SERVING)
 

@@ -119,7 +119,7 @@ async def test_addresses_of_other_hosts_are_not_connected_to(
         assert connected
 
 
-async def test_a_refused_connection_is_told_from_a_failed_handshake() -> None:
+async def test_a_refused_connection_differs_from_a_failed_handshake() -> None:
     async def shout(stream: trio.SocketStream) -> None:
         await stream.send_all(b"canary\r\n")
 

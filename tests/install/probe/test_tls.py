@@ -174,7 +174,7 @@ async def test_the_wanted_kinds_are_asked_for(autojump_clock: trio.testing.MockC
 # --- other hosts --------------------------------------------------------------------------------------------------
 
 
-async def test_an_endpoint_elsewhere_is_given_up_at_once(autojump_clock: trio.testing.MockClock) -> None:
+async def test_an_endpoint_elsewhere_is_given_up_immediately(autojump_clock: trio.testing.MockClock) -> None:
     foreign = at("192.0.2.1:443", fault="not an address of this host", fault_class=ProbeFault.NOT_OURS)
     script, begun = Script((foreign, foreign)), trio.current_time()
     with pytest.raises(ProbeError, match="not an address of this host") as caught:
@@ -193,7 +193,7 @@ async def test_an_endpoint_elsewhere_is_given_up_at_once(autojump_clock: trio.te
         ((), "does not answer in time"),
     ],
 )
-async def test_the_plane_is_told_the_class_of_a_failure_only(
+async def test_the_plane_learns_only_the_class_of_a_failure(
     autojump_clock: trio.testing.MockClock, seen: tuple[Seen, ...], words: str
 ) -> None:
     with pytest.raises(ProbeError) as caught:

@@ -100,7 +100,7 @@ async def test_a_server_that_asks_for_a_client_certificate(server: Any, tmp_path
     assert await leaf_of_kind(Conversation(context), "www.example", ECDSA) == leaf
 
 
-async def test_what_is_refused_or_broken_is_an_error(server: Any, an_rsa_key: rsa.RSAPrivateKey) -> None:
+async def test_refused_and_broken_handshakes_are_errors(server: Any, an_rsa_key: rsa.RSAPrivateKey) -> None:
     context, _ = server(an_rsa_key)
     with pytest.raises(ProbeError, match="refuses"):
         await leaf_of_kind(Conversation(context), "www.example", ECDSA)

@@ -135,7 +135,7 @@ def test_order_of_names_does_not_matter(value: dict[str, Any], random: Any) -> N
 
 @settings(max_examples=5)
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=300, max_size=300))
-def test_numbers_are_what_javascript_prints(numbers: list[float]) -> None:
+def test_numbers_are_printed_as_in_javascript(numbers: list[float]) -> None:
     node = shutil.which("node")
     if node is None:
         pytest.skip("node is not installed")

@@ -223,7 +223,7 @@ def test_an_unknown_signal_cannot_have_a_large_identity() -> None:
         ("state.resync_required", {"reason": "restore"}),
     ],
 )
-def test_the_plane_cannot_choose_what_an_ack_repeats(name: str, ref: dict[str, Any], sent_as: object) -> None:
+def test_the_plane_cannot_choose_the_contents_of_an_ack(name: str, ref: dict[str, Any], sent_as: object) -> None:
     """``sent_as`` is the agent's own note: in a reference it is an unknown field, which does not refuse the signal."""
     wire = raw(name, ref | {"sent_as": sent_as})
     signal = signal_from_wire(wire)

@@ -89,7 +89,7 @@ def test_a_list_that_cannot_be_set_is_an_error_and_changes_nothing(
     assert [path.name for path in certificate.parent.iterdir()] == ["site.pem"]
 
 
-def test_a_user_who_may_write_by_a_list_is_found(layout: ConfigDir, site: Path) -> None:
+def test_a_user_with_write_access_by_a_list_is_found(layout: ConfigDir, site: Path) -> None:
     """The group bits of the mode, which are the mask, belong to a trusted group."""
     set_acl(site / "ssl", "user::7 user:1234:7 group::5 mask::7 other::5")
     refusal = destination_facts(site / "ssl" / "site.pem", [site]).refusal

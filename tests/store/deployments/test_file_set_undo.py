@@ -116,7 +116,7 @@ def test_the_directory_of_another_user_is_written_and_undone() -> None:
     ],
     ids=["mode alone", "mode alone, changed since", "bytes", "bytes, mode changed since"],
 )
-def test_bytes_tell_a_new_file_and_the_mode_only_if_they_are_the_same(
+def test_the_mode_decides_only_if_old_and_new_bytes_are_equal(
     fs: ModelFs, data: bytes, chmod: int | None, after: tuple[bytes, int]
 ) -> None:
     copies = FileSet(LAYOUT, fs)

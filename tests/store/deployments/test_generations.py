@@ -134,7 +134,7 @@ def test_the_manifest_lists_files_and_facts(store: GenerationStore) -> None:
     assert store.read(NAME, staged.id, "private.key") == b"key 1"
 
 
-def test_switch_returns_what_was_live(store: GenerationStore) -> None:
+def test_switch_returns_the_previous_generations(store: GenerationStore) -> None:
     first, second = publish(store, 1), publish(store, 2)
     assert store.switch({NAME: first.id}) == {NAME: second.id}
     assert store.switch({NAME: None}) == {NAME: first.id}

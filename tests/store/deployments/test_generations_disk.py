@@ -42,7 +42,7 @@ def test_each_step_is_durable_when_it_returns(fs: ModelFs, names: tuple[str, ...
             assert not [path for path in crashed.tree() if f"/{name}/" in path or path.endswith(f"/{name}.key")]
 
 
-def test_a_start_makes_durable_what_a_killed_process_only_renamed(fs: ModelFs) -> None:
+def test_a_start_makes_renames_of_a_killed_process_durable(fs: ModelFs) -> None:
     store = GenerationStore(LAYOUT, fs)
     live = publish(store, "a", "b")
     fs.fault = lambda verb, path: errno.EIO if verb in ("fsync", "syncfs") else None
@@ -70,7 +70,7 @@ def test_a_generation_of_an_earlier_process_is_verified_and_synced_before_it_is_
 
 
 @pytest.mark.parametrize("sticky", [False, True])
-def test_a_full_disk_leaves_nothing_of_what_was_to_be_staged(fs: ModelFs, sticky: bool) -> None:
+def test_staging_on_a_full_disk_leaves_nothing(fs: ModelFs, sticky: bool) -> None:
     store = GenerationStore(LAYOUT, fs)
     full = [f"write {file}" for file in ("chain.pem", "manifest.json")]
 
@@ -91,7 +91,7 @@ def test_a_full_disk_leaves_nothing_of_what_was_to_be_staged(fs: ModelFs, sticky
     assert GenerationStore(LAYOUT, fs).sweep() == 0, "what had to stay is gone"
 
 
-def test_a_failed_switch_restores_what_it_can(fs: ModelFs) -> None:
+def test_a_failed_switch_restores_as_much_as_possible(fs: ModelFs) -> None:
     """A name that cannot be restored does not keep the others from it."""
     store = GenerationStore(LAYOUT, fs)
     old = publish(store, "a", "b", "c", "d")
@@ -154,7 +154,7 @@ def test_an_error_while_removing_is_reported(fs: ModelFs) -> None:
     assert (caught.value.errno, fs.open_files()) == (errno.EIO, [])
 
 
-def test_pruning_goes_on_with_what_was_published_since(fs: ModelFs) -> None:
+def test_pruning_includes_generations_published_since(fs: ModelFs) -> None:
     store = GenerationStore(LAYOUT, fs)
     ids = [publish(store, "a", serial=serial)["a"] for serial in range(3)]
     assert store.prune("a", 1) == 1
@@ -172,7 +172,7 @@ def test_pruning_goes_on_with_what_was_published_since(fs: ModelFs) -> None:
 
 
 @pytest.mark.parametrize("damage", ["no manifest", "a damaged manifest", "a missing file", "a directory for a file"])
-def test_the_sweep_removes_only_what_is_not_whole(fs: ModelFs, damage: str) -> None:
+def test_the_sweep_removes_only_incomplete_generations(fs: ModelFs, damage: str) -> None:
     store = GenerationStore(LAYOUT, fs)
     ids = [str(publish(store, "a", serial=serial)["a"]) for serial in range(3)]
     path = LAYOUT.generation("a", ids[0])
@@ -200,7 +200,7 @@ def test_the_id_depends_on_files_and_facts_alone() -> None:
     assert len({identify(files, facts) for files in ({}, {"a": "1"}) for facts in ({}, {"a": 1})}) == 4
 
 
-def test_what_is_damaged_in_a_generation_is_named(fs: ModelFs) -> None:
+def test_damage_in_a_generation_is_named(fs: ModelFs) -> None:
     store = GenerationStore(LAYOUT, fs)
     one = str(publish(store, "a")["a"])
     path = LAYOUT.generation("a", one)
@@ -227,7 +227,7 @@ def test_what_is_damaged_in_a_generation_is_named(fs: ModelFs) -> None:
             GenerationFiles(LAYOUT, fs).read(path, {"files": {}}, "other.pem")
 
 
-def test_what_takes_the_place_of_a_file_is_damage(tmp_path: Path) -> None:
+def test_a_replaced_file_is_damage(tmp_path: Path) -> None:
     layout, disk = ConfigDir(tmp_path / "agent"), RealFs()
     make_tree(disk, layout)
     store = GenerationStore(layout, disk)

@@ -32,7 +32,7 @@ def temporary(fs: ModelFs) -> list[str]:
     return [path for path in fs.tree() if "/.tmp-" in path]
 
 
-def test_the_next_renewal_removes_what_was_staged_in_vain(fs: ModelFs, store: GenerationStore) -> None:
+def test_the_next_renewal_removes_unused_generations(fs: ModelFs, store: GenerationStore) -> None:
     """Found by killing the plane: a handler failed after it had staged, and the next signal brought newer material."""
     (other,) = stage(store, "b")
     stage(store, "a", serial=1)
@@ -45,7 +45,7 @@ def test_the_next_renewal_removes_what_was_staged_in_vain(fs: ModelFs, store: Ge
     assert not store.has_leftovers
 
 
-def test_material_that_is_staged_again_replaces_what_nobody_holds(fs: ModelFs, store: GenerationStore) -> None:
+def test_staging_again_replaces_unreferenced_generations(fs: ModelFs, store: GenerationStore) -> None:
     stage(store, "a")
     (again,) = stage(store, "a")
     assert {path.split("/")[-2] for path in temporary(fs) if path.endswith("private.key")} == {again.path.name}
@@ -53,7 +53,7 @@ def test_material_that_is_staged_again_replaces_what_nobody_holds(fs: ModelFs, s
     assert store.switch({"a": again.id}) == {"a": None}
 
 
-def test_a_burst_does_not_look_at_all_that_is_staged_for_each_certificate(
+def test_staging_does_not_examine_all_others_of_a_burst(
     store: GenerationStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked_at: list[str] = []
@@ -77,7 +77,7 @@ def test_a_burst_does_not_look_at_all_that_is_staged_for_each_certificate(
     assert not store.has_leftovers
 
 
-def test_clearing_up_removes_only_what_nobody_holds(fs: ModelFs, store: GenerationStore) -> None:
+def test_clearing_up_removes_only_unreferenced_generations(fs: ModelFs, store: GenerationStore) -> None:
     held = stage(store, "a", "b", serial=2)
     stage(store, "c")
     store.clear_up()

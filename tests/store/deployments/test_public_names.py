@@ -66,13 +66,13 @@ def test_a_public_name_leads_to_another_directory_and_back(layout: ConfigDir, st
     assert not list(layout.certs.rglob("*.tmp"))
 
 
-def test_a_name_of_its_own_directory_needs_no_alias(layout: ConfigDir, store: GenerationStore) -> None:
+def test_the_name_of_the_directory_needs_no_alias(layout: ConfigDir, store: GenerationStore) -> None:
     store.public.publish({"mail": "mail"})
     assert not (layout.live / "+mail").exists()
     assert os.readlink(layout.certs / "mail.crt") == ".live/mail/fullchain.pem"
 
 
-def test_a_public_name_without_a_directory_of_its_own(layout: ConfigDir, store: GenerationStore) -> None:
+def test_a_public_name_without_a_directory(layout: ConfigDir, store: GenerationStore) -> None:
     store.public.publish({"shop": "www+5", "mail": "www"})
     assert (shown(layout, "shop"), shown(layout, "mail")) == ({"www+5"}, {"www"})
 

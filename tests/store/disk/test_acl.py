@@ -44,7 +44,7 @@ def place(tmp_path: Path, need_acl: Callable[[Path], None]) -> Path:
         ("user::7 user:1234:4 group::5 mask::5 other::7", "others"),
     ],
 )
-def test_who_else_can_write(acl: str, who: str) -> None:
+def test_other_writers_of_a_file(acl: str, who: str) -> None:
     assert other_writers(0o775, 50, {ACCESS: packed(acl)}, (0, 33), (0, 44)) == who
 
 
@@ -160,7 +160,7 @@ def test_the_mode_of_a_replacement_is_the_mask_of_its_list(mode: int, then: str,
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o640])
-def test_a_replacement_does_not_inherit_what_the_old_file_had_not(mode: int, place: Path) -> None:
+def test_a_replacement_inherits_no_further_rights(mode: int, place: Path) -> None:
     old, new = place / "old", place / "new"
     old.touch()
     set_acl(place, "user::7 user:1234:7 group::7 mask::7 other::0", DEFAULT)

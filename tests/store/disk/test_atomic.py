@@ -241,7 +241,7 @@ def test_sweep_temps_keeps_files_of_living_writers(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_wait")
-def test_sweep_temps_keeps_what_no_writer_leaves(tmp_path: Path) -> None:
+def test_sweep_temps_keeps_files_of_other_forms(tmp_path: Path) -> None:
     for name in (".dir.00.tmp", "x.tmp", ".hidden"):
         (tmp_path / name).mkdir()
     os.mkfifo(tmp_path / ".pipe.00.tmp")
@@ -250,7 +250,7 @@ def test_sweep_temps_keeps_what_no_writer_leaves(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == [".dir.00.tmp", ".hidden", "x.tmp"]
 
 
-def test_sweep_temps_keeps_what_it_cannot_open(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sweep_temps_keeps_unreadable_files(monkeypatch: pytest.MonkeyPatch) -> None:
     fs = ModelFs()
     fs.put("/d/.a.00.tmp", b"x")
 

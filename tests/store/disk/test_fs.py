@@ -216,7 +216,7 @@ def test_an_error_names_the_operation_and_the_path(verb: str, path: str, call: C
     assert isinstance(caught.value.__cause__, OSError)
 
 
-def test_files_are_opened_for_what_is_done_with_them(tmp_path: Path) -> None:
+def test_files_are_opened_for_their_use(tmp_path: Path) -> None:
     """Existing bytes stay until they are written over, and only `create`, `open_append` and `open_lock` make files."""
     path = tmp_path / "x"
     path.write_bytes(b"old bytes")

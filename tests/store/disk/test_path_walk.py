@@ -76,7 +76,7 @@ def test_a_chain_of_at_most_forty_links_is_followed(tmp_path: Path) -> None:
         ("link", 0o777, ""),
     ],
 )  # fmt: skip
-def test_who_can_change_a_step(kind: str, mode: int, who: str, tmp_path: Path) -> None:
+def test_other_writers_of_a_step(kind: str, mode: int, who: str, tmp_path: Path) -> None:
     step = tmp_path / "step"
     match kind:
         case "directory":

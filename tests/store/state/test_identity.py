@@ -29,7 +29,7 @@ def test_the_known_plane_round_trips(store: StateStore) -> None:
     assert caught.value.fix == "remove it; the agent then takes the present plane for the known one"
 
 
-def test_what_a_registration_will_use_replaces_what_is_damaged(store: StateStore) -> None:
+def test_a_next_identity_replaces_a_damaged_one(store: StateStore) -> None:
     assert store.session.load_next_identity() == (None, None)
     store.session.save_next_identity("new-id", None)
     assert store.session.load_next_identity() == ("new-id", None)
@@ -167,7 +167,7 @@ def test_identity_and_tokens_are_durable_when_saved() -> None:
 
 
 @pytest.mark.parametrize(("save", "first"), [("save_tokens", "refresh_token.txt"), ("save_device_keys", "dev_sk.bin")])
-def test_what_cannot_be_replaced_is_saved_first(save: str, first: str) -> None:
+def test_the_irreplaceable_half_is_saved_first(save: str, first: str) -> None:
     """The other half is not written if it fails."""
     store, fs = modelled()
     fs.fault = lambda verb, path: errno.ENOSPC if verb == "rename" and path.endswith(first) else None

@@ -37,7 +37,7 @@ def test_nothing_was_ever_written(store: StateStore) -> None:
     )
 
 
-def test_reads_what_the_store_wrote(store: StateStore) -> None:
+def test_reads_the_files_of_the_store(store: StateStore) -> None:
     root = store.layout.root
     records = {
         n: CertRecord(facts=CertFacts(cert_id=n, name=f"{n}.example", domains=(f"{n}.example",))) for n in (10, 2)

@@ -65,7 +65,7 @@ def test_damage_is_named_with_its_fix(root: Path, name: str, body: bytes, what: 
     assert (caught.value.path, caught.value.fix) == (str(path), REBUILD)
 
 
-def test_what_a_power_cut_may_tear_is_absent_if_it_is_too_large(root: Path) -> None:
+def test_torn_files_that_are_too_large_count_as_absent(root: Path) -> None:
     (root / "state" / "last_poll_time.txt").write_bytes(b"1" * 65_537)
     assert read_only.read_last_poll(root) is None
 

@@ -37,7 +37,7 @@ def test_a_file_is_read_up_to_its_limit(tmp_path: Path, size: int, limit: int, f
     assert (caught.value.path, caught.value.fix) == (str(path), "the fix")
 
 
-def test_what_is_not_a_file_is_moved_away(tmp_path: Path) -> None:
+def test_an_entry_that_is_not_a_file_must_be_moved_away(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.mkdir()
     with pytest.raises(StateCorruptError) as caught:
@@ -177,7 +177,7 @@ def test_a_save_is_durable_with_its_name_unless_the_old_file_will_do(name: str) 
     assert (fsyncs(fs), fs.pending, fs.open_files()) == (2, [], [])
 
 
-def test_a_save_that_failed_is_not_taken_for_written() -> None:
+def test_a_failed_save_does_not_count_as_written() -> None:
     store, fs = modelled()
     store.installed.save_activations({"a": "1"})
     fs.fault = lambda verb, path: errno.ENOSPC if verb == "rename" else None
@@ -263,7 +263,9 @@ def test_passwords_are_kept_by_certificate_and_kind(store: StateStore) -> None:
 
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
 @pytest.mark.usefixtures("no_wait")
-def test_what_is_not_a_file_is_an_empty_history(make: Callable[[Path], None], store: StateStore) -> None:
+def test_a_directory_in_place_of_the_history_is_an_empty_history(
+    make: Callable[[Path], None], store: StateStore
+) -> None:
     make(store.layout.history)
     assert store.installed.load_history() == []
 
