@@ -281,7 +281,7 @@ class Host:
         return dict(await self.installer.converge(prepared, items, **options))
 
     def live(self, cert_id: int) -> str:
-        """Return the fingerprint of what is live on disk, after checking that key and certificate match."""
+        """Return the fingerprint of the live certificate on disk, after checking that its key matches."""
         name = self.installer.records[cert_id].name
         leaf = x509.load_pem_x509_certificates((self.layout.certs / f"{name}.crt").read_bytes())[0]
         key = load_pem_private_key((self.layout.certs / f"{name}.key").read_bytes(), None)

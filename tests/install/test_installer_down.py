@@ -1,4 +1,4 @@
-"""Kind of failure × state of the service: what is on disk afterwards, and when the next try is.
+"""Kind of failure × state of the service: the files on disk afterwards, and the time of the next try.
 
 The same table is in docs/services/README.md.
 """
@@ -140,7 +140,7 @@ async def test_other_services_of_the_certificate_get_it(host: Host, service: Ser
 
 
 async def test_where_no_endpoint_is_named_the_old_files_return(host: Host, service: Service) -> None:
-    """Nothing says whether the service is down or what stopped it."""
+    """It is unknown whether the service is down, or why."""
     old, items = host.live(1), [attrs.evolve(item, verify=None) for item in ITEMS if isinstance(item, ExecAction)]
     await host.installer.converge((), items)
     service.stopped = True

@@ -1,4 +1,4 @@
-"""A derived format that items begin to want is there at the first try, whatever happens before, meanwhile or after."""
+"""A newly wanted derived format exists at the first try, regardless of events before, meanwhile or after."""
 
 from __future__ import annotations
 

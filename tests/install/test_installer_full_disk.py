@@ -29,7 +29,7 @@ def contents(host: Host) -> dict[Path, bytes]:
 
 @pytest.fixture
 def switches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of what was switched."""
+    """The names of switched certificates."""
     found: list[str] = []
     real = GenerationStore.switch
 

@@ -86,7 +86,7 @@ async def test_a_name_with_an_id_is_no_name_of_a_domain(
 async def test_a_name_passes_to_the_successor_in_one_instant(
     clock: MockClock, host: Host, order: tuple[int, int]
 ) -> None:
-    """Whatever the agent does to the disk, at every moment the name leads to a whole pair of one of the two."""
+    """After each change of the disk, the name leads to a whole pair of one of the two."""
     seen: list[str] = []
     real = host.fs
 

@@ -164,7 +164,7 @@ async def test_alerts_reach_the_on_alert_command_as_a_file(clock: MockClock, hos
 
 
 class NotingProbe:
-    """A probe that notes what it is asked, and fails if told to."""
+    """A probe that records its calls, and fails on request."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[VerifyTls, dict[str, KeyKind | None], bool]] = []

@@ -1,4 +1,4 @@
-"""Items that this version cannot carry out: the others run, and the outcome for the plane names what did not."""
+"""Items that this version cannot carry out: the others run, and the outcome for the plane names those that did not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of the operator's files share."""
+"""Helpers for the tests of the operator's files."""
 
 from __future__ import annotations
 

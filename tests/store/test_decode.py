@@ -1,4 +1,4 @@
-"""The bytes of state files: what is read, and the damage that is named."""
+"""The bytes of state files: valid ones are read, and damage is named."""
 
 from __future__ import annotations
 

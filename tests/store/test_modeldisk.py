@@ -1,4 +1,4 @@
-"""The model disk agrees with the kernel, and allows after a crash what a kernel allows."""
+"""The model disk agrees with the kernel, and allows the same states after a crash."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ STEPS = st.one_of(
 
 
 def run(fs: Fs, root: str, step: tuple[Any, ...]) -> object:
-    """Perform one step; return what a caller observes."""
+    """Perform one step; return its visible result."""
     verb, *rest = step
     doing: dict[str, Callable[..., object]] = {
         "write": lambda name, mode, data: close(fs, fs.create(f"{root}/{name}", mode), data),

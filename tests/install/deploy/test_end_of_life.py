@@ -1,4 +1,4 @@
-"""What is forgotten when a certificate or CA leaves or is replaced, and what stays."""
+"""The state that is removed with a certificate or CA, or with its predecessor, and the state that stays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""RetryTable: what failed, whose it is, and when it is due."""
+"""RetryTable: failures, their owners, and when they are retried."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Host:
         self.steps += by
 
     def stored(self) -> list[Retry]:
-        """Return what is written."""
+        """Return the written rows."""
         return list(self.table.rows().values())
 
     def fail(self, kind: RetryKind, signal: Signal | None = None, error: str = "why") -> Retry:

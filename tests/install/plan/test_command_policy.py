@@ -1,4 +1,4 @@
-"""The host's policy decides which commands run: what it does not list is refused, with the entry that would allow it."""
+"""The host's policy decides which commands run: others are refused, with the entry that would allow them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an item is about, what it waits for, and when a command has run for it."""
+"""The certificates of an item, why it waits, and whether its command has run."""
 
 from __future__ import annotations
 

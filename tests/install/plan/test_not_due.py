@@ -1,4 +1,4 @@
-"""What failed and is not due yet is left out of a plan; all other work stays."""
+"""Failed work that is not due yet is left out of a plan; all other work stays."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_shared_command_runs_for_the_item_that_is_due() -> None:
 
 
 def test_a_command_that_is_not_due_runs_if_its_files_are_written_again() -> None:
-    """It has succeeded before: nothing else would tell later that its service has not read them."""
+    """It has succeeded before: nothing else would show later that its service has not read them."""
     items, certs = [copy("c", 1), run("r", "c")], {1: cert(1)}
     keys = plan(items, *certs.values()).groups[0].steps[-1].runs[0].keys
     record = CertRecord(facts=certs[1].facts, generation=certs[1].live, pending=("r",))

@@ -1,4 +1,4 @@
-"""The host's policy decides which files are written: what it does not list is refused, with the line that allows it."""
+"""The host's policy decides which files are written: others are refused, with the line that would allow them."""
 
 from __future__ import annotations
 

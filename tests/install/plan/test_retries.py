@@ -1,4 +1,4 @@
-"""When what failed is due again: one table of bounds, one growth, and what limits both."""
+"""When failures are retried: one table of bounds, one growth, and the limits of both."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The probe asks for a kind of key, and tells this host's addresses from others, without sending anything."""
+"""The probe requests a kind of key, and recognizes this host's addresses without sending anything."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def server(*leaves: Leaf, **settings: Any) -> ssl.SSLContext:
 
 
 async def judged(port: int, wanted: Wanted) -> str:
-    """Return what the probe says to one look at the server; empty: all is right."""
+    """Return the complaint of one probe of the server; empty if all is right."""
     verify = VerifyTls(host="127.0.0.1", port=port, server_name="www.example")
     seen = await probe_once(verify, _kinds_of(wanted), False)
     while any(one.fault for one in seen):  # this machine is busy: a look that saw nothing says nothing

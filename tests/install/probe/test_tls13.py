@@ -44,7 +44,7 @@ def server(maker: Maker, tmp_path: Path) -> Callable[..., tuple[ssl.SSLContext, 
 
 
 class Conversation(trio.abc.Stream):
-    """A stream whose other end is a TLS server in memory; ``bent`` may change what it says."""
+    """A stream whose other end is a TLS server in memory; ``bent`` may change its messages."""
 
     def __init__(self, context: ssl.SSLContext, bent: Callable[[bytes], bytes] = bytes) -> None:
         self.heard, self.said, self.bent = ssl.MemoryBIO(), ssl.MemoryBIO(), bent

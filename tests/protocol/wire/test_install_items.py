@@ -86,7 +86,7 @@ def test_an_item_without_a_usable_id_refuses_the_whole_config(change: dict[str, 
 
 
 def test_a_refused_item_is_known_as_far_as_it_fits() -> None:
-    """What it is about, what it needs and where its files were written still counts."""
+    """Its object, its dependencies and the destinations of its files still count."""
     item = COPY | {"mode": "x", "depends_on": [3], "continue_on_error": True, "enabled": "no", "ob_name": "a"}
     copy, _ = install_config_from_wire(config([item, CA])).items
     assert copy == CopyAction(
@@ -243,7 +243,7 @@ NO_NAMES = (
 @pytest.mark.parametrize("text", NO_NAMES)
 @pytest.mark.parametrize("field", ["host", "server_name"])
 def test_endpoints_are_named_by_names(field: str, text: str) -> None:
-    """Whatever else the plane writes there would reach a resolver or, in SNI, a server."""
+    """Any other text of the plane would reach a resolver or, in SNI, a server."""
     verify = {"type": "tls", "host": "a.example", "port": 1} | {field: text}
     item = item_or_refused(EXEC | {"depends_on": [], "verify": verify}, "installs[0]")
     assert item.refused == f"verify.{field}: expected a domain name or an address"
@@ -342,7 +342,7 @@ STRANGE_LOCAL: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("change", "why"), STRANGE_LOCAL)
 def test_a_local_row_that_does_not_fit_is_refused_alone(change: dict[str, Any], why: str) -> None:
-    """As for the plane's items; what depends on it still knows it."""
+    """As for the plane's items; its dependents still know it."""
     refused, user, other = items_from_local([COPY | change, ca("b", COPY["id"]), ca("c")])
     assert refused.refused.startswith(why)
     assert (refused.id, user.depends_on) == ("local:1", ("local:1",))

@@ -1,4 +1,4 @@
-"""Fields of install items at their limits, and what a refusal says."""
+"""Fields of install items at their limits, and the messages of refusals."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ KEPT: list[tuple[dict[str, Any], Any]] = [
 
 @pytest.mark.parametrize(("item", "kept"), KEPT)
 def test_of_a_refused_item_the_fields_that_fit_are_kept(item: dict[str, Any], kept: Any) -> None:
-    """What depends on it still finds it, and its files are still removed."""
+    """Its dependents still find it, and its files are still removed."""
     refused = item_or_refused(item, "installs[0]")
     assert refused.refused
     assert attrs.evolve(refused, refused="") == kept

@@ -1,4 +1,4 @@
-"""``init`` creates a config directory, keeps the operator's files, and adds only what is missing."""
+"""``init`` creates a config directory, keeps the operator's files, and adds only missing settings."""
 
 from __future__ import annotations
 

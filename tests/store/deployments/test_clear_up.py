@@ -1,4 +1,4 @@
-"""What a failing disk kept a deployment from removing is removed while the process runs, not at its next start."""
+"""Files that a deployment could not remove from a failing disk are removed while the process runs."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_a_disk_that_still_fails_is_tried_again() -> None:
 
 @pytest.mark.parametrize("in_place", [False, True])
 def test_half_a_deployment_waits_for_the_next_start(in_place: bool) -> None:
-    """One destination is new, or half-written, and the other old: only `recover` decides what becomes of them."""
+    """One destination is new, or half-written, and the other old: only `recover` may complete or undo them."""
     verb, number = ("truncate", 1) if in_place else ("rename", 2)
     fs, left, count = model_site(), set[str](), 0
 

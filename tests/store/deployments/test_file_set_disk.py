@@ -1,4 +1,4 @@
-"""File sets on a model disk: what is durable when a call returns, and the errors of destinations and journals."""
+"""File sets on a model disk: durability when a call returns, and the errors of destinations and journals."""
 
 from __future__ import annotations
 

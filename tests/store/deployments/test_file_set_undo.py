@@ -1,4 +1,4 @@
-"""What undo and the end of a deployment restore, keep and report, and in which order."""
+"""Undo and end of a deployment: the files they restore, keep and report, and in which order."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def leftovers(fs: ModelFs) -> list[str]:
 
 
 def test_files_are_restored_in_reverse_order(fs: ModelFs) -> None:
-    """A crash in between leaves what a crash of the commit could leave."""
+    """A crash in between leaves a state that a crash of the commit could leave."""
     copies = begun(fs)
     fs.trace.clear()
     copies.commit()

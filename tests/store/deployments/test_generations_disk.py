@@ -1,4 +1,4 @@
-"""Generations on a model disk: what is durable when a call returns, what a failure leaves, what is removed first."""
+"""Generations on a model disk: durability when a call returns, leftovers of failures, order of removal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Generations that nobody will switch to are removed while the process runs, not at its next start."""
+"""Generations that will not be used are removed while the process runs, not at its next start."""
 
 from __future__ import annotations
 

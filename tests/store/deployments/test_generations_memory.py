@@ -1,4 +1,4 @@
-"""What a store remembers of generations: nothing that was removed, or that another process left half done."""
+"""The store's memory of generations: without removed ones, and those that another process left half done."""
 
 from __future__ import annotations
 

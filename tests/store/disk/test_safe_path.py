@@ -279,7 +279,7 @@ def test_an_error_on_the_way_is_passed_on(model: ModelFs, monkeypatch: pytest.Mo
 
 
 def judged(fs: ModelFs, uid: int, gid: int, attributes: dict[str, bytes], **how: bool) -> DestinationFact:
-    """Return what is found at a file with this owner and these attributes."""
+    """Return the facts of a file with this owner and these attributes."""
     fs.put("/srv/www/ssl/x", b"old", 0o660)
     with closing(fs, fs.open_file("/srv/www/ssl/x")) as handle:
         fs.chown(handle, uid, gid)

@@ -1,4 +1,4 @@
-"""Device id, keys, tokens and the known plane: what a registration saves, replaces and finds after a crash."""
+"""Device id, keys, tokens and the known plane: saved and replaced by registrations, and found after a crash."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Read-only access returns what the store wrote and imports almost nothing."""
+"""Read-only access returns the data of the store and imports almost nothing."""
 
 from __future__ import annotations
 

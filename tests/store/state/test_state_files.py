@@ -1,4 +1,4 @@
-"""State files one by one: what is refused with which fix, what is written again, and what a save costs."""
+"""State files one by one: refusals with their fixes, repeated writes, and the cost of a save."""
 
 from __future__ import annotations
 
