@@ -25,7 +25,7 @@ def one_line(
     return line if limit is None or len(line) <= limit else line[: limit - 1] + "…"
 
 
-def counted(count: int, noun: str) -> str:
+def counted(count: object, noun: str) -> str:
     """Return a number with its noun, which is in the plural unless the number is one: ``2 devices``."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,9 @@ def _number(value: float) -> str:
     return "1/3" if abs(value - 1 / 3) < 1e-9 else f"{value}".removesuffix(".0")
 
 
+NOUN, NOUN_TEXT = re.compile(r"\{(\w+):([a-z ]+)\}"), r"{\1} \2s"
+"""A number with its noun in the text of a log line."""
+
 # --- logs ---------------------------------------------------------------------------------------------------------
 
 
@@ -171,7 +175,7 @@ def logs() -> str:
     for category in categories:
         page += f"## {category}\n\n"
         rows = [
-            (f"`{line.key}`", _level(line.level), f"`{line.text}`", line.meaning, line.action)
+            (f"`{line.key}`", _level(line.level), f"`{NOUN.sub(NOUN_TEXT, line.text)}`", line.meaning, line.action)
             for line in Line
             if line.category == category
         ]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from certctrl.text import LINE_LIMIT, ascii_name, is_name, one_line, same_serial
+from certctrl.text import LINE_LIMIT, ascii_name, counted, is_name, one_line, same_serial
 
 
 @given(st.text(), st.integers(1, 300), st.booleans())
@@ -79,3 +79,8 @@ def test_serial_numbers_in_every_notation(serial: int) -> None:
     assert same_serial(serial.to_bytes(size, "big", signed=True).hex(":"), serial)
     assert not same_serial(f"{serial * 256 + 10:x}f", serial)
     assert not same_serial("", serial) or serial == 0
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 devices"), (1, "1 device"), (12, "12 devices"), ("?", "? devices")])
+def test_a_noun_follows_its_number(count: object, text: str) -> None:
+    assert counted(count, "device") == text

@@ -74,7 +74,7 @@ from certctrl.model.signals import (
     ResyncRequired,
     Signal,
 )
-from certctrl.text import one_line
+from certctrl.text import counted, one_line
 
 Handler = Callable[[Agent, Signal], Awaitable[Outcome | Candidate]]
 
@@ -342,7 +342,7 @@ async def on_challenge(agent: Agent, signal: Signal) -> Outcome:
 async def on_resync_required(agent: Agent, signal: Signal) -> Outcome:
     """Compare the whole host with the plane; differences become separate signals."""
     found = await plan_resync(agent, cast(ResyncRequired, signal).reason or "requested by the plane")
-    return Outcome(kind=OutcomeKind.APPLIED, detail=f"{found} differences")
+    return Outcome(kind=OutcomeKind.APPLIED, detail=counted(found, "difference"))
 
 
 HANDLERS: dict[str, Handler] = {

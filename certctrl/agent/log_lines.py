@@ -1,17 +1,21 @@
 """The catalogue of log lines: level, category, text, meaning, action (spec, "Logging").
 
 ``docs/logs.md`` is generated from it. Tasks call ``log_line(log, Line.POLL_REQUEST, cursor=…, wait=…, limit=…)``.
-Texts are ``str.format`` templates; fields that a text does not name appear in JSON logs only. A missing field prints
-as ``?``, so that no log line breaks the daemon; ``tests/agent/test_log_lines.py`` finds it instead.
+Texts are ``str.format`` templates; fields that a text does not name appear in JSON logs only. ``{count:signal}`` prints
+as ``1 signal`` or ``2 signals``. A missing field prints as ``?``, so that no log line breaks the daemon;
+``tests/agent/test_log_lines.py`` finds it instead.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from logging import CRITICAL, DEBUG, ERROR, INFO, WARNING
 from string import Formatter
 from typing import Any
+
+from certctrl.text import counted
 
 _NOTHING = "Nothing."
 _PLANE = "If it lasts, check the control plane and the network; `cert-ctrl doctor` shows which."
@@ -66,24 +70,24 @@ class Line(Enum):
     # --- polling ---
     POLL_REQUEST = INFO, "Poll", "Request: cursor={cursor}, wait={wait}, limit={limit}", "A poll was sent.", _NOTHING
     POLL_NO_UPDATES = INFO, "Poll", "Response: 204 No Content, cursor={cursor}", "Nothing has changed.", _NOTHING
-    POLL_UPDATES = INFO, "Poll", "Response: 200 OK, {count} signals, cursor={cursor}", "Something changed.", _NOTHING
+    POLL_UPDATES = INFO, "Poll", "Response: 200 OK, {count:signal}, cursor={cursor}", "Something changed.", _NOTHING
     POLL_REFUSED = WARNING, "Poll", "Response: {status} {reason}, key={key}, code={code}: {what}", \
         "The plane answered with an error; it counts as a failure unless the next line says otherwise.", _PLANE
     POLL_UNUSABLE = WARNING, "Poll", "Response unusable: {why}", \
         "The answer does not follow the protocol: a captive portal, a proxy's page, truncated, too large.", \
         "Check what is between this host and the plane; nothing was changed."
-    POLL_FAILED = WARNING, "Poll", "No response: {why}; {failures} consecutive failures, next poll in {delay} s", \
+    POLL_FAILED = WARNING, "Poll", "No response: {why}; {failures:consecutive failure}, next poll in {delay} s", \
         "The plane is unreachable. Certificates on disk stay in service.", _PLANE
-    POLL_RECOVERED = INFO, "Poll", "Control plane reachable again after {failures} failures", "Resolved.", _NOTHING
+    POLL_RECOVERED = INFO, "Poll", "Control plane reachable again after {failures:failure}", "Resolved.", _NOTHING
     POLL_SLOW_DOWN = DEBUG, "Poll", "Server requested slow-down (Retry-After={seconds}s); deferring next poll", \
         "One longer pause, then the usual interval.", _NOTHING
     POLL_SUMMARY = INFO, "Poll", "In the last {minutes} minutes: {polls} polls, {updates} with updates, {failed} failed", \
         "Written once an hour with `log_polls`: `changes`, instead of each routine poll.", _NOTHING
     POLL_NOW = INFO, "Poll", "Immediate poll requested by {who}", "`poll-now` or SIGUSR1.", _NOTHING
-    POLL_PAUSED = WARNING, "Poll", "Polling paused: queue full at {depth} signals", \
+    POLL_PAUSED = WARNING, "Poll", "Polling paused: queue full at {depth:signal}", \
         "No signal is lost.", "If it lasts, check `cert-ctrl status` for a stuck item."
-    POLL_RESUMED = INFO, "Poll", "Polling resumed: queue at {depth} signals", "Resolved.", _NOTHING
-    BREAKER_OPENED = CRITICAL, "Poll", "Circuit breaker open after {failures} consecutive failures; {recovery}", \
+    POLL_RESUMED = INFO, "Poll", "Polling resumed: queue at {depth:signal}", "Resolved.", _NOTHING
+    BREAKER_OPENED = CRITICAL, "Poll", "Circuit breaker open after {failures:consecutive failure}; {recovery}", \
         "Polling has stopped. Certificates on disk stay in service, but no renewal arrives.", \
         "Fix plane connectivity, then run `cert-ctrl poll-now`, which also closes the breaker."
     BREAKER_CLOSED = INFO, "Poll", "Circuit breaker closed after {seconds} s", "Polling is back to normal.", _NOTHING
@@ -93,7 +97,7 @@ class Line(Enum):
         "This host was offline for longer than the plane keeps signals.", _NOTHING
     RESYNC_STARTED = INFO, "Resync", "Comparing this host with the plane: {why}", \
         "At start, after a 409, or periodically.", _NOTHING
-    RESYNC_DONE = INFO, "Resync", "Compared with the plane: {certificates} certificates, {changed} differences", \
+    RESYNC_DONE = INFO, "Resync", "Compared with the plane: {certificates:certificate}, {changed:difference}", \
         "Without differences, this host matches the plane; otherwise they are handled next.", _NOTHING
     RESYNC_FAILED = WARNING, "Resync", "Comparison failed: {why}; next try in {delay} s", \
         "The current certificates stay in service.", _PLANE
@@ -195,7 +199,7 @@ class Line(Enum):
     HOST_KEY_REMOVED = INFO, "Signal", "Removed the key of order {order_id} for {name} (certificate {cert_id})", \
         "The order ended without a certificate, or was replaced by a newer one.", _NOTHING
     CA_FORGOTTEN = WARNING, "Signal", "CA {ca_id} forgotten: {done}", "By `cert-ctrl forget`.", _NOTHING
-    PLANE_CHANGED = WARNING, "Resync", "Another control plane or device: {count} certificates are not from {server}", \
+    PLANE_CHANGED = WARNING, "Resync", "Another control plane or device: {count:certificate} from elsewhere than {server}", \
         "They stay in use; those that the plane lists under the same id and name are its again.", \
         "Assign them there, or run `cert-ctrl forget --domain D`."
     CA_IMPORTED = INFO, "Signal", "CA {ca_id} imported into the trust store: {name}", \
@@ -222,11 +226,11 @@ class Line(Enum):
     DISK_RECOVERED = INFO, "Disk", "Disk writes succeed again", "Resolved.", _NOTHING
 
     # --- acks, expiry, control, metrics ---
-    ACKS_SENT = DEBUG, "Ack", "{count} outcomes reported", "The plane accepted them.", _NOTHING
-    ACKS_FAILED = WARNING, "Ack", "{count} outcomes not reported: {why}", "Kept on disk, sent later.", _PLANE
+    ACKS_SENT = DEBUG, "Ack", "{count:outcome} reported", "The plane accepted them.", _NOTHING
+    ACKS_FAILED = WARNING, "Ack", "{count:outcome} not reported: {why}", "Kept on disk, sent later.", _PLANE
     ACKS_UNSUPPORTED = INFO, "Ack", "This control plane does not accept acks ({status}); none are sent", \
         "The plane is older. Logged once per run.", _NOTHING
-    ACKS_DROPPED = WARNING, "Ack", "{count} oldest outcomes dropped: the queue is full", \
+    ACKS_DROPPED = WARNING, "Ack", "{count:oldest outcome} dropped: the queue is full", \
         "The plane has not accepted acks for a long time.", _PLANE
     EXPIRY_WARNING = WARNING, "Expiry", "Certificate {cert_id} ({name}) expires in {left}", \
         "Less than the configured share of its lifetime is left.", "Check whether the plane renews it."
@@ -261,11 +265,26 @@ class Line(Enum):
 # fmt: on
 
 
-class LenientFields(dict[str, Any]):
-    """Fields of a template; a missing one prints as ``?``."""
+class _LineFormatter(Formatter):
+    """Formats the texts, with nouns after their numbers and ``?`` for missing fields."""
 
-    def __missing__(self, name: str) -> str:
-        return "?"
+    def get_value(self, key: int | str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Return a field."""
+        return kwargs.get(str(key), "?")
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        """Return a value as text; a format of several letters is the noun of a number."""
+        if len(format_spec) > 1 and format_spec[0].isalpha():
+            return counted(value, format_spec)
+        return str(super().format_field(value, format_spec))
+
+
+_FORMATTER = _LineFormatter()
+
+
+def filled(text: str, fields: Mapping[str, Any]) -> str:
+    """Return a text with its fields."""
+    return _FORMATTER.vformat(text, (), fields)
 
 
 def log_line(log: logging.Logger, line: Line, /, routine: bool = False, **fields: Any) -> None:
@@ -279,5 +298,6 @@ def log_line(log: logging.Logger, line: Line, /, routine: bool = False, **fields
     logger = log if log.name.rpartition(".")[2] == line.category else log.getChild(line.category)
     level = DEBUG if routine else line.level
     if logger.isEnabledFor(level):
-        text = line.text.format_map(LenientFields(fields))
-        logger.log(level, "%s", text, extra={"line_key": line.key, "line_fields": fields}, stacklevel=2)
+        logger.log(
+            level, "%s", filled(line.text, fields), extra={"line_key": line.key, "line_fields": fields}, stacklevel=2
+        )

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
-from certctrl.agent.log_lines import LenientFields
+from certctrl.agent.log_lines import filled
 from certctrl.text import one_line
 
 if TYPE_CHECKING:
@@ -121,6 +121,6 @@ class NarratorHandler(logging.Handler):
         if key in AGENT_LINES:
             event, sentence = AGENT_LINES[key]
             facts: dict[str, Any] = {**fields}
-            self._narrator.write("agent", event, sentence.format_map(LenientFields(fields)), **facts)
+            self._narrator.write("agent", event, filled(sentence, fields), **facts)
         elif record.levelno >= logging.WARNING:
             self._narrator.write("alert", key or "log", one_line(record.getMessage()), level=record.levelname)

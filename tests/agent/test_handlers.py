@@ -322,7 +322,7 @@ async def test_a_resync_is_done_once_its_differences_are_admitted(
     caplog.set_level("INFO")
     scene.shows(THERE)
     outcome = await on_resync_required(scene.agent, ResyncRequired(TS, reason))
-    assert (outcome.kind, outcome.detail) == (APPLIED, "1 differences")
+    assert (outcome.kind, outcome.detail) == (APPLIED, "1 difference")
     assert [type(signal) for signal in scene.admitted] == [CertRenewed]
     assert said in caplog.text
 

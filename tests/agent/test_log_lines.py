@@ -71,6 +71,14 @@ def test_the_category_is_the_logger(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.records[0].filename == "test_log_lines.py", "the caller's place, not log_line()'s"
 
 
+@pytest.mark.parametrize(("count", "text"), [(0, "0 outcomes"), (1, "1 outcome"), (2, "2 outcomes")])
+def test_a_noun_agrees_with_its_number(caplog: pytest.LogCaptureFixture, count: int, text: str) -> None:
+    with caplog.at_level(logging.DEBUG, logger="certctrl"):
+        log_line(logging.getLogger("certctrl"), Line.ACKS_FAILED, count=count, why="503")
+        log_line(logging.getLogger("certctrl"), Line.ACKS_SENT)
+    assert caplog.messages == [f"{text} not reported: 503", "? outcomes reported"]
+
+
 def test_a_missing_field_or_a_brace_never_raises(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, logger="certctrl"):
         log_line(logging.getLogger("certctrl"), Line.TOKEN_EXPIRING)

@@ -90,7 +90,7 @@ def test_a_stop_lets_a_running_install_finish(signum: signal.Signals, installing
     assert f"Stopping: {signum.name}; running work gets up to 10.0 s" in lines
     assert lines.rstrip().endswith(f"Stopped: asked to stop {signum.name}")
     agent.start()
-    agent.daemon.says("Compared with the plane: 1 certificates, 0 differences")
+    agent.daemon.says("Compared with the plane: 1 certificate, 0 differences")
     assert agent.daemon.stop() == 0
 
 
@@ -177,7 +177,7 @@ def test_sigusr1_polls_now(fleet: Fleet, plane: Plane) -> None:
     daemon.says("204 No Content")
     plane.operator.issue("now.example.com", agent.device_id)
     daemon.send(signal.SIGUSR1)
-    daemon.says("Immediate poll requested by SIGUSR1", "Response: 200 OK, 1 signals", "outcome=applied")
+    daemon.says("Immediate poll requested by SIGUSR1", "Response: 200 OK, 1 signal", "outcome=applied")
     assert agent.caught_up()
     assert daemon.stop() == 0
 

@@ -229,7 +229,7 @@ def test_an_older_plane_is_switched_to_its_own_ca(older: PlaneSite, monkeypatch:
     assert "or add --force" in refused.err
     monkeypatch.setattr("sys.stdin", Terminal("n\n"))
     asked = older("tls", "switch", "--force")
-    assert (asked.status, "Switch and lose 1 devices?" in asked.err) == (ExitStatus.FAILED, True)
+    assert (asked.status, "Switch and lose 1 device?" in asked.err) == (ExitStatus.FAILED, True)
     assert (older.data / "ca.pem").read_text() == before
     done = older("tls", "switch", "--force", "--yes", "--json")
     assert [row["name"] for row in done.json["lost_devices"]] == ["web-1"]

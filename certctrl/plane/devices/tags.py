@@ -14,7 +14,7 @@ from typing import Any
 
 from certctrl.plane.errors import bad_request, conflict, not_found
 from certctrl.plane.storage.database import Database, marks
-from certctrl.text import one_line
+from certctrl.text import counted, one_line
 
 MAX_TAGS = 32
 """Tags of one device, of one enrolment token, and of one request."""
@@ -110,7 +110,7 @@ class DeviceTags:
         shown = [_changed(row, tags.get(row["id"], []), added, removed) for row in rows]
         self._store(shown)
         words = " ".join([*(f"+{tag}" for tag in added), *(f"-{tag}" for tag in removed)])
-        self._db.after_commit(partial(log.info, "tags of %d devices changed: %s", len(ids), one_line(words)))
+        self._db.after_commit(partial(log.info, "tags of %s changed: %s", counted(len(ids), "device"), one_line(words)))
         return shown
 
     def _store(self, changed: Sequence[Mapping[str, Any]]) -> None:

@@ -66,7 +66,7 @@ async def test_tags_are_added_and_removed_and_a_key_has_one_value(
     (row,) = await change(plane, one, add=["env=test", "web"], remove=["db"])
     assert (row["tags"], row["added"], row["removed"]) == (["env=test", "web"], ["env=test"], ["env=prod"])
     assert (row["id"], row["name"]) == (one, "device-1")
-    assert "tags of 1 devices changed: +env=test +web -db" in caplog.messages
+    assert "tags of 1 device changed: +env=test +web -db" in caplog.messages
     (row,) = await change(plane, one, remove=["web", "Not A Tag"])
     assert (row["tags"], row["removed"]) == (["env=test"], ["web"])
     assert [await tags_of(plane, device) for device in (one, two)] == [["env=test"], ["env=prod", "web"]]
