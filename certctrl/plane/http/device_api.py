@@ -130,7 +130,7 @@ class DeviceApi:
         plane = self._plane
         with plane.stream.waiter(self._authenticator.claimed_device(request)) as waiter:
             poll = or_error(_poll_of, request)
-            _, held = await self._authenticator.as_device_alike(request, self._polls, poll, reads=True)
+            _, held = await self._authenticator.as_device_alike(request, self._polls, poll, reads=True, alone=True)
             copied = await plane.clones.note(held.session, held.poll.instance)
             page = await plane.finish_poll(held, waiter, _Disconnect(request).wait)
         headers = {"etag": page.cursor} | ({"cert-ctrl-copies": "suspected"} if copied else {})

@@ -65,6 +65,8 @@ class Database(ABC):
 
     engine: str
     """Name of the engine, for operators."""
+    reads_inline = False
+    """Whether a unit that reads runs on the event loop, in less time than it takes to wait for others to share it."""
 
     def __init__(self) -> None:
         self.calls = DatabaseCalls()

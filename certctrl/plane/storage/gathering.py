@@ -73,7 +73,7 @@ class Gathering:
 
         It returns a result or an error for each item, in order, and changes nothing for an item that it refuses.
         """
-        result: T = await self._work(_Unit(partial(_one, function, item), function, item))
+        result: T = await self._work(_Unit(partial(one_of, function, item), function, item))
         return result
 
     async def _work(self, unit: _Unit) -> Any:
@@ -149,7 +149,8 @@ class Gathering:
             unit.error = error
 
 
-def _one(function: Callable[[Sequence[A]], Sequence[T | ErrorResponse]], item: A) -> T:
+def one_of(function: Callable[[Sequence[A]], Sequence[T | ErrorResponse]], item: A) -> T:
+    """Return what a function for several items returns or raises for one."""
     (result,) = function([item])
     if isinstance(result, ErrorResponse):
         raise result

@@ -53,6 +53,7 @@ class SqliteDatabase(Database):
     """A database file, or a database in memory."""
 
     engine = "SQLite"
+    reads_inline = True
 
     def __init__(self, path: Path | None, offload: Offload | None = None) -> None:
         """Open (and create or migrate) a database file of mode 0600, or one in memory.
