@@ -186,7 +186,7 @@ class CertificateViews:
         certificates = {row["id"]: _WithKey(row, self._table) for row in self._db.all(sql, *ids)} if ids else {}
         return [
             _material_or_error(certificates[pair[1]], keys[pair], etag)
-            if pair in keys
+            if pair in keys and pair[1] in certificates  # it may have been removed between the statements
             else not_found("No such certificate")
             for pair, etag in zip(wanted, known, strict=True)
         ]

@@ -153,14 +153,14 @@ async def test_each_fetch_of_many_is_answered_as_alone(plane: Plane, monkeypatch
         (devices[2], foreign),
         (keyless, shared),
     ]
-    wanted = [(DeviceSession(device_id, 1, 1), cert_id) for device_id, cert_id in pairs]
+    wanted = [(DeviceSession(device_id, 1, 1), (cert_id, "")) for device_id, cert_id in pairs]
     unsealed: list[int] = []
     table = plane.certificates._table
     key_of = table.key_of
     monkeypatch.setattr(table, "key_of", lambda row: unsealed.append(row["id"]) or key_of(row))  # type: ignore[func-returns-value]
     found, count = await statements(plane, plane.certificates.materials_of, wanted)
     assert count == 2 and unsealed == [shared]
-    fingerprints = [one["device_keyfp_b64"] for one in found[:2]]
+    fingerprints = [one.data["device_keyfp_b64"] for one in found[:2]]
     assert len(set(fingerprints)) == 2, "each is sealed to the key of its device"
     assert shown(found)[2:] == ["CERT_REVOKED", "NOT_FOUND", "WRAP_PENDING"]
 
@@ -293,10 +293,10 @@ async def test_a_key_that_does_not_unseal_fails_only_its_own_fetch(open_database
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(ask, 0, polls, devices[0][1], Poll())
-        nursery.start_soon(ask, 1, fetches, devices[0][1], good)
-        nursery.start_soon(ask, 2, fetches, devices[1][1], damaged)
+        nursery.start_soon(ask, 1, fetches, devices[0][1], (good, ""))
+        nursery.start_soon(ask, 2, fetches, devices[1][1], (damaged, ""))
     assert isinstance(results[0], HeldPoll), "its poll was counted once"
-    assert results[1]["serial_number"] and isinstance(results[2], ConfigError)
+    assert results[1].data["serial_number"] and isinstance(results[2], ConfigError)
 
 
 async def test_an_error_of_one_unit_is_not_that_of_the_others(plane: Plane) -> None:

@@ -13,6 +13,7 @@ import trio.testing
 from engine_plane import WALL, new_device, plane_on, registered
 from nacl.public import PrivateKey, SealedBox
 
+from certctrl.plane.certificates.views import Material
 from certctrl.plane.core import Plane, Poll
 from certctrl.plane.devices.devices import DeviceFacts
 from certctrl.plane.devices.sessions import DeviceSession
@@ -44,7 +45,7 @@ async def test_each_fetch_opens_with_the_key_of_its_device_only(plane: Plane) ->
     ]
     pairs = [(place, cert_id) for place in range(4) for cert_id in [*certificates, 2**53 - 1]] * 2
     random.Random(7).shuffle(pairs)
-    wanted = [(DeviceSession(devices[place][0], 1, 1), cert_id) for place, cert_id in pairs]
+    wanted = [(DeviceSession(devices[place][0], 1, 1), (cert_id, "")) for place, cert_id in pairs]
     found = await plane.database.work_read(plane.certificates.materials_of, wanted)
     for (place, cert_id), one in zip(pairs, found, strict=True):
         device_id, key = devices[place]
@@ -53,8 +54,9 @@ async def test_each_fetch_opens_with_the_key_of_its_device_only(plane: Plane) ->
         except ErrorResponse as error:
             assert isinstance(one, ErrorResponse) and one.key == error.key
             continue
-        assert not isinstance(one, ErrorResponse) and one["certificate_pem"] == alone["certificate_pem"]
-        assert len(SealedBox(key).decrypt(base64.b64decode(one["enc_data_key_b64"]))) == 32
+        assert isinstance(one, Material) and one.data is not None
+        assert one.data["certificate_pem"] == alone["certificate_pem"]
+        assert len(SealedBox(key).decrypt(base64.b64decode(one.data["enc_data_key_b64"]))) == 32
 
 
 async def test_a_poll_never_gets_the_page_of_another_device(plane: Plane) -> None:
