@@ -25,9 +25,9 @@ def ask(
         typer.Option("--timeout", metavar="SECONDS", min=1, max=_LONGEST_SECONDS, help="Time limit for the answer."),
     ] = 15,
 ) -> None:
-    """Ask the running agent of a device: status, doctor, plan or history.
+    """Ask the live agent of a device about its host.
 
-    The answer is that of the command of this name at the host; nothing changes there. The agent must be connected by
+    It answers to status, doctor, plan and history. The answer is that of the command of this name at the host; nothing changes there. The agent must be connected by
     push ("poll_mode": "push"), and its policy.json may refuse ("remote_questions": "off"). The control plane records who
     asked what, and the host logs it.
 
