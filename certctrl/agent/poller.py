@@ -12,7 +12,14 @@ from certctrl.agent.alerts import clear_disk_problem, problem_key, raise_alert, 
 from certctrl.agent.context import Agent
 from certctrl.agent.log_lines import Line, log_line
 from certctrl.agent.reconcile import plan_resync
-from certctrl.errors import CertctrlError, DiskError, NotRegisteredError, PlaneError
+from certctrl.errors import (
+    BadAnswerError,
+    CertctrlError,
+    DiskError,
+    NotRegisteredError,
+    PlaneError,
+    TransportError,
+)
 from certctrl.model.config import LogPolls, Recovery
 from certctrl.model.records import InboxEntry
 from certctrl.model.stop import Stop
@@ -195,7 +202,7 @@ class Poller:
             return events.RefreshRefused(str(error))
         except CertctrlError as error:
             agent.counters.token_refreshes["failed"] += 1
-            return events.RefreshFailed(str(error), error.retry_after if isinstance(error, PlaneError) else None)
+            return events.RefreshFailed(str(error), _retry_after(error), lost=_is_lost(error))
         agent.counters.token_refreshes["ok"] += 1
         return events.TokenRefreshed()
 
@@ -208,7 +215,7 @@ class Poller:
         except NotRegisteredError as error:
             return events.RefreshRefused(str(error))
         except CertctrlError as error:
-            return events.ResyncFailed(str(error), error.retry_after if isinstance(error, PlaneError) else None)
+            return events.ResyncFailed(str(error), _retry_after(error), lost=_is_lost(error))
         return events.Resynced()
 
     async def _after(self, event: events.Event) -> None:
@@ -329,6 +336,17 @@ def log_poll(agent: Agent, event: events.Event, *, routine: bool = False) -> Non
             log_line(agent.log, Line.RESYNC_FAILED, why=event.why, delay=_delay(session))
         case _:
             pass
+    if isinstance(event, events.NoUpdates | events.Updates) and event.retry_after is not None:
+        log_line(agent.log, Line.POLL_SLOW_DOWN, seconds=round(event.retry_after))
+
+
+def _retry_after(error: CertctrlError) -> float | None:
+    return error.retry_after if isinstance(error, PlaneError) else None
+
+
+def _is_lost(error: CertctrlError) -> bool:
+    """Return whether there was no answer."""
+    return isinstance(error, TransportError) and not isinstance(error, BadAnswerError)
 
 
 def _delay(session: Session) -> str:

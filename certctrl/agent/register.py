@@ -35,7 +35,7 @@ from certctrl.agent.token_refresh import GRACE_SECONDS, finish_despite_cancel, w
 from certctrl.backoff import grown
 from certctrl.errors import BadAnswerError, DiskError, NotRegisteredError, PlaneError, StateCorruptError, TransportError
 from certctrl.model.config import AgentConfig
-from certctrl.model.records import DeviceKeys, Tokens
+from certctrl.model.records import DeviceKeys, Recommended, Tokens
 from certctrl.net.control_plane import ControlPlane
 from certctrl.protocol.device_flow import DeviceFlow, Done, Expired, GrantReady, PollGrant, Refused, uri_problem
 from certctrl.protocol.wire.registration import Registration, key_proof
@@ -77,6 +77,8 @@ class Registered:
     user_id: int
     device_id: int
     name: str
+    recommended: Recommended | None = None
+    """Settings that the control plane recommends."""
 
 
 async def register(
@@ -114,7 +116,12 @@ async def register(
     enrol_once = partial(_enrol_once, layout, store, identity, form, fs)
     done = await _enrol(enrol_once, unattended=enrolment_token is not None)
     log.info("Registered as device %d of user %d", done.device_id, done.user_id)
-    return Registered(user_id=done.user_id, device_id=done.device_id, name=done.name or form.keywords["name"])
+    return Registered(
+        user_id=done.user_id,
+        device_id=done.device_id,
+        name=done.name or form.keywords["name"],
+        recommended=done.recommended,
+    )
 
 
 # --- identity -----------------------------------------------------------------------------------------------
@@ -271,6 +278,8 @@ async def _enrol_once(
             reservation.commit(
                 Tokens(access_token=done.access_token, refresh_token=done.refresh_token, features=done.features)
             )
+            with suppress(DiskError):  # only `doctor` reads it
+                store.save_recommended(done.recommended)
             return done
 
     lock = await wait_for_token_lock(layout, fs)

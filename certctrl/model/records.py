@@ -122,6 +122,16 @@ class KnownPlane:
     """Wall-clock seconds since the epoch: signals from before are of a stream that this host did not follow."""
 
 
+@lean.frozen
+class Recommended:
+    """Settings that the control plane recommended at the registration."""
+
+    poll_mode: str
+    """A value of ``poll_mode``, perhaps of a later version."""
+    poll_wait_seconds: int | None = None
+    """Seconds of a long poll; None: the default."""
+
+
 class Standing(StrEnum):
     """The control plane's last statement about a certificate of this host."""
 

@@ -46,6 +46,7 @@ from certctrl.plane.issuing_ca import IssuingCa
 from certctrl.plane.jobs import Jobs
 from certctrl.plane.limits import Buckets, FreePages
 from certctrl.plane.operators import Operators
+from certctrl.plane.pace import Pace
 from certctrl.plane.planes import Planes, plane_name
 from certctrl.plane.push.hub import Alike, Push
 from certctrl.plane.push.sockets import Sockets
@@ -120,6 +121,7 @@ class Plane:
         self.wall_now, self.offload = wall_now, offload
         self.draining = False
         """Whether the plane is stopping and no longer holds polls."""
+        self.pace = Pace()
         self.database, self.keyring = db, keys = database, keyring
         self._assemble_ca(offload, monotonic)
         self.stream = SignalStream(db, length=settings.stream_length, wall_now=wall_now)
@@ -323,14 +325,14 @@ class Plane:
     async def finish_poll(
         self, held: HeldPoll, waiter: Waiter, until: Callable[[], Awaitable[object]] = trio.sleep_forever
     ) -> Page:
-        """Return the signals of a poll, waiting up to ``wait`` seconds for the first one.
+        """Return the signals of a poll, waiting most of its ``wait`` seconds for the first one.
 
         An empty page has the cursor to keep. After a full page of at least ``DEFAULT_LIMIT``, the next one does not
         count against the rate limit. ``waiter`` exists since before ``begin_poll``; ``until`` returns when the client
         is gone. ErrorResponse 409, also 401 and 403 if the session ends or the device is revoked during the wait.
         """
         poll, page, parked = held.poll, held.page, False
-        deadline = trio.current_time() + poll.wait
+        deadline = trio.current_time() + self.pace.hold_seconds(poll.wait)
         while poll.wait and not page.signals and not self.draining:
             parked = True
             if not await waiter.wait(page.cursor, until, deadline) or self.draining:

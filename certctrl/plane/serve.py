@@ -1,7 +1,7 @@
 """serve_plane: serve a plane over HTTPS, and stop it in order.
 
-Cancelling stops it. The server runs shielded: it stops accepting, the plane answers all held polls (204,
-``Connection: close``), connections close, and the rest is cut after a few seconds.
+Cancelling stops it. The server runs shielded: the plane answers all held polls (204, ``Connection: close``,
+``Retry-After``), connections close, and the rest is cut after a few seconds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import trio
 from trio_util import RepeatedEvent
 
 from certctrl import lean
-from certctrl.errors import CertctrlError, ConfigError, TransportError
+from certctrl.errors import BusyError, CertctrlError, ConfigError, TransportError
 from certctrl.net.metrics_listener import answer_scrapes
 from certctrl.plane.ca.domains import clean_name
 from certctrl.plane.challenges import plane_http
@@ -30,6 +30,7 @@ from certctrl.plane.http.faults import Faults
 from certctrl.plane.http.plain_app import make_plain_app
 from certctrl.plane.http.proxies import Proxies
 from certctrl.plane.http.server import NO_PROXIES, Server, listen
+from certctrl.plane.http.shared_port import HandOver
 from certctrl.plane.settings import PlaneSettings
 from certctrl.plane.storage.data_dir import DataDir, GivenKeys, keep_file
 from certctrl.plane.storage.database import Database
@@ -37,6 +38,8 @@ from certctrl.plane.tls import ServerCertificate, host_for_url, local_host, name
 
 _STOP_SECONDS = 10.0
 _CERTIFICATE_CHECK_SECONDS = 3600.0
+_LOCK_PAUSE = 0.1
+ALONE = HandOver()
 
 log = logging.getLogger("certctrl.Plane")
 
@@ -77,6 +80,7 @@ async def serve_plane(
     acme_http: tuple[str, int] | None = None,
     listening: socket.socket | None = None,
     without_tls: socket.socket | None = None,
+    hand_over: HandOver = ALONE,
     reload: RepeatedEvent | None = None,
     task_status: trio.TaskStatus[PlaneAddress] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -85,31 +89,46 @@ async def serve_plane(
     ``hostnames`` go into the plane's certificate, the first also into its URL; ``connect`` opens the database if it is
     not in the data directory, and ``keys`` are those that are not; ``proxies`` may name clients; ``metrics`` is the
     address of Prometheus metrics, ``acme_http`` that of the answers of http-01; ``listening`` is a socket of ``listen``
-    for the same host, to be used instead of a new one, and ``without_tls`` one for what needs no TLS; ``reload`` makes
-    it read its TLS certificate again. Raises TransportError if it cannot listen, and the errors of ``Plane.open``.
+    for the same host, to be used instead of a new one, and ``without_tls`` one for what needs no TLS; ``hand_over``: how
+    another process shares these; ``reload`` makes it read its TLS certificate again. Raises TransportError if it cannot
+    listen, and the errors of ``Plane.open``.
     """
-    with Plane.open(data, settings=settings, offload=trio.to_thread.run_sync, connect=connect, keys=keys) as plane:
+    opening = partial(Plane.open, data, settings=settings, offload=trio.to_thread.run_sync, connect=connect, keys=keys)
+    with await _opened(opening, hand_over.patience) as plane:
         assert plane.data is not None
-        names = names_of(host, hostnames)
-        certificate = ServerCertificate(plane, plane.data, names)
+        certificate = ServerCertificate(plane, plane.data, names_of(host, hostnames))
         await certificate.load()
         await _reserve(plane, certificate)
         plane.anchor.on_switch = partial(_replace_anchor, plane, certificate)
         with listening or listen(host, port) as sock, without_tls or contextlib.nullcontext():
-            port = sock.getsockname()[1]
-            url = _kept_url(plane.data, host, hostnames, port)
+            url = _kept_url(plane.data, host, hostnames, sock.getsockname()[1])
             async with trio.open_nursery() as nursery:
-                server = Server(make_app(plane, faults=faults), sock, certificate.context, proxies=proxies)
+                serving = partial(Server, proxies=proxies, stays_open=hand_over.stays_open)
+                server = serving(make_app(plane, faults=faults), sock, certificate.context)
                 plane.planes.connections, plane.counters.refused = lambda: server.connections, server.refused
                 plane.planes.address = url
                 urls = await _start_small(nursery, plane, metrics, acme_http)
                 await nursery.start(_run_server, plane, server)
                 if without_tls is not None:
-                    plain = Server(make_plain_app(plane), without_tls, None, proxies=proxies)
-                    await nursery.start(_run_server, plane, plain)
+                    await nursery.start(_run_server, plane, serving(make_plain_app(plane), without_tls, None))
                 _start_tasks(nursery, plane, certificate, reload)
                 _log_start(plane, url)
                 task_status.started(_address(url, plane.data, *urls, _http_url(without_tls)))
+
+
+async def _opened(opening: Callable[[], Plane], patience: float) -> Plane:
+    """Return the opened plane; raises BusyError if another one has not left its directory in time."""
+    deadline, told = trio.current_time() + patience, False
+    while True:
+        try:
+            return opening()
+        except BusyError as error:
+            if trio.current_time() >= deadline:
+                raise
+            if not told:
+                log.info("waiting for the other control plane to stop: %s", error)
+                told = True
+        await trio.sleep(_LOCK_PAUSE)
 
 
 def _kept_url(data: DataDir, host: str, hostnames: Sequence[str], port: int) -> str:

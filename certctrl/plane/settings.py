@@ -38,6 +38,8 @@ class PlaneSettings:
     """Base URL of the CRLs of the built-in CA; empty: certificates contain no URL."""
     allow_unproven_keys: bool = False
     """Whether agents that cannot prove possession of their key may register new devices."""
+    recommended_poll_mode: str = "long_poll"
+    """Poll mode that new devices are recommended, as on the wire; empty: none."""
     page_session_seconds: int = 3600
     sign_in_attempts: int = 5
     """Wrong operator keys before more of them from one address are refused for a while; the right key never is."""

@@ -3,12 +3,16 @@
     no failures       interval ± jitter
     Retry-After       the server's delay, once: at least the interval, at most an hour, never early
     n failures        interval … min(300 s, interval × 2^(n-1))
+    connection lost   the same, but at least as far as the spread, and the first retry from half a second on
     breaker open      30 s … min(900 s, 60 s × 2^k), or no retry with ``"recovery": "manual"``
 
 After failures, the delay is drawn from the whole range, not from its upper half. All hosts of a fleet see an
 outage at the same time, and with half the range their retries still arrive in waves once the plane is back
 (simulated: in the worst ten seconds 3.6 times the mean after an outage of two minutes and 2.2 times after thirty,
 instead of 2.4 and 1.7 times).
+
+A lost connection may be that of the whole fleet. With retries after one interval, all hosts are back in phase after a
+plane was away for three seconds; the spread is as long as their polls are apart anyway.
 
 ``random()`` returns a float in [0, 1).
 """
@@ -26,6 +30,8 @@ BACKOFF_CAP = 300.0
 PROBE_LEAST = 30.0
 PROBE_FIRST = 60.0
 PROBE_CAP = 900.0
+SOONEST_RETURN = 0.5
+"""Least delay of the first retry after a lost connection."""
 
 
 class CircuitBreaker:
@@ -59,12 +65,18 @@ class CircuitBreaker:
         self.last_retry_after = delay
         return min(delay * (1 + self.config.poll_jitter * self._random()), SERVER_CAP)
 
-    def backoff(self, failures: int) -> float:
-        """Return the delay after consecutive failures; at least one interval."""
+    def backoff(self, failures: int, spread: float | None = None) -> float:
+        """Return the delay after consecutive failures; at least one interval, except for the first lost connection.
+
+        ``spread``: seconds over which retries after a lost connection are spread; None: the server answered.
+        """
         if failures <= 1:
-            return self.interval()
-        longest = grown(self.base, BACKOFF_CAP, failures)
+            return self.interval() if spread is None else self._return(spread)
+        longest = max(grown(self.base, BACKOFF_CAP, failures), spread or 0.0)
         return max(self.interval(), self.base + self._random() * (longest - self.base))
+
+    def _return(self, spread: float) -> float:
+        return SOONEST_RETURN + self._random() * max(spread - SOONEST_RETURN, 0.0)
 
     def _probe(self) -> float:
         """Return the delay until the next probe of an open breaker, and count the probe."""
@@ -72,12 +84,15 @@ class CircuitBreaker:
         longest = grown(PROBE_FIRST, PROBE_CAP, self._probes)
         return max(self.interval(), PROBE_LEAST + self._random() * (longest - PROBE_LEAST))
 
-    def failed(self, retry_after: float | None = None) -> float:
-        """Count a failure and return the delay until the next request; ``inf``: until an operator resumes polling."""
+    def failed(self, retry_after: float | None = None, spread: float | None = None) -> float:
+        """Count a failure and return the delay until the next request; ``inf``: until an operator resumes polling.
+
+        ``spread``: as for ``backoff``.
+        """
         self.failures += 1
         asked = None if retry_after is None else self.server_delay(retry_after)
         if not self.is_open and self.failures < self.config.breaker_failures:
-            return self.backoff(self.failures) if asked is None else asked
+            return self.backoff(self.failures, spread) if asked is None else asked
         self.is_open = True
         if self.config.recovery is Recovery.MANUAL:
             return math.inf

@@ -138,6 +138,8 @@ class RefreshFailed:
 
     why: str
     retry_after: float | None = None
+    lost: bool = attrs.field(default=False, kw_only=True)
+    """Whether there was no answer, as in ``TransportFailed``."""
 
 
 @lean.frozen
@@ -151,6 +153,8 @@ class ResyncFailed:
 
     why: str
     retry_after: float | None = None
+    lost: bool = attrs.field(default=False, kw_only=True)
+    """Whether there was no answer, as in ``TransportFailed``."""
 
 
 # --- from outside ----------------------------------------------------------------------------------------

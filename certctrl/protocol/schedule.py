@@ -7,6 +7,10 @@ within two intervals. Exceptions:
   the plane's token bucket allows: one request per second, with a burst of five. A refusal would cost more than the
   wait. A page that the plane does not count is always requested immediately.
 * Operators may request one poll per second.
+* The first retry after a lost connection is sent at a random moment: all hosts of a fleet may have lost theirs.
+
+Polls of a fleet that begin together also end together. So the first long poll after signals or a start has a random
+length; all others have the full one, of which the control plane holds a random part.
 
 Only signals with a *new* cursor count: a page that would come again must not be requested again immediately.
 """
@@ -26,6 +30,14 @@ from certctrl.protocol.events import NoUpdates, Updates
 _BURST = 5
 _ON_THE_WAY = 1.0
 """Upper bound in seconds for the time between sending a poll and the plane counting it."""
+_RETURN_SPREAD = 25.0
+"""Seconds over which retries after a lost connection are spread, at least, unless polls are held."""
+_LEAST_HELD = 0.7
+"""Part of its wait for which a control plane holds a poll at least."""
+_HELD = 1.0
+"""Seconds from which a poll that failed was certainly held before."""
+_MOST_CUT = 2
+"""Held polls in a row that failed, after which the server answers the next one immediately."""
 
 
 class Schedule:
@@ -33,6 +45,7 @@ class Schedule:
 
     def __init__(self, config: ApplicationConfig, random: Callable[[], float]) -> None:
         self.breaker = CircuitBreaker(config, random)
+        self._random = random
         self.due = math.inf
         self.why = steps.WaitReason.START
         self._urgent = False  # the next poll is exempt from the limit
@@ -42,6 +55,9 @@ class Schedule:
         self._free = self._was_free = False  # the next poll takes no token from it; the last one did not
         self._last_request = -math.inf
         self._expecting_until = -math.inf
+        self._wait = 0  # seconds for which the last request, a poll, may be held
+        self._in_phase = True  # other hosts may poll at the same moment as this one
+        self._cut = 0  # held polls in a row that failed; a gateway may end all that last too long
 
     @property
     def config(self) -> ApplicationConfig:
@@ -85,23 +101,36 @@ class Schedule:
         """Note that a request is sent."""
         self._last_request = now
         self._prompt = False
+        self._wait = 0
 
     def note_poll(self, now: float) -> int:
         """Note that a poll is sent and return its long-poll seconds.
 
-        The server answers immediately after a failure and for an operator: both want to know whether it answers.
+        The server answers immediately for an operator, who wants to know whether it answers, and after two held polls
+        that failed. After any other failure, a poll that is not held would only be followed by a second one.
         """
-        wait = (
-            self.config.long_poll_wait_seconds
-            if self._may_be_held(now) and not self._quick and not self.breaker.failures
-            else 0
-        )
+        wait = 0
+        if self._cut >= _MOST_CUT:
+            self._cut = _MOST_CUT - 1
+        elif self._may_be_held(now) and not self._quick:
+            wait = self._hold()
         self.note_request(now)
+        self._wait = wait
         self._quick = self._urgent = False
         self._starts.append(now)
         self._full_before, self._was_free, self._free = self._full, self._free, False
         self._take(now)
         return wait
+
+    def _hold(self) -> int:
+        """Return the length of a long poll."""
+        longest = self.config.long_poll_wait_seconds
+        if not self._in_phase:
+            return longest
+        self._in_phase = False
+        interval = self.breaker.base * (1 + self.config.poll_jitter)
+        least = min(math.ceil(interval / _LEAST_HELD), longest)  # a shorter one would be followed by a pause
+        return least + int(self._random() * (longest - least + 1))
 
     def _may_be_held(self, now: float) -> bool:
         """Return whether the poll mode lets the server hold a poll that is sent now."""
@@ -127,6 +156,10 @@ class Schedule:
     def after_success(self, poll: steps.Poll, event: NoUpdates | Updates, progress: bool, now: float) -> None:
         """Plan the poll after a successful one; ``progress``: it had signals and a new cursor."""
         self._take(min(now, self._last_request + _ON_THE_WAY))
+        if progress:
+            self._in_phase = True
+        elif poll.wait:
+            self._cut = 0
         if event.retry_after is not None:
             self.plan(now + self.breaker.server_delay(event.retry_after), steps.WaitReason.SERVER)
         elif progress and isinstance(event, Updates) and event.full and event.free:
@@ -143,10 +176,21 @@ class Schedule:
         since = self._starts[-1] if held and self._starts else now
         self.plan(max(now, since + self.breaker.interval()), steps.WaitReason.INTERVAL)
 
-    def after_failure(self, retry_after: float | None, now: float) -> bool:
-        """Count a failure and plan the next request; return whether it opened the breaker."""
+    def after_failure(self, retry_after: float | None, now: float, *, lost: bool = False) -> bool:
+        """Count a failure and plan the next request; return whether it opened the breaker.
+
+        ``lost``: there was no answer.
+        """
         was_open = self.breaker.is_open
-        delay = self.breaker.failed(retry_after)
+        if self._wait and now - self._last_request >= _HELD:
+            self._cut += 1
+        delay = self.breaker.failed(retry_after, self._return_spread(now) if lost else None)
         why = steps.WaitReason.BACKOFF if retry_after is None else steps.WaitReason.SERVER
         self.plan(now + delay, steps.WaitReason.BREAKER if self.breaker.is_open else why)
         return self.breaker.is_open and not was_open
+
+    def _return_spread(self, now: float) -> float:
+        """Return over how many seconds retries after a lost connection are spread."""
+        if self._may_be_held(now):
+            return self.config.long_poll_wait_seconds
+        return max(self.breaker.base, _RETURN_SPREAD)

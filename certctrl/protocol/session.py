@@ -188,13 +188,13 @@ class Session:
                 self._schedule.plan(now, steps.WaitReason.INTERVAL)
             case ev.RefreshFailed():
                 self.last_poll_text = ev.poll_text(event)
-                self._failed(event.retry_after, now)
+                self._failed(event.retry_after, now, lost=event.lost)
             case ev.Resynced():
                 self._resynced(now)
             case ev.ResyncFailed():
                 self.last_poll_text = ev.poll_text(event)
                 self.walk.go(State.ACKNOWLEDGING, State.ERROR)
-                self._failed(event.retry_after, now)
+                self._failed(event.retry_after, now, lost=event.lost)
             case _:
                 assert isinstance(step, steps.Poll) and isinstance(event, ev.POLL_ANSWERS)
                 self._polled(step, event, now)
@@ -221,7 +221,7 @@ class Session:
                 self._failed(event.retry_after, now)
             case _:  # including a 401 right after a refresh and a 409 to a poll without a cursor
                 self.walk.go(State.ERROR)
-                self._failed(None, now)
+                self._failed(None, now, lost=isinstance(event, ev.TransportFailed))
 
     def _good(self, poll: steps.Poll, event: ev.NoUpdates | ev.Updates, now: float) -> None:
         self._worked()
@@ -288,8 +288,8 @@ class Session:
                 steps.Alert(steps.AlertKind.BREAKER_OPEN, "the control plane answers again", resolved=True)
             )
 
-    def _failed(self, retry_after: float | None, now: float) -> None:
-        if self._schedule.after_failure(retry_after, now):
+    def _failed(self, retry_after: float | None, now: float, *, lost: bool = False) -> None:
+        if self._schedule.after_failure(retry_after, now, lost=lost):
             self._alarmed = True
             text = f"the control plane gave no usable answer {self.failures} times in a row"
             self._alerts.append(steps.Alert(steps.AlertKind.BREAKER_OPEN, text))

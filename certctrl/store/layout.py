@@ -35,6 +35,7 @@ class ConfigDir:
         self.refresh_token = self.state / "refresh_token.txt"
         self.device_id = self.state / "device_id.txt"
         self.known_plane = self.state / "plane.json"
+        self.recommended = self.state / "recommended.json"
         self.taken_plane_ca = self.state / PLANE_CA
         self.next_plane_ca = self.state / NEXT_PLANE_CA
         self.next_device_id = self.state / "device_id.next"

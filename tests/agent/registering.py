@@ -11,6 +11,7 @@ import trio
 
 from certctrl.agent.register import DeviceFlowPrompt, Registered, register
 from certctrl.model.config import AgentConfig, ApplicationConfig
+from certctrl.model.records import Recommended
 from certctrl.protocol.device_flow import GrantPending, GrantReady, GrantStarted
 from certctrl.protocol.wire.registration import Registration
 from certctrl.store.disk.fs import Fs, RealFs
@@ -47,6 +48,7 @@ class FakePlane:
     """Exceptions, or callables that are awaited, before a registration succeeds."""
     started: GrantStarted = STARTED
     device_id: int = 9
+    recommended: Recommended | None = None
     polls: list[float] = attrs.field(factory=list)
     asked: list[str] = attrs.field(factory=list)
     """Device ids for which an approval was requested."""
@@ -75,7 +77,7 @@ class FakePlane:
         return Registration(
             device_id=self.device_id, user_id=7, device_public_id=form["device_public_id"], name="web-1",
             status="active", access_token=access(self.device_id, number), refresh_token=f"canary-refresh-{number}",
-            expires_in=900.0,
+            expires_in=900.0, recommended=self.recommended,
         )  # fmt: skip
 
 

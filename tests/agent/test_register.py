@@ -18,7 +18,7 @@ from trio.testing import MockClock
 
 from certctrl.agent.register import DeviceFlowPrompt, Registered
 from certctrl.errors import BadAnswerError, DiskError, ExitStatus, NotRegisteredError, PlaneError, TransportError
-from certctrl.model.records import Tokens
+from certctrl.model.records import Recommended, Tokens
 from certctrl.protocol.device_flow import GrantDenied, GrantExpired, GrantFailed, GrantPending, GrantSlowDown
 from certctrl.store.disk.fs import RealFs
 from certctrl.store.disk.lock import token_lock
@@ -61,6 +61,13 @@ async def test_an_operator_approves(host: Host, autojump_clock: MockClock, caplo
     assert [form["device_public_id"]] == [host.store.load_device_id()] == plane.asked, "approved for this id"
     assert "canary" not in caplog.text + repr(done) + repr(plane.started)
     assert "BDFH" not in caplog.text, "the code is for the person, not for the log"
+
+
+async def test_the_last_recommendation_is_kept(host: Host, autojump_clock: MockClock) -> None:
+    assert host.store.load_recommended() is None
+    for recommended in (Recommended("long-poll", 20), Recommended("push"), None):
+        done = await host.register(FakePlane(recommended=recommended), token="et_x")
+        assert done.recommended == host.store.load_recommended() == recommended
 
 
 async def test_slow_down_lasts_and_failures_back_off(host: Host, autojump_clock: MockClock) -> None:

@@ -5,13 +5,18 @@ number of the first token) and ``count``. It
 executes one JSON object per line of standard input and answers each with one line; times are on the monotonic clock:
 
 - ``{"op": "connect"}``: connect all agents, each with a first poll that does not wait → ``{"seconds"}``.
-- ``{"op": "park", "wait": W, "work": BOOL, "spread": BOOL}``: poll for ever. An agent that works fetches the
-  certificate of each signal and acknowledges it; if spread, first polls have random lengths → ``{}`` when all are sent.
+- ``{"op": "park", "wait": W, "work": BOOL, "spread": BOOL, "session": BOOL}``: poll for ever. An agent that works
+  fetches the certificate of each signal and acknowledges it; if spread, first polls have random lengths; with a session,
+  the agent's own code decides when and how it polls → ``{}`` when all are sent (at the start, with sessions).
 - ``{"op": "parked"}``: wait until all agents have sent a poll that is not answered → ``{}``.
 - ``{"op": "mark"}``: forget what was counted.
 - ``{"op": "until", "count": N, "of": WHAT}``: wait for N answers with signals (``answered``), acknowledgements
   (``acked``), answers to polls (``polls``) or connections that ended (``lost``) → ``{"first", "half", "last"}``.
 - ``{"op": "stat"}`` → ``{"polls", "lost", "refused"}``: answers to polls, connections that ended, answers above 299.
+- ``{"op": "arrivals", "since": T, "within": S}``: the polls that agents with sessions have sent in the S seconds since T
+  → ``{"worst", "mean", "agents", "last", "again", "closed"}``: polls in the worst second and on average, agents that
+  have polled, when the last of them did first, agents that polled again within half a wait, and attempts to connect that
+  were refused since the mark.
 - ``{"op": "stay"}``: from now on, agents whose connection ends wait for ``{"op": "return"}``.
 
 Agents whose connection ends connect again, each within a random time below ``BACK_SECONDS``.
@@ -30,6 +35,11 @@ from typing import Any
 
 import trio
 
+from certctrl.model.config import ApplicationConfig, PollMode
+from certctrl.model.signals import ResyncRequired
+from certctrl.protocol import events, steps
+from certctrl.protocol.session import Session
+
 UPDATES = "/apiv1/devices/self/updates"
 MATERIALS = "/apiv1/devices/self/certificates/{}/deploy-materials"
 NOTIFY = "/apiv1/devices/self/notify"
@@ -42,6 +52,9 @@ PATIENCE = 300.0
 
 class Line:
     """One connection: a TLS socket on Trio, without a stream around it."""
+
+    pause: float | None = None
+    """Seconds in the ``Retry-After`` of the last answer."""
 
     def __init__(self, sock: trio.socket.SocketType, context: ssl.SSLContext) -> None:
         self._sock = sock
@@ -78,6 +91,7 @@ class Line:
         head, _, self._rest = self._rest.partition(b"\r\n\r\n")
         fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])
         length = int(fields.get(b"content-length", b"0"))
+        self.pause = float(fields[b"retry-after"]) if b"retry-after" in fields else None
         while len(self._rest) < length:
             await self._more()
         body, self._rest = self._rest[:length], self._rest[length:]
@@ -108,7 +122,7 @@ class Herd:
         self.context.check_hostname = False
         self.tokens = Path(facts["tokens"]).read_text().split()[facts["first"] :][: facts["count"]]
         self.handshakes = trio.CapacityLimiter(AT_ONCE)
-        self.wait, self.work, self.spread = 0, False, False
+        self.wait, self.work, self.spread, self.session = 0, False, False, False
         self.go, self.back = trio.Event(), trio.Event()
         self.back.set()
         self.connected = self.sent = self.parked = 0
@@ -117,7 +131,8 @@ class Herd:
 
     def mark(self) -> None:
         self.times: dict[str, list[float]] = {"answered": [], "acked": [], "polls": [], "lost": []}
-        self.refused = 0
+        self.refused = self.closed = 0
+        self.sent_by: dict[str, list[float]] = {}
 
     def note(self, what: str) -> None:
         self.times[what].append(time.monotonic())
@@ -140,6 +155,8 @@ class Herd:
                 if first:
                     first = False
                     await self.begin()
+                    if self.session:
+                        await self.follow(line, token, cursor)
                     wait = random.randint(1, self.wait) if self.spread else self.wait
                     cursor = await self.poll(line, token, cursor, wait)
                 while True:
@@ -158,6 +175,68 @@ class Herd:
         self.tell()
         await self.go.wait()
         self.sent += 1
+
+    async def follow(self, line: Line | None, token: str, cursor: str | None) -> None:
+        """Be one agent whose session decides, forever."""
+        config = ApplicationConfig(poll_mode=PollMode.LONG_POLL, long_poll_wait_seconds=self.wait)
+        session = Session(config, cursor=cursor, random=random.random)
+        session.receive(events.Started(True), trio.current_time())
+        while True:
+            step = session.next_step(trio.current_time())
+            event: events.Event = events.AcksSent()
+            if isinstance(step, steps.Wait):
+                await trio.sleep_until(step.until)
+                event = events.Timer()
+            elif isinstance(step, steps.Poll):
+                line, event = await self.obeyed(line, token, step)
+            elif isinstance(step, steps.Deliver):
+                event = events.Delivered()
+            session.receive(event, trio.current_time())
+
+    async def obeyed(self, line: Line | None, token: str, step: steps.Poll) -> tuple[Line | None, events.Event]:
+        """Send the poll of a session; return the connection, unless it has ended, and the answer."""
+        try:
+            if line is None:
+                line = await Line.open(self.port, self.context)
+            self.sent_by.setdefault(token, []).append(time.monotonic())
+            self.parked += 1
+            try:
+                path = f"GET {UPDATES}?limit={step.limit}&wait={step.wait}&cursor={step.cursor or ''}"
+                status, tag, body = await self.ask(line, token, path)
+            finally:
+                self.parked -= 1
+        except (OSError, EOFError, ssl.SSLError) as error:
+            self.closed += isinstance(error, ConnectionRefusedError)
+            self.note("lost")
+            if line is not None:
+                line.close()
+            return None, events.TransportFailed(type(error).__name__)
+        self.note("polls")
+        pause = line.pause
+        if status == 204:
+            return line, events.NoUpdates(tag or None, retry_after=pause)
+        if status == 200:
+            self.note("answered")
+            signals = tuple(ResyncRequired(number) for number, _ in enumerate(json.loads(body)["data"]["signals"]))
+            return line, events.Updates(tag or None, signals, len(signals) >= step.limit, retry_after=pause)
+        return line, events.ServerBusy(status, pause)
+
+    def arrivals(self, since: float, within: float) -> dict[str, float]:
+        """Return how the polls of agents with sessions were spread."""
+        times = {token: [at - since for at in all_ if 0 <= at - since < within] for token, all_ in self.sent_by.items()}
+        counts = [0] * max(int(within), 1)
+        for at in (at for some in times.values() for at in some):
+            counts[min(int(at), len(counts) - 1)] += 1
+        first = [some[0] for some in times.values() if some]
+        again = sum(1 for some in times.values() if len(some) > 1 and some[1] - some[0] < self.wait / 2)
+        return {
+            "worst": max(counts),
+            "mean": sum(counts) / len(counts),
+            "agents": len(first),
+            "last": max(first, default=0.0),
+            "again": again,
+            "closed": self.closed,
+        }
 
     async def poll(self, line: Line, token: str, cursor: str, wait: int) -> str:
         self.parked += 1
@@ -213,6 +292,7 @@ async def obey(herd: Herd, nursery: trio.Nursery, order: dict[str, Any]) -> dict
             return {"seconds": time.monotonic() - began}
         case "park":
             herd.wait, herd.work, herd.spread = order["wait"], order["work"], order["spread"]
+            herd.session = order.get("session", False)
             herd.go.set()
             while herd.sent < len(herd.tokens):
                 await trio.sleep(0.01)
@@ -227,6 +307,8 @@ async def obey(herd: Herd, nursery: trio.Nursery, order: dict[str, Any]) -> dict
             return {"first": times[0], "half": times[len(times) // 2], "last": times[order["count"] - 1]}
         case "stat":
             return {"polls": len(herd.times["polls"]), "lost": len(herd.times["lost"]), "refused": herd.refused}
+        case "arrivals":
+            return herd.arrivals(order["since"], order["within"])
         case "stay":
             herd.back = trio.Event()
         case "return":

@@ -22,6 +22,7 @@ import acme
 import burst
 import delivery
 import fleet
+import fleet_even
 import hostile
 import idle
 import push
@@ -59,6 +60,10 @@ PARTS: dict[str, tuple[str, Part]] = {
     "push": (
         f"Push sockets of ${fleet.AGENTS} agents, beside the same agents as long-polls (judged: ratio or value)",
         lambda work, quick: push.measure(work, quick=quick),
+    ),
+    "even": (
+        f"The load of ${fleet.AGENTS} agents after a signal to all, a restart and a crash (judged: ratio or value)",
+        lambda work, quick: fleet_even.measure(work, quick=quick),
     ),
     "signing": (
         "The built-in CA signs a request: milliseconds of CPU (judged: value)",

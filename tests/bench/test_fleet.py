@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytestmark = pytest.mark.integration
+
+PATIENCE = 600.0
+MANY = 5000
+"""Agents from which on the worst second is not chance."""
 
 
 @pytest.fixture
@@ -41,4 +46,26 @@ def test_held_polls_are_answered_at_a_stop_and_agents_return_after_the_restart(
             operator.call("POST", f"/apiv1/users/1/certificates/{fleet.cert_id}/issues", {"action": "renew"})
             herd.answer()
             operator.close()
+            assert herd.obey("stat")["refused"] == 0
+
+
+@pytest.mark.parametrize("count", [50, pytest.param(10_000, marks=[pytest.mark.campaign, pytest.mark.timeout(3600)])])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
+def test_agents_return_evenly_and_with_one_poll_each(rig: Any, tmp_path: Path, count: int, signum: int) -> None:
+    rig.allow_files()
+    fleet = rig.make_fleet(tmp_path / "plane", count)
+    with rig.served_plane(fleet) as plane, rig.running_herd(plane, fleet.tokens, count) as herd:
+        herd.obey("connect")
+        herd.obey("park", wait=25, work=False, spread=False, session=True)
+        herd.obey("parked")
+        herd.obey("mark")
+        plane.process.send_signal(signum)
+        plane.process.wait(rig.PATIENCE)
+        gone = time.monotonic()
+        with rig.served_plane(fleet, port=plane.port):
+            herd.obey("parked")
+            found = herd.obey("arrivals", since=gone, within=PATIENCE)
+            assert (found["agents"], found["again"]) == (count, 0)
+            if count >= MANY:
+                assert found["worst"] <= 0.08 * count
             assert herd.obey("stat")["refused"] == 0

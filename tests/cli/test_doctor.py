@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from certctrl.cli.doctor.daemon import check_plan
 from certctrl.cli.doctor.finding import CheckContext, Finding
 from certctrl.cli.doctor.host import host_findings
 from certctrl.model.policy import AcmeAnswers, HostPolicy, NamedCommand, TrustStore
+from certctrl.model.records import Recommended
 from certctrl.store.config.files import save_policy
 from certctrl.store.disk.fs import RealFs
 from certctrl.store.layout import ConfigDir
@@ -36,6 +38,23 @@ def test_wrong_configuration(context: CheckContext) -> None:
     context.layout.application.write_text('{"server_url": "https://p", "poll_limt": 1}')
     ((level, what, fix),) = found(host_findings(context), "config")
     assert level == "FAIL" and "poll_limt" in what and fix
+
+
+def test_a_poll_mode_that_is_not_the_recommended_one(context: CheckContext) -> None:
+    assert found(host_findings(context), "polling") == []
+    context.store.session.save_recommended(Recommended("long-poll"))
+    ((level, what, fix),) = found(host_findings(context), "polling")
+    assert (level, fix) == ("WARN", 'set "poll_mode": "long-poll" in application.json')
+    assert what == "poll_mode is interval (default); the control plane recommends long-poll"
+    settings = json.loads(context.layout.application.read_text()) | {"poll_mode": "interval"}
+    context.layout.application.write_text(json.dumps(settings))
+    ((level, what, fix),) = found(host_findings(context), "polling")
+    assert (level, fix) == ("OK", "") and "recommends long-poll" in what, "an operator chose it"
+    context.store.session.save_recommended(Recommended("interval"))
+    assert found(host_findings(context), "polling") == []
+    context.layout.recommended.write_text("{")
+    ((level, what, _),) = found(host_findings(context), "polling")
+    assert level == "FAIL" and "recommended.json" in what
 
 
 def test_open_permissions_are_reported_and_left(context: CheckContext) -> None:

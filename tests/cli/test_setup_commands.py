@@ -15,8 +15,9 @@ import trustme
 
 from certctrl.cli.commands import register as register_module
 from certctrl.cli.commands.register import MAX_TOKEN_BYTES, find_token, show_prompt
-from certctrl.errors import UsageError
+from certctrl.errors import DiskError, UsageError
 from certctrl.model.config import AgentConfig
+from certctrl.model.records import Recommended
 from certctrl.protocol.wire.canonical import canonical_json
 from certctrl.store.disk.fs import RealFs
 from certctrl.store.layout import ConfigDir
@@ -184,27 +185,101 @@ def test_the_registration_prompt(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
-def test_register_passes_the_token_and_prints_the_device(
-    layout: ConfigDir, ran: Run, monkeypatch: pytest.MonkeyPatch
+class Registered(NamedTuple):
+    user_id: int = 14
+    device_id: int = 3
+    name: str = "host\x1b"
+    recommended: Recommended | None = None
+
+
+@pytest.fixture
+def registers(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """``registers(recommended)``: registrations succeed; returns what they were called with."""
+
+    def prepare(recommended: Recommended | None = None) -> dict[str, Any]:
+        seen: dict[str, Any] = {}
+
+        class Http:
+            async def aclose(self) -> None:
+                seen["closed"] = True
+
+        async def register(given: ConfigDir, *_args: Any, **named: Any) -> Registered:
+            seen.update(named, root=given.root)
+            return Registered(recommended=recommended)
+
+        monkeypatch.setattr("certctrl.agent.setup.real_http", lambda *_args: Http())
+        monkeypatch.setattr("certctrl.agent.register.register", register)
+        monkeypatch.setenv(register_module.TOKEN_VARIABLE, TOKEN)
+        return seen
+
+    return prepare
+
+
+def test_register_sets_the_poll_mode_that_the_plane_recommends(
+    layout: ConfigDir, ran: Run, registers: Callable[..., Any]
 ) -> None:
-    seen: dict[str, Any] = {}
+    before = json.loads(layout.application.read_text())
+    registers(Recommended("long-poll"))
+    done = ran("-c", layout.root, "register")
+    assert "\nset poll_mode to long-poll in application.json, as the control plane recommends\n" in done.out
+    assert json.loads(layout.application.read_text()) == before | {"poll_mode": "long-poll"}
+    assert ran("-c", layout.root, "config", "check").status == 0
 
-    class Http:
-        async def aclose(self) -> None:
-            seen["closed"] = True
 
-    class Registered(NamedTuple):
-        user_id: int = 14
-        device_id: int = 3
-        name: str = "host\x1b"
+def test_register_prints_the_poll_mode_as_json(layout: ConfigDir, ran: Run, registers: Callable[..., Any]) -> None:
+    registers(Recommended("long-poll", 20))
+    added = {"poll_mode": "long-poll", "long_poll_wait_seconds": 20}
+    expected = {"device_id": 3, "name": "host\x1b", "user_id": 14, **added}
+    assert ran("-c", layout.root, "register", "--json").json() == expected
+    assert json.loads(layout.application.read_text()).items() >= added.items()
 
-    async def register(given: ConfigDir, *_args: Any, **named: Any) -> Registered:
-        seen.update(named, root=given.root)
-        return Registered()
 
-    monkeypatch.setattr("certctrl.agent.setup.real_http", lambda *_args: Http())
-    monkeypatch.setattr("certctrl.agent.register.register", register)
-    monkeypatch.setenv(register_module.TOKEN_VARIABLE, TOKEN)
+@pytest.mark.parametrize("how", ["nothing recommended", "chosen in the file", "chosen by environment", "known host"])
+def test_register_leaves_the_poll_mode_alone(
+    how: str, layout: ConfigDir, ran: Run, registers: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if how == "chosen in the file":
+        settings = json.loads(layout.application.read_text()) | {"poll_mode": "interval"}
+        layout.application.write_text(json.dumps(settings))
+    elif how == "chosen by environment":
+        monkeypatch.setenv("CERTCTRL_POLL_MODE", "interval")
+    elif how == "known host":
+        layout.device_secret_key.write_bytes(bytes(range(32)))
+        layout.device_secret_key.chmod(0o600)
+    before = layout.application.read_bytes()
+    registers(None if how == "nothing recommended" else Recommended("long-poll"))
+    done = ran("-c", layout.root, "register")
+    assert (done.status, "recommend" in done.out + done.err) == (0, False)
+    assert layout.application.read_bytes() == before
+
+
+def test_register_keeps_the_wait_that_an_operator_chose(
+    layout: ConfigDir, ran: Run, registers: Callable[..., Any]
+) -> None:
+    settings = json.loads(layout.application.read_text()) | {"long_poll_wait_seconds": 10}
+    layout.application.write_text(json.dumps(settings))
+    registers(Recommended("long-poll", 20))
+    ran("-c", layout.root, "register")
+    assert json.loads(layout.application.read_text()) == settings | {"poll_mode": "long-poll"}
+
+
+def test_a_recommendation_that_cannot_be_written_does_not_fail_the_registration(
+    layout: ConfigDir, ran: Run, registers: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_args: Any) -> None:
+        raise DiskError("no space left", path="application.json", errno=28)
+
+    monkeypatch.setattr("certctrl.store.config.files.add_settings", full)
+    registers(Recommended("long-poll"))
+    done = ran("-c", layout.root, "register")
+    assert done.status == 0 and "registered as device 3" in done.out
+    assert done.err.startswith("warning: the recommended poll_mode long-poll is not set: ")
+
+
+def test_register_passes_the_token_and_prints_the_device(
+    layout: ConfigDir, ran: Run, registers: Callable[..., dict[str, Any]]
+) -> None:
+    seen = registers()
     done = ran("-c", layout.root, "register")
     assert (done.status, done.err) == (0, "")
     assert done.out == (

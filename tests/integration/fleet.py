@@ -67,12 +67,20 @@ def clean_environment(**extra: str) -> dict[str, str]:
 class Child:
     """One process in its own session; its output goes to a file."""
 
-    def __init__(self, argv: Sequence[str | Path], log: Path, *, stdin: int = subprocess.DEVNULL, **extra: str) -> None:
+    def __init__(
+        self,
+        argv: Sequence[str | Path],
+        log: Path,
+        *,
+        stdin: int = subprocess.DEVNULL,
+        passed: Collection[int] = (),
+        **extra: str,
+    ) -> None:
         self.log = log
         with log.open("wb") as out:
             self.process = subprocess.Popen(
                 [str(word) for word in argv], cwd=ROOT, env=clean_environment(**extra),
-                stdin=stdin, stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
+                stdin=stdin, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, pass_fds=passed,
             )  # fmt: skip
         self.pid = self.process.pid
 
@@ -383,9 +391,17 @@ class Fleet:
         for child in reversed(self._children):
             child.close()
 
-    def child(self, argv: Sequence[str | Path], log: str, *, stdin: int = subprocess.DEVNULL, **extra: str) -> Child:
-        """Start a process that ends with the fleet."""
-        started = Child(argv, self.root / log, stdin=stdin, **extra)
+    def child(
+        self,
+        argv: Sequence[str | Path],
+        log: str,
+        *,
+        stdin: int = subprocess.DEVNULL,
+        passed: Collection[int] = (),
+        **extra: str,
+    ) -> Child:
+        """Start a process that ends with the fleet; it inherits the descriptors ``passed``."""
+        started = Child(argv, self.root / log, stdin=stdin, passed=passed, **extra)
         self._children.append(started)
         return started
 

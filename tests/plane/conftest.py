@@ -24,6 +24,7 @@ from certctrl.cli.plane.connection import DATA_VARIABLE
 from certctrl.plane.core import Plane
 from certctrl.plane.http.app import make_app
 from certctrl.plane.http.faults import Faults
+from certctrl.plane.pace import Pace
 from certctrl.plane.serve import PlaneAddress, serve_plane
 from certctrl.plane.settings import PlaneSettings
 from certctrl.plane.storage.database import Database
@@ -46,6 +47,7 @@ def build(clock: Clock) -> Iterator[Callable[..., World]]:
         else:
             wall, steady = (lambda: clock.wall), (lambda: clock.steady)
         plane = Plane.open(settings=PlaneSettings(**settings), wall_now=wall, monotonic=steady)
+        plane.pace = Pace(lambda: 1.0)  # polls are held for all of their wait
         made.append(plane)
         faults = Faults()
         units = Units(plane)

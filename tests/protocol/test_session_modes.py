@@ -60,7 +60,7 @@ def test_poll_now_is_limited_to_one_per_second() -> None:
 
 def test_poll_now_replaces_a_long_poll() -> None:
     driver = Driver(poll_mode="long-poll")
-    assert driver.poll().wait == 25
+    assert driver.poll().wait == 17
     driver.now += 10
     driver.receive(ev.PollNow())
     assert driver.poll().wait == 0
@@ -106,8 +106,8 @@ def test_a_page_that_is_being_delivered_counts_after_poll_now() -> None:
 
 def test_a_long_poll_counts_as_the_interval() -> None:
     driver = Driver(poll_mode="long-poll", cursor="c0")
-    assert driver.poll().wait == 25
-    driver.now += 25
+    assert driver.poll().wait == 17
+    driver.now += 17
     driver.receive(ev.NoUpdates(None))
     assert driver.poll().wait == 25
     driver.now += 1
@@ -133,13 +133,86 @@ def test_the_poll_after_signals_with_the_same_cursor_waits() -> None:
     assert driver.wait() == 5.0
 
 
-def test_no_long_poll_after_a_failure() -> None:
-    driver = Driver(poll_mode="long-poll")
+def test_a_failed_poll_is_repeated_as_it_was() -> None:
+    """Otherwise each host polls twice after an outage: once briefly, once to be held."""
+    driver = Driver(poll_mode="long-poll", cursor="c0")
+    driver.answer(ev.NoUpdates(None))
+    driver.wait()
+    for event in (ev.TransportFailed("reset"), ev.ServerBusy(503), ev.TransportFailed("refused")):
+        assert driver.poll().wait == 25
+        driver.receive(event)
+        driver.wait()
+    assert driver.poll().wait == 25
+
+
+def test_a_gateway_that_ends_held_polls_gets_short_ones_in_between() -> None:
+    driver = Driver(poll_mode="long-poll", cursor="c0")
+    waits = []
+    for number in range(8):
+        poll = driver.poll()
+        waits.append(poll.wait)
+        driver.now += min(poll.wait, 12)
+        driver.receive(ev.ServerBusy(504) if poll.wait > 12 else ev.NoUpdates(None))
+        if number < 7:
+            driver.wait()
+    assert waits == [17, 25, 0, 25, 0, 25, 0, 25]
+    assert driver.session.failures == 1, "the breaker does not open"
+
+
+def test_a_held_poll_that_ends_well_ends_the_doubt() -> None:
+    driver = Driver(poll_mode="long-poll", cursor="c0")
+    for event in (ev.TransportFailed("reset"), ev.NoUpdates(None), ev.TransportFailed("reset")):
+        driver.poll()
+        driver.now += 20
+        driver.receive(event)
+        if isinstance(driver.next(), Wait):
+            driver.wait()
+    assert driver.poll().wait == 25
+
+
+@pytest.mark.parametrize(
+    ("settings", "chance", "delay"),
+    [
+        ({"poll_mode": "long-poll"}, 0.0, 0.5),
+        ({"poll_mode": "long-poll"}, 0.999999, 25.0),
+        ({"poll_mode": "long-poll", "long_poll_wait_seconds": 10}, 0.999999, 10.0),
+        ({"poll_mode": "interval"}, 0.0, 0.5),
+        ({"poll_mode": "interval"}, 0.999999, 25.0),
+        ({"poll_mode": "interval", "poll_interval_ms": 60_000}, 0.999999, 60.0),
+        ({"poll_mode": "adaptive"}, 0.999999, 25.0),
+    ],
+)
+def test_the_first_retry_after_a_lost_connection_is_spread(
+    settings: dict[str, object], chance: float, delay: float
+) -> None:
+    driver = Driver(**settings)
+    driver.session._schedule.breaker._random = lambda: chance
     driver.fail()
-    driver.wait()
-    assert driver.poll().wait == 0
-    driver.receive(ev.NoUpdates(None))
-    driver.wait()
+    assert driver.wait() == pytest.approx(delay, abs=0.001)
+    assert driver.poll().wait == (
+        0 if settings["poll_mode"] != "long-poll" else driver.session._schedule.config.long_poll_wait_seconds
+    )
+
+
+@pytest.mark.parametrize("event", [ev.RefreshFailed("down", lost=True), ev.RefreshFailed("down")])
+def test_a_refresh_that_gets_no_answer_is_spread_like_a_poll(event: ev.RefreshFailed) -> None:
+    driver = Driver(token_valid=False)
+    assert driver.next() == Refresh()
+    driver.receive(event)
+    assert driver.wait() == (12.75 if event.lost else 5.0)
+
+
+def test_only_the_first_long_poll_and_those_after_signals_have_a_random_length() -> None:
+    driver = Driver(poll_mode="long-poll", cursor="c0")
+    waits = []
+    for event in (ev.NoUpdates(None), ev.NoUpdates(None), ev.Updates("c1", SIGNALS, False), ev.NoUpdates(None)):
+        waits.append(driver.poll().wait)
+        driver.now += 20
+        driver.receive(event)
+        if isinstance(event, ev.Updates):
+            driver.deliver()
+            driver.flush()
+    assert waits == [17, 25, 25, 17]
     assert driver.poll().wait == 25
 
 
@@ -156,7 +229,7 @@ def test_adaptive_mode_long_polls_after_signals() -> None:
         poll = driver.poll()
         if poll.wait == 0:
             break
-        assert poll.wait == 20
+        assert poll.wait == (20 if held else 14)
         held += 1
         driver.now += 20
         driver.receive(ev.NoUpdates(None))
@@ -165,7 +238,7 @@ def test_adaptive_mode_long_polls_after_signals() -> None:
 
 
 def test_signals_make_adaptive_mode_long_poll_and_leave_interval_mode_alone() -> None:
-    for mode, wait in (("adaptive", 25), ("interval", 0)):
+    for mode, wait in (("adaptive", 17), ("interval", 0)):
         driver = Driver(poll_mode=mode, adaptive_window_seconds=30)
         driver.page("c1")
         if isinstance(driver.next(), Wait):
@@ -192,7 +265,7 @@ def test_a_new_configuration_at_a_step_boundary() -> None:
     fresh = attrs.evolve(ApplicationConfig(), poll_interval_ms=2000, poll_mode="long-poll")
     driver.session.reconfigure(fresh, driver.now)
     assert driver.wait() == 2.0
-    assert driver.poll().wait == 25
+    assert driver.poll().wait == 15
     driver.receive(ev.ServerBusy(503, 600.0))
     driver.session.reconfigure(fresh, driver.now)
     assert driver.wait() >= 600.0, "a reload does not shorten a Retry-After"

@@ -21,6 +21,7 @@ from certctrl.model.config import ApplicationConfig
 from certctrl.model.signals import CertRenewed, ResyncRequired
 from certctrl.protocol import events as ev
 from certctrl.protocol import steps
+from certctrl.protocol.breaker import SOONEST_RETURN
 from certctrl.protocol.session import Session
 from certctrl.protocol.state import TRANSITIONS, State
 
@@ -75,6 +76,7 @@ class Examiner:
         self.polls: list[float] = []
         self.free = False  # the next poll may be early: poll-now, a full page, signals by long poll
         self.retry = False  # … or it is the one retry after a refresh
+        self.lost = False  # … or the first one after a lost connection
         self.still = 0  # steps since time last advanced
         self.requests_at: dict[type, float] = {}
 
@@ -104,15 +106,20 @@ class Examiner:
     def _on_poll(self, step: steps.Poll) -> None:
         assert step.cursor == self.durable, "the cursor is on disk, with all signals before it"
         assert self.session.state is State.POLLING
-        assert step.wait in (0, self.config.long_poll_wait_seconds)
+        longest = self.config.long_poll_wait_seconds
+        assert (
+            step.wait == 0
+            or min(math.ceil(self.base * (1 + self.config.poll_jitter) / 0.7), longest) <= step.wait <= longest
+        )
         assert step.wait == 0 or self.config.poll_mode != "interval"
         if self.polls and not self.free:
             if not self.retry:
-                assert self.now - self.polls[-1] >= self.least, "two polls within an interval"
+                least = min(self.least, SOONEST_RETURN) if self.lost else self.least
+                assert self.now - self.polls[-1] >= least, "two polls within an interval"
             if len(self.polls) >= 3:
                 assert self.now - self.polls[-3] >= 2 * self.base - 1e-6, "four polls within two intervals"
         self.polls.append(self.now)
-        self.free = self.retry = False
+        self.free = self.retry = self.lost = False
 
     def _on_deliver(self, step: steps.Deliver) -> None:
         assert self.session.state is (State.PROCESSING if step.signals else State.POLLING)
@@ -149,6 +156,8 @@ class Examiner:
             self.retry = True
         if isinstance(event, ev.PollNow):
             self.free = True
+        if isinstance(step, steps.Poll) and isinstance(event, ev.TransportFailed):
+            self.lost = self.session.failures == 0
         self.session.receive(event, self.now)
         assert self.session.committed_cursor == self.durable
 

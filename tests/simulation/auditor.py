@@ -121,8 +121,11 @@ class Auditor(DiskAuditor):
                 self.session_lost("a gateway refused the refresh token like the plane")
         if answer is None:
             return
-        if fault is not None and fault.asks is not None and exchange.is_poll:
-            self.not_before["poll"] = now + min(max(fault.asks, 0.0), SERVER_CAP)
+        asks = fault.asks if fault is not None else None
+        if answer.status in (200, 204) and "retry-after" in answer.headers:  # of a plane that stops
+            asks = float(answer.headers["retry-after"])
+        if asks is not None and exchange.is_poll:
+            self.not_before["poll"] = now + min(max(asks, 0.0), SERVER_CAP)
         if exchange.path == REFRESH_PATH and answer.status == 200:
             self._refreshed(exchange, answer.body)
         if exchange.path == NOTIFY_PATH and (200 <= answer.status <= 299 or answer.status in NO_SUCH_THING):

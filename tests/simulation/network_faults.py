@@ -37,6 +37,7 @@ class NetworkFaults:
             (3, self.bad_answers),
             (3, self.mischief),
             (2, self.plane_down),
+            (1, self.plane_restarts),
             (1, self.cut),
             (2, self.lag),
         ]
@@ -93,6 +94,22 @@ class NetworkFaults:
         try:
             await trio.sleep(self._a_while())
         finally:
+            network.app = network.app or self.app
+
+    async def plane_restarts(self) -> None:
+        """Stop the plane in order, which answers its polls, and start it again."""
+        world, network = self.world, self.world.network
+        if network.app is None:
+            return
+        world.plane.stop_polls()
+        try:
+            await trio.sleep(1)
+            self.app, network.app = network.app, None
+            network.break_connections()
+            await trio.sleep(self.chance.choice((1.0, 10.0, 60.0)))
+        finally:
+            if world.plane.draining:
+                world.plane = world.open_plane(world.image())
             network.app = network.app or self.app
 
     async def cut(self) -> None:

@@ -1,62 +1,138 @@
-"""Ten thousand agents lose their plane for half an hour and come back, as pure sessions.
-
-They share only the outage, so each one runs separately and their requests are added up.
-"""
+"""The load of ten thousand agents stays even after a signal to all, and after outages."""
 
 from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
+from unittest.mock import patch
 
-from certctrl.model.config import ApplicationConfig
-from certctrl.protocol import events, steps
-from certctrl.protocol.session import Session
+import pytest
+from simulation.fleet_model import AGENTS, Fleet, Story
 
-AGENTS = 10_000
-OUTAGE = 1800.0
-WINDOW = 10
-WATCHED = 300
-"""Seconds of recovery during which requests are counted."""
+from certctrl.model.config import ApplicationConfig, PollMode
+from certctrl.protocol.breaker import CircuitBreaker
+from certctrl.protocol.schedule import Schedule
+
+LONG_POLL = ApplicationConfig(poll_mode=PollMode.LONG_POLL)
+WAIT = LONG_POLL.long_poll_wait_seconds
+WATCHED = 60.0
+MOST = 800
+"""Polls in one second after an outage."""
+BACK_SECONDS = 30.0
 INTERVAL = 5.0
 LONGEST_PROBE = 900.0
 
 
-def one_agent(chance: random.Random, arrivals: Counter[int]) -> tuple[float, bool]:
-    """Run one agent through the outage, from 0 to `OUTAGE`; return when it was back, and whether it ever ended."""
-    session = Session(ApplicationConfig(), cursor="c", random=chance.random)
-    now, back = -chance.uniform(30, 60), -1.0
-    session.receive(events.Started(True), now)
-    while back < 0 or now < OUTAGE + WATCHED:
-        step = session.next_step(now)
-        if isinstance(step, steps.Terminate):
-            return back, True
-        if isinstance(step, steps.Wait):
-            now = step.until
-            session.receive(events.Timer(), now)
-        elif not isinstance(step, steps.Poll):
-            session.receive(events.AcksSent(), now)
-        elif 0 <= now < OUTAGE:
-            session.receive(events.TransportFailed("down"), now)
-        else:
-            if now >= OUTAGE:
-                back = back if back >= 0 else now - OUTAGE
-                arrivals[int((now - OUTAGE) // WINDOW)] += 1
-            session.receive(events.NoUpdates(None), now)
-    return back, False
+def uneven_after_a_signal(agents: int = AGENTS) -> list[str]:
+    """Return how the load is uneven from two waits after a signal to all."""
+    fleet = Fleet(Story(config=LONG_POLL, signal=True, watched=5 * WAIT), random.Random(1)).run(agents)
+    worst, mean = fleet.worst(2 * WAIT, 5 * WAIT), fleet.mean(2 * WAIT, 5 * WAIT)
+    return [f"worst second {worst} at a mean of {mean:.0f}"] if worst > 1.5 * mean else []
 
 
-def test_ten_thousand_agents_do_not_return_as_a_wave_after_an_outage() -> None:
-    chance, arrivals = random.Random(13), Counter[int]()
-    ends = [one_agent(chance, arrivals) for _ in range(AGENTS)]
-    returns = sorted(back for back, _ in ends)
-    assert not any(ended for _, ended in ends), "no session ended"
+def uneven_after_an_outage(away: float, *, in_order: bool = False, agents: int = AGENTS) -> list[str]:
+    """Return how agents return unevenly after an outage; ``in_order``: the plane stops in order."""
+    story = Story(config=LONG_POLL, away=away, in_order=in_order, watched=away + WATCHED)
+    fleet = Fleet(story, random.Random(2)).run(agents)
+    found = []
+    if (worst := fleet.worst(away, away + WATCHED)) > MOST * agents / AGENTS:
+        found.append(f"{worst} polls in one second")
+    if away <= 3.0 and (last := max(fleet.returns)) > BACK_SECONDS:
+        found.append(f"the last one is back after {last:.1f} s")
+    if fleet.polls_together:
+        found.append(f"{fleet.polls_together} agents poll twice")
+    if in_order and fleet.refused:
+        found.append(f"{fleet.refused} polls at a closed port")
+    if fleet.ended:
+        found.append(f"{fleet.ended} sessions ended")
+    return found
+
+
+def test_polls_do_not_stay_in_phase_after_a_signal_to_all() -> None:
+    assert uneven_after_a_signal() == []
+
+
+@pytest.mark.parametrize("away", [3.0, 30.0, 1800.0])
+def test_agents_return_evenly_after_an_outage(away: float) -> None:
+    assert uneven_after_an_outage(away) == []
+
+
+def test_most_agents_are_back_soon_after_half_a_minute() -> None:
+    fleet = Fleet(Story(config=LONG_POLL, away=30.0, watched=30.0), random.Random(3)).run(2000)
+    assert sorted(fleet.returns)[int(0.95 * 2000)] <= BACK_SECONDS
+
+
+def test_agents_return_evenly_after_a_restart_in_order() -> None:
+    assert uneven_after_an_outage(3.0, in_order=True) == []
+
+
+def test_agents_in_interval_mode_return_evenly_after_a_short_outage() -> None:
+    """Their polls are 2 000 a second in any case."""
+    fleet = Fleet(Story(config=ApplicationConfig(), away=3.0, watched=3 + WATCHED), random.Random(4)).run()
+    assert fleet.worst(3, 3 + WATCHED) <= 1.5 * AGENTS / INTERVAL
+    assert max(fleet.returns) <= BACK_SECONDS
+
+
+def test_ten_thousand_agents_do_not_return_as_a_wave_after_half_an_hour() -> None:
+    away, window, watched = 1800.0, 10, 300
+    fleet = Fleet(Story(config=ApplicationConfig(), away=away, watched=away + watched), random.Random(13)).run()
+    returns = sorted(fleet.returns)
+    assert not fleet.ended, "no session ended"
     assert returns[-1] <= LONGEST_PROBE + INTERVAL, "at most the longest probe interval and one poll interval"
 
-    everyday = AGENTS / INTERVAL * WINDOW
-    busiest = max(arrivals[window] for window in range(WATCHED // WINDOW))
-    assert busiest <= 2 * everyday, "never twice the usual load"
+    everyday = AGENTS / INTERVAL * window
+    arrivals = Counter[int]()
+    for second, polls in fleet.arrivals.items():
+        arrivals[int((second - away) // window)] += polls
+    assert max(arrivals[number] for number in range(watched // window)) <= 2 * everyday, "never twice the usual load"
 
-    windows = Counter(int(moment // WINDOW) for moment in returns)
+    windows = Counter(int(moment // window) for moment in returns)
     nine_of_ten = returns[int(AGENTS * 0.9)]
-    mean = 0.9 * AGENTS / nine_of_ten * WINDOW
+    mean = 0.9 * AGENTS / nine_of_ten * window
     assert max(windows.values()) <= 2 * mean, f"returning hosts: {max(windows.values())} in the worst ten seconds"
+
+
+# --- the checks find these mistakes ----------------------------------------------------------------------------------
+
+
+def held_if_there_was_no_failure(self: Schedule, now: float) -> int:
+    wait = 0 if self.breaker.failures else NOTE_POLL(self, now)
+    if not wait:
+        NOTE_POLL(self, now)
+    return wait
+
+
+def after_the_interval(self: CircuitBreaker, failures: int, spread: float | None = None) -> float:
+    return BACKOFF(self, failures)
+
+
+def impatient(self: Schedule, poll: Any, event: Any, progress: bool, now: float) -> None:
+    self.after_interval(now, held=poll.wait > 0)
+
+
+NOTE_POLL, BACKOFF = Schedule.note_poll, CircuitBreaker.backoff
+MISTAKES: dict[str, tuple[str, Any, Callable[..., list[str]]]] = {
+    "the first long poll after signals is as long as all": (
+        "certctrl.protocol.schedule.Schedule._hold", lambda self: WAIT, uneven_after_a_signal,
+    ),
+    "a lost connection is retried after an interval": (
+        "certctrl.protocol.breaker.CircuitBreaker.backoff", after_the_interval, lambda: uneven_after_an_outage(3.0),
+    ),
+    "the retry is not held": (
+        "certctrl.protocol.schedule.Schedule.note_poll", held_if_there_was_no_failure,
+        lambda: uneven_after_an_outage(30.0),
+    ),
+    "the Retry-After of a stopping plane is not obeyed": (
+        "certctrl.protocol.schedule.Schedule.after_success", impatient,
+        lambda: uneven_after_an_outage(3.0, in_order=True),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_found(name: str) -> None:
+    where, mistake, check = MISTAKES[name]
+    with patch(where, mistake):
+        assert check() != []

@@ -31,6 +31,7 @@ from certctrl.model.records import DeviceKeys
 from certctrl.net.control_plane import ControlPlane
 from certctrl.plane.ca.issuer import inline
 from certctrl.plane.http.app import Plane, make_app
+from certctrl.plane.pace import Pace
 from certctrl.plane.settings import PlaneSettings
 from certctrl.plane.storage.keyring import Keyring
 from certctrl.plane.storage.sqlite import SqliteDatabase
@@ -199,6 +200,7 @@ class World:
             None, self.database, self.made.keyring, settings=self.setting.plane(), wall_now=self.clock.now,
             monotonic=trio.current_time, offload=inline, issuer=self.issuer,
         )  # fmt: skip
+        plane.pace = Pace(self._chance().random)
         self.network.app = make_app(plane)
         return plane
 

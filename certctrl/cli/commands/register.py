@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from certctrl.cli.invocation import Invocation, invocation
+from certctrl.cli.invocation import Invocation, invocation, is_present
 from certctrl.cli.output import duration, write_error, write_json, write_line
-from certctrl.errors import UsageError
+from certctrl.errors import CertctrlError, UsageError
+
+if TYPE_CHECKING:
+    from certctrl.model.records import Recommended
+    from certctrl.store.layout import ConfigDir
 
 TOKEN_VARIABLE = "CERTCTRL_ENROLMENT_TOKEN"  # noqa: S105 - a name, not a secret
 CREDENTIAL = "certctrl.enrolment-token"
@@ -38,7 +42,8 @@ def register(
     an enrolment token with --enrolment-token-file, in the environment variable CERTCTRL_ENROLMENT_TOKEN, or as the
     systemd credential certctrl.enrolment-token.
 
-    Keys and tokens are stored in DIR/keys and DIR/state, readable only by the agent. Running it again issues new
+    Keys and tokens are stored in DIR/keys and DIR/state, readable only by the agent. A new host whose configuration
+    has no poll_mode gets the one that the control plane recommends. Running it again issues new
     tokens for this device; an interrupted run can be repeated.
 
     \b
@@ -50,13 +55,39 @@ def register(
     invoked = invocation(ctx)
     token = find_token(enrolment_token_file, enrolment_token, os.environ)
     show = show_prompt_as_json if as_json else show_prompt
+    layout = invoked.layout()
+    is_known = is_present(layout.device_secret_key)
     done = run(_register, invoked, token, show)
+    added = {} if is_known else _follow_advice(layout, done.recommended)
     if as_json:
         found = {"device_id": done.device_id, "name": done.name, "user_id": done.user_id}
-        write_json(found, pretty=False)
+        write_json(found | added, pretty=False)
         return
     write_line(f"registered as device {done.device_id} ({done.name}) of user {done.user_id}")
-    write_line(f"next: cert-ctrl -c {invoked.layout().root} --keep-running")
+    for name, value in added.items():
+        write_line(f"set {name} to {value} in application.json, as the control plane recommends")
+    write_line(f"next: cert-ctrl -c {layout.root} --keep-running")
+
+
+def _follow_advice(layout: ConfigDir, advice: Recommended | None) -> dict[str, Any]:
+    """Write the recommended settings that no operator has chosen; return them."""
+    from certctrl.store.config.files import add_settings, load_config
+    from certctrl.store.disk.fs import RealFs
+
+    if advice is None:
+        return {}
+    sources = load_config(layout, os.environ).sources
+    if sources["application.poll_mode"] != "default":
+        return {}
+    settings: dict[str, Any] = {"poll_mode": advice.poll_mode}
+    if advice.poll_wait_seconds is not None and sources["application.long_poll_wait_seconds"] == "default":
+        settings["long_poll_wait_seconds"] = advice.poll_wait_seconds
+    try:
+        add_settings(RealFs(), layout, settings)
+    except CertctrlError as error:  # this host is registered in any case
+        write_error(f"warning: the recommended poll_mode {advice.poll_mode} is not set: {error}")
+        return {}
+    return settings
 
 
 async def _register(invoked: Invocation, token: str | None, show: Callable[[Any], None]) -> Any:

@@ -20,6 +20,7 @@ def host_findings(context: CheckContext) -> Iterator[Finding]:
     """Yield the findings of this host."""
     checks: tuple[tuple[str, Callable[[CheckContext], Iterator[Finding]]], ...] = (
         ("config", _configuration),
+        ("polling", _polling),
         ("permissions", _permissions),
         ("disk", _disk),
         ("state", _state),
@@ -34,6 +35,22 @@ def _configuration(context: CheckContext) -> Iterator[Finding]:
     from certctrl.cli.checks import check_files
 
     yield ok("config", f"{', '.join(check_files(context.layout, context.environ))}: no mistakes")
+
+
+def _polling(context: CheckContext) -> Iterator[Finding]:
+    """Compare the poll mode with the one that the control plane recommended."""
+    from certctrl.store.config.files import load_config
+
+    advice = context.store.session.load_recommended()
+    if advice is None or context.config is None or context.config.application.poll_mode == advice.poll_mode:
+        return
+    source = load_config(context.layout, context.environ).sources["application.poll_mode"]
+    what = f"poll_mode is {context.config.application.poll_mode} ({source})"
+    what += f"; the control plane recommends {advice.poll_mode}"
+    if source == "default":
+        yield warn("polling", what, f'set "poll_mode": "{advice.poll_mode}" in application.json')
+    else:
+        yield ok("polling", what)
 
 
 def _permissions(context: CheckContext) -> Iterator[Finding]:

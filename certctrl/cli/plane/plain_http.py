@@ -33,14 +33,14 @@ CrlUrl = Annotated[
 OFF = "off"
 
 
-def listen_without_tls(text: str) -> socket.socket | None:
-    """Return the socket of ``--http``; None: off. Raises UsageError and TransportError."""
+def listen_without_tls(text: str, *, share: bool = False) -> socket.socket | None:
+    """Return the socket of ``--http``; None: off. ``share``: as for ``listen``. Raises UsageError and TransportError."""
     if not text:
         return None
     from certctrl.plane.http.server import listen
 
     host, port = parse_listen(text, "--http")
-    return listen(host, port, "--http")
+    return listen(host, port, "--http", share=share)
 
 
 def check_crl_url(url: str) -> None:

@@ -24,9 +24,11 @@ from certctrl.cli.plane.database import (
     database_address,
     needed_modules,
 )
-from certctrl.cli.plane.plain_http import CrlUrl, HttpListen, check_crl_url, listen_without_tls
+from certctrl.cli.plane.plain_http import CrlUrl, HttpListen, check_crl_url
 from certctrl.cli.plane.plain_http import crl_url as default_crl_url
+from certctrl.cli.plane.poll_modes import Recommendation, RecommendPollMode
 from certctrl.cli.plane.secrets import OperatorKeyFile, StorageKeyFile, given_keys
+from certctrl.cli.plane.sockets import ReusePort, Sockets, open_sockets
 from certctrl.errors import UsageError
 from certctrl.text import counted
 
@@ -119,6 +121,8 @@ def serve(
     metrics_public: MetricsPublic = False,
     acme_http: AcmeHttp = "",
     workers: Workers = 1,
+    reuse_port: ReusePort = False,
+    recommend_poll_mode: RecommendPollMode = Recommendation.LONG_POLL,
     as_json: Annotated[bool, typer.Option("--json", help="Print the addresses and files as JSON.")] = False,
 ) -> None:
     """Run the control plane in the foreground.
@@ -129,6 +133,8 @@ def serve(
 
     With --database, the data are on a PostgreSQL server, into which plane migrate-to has moved them; DIR then contains
     the keys and what this process needs.
+
+    A socket that systemd passes replaces --listen, and one with FileDescriptorName=http replaces --http.
 
     SIGHUP rereads tls.pem and tls.key in DIR, and nothing else. A certificate of another CA there is used and never
     replaced. New connections to the database read --database-file again.
@@ -144,17 +150,15 @@ def serve(
     note_duplicates(hostname or ())
     connect = _connector(database, database_file, listen_database, workers)
     keys = given_keys(storage_key_file, operator_key_file, os.environ)
-    serving = partial(_served(), host=host, port=port, connect=connect, keys=keys)
+    serving = partial(_served(), connect=connect, keys=keys)
     serving = partial(serving, proxies=_proxies(proxy or (), http_proxy or ()), hostnames=tuple(hostname or ()))
     become_owner(directory)
-    serving = partial(serving, without_tls=(without_tls := listen_without_tls(http)))
-    crl_url = default_crl_url(crl_url, without_tls, hostname or (), public_url)
-    worker, place = None, Path(directory)
-    if workers > 1:
-        sock, worker = _start_workers(host, port, workers, invocation(ctx))
-        serving, place = partial(serving, listening=sock), worker.directory(place)
-        others = others_of(worker.number, others)
-    _run(partial(serving, place, **others), ctx, public_url, as_json, allow_unproven_keys, worker, crl_url)
+    sockets = open_sockets(host, port, http, reuse_port, os.environ)
+    serving = partial(serving, **sockets.options())
+    crl_url = default_crl_url(crl_url, sockets.http, hostname or (), public_url)
+    placed, worker = _placed(serving, Path(directory), sockets, workers, invocation(ctx), others)
+    recommended = recommend_poll_mode.sent_as
+    _run(placed, ctx, public_url, as_json, allow_unproven_keys, worker, crl_url, recommended)
 
 
 def _served() -> Callable[..., Any]:
@@ -190,7 +194,23 @@ def _run(serving: Callable[..., Any], ctx: typer.Context, *args: Any) -> None:
         run(_serve, serving, *args)
 
 
-def _start_workers(host: str, port: int, count: int, invoked: Invocation) -> tuple[Any, Any]:
+def _placed(
+    serving: Callable[..., Any],
+    place: Path,
+    sockets: Sockets,
+    workers: int,
+    invoked: Invocation,
+    others: dict[str, Any],
+) -> tuple[Callable[..., Any], Any]:
+    """Return what serves in this process, and the worker that this process has become; None: there is only one."""
+    if workers == 1:
+        return partial(serving, place, **others), None
+    sock, worker = _start_workers(sockets, workers, invoked)
+    own = others_of(worker.number, others)
+    return partial(serving, worker.directory(place), **own, listening=sock), worker
+
+
+def _start_workers(sockets: Sockets, count: int, invoked: Invocation) -> tuple[Any, Any]:
     """Return the listening socket and the worker that this process has become; the supervisor ends here."""
     from certctrl.agent.systemd import Notifier
     from certctrl.plane.http.server import listen
@@ -198,7 +218,7 @@ def _start_workers(host: str, port: int, count: int, invoked: Invocation) -> tup
 
     _allow_many_connections()
     _log(invoked)
-    notifier, sock = Notifier(os.environ), listen(host, port)
+    notifier, sock = Notifier(os.environ), sockets.https or listen(sockets.host, sockets.port)
     became = supervise(
         count,
         ready=lambda: notifier.ready(f"serving with {counted(count, 'worker')}"),
@@ -251,6 +271,7 @@ async def _serve(
     allow_unproven_keys: bool = False,
     worker: Any = None,
     crl_url: str = "",
+    recommended: str = Recommendation.LONG_POLL.sent_as,
 ) -> None:
     """Serve until asked to stop; ``worker`` is this process if it is one of several."""
     import gc
@@ -260,12 +281,11 @@ async def _serve(
 
     from certctrl.agent.early_signals import PLANE, STOPPING, early_signals
     from certctrl.agent.systemd import Notifier, feed_watchdog
-    from certctrl.plane.settings import PlaneSettings
     from certctrl.plane.stop_deadline import end_in_time
 
     _allow_many_connections()
     notifier, early, reload = Notifier({} if worker is not None else os.environ), early_signals(), RepeatedEvent()
-    settings = PlaneSettings(public_url=public_url, crl_url=crl_url, allow_unproven_keys=allow_unproven_keys)
+    settings = _settings(public_url, crl_url, allow_unproven_keys, recommended)
     with trio.open_signal_receiver(*PLANE) as signals:
         async with trio.open_nursery() as nursery:
             address = await nursery.start(partial(serving, settings=settings, reload=reload))
@@ -280,6 +300,18 @@ async def _serve(
             notifier.stopping("stopping")
             end_in_time()
             nursery.cancel_scope.cancel()
+
+
+def _settings(public_url: str, crl_url: str, allow_unproven_keys: bool, recommended: str) -> Any:
+    """Return the settings of the plane."""
+    from certctrl.plane.settings import PlaneSettings
+
+    return PlaneSettings(
+        public_url=public_url,
+        crl_url=crl_url,
+        allow_unproven_keys=allow_unproven_keys,
+        recommended_poll_mode=recommended,
+    )
 
 
 async def _reloading(signals: AsyncIterator[int], worker: Any, reload: Any, notifier: Any) -> AsyncIterator[int]:

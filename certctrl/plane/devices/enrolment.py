@@ -64,6 +64,8 @@ class Enrolment:
         self._wall_now = wall_now
         self._allow_unproven_keys = settings.allow_unproven_keys or database.setting("unproven_keys") == "allowed"
         self._proofs = proofs
+        mode = settings.recommended_poll_mode
+        self._recommended = {"recommended": {"poll_mode": mode}} if mode else {}
         self.on_registered: Callable[[int, bool], object] = lambda device_id, new_identity: None
         """Called in the unit of work with a device that has registered, and whether its key has changed."""
 
@@ -202,7 +204,7 @@ class Enrolment:
             "status": "active",
             "name": facts.name,
         }
-        return {"device": device, "session": session, "features": features.of_plane()}
+        return {"device": device, "session": session, "features": features.of_plane(), **self._recommended}
 
     def _usable(self, enrolment_token: str) -> Row:
         row = self._db.one_locked("SELECT * FROM enrolment_tokens WHERE token_hash = ?", digest(enrolment_token))

@@ -25,6 +25,8 @@ HEAD_SECONDS = 10.0
 """Time limit for a request head, from its first byte; for the first one, from the end of the handshake, too."""
 KEEP_ALIVE = 120.0
 """Seconds an idle connection stays open: longer than agents' poll intervals, to avoid new handshakes."""
+LAST_SECONDS = 2.0
+"""Seconds that a new connection has for its first request while the server stops."""
 _REQUESTS = 10_000
 """Most requests of one connection."""
 _SEND_SECONDS = 20.0
@@ -53,14 +55,24 @@ class Connection:
         self._idle: trio.CancelScope | None = None
         """The scope in which the connection waits for a request."""
         self._stopping = False
+        self._is_new = True
+        """Whether there was no request yet."""
         self.has_left = False
         """Whether the client has ended the connection."""
 
     def stop(self) -> None:
-        """End the connection: now if it is idle, otherwise after its response."""
+        """End the connection: now if it is idle, otherwise after its response; a new one may make one request."""
         self._stopping = True
         if self._idle is not None:
-            self._idle.cancel()
+            if self._is_new:
+                self._limit_first()
+            else:
+                self._idle.cancel()
+
+    def _limit_first(self) -> None:
+        """Limit the time for the first request of a connection that ends after it."""
+        assert self._idle is not None
+        self._idle.deadline = min(self._idle.deadline, trio.current_time() + LAST_SECONDS)
 
     async def run(self) -> None:
         """Serve until either side ends the connection; the caller closes the stream."""
@@ -72,9 +84,10 @@ class Connection:
             self._server = self._stream.local_address()
             for number in range(1, _REQUESTS + 1):
                 request = await self._next_request(first=number == 1)
+                self._is_new = False
                 if request is None:
                     return
-                exchange = _Exchange(self, request, last=number == _REQUESTS)
+                exchange = _Exchange(self, request, last=self._stopping or number == _REQUESTS)
                 await exchange.run()
                 if exchange.switch is not None:
                     switch = exchange.switch
@@ -105,7 +118,9 @@ class Connection:
         event = None
         try:
             with trio.move_on_after(HEAD_SECONDS if begun else KEEP_ALIVE) as self._idle:
-                while event is None and not self._stopping and await self.read():
+                if first and self._stopping:
+                    self._limit_first()
+                while event is None and (first or not self._stopping) and await self.read():
                     event = self.next_event()
                     if event is None and not begun:
                         begun, self._idle.deadline = True, trio.current_time() + HEAD_SECONDS

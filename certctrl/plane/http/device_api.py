@@ -126,15 +126,23 @@ class DeviceApi:
     # --- updates and reports -------------------------------------------------------------------------------
 
     async def updates(self, request: Request) -> Response:
-        """Respond to a poll: 200 with signals, 204 without; a long poll waits for signals."""
+        """Respond to a poll: 200 with signals, 204 without; a long poll waits for signals.
+
+        A plane that stops sends devices away for some seconds, so that they do not return to a closed port. They get
+        their signals later, too: what these announce could no longer be fetched.
+        """
         plane = self._plane
         with plane.stream.waiter(self._authenticator.claimed_device(request)) as waiter:
             poll = or_error(_poll_of, request)
             _, held = await self._authenticator.as_device_alike(request, self._polls, poll, reads=True, alone=True)
             copied = await plane.clones.note(held.session, held.poll.instance)
             page = await plane.finish_poll(held, waiter, _Disconnect(request).wait)
-        headers = {"etag": page.cursor} | ({"cert-ctrl-copies": "suspected"} if copied else {})
-        headers |= {FREE_HEADER: FREE_VALUE} if page.next_is_free else {}
+        headers = {"cert-ctrl-copies": "suspected"} if copied else {}
+        if plane.draining:
+            cursor = held.poll.cursor if page.signals else page.cursor
+            headers |= {"retry-after": str(plane.pace.return_seconds())} | ({"etag": cursor} if cursor else {})
+            return empty_answer(headers=headers)
+        headers |= {"etag": page.cursor} | ({FREE_HEADER: FREE_VALUE} if page.next_is_free else {})
         if not page.signals:
             return empty_answer(headers=headers)
         return data_answer({"cursor": page.cursor, "signals": page.signals}, headers=headers)

@@ -15,10 +15,11 @@ import trio
 
 from certctrl.errors import TransportError
 from certctrl.plane.http.authentication import CONNECTION
-from certctrl.plane.http.connection import HEAD_SECONDS, Connection
+from certctrl.plane.http.connection import HEAD_SECONDS, LAST_SECONDS, Connection
 from certctrl.plane.http.middleware import App
 from certctrl.plane.http.plain_stream import PlainStream
 from certctrl.plane.http.proxies import Address, ForwardedFor, Proxies, ProxyHeaderError, read_header
+from certctrl.plane.http.shared_port import take_over
 from certctrl.plane.http.tls_stream import TlsStream
 from certctrl.plane.limits import UnauthenticatedConnections, caller_of, plain_address
 
@@ -42,17 +43,29 @@ class Server:
     """One listening socket and its connections."""
 
     def __init__(
-        self, app: App, sock: socket.socket, context: ssl.SSLContext | None, *, proxies: Proxies = NO_PROXIES
+        self,
+        app: App,
+        sock: socket.socket,
+        context: ssl.SSLContext | None,
+        *,
+        proxies: Proxies = NO_PROXIES,
+        stays_open: bool = False,
     ) -> None:
         """Take over a socket of ``listen``; new certificates may be loaded into ``context`` at any time.
 
-        Without ``context``, connections are without TLS.
+        Without ``context``, connections are without TLS. ``stays_open``: another process keeps the socket open, so that
+        connections that this one does not accept wait for the next one.
         """
+        self._stays_open = stays_open
         self._proxies = proxies
         self._app: App = ForwardedFor(app, proxies) if proxies.http else app
         self._sock = sock
         self._tls = context
         self._connections: set[Connection] = set()
+        self._stopping = False
+        self._finishing: set[Connection] = set()
+        """Connections from before the stop that have not ended."""
+        self._all_finished = trio.Event()
         self._refusals = _Refusals()
         self.refused = self._refusals.totals
         """Refused connections by reason: ``all``, ``proxy``, ``unauthenticated``."""
@@ -68,8 +81,12 @@ class Server:
         )
 
     async def serve(self, *, stop: trio.Event, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve until ``stop``; then stop accepting, let requests finish, and cut the rest after a grace period."""
-        listener = trio.SocketListener(trio.socket.from_stdlib_socket(self._sock))
+        """Serve until ``stop``; then let requests finish, and cut the rest after a grace period.
+
+        New connections are accepted, for one request each, as long as requests from before the stop run: after that,
+        nothing answers at this address unless another process keeps the socket open or shares the port.
+        """
+        listener = _Listener(trio.socket.from_stdlib_socket(self._sock))
         async with trio.open_nursery() as connections:
             async with trio.open_nursery() as accepting:
                 accepting.start_soon(
@@ -77,10 +94,30 @@ class Server:
                 )
                 task_status.started()
                 await stop.wait()
+                connections.cancel_scope.deadline = trio.current_time() + _GRACE_SECONDS
+                self._stop_connections()
+                if not self._stays_open:
+                    with trio.move_on_after(_GRACE_SECONDS - LAST_SECONDS):
+                        await self._all_finished.wait()
                 accepting.cancel_scope.cancel()
-            for connection in tuple(self._connections):
-                connection.stop()
-            connections.cancel_scope.deadline = trio.current_time() + _GRACE_SECONDS
+            if not self._stays_open:
+                self._accept_waiting(connections)
+            listener.socket.close()
+
+    def _accept_waiting(self, connections: trio.Nursery) -> None:
+        """Accept the connections that wait now."""
+        with contextlib.suppress(OSError):  # none is left
+            while True:
+                sock, _ = self._sock.accept()
+                connections.start_soon(self._handle, trio.SocketStream(trio.socket.from_stdlib_socket(sock)))
+
+    def _stop_connections(self) -> None:
+        self._stopping = True
+        self._finishing = set(self._connections)
+        if not self._finishing:
+            self._all_finished.set()
+        for connection in tuple(self._finishing):
+            connection.stop()
 
     async def _handle(self, stream: trio.SocketStream) -> None:
         """Serve a connection, or refuse it before the handshake, which is expensive."""
@@ -134,10 +171,31 @@ class Server:
 
     async def _converse(self, connection: Connection) -> None:
         self._connections.add(connection)
+        if self._stopping:
+            connection.stop()
         try:
             await connection.run()
         finally:
             self._connections.discard(connection)
+            self._finishing.discard(connection)
+            if self._stopping and not self._finishing:
+                self._all_finished.set()
+
+
+class _Listener(trio.abc.Listener[trio.SocketStream]):
+    """A listener whose socket stays open until the last connections are accepted."""
+
+    def __init__(self, sock: trio.socket.SocketType) -> None:
+        self.socket = sock
+        self._listener = trio.SocketListener(sock)
+
+    async def accept(self) -> trio.SocketStream:
+        """Accept a connection."""
+        return await self._listener.accept()
+
+    async def aclose(self) -> None:
+        """Leave the socket open."""
+        await trio.lowlevel.checkpoint()
 
 
 class _Refusals:
@@ -161,8 +219,11 @@ class _Refusals:
         self._counts[reason] = (count, since)
 
 
-def listen(host: str, port: int, option: str = "--listen") -> socket.socket:
-    """Return a listening socket; raises TransportError if it cannot listen."""
+def listen(host: str, port: int, option: str = "--listen", *, share: bool = False) -> socket.socket:
+    """Return a listening socket; raises TransportError if it cannot listen.
+
+    ``share``: with other processes that share the port; new connections then go to this one.
+    """
     fix = f"choose another {option} HOST:PORT"
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
@@ -176,11 +237,17 @@ def listen(host: str, port: int, option: str = "--listen") -> socket.socket:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)  # "::" listens on IPv4, too
+        if share:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind(address)
         sock.listen(_BACKLOG)
+        if share:
+            take_over(sock)
     except OSError as error:
         sock.close()
         if isinstance(error, PermissionError):
             fix = f"give the control plane CAP_NET_BIND_SERVICE, or {fix}"
+        elif share:
+            fix = f"restart the process there with --reuse-port, too, or {fix}"
         raise TransportError(f"cannot listen on {host}:{port}: {error.strerror or error}", fix=fix) from None
     return sock

@@ -10,9 +10,13 @@ import attrs
 
 from certctrl import lean
 from certctrl.errors import BadAnswerError
+from certctrl.model.config import PollMode
+from certctrl.model.records import Recommended
 from certctrl.protocol.wire.reader import from_answer, integer, text, wire_class
 from certctrl.protocol.wire.tokens import SESSION, features
 from certctrl.text import one_line
+
+_LONGEST_WAIT = 30
 
 
 @lean.frozen(kw_only=True)
@@ -30,6 +34,8 @@ class Registration:
     """Lifetime of the access token in seconds; None: unknown."""
     features: frozenset[str] = frozenset()
     """Features of the plane."""
+    recommended: Recommended | None = None
+    """Settings for a new host; None: none that this version knows."""
 
 
 @lean.frozen
@@ -62,11 +68,22 @@ class _Session:
     expires_in: float | None = None
 
 
+def _advice(value: Any, _: Any = None) -> Recommended | None:
+    """Return recommended settings, or None for anything odd, which must not fail a registration."""
+    mode = value.get("poll_mode") if isinstance(value, dict) else None
+    if not isinstance(mode, str) or mode.replace("_", "-") not in tuple(PollMode):
+        return None
+    wait = value.get("poll_wait_seconds")
+    usable = isinstance(wait, int) and not isinstance(wait, bool) and 1 <= wait <= _LONGEST_WAIT
+    return Recommended(mode.replace("_", "-"), wait if usable else None)
+
+
 @lean.frozen
 class _Registered:
     device: _Device
     session: _Session
     features: frozenset[str] = frozenset()
+    recommended: Recommended | None = None
 
 
 wire_class(
@@ -80,7 +97,7 @@ wire_class(
     },
 )
 wire_class(_Session, SESSION)
-_read_registered = wire_class(_Registered, {"features": features})
+_read_registered = wire_class(_Registered, {"features": features, "recommended": _advice})
 
 
 def challenge_from_wire(data: object) -> KeyChallenge | None:
@@ -116,4 +133,5 @@ def registration_from_wire(data: object) -> Registration:
         refresh_token=session.refresh_token,
         expires_in=session.expires_in,
         features=found.features,
+        recommended=found.recommended,
     )

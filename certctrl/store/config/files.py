@@ -146,6 +146,15 @@ def init_config_dir(
         save_policy(fs, layout, HostPolicy())
 
 
+def add_settings(fs: Fs, layout: ConfigDir, settings: Mapping[str, Any]) -> None:
+    """Add settings to ``application.json``. Raises ConfigError and DiskError, also if it cannot be written."""
+    path = layout.application
+    found = read_bytes(fs, path, SIZE_LIMIT)
+    body = (_parse(found, path) if found is not None else {}) | dict(settings)
+    _structured(ApplicationConfig, body, path)
+    write_atomic(fs, path, _pretty(body), mode=PUBLIC_MODE, keep_attributes=True)
+
+
 _ADDED = ("ca_files", "name")
 """Settings that ``init`` adds to an existing file."""
 

@@ -20,7 +20,7 @@ from typing import Any
 from certctrl.errors import DiskError, StateCorruptError
 from certctrl.model.challenges import Challenge
 from certctrl.model.features import feature_names
-from certctrl.model.records import Ack, DeviceKeys, InboxEntry, KnownPlane, Tokens
+from certctrl.model.records import Ack, DeviceKeys, InboxEntry, KnownPlane, Recommended, Tokens
 from certctrl.store import decode
 from certctrl.store.disk.atomic import remove_file, write_atomic
 from certctrl.store.disk.fs import Fs
@@ -83,6 +83,19 @@ class SessionState:
     def save_known_plane(self, plane: KnownPlane) -> None:
         """Replace the known plane."""
         self._files.save_json(self.layout.known_plane, {"plane": self._files.unstructured(plane)})
+
+    def load_recommended(self) -> Recommended | None:
+        """Return the settings that the plane recommended at the last registration."""
+        path, fix = self.layout.recommended, "remove it; the next registration writes it again"
+        found: Recommended | None = self._files.load_part(path, "recommended", Recommended | None, None, fix)
+        return found
+
+    def save_recommended(self, recommended: Recommended | None) -> None:
+        """Replace them; None: there are none."""
+        if recommended is None:
+            remove_file(self._fs, self.layout.recommended)
+        else:
+            self._files.save_json(self.layout.recommended, {"recommended": self._files.unstructured(recommended)})
 
     # --- identity -----------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 import trio
 from device_polls import issue
 from plane_world import Device
+
+from certctrl.plane.pace import FIRST_RETURN, LAST_RETURN, Pace
 
 
 @asynccontextmanager
@@ -51,6 +54,37 @@ async def test_a_long_poll_ends_empty_after_its_wait(build: Callable[..., Any], 
     device = await world.device()
     reply = await device.poll(wait=25)
     assert (reply.status, trio.current_time()) == (204, 25.0)
+
+
+async def test_polls_that_begin_together_end_spread(build: Callable[..., Any], autojump_clock: trio.abc.Clock) -> None:
+    """Found by measuring: one signal to all put the polls of a fleet in phase forever."""
+    world = build(virtual=True)
+    world.plane.pace = Pace()
+    device = await world.device()
+    ends: list[float] = []
+
+    async def poll() -> None:
+        assert (await device.poll(wait=20)).status == 204
+        ends.append(trio.current_time())
+
+    world.plane._polls.take = lambda device: None
+    async with trio.open_nursery() as nursery:
+        for _ in range(200):
+            nursery.start_soon(poll)
+    assert min(ends) >= 0.7 * 20 and max(ends) <= 20
+    assert max(Counter(int(end) for end in ends).values()) < 80, "six seconds of about 33 each"
+
+
+async def test_a_stopping_plane_keeps_its_signals(build: Callable[..., Any]) -> None:
+    """What they announce could no longer be fetched."""
+    world = build()
+    device = await world.device()
+    start = (await device.poll()).headers["etag"]
+    await issue(world, device)
+    world.plane.stop_polls()
+    for cursor in (start, None):
+        reply = await device.poll(cursor)
+        assert (reply.status, "retry-after" in reply.headers, reply.headers.get("etag")) == (204, True, cursor)
 
 
 async def test_a_long_poll_with_new_signals_does_not_wait(
@@ -123,10 +157,13 @@ async def test_a_stopping_plane_answers_held_polls_and_closes_connections(
     device = await world.device()
     async with held_polls(device) as replies:
         await trio.sleep(5)
+        world.plane.pace = Pace()
         world.plane.stop_polls()
     assert (replies[0].status, replies[0].headers["connection"]) == (204, "close")
     late = await device.poll(wait=30)
     assert (late.status, late.headers["connection"], trio.current_time()) == (204, "close", 5.0)
+    for reply in (*replies, late):
+        assert reply.headers["etag"] and FIRST_RETURN <= int(reply.headers["retry-after"]) <= LAST_RETURN
     health = await world.stranger("GET", "/health")
     assert (health.status, health.key, health.headers["retry-after"]) == (503, "SERVICE_UNAVAILABLE", "5")
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from wire_answers import GRANT
 
 from certctrl.errors import BadAnswerError, PlaneError
+from certctrl.model.records import Recommended
 from certctrl.protocol.wire.device_grant import grant_from_wire
 from certctrl.protocol.wire.registration import KeyChallenge, challenge_from_wire, key_proof, registration_from_wire
 from certctrl.protocol.wire.tokens import refresh_refused, refreshed_from_wire
@@ -49,6 +50,27 @@ def test_a_registration() -> None:
     assert (found.device_id, found.user_id, found.name, found.expires_in) == (5, 14, "web-1", 900.0)
     assert (found.access_token, found.refresh_token) == ("hunter2a", "rt_hunter2b")
     assert "hunter2" not in repr(found)
+
+
+@pytest.mark.parametrize(
+    ("sent", "recommended"),
+    [
+        ({"poll_mode": "long_poll"}, Recommended("long-poll")),
+        ({"poll_mode": "interval", "poll_wait_seconds": 20}, Recommended("interval", 20)),
+        ({"poll_mode": "long_poll", "poll_wait_seconds": 31}, Recommended("long-poll")),
+        ({"poll_mode": "long_poll", "poll_wait_seconds": True, "more": 1}, Recommended("long-poll")),
+        ({"poll_mode": "carrier_pigeon"}, None),
+        ({"poll_mode": ["long_poll"]}, None),
+        ({}, None),
+        ("long_poll", None),
+        (7, None),
+        (None, None),
+    ],
+)
+def test_a_recommendation_never_fails_a_registration(sent: object, recommended: Recommended | None) -> None:
+    found = registration_from_wire({"device": DEVICE, "session": SESSION, "recommended": sent})
+    assert found.recommended == recommended
+    assert registration_from_wire({"device": DEVICE, "session": SESSION}).recommended is None
 
 
 def test_refreshes() -> None:
