@@ -25,6 +25,7 @@ import fleet
 import fleet_even
 import hostile
 import idle
+import lists
 import push
 import renewals
 import signing
@@ -72,6 +73,10 @@ PARTS: dict[str, tuple[str, Part]] = {
     "acme": (
         "An order at Pebble, beside a bare client that sends the same requests (judged: ratio)",
         lambda work, quick: acme.measure(work, rounds=15 if quick else 60),
+    ),
+    "lists": (
+        "A comparison of a host with 1 000 certificates: requests and bytes (judged: value)",
+        lambda work, quick: lists.measure(work, count=300 if quick else 1000),
     ),
     "renewals": (
         "Polls while certificates are renewed, beside polls of an idle control plane (judged: ratio of the p99)",
