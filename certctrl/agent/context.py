@@ -15,6 +15,7 @@ from certctrl.agent.answers import Answers
 from certctrl.agent.batches import Batches
 from certctrl.agent.burst import BurstWatch
 from certctrl.agent.counters import Counters
+from certctrl.agent.fetches import Fetches
 from certctrl.agent.inbox import Inbox
 from certctrl.agent.tokens import TokenKeeper
 from certctrl.errors import PlaneError
@@ -63,6 +64,7 @@ class Agent:
     inbox: Inbox
     burst: BurstWatch
     batches: Batches
+    fetches: Fetches
     session: Session
     counters: Counters
     log: logging.Logger

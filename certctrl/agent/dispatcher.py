@@ -65,8 +65,8 @@ class Dispatcher:
         """Start nothing new: queued renewals stay in the inbox."""
         self._closed = True
         while self._queue:
-            self._free([self._queue.popleft()])
-            self.agent.burst.fetch_ended()
+            self._free([entry := self._queue.popleft()])
+            self._fetch_ended(entry)
         self.agent.work_changed.value = True
 
     async def drain(self) -> None:
@@ -116,6 +116,7 @@ class Dispatcher:
                 retries.replaced(entry.signal)
             if isinstance(entry.signal, CertRenewed):
                 self.agent.burst.fetch_queued()
+                self.agent.fetches.expect(entry.signal.cert_id)
                 self._queue.append(entry)
             else:
                 nursery.start_soon(self._run, entry, name=f"signal {entry.signal.type}")
@@ -148,8 +149,13 @@ class Dispatcher:
             await self._run(entry)
         finally:
             self._renewing -= 1
-            self.agent.burst.fetch_ended()
+            self._fetch_ended(entry)
             self._start_queued(nursery)
+
+    def _fetch_ended(self, entry: InboxEntry) -> None:
+        self.agent.burst.fetch_ended()
+        if isinstance(entry.signal, CertRenewed):
+            self.agent.fetches.ended(entry.signal.cert_id)
 
     def _free(self, entries: Iterable[InboxEntry]) -> None:
         """Mark entries as no longer running."""

@@ -14,12 +14,16 @@ async def changed_materials(agent: Agent, cert_id: int) -> DeployMaterials | Bun
     The ETag covers certificate, chain and the device's key. The live files are checked by their hashes; if they are not
     as they were written, or not valid at this time, the material is fetched again. Raises as ``fetch_materials``.
     """
+    found = await agent.fetches.fetch(cert_id)
+    if found is not None:
+        return found
+    if (live := await agent.installer.live_bundle(cert_id)) is not None:
+        return live
+    return await agent.authorized(lambda token: agent.plane.fetch_materials(token, cert_id))
+
+
+def known_etag(agent: Agent, cert_id: int) -> str:
+    """Return the ETag of the material that the live generation of a certificate was made from; empty: do not ask for it."""
     record = agent.installer.records.get(cert_id)
     known = DELTA in agent.plane.features and record is not None and record.standing is not Standing.FOREIGN
-    if known and record is not None and (etag := record.etag):
-        found = await agent.authorized(lambda token: agent.plane.fetch_changed_materials(token, cert_id, etag))
-        if found is not None:
-            return found
-        if (live := await agent.installer.live_bundle(cert_id)) is not None:
-            return live
-    return await agent.authorized(lambda token: agent.plane.fetch_materials(token, cert_id))
+    return record.etag if known and record is not None else ""

@@ -20,9 +20,11 @@ from certctrl.agent.burst import BurstWatch
 from certctrl.agent.clock import steady_now, wall_now
 from certctrl.agent.context import Agent
 from certctrl.agent.counters import Counters
+from certctrl.agent.fetches import Fetches
 from certctrl.agent.inbox import Inbox
 from certctrl.agent.install_config import converge_active_items, reload_items
 from certctrl.agent.log_lines import Line, log_line
+from certctrl.agent.materials import known_etag
 from certctrl.agent.plane_anchor import PlaneAnchor
 from certctrl.agent.tokens import TokenKeeper
 from certctrl.errors import NotRegisteredError
@@ -159,6 +161,7 @@ def _assemble(
             store.session, seams.offload, installer.retries, installer.save_retries, limit=config.application.queue_size
         ),
         burst=burst,
+        fetches=Fetches(plane, lambda call: agent.authorized(call), lambda cert_id: known_etag(agent, cert_id)),
         batches=Batches(lambda prepared, ids: converge_active_items(agent, prepared, ids), burst),
         session=Session(config.application, cursor=store.session.load_cursor(), random=seams.random),
         counters=Counters(),

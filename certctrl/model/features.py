@@ -30,6 +30,7 @@ AGENT_FEATURES: tuple[str, ...] = (
 )  # fmt: skip
 """Features that are announced at each start (``agent_version``) and at registration, regardless of the policy."""
 PLANE_FEATURES: tuple[str, ...] = (
+    BATCH_FETCH,
     CSR,
     DELTA,
     KEY_PROOF,

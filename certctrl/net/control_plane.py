@@ -17,14 +17,17 @@ import attrs
 from certctrl.errors import BadAnswerError, PlaneError, TransportError
 from certctrl.model.certificate import CaBundle, CertificateSummary, DeployMaterials
 from certctrl.model.config import AgentConfig
+from certctrl.model.features import BATCH_FETCH
 from certctrl.net.calls import ABSENT, UnsupportedByPlane, parsed
 from certctrl.net.certificate_changes import MAX_CERTIFICATES, MAX_LIST_BYTES, MAX_PAGES, PAGE, CertificateChanges
 from certctrl.protocol import events
-from certctrl.protocol.wire.answer import BUNDLE_CAP, plain_etag
+from certctrl.protocol.wire.answer import BATCH_CAP, BUNDLE_CAP, MAX_ETAG, plain_etag
 from certctrl.protocol.wire.certificates import (
+    Fetched,
     ca_from_wire,
     ca_names_from_wire,
     certificate_from_wire,
+    many_materials_from_wire,
     materials_from_wire,
 )
 from certctrl.protocol.wire.poll import PollRequest, poll_event
@@ -36,8 +39,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ControlPlane", "UnsupportedByPlane"]
 
-MAX_ETAG = 64
-"""Characters of the ETag of a material, which is kept for each certificate."""
 NOTIFY_SCHEMA = "certctrl.device.notify.v1"
 _SELF = "/apiv1/devices/self"
 
@@ -196,6 +197,20 @@ class ControlPlane(CertificateChanges):
             chain_pem=materials.chain_pem or detail.chain_pem,
             serial_number=materials.serial_number or detail.serial_number,
         )
+
+    async def fetch_many_materials(self, token: str, wanted: Mapping[int, str]) -> dict[int, Fetched]:
+        """Return the material of up to 100 certificates by id, the error of one, or None if its ETag is still current.
+
+        ``wanted``: id -> ETag of what is here, or empty. Those left out have to be fetched alone. Only for planes with
+        ``batch-fetch``. Raises UnsupportedByPlane if the plane lacks it after all.
+        """
+        json: dict[str, Any] = {"cert_ids": [*wanted]}
+        if etags := {str(cert_id): etag for cert_id, etag in wanted.items() if etag}:
+            json["etags"] = etags
+        answer = await self._send("POST", f"{_SELF}/deploy-materials", token, json=json, cap=BATCH_CAP)
+        if self.lacks(BATCH_FETCH, answer):
+            raise UnsupportedByPlane("the control plane has no batch fetch", status=answer.status)
+        return await parsed(answer, lambda: many_materials_from_wire(self._data(answer, cap=BATCH_CAP), wanted))
 
     async def send_csr(self, token: str, cert_id: int, order_id: int, csr_pem: str) -> None:
         """Send the signing request that an order wants; repeating it with the same key is safe.

@@ -12,7 +12,9 @@ import trio
 
 from certctrl.agent.context import Agent
 from certctrl.agent.counters import Counters
+from certctrl.agent.fetches import Fetches
 from certctrl.agent.inbox import Inbox
+from certctrl.agent.materials import known_etag
 from certctrl.errors import HostKeyMissingError, PlaneError, WrongNamesError
 from certctrl.install.deploy.retry_table import RetryTable, cert_resource
 from certctrl.install.plan.retries import LAGGING_FAILURES, Failure
@@ -310,6 +312,9 @@ class World:
         parts: dict[str, Any] = {
             "plane": self.plane, "tokens": FakeTokens(), "installer": self.installer, "layout": self.layout,
             "inbox": Inbox(self.store.session, offload, self.installer.retries, self._secure, limit=100),
+            "fetches": Fetches(
+                cast(Any, self.plane), lambda call: self.agent.authorized(call), lambda number: known_etag(self.agent, number)
+            ),
             "store": self.store, "fs": RealFs(), "burst": None, "batches": None, "session": None,
         }  # fmt: skip
         return Agent(

@@ -17,7 +17,7 @@ import trio
 from simulation.history import run_history, setting_for
 from simulation.journal import Violation
 
-from certctrl.agent import handlers, inbox, tokens
+from certctrl.agent import fetches, handlers, inbox, tokens
 from certctrl.errors import DiskError
 from certctrl.install.plan import retries
 from certctrl.model.plan import Outcome, OutcomeKind
@@ -150,6 +150,14 @@ async def fragile_status(agent: Any, status: Any) -> None:
     await agent.offload(agent.store.installed.save_status, status)
 
 
+async def kept_fetch(self: Any, cert_id: int) -> Any:
+    """Keep each material for later signals, too."""
+    kept = self.__dict__.setdefault("kept", {})
+    if cert_id not in kept:
+        kept[cert_id] = await FETCH(self, cert_id)
+    return kept[cert_id]
+
+
 def any_key(der: bytes, leaf: Any) -> bytes:
     from cryptography.hazmat.primitives.serialization import (
         Encoding,
@@ -168,11 +176,13 @@ def of_ids(_: Any, rows: Any, parts: int) -> Revision:
 REVISION_OF = Revision.of
 KEEPER = tokens.TokenKeeper
 AFTER_FAILURE = retries.after_failure
+FETCH = fetches.Fetches.fetch
 MISTAKES: dict[str, list[Mistake]] = {
     "the cursor is saved before the inbox": [
         Mistake("certctrl.agent.poller.Poller._deliver", cursor_first, kill_soon=12, renew=3)
     ],
     "signals that take long are not written": [Mistake("certctrl.agent.inbox.Inbox.secure", never_secure)],
+    "materials are kept for later signals": [Mistake("certctrl.agent.fetches.Fetches.fetch", kept_fetch, renew=5)],
     "the inbox is not synced": [Mistake("certctrl.store.state.session.SessionState.save_inbox", unsynced_inbox)],
     "superseded signals are forgotten": [
         Mistake("certctrl.agent.dispatcher.Dispatcher._finish_superseded", forgetful_superseding, burst=5)

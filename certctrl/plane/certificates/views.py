@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from hashlib import blake2b
 from itertools import chain
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from certctrl.errors import CertctrlError
 from certctrl.model.certificate import DEVICE_KEY
 from certctrl.plane.ca.sealing import seal_private_key
+from certctrl.plane.certificates.batch import Material, Seal, sealed_or_error
 from certctrl.plane.certificates.device_keys import blocked_renewal, visible_orders
 from certctrl.plane.certificates.revisions import ListedRow
 from certctrl.plane.certificates.table import KEY_AT_DEVICE, CertificateTable
@@ -36,15 +37,6 @@ class ListOfDevice(NamedTuple):
 
     rows: list[Row]
     orders: dict[int, dict[str, Any]]
-
-
-class Material(NamedTuple):
-    """The material of a certificate for a device."""
-
-    etag: str
-    """The same for the same certificate, chain and device key, although each answer is sealed anew."""
-    data: dict[str, Any] | None
-    """``DeployMaterials``; None: the device has it."""
 
 
 class _WithKey:
@@ -83,13 +75,6 @@ def _material(certificate: _WithKey, public_key: bytes | None, known: str) -> Ma
     if sealed and public_key:
         return Material(etag, seal_private_key(certificate.key, public_key) | issued)
     return Material(etag, issued | {"enc_scheme": DEVICE_KEY, "public_key_sha256": row["public_key_sha256"]})
-
-
-def _material_or_error(certificate: _WithKey, public_key: bytes | None, known: str) -> Material | CertctrlError:
-    try:
-        return _material(certificate, public_key, known)
-    except CertctrlError as error:  # including a damaged key, which must not fail the other devices
-        return error
 
 
 class CertificateViews:
@@ -173,7 +158,21 @@ class CertificateViews:
         pairs = [(session.device_id, cert_id) for session, (cert_id, _) in wanted]
         return self._materials(pairs, [etag for _, (_, etag) in wanted])
 
+    def batches_of(
+        self, wanted: Sequence[tuple[DeviceSession, Sequence[tuple[int, str]]]]
+    ) -> list[list[tuple[int, Seal | CertctrlError]]]:
+        """Return for each device and its certificates, by id, what seals their materials, or why there are none.
+
+        Each with the ETag that the device knows; in two statements. What it returns needs no unit of work.
+        """
+        each = [(session.device_id, cert_id, etag) for session, asked in wanted for cert_id, etag in asked]
+        found = iter(self._seals([(device_id, cert_id) for device_id, cert_id, _ in each], [etag for *_, etag in each]))
+        return [[(cert_id, next(found)) for cert_id, _ in asked] for _, asked in wanted]
+
     def _materials(self, wanted: Sequence[tuple[int, int]], known: Sequence[str]) -> list[Material | CertctrlError]:
+        return [sealed_or_error(one) for one in self._seals(wanted, known)]
+
+    def _seals(self, wanted: Sequence[tuple[int, int]], known: Sequence[str]) -> list[Seal | CertctrlError]:
         sql = (
             f"SELECT a.device_id, a.cert_id, d.public_key FROM (VALUES {', '.join(['(?, ?)'] * len(wanted))}) AS v"
             " JOIN assignments a ON a.device_id = v.column1 AND a.cert_id = v.column2"
@@ -185,7 +184,7 @@ class CertificateViews:
         sql = f"SELECT * FROM certificates WHERE id IN ({marks(ids)})"
         certificates = {row["id"]: _WithKey(row, self._table) for row in self._db.all(sql, *ids)} if ids else {}
         return [
-            _material_or_error(certificates[pair[1]], keys[pair], etag)
+            partial(_material, certificates[pair[1]], keys[pair], etag)
             if pair in keys and pair[1] in certificates  # it may have been removed between the statements
             else not_found("No such certificate")
             for pair, etag in zip(wanted, known, strict=True)

@@ -20,6 +20,7 @@ from certctrl.plane.devices.devices import FIRST_USER, DeviceFacts
 from certctrl.plane.devices.enrolment import Proof
 from certctrl.plane.devices.reports import Ack, AgentVersion, Event, OtherEvent
 from certctrl.plane.devices.tags import MOST_CHANGED
+from certctrl.plane.errors import bad_request
 from certctrl.plane.http.reading import BODY_CAP, read_object
 from certctrl.plane.http.structure import (
     AtMost,
@@ -42,6 +43,8 @@ Name = Annotated[str, Line(100)]
 Reason = Annotated[str, Line(200)]
 Secret = Annotated[str, Text(1024)]
 Id = Annotated[int, Whole()]
+MOST_FETCHED = 100
+"""Certificates of one batch fetch."""
 Tags = Annotated[tuple[Annotated[str, Text(200)], ...], AtMost(100)]
 
 
@@ -350,6 +353,21 @@ class Renewals:
 
     cert_ids: Annotated[tuple[Id, ...], AtMost(MOST_RENEWED, required=True)]
     reason: Reason = ""
+
+
+@lean.frozen
+class WantedMaterials:
+    """Certificates that a device fetches together, and the ETags of what it has, by id."""
+
+    cert_ids: Annotated[tuple[Id, ...], AtMost(MOST_FETCHED, required=True)]
+    etags: Annotated[dict[str, Any], Table()] = attrs.field(factory=dict)
+
+    def checked(self) -> list[tuple[int, str]]:
+        """Return the ids with their ETags; ErrorResponse 400 if there are none, or one of them twice."""
+        if not 0 < len(set(self.cert_ids)) == len(self.cert_ids):
+            raise bad_request(f"cert_ids must be 1 to {MOST_FETCHED} different numbers", field="cert_ids")
+        known = {key: etag for key, etag in self.etags.items() if isinstance(etag, str)}
+        return [(cert_id, known.get(str(cert_id), "")) for cert_id in self.cert_ids]
 
 
 @lean.frozen

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from certctrl.plane.ca.sealing import device_key
+from certctrl.plane.certificates.batch import batch
 from certctrl.plane.certificates.revisions import Changes, changes
 from certctrl.plane.certificates.views import ListOfDevice
 from certctrl.plane.core import DEFAULT_LIMIT, MAX_SIGNALS, MAX_WAIT_SECONDS, Plane, Poll
@@ -23,6 +24,7 @@ from certctrl.plane.http import bodies
 from certctrl.plane.http.answers import data_answer, empty_answer, json_answer, json_of
 from certctrl.plane.http.authentication import Authenticator, ForDevices, address_of, etag_of
 from certctrl.plane.http.bodies import GrantAction, body_of, read_as
+from certctrl.plane.http.middleware import error_response_of
 from certctrl.plane.http.reading import LARGE_BODY_CAP, clean_line, query_of, read_object, whole_number
 from certctrl.plane.http.routing import SELF
 from certctrl.plane.limits import caller_of
@@ -41,6 +43,7 @@ class DeviceApi:
         self._authenticator = Authenticator(plane)
         self._polls = ForDevices(plane, plane.begin_polls)
         self._materials = ForDevices(plane, plane.certificates.materials_of)
+        self._batches = ForDevices(plane, plane.certificates.batches_of)
         self._acks = ForDevices(plane, plane.reports.store_acks)
         self._lists = ForDevices(plane, self._read_lists)
 
@@ -52,6 +55,7 @@ class DeviceApi:
             Route(f"{SELF}/certificates", self.certificates),
             Route(f"{SELF}/certificates/{{cert_id}}", self.certificate),
             Route(f"{SELF}/certificates/{{cert_id}}/deploy-materials", self.materials),
+            Route(f"{SELF}/deploy-materials", self.many_materials, methods=["POST"]),
             Route(f"{SELF}/certificates/{{cert_id}}/csr", self.signing_request, methods=["POST"]),
             Route(f"{SELF}/install-config", self.install_config),
             Route(f"{SELF}/cas", self.authorities),
@@ -216,6 +220,17 @@ class DeviceApi:
         _, found = await self._authenticator.as_device_alike(request, self._materials, wanted, reads=True)
         headers = {"etag": f'"{found.etag}"'}
         return empty_answer(304, headers) if found.data is None else data_answer(found.data, headers=headers)
+
+    async def many_materials(self, request: Request) -> Response:
+        """Return many certificates with their keys, each with its own status: ``{"cert_ids", "etags"?}``."""
+        self._authenticator.claimed_device(request)  # read no bodies from strangers
+        wanted: list[tuple[int, str]] | ErrorResponse
+        try:
+            wanted = (await read_as(bodies.WantedMaterials, request)).checked()
+        except ErrorResponse as error:
+            wanted = error  # errors of the session take precedence
+        _, found = await self._authenticator.as_device_alike(request, self._batches, wanted, reads=True, alone=True)
+        return json_answer(await self._plane.offload(batch, found, json_of, error_response_of))
 
     async def signing_request(self, request: Request) -> Response:
         """Store the signing request for a key that the device made: ``{"order_id", "csr_pem"}``."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,6 +19,10 @@ from certctrl.text import kind_of, one_line
 
 BODY_CAP = 1_048_576
 BUNDLE_CAP = 262_144
+BATCH_CAP = 3 * 1_048_576
+"""Bytes of an answer with many materials; the plane ends it within two thirds of that."""
+MAX_ETAG = 64
+"""Characters of the ETag of a material, which is kept for each certificate."""
 RETRY_AFTER_CAP = 3600.0
 """Upper bound for Retry-After in seconds, so that no server can silence a host for longer."""
 
@@ -77,13 +82,18 @@ def parse_error(answer: Answer, wall_now: float | None = None) -> PlaneError:
     error = object_of(answer).get("error")
     if not isinstance(error, dict):
         raise BadAnswerError(f"status {answer.status} came without an error object")
+    return error_from(answer.status, error, retry_after(answer, error.get("params"), wall_now))
+
+
+def error_from(status: int, error: Mapping[str, Any], pause: float | None) -> PlaneError:
+    """Return the error of an error object; ``pause``: the requested delay in seconds."""
     code, key, what = error.get("code"), error.get("key"), error.get("what")
     return PlaneError(
-        one_line(what) if isinstance(what, str) and what else f"status {answer.status}",
-        status=answer.status,
+        one_line(what) if isinstance(what, str) and what else f"status {status}",
+        status=status,
         key=one_line(key, 64) if isinstance(key, str) else "",
         code=code if type(code) is int and abs(code) < 2**31 else 0,
-        retry_after=retry_after(answer, error.get("params"), wall_now),
+        retry_after=pause,
     )
 
 

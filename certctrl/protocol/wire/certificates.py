@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import attrs
+
 from certctrl import lean
-from certctrl.errors import BadAnswerError, MaterialError, PlaneError
+from certctrl.errors import BadAnswerError, CertctrlError, MaterialError, PlaneError
 from certctrl.model.certificate import DEVICE_KEY, CaBundle, CertificateSummary, CsrOrder, DeployMaterials
+from certctrl.protocol.wire.answer import BUNDLE_CAP, MAX_ETAG, error_from, plain_etag
 from certctrl.protocol.wire.reader import (
     Hook,
     Misfit,
@@ -124,6 +128,53 @@ def materials_from_wire(data: object) -> DeployMaterials:
     if materials.enc_data_key_b64 and _is_blank(materials.enc_data_key_b64):
         raise PlaneError("the key is not sealed to this device yet", status=409, key="WRAP_PENDING")
     return materials
+
+
+Fetched = DeployMaterials | CertctrlError | None
+"""The material of one certificate, its error, or None: this host has it (304)."""
+
+
+def many_materials_from_wire(data: object, wanted: Mapping[int, str]) -> dict[int, Fetched]:
+    """Return the items of an answer with many materials by certificate; ``wanted``: id -> ETag of what is here, or empty.
+
+    Items are left out that have to be fetched alone: absent ones, those that did not fit into the answer, and those
+    without certificates. Raises BadAnswerError if it is not a list of requested items.
+    """
+    try:
+        items = bounded_list(data, len(wanted))
+    except Misfit as misfit:
+        raise BadAnswerError(f"materials: {misfit}") from None
+    found: dict[int, Fetched] = {}
+    seen = set[int]()
+    for item in items:
+        cert_id = item.get("cert_id") if isinstance(item, dict) else None
+        if type(cert_id) is not int or cert_id not in wanted or cert_id in seen:
+            raise BadAnswerError("materials: an item is not of a requested certificate")
+        seen.add(cert_id)
+        if item.get("status") == 304 and wanted[cert_id]:
+            found[cert_id] = None
+        elif (one := _item(item)) is not None:
+            found[cert_id] = one
+    return found
+
+
+def _item(item: dict[str, Any]) -> DeployMaterials | CertctrlError | None:
+    """Return the material or error in one item; None: fetch it alone."""
+    status, data, error = item.get("status"), item.get("data"), item.get("error")
+    if type(status) is int and 402 <= status <= 499 and isinstance(error, dict):
+        return error_from(status, error, None)
+    if status != 200 or not isinstance(data, dict):
+        return None
+    if sum(len(value) for value in data.values() if isinstance(value, str)) > BUNDLE_CAP:
+        return BadAnswerError(f"the material is larger than {BUNDLE_CAP} bytes")
+    try:
+        materials = materials_from_wire(data)
+    except CertctrlError as failure:
+        return failure
+    if not materials.certificate_pem or not (materials.chain_pem or "chain_pem" in data):
+        return None
+    etag = item.get("etag")
+    return attrs.evolve(materials, etag=plain_etag(etag if isinstance(etag, str) else None, MAX_ETAG))
 
 
 def _is_blank(text: str) -> bool:
