@@ -190,6 +190,22 @@ async def test_pages_that_do_not_fit_are_refused(follower: Follower, query: str)
     assert (await follower.device("GET", f"{LIST}?updated_since=&{query}")).status == 400
 
 
+@pytest.mark.parametrize(
+    "revision",
+    ["x", "A" * 11, "A" * 1366, "A" * 12_000, "%00", "%FF%FE", "%0d%0aSet-Cookie:a=b", "%C3%A9", "..%2f..", "'--", "*",
+     "AAAAAAAAAAA&updated_since=", "A&A&A=", '"'],
+)  # fmt: skip
+async def test_whatever_is_sent_as_revision_the_list_is_right(world: World, follower: Follower, revision: str) -> None:
+    cert_id = await issue(world, follower, "a.example")
+    reply = await follower.device(
+        "GET", f"{LIST}?updated_since={revision}", headers={"if-none-match": '"' + "A" * 4000 + '"'}
+    )
+    body = reply.json
+    assert reply.status == 200 and [row["id"] for row in body["data"]] == [cert_id]
+    assert body["complete"] or body["replaced"] == {"of": 1, "parts": [0]} or len(body["replaced"]["parts"]) == 128
+    assert set(reply.headers) >= {"etag"} and "set-cookie" not in reply.headers
+
+
 async def test_a_device_without_a_valid_token_gets_no_list(follower: Follower) -> None:
     follower.device.token = "x.y.z"
     assert (await follower.device("GET", f"{LIST}?updated_since=")).status == 401
