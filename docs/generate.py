@@ -58,6 +58,7 @@ POLICY_KEYS: dict[str, str] = {
     "write_roots": "directories below which files may be written, in addition to `certs/`",
     "commands": "allowed commands, each under a name of your choice; see below",
     "remote_commands": "`off` refuses every command of the control plane, even listed ones",
+    "remote_questions": "`off` refuses every question of the control plane (`plane ask`): status, plan, history and findings of `doctor` of this host",
     "run_as": "users that commands may run as, in addition to the agent's own",
     "owners": "users and groups that may own copied files, in addition to root and the agent's own",
     "probe": "hosts (`HOST` or `HOST:PORT`) that `verify` may connect to, in addition to this host's own addresses",

@@ -55,7 +55,8 @@ async def send_meanwhile(agent: Agent) -> None:
 
 
 async def _post(agent: Agent, notices: list[dict[str, Any]], token: str) -> None:
-    await agent.plane.post_notify(token, notices)
+    if agent.push is None or not await agent.push.post(notices):
+        await agent.plane.post_notify(token, notices)
 
 
 async def announce(agent: Agent) -> None:

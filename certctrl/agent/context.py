@@ -17,6 +17,7 @@ from certctrl.agent.burst import BurstWatch
 from certctrl.agent.counters import Counters
 from certctrl.agent.fetches import Fetches
 from certctrl.agent.inbox import Inbox
+from certctrl.agent.push_mode import PushMode, Questions
 from certctrl.agent.tokens import TokenKeeper
 from certctrl.errors import PlaneError
 from certctrl.install.installer import Installer
@@ -95,6 +96,15 @@ class Agent:
 
     challenges: Answers = attrs.field(factory=Answers)
     """This host's answers to challenges of certificate authorities (``challenges.py``)."""
+
+    open_push: Callable[[], PushMode] | None = None
+    """Makes `push`, while the task that owns its sockets runs."""
+    push: PushMode | None = None
+    """Set in push mode only."""
+    questions: Questions | None = None
+    """Answers the plane's questions; None: to none."""
+    audited: dict[str, float] = attrs.field(factory=dict)
+    """Question and result -> when they were last entered in the audit log (Trio clock)."""
 
     intake: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     """Cancelled first on stop: no new signals."""

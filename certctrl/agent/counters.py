@@ -42,6 +42,11 @@ class Counters:
     reconciles: Counter[str] = attrs.field(factory=Counter)
     """By ``ok``, ``failed``."""
 
+    push: Counter[str] = attrs.field(factory=Counter)
+    """Push sockets by ``opened``, ``ended``, and tries that ``failed``."""
+    questions: Counter[str] = attrs.field(factory=Counter)
+    """Questions of the plane by ``answered``, ``refused``."""
+
     def signal_ended(self, signal: Signal, outcome: OutcomeKind, seconds: float) -> None:
         """Count one signal and its processing time.
 

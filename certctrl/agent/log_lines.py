@@ -92,6 +92,23 @@ class Line(Enum):
         "Fix plane connectivity, then run `cert-ctrl poll-now`, which also closes the breaker."
     BREAKER_CLOSED = INFO, "Poll", "Circuit breaker closed after {seconds} s", "Polling is back to normal.", _NOTHING
 
+    # --- push ---
+    PUSH_OPENED = INFO, "Push", "Receiving signals on a socket", "Push works; the agent does not poll.", _NOTHING
+    PUSH_ENDED = INFO, "Push", "Push socket ended: {why}", \
+        "The agent opens another one, at a random moment if it was cut.", "If it repeats, check what is between this host and the plane."
+    PUSH_FAILED = INFO, "Push", "Cannot open a push socket: {why}; polling instead", \
+        "The plane answers polls, but something refuses or ends the socket; it is tried again.", \
+        "Let proxies and load balancers pass WebSocket upgrades to `/apiv1/devices/self/stream`."
+    PUSH_FALLBACK = WARNING, "Push", "No push for a minute: {why}; using long-poll, next try in {minutes} min", \
+        "Signals arrive by long-polls, as in `poll_mode` `long-poll`.", \
+        "Let proxies and load balancers pass WebSocket upgrades, or set `poll_mode` to `long-poll`."
+    PUSH_NOT_OFFERED = INFO, "Push", "The control plane does not offer push: using long-poll", \
+        "`poll_mode` is `push`, but the plane is older, or a proxy hides it.", "Update the control plane."
+    QUESTION_ANSWERED = INFO, "Push", "Answered the control plane's question: {question}", \
+        "An operator asked this agent through the plane (`plane ask`); nothing was changed.", _NOTHING
+    QUESTION_REFUSED = WARNING, "Push", "Did not answer the control plane's question: {question}: {key}: {why}", \
+        "The policy forbids it, the question is unknown, or its answer is too long or too late.", _NOTHING
+
     # --- cursor and reconcile ---
     CURSOR_RESET = WARNING, "Cursor", "Cursor reset (409 {key}): {cursor} is no longer known; full resync", \
         "This host was offline for longer than the plane keeps signals.", _NOTHING

@@ -69,6 +69,10 @@ def _counted(counters: Counters) -> Iterator[Metric]:
     yield _counter("errors", "Errors by kind.", "kind", counters.errors)
     yield _counter("alerts", "Alerts raised by kind.", "kind", counters.alerts)
     yield _counter("reconciles", "Full comparisons with the plane by result.", "result", counters.reconciles)
+    yield _counter(
+        "push_sockets", "Push sockets by what became of them; `failed`: not opened.", "result", counters.push
+    )
+    yield _counter("questions", "Questions of the control plane by result.", "result", counters.questions)
     yield _FAMILIES.plain_counter("acks_sent", "Outcomes reported to the plane.", counters.acks_sent)
     yield _FAMILIES.plain_counter(
         "acks_dropped", "Outcomes dropped because their queue was full.", counters.acks_dropped
@@ -78,6 +82,7 @@ def _counted(counters: Counters) -> Iterator[Metric]:
 def _now(status: Mapping[str, Any]) -> Iterator[Metric]:
     poll = status.get("poll") or {}
     token = status.get("token") or {}
+    transport = poll.get("transport") or {}
     now, cursor_at = status.get("now") or 0.0, status.get("cursor_at")
     health = status.get("health")
     values: tuple[tuple[str, str, Any], ...] = (
@@ -93,6 +98,7 @@ def _now(status: Mapping[str, Any]) -> Iterator[Metric]:
         ("cursor_update_timestamp_seconds", "When the cursor last changed.", cursor_at),
         ("cursor_age_seconds", "Time since the cursor last changed.", _age(cursor_at, now)),
         ("token_expiry_timestamp_seconds", "When the access token expires.", token.get("expires_at")),
+        ("push_connected", "1 while signals arrive on a push socket.", int(transport.get("uses") == "push")),
         ("stale", "1 when the plane has not answered for too long.", int(health == Health.STALE)),
         ("problems", "Problems that `status` shows.", len(status.get("problems") or ())),
         ("quarantined_signals", "Signals given up after repeated failures.", len(status.get("quarantined") or ())),

@@ -11,6 +11,7 @@ from certctrl.agent.acks import flush_acks, send_meanwhile
 from certctrl.agent.alerts import clear_disk_problem, problem_key, raise_alert, report_disk_problem, retry_writes
 from certctrl.agent.context import Agent
 from certctrl.agent.log_lines import Line, log_line
+from certctrl.agent.push_mode import PushMode
 from certctrl.agent.reconcile import plan_resync
 from certctrl.errors import (
     BadAnswerError,
@@ -20,7 +21,7 @@ from certctrl.errors import (
     PlaneError,
     TransportError,
 )
-from certctrl.model.config import LogPolls, Recovery
+from certctrl.model.config import LogPolls, PollMode, Recovery
 from certctrl.model.records import InboxEntry
 from certctrl.model.stop import Stop
 from certctrl.protocol import events, steps
@@ -51,6 +52,8 @@ class Poller:
         log_line(self.agent.log, Line.POLL_NOW, who=who)
         self._poll_requested = True
         self.agent.tokens.try_again()
+        if self.agent.push is not None:
+            self.agent.push.try_now()
         self._waiting.cancel()
 
     async def poll_now(self, who: str) -> str:
@@ -136,13 +139,24 @@ class Poller:
         agent = self.agent
         try:
             self._token = await agent.tokens.current()
-            return await agent.plane.poll(self._token, step)
+            push = await self._push()
+            return await (push or agent.plane).poll(self._token, step)
         except NotRegisteredError as error:
             return events.RefreshRefused(str(error))
         except PlaneError as error:
             return events.ServerBusy(error.status, error.retry_after, error.key)
         except CertctrlError as error:
             return events.TransportFailed(str(error))
+
+    async def _push(self) -> PushMode | None:
+        """Return the push mode, opened or closed as configured; None in any other mode."""
+        agent, wanted = self.agent, self.agent.config.application.poll_mode is PollMode.PUSH
+        if wanted and agent.push is None and agent.open_push is not None:
+            agent.push = agent.open_push()
+        elif not wanted and agent.push is not None:
+            await agent.push.aclose()
+            agent.push = None
+        return agent.push
 
     async def _wait_for_room(self, limit: int) -> None:
         inbox = self.agent.inbox
@@ -153,6 +167,8 @@ class Poller:
         log_line(self.agent.log, Line.POLL_RESUMED, depth=inbox.depth)
 
     def _count(self, event: events.Event) -> None:
+        if isinstance(event, events.NoUpdates) and self._on_socket:
+            return  # it was not a request
         code = events.poll_code(event) if isinstance(event, events.POLL_ANSWERS) else None
         unusable = isinstance(event, events.BadAnswer)
         self.agent.counters.polls["unusable" if unusable else str(code or "none")] += 1
@@ -244,8 +260,12 @@ class Poller:
 
     @property
     def _quiet(self) -> bool:
-        """Whether routine polls are not written to the log."""
-        return self.agent.config.application.log_polls is LogPolls.CHANGES
+        """Whether routine polls are not written to the log; those on a socket are not requests."""
+        return self._on_socket or self.agent.config.application.log_polls is LogPolls.CHANGES
+
+    @property
+    def _on_socket(self) -> bool:
+        return self.agent.push is not None and self.agent.push.is_open
 
     def _summarise(self, event: events.Event) -> None:
         """Count an answer; write the summary of the polls once an hour."""

@@ -181,6 +181,7 @@ def _poll(agent: Agent) -> dict[str, Any]:
         "last_retry_after": session.last_retry_after,
         "failures": session.failures,
         "breaker_open": session.breaker_open,
+        **({} if agent.push is None else {"transport": agent.push.view()}),
     }
 
 

@@ -3,7 +3,7 @@
 The nesting is the shutdown order::
 
     daemon lock, store, HTTP client                 closed last
-    └ services    token keeper, OS signals, control socket, reporter, expiry guard, reconcile, challenges, watchdog
+    └ services    token keeper, OS signals, control socket, reporter, expiry guard, reconcile, challenges, push, watchdog
       └ handlers  dispatcher and its per-signal tasks, batches; get `stop_grace_seconds` after the stop
         └ intake  poller; cancelled FIRST
 
@@ -34,6 +34,7 @@ from certctrl.agent.expiry_guard import guard_expiry
 from certctrl.agent.log_lines import Line, log_line
 from certctrl.agent.os_signals import OnSignal, watch_os_signals
 from certctrl.agent.poller import Poller
+from certctrl.agent.push_mode import PushMode
 from certctrl.agent.reconcile import reconcile_forever
 from certctrl.agent.reload import Reloader
 from certctrl.agent.reporter import report_forever, save_status, snapshot
@@ -98,6 +99,7 @@ async def _run_services(
             services.start_soon(watch_clock, agent)
             services.start_soon(alert_forever, agent)
             services.start_soon(answer_challenges, agent)
+            services.start_soon(hold_push, agent)
             services.start_soon(feed_watchdog, notifier)
             services.start_soon(publish_metrics_if_enabled, agent)
             log_line(
@@ -173,6 +175,22 @@ async def publish_metrics_if_enabled(agent: Agent) -> None:
         agent.report_problem("metrics", f"metrics are disabled: {error}", METRICS_EXTRA)
         return
     await publish_metrics(agent)
+
+
+async def hold_push(agent: Agent) -> None:
+    """Own the sockets of push mode until cancelled; each then tells the plane that the agent goes away."""
+    async with trio.open_nursery() as nursery:
+
+        def open_push() -> PushMode:
+            from certctrl.agent.push import Push  # here: most agents do not use push
+
+            return Push(agent, nursery)
+
+        agent.open_push = open_push
+        try:
+            await trio.sleep_forever()
+        finally:
+            agent.open_push = None
 
 
 async def answer_challenges(agent: Agent) -> None:

@@ -26,6 +26,7 @@ from certctrl.agent.install_config import converge_active_items, reload_items
 from certctrl.agent.log_lines import Line, log_line
 from certctrl.agent.materials import known_etag
 from certctrl.agent.plane_anchor import PlaneAnchor
+from certctrl.agent.push_mode import Questions
 from certctrl.agent.tokens import TokenKeeper
 from certctrl.errors import NotRegisteredError
 from certctrl.install.installer import Installer
@@ -87,6 +88,8 @@ class Seams:
     proc: Proc = attrs.field(factory=Proc)
     probe: Probe = attrs.field(factory=TlsProbe)
     environ: Mapping[str, str] = attrs.field(factory=lambda: dict(os.environ))
+    questions: Questions | None = None
+    """Answers the plane's questions, as the command line does."""
     on_reload: Callable[[AgentConfig], None] | None = None
     """Called with a configuration that SIGHUP activated (the command line re-opens its logs)."""
 
@@ -174,6 +177,7 @@ def _assemble(
         policy=load_policy(layout),
         environ=seams.environ,
         on_reload=seams.on_reload,
+        questions=seams.questions,
         started_at=seams.wall_now(),
         started_mono=trio.current_time(),
     )

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import trio
+from trio_util import RepeatedEvent
 
 from certctrl.agent.log_lines import Line, log_line
 from certctrl.agent.plane_anchor import PlaneAnchor
@@ -75,6 +76,8 @@ class TokenKeeper:
         self._anchor = anchor
         self._refresher = TokenRefresher(layout=layout, store=store, plane=plane, offload=offload, fs=fs, anchor=anchor)
         self._flight = trio.Lock()
+        self.changed = RepeatedEvent()
+        """Set when another access token is in use."""
         self._access: str | None = None
         self._claims = Claims()
         self._born = -YOUNG_SECONDS
@@ -201,6 +204,8 @@ class TokenKeeper:
             self._use(stored)
 
     def _use(self, tokens: Tokens) -> None:
+        if tokens.access_token != self._access:
+            self.changed.set()
         self._access = tokens.access_token
         self._claims = read_claims(tokens.access_token)
         self._plane.features = tokens.features

@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import logging
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from certctrl.cli.runtime import report, run
 
 if TYPE_CHECKING:
+    from certctrl.agent.push_mode import Questions
     from certctrl.cli.invocation import Invocation
+    from certctrl.store.layout import ConfigDir
 
 
 def keep_running(invoked: Invocation) -> int:
@@ -40,7 +42,10 @@ def _keep_running(invoked: Invocation) -> int:
         from certctrl.agent.setup import Seams
 
         async def agent() -> int:
-            stop = await run_agent(layout.root, seams=Seams(fs=fs, on_reload=lambda fresh: logs.configure(fresh.log)))
+            seams = Seams(
+                fs=fs, on_reload=lambda fresh: logs.configure(fresh.log), questions=late_questions(invoked, layout)
+            )
+            stop = await run_agent(layout.root, seams=seams)
             return int(stop.reason.exit_status)
 
         _tune_gc()
@@ -52,6 +57,17 @@ def _keep_running(invoked: Invocation) -> int:
         return status
     finally:
         logs.close()
+
+
+def late_questions(invoked: Invocation, layout: ConfigDir) -> Questions:
+    """Return what answers the control plane's questions, loaded with the first one."""
+
+    async def answer(question: str) -> Any:
+        from certctrl.cli.questions import answer_of
+
+        return await answer_of(invoked, layout, question)
+
+    return answer
 
 
 def _tune_gc() -> None:

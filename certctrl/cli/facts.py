@@ -78,6 +78,14 @@ def awaited(layout: ConfigDir) -> list[dict[str, Any]]:
     return read_only.read_staged_keys(layout.root)
 
 
+def past_deployments(layout: ConfigDir) -> list[dict[str, Any]]:
+    """Return the entries of the audit log, oldest first."""
+    from certctrl.store.disk.fs import RealFs
+    from certctrl.store.state.installed import InstalledState
+
+    return InstalledState(layout, RealFs()).load_history()
+
+
 def covers(row: dict[str, Any], domain: str) -> bool:
     """Whether a certificate is deployed and has this name or DNS name."""
     wanted = ascii_name(domain.lower().rstrip("."))

@@ -244,6 +244,7 @@ def sentences(policy: HostPolicy, layout: ConfigDir) -> list[str]:
         lines.append(f"Deploys in: {' '.join(window.days)} {window.from_}-{window.to} {window.timezone}")
     lines.append(f"CA imports: {policy.trust_store.directory or 'refused'}")
     lines += _answers(policy.acme)
+    lines.append(f"Questions of the control plane: {'answered' if policy.remote_questions == 'on' else 'refused'}")
     lines.append(f"On alert: {' '.join(policy.on_alert) if policy.on_alert else 'no command'}")
     return lines
 

@@ -28,8 +28,7 @@ def show_status(invoked: Invocation, *, daemon: bool = False, as_json: bool = Fa
         if watch and not as_json and on_terminal():
             sys.stdout.write(HOME_AND_CLEAR)
         if as_json:
-            extra = {} if certs is None else {"certificates": certs}
-            write_json({**facts, **extra, "exit_status": int(exit_status(facts))}, pretty=not watch)
+            write_json(status_json(facts, certs), pretty=not watch)
         else:
             for line in block(facts) + details(facts, certs):
                 write_line(invoked.with_directory(line))
@@ -41,6 +40,12 @@ def show_status(invoked: Invocation, *, daemon: bool = False, as_json: bool = Fa
             time.sleep(WATCH_SECONDS)
         except KeyboardInterrupt:
             return exit_status(facts)
+
+
+def status_json(facts: dict[str, Any], certs: list[dict[str, Any]] | None) -> dict[str, Any]:
+    """Return the status as ``--json`` prints it."""
+    extra = {} if certs is None else {"certificates": certs}
+    return {**facts, **extra, "exit_status": int(exit_status(facts))}
 
 
 def block(facts: dict[str, Any]) -> list[str]:
@@ -95,6 +100,8 @@ def details(facts: dict[str, Any], certs: list[dict[str, Any]] | None) -> list[s
     lines.append(f"Health: {facts.get('health', 'unknown') if facts['running'] else 'unknown (not running)'}")
     if facts.get("server_url"):
         lines.append(f"Server: {facts['server_url']}")
+    if transport := (facts.get("poll") or {}).get("transport"):
+        lines.append(f"Transport: {_transport(transport, now)}")
     if facts.get("acks_pending"):
         lines.append(f"Pending Acks: {facts['acks_pending']}")
     if certs is not None:
@@ -122,6 +129,15 @@ def details(facts: dict[str, Any], certs: list[dict[str, Any]] | None) -> list[s
     if not facts["running"]:
         lines.append(f"  fix: {_start_hint(facts)}")
     return lines
+
+
+def _transport(transport: dict[str, Any], now: float) -> str:
+    uses = f"{transport.get('uses')}, since {duration(now - transport['since'])}"
+    if not transport.get("why"):
+        return uses
+    tries = transport.get("next_try_at")
+    again = f"; next try of push in {duration(max(tries - now, 0.0))}" if tries else ""
+    return f"{uses}, because push does not work: {transport['why']}{again}"
 
 
 def _start_hint(facts: dict[str, Any]) -> str:

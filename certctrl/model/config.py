@@ -24,6 +24,8 @@ class PollMode(StrEnum):
     LONG_POLL = "long-poll"
     ADAPTIVE = "adaptive"
     """Long polls after activity, otherwise as `INTERVAL`."""
+    PUSH = "push"
+    """A socket on which the plane sends signals; without one, as `LONG_POLL`."""
 
 
 class Recovery(StrEnum):

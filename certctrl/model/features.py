@@ -26,7 +26,7 @@ PUSH = "push"
 """Signals and outcomes travel on a WebSocket."""
 
 AGENT_FEATURES: tuple[str, ...] = (
-    CSR,
+    CSR, PUSH,
 )  # fmt: skip
 """Features that are announced at each start (``agent_version``) and at registration, regardless of the policy."""
 PLANE_FEATURES: tuple[str, ...] = (

@@ -23,6 +23,13 @@ class RemoteCommands(StrEnum):
     OFF = "off"
 
 
+class RemoteQuestions(StrEnum):
+    """Whether the plane's questions are answered."""
+
+    ON = "on"
+    OFF = "off"
+
+
 class Retirement(StrEnum):
     """What happens to a certificate that was revoked or is no longer assigned."""
 
@@ -121,6 +128,8 @@ class HostPolicy:
     """Allowed commands, by names that the operator chooses."""
     remote_commands: RemoteCommands = attrs.field(default=RemoteCommands.ON, converter=RemoteCommands)
     """``on``, or ``off`` to run no command of the plane."""
+    remote_questions: RemoteQuestions = attrs.field(default=RemoteQuestions.ON, converter=RemoteQuestions)
+    """``on``, or ``off`` to answer no question of the plane about status, plan, history and findings of `doctor`."""
     run_as: tuple[str, ...] = ()
     """Users that the plane's commands may run as, in addition to the agent's own."""
     owners: tuple[str, ...] = ()

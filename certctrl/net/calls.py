@@ -34,7 +34,12 @@ T = TypeVar("T")
 
 async def parsed(answer: Answer, parse: Callable[[], T]) -> T:
     """Return the result of ``parse``, which raises what it raises; large answers are parsed in a thread, one by one."""
-    return parse() if len(answer.body) < LARGE_BODY else await trio.to_thread.run_sync(parse, limiter=_ONE)
+    return await parsed_of(len(answer.body), parse)
+
+
+async def parsed_of(size: int, parse: Callable[[], T]) -> T:
+    """As `parsed`, for something of this size in bytes."""
+    return parse() if size < LARGE_BODY else await trio.to_thread.run_sync(parse, limiter=_ONE)
 
 
 class UnsupportedByPlane(PlaneError):
@@ -112,9 +117,12 @@ class PlaneClient:
             deadline=self._config.httpclient.request_timeout_seconds if deadline is None else deadline,
             cap=cap,
         )
-        if (date := http_date(answer.headers.get("date", ""))) is not None:
-            self.server_skew = date + 0.5 - self._wall_now()  # a date has no fraction of a second
+        self._note_date(answer.headers)
         return answer
+
+    def _note_date(self, headers: Mapping[str, str]) -> None:
+        if (date := http_date(headers.get("date", ""))) is not None:
+            self.server_skew = date + 0.5 - self._wall_now()  # a date has no fraction of a second
 
     async def _first_present(
         self, paths: Sequence[str], token: str, *, headers: Mapping[str, str] | None = None, cap: int = BODY_CAP

@@ -35,6 +35,7 @@ from certctrl.protocol.wire.poll import PollRequest, poll_event
 if TYPE_CHECKING:
     from certctrl.model.answer import Answer
     from certctrl.net.http import Http
+    from certctrl.net.stream import Stream
     from certctrl.protocol.steps import Poll
 
 __all__ = ["ControlPlane", "UnsupportedByPlane"]
@@ -80,6 +81,21 @@ class ControlPlane(CertificateChanges):
         if answer.status in (200, 204):
             self.copies_suspected = "cert-ctrl-copies" in answer.headers
         return event
+
+    async def open_stream(self, token: str) -> Stream | Answer:
+        """Open the push socket; return the answer that refuses it instead. Raises TransportError."""
+        from certctrl.protocol.wire.push import MAX_RECEIVED, STREAM_PATH, SUBPROTOCOL  # here: only push mode needs it
+
+        opened = await self._http.open_stream(
+            STREAM_PATH,
+            subprotocol=SUBPROTOCOL,
+            headers={"authorization": f"Bearer {token}"} | self._instance,
+            deadline=self._config.httpclient.request_timeout_seconds,
+            cap=MAX_RECEIVED,
+        )
+        self._note_date(opened.headers)
+        self.copies_suspected = "cert-ctrl-copies" in opened.headers
+        return opened
 
     async def post_notify(self, token: str, notices: Sequence[Mapping[str, Any]]) -> None:
         """Report outcomes, at most 100 in one call.

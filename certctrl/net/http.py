@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from urllib.parse import quote, urlencode
 
 from certctrl.model.answer import Answer
+from certctrl.net.stream import Stream
 
 
 class Http(Protocol):
@@ -29,6 +30,16 @@ class Http(Protocol):
         ``deadline`` is in seconds for the whole exchange, ``cap`` the maximum size of the body in bytes. Raises
         TransportError and its subclasses only; a redirect (except 304) is a BadAnswerError. A cancelled exchange
         leaves no connection open.
+        """
+        ...
+
+    async def open_stream(
+        self, path: str, *, subprotocol: str, headers: Mapping[str, str], deadline: float, cap: int
+    ) -> Stream | Answer:
+        """Return an open WebSocket, or the answer that refuses it.
+
+        ``deadline`` is in seconds for the whole handshake, ``cap`` the maximum size of a received message, or of the
+        body of that answer, in bytes. Raises as ``request``.
         """
         ...
 

@@ -35,6 +35,7 @@ from certctrl.model.origin import parse_origin, parse_proxy
 from certctrl.net.direct import DirectTransport
 from certctrl.net.http import Http, json_bytes, target_of
 from certctrl.net.pools import Pools
+from certctrl.net.stream import Stream
 from certctrl.net.tls import Trust
 from certctrl.text import one_line
 
@@ -42,6 +43,7 @@ __all__ = ["BROKEN", "Http", "HttpxHttp", "ReclaimTransport", "read_answer"]
 
 HEADER_CAP = 32 * 1024  # bytes of all answer headers; the parser itself stops at 100 KiB
 _POOL_TIMEOUT = 5.0
+_READ_SIZE = 65_536
 _REPEATABLE = ("GET", "HEAD")
 _HEADERS = {"user-agent": f"cert-ctrl/{__version__}", "accept": "application/json", "accept-encoding": "identity"}
 BROKEN = (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError, httpcore.UnsupportedProtocol)
@@ -130,9 +132,61 @@ class HttpxHttp:
             raise explain.deadline_error(deadline, self.origin.place, sent=progress.sent, proxy=self._proxy)
         return answer
 
+    async def open_stream(
+        self, path: str, *, subprotocol: str, headers: Mapping[str, str], deadline: float, cap: int
+    ) -> Stream | Answer:
+        """Return an open WebSocket, or the answer that refuses it; see ``Http.open_stream``.
+
+        It has a connection of its own: the pools' are for exchanges, and are replaced every ten minutes.
+        """
+        from certctrl.net.websocket import Handshake, WebSocket  # here: only push mode needs it
+
+        handshake, progress = Handshake(subprotocol), _Progress()
+        request = self._build("GET", target_of(path), {**headers, **handshake.headers()}, None, progress)
+        transport = ReclaimTransport(verify=self._trust.context() if self._trust else False, **self._options)
+        opened: Stream | Answer | None = None
+        try:
+            with trio.move_on_after(deadline):
+                response = await self._upgraded(transport, request, progress)
+                if response.status == 101:
+                    answered = _headers(response, self.origin.place)
+                    handshake.check(answered, self.origin.place)
+                    opened = WebSocket(_Upgraded(self, transport, response), answered, cap=cap)
+                else:
+                    opened = await self._read_refusal(response, progress, cap)
+        finally:
+            if opened is None or isinstance(opened, Answer):
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
+                    await transport.aclose()
+        if opened is None:
+            from certctrl.net import explain
+
+            raise explain.deadline_error(deadline, self.origin.place, sent=progress.sent, proxy=self._proxy)
+        return opened
+
     async def aclose(self) -> None:
         """Close every connection, even under running requests."""
         await self._pools.aclose()
+
+    async def _upgraded(
+        self, transport: ReclaimTransport, request: httpcore.Request, progress: _Progress
+    ) -> httpcore.Response:
+        try:
+            return await transport.exchange(request)
+        except (*BROKEN, httpcore.ProxyError) as error:
+            raise self._explained(error, progress) from None
+
+    async def _read_refusal(self, response: httpcore.Response, progress: _Progress, cap: int) -> Answer:
+        try:
+            return await _read(response, cap, self.origin.place)
+        except BROKEN as error:
+            raise self._explained(error, progress) from None
+
+    def _broke(self, error: Exception) -> TransportError:
+        """Return the error for an upgraded connection that broke."""
+        progress = _Progress()
+        progress.sent = progress.connected = True
+        return self._explained(error, progress)
 
     def _transport(self) -> ReclaimTransport | DirectTransport:
         self._context = None if self._trust is None else self._trust.context()
@@ -288,6 +342,30 @@ class _Backend(httpcore.TrioBackend):
 
         stream.start_tls = start_tls  # type: ignore[method-assign]
         return stream
+
+
+class _Upgraded:
+    """The bytes of an upgraded connection; the library's exceptions stop here."""
+
+    def __init__(self, owner: HttpxHttp, transport: ReclaimTransport, response: httpcore.Response) -> None:
+        self._owner = owner
+        self._transport = transport
+        self._stream: httpcore.AsyncNetworkStream = response.extensions["network_stream"]
+
+    async def read(self) -> bytes:
+        try:
+            return await self._stream.read(_READ_SIZE)
+        except BROKEN as error:
+            raise self._owner._broke(error) from None
+
+    async def write(self, data: bytes) -> None:
+        try:
+            await self._stream.write(data)
+        except BROKEN as error:
+            raise self._owner._broke(error) from None
+
+    async def aclose(self) -> None:
+        await self._transport.aclose()
 
 
 class _Progress:

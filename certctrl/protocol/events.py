@@ -20,6 +20,8 @@ class NoUpdates:
     status: int = attrs.field(default=204, kw_only=True)
     retry_after: float | None = attrs.field(default=None, kw_only=True)
     """Seconds in [0, 3600], if the server requests a delay without an error."""
+    pushed: bool = attrs.field(default=False, kw_only=True)
+    """Whether an open socket is waited for, so that the next poll takes no request."""
 
 
 @lean.frozen
@@ -32,6 +34,8 @@ class Updates:
     """Whether there are as many signals as requested, so that more may follow."""
     free: bool = attrs.field(default=False, kw_only=True)
     """Whether the poll for the next page does not count against the plane's rate limit."""
+    pushed: bool = attrs.field(default=False, kw_only=True)
+    """Whether the plane sent it on a socket, where the next page takes no request."""
     status: int = attrs.field(default=200, kw_only=True)
     retry_after: float | None = attrs.field(default=None, kw_only=True)
 

@@ -137,7 +137,7 @@ class Schedule:
         match self.config.poll_mode:
             case PollMode.INTERVAL:
                 return False
-            case PollMode.LONG_POLL:
+            case PollMode.LONG_POLL | PollMode.PUSH:
                 return True
             case PollMode.ADAPTIVE:
                 return now < self._expecting_until
@@ -162,7 +162,9 @@ class Schedule:
             self._cut = 0
         if event.retry_after is not None:
             self.plan(now + self.breaker.server_delay(event.retry_after), steps.WaitReason.SERVER)
-        elif progress and isinstance(event, Updates) and event.full and event.free:
+        elif (event.pushed and (progress or isinstance(event, NoUpdates))) or (
+            progress and isinstance(event, Updates) and event.full and event.free
+        ):
             self.plan(now, steps.WaitReason.INTERVAL)
             self._urgent = self._free = True
         elif progress and (poll.wait or (isinstance(event, Updates) and event.full)):

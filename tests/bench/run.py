@@ -27,6 +27,7 @@ import hostile
 import idle
 import lists
 import push
+import pushed
 import renewals
 import signing
 import startup
@@ -53,6 +54,10 @@ PARTS: dict[str, tuple[str, Part]] = {
     "delivery": (
         "Delivery by long-poll, beside a bare client (judged: ratio; to served: difference)",
         lambda work, quick: delivery.measure(work, events=30 if quick else 200, reloads=8 if quick else 50),
+    ),
+    "pushed": (
+        "Delivery by push, beside long-poll of the same client (judged: ratio)",
+        lambda work, quick: pushed.measure(work, events=30 if quick else 150),
     ),
     "fleet": (
         f"The control plane with ${fleet.AGENTS} agents, beside hypercorn and starlette (judged: ratio or value)",

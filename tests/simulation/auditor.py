@@ -92,6 +92,12 @@ class Auditor(DiskAuditor):
         self.excused = False
         self.not_before.pop("poll", None)
 
+    def told(self, cursor: str | None) -> None:
+        """Check a cursor that is said on a push socket."""
+        self.counts["said"] += 1
+        self.inspect(self.host.disk)
+        self.require_safe(cursor, "it was said on a socket")
+
     def _refresh(self, exchange: Exchange, now: float) -> None:
         self.counts["refreshes"] += 1
         self.refreshing += 1

@@ -19,6 +19,8 @@ from simulation.host import control_stand_in, signals_stand_in
 from simulation.journal import JournalHandler, Violation
 from simulation.world import Setting, World, template
 
+PUSHES = 0.25
+"""Share of the shorter histories in push mode: a week would be 24 000 pings."""
 HALF_HOUR, DAY, WEEK = 1800.0, 86_400.0, 604_800.0
 
 
@@ -47,10 +49,13 @@ def setting_for(seed: int) -> Setting:
         ],
         weights=(33, 6, 1),
     )[0]
+    mode = chance.choices(("interval", "long-poll", "adaptive"), weights=(3, 1, 1))[0]
+    if span <= DAY and random.Random(f"push {seed}").random() < PUSHES:
+        mode = "push"
     return Setting(
         span=span,
         interval=interval,
-        mode=chance.choices(("interval", "long-poll", "adaptive"), weights=(3, 1, 1))[0],
+        mode=mode,
         page=chance.choice((1, 3, 20, 20)),
         reconcile=reconcile,
         access_seconds=access,
@@ -73,6 +78,7 @@ async def _play(seed: int, setting: Setting) -> HistoryResult:
     try:
         with logged_to_journal(world), world.auditor.over:
             async with trio.open_nursery() as nursery:
+                world.network.nursery = nursery
                 nursery.start_soon(world.host.run_forever)
                 await director.trouble()
                 peace = trio.current_time()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import trio
@@ -19,6 +19,9 @@ from certctrl.errors import BadAnswerError, DeadlineError, TransportError
 from certctrl.model.answer import Answer
 from certctrl.net.http import json_bytes, target_of
 from certctrl.protocol.wire.poll import UPDATES_PATH
+
+if TYPE_CHECKING:
+    from simulation.sockets import SimulatedSocket
 
 REFRESH_PATH = "/auth/token/refresh"
 NOTIFY_PATH = "/apiv1/devices/self/notify"
@@ -81,15 +84,32 @@ class Network:
         self.before: Callable[[Exchange], None] = lambda exchange: None
         self.after: Callable[[Exchange], None] = lambda exchange: None
         self.connections: set[trio.CancelScope] = set()
+        self.nursery: trio.Nursery | None = None
+        """Runs the plane's side of push sockets."""
+        self.sockets: set[SimulatedSocket] = set()
+        """Open push sockets."""
+        self.blocks_upgrades = False
+        """Whether a proxy lets no upgrade pass."""
+        self.told: Callable[[str | None], None] = lambda cursor: None
+        """Called with each cursor that is said on a push socket."""
+        self.on_message: Callable[[SimulatedSocket], None] = lambda socket: None
+        """Called after each message on a push socket."""
 
     def clear(self) -> None:
         """End all faults."""
         self.faults.clear()
         self.replica = None
         self.mischief = lambda page: page
+        self.blocks_upgrades = False
+
+    def cut_sockets(self) -> None:
+        """Break all push sockets."""
+        for socket in tuple(self.sockets):
+            socket.cut()
 
     def break_connections(self) -> None:
         """Break all open connections."""
+        self.cut_sockets()
         for connection in tuple(self.connections):
             connection.cancel()
 
@@ -139,6 +159,30 @@ class SimulatedHttp:
         if self.dead():
             await trio.sleep_forever()
         return exchange.answer
+
+    async def open_stream(self, path: str, *, subprotocol: str, headers: Any, deadline: float, cap: int) -> Any:
+        if self.dead():
+            await trio.sleep_forever()
+        from simulation.sockets import open_socket
+
+        token = str(headers.get("authorization", "")).removeprefix("Bearer ")
+        exchange = Exchange(method="GET", path=path, query={}, token=token, json=None, sent_at=trio.current_time())
+        exchange.fault = self.network.fault_for(path)
+        opened: Any = None
+        try:
+            with trio.move_on_after(deadline):
+                opened = await open_socket(self.network, exchange, headers, subprotocol, cap, self.dead)
+        except TransportError as error:
+            exchange.failure = type(error).__name__
+            raise
+        finally:
+            said = exchange.failure or (str(opened.status) if isinstance(opened, Answer) else "open" if opened else "?")
+            self.network.journal.note("push", f"GET {path} -> {said}")
+        if self.dead():
+            await trio.sleep_forever()
+        if opened is None:
+            raise DeadlineError(f"no answer within {deadline:g} s")
+        return opened
 
     async def _within(self, deadline: float, exchange: Exchange, headers: Any) -> Answer:
         connections = self.network.connections

@@ -40,6 +40,11 @@ class NetworkFaults:
             (1, self.plane_restarts),
             (1, self.cut),
             (2, self.lag),
+            *(
+                [(2, self.half_open), (2, self.block_upgrades), (2, self.cut)]
+                if self.world.setting.mode == "push"
+                else []
+            ),
         ]
 
     def end(self) -> None:
@@ -115,6 +120,21 @@ class NetworkFaults:
     async def cut(self) -> None:
         """Break all connections."""
         self.world.network.break_connections()
+
+    async def half_open(self) -> None:
+        """Lose everything on the open push sockets from now on, without a sign."""
+        for socket in self.world.network.sockets:
+            socket.silent = True
+
+    async def block_upgrades(self) -> None:
+        """Put a proxy in between that lets no upgrade pass."""
+        network = self.world.network
+        network.blocks_upgrades = True
+        network.cut_sockets()
+        try:
+            await trio.sleep(self._a_while())
+        finally:
+            network.blocks_upgrades = False
 
     async def lag(self) -> None:
         """Answer requests for resources from a copy of the plane that lags behind its signals."""

@@ -116,6 +116,7 @@ def play(
         try:
             with logged_to_journal(scene.world), scene.world.auditor.over:
                 async with trio.open_nursery() as nursery:
+                    scene.network.nursery = nursery
                     nursery.start_soon(scene.host.run_forever)
                     await scenario(scene)
                     nursery.cancel_scope.cancel()

@@ -185,6 +185,7 @@ class World:
         )  # fmt: skip
         self.auditor = Auditor(self.layout, self.host, page=setting.page, rotates=setting.rotate)
         self.network.before, self.network.after = self.auditor.before, self.auditor.after
+        self.network.told = self.auditor.told
         self.host.check_start = self.auditor.started
         disk.switched = self.auditor.switched
 
@@ -201,6 +202,7 @@ class World:
             monotonic=trio.current_time, offload=inline, issuer=self.issuer,
         )  # fmt: skip
         plane.pace = Pace(self._chance().random)
+        self.network.cut_sockets()
         self.network.app = make_app(plane)
         return plane
 

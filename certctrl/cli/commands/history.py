@@ -24,10 +24,9 @@ def history(
     cert-ctrl -c /etc/cert-ctrl history
     cert-ctrl -c /etc/cert-ctrl history --domain www.example.com --limit 0
     """
-    from certctrl.store.disk.fs import RealFs
-    from certctrl.store.state.installed import InstalledState
+    from certctrl.cli.facts import past_deployments
 
-    entries = InstalledState(invocation(ctx).layout(), RealFs()).load_history()
+    entries = past_deployments(invocation(ctx).layout())
     if domain is not None:
         entries = [entry for entry in entries if _about(entry, domain)]
     entries = entries[-limit:] if limit > 0 else entries

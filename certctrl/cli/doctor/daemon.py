@@ -25,6 +25,7 @@ def daemon_findings(context: CheckContext) -> Iterator[Finding]:
         yield warn("daemon", what, "systemctl start cert-ctrl, or cert-ctrl -c DIR --keep-running")
         return
     yield from _health(facts)
+    yield from _push(facts)
 
 
 async def check_plan(context: CheckContext, report: Report) -> None:
@@ -68,6 +69,18 @@ def _refusal_fix(refusal: dict[str, Any]) -> str:
     local = str(refusal.get("item", "")).startswith(LOCAL_PREFIX)
     where = "in installs.local.json" if local else "in the install config on the control plane"
     return f"fix the reason on this host, or change the item {where}"
+
+
+def _push(facts: dict[str, Any]) -> Iterator[Finding]:
+    """Yield the transport in use, if the daemon is configured for push."""
+    transport = (facts.get("poll") or {}).get("transport")
+    if not transport:
+        return
+    if transport.get("uses") == "push":
+        yield ok("push", "signals arrive on a push socket")
+        return
+    fix = "let proxies and load balancers pass WebSocket upgrades, or set poll_mode to long-poll"
+    yield warn("push", f"the daemon uses long-poll, because push does not work: {transport.get('why')}", fix)
 
 
 def _health(facts: dict[str, Any]) -> Iterator[Finding]:

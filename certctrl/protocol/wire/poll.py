@@ -8,6 +8,7 @@ from typing import Any
 from certctrl import lean
 from certctrl.errors import DEVICE_REVOKED, BadAnswerError, PlaneError
 from certctrl.model.answer import Answer
+from certctrl.model.signals import Signal
 from certctrl.protocol.events import (
     BadAnswer,
     CursorExpired,
@@ -92,7 +93,7 @@ def poll_event(answer: Answer, limit: int, wall_now: float | None = None) -> Pol
             return _page(answer, limit, wall_now)
         if 200 <= answer.status <= 299:
             raise BadAnswerError(f"status {answer.status} is not an answer to a poll")
-        return _error_event(parse_error(answer, wall_now))
+        return error_event(parse_error(answer, wall_now))
     except BadAnswerError as error:
         if is_bearer_challenge(answer):
             return TokenExpired()
@@ -116,6 +117,19 @@ class _Page:
 _read_page = wire_class(_Page, {"cursor": _cursor, "signals": lambda value, _=None: bounded_list(value, MAX_SIGNALS)})
 
 
+def cursor_from_wire(value: object) -> str:
+    """Return a cursor; raises BadAnswerError for anything else."""
+    if not isinstance(value, str) or not value or not _is_cursor(value):
+        raise BadAnswerError("a cursor is not a short printable text")
+    return value
+
+
+def page_from_wire(data: object) -> tuple[str | None, tuple[Signal, ...]]:
+    """Return cursor and signals of a page; raises BadAnswerError if it does not fit."""
+    page = from_answer(_read_page, data, "data")
+    return page.cursor, tuple(map(signal_from_wire, page.signals))
+
+
 def _page(answer: Answer, limit: int, wall_now: float | None) -> PollAnswer:
     page = from_answer(_read_page, data_of(answer), "data")
     seen = page.cursor if page.cursor is not None else cursor_of_etag(answer.headers.get("etag"))
@@ -127,7 +141,8 @@ def _page(answer: Answer, limit: int, wall_now: float | None) -> PollAnswer:
     return Updates(seen, signals, len(signals) >= limit, free=free, retry_after=pause)
 
 
-def _error_event(error: PlaneError) -> PollAnswer:
+def error_event(error: PlaneError) -> PollAnswer:
+    """Return the event for an error of the plane."""
     if error.status == 401:
         return TokenExpired()
     if error.status == 403 and error.key == DEVICE_REVOKED:

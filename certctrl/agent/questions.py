@@ -1,0 +1,111 @@
+"""Answer the plane's questions: read-only, within limits, never if the host's policy says no.
+
+Each question is a log line and an entry of the audit log. Without an answer, the plane gets a key and one line: no
+text of an unexpected error leaves the host.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import trio
+
+from certctrl.agent.context import Agent
+from certctrl.agent.log_lines import Line, log_line
+from certctrl.errors import CertctrlError, DiskError
+from certctrl.logs.redact import redact
+from certctrl.model.policy import RemoteQuestions
+from certctrl.protocol.wire.push import Envelope
+from certctrl.text import one_line
+
+QUESTIONS = ("status", "doctor", "plan", "history")
+ANSWER_SECONDS = 30.0
+MAX_ANSWER = 200 * 1024
+"""Bytes as JSON."""
+AUDITED_EACH = 60.0
+"""Seconds in which a question of one kind and result is entered in the audit log once, so that questions do not displace
+its deployments."""
+
+
+async def answer_question(agent: Agent, envelope: Envelope) -> Mapping[str, Any]:
+    """Return the data of the answer to a question."""
+    data = envelope.data if isinstance(envelope.data, dict) else {}
+    question = data.get("question")
+    if not isinstance(question, str) or question not in QUESTIONS or agent.questions is None:
+        name = one_line(question, 40, ascii_only=True) if isinstance(question, str) else "none"
+        answer: dict[str, Any] = _error("UNKNOWN_QUESTION", f"this agent answers {', '.join(QUESTIONS)}")
+    elif agent.policy.remote_questions is RemoteQuestions.OFF:
+        name, answer = question, _error("REFUSED_BY_POLICY", 'policy.json has "remote_questions": "off"')
+    else:
+        name, answer = question, await _answered(agent, question, _seconds(agent, data.get("expires_ms")))
+    await _record(agent, name, answer)
+    return answer
+
+
+def _seconds(agent: Agent, expires_ms: object) -> float:
+    """Return the seconds that are left for an answer, by the plane's clock."""
+    if type(expires_ms) is not int or not 0 < expires_ms < 2**53:
+        return ANSWER_SECONDS
+    return min(expires_ms / 1000 - agent.plane.server_now(), ANSWER_SECONDS)
+
+
+async def _answered(agent: Agent, question: str, seconds: float) -> dict[str, Any]:
+    assert agent.questions is not None
+    found: Any = None
+    with trio.move_on_after(max(seconds, 0.0)) as late:
+        try:
+            found = await agent.questions(question)
+        except CertctrlError as error:
+            return _error("FAILED", redact(one_line(str(error))))
+        except Exception as error:  # a bug in one answer must not end the socket
+            log_line(
+                agent.log, Line.BUG, kind=type(error).__name__, where=f"question {question}", why=type(error).__name__
+            )
+            return _error("FAILED", f"internal error ({type(error).__name__})")
+    if late.cancelled_caught or seconds <= 0:
+        return _error("TIMED_OUT", f"no answer within {max(seconds, 0.0):.0f} s")
+    clean = _redacted(found)
+    size = len(json.dumps({"answer": clean}, separators=(",", ":"), ensure_ascii=False).encode(errors="replace"))
+    if size > MAX_ANSWER:
+        return _error("TOO_LONG", f"the answer has {size // 1024} KiB, more than {MAX_ANSWER // 1024}")
+    return {"answer": clean}
+
+
+def _redacted(value: Any) -> Any:
+    """Return JSON values with everything masked that looks like a secret."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, dict):
+        return {redact(str(key)): _redacted(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_redacted(item) for item in value]
+    return value
+
+
+def _error(key: str, what: str) -> dict[str, Any]:
+    return {"error": {"key": key, "what": what}}
+
+
+async def _record(agent: Agent, question: str, answer: Mapping[str, Any]) -> None:
+    """Log a question, and enter it in the audit log."""
+    error = answer.get("error")
+    if error is None:
+        log_line(agent.log, Line.QUESTION_ANSWERED, question=question)
+    else:
+        log_line(agent.log, Line.QUESTION_REFUSED, question=question, key=error["key"], why=error["what"])
+    outcome = "answered" if error is None else "refused"
+    agent.counters.questions[outcome] += 1
+    key, now = f"{question if question in QUESTIONS else 'unknown'} {outcome}", trio.current_time()
+    if now - agent.audited.get(key, -AUDITED_EACH) < AUDITED_EACH:
+        return
+    agent.audited[key] = now
+    entry = {
+        "at": agent.wall_now(), "name": f"question: {question}", "asked_by": "plane", "outcome": outcome,
+        "detail": error["key"] if error is not None else "",
+    }  # fmt: skip
+    try:
+        await agent.offload(agent.store.installed.append_history, [entry], agent.config.application.history_entries)
+    except DiskError:
+        return  # the log has it

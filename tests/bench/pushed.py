@@ -1,0 +1,151 @@
+"""Push: from a signal that is published to its page at the agent, beside long-poll, at one plane in one run.
+
+Two devices of a served plane, each with the product's own client in this process: one holds a long-poll, the other a
+push socket. An event changes the install config of one of them, in turn; the clock starts when the operator's request
+is sent, so both include the same change at the plane. The client is a mere second of the daemon's work: what follows
+receipt is the same for both.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import trio
+from fleet_rig import Fleet, Operator, Server, make_fleet, served_plane
+from measure import percentile, row
+from trio_util import RepeatedEvent
+
+from certctrl.agent.clock import wall_now
+from certctrl.agent.push_link import Link
+from certctrl.model.answer import Answer
+from certctrl.model.config import AgentConfig, ApplicationConfig, HttpClientConfig
+from certctrl.net.control_plane import ControlPlane
+from certctrl.net.transport import HttpxHttp
+from certctrl.protocol.events import NoUpdates, Updates
+from certctrl.protocol.steps import Poll
+
+PAUSE = (0.15, 0.25)
+"""Seconds between two events, so that each finds its agent waiting, within the plane's rate limit for changes."""
+WAIT = 25
+
+
+class Receiver:
+    """A client that stays at the newest cursor, and notes when a page arrives."""
+
+    def __init__(self) -> None:
+        self.cursor: str | None = None
+        self.arrived = trio.Event()
+        self.at = 0.0
+
+    def take(self, event: Any) -> None:
+        if not isinstance(event, NoUpdates | Updates):
+            raise SystemExit(f"bench: the plane does not deliver: {event}")
+        self.cursor = event.cursor or self.cursor
+        if isinstance(event, Updates):
+            self.at = trio.current_time()
+            self.arrived.set()
+
+    async def page(self) -> float:
+        """Wait for the next page, and return when it arrived."""
+        await self.arrived.wait()
+        self.arrived = trio.Event()
+        return self.at
+
+
+class _Tokens:
+    """The one token of a client, which outlives the run."""
+
+    def __init__(self, token: str) -> None:
+        self.token, self.changed = token, RepeatedEvent()
+
+    def seen(self) -> str:
+        return self.token
+
+
+def measure(work: Path, *, events: int) -> Iterator[dict[str, Any]]:
+    """Yield the rows."""
+    fleet = make_fleet(work / "plane", 2)
+    with served_plane(fleet) as server:
+        found = trio.run(_measure, fleet, server, events, work)
+    polled, pushed = (sorted(found[name]) for name in ("long-poll", "push"))
+    for name, share, must in (("p50", 0.5, 0.8), ("p99", 0.99, None)):
+        ours, floor = percentile(pushed, share), percentile(polled, share)
+        yield row(f"publish to received, {name}, milliseconds", ours, floor, must=must, note="floor: long-poll")
+
+
+async def _measure(fleet: Fleet, server: Server, events: int, work: Path) -> dict[str, list[float]]:
+    tokens = fleet.tokens.read_text().split()
+    found: dict[str, list[float]] = {"long-poll": [], "push": []}
+    operator = server.operator()
+    async with (
+        _client(server, work) as one, _client(server, work) as other,
+        _receiving(_poll, one, tokens[0]) as polling, _receiving(_push, other, tokens[1]) as pushing,
+    ):  # fmt: skip
+        sides = (("long-poll", fleet.devices[0], polling), ("push", fleet.devices[1], pushing))
+        for number in range(-3, events):
+            for name, device, receiver in sides:
+                await trio.sleep(random.uniform(*PAUSE))
+                took = await _event(operator, device, receiver, number)
+                if number >= 0:  # the first ones warm up
+                    found[name].append(took * 1000)
+    operator.close()
+    return found
+
+
+async def _event(operator: Operator, device: int, receiver: Receiver, number: int) -> float:
+    items = [{"id": f"i{number}", "type": "exec", "cmd_argv": ["/bin/true"]}]
+    path = f"/apiv1/users/1/devices/{device}/install-config"
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.to_thread.run_sync, operator.call, "PUT", path, {"installs": items})
+        with trio.fail_after(30):
+            at = await receiver.page()
+    return at - began
+
+
+@asynccontextmanager
+async def _client(server: Server, work: Path) -> AsyncIterator[ControlPlane]:
+    config = AgentConfig(
+        application=ApplicationConfig(server_url=f"https://127.0.0.1:{server.port}"),
+        httpclient=HttpClientConfig(ca_files=(str(server.ca),)),
+    )
+    http = HttpxHttp(config, root=work)
+    try:
+        yield ControlPlane(http, config, wall_now=wall_now, instance="bench")
+    finally:
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + 2):
+            await http.aclose()
+
+
+@asynccontextmanager
+async def _receiving(transport: Any, plane: ControlPlane, token: str) -> AsyncIterator[Receiver]:
+    receiver = Receiver()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(transport, plane, token, receiver, nursery)
+        await trio.sleep(1)  # what was published before arrives first
+        receiver.arrived = trio.Event()
+        yield receiver
+        nursery.cancel_scope.cancel()
+
+
+async def _poll(plane: ControlPlane, token: str, receiver: Receiver, _: trio.Nursery) -> None:
+    while True:
+        receiver.take(await plane.poll(token, Poll(receiver.cursor, 20, WAIT)))
+
+
+async def _push(plane: ControlPlane, token: str, receiver: Receiver, nursery: trio.Nursery) -> None:
+    stream = await plane.open_stream(token)
+    if isinstance(stream, Answer):
+        raise SystemExit(f"bench: the plane refuses push: {stream.status}")
+
+    async def no_answer(_: Any) -> dict[str, Any]:
+        return {"error": {"key": "UNKNOWN_QUESTION", "what": "this is a bench"}}
+
+    link = Link(stream, _Tokens(token), token, no_answer)  # type: ignore[arg-type]
+    nursery.start_soon(link.run)
+    while True:
+        receiver.take(await link.next_page(Poll(receiver.cursor, 20, WAIT)))
