@@ -108,7 +108,7 @@ def test_the_variables_of_a_command_are_no_settings(layout: ConfigDir) -> None:
         ("CERTCTRL_SIGNAL_TIMEOUTS", '{"cert.renewed": 0.5}', "CERTCTRL_SIGNAL_TIMEOUTS.cert.renewed",
          "expected 1 to 3600 seconds", "correct or unset the variable"),
         ("CERTCTRL_POLL_MODE", "long_poll", "CERTCTRL_POLL_MODE",
-         "expected one of interval, long-poll, adaptive, found another text", "did you mean 'long-poll'?"),
+         "expected one of interval, long-poll, adaptive, push, found another text", "did you mean 'long-poll'?"),
         ("CERTCTRL_HTTPCLIENT_CA_FILES", '["a", 1]', "CERTCTRL_HTTPCLIENT_CA_FILES[1]",
          "expected text, found a whole number", "correct or unset the variable"),
         ("CERTCTRL_SIGNAL_TIMEOUTS", "[" * 100_000, "CERTCTRL_SIGNAL_TIMEOUTS", "expected an object, found text",
