@@ -62,6 +62,8 @@ class Exchange:
     failure: str = ""
     done: int = 0
     """Status of the plane's answer; 0 without one."""
+    on_socket: bool = False
+    """Whether it was said on a push socket, and is no request."""
 
     @property
     def is_poll(self) -> bool:

@@ -138,7 +138,13 @@ class SimulatedSocket:
 
     def _exchange(self, method: str, path: str, *, query: Any = None, json: Any = None) -> Exchange:
         return Exchange(
-            method=method, path=path, query=query or {}, token=self.token, json=json, sent_at=trio.current_time()
+            method=method,
+            path=path,
+            query=query or {},
+            token=self.token,
+            json=json,
+            sent_at=trio.current_time(),
+            on_socket=True,
         )
 
     def _answered(self, exchange: Exchange, answer: Answer) -> None:
