@@ -65,6 +65,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "install.deploy": (
         *BELOW_STORE, "store", "install.material", "install.process", "install.probe", "install.plan",
     ),
+    "install.installed_certs": (*BELOW_STORE, "store", "install.deploy", "install.plan"),
     "install.installer": (*BELOW_STORE, "store", "install"),
     "agent": (*BELOW_STORE, "store", "net", "logs", "install"),
     "cli": (*BELOW_STORE, "store", "net", "logs", "install", "agent"),

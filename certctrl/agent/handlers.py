@@ -229,7 +229,7 @@ async def on_cert_revoked(agent: Agent, signal: Signal) -> Outcome:
     await forget_withdrawn_keys(agent, cert_id)
     record = agent.installer.records.get(cert_id)
     if record is None or not (has_left_something(record) or record.alert_pending):
-        return Outcome(kind=OutcomeKind.UNCHANGED, detail="not in use here")
+        return Outcome(kind=OutcomeKind.UNCHANGED, detail="not in use on this host")
     summary = await find_certificate(agent, cert_id)
     if in_use(record) and (why := await _not_meant(agent, record, signal, summary)):
         return Outcome(kind=OutcomeKind.IGNORED, detail=why)
@@ -269,7 +269,7 @@ async def on_cert_unassigned(agent: Agent, signal: Signal) -> Outcome:
     await forget_withdrawn_keys(agent, cert_id)
     if record is None or not has_left_something(record):
         clear_alerts(agent, cert_id)
-        return Outcome(kind=OutcomeKind.UNCHANGED, detail="not in use here")
+        return Outcome(kind=OutcomeKind.UNCHANGED, detail="not in use on this host")
     if why := no_order(agent, record, signal, await recognise_plane(agent)):
         return Outcome(kind=OutcomeKind.IGNORED, detail=why)
     if (summary := await find_certificate(agent, cert_id)) is not None or await is_listed(agent, cert_id):

@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.root, pytest.mark.integration]
 
 
 def test_an_interrupted_removal_still_removes_the_key_and_alerts(stage: Stage) -> None:
-    """Found by kill -9: without the live link the next run treated the certificate as not in use here."""
+    """Found by kill -9: without the live link the next run treated the certificate as not in use on this host."""
     story, tally = Withdraw(), Tally()
     (point,) = [
         one for one in points_of(stage, story) if one.call == "renameat" and '.generations>, ".tmp-' in one.text

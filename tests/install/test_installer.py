@@ -316,4 +316,4 @@ async def test_a_plan_shows_a_format_that_is_to_be_made(clock: MockClock, host: 
     await host.deliver(1)
     items = [CopyAction(id="c", ob_id=1, sources=("bundle.pfx",), targets=(str(host.out / "a.pfx"),))]
     switch, write = plan_lines(await host.installer.plan(items))
-    assert switch.why.endswith("-> a new generation: bundle.pfx is not there yet") and write.why.endswith("new")
+    assert switch.why.endswith("-> a new generation: bundle.pfx does not exist yet") and write.why.endswith("new")

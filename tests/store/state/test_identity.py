@@ -26,7 +26,7 @@ def test_the_known_plane_round_trips(store: StateStore) -> None:
     assert (
         str(caught.value) == f"{store.layout.known_plane} is damaged: plane.origin: expected text, found a whole number"
     )
-    assert caught.value.fix == "remove it; the agent then takes the present plane for the known one"
+    assert caught.value.fix == "remove it; the agent then treats the current plane as the known one"
 
 
 def test_a_next_identity_replaces_a_damaged_one(store: StateStore) -> None:
