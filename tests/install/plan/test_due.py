@@ -43,7 +43,9 @@ def test_a_command_that_is_due_first_and_one_whose_files_changed() -> None:
     world.destinations.clear()
     (changed,) = only_set(again(PAIR, world, cert(1), cert(2))).steps[-1].runs
     both = frozenset({"cert:1", "cert:2"})
-    assert changed == attrs.evolve(first, why="its certificates or files have changed", stale_marker=True, for_files=both)
+    assert changed == attrs.evolve(
+        first, why="its certificates or files have changed", stale_marker=True, for_files=both
+    )
     del world.activations["r2"]
     (half,) = only_set(again(PAIR, world, cert(1), cert(2))).steps[-1].runs
     assert half == attrs.evolve(first, stale_marker=True)
