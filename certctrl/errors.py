@@ -224,6 +224,14 @@ class PolicyRefusedError(CertctrlError):
     """A write or command that the host's policy does not allow; ``fix`` is the line to add."""
 
 
+class BatchRefusedError(CertctrlError):
+    """A certificate of an atomic batch cannot be deployed, so none of the batch is."""
+
+    def __init__(self, cert_id: int, why: object) -> None:
+        super().__init__(f"nothing of its atomic batch is switched, because of certificate {cert_id}: {why}")
+        self.cert_id = cert_id
+
+
 class CommandError(CertctrlError):
     """A command of the install plan failed, exceeded its deadline or could not start."""
 

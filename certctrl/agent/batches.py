@@ -6,7 +6,7 @@ use most of the memory of the burst. `BurstWatch` decides when a batch leaves.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
 import attrs
 import trio
@@ -16,6 +16,7 @@ from certctrl.agent.burst import BurstWatch
 from certctrl.install.installer import Candidate
 from certctrl.model.plan import Outcome, OutcomeKind
 from certctrl.model.records import InboxEntry
+from certctrl.model.signals import CertRenewed
 
 LONGEST_WAIT = 60.0
 """Seconds until a batch without waiting certificates is checked for new ones."""
@@ -34,8 +35,15 @@ class ReadyCertificate:
     missing: str = ""
     """Why the signal is not done with this certificate: the plane announced another one. Empty: it is done."""
 
+    @property
+    def atomic_batch(self) -> str:
+        """The id of its atomic batch; empty: none."""
+        signal = self.entry.signal
+        return signal.batch.id if isinstance(signal, CertRenewed) and signal.batch is not None else ""
 
-Converge = Callable[[Sequence[Candidate], Collection[int]], Awaitable[dict[int, Outcome]]]
+
+Converge = Callable[[Sequence[Candidate], Collection[int], Mapping[int, str]], Awaitable[dict[int, Outcome]]]
+"""Switches to certificates; the mapping has the atomic batches of some."""
 Finish = Callable[[Sequence[tuple[ReadyCertificate, Outcome | None]]], Awaitable[None]]
 """Finishes the signals of certificates with their outcomes; None: timed out, the batch is still running."""
 
@@ -87,7 +95,7 @@ class Batches:
         """Finish signals at their deadlines; the batch keeps running."""
         while not batch.ended.is_set():
             at_most = trio.current_time() + LONGEST_WAIT
-            with trio.move_on_at(min((one.deadline for one in batch.waiting), default=at_most)):
+            with trio.move_on_at(min([at_most, *(one.deadline for one in batch.waiting)])):
                 await batch.ended.wait()
             now = trio.current_time()
             late = [one for one in batch.waiting if one.deadline <= now]
@@ -97,8 +105,9 @@ class Batches:
 
     async def _run(self, batch: _Batch, finish: Finish) -> None:
         prepared = [one.prepared for one in batch.waiting]
+        together = {one.prepared.cert_id: one.atomic_batch for one in batch.waiting if one.atomic_batch}
         try:
-            outcomes = await self._converge(prepared, {one.cert_id for one in prepared}) if prepared else {}
+            outcomes = await self._converge(prepared, {one.cert_id for one in prepared}, together) if prepared else {}
         finally:
             batch.ended.set()
         del prepared

@@ -12,6 +12,7 @@ from trio_util import AsyncBool, RepeatedEvent
 
 from certctrl import lean
 from certctrl.agent.answers import Answers
+from certctrl.agent.atomic_batches import AtomicBatches
 from certctrl.agent.batches import Batches
 from certctrl.agent.burst import BurstWatch
 from certctrl.agent.counters import Counters
@@ -66,6 +67,7 @@ class Agent:
     burst: BurstWatch
     batches: Batches
     fetches: Fetches
+    atomic: AtomicBatches
     session: Session
     counters: Counters
     log: logging.Logger
@@ -181,6 +183,7 @@ class Agent:
         """
         fresh = self.inbox.admit(signals)
         if fresh:
+            self.atomic.admitted(signals)
             self.work_changed.value = True
         return fresh
 

@@ -12,6 +12,7 @@ At most ``handler_limit`` renewals run at a time; the others are queued, and rea
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -67,6 +68,7 @@ class Dispatcher:
         while self._queue:
             self._free([entry := self._queue.popleft()])
             self._fetch_ended(entry)
+        self._free(one.entry for one in self.agent.atomic.take_all())
         self.agent.work_changed.value = True
 
     async def drain(self) -> None:
@@ -75,7 +77,8 @@ class Dispatcher:
             tried: set[str] = set()
             while True:
                 await self._start(nursery, skip=tried)
-                if not self._busy:
+                if len(self._busy) == len(self.agent.atomic.held):  # an incomplete batch stays in the inbox
+                    self._free(one.entry for one in self.agent.atomic.take_all())
                     return
                 await self._wait(None)
 
@@ -94,6 +97,7 @@ class Dispatcher:
         """Start the signals that may run; return the wall-clock time of the next choice, or None."""
         retries = self.agent.installer.retries
         held = await self._end_done()
+        self._gather(nursery)
         waiting = [
             InboxEntry(signal=one.signal, retry=one)
             for one in retries.scheduled_signals()
@@ -122,7 +126,32 @@ class Dispatcher:
                 nursery.start_soon(self._run, entry, name=f"signal {entry.signal.type}")
         self._start_queued(nursery)
         again = [at for at in (choice.next_retry_at, self.agent.wall_now() + DISK_PAUSE if held else None) if at]
+        if (ends_at := self.agent.atomic.next_end) < math.inf:
+            again.append(self.agent.wall_now() + ends_at - trio.current_time())
         return min(again, default=None)
+
+    def _gather(self, nursery: trio.Nursery) -> None:
+        """Let atomic batches that are complete leave, and give up those that were incomplete for too long."""
+        agent = self.agent
+        if not agent.atomic.may_have_any:  # the usual case
+            return
+        signals = [entry.signal for entry in agent.inbox.entries()]
+        signals += [one.signal for one in agent.installer.retries.signals() if one.signal is not None]
+        if overtaken := agent.atomic.note(signals):
+            self._free(one.entry for one in overtaken)
+        for ready in agent.atomic.take_complete():
+            agent.batches.add(ready)
+        for ready, why in agent.atomic.take_expired():
+            nursery.start_soon(self._give_up, ready, why, name="incomplete batch")
+
+    async def _give_up(self, ready: ReadyCertificate, why: str) -> None:
+        """Report a certificate that is ready, and is not switched because others of its batch are missing."""
+        log_line(self.agent.log, Line.BATCH_INCOMPLETE, cert_id=ready.prepared.cert_id, why=why)
+        result = Result(Outcome(kind=OutcomeKind.FAILED, detail=why), RetryKind.BATCH)
+        try:
+            await self._failed(ready.entry, result, trio.current_time() - ready.started)
+        finally:
+            self._free([ready.entry])
 
     async def _end_done(self) -> set[str]:
         """End the retries of signals that are done; return the resources of those whose outcome is not durable.
@@ -180,13 +209,27 @@ class Dispatcher:
         try:
             handled = await self._handle(entry, started)
             if isinstance(handled, ReadyCertificate):
-                agent.batches.add(handled)
-                in_batch = True
+                in_batch = await self._add(handled)
             else:
                 await self._conclude(entry, handled, trio.current_time() - started)
         finally:
             if not in_batch:
                 self._free([entry])
+
+    async def _add(self, ready: ReadyCertificate) -> bool:
+        """Add a ready certificate to a batch; return whether it will be finished with that."""
+        if not ready.atomic_batch:
+            self.agent.batches.add(ready)
+            return True
+        if ready.missing:  # the plane offers an older one still: it must not be switched instead
+            lagging = Result(Outcome(kind=OutcomeKind.FAILED, detail=ready.missing), RetryKind.LAGGING)
+            await self._conclude(ready.entry, lagging, trio.current_time() - ready.started)
+            return False
+        if self._closed:  # its signal stays in the inbox
+            return False
+        self.agent.atomic.hold(ready)
+        self.agent.work_changed.value = True
+        return True
 
     async def finish_batch(self, finished: Sequence[tuple[ReadyCertificate, Outcome | None]]) -> None:
         """Finish the signals of certificates that were switched together; see `Batches`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
+from types import MappingProxyType
 from typing import Any
 
 from certctrl.agent.context import Agent
@@ -141,15 +142,18 @@ def _is_change(config: InstallConfig, stored: StoredInstallConfig | None) -> boo
 
 
 async def converge_active_items(
-    agent: Agent, prepared: Sequence[Candidate], cert_ids: Collection[int]
+    agent: Agent,
+    prepared: Sequence[Candidate],
+    cert_ids: Collection[int],
+    together: Mapping[int, str] = MappingProxyType({}),
 ) -> dict[int, Outcome]:
     """Switch to prepared certificates with the active items; repeat if the items changed during that.
 
     A new install config does not include certificates that are switched while it is applied. The outcomes that
-    follow make the records durable.
+    follow make the records durable. ``together``: as for `Installer.converge`.
     """
     items = agent.items
-    outcomes = await agent.installer.converge(prepared, items, only=cert_ids, lasting=False)
+    outcomes = await agent.installer.converge(prepared, items, only=cert_ids, lasting=False, together=together)
     while items != agent.items:
         items = agent.items
         again = await agent.installer.converge((), items, only=cert_ids, lasting=False)

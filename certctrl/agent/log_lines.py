@@ -197,6 +197,9 @@ class Line(Enum):
         "The material failed the checks; the old certificate stays.", "Issue it again on the plane."
     CERT_PENDING = INFO, "Signal", "Certificate {cert_id} is not ready: {what}; valid in {delay} s", \
         "The plane is still encrypting it, or its validity starts later.", _NOTHING
+    BATCH_INCOMPLETE = ERROR, "Signal", "Certificate {cert_id} is ready and {why}", \
+        "The previous ones of the batch stay in use; all are switched once the missing ones are ready.", \
+        "Fix the reason, or renew the certificates together again on the plane."
     CERT_REVOKED = CRITICAL, "Signal", "Certificate {cert_id} revoked: {name}; {done}", \
         "Confirmed by the plane; handled according to `on_revoked` in policy.json.", "Issue a new one on the plane."
     CERT_REVOCATION_UNCONFIRMED = WARNING, "Signal", "Certificate {cert_id}: revocation not confirmed, kept: {why}", \

@@ -6,9 +6,11 @@ nothing itself, so that a resync during a burst coalesces with the burst and eve
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 
+import attrs
 import trio
 
 from certctrl import lean
@@ -35,6 +37,7 @@ from certctrl.install.installer import in_use
 from certctrl.model.certificate import CertificateSummary
 from certctrl.model.records import CertRecord, Stage, Standing
 from certctrl.model.signals import (
+    AtomicBatch,
     CaAssigned,
     CertRenewed,
     CertRevoked,
@@ -92,7 +95,22 @@ def compare(
         for cert_id, record in records.items():
             if record.generation and cert_id not in known and record.standing is Standing.KNOWN:
                 standings[cert_id] = Standing.UNLISTED
-    return Differences(signals=tuple(signals), behind=tuple(older), standings=standings)
+    return Differences(signals=_with_batches(signals, listed), behind=tuple(older), standings=standings)
+
+
+def _with_batches(signals: Sequence[Signal], listed: Sequence[CertificateSummary]) -> tuple[Signal, ...]:
+    """Add the atomic batches that the plane lists, as far as their certificates differ: the others are in use."""
+    batches = {summary.id: summary.batch.id for summary in listed if summary.batch is not None}
+    renewed = [one.cert_id for one in signals if isinstance(one, CertRenewed)]
+    sizes = Counter(batches[cert_id] for cert_id in renewed if cert_id in batches)
+
+    def with_batch(signal: Signal) -> Signal:
+        if not isinstance(signal, CertRenewed) or sizes[batches.get(signal.cert_id, "")] < 2:
+            return signal
+        batch = batches[signal.cert_id]
+        return attrs.evolve(signal, batch=AtomicBatch(id=batch, size=sizes[batch]))
+
+    return tuple(map(with_batch, signals))
 
 
 def compare_cas(listed: Mapping[int, str] | None, here: Collection[int], ts_ms: int) -> tuple[Signal, ...]:

@@ -15,6 +15,7 @@ import trio
 
 import certctrl
 from certctrl import lean
+from certctrl.agent.atomic_batches import AtomicBatches
 from certctrl.agent.batches import Batches
 from certctrl.agent.burst import BurstWatch
 from certctrl.agent.clock import steady_now, wall_now
@@ -165,7 +166,8 @@ def _assemble(
         ),
         burst=burst,
         fetches=Fetches(plane, lambda call: agent.authorized(call), lambda cert_id: known_etag(agent, cert_id)),
-        batches=Batches(lambda prepared, ids: converge_active_items(agent, prepared, ids), burst),
+        batches=Batches(lambda prepared, ids, together: converge_active_items(agent, prepared, ids, together), burst),
+        atomic=_atomic_batches(installer, current),
         session=Session(config.application, cursor=store.session.load_cursor(), random=seams.random),
         counters=Counters(),
         log=log,
@@ -182,6 +184,16 @@ def _assemble(
         started_mono=trio.current_time(),
     )
     return agent
+
+
+def _atomic_batches(installer: Installer, agent: Callable[[], Agent]) -> AtomicBatches:
+    def compare() -> None:
+        agent().reconcile_requested.value = True
+
+    def limit() -> float:
+        return agent().config.application.batch_limit_seconds
+
+    return AtomicBatches(installer.retries, limit=limit, clock=trio.current_time, compare=compare)
 
 
 def _debounce(settings: ApplicationConfig) -> tuple[float, float]:

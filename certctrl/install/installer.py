@@ -11,12 +11,13 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import attrs
 
 from certctrl.errors import CertctrlError, CommandError, DiskError, UsageError
-from certctrl.install.deploy import preview, recovery, staging
+from certctrl.install.deploy import atomic, preview, recovery, staging
 from certctrl.install.deploy.candidates import live_bundle, next_try_at, to_switch
 from certctrl.install.deploy.context import Context, Locks
 from certctrl.install.deploy.converge import Convergence
@@ -164,18 +165,21 @@ class Installer(InstalledCerts):
         due_now: bool = False,
         asked_by: str = "",
         lasting: bool = True,
+        together: Mapping[int, str] = MappingProxyType({}),
     ) -> dict[int, Outcome]:
         """Switch to the prepared candidates and make files and services match the items; return the outcomes.
 
         ``only``: these certificates (and ``prepared``) only; None with nothing prepared: all certificates.
         ``due_now``: also retry failures that are not due yet. ``asked_by``: audit-log actor; empty: that of this run.
         ``lasting``: False if the caller makes the outcomes durable next (see `RecordStore.save`).
+        ``together``: certificate id -> atomic batch, of prepared ones: all of a batch, or none, are switched.
         The outcomes are by certificate id, for all named and all changed ones; 0: items that concern no certificate.
         """
         context, everything = self._context, only is None and not prepared
         concerned = frozenset(one.cert_id for one in prepared) | frozenset(only or ())
         lasting = lasting or context.config().application.keep_generations < 1  # an old record must have its generation
-        results = Results(context=context, asked_by=asked_by or self.asked_by, concerned=concerned, lasting=lasting)
+        who = asked_by or self.asked_by
+        results = Results(context=context, asked_by=who, concerned=concerned, lasting=lasting, together=together)
         due = frozenset(self.records if due_now and everything else concerned if due_now else ())
         not_due = self._items_not_due(all_due=everything and due_now)
         try:
@@ -183,10 +187,9 @@ class Installer(InstalledCerts):
                 context, prepared, items, results, everything=everything, due_now=due, ignore_window=ignore_window
             )
         except CertctrlError as error:
-            for cert_id in sorted(concerned):
-                results.failed(cert_id, error)
+            results.all_failed(concerned, error)
             return await self._conclude(results)
-        groups = await self._groups(items, candidates)
+        groups, concerned = await self._groups(items, candidates), atomic.with_siblings(context, concerned)
         await Convergence(
             context=context,
             locks=self._locks,
@@ -225,6 +228,7 @@ class Installer(InstalledCerts):
 
     async def _conclude(self, results: Results) -> dict[int, Outcome]:
         """Give all named certificates an outcome and make the records durable."""
+        atomic.align_retries(self._context, results.outcomes.keys())
         for cert_id in sorted(results.concerned | results.waiting.keys()):
             results.unchanged(cert_id, "" if cert_id in self.records else "not on this host")
         with suppress(DiskError):  # tried again with the next switch, and at the next start

@@ -8,6 +8,7 @@ from enum import StrEnum
 import attrs
 
 from certctrl import lean
+from certctrl.model.signals import AtomicBatch
 
 DEVICE_KEY = "device-key"
 """The ``enc_scheme`` of material without a key, because the key is made on this host."""
@@ -92,6 +93,8 @@ class CertificateSummary:
     """SHA-256 of the certificate's SubjectPublicKeyInfo (DER), lower-case hex; set if the key is from a host."""
     order: CsrOrder | None = None
     """The open order of a certificate with a key from this host."""
+    batch: AtomicBatch | None = None
+    """The batch in which the present certificate was issued, and how many of it this device has."""
     certificate_pem: str | None = None
     """Set in the detail answer only."""
     chain_pem: str | None = None

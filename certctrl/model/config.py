@@ -98,6 +98,9 @@ class ApplicationConfig:
     signal_timeout_seconds: float = setting(300.0, "time limit for handling one signal", ge=1, le=3600)
     signal_timeouts: Mapping[str, float] = setting({}, "time limits by signal type, in seconds")
     poison_attempts: int = setting(5, "failed attempts before a signal is quarantined", ge=1, le=100)
+    batch_limit_seconds: float = setting(
+        600.0, "how long the certificates of an atomic batch wait for each other", ge=1, le=86_400
+    )
     reconcile_interval_seconds: int = setting(
         21_600, "compare this host with the plane this often, even without signals", ge=60, le=604_800
     )

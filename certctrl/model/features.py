@@ -26,10 +26,11 @@ PUSH = "push"
 """Signals and outcomes travel on a WebSocket."""
 
 AGENT_FEATURES: tuple[str, ...] = (
-    CSR, PUSH,
+    ATOMIC_BATCH, CSR, PUSH,
 )  # fmt: skip
 """Features that are announced at each start (``agent_version``) and at registration, regardless of the policy."""
 PLANE_FEATURES: tuple[str, ...] = (
+    ATOMIC_BATCH,
     BATCH_FETCH,
     CSR,
     DELTA,

@@ -42,6 +42,8 @@ class RetryKind(StrEnum):
     """Nothing failed: it is carried out later."""
     LAGGING = "lagging"
     """The plane does not show yet what it announced."""
+    BATCH = "batch"
+    """Others of its atomic batch are missing: it is due once they are ready."""
     REFUSED = "refused"
     """New material, a check, the policy, a rollback: retrying helps once the cause is removed."""
     PENDING = "pending"
@@ -173,6 +175,8 @@ class CertRecord:
     """Items to retry for the live generation: failed, or not reached because another item failed."""
     held_since: float = 0.0
     """When the hold began; 0: not held, or held by an earlier release."""
+    batch: str = ""
+    """The atomic batch of a generation that is staged, or live and not proven: all with this id change together."""
     source: str = ""
     """A generation and the ETag of the plane's answer that it was made from, separated by a space."""
 

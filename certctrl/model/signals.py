@@ -19,6 +19,15 @@ class SentAs:
     ref: Mapping[str, Any]
 
 
+@lean.frozen(kw_only=True)
+class AtomicBatch:
+    """The batch of a renewal: its certificates are switched together on a host, or none of them is."""
+
+    id: str
+    size: int
+    """How many certificates of the batch this host has."""
+
+
 @lean.frozen
 class InstallUpdated:
     """The device's install config changed."""
@@ -62,6 +71,13 @@ class CertRenewed(_CertSignal):
     """New material exists for a certificate (live-service alias: ``cert.updated``)."""
 
     type: ClassVar[str] = "cert.renewed"
+    batch: AtomicBatch | None = attrs.field(default=None, kw_only=True)
+    """Not part of the signal's identity."""
+
+    def ref(self) -> dict[str, Any]:
+        """Return the wire form of the reference."""
+        batch = {} if self.batch is None else {"batch": {"id": self.batch.id, "size": self.batch.size}}
+        return _CertSignal.ref(self) | batch
 
 
 @lean.frozen

@@ -184,6 +184,7 @@ class Plane:
         self.issuers, self.orders, self.certificates = made.issuers, made.orders, made.certificates
         self.order_runner, self.revocation_runner = made.order_runner, made.revocation_runner
         self.imports, self.renewals, self.bulk = made.imports, made.renewals, made.bulk
+        self.batches = made.batches
         self.device_keys, self.leftovers = made.device_keys, made.leftovers
 
     def _observe(self) -> None:

@@ -25,6 +25,7 @@ from certctrl.plane.issuers.issuer import IssuerContext
 from certctrl.plane.issuers.registry import Issuers
 from certctrl.plane.jobs import Jobs
 from certctrl.plane.orders.attempts import Attempts
+from certctrl.plane.orders.batches import Batches
 from certctrl.plane.orders.orders import Orders
 from certctrl.plane.orders.problems import OrderProblems
 from certctrl.plane.orders.renewal_problems import RenewalProblems
@@ -70,6 +71,7 @@ class Issuance:
         self.orders = Orders(db, plane.jobs, wall_now)
         self.table = CertificateTable(db, plane.keyring, plane.stream, wall_now)
         self.revocations = Revocations(db, plane.jobs, plane.crls, wall_now, random)
+        self.batches = self._make_batches(plane)
         self.table.on_stored = self.revocations.note_replaced
         self.device_keys = DeviceKeys(db, self.table, self.orders, plane.stream, wall_now, plane.ca.denied)
         self.orders.request_csr = self.device_keys.ask
@@ -81,13 +83,14 @@ class Issuance:
             reserved=self.reserved,
             revocations=self.revocations,
             keys=self.device_keys,
+            batches=self.batches,
         )
         self.certificates = Certificates(db, plane.stream, plane.settings, wall_now, parts)
         self.order_runner = OrderRunner(
             db,
             plane.jobs,
             self.issuers,
-            Attempts(db, plane.keyring, self.table, self.orders, plane.jobs, self.issuers, wall_now, random),
+            self._make_attempts(plane),
             self.reserved,
             OrderProblems(db, plane.problems, self.issuers),
             plane.counters,
@@ -101,13 +104,30 @@ class Issuance:
         self.leftovers = Leftovers(db, PublishedProofs(db, wall_now), self.issuers.get, plane.problems)
         self._assemble_life(plane, parts)
 
+    def _make_attempts(self, plane: PlaneParts) -> Attempts:
+        parts = (plane.keyring, self.table, self.orders, plane.jobs, self.issuers, self.batches)
+        return Attempts(plane.database, *parts, plane.wall_now, random)
+
+    def _make_batches(self, plane: PlaneParts) -> Batches:
+        parts = (plane.keyring, self.table, self.orders, self.issuers, plane.stream, self.reserved)
+        return Batches(plane.database, *parts, plane.wall_now)
+
     def _assemble_life(self, plane: PlaneParts, parts: IssuingParts) -> None:
         """Assemble imports, renewals and requests about many certificates."""
         db, wall_now = plane.database, plane.wall_now
         self.imports = Imports(db, self.certificates, parts, wall_now)
         self.bulk = Bulk(db, self.certificates, parts)
         problems = RenewalProblems(db, plane.problems, wall_now)
-        used = (plane.jobs, self.table, self.orders, self.issuers, problems, plane.counters, plane.storage_check)
+        used = (
+            plane.jobs,
+            self.table,
+            self.orders,
+            self.batches,
+            self.issuers,
+            problems,
+            plane.counters,
+            plane.storage_check,
+        )
         self.renewals = Renewals(db, *used, wall_now)
 
 

@@ -10,6 +10,7 @@ from typing import Any, cast
 import attrs
 import trio
 
+from certctrl.agent.atomic_batches import AtomicBatches
 from certctrl.agent.context import Agent
 from certctrl.agent.counters import Counters
 from certctrl.agent.fetches import Fetches
@@ -316,6 +317,9 @@ class World:
                 cast(Any, self.plane), lambda call: self.agent.authorized(call), lambda number: known_etag(self.agent, number)
             ),
             "store": self.store, "fs": RealFs(), "burst": None, "batches": None, "session": None,
+            "atomic": AtomicBatches(
+                self.installer.retries, limit=lambda: 600.0, clock=trio.current_time, compare=lambda: None
+            ),
         }  # fmt: skip
         return Agent(
             **parts,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -39,7 +39,10 @@ class Recorder:
         self.got: dict[int, Outcome | None] = {}
         self.finished_at: dict[int, float] = {}
 
-    async def converge(self, prepared: Sequence[Any], ids: Collection[int]) -> dict[int, Outcome]:
+    async def converge(
+        self, prepared: Sequence[Any], ids: Collection[int], together: Mapping[int, str]
+    ) -> dict[int, Outcome]:
+        assert together == {}
         assert {one.cert_id for one in prepared} == ids
         self.batches.append((trio.current_time(), set(ids)))
         if self.hang & set(ids):
@@ -163,7 +166,7 @@ async def test_a_certificate_whose_signal_timed_out_before_the_batch_left_is_not
 async def test_a_certificate_without_an_outcome_fails(autojump_clock: trio.testing.MockClock) -> None:
     recorder = Recorder()
 
-    async def nothing(prepared: Sequence[Any], ids: Collection[int]) -> dict[int, Outcome]:
+    async def nothing(prepared: Sequence[Any], ids: Collection[int], _: Mapping[int, str]) -> dict[int, Outcome]:
         return {}
 
     batches, _ = batches_of(nothing)

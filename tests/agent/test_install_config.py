@@ -49,7 +49,7 @@ class Scene:
         self._answers, self._comes = list(answers), comes
 
     async def converge(
-        self, prepared: Sequence[Any], items: Any, *, only: Collection[int], lasting: bool
+        self, prepared: Sequence[Any], items: Any, *, only: Collection[int], lasting: bool, together: Any = None
     ) -> dict[int, Outcome]:
         assert not lasting, "the outcomes that follow see to it"
         self.calls.append((tuple(prepared), items, tuple(only)))

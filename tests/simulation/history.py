@@ -13,6 +13,7 @@ from unittest.mock import patch
 
 import attrs
 import trio
+from simulation.batchauditor import watch_batches
 from simulation.clock import run_seeded
 from simulation.director import Director
 from simulation.host import control_stand_in, signals_stand_in
@@ -74,6 +75,7 @@ def run_history(seed: int, setting: Setting | None = None) -> HistoryResult:
 
 async def _play(seed: int, setting: Setting) -> HistoryResult:
     world = World(seed, setting)
+    watch_batches(world)
     director = Director(world)
     try:
         with logged_to_journal(world), world.auditor.over:

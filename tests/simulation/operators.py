@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from simulation.authority import POISON, ca, leaf_facts
+from simulation.batchauditor import renew_together
 from simulation.disk import file_in, names_in
 from simulation.service import FIRST_PORT, RELOAD, Service
 from simulation.world import COPIES, DEVICE, MOST_CERTIFICATES, TRUSTED, USER, World
@@ -45,7 +46,7 @@ class Operators:
     def actions(self) -> list[Action]:
         """Return the possible actions with their weights."""
         return [
-            (3, self.issue), (5, self.renew), (1.5, self.revoke), (1.5, self.unassign), (1.5, self.assign),
+            (3, self.issue), (5, self.renew), (1.5, self.renew_together), (1.5, self.revoke), (1.5, self.unassign), (1.5, self.assign),
             (3, self.configure), (0.7, self.configure_badly), (0.7, self.ask_for_resync), (1, self.trim),
             (1, self.send_unknown), (1, self.send_malformed), (1, self.send_again), (0.7, self.burst),
             (1, self.assign_ca), (1, self.unassign_ca), (1, self.back_up), (0.4, self.restore), (0.3, self.revoke_device),
@@ -88,6 +89,14 @@ class Operators:
 
     async def renew(self) -> None:
         await self._with_one(lambda cert_id: self.plane.certificates.renew(USER, cert_id), "active")
+
+    async def renew_together(self) -> None:
+        """Renew some certificates of the host as one atomic batch."""
+        found = [one["id"] for one in self.certificates("active") if DEVICE in one["device_ids"]]
+        if len(found) > 1:
+            chosen = self.chance.sample(found, self.chance.randint(2, min(4, len(found))))
+            with contextlib.suppress(ErrorResponse):
+                await renew_together(self.world, chosen, VALIDITY)
 
     async def revoke(self) -> None:
         await self._with_one(lambda cert_id: self.plane.certificates.revoke(USER, cert_id), "active")

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import trio
+from simulation.batchauditor import watch_batches
 from simulation.clock import run_seeded
 from simulation.history import logged_to_journal, stand_ins
 from simulation.network import Exchange
@@ -26,6 +27,7 @@ class Scene:
 
     def __init__(self, setting: Setting, environ: dict[str, str], made: Template | None = None) -> None:
         self.world = World(1, setting, made)
+        watch_batches(self.world)
         self.operators = Operators(self.world, random.Random(1))
         self.host, self.network = self.world.host, self.world.network
         self.host.environ |= {"CERTCTRL_FIRST_POLL_SPREAD_SECONDS": "0", **environ}

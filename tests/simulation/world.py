@@ -173,6 +173,8 @@ class World:
         self.issuer.count = self.made.issued
         self.database = SqliteDatabase(None)
         self.copies: list[SqliteDatabase] = []
+        self.batches: dict[str, Any] = {}
+        """Atomic batches that have left the plane (``batchauditor.py``)."""
         self.network = Network(self._chance(), self.journal)
         self.plane = self.open_plane(self.made.database)
         disk = SimulatedDisk()

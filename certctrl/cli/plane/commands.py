@@ -34,6 +34,7 @@ from certctrl.cli.plane.serve import serve
 from certctrl.cli.plane.status import status
 from certctrl.cli.plane.tags import NewTags, OfTag, tag_devices, tagged
 from certctrl.cli.plane.tls import tls
+from certctrl.cli.plane.together import together
 from certctrl.errors import ExitStatus, UsageError
 
 plane = typer.Typer(help="Run and operate the reference control plane.", **GROUP)
@@ -50,6 +51,7 @@ plane.command(cls=OperatorCommand)(issue)
 
 
 plane.command(cls=OperatorCommand)(renew)
+plane.command(cls=OperatorCommand)(together)
 plane.command("import", cls=OperatorCommand)(import_certificate)
 
 

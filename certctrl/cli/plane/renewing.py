@@ -37,6 +37,10 @@ Tagged = Annotated[
         "--tag", metavar="TAG", help="Renew those of devices with this tag; may be repeated: with all of them."
     ),
 ]
+Together = Annotated[
+    bool,
+    typer.Option("--together", help="Deliver them once all are issued; hosts switch to all of them or to none."),
+]
 FromIssuer = Annotated[str, typer.Option("--issuer", metavar="NAME", help="Renew those of this issuer.")]
 
 
@@ -47,6 +51,7 @@ def renew(
     due: Due = False,
     issuer: FromIssuer = "",
     tag: Tagged = None,
+    together: Together = False,
     reason: Reason = "",
     no_wait: NoWait = False,
     yes: Yes = False,
@@ -59,13 +64,14 @@ def renew(
 
     \b
     cert-ctrl plane renew --data /var/lib/plane www.example.com
+    cert-ctrl plane renew --data /var/lib/plane 3 4 5 --together
     cert-ctrl plane renew --data /var/lib/plane --issuer le --due
     cert-ctrl plane renew --data /var/lib/plane --tag web
     """
     named = certificates or []
     if bool(named) == (every or due or bool(issuer) or bool(tag)):
         raise UsageError("name certificates, or use --all, --due, --issuer or --tag", fix="cert-ctrl plane renew ID")
-    if len(named) == 1:
+    if len(named) == 1 and not together:
         _renew_one(ctx, named[0], reason, no_wait)
         return ExitStatus.DONE
 
@@ -83,7 +89,10 @@ def renew(
         return ExitStatus.DONE
     if not agreed(ctx, f"Renew {counted(len(ids), 'certificate')}?", yes=yes):
         return ExitStatus.FAILED
-    return _renew_many(ctx, ids, reason, no_wait)
+    if together and not 2 <= len(ids) <= TOGETHER:
+        what = f"--together needs 2 to {TOGETHER} certificates that can be renewed, not {len(ids)}"
+        raise UsageError(what, fix="cert-ctrl plane renew ID ID... --together")
+    return _renew_many(ctx, ids, reason, no_wait, together=together)
 
 
 def _renew_one(ctx: typer.Context, named: str, reason: str, no_wait: bool) -> None:
@@ -121,14 +130,17 @@ async def _selected(
     ]
 
 
-def _renew_many(ctx: typer.Context, ids: Sequence[int], reason: str, no_wait: bool) -> int:
+def _renew_many(ctx: typer.Context, ids: Sequence[int], reason: str, no_wait: bool, *, together: bool = False) -> int:
     async def request(api: OperatorApi) -> list[dict[str, Any]]:
         ordered: list[dict[str, Any]] = []
         with Bar("renewals ordered", len(ids)) as bar:
             for begin in range(0, len(ids), TOGETHER):
-                body = {"cert_ids": list(ids[begin : begin + TOGETHER]), "reason": reason}
+                body: dict[str, Any] = {"cert_ids": list(ids[begin : begin + TOGETHER]), "reason": reason}
+                body |= {"together": True} if together else {}
                 ordered += await api.call("POST", "renewals", body)
                 bar.reached(len(ordered))
+        if together and not all(row.get("batch") for row in ordered):
+            write_error("note: this control plane is too old for --together: each certificate is delivered by itself")
         return ordered if no_wait else await _waited(api, ordered)
 
     done = call_plane(ctx, request)

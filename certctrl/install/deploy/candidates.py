@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 
 from certctrl.errors import CertctrlError, DiskError, StateCorruptError
-from certctrl.install.deploy import staging
+from certctrl.install.deploy import atomic, staging
 from certctrl.install.deploy.context import Context
 from certctrl.install.deploy.results import Results
 from certctrl.install.deploy.retry_table import cert_resource
@@ -30,9 +30,11 @@ def staged_before(
     Blocks on the disk. ``concerned``: certificates that are tried even if they are not due.
     """
     found, unreadable, now = {}, [], context.wall_now()
+    due = {one.cert_id for one in records if one.cert_id in concerned}
+    due |= {one.cert_id for one in records if everything and one.staged and _switch_due(context, one) <= now}
+    due |= atomic.with_siblings(context, due)
     for record in records:
-        due = record.cert_id in concerned or (everything and _switch_due(context, record) <= now)
-        if not record.staged or not due:
+        if not record.staged or record.cert_id not in due:
             continue
         try:
             found[record.cert_id] = Candidate.read(context, record.name, record.staged)
@@ -105,8 +107,9 @@ async def to_switch(
     """
     newest = {one.cert_id: one for one in prepared}
     await context.offload(context.generations.settle, [one.staged for one in newest.values()])
-    candidates = await _with_staged(context, newest, results.concerned.union(due_now), everything)
-    _note_staged(context, candidates)
+    _note_staged(context, newest, results.together)
+    due = atomic.with_siblings(context, results.concerned.union(due_now))
+    candidates = await _with_staged(context, newest, due, everything)
     now = not_waiting(context, candidates, results, ignore_window=ignore_window)
     if results.waiting:  # older generations that waited may be unused now
         with suppress(DiskError):
@@ -131,14 +134,20 @@ async def _with_staged(
     return dict(found) | dict(prepared)
 
 
-def _note_staged(context: Context, candidates: Mapping[int, Candidate]) -> None:
-    """Record the staged generations, which may have to wait or to be retried; durable with the next save."""
-    for candidate in candidates.values():
+def _note_staged(context: Context, prepared: Mapping[int, Candidate], together: Mapping[int, str]) -> None:
+    """Record the staged generations, which may have to wait or to be retried; durable with the next save.
+
+    It replaces what was staged before, and so leaves the batch of that.
+    """
+    for candidate in prepared.values():
         record = context.records.certificates.get(candidate.cert_id)
         record = record or CertRecord(facts=CertFacts(cert_id=candidate.cert_id, name=candidate.name))
+        batch = together.get(candidate.cert_id, "")
         if record.generation != candidate.generation:
             facts = attrs.evolve(record.facts, name=candidate.name)
-            context.records.note(attrs.evolve(record, facts=facts, staged=candidate.generation))
+            context.records.note(attrs.evolve(record, facts=facts, staged=candidate.generation, batch=batch))
+        elif record.batch != batch:
+            context.records.note(attrs.evolve(record, batch=batch if atomic.is_unproven(record) else ""))
 
 
 def not_waiting(
@@ -148,19 +157,22 @@ def not_waiting(
 
     The live certificate with one more file need not wait: it is not new material.
     """
-    window, now, found = context.policy().window, context.wall_now(), {}
+    window, now = context.policy().window, context.wall_now()
+    waits, held = dict[int, str](), set[int]()
     for cert_id, candidate in candidates.items():
         record = context.records.certificates.get(cert_id)
         same = record is not None and record.facts.fingerprint_sha256 == candidate.facts.fingerprint_sha256
         if same:
-            found[cert_id] = candidate
-        elif record is not None and record.held:
-            results.waiting[cert_id] = "waits for `cert-ctrl rollback --release`: an earlier generation is held"
+            continue
+        if record is not None and record.held:
+            waits[cert_id] = "waits for `cert-ctrl rollback --release`: an earlier generation is held"
+            held.add(cert_id)
         elif not ignore_window and window is not None and (why := _closed(now, window, record)):
-            results.waiting[cert_id] = why
-        else:
-            found[cert_id] = candidate
-    return found
+            waits[cert_id] = why
+    in_batches = atomic.batches_of(context)
+    results.waiting |= {cert_id: why for cert_id, why in waits.items() if cert_id not in in_batches}
+    results.waiting |= atomic.why_waiting(context, candidates.keys(), waits, held)
+    return {cert_id: one for cert_id, one in candidates.items() if cert_id not in results.waiting}
 
 
 def prune_unused(context: Context, cert_ids: Collection[int]) -> None:

@@ -15,7 +15,7 @@ A power cut may follow each step:
 Groups are worked on concurrently; a hanging reload or slow probe of one delays no other. A group that fails is rolled
 back as a whole, because a service reads all its certificates on one reload. On the next try each of its certificates is
 tried alone, so that one bad certificate does not block nineteen good ones forever. Certificates that the failed command
-did not concern are tried again immediately.
+did not concern are tried again immediately. An atomic batch is one group, and is tried alone as a whole (``atomic.py``).
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from contextlib import suppress
 import trio
 
 from certctrl import lean
-from certctrl.errors import CertctrlError, DiskError
+from certctrl.errors import BatchRefusedError, CertctrlError, DiskError
+from certctrl.install.deploy import atomic
 from certctrl.install.deploy.candidates import may_make, prune_unused, with_missing_files
 from certctrl.install.deploy.context import Context, Locks
 from certctrl.install.deploy.executor import Executor
@@ -40,6 +41,7 @@ from certctrl.install.plan.dependencies import enabled
 from certctrl.install.plan.values import GroupPlan, InstallPlan
 from certctrl.model.plan import InstallItem, OutcomeKind
 
+NOT_TRIED = "not tried: the previous state does not serve either, so this certificate is not the cause"
 RECORD_BATCH = 50
 """Groups recorded between two checkpoints: a few milliseconds of work."""
 
@@ -85,7 +87,7 @@ class Convergence:
             try:
                 await self._complete(groups)
                 alone = {group: self._alone(group) for group in groups}
-                ids_alone = {one.cert_id for listed in alone.values() for one in listed}
+                ids_alone = {one.cert_id for units in alone.values() for unit in units for one in unit}
                 mine = [one for group in groups for one in self._mine(group)]
                 together = {one.cert_id: one for one in mine if one.cert_id not in ids_alone}
                 switched = await self._switch(groups, together)
@@ -112,6 +114,10 @@ class Convergence:
         self.candidates.update(made)
         for cert_id, error in faults.items():
             self.results.unmade(cert_id, error, self.candidates.pop(cert_id, None), self.items)
+        for cert_id in atomic.with_siblings(self.context, faults) & self.candidates.keys():
+            cause = min(atomic.with_siblings(self.context, {cert_id}) & faults.keys())
+            refused = BatchRefusedError(cause, faults[cause])
+            self.results.failed(cert_id, refused, staged=self.candidates.pop(cert_id))
 
     def _is_due(self, cert_id: int) -> bool:
         """Return whether wanted files of a certificate are to be made now."""
@@ -125,15 +131,25 @@ class Convergence:
     def _mine(self, group: Group) -> list[Candidate]:
         return [self.candidates[cert_id] for cert_id in sorted(group.cert_ids) if cert_id in self.candidates]
 
-    def _alone(self, group: Group) -> list[Candidate]:
-        """Return the candidates of a group to try one by one: those that were last rolled back with others."""
+    def _alone(self, group: Group) -> list[list[Candidate]]:
+        """Return what of a group is tried part by part: what was last rolled back together with others."""
         mine, records = self._mine(group), self.context.records.certificates
         rolled_back = [
             one
             for one in mine
             if one.cert_id in records and records[one.cert_id].last_outcome is OutcomeKind.ROLLED_BACK
         ]
-        return rolled_back if len(mine) > 1 else []
+        if not rolled_back or len(mine) == 1:  # not for each certificate of a burst
+            return []
+        return self._units(mine, rolled_back) if len(self._units(mine, mine)) > 1 else []
+
+    def _units(self, mine: Sequence[Candidate], wanted: Sequence[Candidate]) -> list[list[Candidate]]:
+        """Return what is tried alone of some candidates; an atomic batch stays whole."""
+        if not wanted:
+            return []
+        by_id = {one.cert_id: one for one in mine}
+        parts = atomic.units(atomic.batches_of(self.context), [*by_id], {one.cert_id for one in wanted})
+        return [[by_id[cert_id] for cert_id in part] for part in parts]
 
     async def _switch(self, groups: Sequence[Group], candidates: Mapping[int, Candidate]) -> SwitchedPlan:
         """Plan, stage the files, and switch. Raises DiskError; then nothing was switched."""
@@ -144,6 +160,8 @@ class Convergence:
         switched = SwitchedPlan(items=items, candidates=candidates)
 
         def switch_now(plan: InstallPlan) -> None:
+            if any(group.batch for group in groups):
+                return  # its records are made durable first
             if not stale_markers(plan.groups) and (self.forward_only or not any(map(has_files, plan.groups))):
                 self._switch_links(switched, plan.groups)
 
@@ -156,6 +174,7 @@ class Convergence:
             examine=self.examine,
             then=switch_now,
             due_now=self.due_now | self.candidates.keys(),
+            together={cert_id: group.batch for group in groups if group.batch for cert_id in group.cert_ids},
         )
         for cert_id, fault in switched.observed.faults.items():
             self.results.mark_unreadable(cert_id, fault)
@@ -175,15 +194,20 @@ class Convergence:
     async def _stage_and_switch(self, groups: Sequence[Group], switched: SwitchedPlan) -> None:
         """Stage the files of all groups, then switch the groups whose files could all be staged."""
         executors = switched.executors
+        switched.faults.update((group, fault) for group in groups if (fault := self._refused(group, switched)))
         try:
             async with trio.open_nursery() as nursery:
                 for group in groups:
-                    if (mine := switched.group_plan(group)) is not None and has_files(mine) and not self.forward_only:
+                    if group in switched.faults or (mine := switched.group_plan(group)) is None:
+                        continue
+                    if has_files(mine) and not self.forward_only:
                         executors[group] = self._executor(group, switched)
                         nursery.start_soon(self._stage, group, switched, name="stage a group")
             failed = {id(switched.group_plan(group)) for group in switched.faults}
             switching = [one for one in switched.plan.groups if id(one) not in failed]
-            if self.context.records.unmark(stale_markers(switching)):
+            changes = {cert.cert_id: cert.generation for one in switching for cert in one.switches}
+            noted = atomic.note_switches(self.context, changes)
+            if self.context.records.unmark(stale_markers(switching)) or noted:
                 await self.context.records.save()
             with trio.CancelScope(shield=True):
                 await self.context.offload(self._switch_links, switched, switching)
@@ -192,25 +216,38 @@ class Convergence:
                 await executor.close()
             raise
 
+    def _refused(self, group: Group, switched: SwitchedPlan) -> BatchRefusedError | None:
+        """Return why an atomic batch cannot be deployed as a whole, so that nothing of its group is switched."""
+        batches = atomic.batches_of(self.context) if group.batch else {}
+        for cert_id in sorted(group.cert_ids & batches.keys() & switched.candidates.keys()):
+            if why := switched.observed.faults.get(cert_id):
+                return BatchRefusedError(cert_id, why)
+            if left_out := switched.plan.left_out.get(cert_id):
+                return BatchRefusedError(cert_id, left_out[0])
+        return None
+
     async def _stage(self, group: Group, switched: SwitchedPlan) -> None:
         try:
             await switched.executors[group].stage()
         except CertctrlError as error:
             switched.faults[group] = error
 
-    async def _finish(self, group: Group, switched: SwitchedPlan, alone: Sequence[Candidate], held: set[Group]) -> None:
-        """Finish one group: first the candidates that go together, then the others one by one; release its lock."""
+    async def _finish(
+        self, group: Group, switched: SwitchedPlan, alone: Sequence[Sequence[Candidate]], held: set[Group]
+    ) -> None:
+        """Finish one group: the candidates that go together, then the others part by part; then release its lock."""
         try:
             broken, deferred = await self._try(group, switched, defers=True)
-            for candidate in (*alone, *deferred):
-                if candidate.cert_id in broken:
-                    why = "not tried: the previous state does not serve either, so this certificate is not the cause"
-                    self.results.failed(candidate.cert_id, why, staged=candidate, down=True)
+            for unit in (*alone, *self._units(deferred, deferred)):
+                if any(candidate.cert_id in broken for candidate in unit):
+                    for candidate in unit:
+                        self.results.failed(candidate.cert_id, NOT_TRIED, staged=candidate, down=True)
                     continue
                 try:
-                    single = await self._switch([group], {candidate.cert_id: candidate})
+                    single = await self._switch([group], {candidate.cert_id: candidate for candidate in unit})
                 except CertctrlError as error:
-                    self.results.failed(candidate.cert_id, error, staged=candidate)
+                    for candidate in unit:
+                        self.results.failed(candidate.cert_id, error, staged=candidate)
                     continue
                 broken, _ = await self._try(group, single)
             await self.results.save()
@@ -257,14 +294,17 @@ class Convergence:
         if group_plan is None:
             self._record_idle(group, switched, batch)
             return None
+        executor, fault = switched.executors.get(group) or self._executor(group, switched), switched.faults.get(group)
+        if isinstance(fault, BatchRefusedError):
+            executor.blamed |= atomic.with_siblings(self.context, {fault.cert_id})
         return Transaction(
             context=self.context,
             items=[item for item in switched.items if f"item:{item.id}" in group.nodes],
             plan=switched.plan,
             group_plan=group_plan,
             observed=switched.observed,
-            executor=switched.executors.get(group) or self._executor(group, switched),
-            fault=switched.faults.get(group),
+            executor=executor,
+            fault=fault,
             batch=batch,
             previous=switched.rollback_targets(batch, self.context.records.certificates),
             results=self.results,

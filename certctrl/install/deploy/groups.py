@@ -8,11 +8,12 @@ import attrs
 
 from certctrl import lean
 from certctrl.errors import CertctrlError
+from certctrl.install.deploy import atomic
 from certctrl.install.deploy.context import Context
 from certctrl.install.deploy.executor import Executor
 from certctrl.install.deploy.observe import ObservedState
 from certctrl.install.deploy.staging import Candidate
-from certctrl.install.plan.dependencies import Binding, bind, connected_groups, enabled
+from certctrl.install.plan.dependencies import BATCH, Binding, bind, connected_groups, enabled
 from certctrl.install.plan.values import DesiredCa, DesiredCert, GroupPlan, InstallPlan
 from certctrl.model.plan import InstallItem
 from certctrl.model.records import CertRecord
@@ -24,12 +25,15 @@ class Group:
 
     nodes: frozenset[str]
     cert_ids: frozenset[int]
+    batch: str = ""
+    """An atomic batch that connects some of the certificates; empty: none does."""
 
     @classmethod
     def of(cls, nodes: Iterable[str]) -> Group:
         """Return the group of these nodes (``cert:7``, ``item:x``, …)."""
         names = frozenset(nodes)
-        return cls(names, frozenset(int(node[5:]) for node in names if node.startswith("cert:")))
+        batch = min((node.removeprefix(BATCH) for node in names if node.startswith(BATCH)), default="")
+        return cls(names, frozenset(int(node[5:]) for node in names if node.startswith("cert:")), batch)
 
 
 def bound_now(
@@ -49,7 +53,8 @@ def bound_now(
 def groups_of(context: Context, items: Sequence[InstallItem], candidates: Mapping[int, Candidate]) -> list[Group]:
     """Return the groups of this host, without reading the disk."""
     bound, certs = bound_now(context, items, candidates)
-    return [Group.of(nodes) for nodes in connected_groups(enabled(items), bound, certs)]
+    together = atomic.changing(context, candidates)
+    return [Group.of(nodes) for nodes in connected_groups(enabled(items), bound, certs, together)]
 
 
 @lean.define(kw_only=True, eq=False)

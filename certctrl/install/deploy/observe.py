@@ -108,14 +108,15 @@ async def observe_and_plan(
     then: Callable[[InstallPlan], None] | None = None,
     due_now: Collection[int] | None = None,
     made: Mapping[int, Mapping[str, str]] | None = None,
+    together: Mapping[int, str] = MappingProxyType({}),
 ) -> tuple[InstallPlan, ObservedState]:
     """Observe and plan in one thread job: with thousands of items, either would stall the event loop.
 
     ``then``: called with the plan in the same thread. ``due_now``: leave out work that is not due yet, except for these
     certificates (see `without_not_due`); None: leave out nothing. ``made``: certificate id -> file that a preview
-    treats as remade -> why.
+    treats as remade -> why. ``together``: as for `plan_for`.
     """
-    activations = dict(context.records.activations)
+    activations, retries = dict(context.records.activations), context.records.retries
 
     def work() -> tuple[InstallPlan, ObservedState]:
         observed = observe(context, items, records, candidates, policy=policy, unproven=unproven, examine=examine)
@@ -130,9 +131,9 @@ async def observe_and_plan(
             host=observed.host,
             cas=observed.cas,
             examine=examine,
+            together=together,
         )
         if due_now is not None:
-            retries = context.records.retries
             not_due = [record for record in records if not retries.is_due(cert_resource(record.cert_id))]
             plan = without_not_due(plan, observed.certs, not_due, due_now, retries.items_not_due())
         if then is not None:

@@ -11,6 +11,7 @@ from contextlib import suppress
 import attrs
 
 from certctrl.errors import DiskError, StateCorruptError
+from certctrl.install.deploy import atomic
 from certctrl.install.deploy.context import Context
 from certctrl.install.deploy.names import publish
 from certctrl.install.deploy.results import with_facts
@@ -38,6 +39,7 @@ def recover(context: Context) -> None:
     with suppress(DiskError):  # half-written state files may contain secrets; nothing depends on them
         sweep_leftovers(context.layout, context.fs)
     _sweep_alerts(context)
+    atomic.finish_switches(context)
     names = _live_names(context)
     for record in list(context.records.certificates.values()):
         live = _live(context, record.name)

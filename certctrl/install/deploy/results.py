@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import attrs
 
@@ -51,6 +51,8 @@ class Results:
     """Certificates that get an outcome even if nothing happened to them."""
     lasting: bool = True
     """As for `RecordStore.save`."""
+    together: Mapping[int, str] = attrs.field(factory=dict)
+    """Certificate id -> atomic batch, of prepared candidates."""
     outcomes: dict[int, Outcome] = attrs.field(factory=dict)
     waiting: dict[int, str] = attrs.field(factory=dict)
     """Certificate id -> why its staged material waits."""
@@ -102,12 +104,7 @@ class Results:
             return
         after = with_facts(before, candidate) if candidate is not None else attrs.evolve(before, generation=live)
         if cert_id != 0 and live:
-            after = attrs.evolve(
-                after,
-                stage=Stage.COMMITTED if left_out else Stage.ACTIVATED,
-                activated=after.activated if left_out else live,
-                targets=(*self.context.links_of(after), *targets),
-            )
+            after = self._with_live(after, live, targets, is_proven=not left_out)
         kind = OutcomeKind.APPLIED if changed else OutcomeKind.UNCHANGED
         kind, failing = OutcomeKind.FAILED if left_out else kind, bool(left_out or pending)
         if changed or failing or (before.failing and not before.staged):  # otherwise its candidate is still to be tried
@@ -116,6 +113,16 @@ class Results:
                 self.context.records.retries.succeeded(cert_resource(cert_id))
         retry = (RetryKind.REFUSED if left_out else RetryKind.PENDING) if failing else None
         self._settle(cert_id, before, after, kind, _line((*left_out, *notes)), audit=changed, retry=retry)
+
+    def _with_live(self, record: CertRecord, live: str, targets: Sequence[str], *, is_proven: bool) -> CertRecord:
+        """Return a record whose live generation is in place; once it is proven, its atomic batch is done."""
+        return attrs.evolve(
+            record,
+            stage=Stage.ACTIVATED if is_proven else Stage.COMMITTED,
+            activated=live if is_proven else record.activated,
+            batch="" if is_proven and not record.staged else record.batch,
+            targets=(*self.context.links_of(record), *targets),
+        )
 
     def _with_outcome(self, record: CertRecord, kind: OutcomeKind, pending: Collection[str]) -> CertRecord:
         """Return a record with the result of one try."""
@@ -167,6 +174,11 @@ class Results:
             retry = RetryKind.DISK
         retry = RetryKind.DOWN if down else retry
         self._record_failure(cert_id, before, after, OutcomeKind.FAILED, why, staged, pending, retry=retry)
+
+    def all_failed(self, cert_ids: Iterable[int], error: CertctrlError) -> None:
+        """Record a failure that left the live generations of some certificates as they were."""
+        for cert_id in sorted(cert_ids):
+            self.failed(cert_id, error)
 
     def rolled_back(
         self,

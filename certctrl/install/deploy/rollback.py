@@ -39,7 +39,7 @@ async def roll_back(context: Context, locks: Locks, name: str, to: str | None, i
         return Outcome(kind=OutcomeKind.FAILED, detail=str(faults[record.cert_id]))
     candidates |= made
     target = candidates[record.cert_id]
-    context.records.note(attrs.evolve(record, held=True))
+    context.records.note(attrs.evolve(record, held=True, batch=""))  # the others of its batch stay as they are
     await _converge(context, locks, candidates, items, results)
     outcome = results.outcomes.get(record.cert_id) or Outcome(kind=OutcomeKind.UNCHANGED)
     if not outcome.ok and context.records.certificates[record.cert_id].generation == target.generation:
@@ -47,7 +47,9 @@ async def roll_back(context: Context, locks: Locks, name: str, to: str | None, i
     after = context.records.certificates[record.cert_id]
     if after.generation == target.generation:
         since = record.held_since if record.held else context.wall_now()
-        context.records.note(attrs.evolve(after, held=outcome.ok or record.held, held_since=since, staged=newer))
+        batch = record.batch if record.staged else ""
+        after = attrs.evolve(after, held=outcome.ok or record.held, held_since=since, staged=newer, batch=batch)
+        context.records.note(after)
         outcome = attrs.evolve(outcome, detail=outcome.detail or f"held at {target.generation} until released")
     else:
         _restore(context, record, after, failed_before)
@@ -79,7 +81,7 @@ async def _switch_back(context: Context, locks: Locks, record: CertRecord, items
 
 def _restore(context: Context, record: CertRecord, after: CertRecord, failed_before: Retry | None) -> None:
     """Record that a rollback changed nothing; if the live certificate is served, its previous result still counts."""
-    after = attrs.evolve(after, held=record.held, staged=record.staged)
+    after = attrs.evolve(after, held=record.held, staged=record.staged, batch=record.batch)
     if after.stage is Stage.ACTIVATED or after.stage is record.stage:
         after = attrs.evolve(after, last_outcome=record.last_outcome, pending=record.pending)
         context.records.retries.restore(cert_resource(record.cert_id), failed_before)

@@ -9,6 +9,7 @@ import trio
 
 from certctrl import lean
 from certctrl.errors import CertctrlError, DiskError
+from certctrl.install.deploy import atomic
 from certctrl.install.deploy.candidates import prune_unused
 from certctrl.install.deploy.context import Context
 from certctrl.install.deploy.executor import Executor, Tolerated
@@ -159,11 +160,16 @@ class Transaction:
     def _runs(self) -> list[Run]:
         return [run for step in self.group_plan.steps for run in step.runs]
 
+    def _defer(self, executor: Executor) -> None:
+        """Defer the candidates that a failure is not about; those of an atomic batch fail with it."""
+        if self.defers and executor.blamed:
+            blamed = atomic.with_siblings(self.context, executor.blamed)
+            self.deferred += [one for cert_id, one in self.batch.items() if cert_id not in blamed]
+
     def _record_unswitched(self, error: CertctrlError) -> None:
         """Record that files cannot be written at their destinations, so that nothing was changed."""
         executor, pending = self.executor, self.group_plan.due
-        if self.defers and executor.blamed:
-            self.deferred += [one for cert_id, one in self.batch.items() if cert_id not in executor.blamed]
+        self._defer(executor)
         for candidate in (one for one in self.batch.values() if one not in self.deferred):
             cert_id = candidate.cert_id
             if self.observed.certs[cert_id].live == candidate.generation:  # since a crash
@@ -180,8 +186,7 @@ class Transaction:
         """Restore files and links, run the commands for them, and record it; return the certificates not served."""
         back = {} if self.forward_only else {i: self.previous[i] for i in self.batch if i in self.previous}
         why, broken, facts = str(error), frozenset[int](), dict[int, Candidate]()
-        if self.defers and executor.blamed:
-            self.deferred += [one for cert_id, one in self.batch.items() if cert_id not in executor.blamed]
+        self._defer(executor)
         if back or (executor.copies.undoable and not self.forward_only):
             with trio.CancelScope(shield=True):  # short, and must not stop half-way
                 fault = await self._restore(executor, back)

@@ -111,6 +111,7 @@ class Withdrawal:
                     generation="",
                     activated="",
                     staged="",
+                    batch="",
                     stage=Stage.WITHDRAWN,
                     targets=ours,
                     held=False,
@@ -256,6 +257,7 @@ class Withdrawal:
             except DiskError as error:
                 return Outcome(kind=OutcomeKind.FAILED, detail=str(error))
             keep, candidates = {prepared.generation}, {record.cert_id: prepared}
+        context.records.note(attrs.evolve(context.records.certificates[record.cert_id], batch=""))
         outcome = await self._converge(candidates, nothing=OutcomeKind.UNCHANGED)
         context.records.note(
             attrs.evolve(context.records.certificates[record.cert_id], staged="", held=False, revoked=self.revoked)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import attrs
@@ -19,6 +20,9 @@ from certctrl.install.material.domains import plain_domain
 from certctrl.install.plan.values import DesiredCa, DesiredCert
 from certctrl.model.order import levels_of
 from certctrl.model.plan import CopyAction, ExecAction, ImportCaAction, InstallItem, ObjectType
+
+BATCH = "batch:"
+"""Start of the name of an atomic batch in a group."""
 
 
 @lean.frozen(kw_only=True)
@@ -231,12 +235,16 @@ def same_command(item: ExecAction) -> str:
 
 
 def connected_groups(
-    items: Sequence[InstallItem], bound: Mapping[str, Binding], certs: Iterable[int]
+    items: Sequence[InstallItem],
+    bound: Mapping[str, Binding],
+    certs: Iterable[int],
+    together: Mapping[int, str] = MappingProxyType({}),
 ) -> list[set[str]]:
-    """Return connected sets of ``cert:7``, ``ca:3``, ``item:x``.
+    """Return connected sets of ``cert:7``, ``ca:3``, ``item:x``, ``batch:b``.
 
     An item is connected to its certificates, its dependencies, and to items with the same command (one service, one
-    reload) or the same target. So each set can be planned separately.
+    reload) or the same target; certificates with the same name in ``together`` are connected. So each set can be
+    planned separately.
     """
     parent: dict[str, str] = {}
 
@@ -248,7 +256,9 @@ def connected_groups(
         return node
 
     for cert in certs:
-        root(f"cert:{cert}")
+        me = root(f"cert:{cert}")
+        if cert in together:
+            parent[root(f"{BATCH}{together[cert]}")] = me
     known = {item.id for item in items}
     for item in items:
         me = root(f"item:{item.id}")

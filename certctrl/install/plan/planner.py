@@ -9,6 +9,7 @@ or not at all.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TypeVar
 
 import attrs
@@ -64,12 +65,14 @@ def plan_for(
     host: Host,
     cas: Mapping[int, DesiredCa] | None = None,
     examine: Collection[int] | None = None,
+    together: Mapping[int, str] = MappingProxyType({}),
 ) -> InstallPlan:
     """Return the plan that brings this host to ``certs`` and ``items``.
 
     ``destinations``: path -> its state (absent: no file). ``activations``: item id -> key of its last success.
     ``examine``: compare only the files of these certificates, assume that the others are right, and run no command
     that depends on others, so that one renewal need not read the files of a thousand; None: compare all.
+    ``together``: as for `connected_groups`.
     """
     wanted = enabled(items)
     bound = bind(wanted, certs, cas or {}, ran=activations.keys())
@@ -89,7 +92,8 @@ def plan_for(
     able = [item for item in doable if item.id not in unmade]
     writes = {item.id: _writes(inputs, item, file_groups[item.id]) for item in copies if item.id not in unmade}
     inputs = attrs.evolve(inputs, writes=writes)
-    groups = [_group_plan(inputs, nodes, able, left_out) for nodes in connected_groups(wanted, bound, certs)]
+    connected = connected_groups(wanted, bound, certs, together)
+    groups = [_group_plan(inputs, nodes, able, left_out) for nodes in connected]
     return InstallPlan(
         groups=tuple(one for one in groups if not one.idle),
         refusals=tuple(refusals),

@@ -40,6 +40,7 @@ PAUSES = {
     RetryKind.DISK: Pauses(5.0, 300.0, jitter=True),
     RetryKind.GRACE: Pauses(5.0, 300.0, jitter=True),
     RetryKind.LAGGING: Pauses(5.0, 300.0, jitter=True),
+    RetryKind.BATCH: Pauses(300.0, 3600.0, jitter=True),
     RetryKind.REFUSED: Pauses(5.0, 900.0, jitter=True),
     RetryKind.PENDING: Pauses(30.0, 3600.0, jitter=False),
     RetryKind.DOWN: Pauses(15.0, 300.0, jitter=False),
@@ -47,7 +48,7 @@ PAUSES = {
 
 LAGGING_FAILURES = 20
 """Tries, over about an hour, in which the plane should have shown what it announced."""
-UNCOUNTED = (RetryKind.WAITING, RetryKind.DISK, RetryKind.GRACE, RetryKind.LAGGING)
+UNCOUNTED = (RetryKind.WAITING, RetryKind.DISK, RetryKind.GRACE, RetryKind.LAGGING, RetryKind.BATCH)
 """Kinds that never lead to quarantine: nothing about the work itself is wrong."""
 
 

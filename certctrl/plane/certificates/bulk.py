@@ -27,6 +27,7 @@ class Bulk:
         self._db = database
         self._certificates = certificates
         self._table, self._orders, self._reserved = parts.table, parts.orders, parts.reserved
+        self._batches = parts.batches
 
     async def check(self, user_id: int, wanted: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Return for each certificate ``problem`` and ``field``, both empty if it can be issued, and ``known``.
@@ -69,8 +70,16 @@ class Bulk:
         )
         return [row["device_id"] for row in rows]
 
-    async def renew(self, user_id: int, cert_ids: Sequence[int], reason: str) -> list[dict[str, Any]]:
-        """Order renewals; return for each certificate ``cert_id``, ``order_id`` (or None) and ``problem``."""
+    async def renew(
+        self, user_id: int, cert_ids: Sequence[int], reason: str, *, together: bool = False
+    ) -> list[dict[str, Any]]:
+        """Order renewals; return for each certificate ``cert_id``, ``order_id`` (or None) and ``problem``.
+
+        ``together``: all or none are ordered, and devices receive them as one ``batch``.
+        """
+        if together:
+            request = OrderRequest(action="renew", reason=reason, in_background=True)
+            return await self._db.work_long(self._batches.start, user_id, cert_ids, request)
         ordered = []
         for begin in range(0, len(cert_ids), _TOGETHER):
             part = cert_ids[begin : begin + _TOGETHER]
@@ -90,4 +99,7 @@ class Bulk:
             return {"cert_id": cert_id, "order_id": None, "problem": error.what}
         action = "renew" if row["serial_number"] else "issue"
         request = OrderRequest(action=action, reason=reason, in_background=True)
+        if together := self._batches.set_of(row):
+            ordered = self._batches.start(user_id, together, request)
+            return next(one for one in ordered if one["cert_id"] == cert_id)
         return {"cert_id": cert_id, "order_id": self._orders.start(row, request), "problem": ""}

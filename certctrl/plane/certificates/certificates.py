@@ -22,6 +22,7 @@ from certctrl.plane.certificates.templates import Templates
 from certctrl.plane.devices.devices import require_device, require_user
 from certctrl.plane.errors import bad_request, conflict, not_found
 from certctrl.plane.issuers.registry import IMPORT, Issuers
+from certctrl.plane.orders.batches import Batches
 from certctrl.plane.orders.orders import OrderRequest, Orders
 from certctrl.plane.reserved_names import ReservedNames, taken
 from certctrl.plane.revocation.revocations import Revocations
@@ -47,6 +48,7 @@ class IssuingParts:
     reserved: ReservedNames
     revocations: Revocations
     keys: DeviceKeys
+    batches: Batches
 
 
 class IssueOptions(TypedDict, total=False):
@@ -89,6 +91,7 @@ class Certificates(Revoking):
         """Renewals that a device may request: a burst of five, then one every ten seconds."""
         self._reserved = parts.reserved
         self._keys = parts.keys
+        self._batches = parts.batches
         self._templates = Templates(database, parts.table, parts.orders, parts.keys, stream)
 
     def reserve(self, names: Collection[str]) -> list[dict[str, Any]]:
@@ -191,10 +194,15 @@ class Certificates(Revoking):
         self._reserved.refuse(json.loads(row["sans"]))
         refuse_imported(row)
         shared = None if device_id is None else self._device_request(row, device_id, share=not key_lost)
-        if shared is not None or is_immediate(row):
+        if shared is not None:
             return row, shared
         action = "renew" if row["serial_number"] else "issue"
         request = OrderRequest(action=action, reason=reason, device_id=device_id)
+        if not key_lost and (together := self._batches.set_of(row)):
+            ordered = {one["cert_id"]: one["order_id"] for one in self._batches.start(user_id, together, request)}
+            return row, self._orders.answer(ordered[cert_id])
+        if is_immediate(row):
+            return row, None
         locked = self._table.locked(user_id, cert_id)
         if row["key_origin"] == KEY_AT_DEVICE and device_id is None:
             for made in self._templates.made_from(cert_id):

@@ -96,14 +96,19 @@ class CertificateTable:
             now,
         )
 
-    def store(self, cert_id: int, issued: Issued, action: str, reason: str, device_id: int | None) -> int:
-        """Replace certificate, chain and key; return the id of the issue. The key is empty if a device has it."""
+    def store(
+        self, cert_id: int, issued: Issued, action: str, reason: str, device_id: int | None, *, batch: str = ""
+    ) -> int:
+        """Replace certificate, chain and key; return the id of the issue. The key is empty if a device has it.
+
+        ``batch``: the batch in which it was issued.
+        """
         key = issued.private_key_der
         self._keep_former(cert_id, issued.serial_number)
         self._db.run(
             "UPDATE certificates SET status = 'active', issued_by = issuer, serial_number = ?, fingerprint_sha256 = ?, not_before = ?,"
             " not_after = ?, certificate_pem = ?, chain_pem = ?, private_key_enc = ?, public_key_sha256 = ?,"
-            " renew_at = ?, updated_at = ?, revoked_at = NULL, revoke_reason = '', revoke_code = '' WHERE id = ?",
+            " renew_at = ?, updated_at = ?, revoked_at = NULL, revoke_reason = '', revoke_code = '', batch = ? WHERE id = ?",
             issued.serial_number,
             issued.fingerprint_sha256,
             issued.not_before,
@@ -114,6 +119,7 @@ class CertificateTable:
             issued.public_key_sha256,
             due_at(Life(issued.not_before, issued.not_after), issued.serial_number),
             self._wall_now(),
+            batch,
             cert_id,
         )
         self.on_stored(cert_id)

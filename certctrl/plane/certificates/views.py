@@ -21,22 +21,24 @@ from certctrl.plane.devices.devices import require_user
 from certctrl.plane.devices.sessions import DeviceSession
 from certctrl.plane.devices.tags import carried_by, checked_tags
 from certctrl.plane.errors import conflict, gone, not_found
+from certctrl.plane.orders.batches import sizes_of_device
 from certctrl.plane.storage.database import Database, Row, marks
 
 _LISTED = ", ".join(
     f"c.{name}"
     for name in (
         "id", "domain_name", "sans", "serial_number", "fingerprint_sha256", "not_before", "not_after", "status",
-        "updated_at", "key_origin", "public_key_sha256", "key_type", "must_staple",
+        "updated_at", "key_origin", "public_key_sha256", "key_type", "must_staple", "batch",
     )
 )  # fmt: skip
 
 
 class ListOfDevice(NamedTuple):
-    """The certificates of a device and their open orders, as the database has them."""
+    """The certificates of a device, their open orders and the sizes of their batches, as the database has them."""
 
     rows: list[Row]
     orders: dict[int, dict[str, Any]]
+    sizes: Mapping[str, int]
 
 
 class _WithKey:
@@ -111,8 +113,12 @@ class CertificateViews:
             KEY_AT_DEVICE,
             limit,
         )
-        orders = visible_orders(self._db, rows)
-        return [self._of_device(row, orders) for row in rows]
+        orders, sizes = visible_orders(self._db, rows), self._sizes(device_id, rows)
+        return [self._of_device(row, orders, sizes) for row in rows]
+
+    def _sizes(self, device_id: int, rows: Sequence[Row]) -> Mapping[str, int]:
+        """Return the batches of a device's certificates; usually none is in one."""
+        return sizes_of_device(self._db, device_id) if any(row["batch"] for row in rows) else {}
 
     def list_of(self, device_id: int) -> ListOfDevice:
         """Return all issued certificates of a device, as the table has them, for `listed`."""
@@ -121,17 +127,21 @@ class CertificateViews:
             " WHERE a.device_id = ? AND (c.serial_number != '' OR c.key_origin = ?) ORDER BY c.id",
             *(device_id, KEY_AT_DEVICE),
         )
-        return ListOfDevice(rows, visible_orders(self._db, rows))
+        return ListOfDevice(rows, visible_orders(self._db, rows), self._sizes(device_id, rows))
 
     def listed(self, found: ListOfDevice) -> list[ListedRow]:
         """Return the certificates of a device as it reads them, by id; without the database."""
-        shown = [self._of_device(row, found.orders) for row in found.rows]
+        shown = [self._of_device(row, found.orders, found.sizes) for row in found.rows]
         return [
             ListedRow(row["id"], json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode()) for row in shown
         ]
 
-    def _of_device(self, row: Row, orders: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
+    def _of_device(self, row: Row, orders: Mapping[int, dict[str, Any]], sizes: Mapping[str, int]) -> dict[str, Any]:
         """Return a certificate as its device reads it."""
+        size = sizes.get(row["batch"], 0)
+        return self._with_order(row, orders) | ({"batch": {"id": row["batch"], "size": size}} if size > 1 else {})
+
+    def _with_order(self, row: Row, orders: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
         if row["key_origin"] != KEY_AT_DEVICE:
             return self.summary(row)
         key = {"key_origin": KEY_AT_DEVICE, "public_key_sha256": row["public_key_sha256"]}
@@ -141,7 +151,7 @@ class CertificateViews:
         """Return ``CertificateDetail``; ErrorResponse 404 unless the certificate is assigned to the device."""
         row = self._table.of_device(device_id, cert_id)
         pem = {"certificate_pem": row["certificate_pem"], "chain_pem": row["chain_pem"]}
-        return self._of_device(row, visible_orders(self._db, [row])) | pem
+        return self._of_device(row, visible_orders(self._db, [row]), self._sizes(device_id, [row])) | pem
 
     def materials(self, device_id: int, cert_id: int) -> dict[str, Any]:
         """Return ``DeployMaterials``, sealed to the device's key; ErrorResponse 404, 409 until issued, 410 if revoked.

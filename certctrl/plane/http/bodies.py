@@ -353,6 +353,16 @@ class Renewals:
 
     cert_ids: Annotated[tuple[Id, ...], AtMost(MOST_RENEWED, required=True)]
     reason: Reason = ""
+    together: bool = False
+    """Whether devices receive all of them in one batch."""
+
+
+@lean.frozen
+class CertificateSet:
+    """Certificates that are always renewed together; none: the set ends."""
+
+    name: Annotated[str, Line(64)]
+    cert_ids: Annotated[tuple[Id, ...], AtMost(MOST_RENEWED)] = ()
 
 
 @lean.frozen

@@ -30,7 +30,9 @@ class LifecycleApi:
             ("POST", f"{USER}/certificate-imports", self.add_import),
             ("POST", f"{USER}/certificate-checks", self.check),
             ("POST", f"{USER}/renewals", self.renew),
-        ]
+            ("GET", f"{USER}/certificate-sets", self.sets), ("POST", f"{USER}/certificate-sets", self.put_set),
+            ("GET", f"{USER}/batches", self.batches), ("POST", f"{USER}/batches/{{name}}/dissolve", self.dissolve),
+        ]  # fmt: skip
         only = self._authenticator.operators_only
         return routes_of([(method, path, only(endpoint)) for method, path, endpoint in guarded])
 
@@ -54,9 +56,28 @@ class LifecycleApi:
         return data_answer(await self._plane.bulk.check(number(request, "uid"), wanted))
 
     async def renew(self, request: Request) -> Response:
-        """Order renewals: ``{"cert_ids", "reason"?}``."""
+        """Order renewals: ``{"cert_ids", "reason"?, "together"?}``."""
         body = await read_as(bodies.Renewals, request)
-        return data_answer(await self._plane.bulk.renew(number(request, "uid"), body.cert_ids, body.reason), 202)
+        renew, user_id = self._plane.bulk.renew, number(request, "uid")
+        return data_answer(await renew(user_id, body.cert_ids, body.reason, together=body.together), 202)
+
+    async def sets(self, request: Request) -> Response:
+        """Return the sets of certificates that are renewed together."""
+        return data_answer(await self._plane.work(self._plane.batches.sets, number(request, "uid")))
+
+    async def put_set(self, request: Request) -> Response:
+        """Set or end a set: ``{"name", "cert_ids"}``."""
+        body, user_id = await read_as(bodies.CertificateSet, request), number(request, "uid")
+        return data_answer(await self._plane.work(self._plane.batches.mark, user_id, body.name, body.cert_ids))
+
+    async def batches(self, request: Request) -> Response:
+        """Return the batches that have not left, because certificates of them are not issued."""
+        return data_answer(await self._plane.work(self._plane.batches.open_batches, number(request, "uid")))
+
+    async def dissolve(self, request: Request) -> Response:
+        """Deliver what a batch has, each certificate by itself."""
+        user_id, batch = number(request, "uid"), request.path_params["name"]
+        return data_answer(await self._plane.work_long(self._plane.batches.dissolve, user_id, batch))
 
 
 def issue_arguments(body: bodies.NewCertificate) -> dict[str, object]:

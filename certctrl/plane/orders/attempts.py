@@ -19,6 +19,7 @@ from certctrl.plane.errors import ErrorResponse
 from certctrl.plane.issuers.issuer import IssuerError
 from certctrl.plane.issuers.registry import Issuers
 from certctrl.plane.jobs import Job, Jobs
+from certctrl.plane.orders.batches import Batches
 from certctrl.plane.orders.orders import DONE, FAILED, READY, Orders
 from certctrl.plane.orders.requests import new_request
 from certctrl.plane.settings import DAY
@@ -91,6 +92,7 @@ class Attempts:
         orders: Orders,
         jobs: Jobs,
         issuers: Issuers,
+        batches: Batches,
         wall_now: Callable[[], float],
         random: Callable[[], float],
     ) -> None:
@@ -101,6 +103,7 @@ class Attempts:
         self._orders = orders
         self._jobs = jobs
         self._issuers = issuers
+        self._batches = batches
         self._wall_now = wall_now
         self._random = random
 
@@ -173,10 +176,14 @@ class Attempts:
         )
 
     def succeed(self, attempt: Attempt, issued: Issued) -> None:
-        """Store the issued certificate, end the order, and signal the devices."""
+        """Store the issued certificate, end the order, and signal the devices; in a batch, once all are issued."""
+        batch = self._batches.lock(attempt.order_id)
         certificate, _ = self._rows(attempt.order_id)
         self._require_claim(attempt)
         assert certificate is not None  # a claimed order refers to an existing certificate
+        if batch:
+            self._batches.keep(attempt.order_id, issued)
+            return
         order = self._db.one("SELECT reason, device_id FROM orders WHERE id = ?", attempt.order_id)
         assert order is not None
         self._table.store(attempt.cert_id, issued, attempt.action, order["reason"], order["device_id"])

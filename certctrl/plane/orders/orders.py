@@ -40,6 +40,8 @@ class OrderRequest:
     """The device that requests it; None: an operator, or the plane."""
     in_background: bool = False
     """Whether it may wait for orders that someone waits for."""
+    batch: str = ""
+    """The batch that it belongs to; empty: that of the certificate's failed order, if there is one."""
     refused_requests: int = 0
     """How many signing requests its issuer has refused in a row, each for another key of the device."""
 
@@ -63,6 +65,8 @@ class Orders:
         """
         known = self.open_of(certificate["id"])
         if known is not None:
+            if request.batch:
+                self._join(known["id"], certificate["id"], request.batch)
             if request.device_id is None:
                 self._make_due(known, request.in_background)
             return int(known["id"])
@@ -74,11 +78,44 @@ class Orders:
             *(certificate["id"], certificate["issuer"], request.action, request.reason, request.device_id),
             *(CSR_WANTED if at_device else READY, request.refused_requests, now, now, None if at_device else now),
         )
+        if batch := request.batch or self._batch_of_failed(certificate["id"]):
+            self._join(order_id, certificate["id"], batch)
         if at_device:
             self.request_csr(order_id, certificate)
         else:
             self._put(order_id, now, request.in_background)
         return order_id
+
+    def _batch_of_failed(self, cert_id: int) -> str:
+        """Return the batch that waits for a certificate because its order has failed."""
+        sql = "SELECT batch FROM orders WHERE cert_id = ? AND batch != '' AND state = ? ORDER BY id DESC LIMIT 1"
+        row = self._db.one(sql, cert_id, FAILED)
+        return "" if row is None else str(row["batch"])
+
+    def _join(self, order_id: int, cert_id: int, batch: str) -> None:
+        """Make an order the only one of its certificate in a batch."""
+        self._leave(cert_id)
+        self._db.run("UPDATE orders SET batch = ? WHERE id = ?", batch, order_id)
+
+    def _leave(self, cert_id: int) -> None:
+        """Take the open and failed orders of a certificate out of their batches."""
+        self._db.run("UPDATE orders SET batch = '' WHERE cert_id = ? AND batch != '' AND state != ?", cert_id, DONE)
+
+    def keep_issued(self, order_id: int, issued_enc: bytes, key_enc: bytes) -> None:
+        """Keep the issued certificate of an order, which stays open without further attempts."""
+        self._db.run(
+            "UPDATE orders SET issued_enc = ?, issued_key_enc = ?, problem = '', fix = '', updated_at = ?,"
+            " next_at = NULL WHERE id = ?",
+            *(issued_enc, key_enc, self._wall_now(), order_id),
+        )
+        self._drop_job(order_id)
+
+    def attempt_again(self, order_id: int) -> None:
+        """Drop the kept certificate of an order, and make it due now."""
+        now = self._wall_now()
+        sql = "UPDATE orders SET issued_enc = NULL, issued_key_enc = NULL, next_at = ?, updated_at = ? WHERE id = ?"
+        self._db.run(sql, now, now, order_id)
+        self._put(order_id, now, True)
 
     def start_over(self, certificate: Row, order: Row) -> None:
         """Replace an order whose signing request was refused by one that asks the device for another key."""
@@ -133,7 +170,8 @@ class Orders:
         return self.show(user_id, order_id)
 
     def cancel_of(self, cert_id: int, why: str) -> None:
-        """End the open order of a certificate, if there is one."""
+        """End the open order of a certificate, if there is one; the certificate leaves its batch."""
+        self._leave(cert_id)
         known = self.open_of(cert_id)
         if known is not None:
             self.end(known["id"], FAILED, why)
@@ -144,6 +182,7 @@ class Orders:
         changed = self._db.run(
             "UPDATE orders SET state = ?, problem = ?, fix = ?, memo_enc = NULL, updated_at = ?,"
             " csr_der = CASE WHEN key_enc IS NULL THEN csr_der ELSE NULL END, key_enc = NULL,"
+            " issued_enc = NULL, issued_key_enc = NULL,"
             f" next_at = NULL, finished_at = ? WHERE id = ? AND {_OPEN_SQL}",
             *(state, problem, fix, now, now, order_id),
         )
@@ -183,12 +222,13 @@ class Orders:
     def delete_expired(self) -> None:
         """Delete orders that ended long ago."""
         last = "SELECT max(id) FROM orders WHERE state = 'done' AND csr_der IS NOT NULL GROUP BY cert_id"
-        sql = f"DELETE FROM orders WHERE finished_at < ? AND id NOT IN ({last})"  # its CSR may be reused
+        waited_for = "state = 'failed' AND batch != ''"
+        sql = f"DELETE FROM orders WHERE finished_at < ? AND id NOT IN ({last}) AND NOT ({waited_for})"  # its CSR may be reused
         self._db.run(sql, self._wall_now() - KEPT_SECONDS)
 
     def _make_due(self, order: Row, in_background: bool = False) -> None:
         """Make an order that waits for its next attempt due now."""
-        if order["state"] != READY:
+        if order["state"] != READY or order["issued_enc"] is not None:
             return
         now = self._wall_now()
         job = self._db.one(f"SELECT lease FROM jobs WHERE {_ITS_JOB} ORDER BY lease DESC", *_its_job(order["id"]))

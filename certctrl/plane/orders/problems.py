@@ -7,7 +7,7 @@ import trio
 from certctrl.errors import CertctrlError
 from certctrl.plane.health.problems import ProblemName, Problems
 from certctrl.plane.issuers.registry import Issuers
-from certctrl.plane.orders.orders import BLOCKED, CSR_WANTED, READY
+from certctrl.plane.orders.orders import BLOCKED, CSR_WANTED, FAILED, READY
 from certctrl.plane.storage.database import Database, Row
 
 FAILURES = 3
@@ -51,6 +51,7 @@ class OrderProblems:
         failing = (
             f"(o.state = '{READY}' AND o.attempts >= {FAILURES} AND o.problem != '') OR o.state = '{BLOCKED}'"
             f" OR (o.state IN ('{READY}', '{CSR_WANTED}') AND o.refused_requests > 0 AND o.problem != '')"
+            f" OR (o.state = '{FAILED}' AND o.batch != '')"  # others wait for it
         )
         count = self._db.one(f"SELECT count(*) AS n FROM orders o WHERE {failing}")
         worst = self._db.one(

@@ -21,6 +21,7 @@ from certctrl.plane.health.storage_check import StorageCheck
 from certctrl.plane.issuers.issuer import RenewalWindow
 from certctrl.plane.issuers.registry import IMPORT, Issuers
 from certctrl.plane.jobs import Job, Jobs
+from certctrl.plane.orders.batches import Batches
 from certctrl.plane.orders.orders import OrderRequest, Orders
 from certctrl.plane.orders.renewal_problems import RenewalProblems
 from certctrl.plane.orders.renewal_times import Life, ask_again_at, due_at
@@ -63,6 +64,7 @@ class Renewals:
         jobs: Jobs,
         table: CertificateTable,
         orders: Orders,
+        batches: Batches,
         issuers: Issuers,
         problems: RenewalProblems,
         counters: PlaneCounters,
@@ -73,6 +75,7 @@ class Renewals:
         self._jobs = jobs
         self._table = table
         self._orders = orders
+        self._batches = batches
         self._issuers = issuers
         self._problems = problems
         self._counters = counters
@@ -112,6 +115,7 @@ class Renewals:
         claimed = self._jobs.claim(JOB, limit=1, lease_seconds=LEASE_SECONDS)
         if not claimed:
             return ROUND_SECONDS  # another plane runs this round
+        self._batches.release_ready()
         pause = self._order(now)
         if abs(now - self._planned_at) >= PLAN_SECONDS:
             planned = self._plan(now)
@@ -175,7 +179,11 @@ class Renewals:
             waiting[row["issuer"]] += 1
             certificate = self._table.locked_by_id(row["id"])
             if certificate is not None and _is_due(certificate, now):  # otherwise it has changed since
-                self._orders.start(certificate, OrderRequest(action="renew", reason="due", in_background=True))
+                request = OrderRequest(action="renew", reason="due", in_background=True)
+                if together := self._batches.set_of(certificate):
+                    self._batches.start(certificate["user_id"], together, request)
+                else:
+                    self._orders.start(certificate, request)
         if len(rows) == ORDERED_TOGETHER:
             return BUSY_PAUSE
         return FULL_PAUSE if max(waiting.values(), default=0) >= MOST_WAITING else self._until_next(now)

@@ -255,6 +255,14 @@ CREATE TABLE questions (
 CREATE INDEX questions_device ON questions(device_id, id);
 CREATE INDEX questions_open ON questions(expires_at) WHERE result = '';
 """,
+    """
+ALTER TABLE orders ADD COLUMN batch TEXT NOT NULL DEFAULT '';
+ALTER TABLE orders ADD COLUMN issued_enc BLOB;
+ALTER TABLE orders ADD COLUMN issued_key_enc BLOB;
+CREATE INDEX orders_batch ON orders(batch) WHERE batch != '';
+ALTER TABLE certificates ADD COLUMN together TEXT NOT NULL DEFAULT '';
+ALTER TABLE certificates ADD COLUMN batch TEXT NOT NULL DEFAULT '';
+""",
 )
 """One script per schema version, oldest first, in SQLite's dialect; the database counts those that have run.
 

@@ -10,6 +10,7 @@ import attrs
 from certctrl import lean
 from certctrl.errors import BadAnswerError, CertctrlError, MaterialError, PlaneError
 from certctrl.model.certificate import DEVICE_KEY, CaBundle, CertificateSummary, CsrOrder, DeployMaterials
+from certctrl.model.signals import AtomicBatch
 from certctrl.protocol.wire.answer import BUNDLE_CAP, MAX_ETAG, error_from, plain_etag
 from certctrl.protocol.wire.reader import (
     Hook,
@@ -23,10 +24,18 @@ from certctrl.protocol.wire.reader import (
     texts,
     wire_class,
 )
+from certctrl.protocol.wire.signals import atomic_batch
 from certctrl.text import one_line
 
 _SCHEMES = dict.fromkeys(("aes256gcm", "1", "aead"), "aes256gcm") | {name: name for name in ("plaintext", DEVICE_KEY)}
 _WRAPS = {"x25519": "x25519", "x25519-v1": "x25519"}
+
+
+def _batch(value: Any, _: Any = None) -> AtomicBatch | None:
+    try:
+        return atomic_batch(value, "")
+    except Misfit:  # must not hide the other certificates
+        return None
 
 
 def _one_of(spellings: dict[str, str], word: Hook) -> Hook:
@@ -88,6 +97,7 @@ _certificate = wire_class(
         "updated_at": moment,
         "key_origin": text(64),
         "public_key_sha256": text(64),
+        "batch": _batch,
     },
 )
 _materials = wire_class(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, TypeVar
 
 import attrs
@@ -15,6 +16,7 @@ from certctrl.model.signals import (
     AcmeHttp01Stop,
     AcmeTlsAlpn01Start,
     AcmeTlsAlpn01Stop,
+    AtomicBatch,
     CaAssigned,
     CaUnassigned,
     CertRenewed,
@@ -36,6 +38,8 @@ from certctrl.protocol.wire.reader import SAFE_INT, Misfit, Read, alias, integer
 from certctrl.text import kind_of
 
 MAX_TS_MS = 253_402_300_799_999
+MOST_IN_BATCH = 100
+"""Certificates of an atomic batch."""
 _TYPE_LIMIT = 128
 _NAME_LIMIT = 256
 _REF_LIMIT = 4096
@@ -47,6 +51,7 @@ _timestamp = integer(ge=1, le=MAX_TS_MS)  # 0 marks a malformed signal and must 
 _id = integer(ge=1)
 _name = text(_NAME_LIMIT)
 _NEVER_READ = ("sent_as",)
+_BATCH_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 _Challenge = TypeVar("_Challenge", bound=ChallengeStart | ChallengeStop)
 
 
@@ -54,8 +59,18 @@ def _reason(value: Any, _: Any = None) -> str | None:
     return value if isinstance(value, str) else None  # for humans only: must not refuse the resync
 
 
-def _cert(cls: type[CertRenewed | CertRevoked | CertUnassigned]) -> Read[KnownSignal]:
+def _cert(cls: type[CertRevoked | CertUnassigned]) -> Read[KnownSignal]:
     return wire_class(cls, {"cert_id": _id, "serial": _name}, omit=_NEVER_READ)
+
+
+def _batch_id(value: Any, _: Any = None) -> str:
+    if not isinstance(value, str) or not _BATCH_ID.fullmatch(value):
+        raise Misfit("expected 1 to 64 of the characters A-Z a-z 0-9 . _ -")
+    return value
+
+
+atomic_batch = wire_class(AtomicBatch, {"id": _batch_id, "size": integer(ge=2, le=MOST_IN_BATCH)})
+"""Reads the reference to a batch; strict: a renewal of a batch that cannot be read must not be switched alone."""
 
 
 def _ca(cls: type[CaAssigned | CaUnassigned]) -> Read[KnownSignal]:
@@ -87,7 +102,7 @@ def _checked_token(signal: _Challenge) -> _Challenge:
     return signal
 
 
-_renewed = _cert(CertRenewed)
+_renewed = wire_class(CertRenewed, {"cert_id": _id, "serial": _name}, omit=_NEVER_READ)
 _BY_TYPE: dict[str, Read[KnownSignal]] = {
     InstallUpdated.type: wire_class(
         InstallUpdated,

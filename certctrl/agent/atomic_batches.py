@@ -1,0 +1,187 @@
+"""Gather the certificates of atomic batches (``ref.batch``) until all are ready; then they are switched together.
+
+A ready certificate waits here, and its signal stays in the inbox, so a crash loses nothing. Its resource is released as
+soon as another signal of it arrives: a revocation never waits for a batch. A batch is complete once as many of its
+certificates are known as the plane announced, and each is ready or no longer in it: a newer signal replaced its own, or
+it ended without material. If that takes longer than the limit, the ready ones fail, and wait with `RetryKind.BATCH`
+until a missing one becomes ready.
+
+Which certificates a batch has is not written down here: the signals say it, and after a crash the comparison with the
+plane announces again what is missing, with the plane's present size of the batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import attrs
+
+from certctrl import lean
+from certctrl.agent.batches import ReadyCertificate
+from certctrl.install.deploy.retry_table import RetryTable
+from certctrl.install.plan.retries import ROUNDING
+from certctrl.model.records import RetryKind
+from certctrl.model.signals import CertRenewed, Signal, identity
+from certctrl.text import one_line
+
+MAX_WHY = 400
+"""Characters of the reason why a batch is incomplete."""
+MOST_NAMED = 3
+
+
+@lean.define(eq=False)
+class _Gathering:
+    """What is known of one batch."""
+
+    size: int = 0
+    announced_at: int = 0
+    """Time of the newest signal, whose size counts (milliseconds)."""
+    seen: set[int] = attrs.field(factory=set)
+    """Certificates that were announced as members in this run."""
+    unfinished: set[int] = attrs.field(factory=set)
+    """Those whose signal has not ended."""
+    held: dict[int, ReadyCertificate] = attrs.field(factory=dict)
+    ends_at: float = math.inf
+    """When the limit is over (Trio clock)."""
+    compared: bool = False
+    """Whether the plane was asked what the batch lacks."""
+
+    @property
+    def unknown(self) -> int:
+        """How many certificates of the batch were not announced."""
+        return max(0, self.size - len(self.seen))
+
+    @property
+    def is_complete(self) -> bool:
+        return bool(self.held) and len(self.seen) >= self.size and self.unfinished <= self.held.keys()
+
+
+class AtomicBatches:
+    """The batches whose certificates are not all ready."""
+
+    def __init__(
+        self,
+        retries: RetryTable,
+        *,
+        limit: Callable[[], float],
+        clock: Callable[[], float],
+        compare: Callable[[], object],
+    ) -> None:
+        """``limit`` returns how many seconds the ready certificates of a batch wait for the others.
+
+        ``compare`` requests a comparison with the plane, once for a batch of which certificates were not announced.
+        """
+        self._compare = compare
+        self._retries = retries
+        self._limit = limit
+        self._clock = clock
+        self._found: dict[str, _Gathering] = {}
+        self.may_have_any = True
+        """Whether `note` may find anything: a burst of other signals need not be searched each time."""
+
+    def admitted(self, signals: Iterable[Signal]) -> None:
+        """Note that signals have arrived."""
+        self.may_have_any = self.may_have_any or any(map(batch_of, signals))
+
+    @property
+    def held(self) -> list[ReadyCertificate]:
+        """Return the certificates that wait for others."""
+        return [one for batch in self._found.values() for one in batch.held.values()]
+
+    def hold(self, ready: ReadyCertificate) -> None:
+        """Keep a ready certificate until its batch is complete; what fails for lack of it is due now."""
+        batch, cert_id = ready.atomic_batch, ready.prepared.cert_id
+        gathering = self._found.setdefault(batch, _Gathering())
+        gathering.seen.add(cert_id)
+        gathering.unfinished.add(cert_id)
+        if not gathering.held:
+            gathering.ends_at = self._clock() + self._limit()
+        gathering.held[cert_id] = ready
+        self.may_have_any = True
+        for retry in self._retries.signals():
+            if retry.kind is RetryKind.BATCH and batch_of(retry.signal) == batch:
+                self._retries.due_now(retry.resource)
+
+    def note(self, signals: Sequence[Signal]) -> list[ReadyCertificate]:
+        """Note all signals that have not ended; return held certificates of which another signal has arrived."""
+        of_batches = [one for one in signals if isinstance(one, CertRenewed) and one.batch is not None]
+        for gathering in self._found.values():
+            gathering.unfinished.clear()
+        for signal in of_batches:
+            self._note(signal)
+        for batch in [batch for batch, one in self._found.items() if not one.unfinished]:
+            del self._found[batch]
+        self.may_have_any = bool(self._found)
+        return self._overtaken(signals)
+
+    def _note(self, signal: CertRenewed) -> None:
+        assert signal.batch is not None
+        gathering = self._found.setdefault(signal.batch.id, _Gathering())
+        gathering.seen.add(signal.cert_id)
+        gathering.unfinished.add(signal.cert_id)
+        if signal.ts_ms >= gathering.announced_at:
+            gathering.size, gathering.announced_at = signal.batch.size, signal.ts_ms
+
+    def _overtaken(self, signals: Iterable[Signal]) -> list[ReadyCertificate]:
+        held = {one.entry.signal.resource: one for one in self.held}
+        found = dict[str, ReadyCertificate]()
+        for signal in signals if held else ():
+            one = held.get(signal.resource)
+            if one is not None and identity(one.entry.signal) != identity(signal):
+                found[signal.resource] = one
+        for one in found.values():
+            del self._found[one.atomic_batch].held[one.prepared.cert_id]
+        return list(found.values())
+
+    def take_complete(self) -> list[ReadyCertificate]:
+        """Return the certificates of complete batches, which leave together."""
+        found: list[ReadyCertificate] = []
+        for gathering in self._found.values():
+            if gathering.is_complete:
+                found += [attrs.evolve(one, deadline=math.inf) for one in gathering.held.values()]
+                gathering.held.clear()
+        return found
+
+    def take_expired(self) -> list[tuple[ReadyCertificate, str]]:
+        """Return the certificates whose batch was incomplete for too long, and why."""
+        found: list[tuple[ReadyCertificate, str]] = []
+        for batch, gathering in self._found.items():
+            if gathering.held and gathering.ends_at <= self._clock() + ROUNDING:
+                if gathering.unknown and not gathering.compared:
+                    gathering.compared = True
+                    self._compare()
+                why = f"not switched: atomic batch {batch} lacks {self._missing(gathering)}"
+                found += [(one, one_line(why, MAX_WHY)) for one in gathering.held.values()]
+                gathering.held.clear()
+        return found
+
+    def take_all(self) -> list[ReadyCertificate]:
+        """Return all that wait: this run handles nothing more."""
+        found = self.held
+        for gathering in self._found.values():
+            gathering.held.clear()
+        return found
+
+    @property
+    def next_end(self) -> float:
+        """When the next limit is over (Trio clock); infinity: no certificate waits."""
+        return min((one.ends_at for one in self._found.values() if one.held), default=math.inf)
+
+    def _missing(self, gathering: _Gathering) -> str:
+        missing = sorted(gathering.unfinished - gathering.held.keys())
+        parts = [self._why(cert_id) for cert_id in missing[:MOST_NAMED]]
+        parts += [f"{len(missing) - MOST_NAMED} more"] if len(missing) > MOST_NAMED else []
+        if gathering.unknown:
+            parts.append(f"{gathering.unknown} of {gathering.size} certificates, which were not announced here")
+        return "; ".join(parts)
+
+    def _why(self, cert_id: int) -> str:
+        retry = self._retries.of(f"cert:{cert_id}")
+        why = retry.last_error if retry is not None and retry.kind is not RetryKind.BATCH else ""
+        return f"certificate {cert_id}: {why or 'not ready'}"
+
+
+def batch_of(signal: Signal | None) -> str:
+    """Return the id of the atomic batch of a signal; empty: none."""
+    return signal.batch.id if isinstance(signal, CertRenewed) and signal.batch is not None else ""

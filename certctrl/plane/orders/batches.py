@@ -1,0 +1,281 @@
+"""Batches: renewals that devices receive together, once all of them are issued; all in the caller's unit of work.
+
+An order of a batch stays open after its certificate is issued, and the certificate is kept with it: until all are
+issued, devices see nothing new of any. Then all are stored and signalled in one unit of work, with ``ref.batch`` for
+devices whose agents switch them together. An order that has failed keeps its batch waiting, until it is ordered again
+or an operator dissolves the batch. Certificates of a *set* are always renewed together.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import attrs
+
+from certctrl.model.features import ATOMIC_BATCH
+from certctrl.plane.ca.issuer import Issued
+from certctrl.plane.certificates.table import CertificateTable
+from certctrl.plane.clock import when
+from certctrl.plane.devices.devices import require_user
+from certctrl.plane.devices.features import announced
+from certctrl.plane.errors import bad_request, conflict, not_found
+from certctrl.plane.issuers.registry import IMPORT, Issuers
+from certctrl.plane.orders.orders import CSR_WANTED, DONE, FAILED, OrderRequest, Orders
+from certctrl.plane.reserved_names import ReservedNames
+from certctrl.plane.storage.database import Database, Row, marks
+from certctrl.plane.storage.keyring import Keyring
+from certctrl.plane.storage.signal_stream import SignalStream
+
+MOST_IN_BATCH = 100
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
+_RELEASED_TOGETHER = 20
+"""Batches that one round checks."""
+
+
+class Batches:
+    """Orders with the same ``batch``, and certificates with the same ``together``."""
+
+    def __init__(
+        self,
+        database: Database,
+        keyring: Keyring,
+        table: CertificateTable,
+        orders: Orders,
+        issuers: Issuers,
+        stream: SignalStream,
+        reserved: ReservedNames,
+        wall_now: Callable[[], float],
+    ) -> None:
+        self._db = database
+        self._keyring = keyring
+        self._table = table
+        self._orders = orders
+        self._issuers = issuers
+        self._stream = stream
+        self._reserved = reserved
+        self._wall_now = wall_now
+
+    # --- sets -----------------------------------------------------------------------------------------------------
+
+    def mark(self, user_id: int, name: str, cert_ids: Collection[int]) -> list[dict[str, Any]]:
+        """Make certificates the set with a name, and end what it was before; without any, it ends. Return all sets."""
+        require_user(self._db, user_id)
+        if not _NAME.fullmatch(name):
+            raise bad_request("A set's name has 1 to 64 of the characters A-Z a-z 0-9 . _ -", field="name")
+        if len(set(cert_ids)) == 1 or len(set(cert_ids)) > MOST_IN_BATCH:
+            raise bad_request(f"A set has 2 to {MOST_IN_BATCH} certificates", field="cert_ids")
+        self._db.run("UPDATE certificates SET together = '' WHERE user_id = ? AND together = ?", user_id, name)
+        for cert_id in sorted(set(cert_ids)):
+            self._table.locked(user_id, cert_id)
+            self._db.run("UPDATE certificates SET together = ? WHERE id = ?", name, cert_id)
+        return self.sets(user_id)
+
+    def sets(self, user_id: int) -> list[dict[str, Any]]:
+        """Return a user's sets, by name."""
+        sql = "SELECT id, together FROM certificates WHERE user_id = ? AND together != '' ORDER BY together, id"
+        found: dict[str, list[int]] = {}
+        for row in self._db.all(sql, user_id):
+            found.setdefault(row["together"], []).append(row["id"])
+        return [{"name": name, "cert_ids": ids} for name, ids in found.items()]
+
+    def set_of(self, certificate: Row) -> list[int]:
+        """Return the certificates that are renewed together with one, itself included; empty: it is in no set."""
+        if not certificate["together"]:
+            return []
+        sql = (
+            "SELECT id FROM certificates WHERE user_id = ? AND together = ? AND status = 'active' AND issuer != ?"
+            " ORDER BY id"
+        )
+        rows = self._db.all(sql, certificate["user_id"], certificate["together"], IMPORT)
+        ids = [row["id"] for row in rows]
+        return ids if len(ids) > 1 and certificate["id"] in ids else []
+
+    # --- orders ---------------------------------------------------------------------------------------------------
+
+    def start(self, user_id: int, cert_ids: Collection[int], request: OrderRequest) -> list[dict[str, Any]]:
+        """Order renewals that belong together; return for each certificate its order and the batch.
+
+        Certificates made from a template are included. ErrorResponse 400, 404 and 409 if one cannot be renewed; then
+        none is ordered.
+        """
+        rows = [self._table.locked(user_id, cert_id) for cert_id in self._expanded(user_id, cert_ids)]
+        if not 2 <= len(rows) <= MOST_IN_BATCH:
+            raise bad_request(f"A batch has 2 to {MOST_IN_BATCH} certificates, not {len(rows)}", field="cert_ids")
+        for row in rows:
+            self._require_renewable(row)
+        batch, ordered = f"b-{secrets.token_hex(8)}", []
+        for row in rows:
+            action = "renew" if row["serial_number"] else "issue"
+            order_id = self._orders.start(row, attrs.evolve(request, action=action, batch=batch))
+            ordered.append({"cert_id": row["id"], "order_id": order_id, "problem": "", "batch": batch})
+        return ordered
+
+    def _expanded(self, user_id: int, cert_ids: Collection[int]) -> list[int]:
+        """Return certificates with those that were made from them and are in use, by id."""
+        ids = sorted(set(cert_ids))
+        if not ids:
+            return []
+        sql = (
+            f"SELECT id FROM certificates c WHERE user_id = ? AND template_id IN ({marks(ids)}) AND status = 'active'"
+            " AND EXISTS (SELECT 1 FROM assignments a WHERE a.cert_id = c.id)"
+        )
+        return sorted({*ids, *(row["id"] for row in self._db.all(sql, user_id, *ids))})
+
+    def _require_renewable(self, row: Row) -> None:
+        self._reserved.refuse(json.loads(row["sans"]))
+        if row["issuer"] == IMPORT:
+            raise conflict(f"Certificate {row['id']} was imported, so it is not renewed here", "CERT_IMPORTED")
+        if row["status"] == "revoked":
+            raise conflict(f"Certificate {row['id']} is revoked", "CERT_REVOKED")
+
+    def lock(self, order_id: int) -> str:
+        """Lock the certificates of an order's batch, in the order of their ids; return the batch, empty: none."""
+        order = self._db.one("SELECT batch FROM orders WHERE id = ?", order_id)
+        if order is None or not order["batch"]:
+            return ""
+        self._lock_all(order["batch"])
+        return str(order["batch"])
+
+    def _lock_all(self, batch: str) -> None:
+        of_batch = "SELECT cert_id FROM orders WHERE batch = ?"
+        self._db.all_locked(f"SELECT id FROM certificates WHERE id IN ({of_batch}) ORDER BY id", batch)
+
+    def keep(self, order_id: int, issued: Issued) -> None:
+        """Keep an issued certificate with its order, and release its batch if it was the last one."""
+        row = self._db.one("SELECT batch FROM orders WHERE id = ?", order_id)
+        assert row is not None  # the caller's attempt has its claim
+        plain = json.dumps(attrs.asdict(issued, filter=_is_text)).encode()
+        sealed = self._keyring.seal(f"order {order_id} issued", plain)
+        key = issued.private_key_der
+        self._orders.keep_issued(
+            order_id, sealed, self._keyring.seal(f"order {order_id} issued key", key) if key else b""
+        )
+        self._release(row["batch"])
+
+    def release_ready(self) -> int:
+        """Release the batches that are complete, and return their number.
+
+        The last order may have left its batch instead of being issued.
+        """
+        rows = self._db.all(
+            "SELECT batch FROM orders WHERE batch != '' AND state != ? GROUP BY batch"
+            " HAVING count(*) = sum(CASE WHEN issued_enc IS NOT NULL THEN 1 ELSE 0 END) ORDER BY batch LIMIT ?",
+            *(DONE, _RELEASED_TOGETHER),
+        )
+        for row in rows:
+            self._lock_all(row["batch"])
+            self._release(row["batch"])
+        return len(rows)
+
+    def _release(self, batch: str) -> None:
+        """Store and signal all certificates of a batch, unless one is missing."""
+        orders = self._of(batch)
+        if any(order["state"] == FAILED or order["issued_enc"] is None for order in orders):
+            return
+        found = [(order, self._issued(order)) for order in orders]
+        if expired := [order for order, issued in found if issued.not_after <= self._wall_now()]:
+            for order in expired:  # the others took too long
+                self._orders.attempt_again(order["id"])
+            return
+        for order, issued in found:
+            self._store(order, issued, batch if len(found) > 1 else "")
+        self._announce(batch, {order["cert_id"]: issued.serial_number for order, issued in found})
+
+    def _of(self, batch: str) -> list[Row]:
+        return self._db.all("SELECT * FROM orders WHERE batch = ? AND state != ? ORDER BY cert_id", batch, DONE)
+
+    def _issued(self, order: Row) -> Issued:
+        plain = self._keyring.unseal(f"order {order['id']} issued", bytes(order["issued_enc"]))
+        sealed = bytes(order["issued_key_enc"] or b"")
+        key = self._keyring.unseal(f"order {order['id']} issued key", sealed) if sealed else b""
+        return Issued(private_key_der=key, **json.loads(plain))
+
+    def _store(self, order: Row, issued: Issued, batch: str) -> None:
+        cert_id = order["cert_id"]
+        self._table.store(cert_id, issued, order["action"], order["reason"], order["device_id"], batch=batch)
+        self._orders.end(order["id"], DONE)
+        self._issuers.note_success(order["issuer"], used=True)
+
+    def _announce(self, batch: str, serials: Mapping[int, str]) -> None:
+        """Signal new certificates to their devices; devices with the same ones get the same signals."""
+        rows = self._db.all(
+            "SELECT a.device_id, a.cert_id, d.features FROM assignments a JOIN devices d ON d.id = a.device_id"
+            f" WHERE a.cert_id IN ({marks(list(serials))}) ORDER BY a.device_id, a.cert_id",
+            *serials,
+        )
+        held: dict[int, list[int]] = {}
+        able = {row["device_id"]: ATOMIC_BATCH in announced(row) for row in rows}
+        for row in rows:
+            held.setdefault(row["device_id"], []).append(row["cert_id"])
+        alike: dict[tuple[tuple[int, ...], bool], list[int]] = {}
+        for device_id, ids in held.items():
+            alike.setdefault((tuple(ids), able[device_id] and len(ids) > 1), []).append(device_id)
+        for (of_device, together), devices in alike.items():
+            more = {"batch": {"id": batch, "size": len(of_device)}} if together else {}
+            for cert_id in of_device:
+                ref = {"cert_id": cert_id, "serial": serials[cert_id]} | more
+                self._stream.append_to_all(devices, "cert.renewed", ref)
+
+    # --- operators ------------------------------------------------------------------------------------------------
+
+    def open_batches(self, user_id: int) -> list[dict[str, Any]]:
+        """Return a user's batches that have not left, the oldest first."""
+        require_user(self._db, user_id)
+        rows = self._db.all(
+            "SELECT o.* FROM orders o JOIN certificates c ON c.id = o.cert_id"
+            " WHERE c.user_id = ? AND o.batch != '' AND o.state != ? ORDER BY o.id",
+            *(user_id, DONE),
+        )
+        found: dict[str, list[Row]] = {}
+        for row in rows:
+            found.setdefault(row["batch"], []).append(row)
+        return [_shown(batch, orders) for batch, orders in found.items()]
+
+    def dissolve(self, user_id: int, batch: str) -> list[dict[str, Any]]:
+        """Deliver what a batch has, each certificate by itself; its other orders continue alone. ErrorResponse 404."""
+        if not any(one["id"] == batch for one in self.open_batches(user_id)):
+            raise not_found("There is no such batch; see plane together")
+        self._lock_all(batch)
+        for order in self._of(batch):
+            self._db.run("UPDATE orders SET batch = '' WHERE id = ?", order["id"])
+            if order["issued_enc"] is None or order["state"] == FAILED:
+                continue
+            issued = self._issued(order)
+            self._store(order, issued, "")
+            self._table.announce(order["cert_id"], issued.serial_number)
+        return self.open_batches(user_id)
+
+
+def sizes_of_device(database: Database, device_id: int) -> Counter[str]:
+    """Return the batches in which a device's certificates were issued, and how many of each it has."""
+    rows = database.all(
+        "SELECT c.batch, count(*) AS n FROM certificates c JOIN assignments a ON a.cert_id = c.id"
+        " WHERE a.device_id = ? AND c.batch != '' AND c.status = 'active' GROUP BY c.batch",
+        device_id,
+    )
+    return Counter({row["batch"]: int(row["n"]) for row in rows})
+
+
+def _is_text(field: Any, value: object) -> bool:
+    return not isinstance(value, bytes)
+
+
+def _shown(batch: str, orders: Sequence[Row]) -> dict[str, Any]:
+    failed = [order for order in orders if order["state"] == FAILED]
+    fails = [order for order in orders if order["problem"]]
+    worst = next(iter(failed or fails), None)
+    waiting = [order["cert_id"] for order in orders if order["issued_enc"] is None]
+    csr = any(order["state"] == CSR_WANTED for order in orders)
+    return {
+        "id": batch,
+        "cert_ids": [order["cert_id"] for order in orders],
+        "waiting_for": waiting,
+        "state": "failed" if failed else "csr_wanted" if csr else "waiting",
+        "problem": f"certificate {worst['cert_id']}: {worst['problem']}" if worst is not None else "",
+        "created_at": when(min(order["created_at"] for order in orders)),
+    }

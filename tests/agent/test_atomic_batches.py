@@ -1,0 +1,263 @@
+"""Atomic batches are gathered across pages and retries, and never hold a signal of their certificates back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, cast
+
+import attrs
+import pytest
+import trio
+
+from certctrl.agent.atomic_batches import AtomicBatches
+from certctrl.agent.batches import ReadyCertificate
+from certctrl.agent.reconcile import compare
+from certctrl.install.deploy.retry_table import RetryTable
+from certctrl.model.certificate import CertFacts, CertificateSummary
+from certctrl.model.config import ApplicationConfig
+from certctrl.model.records import CertRecord, InboxEntry, Retry, RetryKind, Stage
+from certctrl.model.signals import AtomicBatch, CertRenewed, CertRevoked, Signal
+
+LIMIT = 600.0
+
+
+class Staged:
+    """A stand-in for a prepared certificate."""
+
+    def __init__(self, cert_id: int) -> None:
+        self.cert_id = cert_id
+
+
+def renewed(cert_id: int, batch: str = "b", size: int = 3, ts_ms: int = 1) -> CertRenewed:
+    return CertRenewed(ts_ms, cert_id, batch=AtomicBatch(id=batch, size=size))
+
+
+def ready(signal: CertRenewed) -> ReadyCertificate:
+    return ReadyCertificate(
+        entry=InboxEntry(signal=signal), prepared=cast(Any, Staged(signal.cert_id)), started=0.0, deadline=300.0
+    )
+
+
+class Host:
+    """The batches of a host, with a clock and a retry table."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.compared = 0
+        self.retries = RetryTable(
+            load=lambda: ((), False), wall_now=lambda: self.now, steady_now=lambda: self.now, random=lambda: 1.0,
+            settings=ApplicationConfig,
+        )  # fmt: skip
+        self.atomic = AtomicBatches(
+            self.retries, limit=lambda: LIMIT, clock=lambda: self.now, compare=lambda: self.note_comparison()
+        )
+
+    def note_comparison(self) -> None:
+        self.compared += 1
+
+    def hold(self, *signals: CertRenewed) -> None:
+        for signal in signals:
+            self.atomic.hold(ready(signal))
+
+    def taken(self) -> list[int]:
+        return ids(self.atomic.take_complete())
+
+    def fail(self, signal: Signal, kind: RetryKind, error: str = "no") -> None:
+        """Record a failure that is due in an hour."""
+        at = self.now + 3600.0
+        self.retries.put(
+            Retry(resource=signal.resource, kind=kind, signal=signal, last_error=error, next_try_at=at, pause=3600.0)
+        )
+
+
+def ids(found: Iterable[ReadyCertificate]) -> list[int]:
+    return sorted(one.prepared.cert_id for one in found)
+
+
+@pytest.fixture
+def host() -> Host:
+    return Host()
+
+
+def test_a_batch_leaves_once_all_announced_certificates_are_ready(host: Host) -> None:
+    first, second, third = (renewed(n) for n in (1, 2, 3))
+    host.atomic.note([first, second])
+    host.hold(first, second)
+    assert host.taken() == [], "the third comes with the next page"
+    host.atomic.note([first, second, third])
+    assert host.taken() == []
+    host.hold(third)
+    assert host.taken() == [1, 2, 3] and host.atomic.held == []
+
+
+def test_a_batch_waits_for_each_certificate_that_is_announced(host: Host) -> None:
+    """The plane announced a smaller size than it sent: none of them is left behind."""
+    signals = [renewed(n, size=2) for n in (1, 2, 3)]
+    host.atomic.note(signals)
+    host.hold(*signals[:2])
+    assert host.taken() == []
+    host.hold(signals[2])
+    assert host.taken() == [1, 2, 3]
+
+
+def test_batches_do_not_wait_for_each_other(host: Host) -> None:
+    signals = [renewed(1, "one", 2), renewed(2, "one", 2), renewed(3, "two", 2), renewed(4, "two", 2)]
+    host.atomic.note(signals)
+    host.hold(signals[0], signals[2], signals[3])
+    assert host.taken() == [3, 4]
+
+
+@pytest.mark.parametrize("newer", [
+    CertRevoked(2, 1), CertRenewed(2, 1), renewed(1, "other", 2, ts_ms=2), renewed(1, ts_ms=2), CertRevoked(0, 1),
+])  # fmt: skip
+def test_another_signal_of_a_certificate_frees_it(host: Host, newer: Signal) -> None:
+    first, second = renewed(1, size=2), renewed(2, size=2)
+    host.atomic.note([first, second])
+    host.hold(first)
+    assert ids(host.atomic.note([first, second, newer])) == [1]
+    assert host.atomic.held == []
+
+
+def test_a_certificate_that_left_its_batch_is_not_waited_for(host: Host) -> None:
+    signals = [renewed(n) for n in (1, 2, 3)]
+    host.atomic.note(signals)
+    host.hold(*signals[:2])
+    host.atomic.note([*signals[:2], CertRenewed(5, 3)])
+    assert host.taken() == [1, 2]
+
+
+def test_the_newest_signal_says_how_many_there_are(host: Host) -> None:
+    """After a restart, the comparison with the plane announces the two that are left of three."""
+    old = [renewed(1), renewed(2)]
+    host.atomic.note(old)
+    host.hold(*old)
+    assert host.taken() == []
+    new = [renewed(1, size=2, ts_ms=9), renewed(2, size=2, ts_ms=9)]
+    assert ids(host.atomic.note([*old, *new])) == [1, 2]
+    host.atomic.note(new)
+    host.hold(*new)
+    assert host.taken() == [1, 2]
+
+
+def test_an_incomplete_batch_fails_with_its_reason_after_the_limit(host: Host) -> None:
+    signals = [renewed(n) for n in (1, 2, 3)]
+    host.fail(signals[2], RetryKind.REFUSED, "bad material")
+    host.atomic.note(signals)
+    host.now = 100.0
+    host.hold(*signals[:2])
+    assert host.atomic.next_end == 100.0 + LIMIT
+    host.now += LIMIT - 1
+    assert host.atomic.take_expired() == []
+    host.now += 1
+    found = host.atomic.take_expired()
+    assert ids(one for one, _ in found) == [1, 2]
+    assert {why for _, why in found} == {"not switched: atomic batch b lacks certificate 3: bad material"}
+    assert host.compared == 0 and host.atomic.held == [] and host.atomic.next_end == float("inf")
+
+
+def test_the_plane_is_asked_once_for_certificates_that_were_not_announced(host: Host) -> None:
+    signal = renewed(1)
+    for _ in range(2):
+        host.atomic.note([signal])
+        host.hold(signal)
+        host.now += LIMIT
+        ((_, why),) = host.atomic.take_expired()
+        assert "2 of 3 certificates" in why
+    assert host.compared == 1
+
+
+def test_the_reason_names_a_few_certificates_and_is_bounded(host: Host) -> None:
+    signals = [renewed(n, size=100) for n in range(1, 101)]
+    for signal in signals[1:]:
+        host.fail(signal, RetryKind.REFUSED, "x" * 1000)
+    host.atomic.note(signals)
+    host.hold(signals[0])
+    host.now += LIMIT
+    ((_, why),) = host.atomic.take_expired()
+    assert len(why) <= 400
+
+
+def test_those_that_fail_for_lack_of_one_are_due_once_it_is_ready(host: Host) -> None:
+    signals = [renewed(n) for n in (1, 2, 3)]
+    host.fail(signals[0], RetryKind.BATCH)
+    host.fail(signals[1], RetryKind.REFUSED)
+    host.fail(renewed(4, "other"), RetryKind.BATCH)
+    host.atomic.note(signals)
+    host.hold(signals[2])
+    due = [host.retries.is_due(f"cert:{n}") for n in (1, 2, 4)]
+    assert due == [True, False, False], "what was refused keeps its pause"
+
+
+def test_a_run_that_ends_releases_all(host: Host) -> None:
+    signals = [renewed(1), renewed(2)]
+    host.atomic.note(signals)
+    host.hold(*signals)
+    assert ids(host.atomic.take_all()) == [1, 2] and host.atomic.held == []
+
+
+def test_nothing_is_kept_of_batches_that_are_done(host: Host) -> None:
+    signals = [renewed(n, size=2) for n in (1, 2)]
+    host.atomic.note(signals)
+    host.hold(*signals)
+    host.taken()
+    host.atomic.note([])
+    assert host.atomic._found == {}
+
+
+# --- the comparison with the plane ----------------------------------------------------------------------------------
+
+
+def listed(cert_id: int, batch: str = "", size: int = 3) -> CertificateSummary:
+    of_batch = AtomicBatch(id=batch, size=size) if batch else None
+    return CertificateSummary(
+        id=cert_id, domain_name=f"c{cert_id}", serial_number="0b", status="active", batch=of_batch
+    )
+
+
+def here(cert_id: int, serial: str) -> CertRecord:
+    facts = CertFacts(cert_id=cert_id, name=f"c{cert_id}", domains=(f"c{cert_id}",), serial=serial)
+    return CertRecord(facts=facts, generation="g", activated="g", stage=Stage.ACTIVATED)
+
+
+@pytest.mark.parametrize(("stale", "sizes"), [
+    ((1, 2, 3), {1: 3, 2: 3, 3: 3}),
+    ((1, 2), {1: 2, 2: 2}),
+    ((1,), {1: None}),
+])  # fmt: skip
+def test_a_comparison_announces_what_differs_of_a_batch(stale: tuple[int, ...], sizes: dict[int, int | None]) -> None:
+    records = {n: here(n, "0a" if n in stale else "0b") for n in (1, 2, 3)}
+    found = compare([listed(n, "b") for n in (1, 2, 3)], records, 7).signals
+    renewals = {one.cert_id: one.batch for one in found if isinstance(one, CertRenewed)}
+    assert {one: batch and batch.size for one, batch in renewals.items()} == sizes
+
+
+def test_a_comparison_keeps_batches_apart() -> None:
+    records = {n: here(n, "0a") for n in (1, 2, 3, 4, 5)}
+    rows = [listed(1, "a"), listed(2, "a"), listed(3, "b"), listed(4, "b"), listed(5)]
+    found = {one.cert_id: one.batch for one in compare(rows, records, 7).signals if isinstance(one, CertRenewed)}
+    a, b = AtomicBatch(id="a", size=2), AtomicBatch(id="b", size=2)
+    assert found == {1: a, 2: a, 3: b, 4: b, 5: None}
+
+
+async def test_a_late_certificate_next_to_a_batch_is_noticed(autojump_clock: Any) -> None:
+    """The certificates of an atomic batch have no deadline; others in the same switch keep theirs."""
+    from certctrl.agent.batches import Batches
+    from certctrl.agent.burst import BurstWatch
+
+    async def hangs(*_: object) -> dict[int, Any]:
+        await trio.sleep_forever()
+        return {}
+
+    burst = BurstWatch(debounce=lambda: (0.5, 5.0), clock=trio.current_time)
+    batches, late = Batches(hangs, burst), list[int]()
+
+    async def finish(finished: Any) -> None:
+        late.extend(one.prepared.cert_id for one, _ in finished)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(batches.run_batches, finish)
+        batches.add(attrs.evolve(ready(renewed(1)), deadline=float("inf")))
+        batches.add(attrs.evolve(ready(renewed(2)), deadline=trio.current_time() + 90.0))
+        await trio.sleep(200)
+        nursery.cancel_scope.cancel()
+    assert late == [2]
