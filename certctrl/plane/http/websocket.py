@@ -29,6 +29,10 @@ _PINGS = 2
 """Pings without an answer, after which the connection is dead."""
 _LINGER_SECONDS = 2.0
 """Time for the client to close after a close frame; otherwise it might lose the frame."""
+_EMPTY_PING, _EMPTY_PONG = b"\x89\x80", b"\x8a\x80"
+"""Heads of frames without payload; the mask follows."""
+_EMPTY_BYTES = 6
+_PONG = b"\x8a\0"
 ABNORMAL = 1006
 """Code of a connection that ended without a close frame; it is never sent."""
 PROTOCOL_ERROR = 1002
@@ -50,6 +54,39 @@ class Carrier(Protocol):
         """Send bytes; raises trio.BrokenResourceError if the client does not read."""
 
 
+class _Boundary:
+    """Whether the bytes of a client so far end with a whole frame; its frames are masked, or the library refuses them."""
+
+    __slots__ = ("_head", "_missing")
+
+    def __init__(self) -> None:
+        self._head = b""
+        """The beginning of a header that is not complete."""
+        self._missing = 0
+        """Bytes that the frame lacks."""
+
+    @property
+    def is_at_end(self) -> bool:
+        """Whether the next byte begins a frame."""
+        return not self._missing and not self._head
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes."""
+        at = self._missing
+        if self._head:
+            data = self._head + data
+        while at < len(data):
+            length = data[at + 1] & 127 if at + 1 < len(data) else 0
+            size = 6 + {126: 2, 127: 8}.get(length, 0)
+            if len(data) - at < size:
+                self._head, self._missing = data[at:], 0
+                return
+            if length > 125:
+                length = int.from_bytes(data[at + 2 : at + size - 4], "big")
+            at += size + length
+        self._head, self._missing = b"", at - len(data)
+
+
 class WebSocket:
     """A WebSocket after its handshake; ``receive`` may be cancelled at any time without losing anything."""
 
@@ -57,6 +94,8 @@ class WebSocket:
         """``received``: what arrived after the handshake."""
         self._carrier = carrier
         self._frames = Connection(ConnectionType.SERVER, trailing_data=received)
+        self._boundary = _Boundary()
+        self._boundary.feed(received)
         self.heard_at = trio.current_time()
         """When bytes arrived last (Trio clock)."""
         self._ping_at = self.heard_at + _FIRST_PING_SECONDS
@@ -118,10 +157,13 @@ class WebSocket:
             data = await self._carrier.receive_some()
             self.heard_at, self._pings = trio.current_time(), 0
             self._ping_at = self.heard_at + _FIRST_PING_SECONDS
-            if data:
-                self._frames.receive_data(data)
-            else:
+            if not data:
                 self.closed = ABNORMAL
+            elif len(data) == _EMPTY_BYTES and data[:2] in (_EMPTY_PING, _EMPTY_PONG) and self._boundary.is_at_end:
+                await self._take_empty(data)
+            else:
+                self._boundary.feed(data)
+                self._frames.receive_data(data)
             return
         if is_slow:
             await self.close(POLICY, "the message is not complete in time")
@@ -130,6 +172,11 @@ class WebSocket:
         else:
             self._pings, self._ping_at = self._pings + 1, trio.current_time() + PING_SECONDS
             await self._carrier.send(self._frames.send(Ping()))
+
+    async def _take_empty(self, data: bytes) -> None:
+        """Take a ping or pong without payload: all that idle clients send, in a fifth of the time of the library."""
+        if await self._counted() and data[:2] == _EMPTY_PING:
+            await self._carrier.send(_PONG)
 
     async def _take(self, event: Event) -> str | None:
         """Take an event; return a message that it completes."""

@@ -12,7 +12,7 @@ import trio
 from device_polls import issue
 from plane_world import World
 from push_client import Closed, PushClient, memory_client, pushed
-from wsproto.events import BytesMessage, TextMessage
+from wsproto.events import BytesMessage, Pong, TextMessage
 
 from certctrl.plane.http import connection, reading, websocket
 
@@ -162,6 +162,52 @@ async def test_messages_in_fragments_with_control_frames_between_are_whole(
             await client.raw(frame(0 if number else 1, part, fin=number == len(parts) - 1))
             await client.raw(frame(9, b"ping"))
         await client.expect("lifecycle.hello_ack")
+
+
+def test_boundaries_of_frames_are_known_however_bytes_arrive() -> None:
+    chance = random.Random(5)
+    for _ in range(300):
+        whole = [
+            frame(chance.choice((1, 9, 10)), b"a" * chance.choice((0, 1, 125))) for _ in range(chance.randint(1, 4))
+        ]
+        whole += [frame(1, b"a" * chance.choice((126, 70_000)))] * chance.randint(0, 1)
+        chance.shuffle(whole)
+        ends, data = {0}, b"".join(whole)
+        for one in whole:
+            ends.add(max(ends) + len(one))
+        boundary, at = websocket._Boundary(), 0
+        while at < len(data):
+            size = chance.choice((1, 2, 3, 6, 100, 16_384))
+            boundary.feed(data[at : at + size])
+            at = min(len(data), at + size)
+            assert boundary.is_at_end is (at in ends)
+
+
+async def test_bytes_of_a_message_that_look_like_a_ping_are_its_own(
+    virtual: World, autojump_clock: trio.abc.Clock
+) -> None:
+    """An empty ping has a shorter way, but only between two frames."""
+    device = await virtual.device()
+    async with pushed(virtual, device) as client:
+        data = frame(9, b"\x89\x80\0\0\0\0")
+        await client.raw(data[:6])
+        await trio.sleep(1)
+        await client.raw(b"\x89\x80\1\2\3\4")  # the payload
+        await trio.sleep(1)
+        (pong,) = [event for event in await _events(client, 1) if isinstance(event, Pong)]
+        assert len(pong.payload) == 6
+        await client.raw(frame(9))
+        (pong,) = [event for event in await _events(client, 1) if isinstance(event, Pong)]
+        assert pong.payload == b""
+
+
+async def _events(client: PushClient, seconds: float) -> list[Any]:
+    found: list[Any] = []
+    with trio.move_on_after(seconds):
+        while True:
+            client.frames.receive_data(await client.stream.receive_some())
+            found += client.frames.events()
+    return found
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 1000])
