@@ -142,8 +142,9 @@ class GenerationStore:
 
         A damaged one is removed, unless it is live and so has readers: then its replacement gets an id with a suffix.
         """
-        live, generation, count = self.live_id(name), wanted, 0
+        generation, count = wanted, 0
         while self._fs.lstat(self.path(name, generation)) is not None:
+            live = self.live_id(name)
             if (manifest := self._files.manifest_if_whole(name, generation)) is not None:
                 self._verified.add((name, generation))
                 path = self.path(name, generation)
