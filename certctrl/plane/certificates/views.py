@@ -24,13 +24,11 @@ from certctrl.plane.errors import conflict, gone, not_found
 from certctrl.plane.orders.batches import sizes_of_device
 from certctrl.plane.storage.database import Database, Row, marks
 
-_LISTED = ", ".join(
-    f"c.{name}"
-    for name in (
-        "id", "domain_name", "sans", "serial_number", "fingerprint_sha256", "not_before", "not_after", "status",
-        "updated_at", "key_origin", "public_key_sha256", "key_type", "must_staple", "batch",
-    )
+_COLUMNS = (
+    "id", "domain_name", "sans", "serial_number", "fingerprint_sha256", "not_before", "not_after", "status",
+    "updated_at", "key_origin", "public_key_sha256", "key_type", "must_staple", "batch",
 )  # fmt: skip
+_LISTED = ", ".join(f"c.{name}" for name in _COLUMNS)
 
 
 class ListOfDevice(NamedTuple):
