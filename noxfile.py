@@ -47,7 +47,8 @@ def tests(session: nox.Session) -> None:
     """Run the tests that need no services, real time or root."""
     session.install("-e", ".[dev]")
     args = session.posargs or ["-n", WORKERS, "--dist", "worksteal", *HANGS]
-    env = {} if session.python == HERE else {"CERTCTRL_TEST_HISTORIES": "100"}  # one full run is enough
+    sample = {"CERTCTRL_TEST_HISTORIES": "100", "CERTCTRL_TEST_EXAMPLES": "25"}
+    env = {} if session.python == HERE else sample  # one full run is enough
     session.run("pytest", "-m", "not integration and not campaign", *args, env=env)
 
 

@@ -21,6 +21,9 @@ hypothesis.settings.register_profile(  # few examples, the same for each mutant
     suppress_health_check=list(hypothesis.HealthCheck),
 )  # fmt: skip
 hypothesis.settings.load_profile("default")
+if EXAMPLES := os.environ.get("CERTCTRL_TEST_EXAMPLES"):
+    hypothesis.settings.register_profile("sample", deadline=None, database=None, max_examples=int(EXAMPLES))
+    hypothesis.settings.load_profile("sample")
 
 SERVICE_PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin", "/usr/local/sbin"))
 REQUIRE_REAL = os.environ.get("CERTCTRL_REQUIRE_REAL", "") not in ("", "0")
