@@ -68,6 +68,13 @@ class Batches:
         self._open.waiting.append(ready)
         self._burst.certificate_ready()
 
+    def take_out(self, resource: str) -> ReadyCertificate | None:
+        """Remove a certificate from the batch that leaves next, and return it; None if it is not in there."""
+        for number, one in enumerate(self._open.waiting):
+            if one.entry.signal.resource == resource:
+                return self._open.waiting.pop(number)
+        return None
+
     async def run_batches(self, finish: Finish) -> None:
         """Run each batch in a separate task, until cancelled: a hanging reload delays no other batch."""
         async with trio.open_nursery() as nursery:

@@ -181,9 +181,15 @@ class Agent:
 
         A cursor must not pass them before `Inbox.secure` has returned.
         """
-        fresh = self.inbox.admit(signals)
+        return self._admitted(self.inbox.admit(signals))
+
+    def admit_ahead(self, signals: Sequence[Signal]) -> list[InboxEntry]:
+        """Do the same with signals that the cursor has not reached, as far as the inbox has room for their classes."""
+        return self._admitted(self.inbox.admit_ahead(signals))
+
+    def _admitted(self, fresh: list[InboxEntry]) -> list[InboxEntry]:
         if fresh:
-            self.atomic.admitted(signals)
+            self.atomic.admitted(entry.signal for entry in fresh)
             self.work_changed.value = True
         return fresh
 

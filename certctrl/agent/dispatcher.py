@@ -6,14 +6,15 @@ counts as done. A signal that fails becomes a retry (`RetryTable`) and leaves th
 is handled here again. After ``poison_attempts`` it is quarantined: acked ``failed``, shown by `status`, and retried
 only slowly or when a newer signal of the same resource replaces it.
 
-At most ``handler_limit`` renewals run at a time; the others are queued, and ready certificates join a batch
-(``batches.py``). Neither needs a task: a thousand tasks were most of the memory of a burst.
+At most ``handler_limit`` signals and a few more run at a time; the others are queued by class, and
+``protocol/turns.py`` decides which class is next. Ready certificates join a batch (``batches.py``). Neither needs a
+task: a thousand tasks were most of the memory of a burst. A revocation does not wait for a renewal of its certificate
+that is queued, or ready for the next batch: that one is handled again afterwards.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -27,12 +28,13 @@ from certctrl.agent.context import Agent
 from certctrl.agent.handlers import find_handler
 from certctrl.agent.log_lines import Line, log_line
 from certctrl.agent.signal_results import Result, explain, log_certificates, result_of
+from certctrl.agent.waiting_signals import WaitingSignals
 from certctrl.install.installer import Candidate
 from certctrl.install.plan.retries import Failure, is_quarantined
 from certctrl.model.plan import Outcome, OutcomeKind
 from certctrl.model.records import InboxEntry, Retry, RetryKind, retry_key
-from certctrl.model.signals import CertRenewed, MalformedSignal, Signal, UnknownSignal, identity
-from certctrl.protocol.coalescing import choose
+from certctrl.model.signals import CertRenewed, CertRevoked, MalformedSignal, Signal, UnknownSignal, identity
+from certctrl.protocol.coalescing import choose, overtakes
 from certctrl.protocol.wire.signals import ack_event
 
 LOG_BATCH = 50
@@ -50,8 +52,8 @@ class Dispatcher:
         self.agent = agent
         self._busy: set[str] = set()
         self._running: set[int] = set()  # id() of running entries: in a burst nearly all run
-        self._queue: deque[InboxEntry] = deque()  # renewals that wait for a free handler
-        self._renewing = 0
+        self._waiting = WaitingSignals(lambda: agent.config.application)
+        self._yielding: set[str] = set()  # busy resources of which a revocation waits
         self._closed = False
 
     async def dispatch_forever(self, handlers: trio.CancelScope) -> None:
@@ -63,11 +65,10 @@ class Dispatcher:
         handlers.cancel()
 
     def close(self) -> None:
-        """Start nothing new: queued renewals stay in the inbox."""
+        """Start nothing new: queued signals stay in the inbox."""
         self._closed = True
-        while self._queue:
-            self._free([entry := self._queue.popleft()])
-            self._fetch_ended(entry)
+        for entry in self._waiting.all():
+            self._withdraw(entry)
         self._free(one.entry for one in self.agent.atomic.take_all())
         self.agent.work_changed.value = True
 
@@ -98,13 +99,13 @@ class Dispatcher:
         retries = self.agent.installer.retries
         held = await self._end_done()
         self._gather(nursery)
-        waiting = [
+        retried = [
             InboxEntry(signal=one.signal, retry=one)
             for one in retries.scheduled_signals()
             if one.signal is not None and one.resource not in held
         ]
-        waiting += [entry for entry in self.agent.inbox.entries() if id(entry) not in self._running]
-        choice = choose(waiting, self._busy | held, self.agent.wall_now())
+        fresh, before = self._fresh(skip)
+        choice = choose([*retried, *fresh], self._busy | held, self.agent.wall_now())
         if choice.superseded and not await self._finish_superseded(choice.superseded):
             held |= {entry.signal.resource for entry in choice.superseded}
         for entry in choice.run:
@@ -121,10 +122,8 @@ class Dispatcher:
             if isinstance(entry.signal, CertRenewed):
                 self.agent.burst.fetch_queued()
                 self.agent.fetches.expect(entry.signal.cert_id)
-                self._queue.append(entry)
-            else:
-                nursery.start_soon(self._run, entry, name=f"signal {entry.signal.type}")
-        self._start_queued(nursery)
+            self._waiting.add(entry, first=entry.signal.resource in before)
+        self._start_waiting(nursery)
         again = [at for at in (choice.next_retry_at, self.agent.wall_now() + DISK_PAUSE if held else None) if at]
         if (ends_at := self.agent.atomic.next_end) < math.inf:
             again.append(self.agent.wall_now() + ends_at - trio.current_time())
@@ -168,18 +167,53 @@ class Dispatcher:
         await self._end([one.signal for one in done if one.signal is not None])
         return set()
 
-    def _start_queued(self, nursery: trio.Nursery) -> None:
-        while self._queue and self._renewing < self.agent.config.application.handler_limit:
-            self._renewing += 1
-            nursery.start_soon(self._renew, self._queue.popleft(), nursery, name=f"signal {CertRenewed.type}")
+    def _fresh(self, skip: set[str] | None) -> tuple[list[InboxEntry], dict[str, InboxEntry]]:
+        """Return the signals to choose from that have not failed, and those of them that newer ones have overtaken."""
+        fresh = [entry for entry in self.agent.inbox.entries() if id(entry) not in self._running]
+        before = self._make_way(fresh)
+        if skip is not None:
+            skip -= {identity(entry.signal) for entry in before.values()}
+        return [*(entry for entry in before.values() if entry.retry is None), *fresh], before
 
-    async def _renew(self, entry: InboxEntry, nursery: trio.Nursery) -> None:
+    def _make_way(self, fresh: Sequence[InboxEntry]) -> dict[str, InboxEntry]:
+        """Take back signals that newer ones overtake before they are handled or live; return them by resource."""
+        before: dict[str, InboxEntry] = {}
+        self._yielding = set()
+        for entry in fresh:
+            resource = entry.signal.resource
+            if resource not in self._busy:
+                continue
+            if (queued := self._waiting.of(resource)) is not None:
+                if overtakes(entry.signal, queued.signal):
+                    self._withdraw(queued)
+                    before[resource] = queued
+            elif isinstance(entry.signal, CertRevoked):
+                if (ready := self.agent.batches.take_out(resource)) is not None:
+                    self._free([ready.entry])
+                    before[resource] = ready.entry
+                else:
+                    self._yielding.add(resource)
+        return before
+
+    def _withdraw(self, entry: InboxEntry) -> None:
+        """Take a signal out of its queue; it stays in the inbox."""
+        self._waiting.remove(entry)
+        self._free([entry])
+        if isinstance(entry.signal, CertRenewed):
+            self._fetch_ended(entry)
+
+    def _start_waiting(self, nursery: trio.Nursery) -> None:
+        while (entry := self._waiting.next()) is not None:
+            nursery.start_soon(self._take_turn, entry, nursery, name=f"signal {entry.signal.type}")
+
+    async def _take_turn(self, entry: InboxEntry, nursery: trio.Nursery) -> None:
         try:
             await self._run(entry)
         finally:
-            self._renewing -= 1
-            self._fetch_ended(entry)
-            self._start_queued(nursery)
+            self._waiting.ended(entry)
+            if isinstance(entry.signal, CertRenewed):
+                self._fetch_ended(entry)
+            self._start_waiting(nursery)
 
     def _fetch_ended(self, entry: InboxEntry) -> None:
         self.agent.burst.fetch_ended()
@@ -209,7 +243,8 @@ class Dispatcher:
         try:
             handled = await self._handle(entry, started)
             if isinstance(handled, ReadyCertificate):
-                in_batch = await self._add(handled)
+                # a revocation that waits for it comes first; it is handled again afterwards
+                in_batch = entry.signal.resource not in self._yielding and await self._add(handled)
             else:
                 await self._conclude(entry, handled, trio.current_time() - started)
         finally:

@@ -9,6 +9,10 @@ The order of writes:
 Outcomes and the identities of finished signals are one file, so that no crash separates them. A signal is handled
 before it is durable here; one that is finished by the time of `secure` is never written.
 
+It is bounded: while it is full, polling pauses. But no class of signals may keep another from being read, so each class
+has room for a few signals that the plane shows ahead of the cursor (`admit_ahead`); when the cursor reaches them, they
+are known.
+
 Writes are grouped: outcomes that arrive during a write share the next one, so a burst of a thousand signals costs a
 few dozen writes. One task at a time writes, under ``_disk``; a cancelled waiter loses nothing, because the data
 belongs to the inbox.
@@ -16,6 +20,7 @@ belongs to the inbox.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
@@ -25,14 +30,17 @@ from trio_util import RepeatedEvent
 
 from certctrl.install.deploy.retry_table import RetryTable
 from certctrl.model.offload import Offload
+from certctrl.model.priority import Priority
 from certctrl.model.records import Ack, InboxEntry
-from certctrl.model.signals import Signal, identity
+from certctrl.model.signals import Signal, identity, priority_of
 from certctrl.store.state.session import SessionState
 
 ACK_LIMIT = 1000
 DONE_LIMIT = 1000
 MAX_WAITING = 10
 """How many times the limit may wait for their next try."""
+AHEAD_SHARE, MOST_AHEAD = 10, 100
+"""Each class may have this part of the limit ahead of the cursor, but not more than so many signals."""
 
 
 class Inbox:
@@ -64,6 +72,7 @@ class Inbox:
         self._fewer = False  # acks were sent and are still on disk
         self._unsafe: set[str] = set()  # admitted, and not known to be durable
         self._outcomes = self._offered = 0  # acks so far; of these seen by `next_acks`
+        self._ahead: dict[str, Priority] = {}  # admitted ahead of the cursor, which has not reached them yet
         self.acks_dropped = 0
 
     @property
@@ -107,11 +116,45 @@ class Inbox:
         """Return whether a signal is done; its outcome is durable after the next `secure`."""
         return identity(signal) in self._done
 
+    def classes_with_room(self) -> tuple[Priority, ...]:
+        """Return the classes that may be admitted ahead of the cursor; not the one that most signals are of."""
+        taken, at_work = Counter(self._ahead.values()), Counter(priority_of(one.signal) for one in self.entries())
+        filling = max(at_work, key=at_work.__getitem__, default=Priority.RENEWAL)
+        return tuple(one for one in Priority if taken[one] < self._room_ahead and one is not filling)
+
+    @property
+    def _room_ahead(self) -> int:
+        return max(1, min(self._limit // AHEAD_SHARE, MOST_AHEAD))
+
+    def admit_ahead(self, signals: Sequence[Signal]) -> list[InboxEntry]:
+        """Add signals that the cursor has not reached, as far as their classes have room; return the new ones.
+
+        They need not be secured: after a crash, they come again.
+        """
+        classes, taken = self.classes_with_room(), Counter(self._ahead.values())
+        for signal in signals:
+            key, priority = identity(signal), priority_of(signal)
+            if priority in classes and taken[priority] < self._room_ahead and key not in self._ahead:
+                taken[priority] += 1
+                self._ahead[key] = priority
+        return self._admit([signal for signal in signals if identity(signal) in self._ahead])
+
     def admit(self, signals: Sequence[Signal]) -> list[InboxEntry]:
         """Add the signals of a page and return the new ones: neither pending nor done.
 
         They may be handled immediately; the cursor must not pass them before `secure` has returned.
         """
+        fresh = self._admit(signals)
+        if self._ahead:
+            for signal in signals:
+                self._ahead.pop(identity(signal), None)
+        return fresh
+
+    def caught_up(self) -> None:
+        """Note that the cursor has reached the end of the stream: nothing is ahead of it."""
+        self._ahead.clear()
+
+    def _admit(self, signals: Sequence[Signal]) -> list[InboxEntry]:
         failed = {identity(one.signal) for one in self._retries.signals() if one.signal is not None}
         fresh: dict[str, InboxEntry] = {}
         for signal in signals:
@@ -191,7 +234,10 @@ class Inbox:
             del self._acks[:over]
             self.acks_dropped += over
         while len(self._done) > DONE_LIMIT:
-            del self._done[next(iter(self._done))]
+            oldest = next(iter(self._done))
+            del self._done[oldest]
+            if oldest in self._ahead:  # it comes again; they are few
+                self._done[oldest] = None
 
     async def _write_and_notify(self) -> None:
         try:

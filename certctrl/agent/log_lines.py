@@ -86,6 +86,8 @@ class Line(Enum):
     POLL_NOW = INFO, "Poll", "Immediate poll requested by {who}", "`poll-now` or SIGUSR1.", _NOTHING
     POLL_PAUSED = WARNING, "Poll", "Polling paused: queue full at {depth:signal}", \
         "No signal is lost.", "If it lasts, check `cert-ctrl status` for a stuck item."
+    POLL_AHEAD = INFO, "Poll", "Took {count:urgent signal} from behind a full queue", \
+        "They are handled now; the cursor reaches them later.", _NOTHING
     POLL_RESUMED = INFO, "Poll", "Polling resumed: queue at {depth:signal}", "Resolved.", _NOTHING
     BREAKER_OPENED = CRITICAL, "Poll", "Circuit breaker open after {failures:consecutive failure}; {recovery}", \
         "Polling has stopped. Certificates on disk stay in service, but no renewal arrives.", \

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import assert_never
 
@@ -22,14 +23,21 @@ from certctrl.errors import (
     TransportError,
 )
 from certctrl.model.config import LogPolls, PollMode, Recovery
+from certctrl.model.features import PRIORITY
+from certctrl.model.priority import Priority
 from certctrl.model.records import InboxEntry
 from certctrl.model.stop import Stop
 from certctrl.protocol import events, steps
+from certctrl.protocol.breaker import SERVER_CAP
 from certctrl.protocol.session import Session
 from certctrl.protocol.state import State
 
 REPORTED_SKEW = 60.0
 SUMMARY_SECONDS = 3600.0
+AHEAD_SECONDS = 1.0
+"""How often the poller looks for urgent signals that the cursor has not reached: in a burst, and with a full inbox."""
+AHEAD_PAUSE = 30.0
+"""Seconds until it looks again if the plane does not answer that, at least."""
 FIX_COPIES = "stop one; to keep both, on the copy: rm -r keys state, then cert-ctrl register"
 
 
@@ -45,6 +53,7 @@ class Poller:
         self._answered: list[trio.Event] = []
         self._opened_at = trio.current_time()
         self._failures = 0
+        self._ahead_at = -math.inf
         self._polled, self._summarised_at = Counter[str](), trio.current_time()
 
     def request_poll(self, who: str) -> None:
@@ -113,6 +122,8 @@ class Poller:
         agent = self.agent
         await retry_writes(agent)
         await self._wait_for_room(step.limit)
+        if agent.burst.more_pages:
+            await self._look_ahead(Priority.REVOCATION, Priority.EXPIRING)
         cursor = step.cursor or "none"
         log_line(agent.log, Line.POLL_REQUEST, routine=self._quiet, cursor=cursor, wait=step.wait, limit=step.limit)
         started = trio.current_time()
@@ -129,6 +140,8 @@ class Poller:
         if not step.wait:
             agent.counters.poll_seconds.add(trio.current_time() - started)
         self._count(event)
+        if isinstance(event, events.NoUpdates):
+            agent.inbox.caught_up()
         if not isinstance(event, events.Updates):
             agent.burst.last_page()
         elif event.full:
@@ -163,8 +176,29 @@ class Poller:
         if inbox.has_room(limit):
             return
         log_line(self.agent.log, Line.POLL_PAUSED, depth=inbox.depth)
-        await inbox.wait_for_room(limit)
+        while not inbox.has_room(limit):
+            with trio.move_on_after(AHEAD_SECONDS):
+                await inbox.wait_for_room(limit)
+                break
+            await self._look_ahead(*Priority)
         log_line(self.agent.log, Line.POLL_RESUMED, depth=inbox.depth)
+
+    async def _look_ahead(self, *classes: Priority) -> None:
+        """Take signals of these classes, without moving the cursor, at most once a second; none if there is no room."""
+        agent = self.agent
+        wanted = [one for one in agent.inbox.classes_with_room() if one in classes]
+        if PRIORITY not in agent.plane.features or not wanted or trio.current_time() < self._ahead_at:
+            return
+        try:
+            token = await agent.tokens.current()
+            found = await agent.plane.look_ahead(token, agent.session.committed_cursor, wanted)
+        except CertctrlError:  # a problem that lasts is reported by the next poll
+            found = None
+        if isinstance(found, events.Updates) and (fresh := agent.admit_ahead(found.signals)):
+            log_line(agent.log, Line.POLL_AHEAD, count=len(fresh))
+        usable = isinstance(found, events.Updates | events.NoUpdates)
+        asked = min(getattr(found, "retry_after", None) or 0.0, SERVER_CAP)
+        self._ahead_at = trio.current_time() + max(asked, AHEAD_SECONDS if usable else AHEAD_PAUSE)
 
     def _count(self, event: events.Event) -> None:
         if isinstance(event, events.NoUpdates) and self._on_socket:

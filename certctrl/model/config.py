@@ -15,6 +15,7 @@ from typing import Any
 import attrs
 
 from certctrl import lean
+from certctrl.model.priority import Priority
 
 
 class PollMode(StrEnum):
@@ -94,7 +95,12 @@ class ApplicationConfig:
     recovery: Recovery = setting(Recovery.AUTO, "once the breaker is open: probe automatically, or wait for poll-now")
     refresh_ahead_seconds: int = setting(60, "refresh the access token this long before it expires", ge=1, le=3600)
     queue_size: int = setting(1000, "queued signals at which polling pauses", ge=1, le=100_000)
-    handler_limit: int = setting(8, "signals of different certificates handled concurrently", ge=1, le=64)
+    handler_limit: int = setting(
+        8, "signals handled concurrently; each class of `priority_order` has its share beyond it", ge=1, le=64
+    )
+    priority_order: tuple[Priority, ...] = setting(
+        tuple(Priority), "classes of signals, the most urgent first; each gets twice the turns of the next one"
+    )
     signal_timeout_seconds: float = setting(300.0, "time limit for handling one signal", ge=1, le=3600)
     signal_timeouts: Mapping[str, float] = setting({}, "time limits by signal type, in seconds")
     poison_attempts: int = setting(5, "failed attempts before a signal is quarantined", ge=1, le=100)

@@ -21,12 +21,12 @@ DELTA = "delta"
 ATOMIC_BATCH = "atomic-batch"
 """Certificates that belong together are switched together."""
 PRIORITY = "priority"
-"""Signals name their priority."""
+"""Signals have a class, by which they are handled; the plane names it, and shows signals ahead of the cursor."""
 PUSH = "push"
 """Signals and outcomes travel on a WebSocket."""
 
 AGENT_FEATURES: tuple[str, ...] = (
-    ATOMIC_BATCH, CSR, PUSH,
+    ATOMIC_BATCH, CSR, PRIORITY, PUSH,
 )  # fmt: skip
 """Features that are announced at each start (``agent_version``) and at registration, regardless of the policy."""
 PLANE_FEATURES: tuple[str, ...] = (
@@ -36,6 +36,7 @@ PLANE_FEATURES: tuple[str, ...] = (
     DELTA,
     KEY_PROOF,
     PLANE_ANCHOR,
+    PRIORITY,
     PUSH,
 )  # fmt: skip
 """Features that the control plane announces with each session: in the answers to registrations and token refreshes."""

@@ -9,6 +9,7 @@ import attrs
 
 from certctrl import lean
 from certctrl.model.challenges import ChallengeKind
+from certctrl.model.priority import Priority, derived_priority
 
 
 @lean.frozen(kw_only=True)
@@ -38,6 +39,7 @@ class InstallUpdated:
     version: int | None = None
     installs_hash_b64: str | None = None
     sent_as: SentAs | None = attrs.field(default=None, eq=False, repr=False, kw_only=True)
+    sent_priority: Priority | None = attrs.field(default=None, eq=False, repr=False, kw_only=True)
 
     @property
     def resource(self) -> str:
@@ -56,6 +58,7 @@ class _CertSignal:
     cert_id: int
     serial: str | None = None
     sent_as: SentAs | None = attrs.field(default=None, eq=False, repr=False, kw_only=True)
+    sent_priority: Priority | None = attrs.field(default=None, eq=False, repr=False, kw_only=True)
 
     @property
     def resource(self) -> str:
@@ -104,6 +107,7 @@ class CsrWanted:
     order_id: int
     expires_ms: int | None = None
     sent_as: SentAs | None = attrs.field(default=None, eq=False, repr=False, kw_only=True)
+    sent_priority: Priority | None = attrs.field(default=None, eq=False, repr=False, kw_only=True)
 
     @property
     def resource(self) -> str:
@@ -123,6 +127,7 @@ class _CaSignal:
     serial: str | None = None
     ca_name: str | None = None
     sent_as: SentAs | None = attrs.field(default=None, eq=False, repr=False, kw_only=True)
+    sent_priority: Priority | None = attrs.field(default=None, eq=False, repr=False, kw_only=True)
 
     @property
     def resource(self) -> str:
@@ -160,6 +165,7 @@ class ResyncRequired:
     ts_ms: int
     reason: str | None = None
     sent_as: SentAs | None = attrs.field(default=None, eq=False, repr=False, kw_only=True)
+    sent_priority: Priority | None = attrs.field(default=None, eq=False, repr=False, kw_only=True)
 
     @property
     def resource(self) -> str:
@@ -176,6 +182,7 @@ class _ChallengeSignal:
     ts_ms: int
     token: str
     sent_as: SentAs | None = attrs.field(default=None, eq=False, repr=False, kw_only=True)
+    sent_priority: Priority | None = attrs.field(default=None, eq=False, repr=False, kw_only=True)
 
     kind: ClassVar[ChallengeKind]
 
@@ -301,8 +308,28 @@ def identity(signal: Signal) -> str:
     return f"{signal.type}|{ids}|{signal.ts_ms}"
 
 
+def priority_of(signal: Signal) -> Priority:
+    """Return the class of a signal: the one that the plane named, otherwise the one of its type.
+
+    A revocation stays one, whatever the plane named.
+    """
+    if isinstance(signal, CertRevoked):
+        return Priority.REVOCATION
+    if isinstance(signal, UnknownSignal | MalformedSignal):
+        return Priority.RENEWAL
+    return signal.sent_priority or derived_priority(signal.type)
+
+
 def to_wire(signal: Signal) -> dict[str, Any]:
     """Return the signal as the plane sent it."""
     if not isinstance(signal, UnknownSignal | MalformedSignal) and (sent := signal.sent_as) is not None:
         return {"type": sent.type, "ts_ms": signal.ts_ms, "ref": dict(sent.ref)}
     return {"type": signal.type, "ts_ms": signal.ts_ms, "ref": signal.ref()}
+
+
+def to_state(signal: Signal) -> dict[str, Any]:
+    """Return the signal as this host keeps it: `to_wire`, and the priority that the plane named."""
+    wire = to_wire(signal)
+    if not isinstance(signal, UnknownSignal | MalformedSignal) and signal.sent_priority is not None:
+        wire["priority"] = signal.sent_priority.value
+    return wire

@@ -8,7 +8,7 @@ because they contain tokens and sealed keys.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -34,12 +34,15 @@ from certctrl.protocol.wire.poll import PollRequest, poll_event
 
 if TYPE_CHECKING:
     from certctrl.model.answer import Answer
+    from certctrl.model.priority import Priority
     from certctrl.net.http import Http
     from certctrl.net.stream import Stream
     from certctrl.protocol.steps import Poll
 
 __all__ = ["ControlPlane", "UnsupportedByPlane"]
 
+AHEAD_LIMIT, AHEAD_SECONDS = 100, 5.0
+"""Signals that are requested ahead of the cursor, and how long the next poll may wait for them."""
 NOTIFY_SCHEMA = "certctrl.device.notify.v1"
 _SELF = "/apiv1/devices/self"
 
@@ -96,6 +99,18 @@ class ControlPlane(CertificateChanges):
         self._note_date(opened.headers)
         self.copies_suspected = "cert-ctrl-copies" in opened.headers
         return opened
+
+    async def look_ahead(self, token: str, cursor: str | None, classes: Collection[Priority]) -> events.PollAnswer:
+        """Return signals of some classes that follow the cursor, as `poll`, but the cursor stays where it is.
+
+        For planes that announced `PRIORITY`. Raises TransportError.
+        """
+        request = PollRequest(cursor, AHEAD_LIMIT)
+        query = request.query() | {"ahead": ",".join(sorted(classes))}
+        answer = await self._send(
+            "GET", request.path, token, query=query, headers=request.headers() | self._instance, deadline=AHEAD_SECONDS
+        )
+        return await parsed(answer, partial(poll_event, answer, AHEAD_LIMIT, self._wall_now()))
 
     async def post_notify(self, token: str, notices: Sequence[Mapping[str, Any]]) -> None:
         """Report outcomes, at most 100 in one call.

@@ -20,6 +20,7 @@ import trio
 from certctrl import lean
 from certctrl.errors import CertctrlError, ConfigError, DiskError
 from certctrl.model.offload import Offload
+from certctrl.model.priority import Priority
 from certctrl.plane import clock
 from certctrl.plane.anchor import Anchor
 from certctrl.plane.authorities import Authorities
@@ -81,6 +82,8 @@ class Poll:
     """Source address of the request."""
     instance: str = ""
     """Random name of the agent's process; empty for an older agent."""
+    ahead: frozenset[Priority] = frozenset()
+    """Classes of signals to show ahead of the cursor, which stays where it is; empty: a poll."""
 
 
 @lean.frozen
@@ -140,10 +143,10 @@ class Plane:
         self.reports.on_announced = self.device_keys.announced
         self.enrolment.on_registered = self.device_keys.registered
         self.operators = Operators(db, keys, settings, wall_now)
-        self._polls, self._free_pages = Buckets(settings.poll_rate, settings.poll_burst, monotonic), FreePages()
+        self._polls, self._looks = (Buckets(settings.poll_rate, settings.poll_burst, monotonic) for _ in range(2))
         self._plan_housekeeping()
         self._assemble_push()
-        self._closing = contextlib.ExitStack()
+        self._free_pages, self._closing = FreePages(), contextlib.ExitStack()
 
     def _assemble_push(self) -> None:
         """Assemble what gathers the units of work of devices, and the hub of push sockets."""
@@ -307,7 +310,7 @@ class Plane:
         return [or_error(self.begin_poll, session, poll, session.head) for session, poll in polls]
 
     def begin_poll(self, session: DeviceSession, poll: Poll, head: str = "") -> HeldPoll:
-        """Read the first page, as part of a unit of work; ErrorResponse 400, 409 and 429.
+        """Read the first page, as part of a unit of work, or the signals ahead of the cursor; ErrorResponse 400, 409, 429.
 
         ``head``: the cursor of the last signal, if this unit of work has read it; after it, nothing needs to be read.
         """
@@ -316,6 +319,9 @@ class Plane:
             raise bad_request(f"limit must be 1 to {MAX_SIGNALS}", field="limit")
         if not 0 <= poll.wait <= MAX_WAIT_SECONDS:
             raise bad_request(f"wait must be 0 to {MAX_WAIT_SECONDS}", field="wait")
+        if poll.ahead:
+            self._looks.take(device_id)
+            return HeldPoll(session, poll, self.stream.read_ahead(device_id, poll.cursor, poll.limit, poll.ahead))
         if not self._free_pages.redeem(device_id, poll.cursor):
             self._polls.take(device_id)
         is_new = not head or poll.cursor != head
@@ -333,6 +339,8 @@ class Plane:
         is gone. ErrorResponse 409, also 401 and 403 if the session ends or the device is revoked during the wait.
         """
         poll, page, parked = held.poll, held.page, False
+        if poll.ahead:
+            return page
         deadline = trio.current_time() + self.pace.hold_seconds(poll.wait)
         while poll.wait and not page.signals and not self.draining:
             parked = True

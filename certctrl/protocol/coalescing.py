@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 
 from certctrl import lean
 from certctrl.model.records import InboxEntry
-from certctrl.model.signals import CertRevoked, MalformedSignal, UnknownSignal
+from certctrl.model.signals import CertRevoked, MalformedSignal, Signal, UnknownSignal
 
 
 @lean.frozen(kw_only=True)
@@ -51,6 +51,15 @@ def choose(entries: Sequence[InboxEntry], busy: Collection[str], now: float) -> 
             next_retry_at = due if next_retry_at is None else min(next_retry_at, due)
     run.sort(key=lambda entry: not isinstance(entry.signal, CertRevoked))  # stable: otherwise in order of arrival
     return Choice(run=run, superseded=superseded, next_retry_at=next_retry_at)
+
+
+def overtakes(newer: Signal, queued: Signal) -> bool:
+    """Return whether a signal that has just arrived changes what becomes of one that waits, of the same resource."""
+    if isinstance(queued, UnknownSignal | MalformedSignal):
+        return False
+    if isinstance(queued, CertRevoked) != isinstance(newer, CertRevoked):
+        return isinstance(newer, CertRevoked)
+    return newer.ts_ms >= queued.ts_ms
 
 
 def _coalesced(group: list[InboxEntry], superseded: list[InboxEntry]) -> list[InboxEntry]:

@@ -12,15 +12,16 @@ import trio
 import trio.testing
 from modeldisk import ModelFs
 
-from certctrl.agent.inbox import ACK_LIMIT, Inbox
+from certctrl.agent.inbox import ACK_LIMIT, DONE_LIMIT, Inbox
 from certctrl.errors import DiskError
 from certctrl.install.deploy.record_store import RecordStore
 from certctrl.install.deploy.retry_table import RetryTable
 from certctrl.install.plan.retries import Failure
 from certctrl.model.config import ApplicationConfig
 from certctrl.model.plan import Outcome, OutcomeKind
+from certctrl.model.priority import Priority
 from certctrl.model.records import Ack, InboxEntry, Retry, RetryKind
-from certctrl.model.signals import CertRenewed, InstallUpdated, Signal
+from certctrl.model.signals import CertRenewed, CertRevoked, InstallUpdated, Signal, identity
 from certctrl.protocol.wire.signals import ack_event
 from certctrl.store.disk.fs import RealFs
 from certctrl.store.disk.tree import make_tree
@@ -381,3 +382,70 @@ async def test_a_done_signal_restored_by_a_power_cut_is_not_handled_again(store:
     assert found.behind
     await found.secure()
     assert store.load_inbox() == (), "nor does it stay on the disk"
+
+
+# --- ahead of the cursor ---------------------------------------------------------------------------------------------
+
+
+def revocations(first: int, last: int) -> list[Signal]:
+    return [CertRevoked(ts_ms=5, cert_id=number) for number in range(first, last + 1)]
+
+
+async def full_of_renewals(store: SessionState, limit: int = 20) -> Inbox:
+    inbox = inbox_of(store, limit=limit)
+    await admitted(inbox, [CertRenewed(ts_ms=1, cert_id=number) for number in range(1, limit + 1)])
+    assert not inbox.has_room(1)
+    return inbox
+
+
+async def test_a_full_inbox_has_room_for_the_other_classes(store: SessionState) -> None:
+    inbox = await full_of_renewals(store)
+    assert inbox.classes_with_room() == (Priority.REVOCATION, Priority.EXPIRING, Priority.CONFIG)
+    fresh = inbox.admit_ahead([*revocations(101, 105), CertRenewed(ts_ms=1, cert_id=99), InstallUpdated(5)])
+    assert [entry.signal for entry in fresh] == [*revocations(101, 102), InstallUpdated(5)], "a tenth of 20 of each"
+    assert inbox.classes_with_room() == (Priority.EXPIRING, Priority.CONFIG)
+    assert inbox.admit_ahead(revocations(101, 105)) == [], "known, or without room"
+    assert len(inbox.entries()) == 23
+
+
+async def test_the_room_ahead_is_bounded_for_any_limit(store: SessionState) -> None:
+    inbox = inbox_of(store, limit=100_000)
+    assert len(inbox.admit_ahead(revocations(1, 500))) == 100
+    small = inbox_of(store, limit=1)
+    assert len(small.admit_ahead(revocations(1, 500))) == 1
+
+
+async def test_what_was_taken_ahead_is_known_when_the_cursor_reaches_it(store: SessionState) -> None:
+    inbox = await full_of_renewals(store)
+    (entry,) = inbox.admit_ahead(revocations(101, 101))
+    await inbox.finish([entry], [{"n": 0}])
+    for number in range(2 * DONE_LIMIT):  # more signals than identities are kept
+        (other,) = inbox.admit([CertRenewed(ts_ms=2, cert_id=number + 1)])
+        inbox._entries.pop(identity(other.signal))
+        inbox._done[identity(other.signal)] = None
+        inbox._add_acks({"n": number})
+    assert len(inbox._done) <= DONE_LIMIT + 1
+    assert inbox.admit(revocations(101, 101)) == [], "its outcome is not replaced by that of a repetition"
+    assert inbox.classes_with_room() == (Priority.REVOCATION, Priority.EXPIRING, Priority.CONFIG)
+
+
+async def test_what_was_taken_ahead_is_durable_before_the_cursor_passes_it(store: SessionState) -> None:
+    inbox = await full_of_renewals(store)
+    inbox.admit_ahead(revocations(101, 101))
+    assert len(again(store).entries()) == 20, "after a crash it comes again"
+    await admitted(inbox, revocations(101, 101))
+    assert again(store).entries()[-1].signal == CertRevoked(5, 101)
+
+
+async def test_at_the_end_of_the_stream_nothing_is_ahead(store: SessionState) -> None:
+    inbox = await full_of_renewals(store)
+    inbox.admit_ahead(revocations(101, 102))
+    assert Priority.REVOCATION not in inbox.classes_with_room()
+    inbox.caught_up()
+    assert Priority.REVOCATION in inbox.classes_with_room()
+
+
+async def test_a_flood_of_one_class_leaves_room_for_the_others(store: SessionState) -> None:
+    inbox = inbox_of(store, limit=20)
+    inbox.admit(revocations(1, 30))
+    assert inbox.classes_with_room() == (Priority.EXPIRING, Priority.RENEWAL, Priority.CONFIG)

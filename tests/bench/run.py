@@ -31,6 +31,7 @@ import pushed
 import renewals
 import signing
 import startup
+import urgent
 from measure import load, now, spread
 
 import certctrl
@@ -50,6 +51,10 @@ PARTS: dict[str, tuple[str, Part]] = {
     "burst": (
         "A burst of renewals, beside a serial fetch and install of the same bytes (judged: ratio)",
         lambda work, quick: burst.measure(work, count=199 if quick else 999, rounds=2 if quick else 5),
+    ),
+    "urgent": (
+        "A revocation right behind a burst of renewals, until its certificate is gone (judged: value)",
+        lambda work, quick: urgent.measure(work, count=200 if quick else 1000, rounds=3 if quick else 7),
     ),
     "delivery": (
         "Delivery by long-poll, beside a bare client (judged: ratio; to served: difference)",

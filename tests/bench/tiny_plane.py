@@ -7,6 +7,7 @@ processes of a machine share:
 - ``{"op": "publish", "ids": […], "version": V}``: from now on these certificates have version V, and one
   ``cert.renewed`` each → ``{"at"}``.
 - ``{"op": "config", "items": […]}``: the install config, and ``install.updated`` → ``{"at"}``.
+- ``{"op": "revoke", "id": N}``: the certificate is revoked, and ``cert.revoked`` → ``{"at"}``.
 - ``{"op": "signal", "type": T, "ref": R}``: one signal.
 - ``{"op": "answer", "answers": [{"path": P, "file": F, "times": N}]}``: requests whose path ends in P get the bytes of
   F as the whole answer, N times; in it, ``@N@`` is a number that grows and ``@LENGTH@`` the length of the body.
@@ -46,6 +47,7 @@ class Plane:
         self.names: dict[int, str] = {int(key): value for key, value in made["names"].items()}
         self.version = dict.fromkeys(self.names, 1)
         self.bodies: dict[tuple[int, int], tuple[bytes, dict[str, Any]]] = {}
+        self.revoked: set[int] = set()
         self.signals: list[dict[str, Any]] = []
         self.fresh = asyncio.Event()
         self.config: dict[str, Any] | None = None
@@ -68,6 +70,12 @@ class Plane:
         for cert_id in ids:
             self.version[cert_id] = version
             self._signal("cert.renewed", {"cert_id": cert_id})
+        self._wake()
+
+    def revoke(self, cert_id: int) -> None:
+        """Revoke a certificate."""
+        self.revoked.add(cert_id)
+        self._signal("cert.revoked", {"cert_id": cert_id})
         self._wake()
 
     def put_config(self, items: list[dict[str, Any]]) -> None:
@@ -114,6 +122,10 @@ class Plane:
             finally:
                 self.counts["waiting"] -= 1
         limit = int(query.get("limit", "20"))
+        if "ahead" in query:
+            shown = [one for one in self.signals[seen:] if one["type"] == "cert.revoked"][:limit]
+            body = json.dumps({"data": {"cursor": f"1-{seen}", "signals": shown}}).encode()
+            return (200, f"1-{seen}", False, body) if shown else (204, f"1-{seen}", False, b"")
         page = self.signals[seen : seen + limit]
         after = f"1-{seen + len(page)}"
         if not page:
@@ -132,6 +144,10 @@ class Plane:
             if int(number) not in self.names:
                 return 404, NOT_FOUND
             materials, summary = self.body(int(number))
+            if int(number) in self.revoked:
+                if what:
+                    return 404, NOT_FOUND
+                summary = summary | {"status": "revoked"}
             if what == "deploy-materials":
                 self.counts["fetches"] += 1
                 self.last_fetch_at = time.monotonic()
@@ -162,6 +178,8 @@ class Plane:
         at = time.monotonic()
         if order["op"] == "publish":
             self.publish(order["ids"], order["version"])
+        elif order["op"] == "revoke":
+            self.revoke(order["id"])
         elif order["op"] == "config":
             self.put_config(order["items"])
         elif order["op"] == "signal":

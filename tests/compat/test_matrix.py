@@ -50,7 +50,7 @@ USES: dict[str, Callable[[Exchange], bool]] = {
     BATCH_FETCH: lambda exchange: exchange.path == "/apiv1/devices/self/deploy-materials",
     DELTA: uses_delta,
     ATOMIC_BATCH: lambda exchange: any("batch" in signal["ref"] for signal in signals_of(exchange)),
-    PRIORITY: lambda exchange: any("priority" in signal for signal in signals_of(exchange)),
+    PRIORITY: lambda exchange: exchange.is_look or any("priority" in signal for signal in signals_of(exchange)),
     PUSH: lambda exchange: exchange.path == "/apiv1/devices/self/stream",
 }
 """Feature -> whether an exchange uses it."""

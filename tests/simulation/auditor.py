@@ -24,6 +24,7 @@ STORM_SECONDS = 10.0
 MOST_POLLS = 3
 MOST_REFRESHES = 10
 """In `STORM_SECONDS`, retries included: backoff starts at half a second, each broken exchange is repeated once."""
+LEAST_BETWEEN_LOOKS = 0.99
 MOST_REQUESTS = 400
 MOST_OF_ONE = 16
 """In a minute, for any other resource: retries that grow from 2.5 s, and operators' requests."""
@@ -41,6 +42,7 @@ class Auditor(DiskAuditor):
         self.refreshes: deque[float] = deque(maxlen=MOST_REFRESHES + 1)
         self.requests: deque[float] = deque(maxlen=MOST_REQUESTS)
         self.requested: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=MOST_OF_ONE))
+        self.looked_at = float("-inf")
         self.excused = True
         """The next poll may come early: an operator's request, a restart, a full page, a new token."""
         self.not_before: dict[str, float] = {}
@@ -71,12 +73,22 @@ class Auditor(DiskAuditor):
 
     def _no_storm(self, exchange: Exchange, now: float) -> None:
         """Check that no resource except polls is requested again and again."""
-        if exchange.is_poll or exchange.path == NOTIFY_PATH:
+        if exchange.is_look:
+            self._look(exchange, now)
+        if exchange.is_poll or exchange.is_look or exchange.path == NOTIFY_PATH:
             return
         times = self.requested[exchange.path]
         times.append(now)
         if len(times) == MOST_OF_ONE and now - times[0] < 60.0:
             self.fail(f"{exchange.path} was requested {len(times)} times within {now - times[0]:.1f} s")
+
+    def _look(self, exchange: Exchange, now: float) -> None:
+        """Check that the agent looks ahead from a safe cursor, at most once a second."""
+        self.counts["looks"] += 1
+        self.require_safe(exchange.query.get("cursor"), "it was sent to the plane")
+        if now - self.looked_at < LEAST_BETWEEN_LOOKS:
+            self.fail(f"two looks ahead within {now - self.looked_at:.2f} s")
+        self.looked_at = now
 
     def _poll(self, exchange: Exchange, now: float) -> None:
         self.counts["polls"] += 1
@@ -209,6 +221,7 @@ class Auditor(DiskAuditor):
         self.excused = True
         self.refreshing = 0
         self.not_before.clear()
+        self.looked_at = float("-inf")
         self.requested.clear()  # a restarted process starts with short delays again
         self.restarted(disk)
 

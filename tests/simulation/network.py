@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 REFRESH_PATH = "/auth/token/refresh"
 NOTIFY_PATH = "/apiv1/devices/self/notify"
+MATERIALS_PATH = "/deploy-materials"
+"""End of the paths of material, of one certificate or of many."""
 LATENCY = 0.02
 """Longest time of an exchange without a fault, in seconds."""
 
@@ -37,7 +39,7 @@ class NetworkFault:
     share: float = 1.0
     """Share of the matching requests that are affected."""
     path: str = ""
-    """Path of the affected requests; empty for all."""
+    """End of the path of the affected requests; empty for all."""
     status: int = 0
     retry_after: str | None = None
     asks: float | None = None
@@ -67,7 +69,12 @@ class Exchange:
 
     @property
     def is_poll(self) -> bool:
-        return self.path == UPDATES_PATH
+        return self.path == UPDATES_PATH and not self.is_look
+
+    @property
+    def is_look(self) -> bool:
+        """Whether it asks for urgent signals ahead of the cursor."""
+        return "ahead" in self.query
 
 
 class Network:
@@ -83,6 +90,8 @@ class Network:
         self.faults: list[NetworkFault] = []
         self.mischief: Callable[[Any], Any] = lambda page: page
         """Changes a page of signals on its way to the agent."""
+        self.tamper: Callable[[Exchange, Answer], Answer] = lambda exchange, answer: answer
+        """Changes any answer of the plane, as a hostile plane would give it."""
         self.before: Callable[[Exchange], None] = lambda exchange: None
         self.after: Callable[[Exchange], None] = lambda exchange: None
         self.connections: set[trio.CancelScope] = set()
@@ -103,6 +112,7 @@ class Network:
         self.replica = None
         self.mischief = lambda page: page
         self.blocks_upgrades = False
+        self.tamper = lambda exchange, answer: answer
 
     def cut_sockets(self) -> None:
         """Break all push sockets."""
@@ -118,7 +128,7 @@ class Network:
     def fault_for(self, path: str) -> NetworkFault | None:
         """Return the fault that affects a request now; None without one."""
         for one in self.faults:
-            if one.path in ("", path) and self.chance.random() < one.share:
+            if path.endswith(one.path) and self.chance.random() < one.share:
                 return one
         return None
 
@@ -221,7 +231,7 @@ class SimulatedHttp:
             await trio.sleep(fault.seconds)
         if exchange.is_poll and answer.status == 200:
             answer = attrs.evolve(answer, body=json_bytes(network.mischief(json.loads(answer.body))))
-        return changed_by(kind, answer)
+        return changed_by(kind, network.tamper(exchange, answer))
 
 
 def answer_of(fault: NetworkFault) -> Answer | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from contextlib import asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import attrs
@@ -138,16 +139,21 @@ def _run_all(calls: Sequence[_Call]) -> None:
 class Locks:
     """Locks on node names, so that each group is worked on by one task at a time, different groups concurrently.
 
-    A task takes all names of a group or none, so tasks cannot deadlock.
+    A task takes all names of a group or none, so tasks cannot deadlock. A withdrawal claims its names while it waits;
+    otherwise each batch of a burst could take them first.
     """
 
     def __init__(self) -> None:
         self._taken: set[str] = set()
+        self._claimed = Counter[str]()
         self._freed = RepeatedEvent()
 
-    def try_acquire(self, names: Collection[str]) -> bool:
-        """Lock all names and return True, or return False if one of them is locked."""
-        if not self._taken.isdisjoint(names):
+    def try_acquire(self, names: Collection[str], *, claimed: bool = False) -> bool:
+        """Lock all names and return True, or return False if one of them is locked, or claimed by someone else.
+
+        ``claimed``: the caller has claimed the names that it needs most.
+        """
+        if not self._taken.isdisjoint(names) or not (claimed or self._claimed.keys().isdisjoint(names)):
             return False
         self._taken |= set(names)
         return True
@@ -161,10 +167,20 @@ class Locks:
         """Wait until a name is unlocked."""
         await self._freed.wait()
 
+    @contextmanager
+    def claim(self, names: Collection[str]) -> Iterator[None]:
+        """Let nobody without a claim lock names for the block."""
+        self._claimed.update(names)
+        try:
+            yield
+        finally:
+            self._claimed -= Counter(names)
+            self._freed.set()
+
     @asynccontextmanager
-    async def held(self, names: Collection[str]) -> AsyncIterator[None]:
+    async def held(self, names: Collection[str], *, claimed: bool = False) -> AsyncIterator[None]:
         """Wait until all names are free, and lock them for the block."""
-        while not self.try_acquire(names):
+        while not self.try_acquire(names, claimed=claimed):
             await self.wait_for_release()
         try:
             yield

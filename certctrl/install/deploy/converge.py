@@ -68,15 +68,18 @@ class Convergence:
         ready: list[Group] = []
         busy: list[Group] = []
         for group in groups:
-            (ready if self.locks.try_acquire(group.nodes) else busy).append(group)
+            (ready if self._acquired(group) else busy).append(group)
         async with trio.open_nursery() as nursery:
             for group in busy:
                 nursery.start_soon(self._later, group, name="a group locked by another call")
             if ready:
                 nursery.start_soon(self._work, ready, name="groups")
 
+    def _acquired(self, group: Group) -> bool:
+        return self.locks.try_acquire(group.nodes, claimed=self.forward_only)  # a withdrawal has claimed its names
+
     async def _later(self, group: Group) -> None:
-        while not self.locks.try_acquire(group.nodes):
+        while not self._acquired(group):
             await self.locks.wait_for_release()
         await self._work([group])
 

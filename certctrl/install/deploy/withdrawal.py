@@ -9,7 +9,7 @@ Files at destinations are removed only if they are still ours, byte for byte.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from typing import Any, assert_never
 
@@ -77,16 +77,21 @@ class Withdrawal:
         mine = (group for group in groups if self.record.cert_id in group.cert_ids)
         return next(mine, Group.of([f"cert:{self.record.cert_id}"]))  # another plane's certificate has no items
 
+    def _claim(self) -> AbstractContextManager[None]:
+        """Let the renewals of its group wait until it is out of use; not for its endpoints, which takes longer."""
+        return self.locks.claim(self._group().nodes)
+
     async def _remove(self) -> Outcome:
         try:
-            # if its files are gone, another certificate may have its name
-            left = await (
-                self.context.offload(self._left_before) if withdrawn(self.record) else self._take_out_of_use()
-            )
+            with self._claim():
+                # if its files are gone, another certificate may have its name
+                left = await (
+                    self.context.offload(self._left_before) if withdrawn(self.record) else self._take_out_of_use()
+                )
+                before = self.context.records.retries.of(cert_resource(self.record.cert_id))
+                outcome = await self._converge({}, successors=self._successors())
         except DiskError as error:
             return Outcome(kind=OutcomeKind.FAILED, detail=str(error))
-        before = self.context.records.retries.of(cert_resource(self.record.cert_id))
-        outcome = await self._converge({}, successors=self._successors())
         seen = await self._probe_endpoints(patient=outcome.ok)
         still = any(serves for serves, _ in seen)
         stay = [f"{one_line(path)} stays: {why}" for path, why in left.items()]
@@ -99,7 +104,7 @@ class Withdrawal:
     async def _take_out_of_use(self) -> dict[str, str]:
         """Remove all files of this certificate and record it; return the paths that stay -> why. Raises DiskError."""
         context = self.context
-        async with self.locks.held(self._group().nodes):
+        async with self.locks.held(self._group().nodes, claimed=True):
             left: dict[str, str] = await context.offload(self._remove_files)
             ours = tuple(path for path, why in left.items() if why != CHANGED)
             await context.offload(partial(publish, context, without=self.record.cert_id))  # a successor takes its name
@@ -258,7 +263,8 @@ class Withdrawal:
                 return Outcome(kind=OutcomeKind.FAILED, detail=str(error))
             keep, candidates = {prepared.generation}, {record.cert_id: prepared}
         context.records.note(attrs.evolve(context.records.certificates[record.cert_id], batch=""))
-        outcome = await self._converge(candidates, nothing=OutcomeKind.UNCHANGED)
+        with self._claim():
+            outcome = await self._converge(candidates, nothing=OutcomeKind.UNCHANGED)
         context.records.note(
             attrs.evolve(context.records.certificates[record.cert_id], staged="", held=False, revoked=self.revoked)
         )

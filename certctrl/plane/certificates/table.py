@@ -9,11 +9,14 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from cryptography.x509 import load_pem_x509_certificate
+
 from certctrl import lean
+from certctrl.model.priority import Priority
 from certctrl.plane.ca.issuer import Issued
 from certctrl.plane.errors import not_found
 from certctrl.plane.issuers.issuer import BUILTIN
-from certctrl.plane.orders.renewal_times import Life, due_at
+from certctrl.plane.orders.renewal_times import Life, due_at, late_at
 from certctrl.plane.storage.database import Database, Row
 from certctrl.plane.storage.keyring import Keyring
 from certctrl.plane.storage.signal_stream import SignalStream
@@ -139,9 +142,27 @@ class CertificateTable:
         sealed = bytes(row["private_key_enc"])
         return self._keyring.unseal(f"certificate {row['id']}", sealed) if sealed else b""
 
-    def announce(self, cert_id: int, serial: str) -> None:
-        """Signal a new certificate to its devices."""
-        self._stream.append_to_all(self.holders(cert_id), "cert.renewed", {"cert_id": cert_id, "serial": serial})
+    def announce(self, cert_id: int, serial: str, *, replaces_revoked: bool = False) -> None:
+        """Signal a new certificate to its devices: soon, if the one that they have is revoked or near its end."""
+        urgent = Priority.EXPIRING if self._former_is_ending(cert_id, serial) else None
+        ref = {"cert_id": cert_id, "serial": serial}
+        priority = Priority.REVOCATION if replaces_revoked else urgent
+        self._stream.append_to_all(self.holders(cert_id), "cert.renewed", ref, priority)
+
+    def _former_is_ending(self, cert_id: int, serial: str) -> bool:
+        """Return whether less than a third of the life of the certificate before is left."""
+        former = self._db.one(
+            "SELECT certificate_pem, not_after FROM former_certificates WHERE cert_id = ? AND serial_number != ?"
+            " ORDER BY replaced_at DESC, not_after DESC LIMIT 1",
+            *(cert_id, serial),
+        )
+        if former is None:
+            return False
+        try:
+            begins = load_pem_x509_certificate(former["certificate_pem"].encode()).not_valid_before_utc.timestamp()
+        except ValueError:  # nothing depends on it
+            return False
+        return self._wall_now() > late_at(Life(begins, former["not_after"]), is_imported=False)
 
     def log(self, cert_id: int, action: str, reason: str, device_id: int | None, serial: str) -> int:
         """Record a change as an issue; return its id."""

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from certctrl.model.priority import Priority, priority_named
 from certctrl.plane.ca.sealing import device_key
 from certctrl.plane.certificates.batch import batch
 from certctrl.plane.certificates.revisions import Changes, changes
@@ -19,7 +20,7 @@ from certctrl.plane.core import DEFAULT_LIMIT, MAX_SIGNALS, MAX_WAIT_SECONDS, Pl
 from certctrl.plane.devices.grants import GrantRequest
 from certctrl.plane.devices.reports import FEW_EVENTS, is_few_acks
 from certctrl.plane.devices.sessions import DeviceSession, or_error
-from certctrl.plane.errors import ErrorResponse
+from certctrl.plane.errors import ErrorResponse, bad_request
 from certctrl.plane.http import bodies
 from certctrl.plane.http.answers import data_answer, empty_answer, json_answer, json_of
 from certctrl.plane.http.authentication import Authenticator, ForDevices, address_of, etag_of
@@ -299,6 +300,7 @@ def _poll_of(request: Request) -> Poll:
         wait=whole_number(query.get("wait", "0"), "wait", 0, MAX_WAIT_SECONDS),
         address=address_of(request),
         instance=clean_line(request.headers.get("cert-ctrl-instance", ""), 64),
+        ahead=_classes(query["ahead"]) if "ahead" in query else frozenset(),
     )
 
 
@@ -314,6 +316,14 @@ def _page_of(request: Request) -> tuple[int, int]:
 def _wanted_of(request: Request) -> tuple[int, str]:
     """Return the certificate whose material is requested, and the ETag of what the device has."""
     return _id(request, "cert_id"), etag_of(request)
+
+
+def _classes(names: str) -> frozenset[Priority]:
+    """Return the classes of a comma-separated list, without those that this plane does not know; ErrorResponse 400."""
+    known = frozenset(filter(None, map(priority_named, names.split(","))))
+    if not known:
+        raise bad_request(f"ahead must name classes of signals: {', '.join(Priority)}", field="ahead")
+    return known
 
 
 def _id(request: Request, name: str) -> int:

@@ -189,7 +189,7 @@ class Attempts:
         self._table.store(attempt.cert_id, issued, attempt.action, order["reason"], order["device_id"])
         self._orders.end(attempt.order_id, DONE)
         self._issuers.note_success(attempt.issuer, used=True)
-        self._table.announce(attempt.cert_id, issued.serial_number)
+        self._table.announce(attempt.cert_id, issued.serial_number, replaces_revoked=attempt.action == "replace")
 
     def fail(self, attempt: Attempt, error: CertctrlError) -> float | None:
         """Record a failure; return when the next attempt is due, or None if the order has ended."""

@@ -129,7 +129,7 @@ class Revoking(CertificateViews):
         self._note(row, reason, code, now=True)
         self._orders.cancel_of(cert_id, "it was replaced meanwhile")
         self._table.store(cert_id, issued, "replace", reason, None)
-        self._table.announce(cert_id, issued.serial_number)
+        self._table.announce(cert_id, issued.serial_number, replaces_revoked=True)
 
     def _forget_requests(self, cert_id: int) -> None:
         """Delete earlier signing requests, so that devices make new keys even with ``reuse_key``."""

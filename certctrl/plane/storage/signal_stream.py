@@ -4,6 +4,9 @@ A cursor is ``ms-seq``, the id of the last signal that a device has received. Id
 back; an id's milliseconds are the signal's ``ts_ms``. Agents identify a signal by type, ids and ``ts_ms``, so a second
 signal about the same object in the same millisecond gets the next one: otherwise it would look like a replay.
 
+Each signal has a class (`Priority`): that of its type, unless `append_to_all` was given another one. It is stored in the
+``ref``, from which it is taken for the wire, and sent only to agents that announced `PRIORITY`.
+
 A change and its signal are stored together or not at all: ``append`` is part of the caller's unit of work. The commit
 wakes the waiters.
 """
@@ -22,12 +25,17 @@ from typing import Any
 import trio
 
 from certctrl import lean
+from certctrl.model.features import PRIORITY
+from certctrl.model.priority import Priority, derived_priority, types_of
 from certctrl.model.signals import IDENTITY_FIELDS
+from certctrl.plane.devices.features import announced
 from certctrl.plane.errors import ErrorResponse, cursor_expired, not_found
 from certctrl.plane.storage.database import Database, Row, marks
 
 _TOGETHER = 1000
 """Streams per statement."""
+_PRIORITY = "priority"
+"""Key of the class in a stored ``ref``; an older release ignores it."""
 _WOKEN_TOGETHER = 8
 _CURSOR = re.compile(r"(0|[1-9]\d{0,14})-(0|[1-9]\d{0,8})", re.ASCII)
 
@@ -122,8 +130,15 @@ class SignalStream:
             self.trim(device_id, self._length)
         return ms
 
-    def append_to_all(self, device_ids: Sequence[int], type_: str, ref: Mapping[str, Any]) -> None:
-        """Add one signal to many streams, as ``append``, with few statements for those that get the same id."""
+    def append_to_all(
+        self, device_ids: Sequence[int], type_: str, ref: Mapping[str, Any], priority: Priority | None = None
+    ) -> None:
+        """Add one signal to many streams, as ``append``, with few statements for those that get the same id.
+
+        ``priority``: its class; None: that of its type.
+        """
+        if priority not in (None, derived_priority(type_)):
+            ref = {**ref, _PRIORITY: priority}
         now = int(self._wall_now() * 1000)
         for start in range(0, len(device_ids), _TOGETHER):
             some = device_ids[start : start + _TOGETHER]
@@ -151,15 +166,30 @@ class SignalStream:
         ms, seq = (0, 0) if after is None else _position(after)
         # One statement, and so one state of the stream: a trim between two would hide signals.
         rows = self._db.all(
-            "SELECT t.floor_ms, t.floor_seq, s.ms, s.seq, s.type, s.ref FROM streams t LEFT JOIN signals s"
-            " ON s.device_id = t.device_id AND (s.ms, s.seq) >= (?, ?) WHERE t.device_id = ? ORDER BY s.ms, s.seq"
-            " LIMIT ?",
+            "SELECT t.floor_ms, t.floor_seq, s.ms, s.seq, s.type, s.ref, d.features FROM streams t"
+            " JOIN devices d ON d.id = t.device_id LEFT JOIN signals s ON s.device_id = t.device_id"
+            " AND (s.ms, s.seq) >= (?, ?) WHERE t.device_id = ? ORDER BY s.ms, s.seq LIMIT ?",
             ms,
             seq,
             device_id,
             limit + 1,
         )
         return _page_after(after, rows, limit)
+
+    def read_ahead(self, device_id: int, after: str | None, limit: int, classes: Collection[Priority]) -> Page:
+        """Return up to ``limit`` signals of some classes after a cursor, with that cursor; ErrorResponse as ``read``."""
+        if after is None:
+            stream = self._db.one("SELECT floor_ms, floor_seq FROM streams WHERE device_id = ?", device_id)
+            after = f"{stream['floor_ms']}-{stream['floor_seq']}" if stream is not None else "0-0"
+        self.read(device_id, after, 1)  # refuses a void cursor
+        ms, seq = _position(after)
+        chosen, values = _in_classes(classes)
+        rows = self._db.all(
+            "SELECT s.ms, s.seq, s.type, s.ref, d.features FROM signals s JOIN devices d ON d.id = s.device_id"
+            f" WHERE s.device_id = ? AND (s.ms, s.seq) > (?, ?) AND ({chosen}) ORDER BY s.ms, s.seq LIMIT ?",
+            *(device_id, ms, seq, *values, limit),
+        )
+        return Page(after, tuple(map(_signal, rows)))
 
     def read_many(self, reads: Sequence[tuple[int, str, int]]) -> list[Page | ErrorResponse]:
         """Return what ``read`` returns or raises for each device, cursor and limit, in one statement.
@@ -169,8 +199,9 @@ class SignalStream:
         values = [(number, device_id, *_position(after)) for number, (device_id, after, _) in enumerate(reads)]
         rows = self._db.all(
             f"WITH wanted (number, device_id, ms, seq) AS (VALUES {', '.join(['(?, ?, ?, ?)'] * len(values))})"
-            " SELECT wanted.number, t.floor_ms, t.floor_seq, s.ms, s.seq, s.type, s.ref FROM wanted"
-            " JOIN streams t ON t.device_id = wanted.device_id LEFT JOIN signals s ON s.device_id = t.device_id"
+            " SELECT wanted.number, t.floor_ms, t.floor_seq, s.ms, s.seq, s.type, s.ref, d.features FROM wanted"
+            " JOIN streams t ON t.device_id = wanted.device_id JOIN devices d ON d.id = t.device_id"
+            " LEFT JOIN signals s ON s.device_id = t.device_id"
             " AND (s.ms, s.seq) >= (wanted.ms, wanted.seq) ORDER BY wanted.number, s.ms, s.seq",
             *chain.from_iterable(values),
         )
@@ -347,8 +378,25 @@ def _page_or_error(after: str, limit: int, rows: Sequence[Row]) -> Page | ErrorR
 
 
 def _page(after: str, rows: Sequence[Row]) -> Page:
-    signals = tuple({"type": row["type"], "ts_ms": row["ms"], "ref": json.loads(row["ref"])} for row in rows)
-    return Page(f"{rows[-1]['ms']}-{rows[-1]['seq']}" if rows else after, signals)
+    return Page(f"{rows[-1]['ms']}-{rows[-1]['seq']}" if rows else after, tuple(map(_signal, rows)))
+
+
+def _signal(row: Row) -> dict[str, Any]:
+    """Return a signal as its agent gets it."""
+    ref = json.loads(row["ref"])
+    priority = ref.pop(_PRIORITY, None) or derived_priority(row["type"])
+    signal = {"type": row["type"], "ts_ms": row["ms"], "ref": ref}
+    return signal | {"priority": priority} if PRIORITY in announced(row) else signal
+
+
+def _in_classes(classes: Collection[Priority]) -> tuple[str, list[str]]:
+    """Return the condition for signals of some classes, and its values."""
+    marked = [f'%"{_PRIORITY}":"{one}"%' for one in classes]  # the stored JSON has no spaces
+    the_rest = Priority.RENEWAL in classes  # it has all types that no other class has
+    types = ["", *(name for one in Priority if (one in classes) is not the_rest for name in types_of(one))]
+    by_type = f"s.type {'NOT IN' if the_rest else 'IN'} ({marks(types)}) AND s.ref NOT LIKE ?"
+    by_mark = " OR ".join(["s.ref LIKE ?"] * len(marked))
+    return f"({by_type}) OR {by_mark}", [*types, f'%"{_PRIORITY}":"%', *marked]
 
 
 def _position(cursor: str) -> tuple[int, int]:

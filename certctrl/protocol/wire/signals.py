@@ -10,6 +10,7 @@ import attrs
 
 from certctrl.model.challenges import MAX_IDENTIFIER, identifier_fault, key_authorization_fault, token_fault
 from certctrl.model.plan import Outcome
+from certctrl.model.priority import priority_named
 from certctrl.model.signals import (
     IDENTITY_FIELDS,
     AcmeHttp01Start,
@@ -50,7 +51,7 @@ _REF_VALUES = 32
 _timestamp = integer(ge=1, le=MAX_TS_MS)  # 0 marks a malformed signal and must stay malformed when read back
 _id = integer(ge=1)
 _name = text(_NAME_LIMIT)
-_NEVER_READ = ("sent_as",)
+_NEVER_READ = ("sent_as", "sent_priority")
 _BATCH_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 _Challenge = TypeVar("_Challenge", bound=ChallengeStart | ChallengeStop)
 
@@ -131,7 +132,8 @@ def signal_from_wire(raw: object) -> Signal:
     """Return a signal from one element of a page or of the inbox; never raises.
 
     One that does not fit its schema becomes a ``MalformedSignal``, one of an unknown type an ``UnknownSignal``.
-    ``signal_from_wire(to_wire(signal)) == signal``, except for the reason of a malformed one.
+    ``signal_from_wire(to_wire(signal)) == signal``, except for the reason of a malformed one; `to_state` also keeps the
+    priority. An unknown priority counts as absent.
     """
     if not isinstance(raw, dict):
         return MalformedSignal("", 0, {}, f"expected an object, got {kind_of(raw)}")
@@ -150,9 +152,11 @@ def signal_from_wire(raw: object) -> Signal:
         found = read(raw_ref | {"ts_ms": ts_ms}, "ref")
     except Misfit as misfit:
         return _malformed(name, ts_ms, raw_ref, str(misfit))
-    if (name, raw_ref) == (found.type, found.ref()) or not _is_small(raw_ref):
+    priority = priority_named(raw.get("priority"))
+    as_usual = (name, raw_ref) == (found.type, found.ref()) or not _is_small(raw_ref)
+    if as_usual and priority is None:
         return found
-    return attrs.evolve(found, sent_as=SentAs(type=name, ref=raw_ref))
+    return attrs.evolve(found, sent_as=None if as_usual else SentAs(type=name, ref=raw_ref), sent_priority=priority)
 
 
 def _malformed(name: str, ts_ms: int, ref: dict[str, Any], why: str) -> MalformedSignal:

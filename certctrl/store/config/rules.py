@@ -14,6 +14,7 @@ from certctrl.model.config import AgentConfig, listen_address
 from certctrl.model.origin import parse_origin, parse_proxy
 from certctrl.model.paths import path_fault
 from certctrl.model.policy import DAYS, AcmeAnswers, HostPolicy, KeyType, MaintenanceWindow, NamedCommand, minutes_of
+from certctrl.model.priority import Priority
 from certctrl.store.structure import Mismatch, check_choice
 from certctrl.text import is_name
 
@@ -39,6 +40,7 @@ def check_config(config: AgentConfig) -> None:
     for signal, seconds in settings.signal_timeouts.items():
         if not 1 <= seconds <= 3600:
             raise Mismatch(f"application.signal_timeouts.{signal}", "expected 1 to 3600 seconds")
+    check_order(settings.priority_order)
     try:
         parse_proxy(client.proxy)
     except ConfigError as error:
@@ -48,6 +50,16 @@ def check_config(config: AgentConfig) -> None:
             raise Mismatch(f"httpclient.{other}", f"is missing, but {one} is set")
     if "/" in config.log.file or config.log.file in (".", ".."):
         raise Mismatch("log.file", "expected a file name, not a path: it is created in logs/")
+
+
+def check_order(order: Sequence[Priority]) -> None:
+    """Check that an order has each class of signals once."""
+    where = "application.priority_order"
+    for number, one in enumerate(order):
+        if one in order[:number]:
+            raise Mismatch(f"{where}[{number}]", f"{one.value} is there twice", "name each class once")
+    if missing := [one.value for one in Priority if one not in order]:
+        raise Mismatch(where, f"lacks {', '.join(missing)}", f"name each class once: {', '.join(Priority)}")
 
 
 def check_server_url(url: str, *, loopback_http: bool) -> None:

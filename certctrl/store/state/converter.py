@@ -1,7 +1,7 @@
 """The converter of the state files: records, signals and certificate facts as JSON.
 
 It ignores keys of later releases. Records stay flat: the facts of a certificate are next to its other fields,
-because `CertRecord.facts` is marked ``inline``. Signals have the form of the wire.
+because `CertRecord.facts` is marked ``inline``. Signals have the form of the wire, with their priority.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from cattrs import Converter
 
 from certctrl.model.certificate import CertFacts
-from certctrl.model.signals import Signal, to_wire
+from certctrl.model.signals import Signal, to_state
 from certctrl.protocol.wire.signals import signal_from_wire
 from certctrl.store import decode
 from certctrl.store.structure import Mismatch, structure, tolerant_converter
@@ -32,7 +32,7 @@ def state_converter() -> Converter:
         return None if raw is None else structure_signal(raw, kind)
 
     def unstructure_optional_signal(signal: Signal | None) -> dict[str, Any] | None:
-        return None if signal is None else to_wire(signal)
+        return None if signal is None else to_state(signal)
 
     converter.register_structure_hook_func(lambda kind: kind == Signal, structure_signal)
     converter.register_structure_hook_func(lambda kind: kind == Signal | None, structure_optional_signal)

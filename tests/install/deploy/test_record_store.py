@@ -147,6 +147,49 @@ async def test_markers_of_removed_items_are_removed(clock: MockClock, state: Ins
     assert state.load_activations() == {"b": "2"}
 
 
+async def test_a_claim_comes_before_those_that_wait_for_the_same_names(clock: MockClock) -> None:
+    """A withdrawal that waits for one batch must not wait for the next ones, too."""
+    locks, order = Locks(), list[str]()
+
+    async def batch(name: str) -> None:
+        async with locks.held({"a", "b"}):
+            order.append(name)
+            await trio.sleep(5)
+
+    async def withdrawal() -> None:
+        with locks.claim({"a"}):
+            for step in ("removed", "reloaded"):
+                async with locks.held({"a"}, claimed=True):
+                    order.append(step)
+                    await trio.sleep(1)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(batch, "first")
+        await wait_all_tasks_blocked()
+        nursery.start_soon(batch, "second")
+        nursery.start_soon(batch, "third")
+        await wait_all_tasks_blocked()
+        nursery.start_soon(withdrawal)
+        await wait_all_tasks_blocked()
+        assert locks.try_acquire({"c"}), "others are not kept out"
+        locks.release({"c"})
+    assert order[:3] == ["first", "removed", "reloaded"]
+    assert sorted(order[3:]) == ["second", "third"]
+    assert locks.try_acquire({"a", "b"}), "the claim has ended"
+
+
+async def test_two_claims_do_not_block_each_other(clock: MockClock) -> None:
+    locks = Locks()
+    with locks.claim({"a"}):
+        with locks.claim({"a", "b"}):
+            assert locks.try_acquire({"a", "b"}, claimed=True)
+            locks.release({"a", "b"})
+        assert not locks.try_acquire({"a"}), "the first one still claims it"
+        assert locks.try_acquire({"b"})
+        locks.release({"b"})
+    assert locks.try_acquire({"a"})
+
+
 async def test_a_lock_takes_all_names_or_none(clock: MockClock) -> None:
     locks, order = Locks(), list[str]()
 

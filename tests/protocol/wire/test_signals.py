@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from certctrl.model.plan import Deployed, Outcome, OutcomeKind
+from certctrl.model.priority import Priority
 from certctrl.model.signals import (
     AcmeHttp01Start,
     AcmeHttp01Stop,
@@ -27,6 +28,8 @@ from certctrl.model.signals import (
     Signal,
     UnknownSignal,
     identity,
+    priority_of,
+    to_state,
     to_wire,
 )
 from certctrl.protocol.wire.signals import ack_event, signal_from_wire
@@ -229,6 +232,32 @@ def test_the_plane_cannot_choose_the_contents_of_an_ack(name: str, ref: dict[str
     signal = signal_from_wire(wire)
     assert signal == signal_from_wire(raw(name, ref)) and not isinstance(signal, MalformedSignal)
     assert to_wire(signal) == wire
+
+
+@pytest.mark.parametrize("name", ["cert.renewed", "install.updated", "cert.revoked", "ca.assigned"])
+@pytest.mark.parametrize("priority", list(Priority))
+def test_the_class_of_a_signal_is_kept_on_disk_and_not_reported(name: str, priority: Priority) -> None:
+    wire = raw(name, {"cert_id": 7, "ca_id": 7})
+    signal = signal_from_wire(wire | {"priority": priority.value})
+    assert isinstance(signal, CertRevoked) or priority_of(signal) is priority
+    assert signal == signal_from_wire(wire) and identity(signal) == identity(signal_from_wire(wire))
+    again = signal_from_wire(json.loads(json.dumps(to_state(signal))))
+    assert priority_of(again) is priority_of(signal)
+    assert ack_event(signal, Outcome(kind=OutcomeKind.APPLIED), 1)["signal"] == wire
+
+
+@pytest.mark.parametrize("priority", ["", "urgent", "RENEWAL", 1, 1.5, True, None, [], {}, ["config"], "x" * 100_000])
+def test_an_unknown_class_counts_as_absent(priority: object) -> None:
+    signal = signal_from_wire(raw("cert.renewed", {"cert_id": 7}) | {"priority": priority})
+    assert signal == CertRenewed(TS, 7)
+    assert priority_of(signal) is Priority.RENEWAL
+    assert "priority" not in to_state(signal)
+
+
+def test_a_reference_cannot_name_the_class() -> None:
+    for name in ("priority", "sent_priority"):
+        signal = signal_from_wire(raw("cert.renewed", {"cert_id": 7, name: "revocation"}))
+        assert priority_of(signal) is Priority.RENEWAL
 
 
 @given(RAW)

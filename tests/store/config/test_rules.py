@@ -10,6 +10,7 @@ from config_dir import URL
 
 from certctrl.model.config import AgentConfig
 from certctrl.model.policy import AcmeAnswers, HostPolicy, MaintenanceWindow, NamedCommand, TrustStore
+from certctrl.model.priority import Priority
 from certctrl.store.config.rules import check_config, check_policy, check_server_url
 from certctrl.store.structure import Mismatch
 
@@ -32,6 +33,7 @@ GOOD_SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("application", {"metrics_listen": "0.0.0.0:9464", "metrics_public": True}),
     ("application", {"metrics_textfile": "/var/lib/certctrl.prom"}),
     ("application", {"signal_timeouts": {"cert.renewed": 1.0, "cert.revoked": 3600.0}}),
+    ("application", {"priority_order": tuple(Priority)[::-1]}),
     ("httpclient", {"proxy": "http://proxy.example:3128"}),
     ("httpclient", {"client_certificate": "c.pem", "client_key": "c.key"}),
     ("log", {"file": "agent.log"}),
@@ -49,6 +51,14 @@ WRONG_SETTINGS: list[tuple[str, dict[str, Any], str, str, str | None]] = [
     ("application", {"refresh_path": ""}, "application.refresh_path", "expected a path that starts with /", None),
     ("application", {"metrics_listen": "0.0.0.0:1"}, "application.metrics_listen", "", METRICS),
     ("application", {"metrics_textfile": "a/b"}, "application.metrics_textfile", "expected an absolute path", None),
+    (
+        "application", {"priority_order": (Priority.CONFIG, Priority.RENEWAL, Priority.CONFIG)}, "application.priority_order[2]",
+        "config is there twice", "name each class once",
+    ),
+    (
+        "application", {"priority_order": (Priority.CONFIG, Priority.RENEWAL)}, "application.priority_order",
+        "lacks revocation, expiring", "name each class once: revocation, expiring, renewal, config",
+    ),
     (
         "application", {"signal_timeouts": {"a": 5.0, "b": 0.99}}, "application.signal_timeouts.b",
         "expected 1 to 3600 seconds", None,

@@ -16,8 +16,9 @@ from state_model import KEYS, TOKENS, modelled
 from certctrl.errors import BadAnswerError, DiskError, StateCorruptError
 from certctrl.model.certificate import CertFacts
 from certctrl.model.plan import OutcomeKind
+from certctrl.model.priority import Priority
 from certctrl.model.records import Ack, CaRecord, CertRecord, DeviceKeys, InboxEntry, Stage, Tokens
-from certctrl.model.signals import CaAssigned, CertRenewed, InstallUpdated, MalformedSignal, UnknownSignal
+from certctrl.model.signals import CaAssigned, CertRenewed, InstallUpdated, MalformedSignal, UnknownSignal, priority_of
 from certctrl.store.disk.fs import RealFs
 from certctrl.store.state import read_only
 from certctrl.store.state.files import sweep_leftovers
@@ -97,6 +98,13 @@ def test_signals_round_trip(store: StateStore) -> None:
     again = StateStore(store.layout, RealFs())
     assert again.session.load_inbox() == entries
     assert again.session.load_outcomes() == ((Ack(event={"type": "signal.ack", "outcome": "applied"}),), ("a", "b"))
+
+
+def test_a_restart_keeps_the_class_of_a_signal(store: StateStore) -> None:
+    sent = CertRenewed(5, 7, sent_priority=Priority.EXPIRING)
+    store.session.save_inbox([InboxEntry(signal=sent), InboxEntry(signal=CertRenewed(5, 8))])
+    kept = [priority_of(entry.signal) for entry in StateStore(store.layout, RealFs()).session.load_inbox()]
+    assert kept == [Priority.EXPIRING, Priority.RENEWAL]
 
 
 def test_a_malformed_signal_stays_malformed(store: StateStore) -> None:
