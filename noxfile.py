@@ -61,6 +61,13 @@ def integration(session: nox.Session) -> None:
 
 
 @nox.session
+def compat(session: nox.Session) -> None:
+    """Run each pair of an older and a newer peer, for each feature; the tests run a sample."""
+    session.install("-e", ".[dev]")
+    session.run("pytest", "tests/compat", "-m", "campaign or not campaign", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Compare the product with its floors; arguments go to ``tests/bench/run.py``."""
     session.install(".[dev]")

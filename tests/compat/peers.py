@@ -89,6 +89,9 @@ class EarlierPlane:
                     signal.pop("priority", None)
                 if ATOMIC_BATCH in self.lacking:
                     signal["ref"].pop("batch", None)
+        elif path.startswith(LIST) and ATOMIC_BATCH in self.lacking:
+            for row in whole["data"] if isinstance(whole["data"], list) else (whole["data"],):
+                row.pop("batch", None)
         else:
             return headers, body
         content = json.dumps(whole).encode()

@@ -14,7 +14,9 @@ import attrs
 import pytest
 import trio
 from compat.peers import LIST, EarlierPlane, earlier_agent
+from simulation.batchauditor import renew_together
 from simulation.network import Exchange
+from simulation.operators import VALIDITY
 from simulation.scene import QUIET, Scene, play
 from simulation.world import DEVICE, USER, Setting, template
 
@@ -43,7 +45,7 @@ def signals_of(exchange: Exchange) -> list[dict[str, Any]]:
 
 def uses_delta(exchange: Exchange) -> bool:
     conditional = exchange.path.startswith(LIST) and "if-none-match" in exchange.headers
-    return "updated_since" in exchange.query or conditional
+    return "updated_since" in exchange.query or conditional or "etags" in (exchange.json or {})
 
 
 USES: dict[str, Callable[[Exchange], bool]] = {
@@ -54,10 +56,9 @@ USES: dict[str, Callable[[Exchange], bool]] = {
     PUSH: lambda exchange: exchange.path == "/apiv1/devices/self/stream",
 }
 """Feature -> whether an exchange uses it."""
-ALL = (*USES, "all")
 EVERYTHING = frozenset(USES)
 EXISTING = frozenset(PLANE_FEATURES) | frozenset(AGENT_FEATURES)
-SHOWN = EXISTING & {BATCH_FETCH, DELTA, PRIORITY}
+SHOWN = EXISTING & {ATOMIC_BATCH, BATCH_FETCH, DELTA, PRIORITY}
 """Features that the tour uses if both sides have them."""
 
 
@@ -104,6 +105,8 @@ class Tour:
         scene = self.scene
         for cert_id in self.ids:
             await scene.plane.certificates.renew(USER, cert_id)
+        await self.in_step()
+        await renew_together(scene.world, self.ids[2:], VALIDITY)
         await self.in_step()
         done = scene.agent.counters.reconciles["ok"]
         await scene.plane.resync(USER, DEVICE, "the tour")
@@ -172,11 +175,18 @@ def lacks(feature: str) -> frozenset[str]:
     return EVERYTHING if feature == "all" else frozenset({feature})
 
 
-EACH = pytest.mark.parametrize("feature", ALL)
+def only_in_the_campaign(*values: str) -> Any:
+    return pytest.param(*values, marks=pytest.mark.campaign, id="-".join(values))
 
 
-@EACH
-@pytest.mark.parametrize("newer", ["neither", "agent", "plane", "both"])
+EACH = pytest.mark.parametrize("feature", ["all", *map(only_in_the_campaign, USES)])
+PAIRS = [("all", newer) for newer in ("neither", "agent", "plane", "both")]
+PAIRS += [(feature, newer) for feature in USES for newer in ("agent", "plane")]
+
+
+@pytest.mark.parametrize(
+    ("feature", "newer"), [*PAIRS, *(only_in_the_campaign(one, newer) for one in USES for newer in ("neither", "both"))]
+)
 def test_a_pair_uses_what_both_sides_have(feature: str, newer: str) -> None:
     missing = lacks(feature)
     agent = frozenset() if newer in ("agent", "both") else missing
