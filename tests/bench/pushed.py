@@ -1,9 +1,10 @@
-"""Push: from a signal that is published to its page at the agent, beside long-poll, at one plane in one run.
+"""Push: from an operator's request to the page at the agent's own client, beside long-poll, at one plane in one run.
+
+`push.py` judges the plane's part, with a herd; here the operator's request is included.
 
 Two devices of a served plane, each with the product's own client in this process: one holds a long-poll, the other a
 push socket. An event changes the install config of one of them, in turn; the clock starts when the operator's request
-is sent, so both include the same change at the plane. The client is a mere second of the daemon's work: what follows
-receipt is the same for both.
+is sent, so both include the same change at the plane. What the daemon does after receipt is the same for both.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from certctrl.net.transport import HttpxHttp
 from certctrl.protocol.events import NoUpdates, Updates
 from certctrl.protocol.steps import Poll
 
-PAUSE = (0.15, 0.25)
-"""Seconds between two events, so that each finds its agent waiting, within the plane's rate limit for changes."""
+PAUSE = (0.55, 0.65)
+"""Seconds between two events, so that each finds its agent waiting, within the rate limit of polls."""
 WAIT = 25
 
 
@@ -72,9 +73,9 @@ def measure(work: Path, *, events: int) -> Iterator[dict[str, Any]]:
     with served_plane(fleet) as server:
         found = trio.run(_measure, fleet, server, events, work)
     polled, pushed = (sorted(found[name]) for name in ("long-poll", "push"))
-    for name, share, must in (("p50", 0.5, 0.8), ("p99", 0.99, None)):
+    for name, share in (("p50", 0.5), ("p99", 0.99)):
         ours, floor = percentile(pushed, share), percentile(polled, share)
-        yield row(f"publish to received, {name}, milliseconds", ours, floor, must=must, note="floor: long-poll")
+        yield row(f"operator's request to received, {name}, milliseconds", ours, floor, note="floor: long-poll")
 
 
 async def _measure(fleet: Fleet, server: Server, events: int, work: Path) -> dict[str, list[float]]:

@@ -62,7 +62,7 @@ PARTS: dict[str, tuple[str, Part]] = {
     ),
     "pushed": (
         "Delivery by push, beside long-poll of the same client (judged: ratio)",
-        lambda work, quick: pushed.measure(work, events=30 if quick else 150),
+        lambda work, quick: pushed.measure(work, events=20 if quick else 100),
     ),
     "fleet": (
         f"The control plane with ${fleet.AGENTS} agents, beside hypercorn and starlette (judged: ratio or value)",
