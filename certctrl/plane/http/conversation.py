@@ -115,7 +115,7 @@ class Conversation:
     async def _step(self) -> None:
         """Send what is due, otherwise wait for a message or a wake."""
         if self._plane.draining:
-            await self._socket.close_for(RESTART, self._push.retry_after())
+            await self._socket.close_for(RESTART, self._plane.pace.return_seconds())
         elif self._opened.replaced:
             await self._socket.close(REPLACED, "replaced by a newer connection")
         elif self._due and self._greeted:
@@ -233,7 +233,9 @@ class Conversation:
                 answer = error_response_of(error)
                 await self._refuse(answer, message)
                 if message.type == HELLO:
-                    await self._socket.close_for(OVERLOAD, (answer.retry_after or 0.0) + self._push.retry_after())
+                    await self._socket.close_for(
+                        OVERLOAD, (answer.retry_after or 0.0) + self._plane.pace.return_seconds()
+                    )
 
     def _handlers(self) -> dict[str, Callable[[Envelope], Awaitable[None]]]:
         return {

@@ -59,7 +59,7 @@ class StreamApi:
             answer.headers["sec-websocket-version"] = VERSION
             return answer
         if plane.draining:
-            raise unavailable("The control plane is stopping", max(1, round(plane.push.retry_after())))
+            raise unavailable("The control plane is stopping", plane.pace.return_seconds())
         token = bearer_token(request)
         session, _ = await self._authenticator.as_device_alike(request, self._opens, None, reads=True)
         copied = await plane.clones.note(session, clean_line(request.headers.get("cert-ctrl-instance", ""), 64))

@@ -8,7 +8,6 @@ replaced it, what operators have asked, and the next page. The sweep finds what 
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import chain
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -34,10 +33,6 @@ T = TypeVar("T")
 Run = Callable[[Callable[[Sequence[Any]], Sequence[Any]], Any], Awaitable[Any]]
 """Runs a unit of work for an item, shared with like ones; see ``Gathering.work_alike``."""
 
-LONGEST_ABSENCE = 25.0
-"""Seconds over which the largest fleet connects again after a restart."""
-_RECONNECTS_PER_SECOND = 400.0
-_LEAST_ABSENCE = 3.0
 _FLUSH_SECONDS = 1.0
 """Delay until closed sockets are removed from the table, together."""
 _MINUTE = 60.0
@@ -172,11 +167,6 @@ class Push:
             self._closed[device_id] = opened.socket.name
             self._any_closed.set()
         self._see(opened)
-
-    def retry_after(self) -> float:
-        """Return the seconds after which one of the sockets of this process should connect again, spread."""
-        longest = _LEAST_ABSENCE + min(LONGEST_ABSENCE, len(self._open) / _RECONNECTS_PER_SECOND)
-        return random.uniform(1.0, longest)
 
     def opened(self, device_ids: Sequence[int]) -> dict[int, float]:
         """Return when the sockets of devices were opened, on any process; in the caller's unit of work."""
