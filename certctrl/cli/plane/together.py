@@ -22,7 +22,9 @@ def together(
         str, typer.Option("--dissolve", metavar="BATCH", help="Deliver what a waiting batch has, one by one.")
     ] = "",
 ) -> None:
-    """Make a set of certificates that are always renewed together, or show sets and waiting batches.
+    """Renew certificates always together, or show sets.
+
+    Without NAME, shows the sets and the waiting batches.
 
     When one of a set is renewed, all are. Devices receive the new ones in one batch, once all are issued, and switch to
     all of them or to none. A failed order keeps its batch waiting: repeat it (plane orders retry), or dissolve the batch.
