@@ -140,7 +140,7 @@ class Auditor(DiskAuditor):
         if answer is None:
             return
         asks = fault.asks if fault is not None else None
-        if answer.status in (200, 204) and "retry-after" in answer.headers:  # of a plane that stops
+        if fault is None and answer.status in (200, 204) and "retry-after" in answer.headers:  # of a plane that stops
             asks = float(answer.headers["retry-after"])
         if asks is not None and exchange.is_poll:
             self.not_before["poll"] = now + min(max(asks, 0.0), SERVER_CAP)

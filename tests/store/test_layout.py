@@ -16,6 +16,7 @@ PATHS = {
     "log_config": "log_config.json", "policy": "policy.json", "local_installs": "installs.local.json",
     "plane_ca": "plane-ca.pem", "state": "state", "access_token": "state/access_token.txt",
     "refresh_token": "state/refresh_token.txt", "device_id": "state/device_id.txt", "known_plane": "state/plane.json",
+    "recommended": "state/recommended.json",
     "taken_plane_ca": "state/plane-ca.pem", "next_plane_ca": "state/plane-ca.next.pem",
     "next_device_id": "state/device_id.next", "last_cursor": "state/last_cursor.txt",
     "last_poll_time": "state/last_poll_time.txt", "pending_acks": "state/pending_acks.json",
