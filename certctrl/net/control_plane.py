@@ -78,7 +78,7 @@ class ControlPlane(CertificateChanges):
         except BadAnswerError as error:
             return events.BadAnswer(str(error))
         except TransportError as error:
-            return events.TransportFailed(str(error), fix=error.fix or "")
+            return events.TransportFailed(str(error), fix=error.fix or "", sent=error.maybe_sent)
         event = await parsed(answer, partial(poll_event, answer, step.limit, self._wall_now()))
         self._understood = not isinstance(event, events.BadAnswer)
         if answer.status in (200, 204):

@@ -94,6 +94,8 @@ class TransportFailed:
     why: str
     fix: str = attrs.field(default="", kw_only=True)
     """The command or setting that fixes it; empty: unknown."""
+    sent: bool = attrs.field(default=True, kw_only=True)
+    """Whether the request may have been sent."""
 
 
 # --- answers to the other steps ----------------------------------------------------------------------------

@@ -178,13 +178,13 @@ class Schedule:
         since = self._starts[-1] if held and self._starts else now
         self.plan(max(now, since + self.breaker.interval()), steps.WaitReason.INTERVAL)
 
-    def after_failure(self, retry_after: float | None, now: float, *, lost: bool = False) -> bool:
+    def after_failure(self, retry_after: float | None, now: float, *, lost: bool = False, sent: bool = True) -> bool:
         """Count a failure and plan the next request; return whether it opened the breaker.
 
-        ``lost``: there was no answer.
+        ``lost``: there was no answer. ``sent``: the request may have been sent.
         """
         was_open = self.breaker.is_open
-        if self._wait and now - self._last_request >= _HELD:
+        if self._wait and sent and now - self._last_request >= _HELD:
             self._cut += 1
         delay = self.breaker.failed(retry_after, self._return_spread(now) if lost else None)
         why = steps.WaitReason.BACKOFF if retry_after is None else steps.WaitReason.SERVER

@@ -221,7 +221,8 @@ class Session:
                 self._failed(event.retry_after, now)
             case _:  # including a 401 right after a refresh and a 409 to a poll without a cursor
                 self.walk.go(State.ERROR)
-                self._failed(None, now, lost=isinstance(event, ev.TransportFailed))
+                lost = isinstance(event, ev.TransportFailed)
+                self._failed(None, now, lost=lost, sent=not isinstance(event, ev.TransportFailed) or event.sent)
 
     def _good(self, poll: steps.Poll, event: ev.NoUpdates | ev.Updates, now: float) -> None:
         self._worked()
@@ -288,8 +289,8 @@ class Session:
                 steps.Alert(steps.AlertKind.BREAKER_OPEN, "the control plane answers again", resolved=True)
             )
 
-    def _failed(self, retry_after: float | None, now: float, *, lost: bool = False) -> None:
-        if self._schedule.after_failure(retry_after, now, lost=lost):
+    def _failed(self, retry_after: float | None, now: float, *, lost: bool = False, sent: bool = True) -> None:
+        if self._schedule.after_failure(retry_after, now, lost=lost, sent=sent):
             self._alarmed = True
             text = f"the control plane gave no usable answer {self.failures} times in a row"
             self._alerts.append(steps.Alert(steps.AlertKind.BREAKER_OPEN, text))

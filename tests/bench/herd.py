@@ -210,7 +210,7 @@ class Herd:
             self.note("lost")
             if line is not None:
                 line.close()
-            return None, events.TransportFailed(type(error).__name__)
+            return None, events.TransportFailed(type(error).__name__, sent=line is not None)
         self.note("polls")
         pause = line.pause
         if status == 204:

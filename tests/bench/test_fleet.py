@@ -38,7 +38,8 @@ def test_held_polls_are_answered_at_a_stop_and_agents_return_after_the_restart(
         plane.process.send_signal(signal.SIGTERM)
         assert plane.process.wait(rig.PATIENCE) == 0
         stopped = herd.obey("stat")
-        assert (stopped["polls"], stopped["refused"]) == (count, 0)
+        assert stopped["polls"] >= count, "also those that come in while it stops"
+        assert stopped["refused"] == 0
         with rig.served_plane(fleet, port=plane.port) as again:
             herd.obey("parked")
             herd.begin("until", of="acked", count=count)

@@ -159,6 +159,16 @@ def test_a_gateway_that_ends_held_polls_gets_short_ones_in_between() -> None:
     assert driver.session.failures == 1, "the breaker does not open"
 
 
+def test_slow_attempts_to_connect_are_no_held_polls() -> None:
+    driver = Driver(poll_mode="long-poll", cursor="c0")
+    driver.answer(ev.NoUpdates(None))
+    for _ in range(4):
+        driver.wait()
+        assert driver.poll().wait == 25
+        driver.now += 10
+        driver.receive(ev.TransportFailed("no route", sent=False))
+
+
 def test_a_held_poll_that_ends_well_ends_the_doubt() -> None:
     driver = Driver(poll_mode="long-poll", cursor="c0")
     for event in (ev.TransportFailed("reset"), ev.NoUpdates(None), ev.TransportFailed("reset")):

@@ -122,7 +122,7 @@ def unlocked_init(init: Callable[..., None]) -> Callable[..., None]:
     return made
 
 
-def impatient(self: Any, retry_after: float | None, now: float, *, lost: bool = False) -> bool:
+def impatient(self: Any, retry_after: float | None, now: float, **more: bool) -> bool:
     self.breaker.failures += 1
     self.plan(now + 1.0, "backoff")
     return False
