@@ -55,6 +55,8 @@ class Line:
 
     pause: float | None = None
     """Seconds in the ``Retry-After`` of the last answer."""
+    closes = False
+    """Whether the last answer ends the connection."""
 
     def __init__(self, sock: trio.socket.SocketType, context: ssl.SSLContext) -> None:
         self._sock = sock
@@ -91,6 +93,7 @@ class Line:
         head, _, self._rest = self._rest.partition(b"\r\n\r\n")
         fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])
         length = int(fields.get(b"content-length", b"0"))
+        self.closes = fields.get(b"connection") == b"close"
         self.pause = float(fields[b"retry-after"]) if b"retry-after" in fields else None
         while len(self._rest) < length:
             await self._more()
@@ -213,6 +216,9 @@ class Herd:
             return None, events.TransportFailed(type(error).__name__, sent=line is not None)
         self.note("polls")
         pause = line.pause
+        if line.closes:
+            line.close()
+            line = None
         if status == 204:
             return line, events.NoUpdates(tag or None, retry_after=pause)
         if status == 200:

@@ -203,7 +203,7 @@ MISTAKES: dict[str, list[Mistake]] = {
         Mistake("certctrl.protocol.schedule.Schedule.due_at", lambda self, *, poll: self.due),
     ],
     "Retry-After is not obeyed": [
-        Mistake("certctrl.protocol.breaker.CircuitBreaker.server_delay", lambda self, asked: self.base, bad_answers=40)
+        Mistake("certctrl.protocol.breaker.CircuitBreaker.server_delay", lambda self, asked: 1.0, bad_answers=40)
     ],
     "retries of a signal do not slow down": [
         Mistake("certctrl.install.deploy.retry_table.after_failure", eager, plane_down=5, renew=3)
