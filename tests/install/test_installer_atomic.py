@@ -318,6 +318,18 @@ async def test_a_kill_at_any_step_leaves_the_old_set_or_the_new_one(clock: MockC
     assert killed > 2
 
 
+@pytest.mark.parametrize(("name", "value"), [
+    ("finish_switches", lambda context: None), ("note_switches", lambda context, switched: False),
+])  # fmt: skip
+async def test_a_switch_that_a_crash_leaves_in_parts_is_noticed(
+    clock: MockClock, host: Host, monkeypatch: pytest.MonkeyPatch, name: str, value: object
+) -> None:
+    """The test above finds these mistakes."""
+    monkeypatch.setattr(f"certctrl.install.deploy.atomic.{name}", value)
+    with pytest.raises(AssertionError):
+        await test_a_kill_at_any_step_leaves_the_old_set_or_the_new_one(clock, host, "rename")
+
+
 async def test_an_interrupted_switch_is_undone_if_the_new_files_are_lost(batch: Batch) -> None:
     host, installer = batch.host, batch.host.installer
     batch.refuse(1)

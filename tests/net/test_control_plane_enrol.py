@@ -10,6 +10,7 @@ from plane_answers import HTML, FakeHttp, ok, page, plane_of
 
 from certctrl.errors import BadAnswerError, TransportError
 from certctrl.model.answer import Answer
+from certctrl.model.features import AGENT_FEATURES
 from certctrl.protocol.device_flow import GrantFailed, GrantPending, GrantReady
 
 
@@ -70,7 +71,7 @@ async def test_a_registration_answers_the_challenge_for_its_key() -> None:
     done = await plane_of(http).register(**registering(prove=lambda sealed: f"opened {sealed.decode()}"))
     assert done.device_id == 9
     first, second = (sent.json for sent in http.sent)
-    assert first["features"] == ["key-proof", "csr"]
+    assert first["features"] == ["key-proof", *AGENT_FEATURES]
     assert second == first | {"challenge_response": "opened sealed"}
 
 

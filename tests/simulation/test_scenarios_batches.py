@@ -11,6 +11,8 @@ import trio
 from simulation.authority import leaf_facts
 from simulation.batchauditor import renew_together
 from simulation.disk import file_in
+from simulation.history import innermost
+from simulation.journal import Violation
 from simulation.operators import VALIDITY
 from simulation.scene import QUIET, Scene, play
 from simulation.world import DEVICE, USER
@@ -76,19 +78,32 @@ def test_a_batch_is_served_as_a_whole_across_pages(setting: object) -> None:
     play(scenario, setting=setting)  # type: ignore[arg-type]
 
 
-def test_a_refused_member_keeps_the_old_set_until_it_is_accepted() -> None:
-    async def scenario(scene: Scene) -> None:
-        ids = await three(scene)
-        scene.world.services.refuse_renewals(2)
-        await together(scene, ids)
-        await scene.until(lambda: sorted(set(acks(scene, "rolled_back"))) == ids)
-        assert not any(live(scene, one) == fingerprint(scene, one) for one in ids)
-        await trio.sleep(1800)
-        assert not any(live(scene, one) == fingerprint(scene, one) for one in ids), "no part goes alone later"
-        scene.world.services.failing = lambda: False
-        await scene.until(lambda: all(served(scene, one) for one in ids), within=8 * 3600)
+async def refused_member(scene: Scene) -> None:
+    """Renew three certificates together while the service of one refuses its new one."""
+    ids = await three(scene)
+    scene.world.services.refuse_renewals(2)
+    await together(scene, ids)
+    await scene.until(lambda: sorted(set(acks(scene, "rolled_back"))) == ids)
+    assert not any(live(scene, one) == fingerprint(scene, one) for one in ids)
+    await trio.sleep(1800)
+    assert not any(live(scene, one) == fingerprint(scene, one) for one in ids), "no part goes alone later"
+    scene.world.services.failing = lambda: False
+    await scene.until(lambda: all(served(scene, one) for one in ids), within=8 * 3600)
 
-    play(scenario)
+
+def test_a_refused_member_keeps_the_old_set_until_it_is_accepted() -> None:
+    play(refused_member)
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("certctrl.agent.batches.ReadyCertificate.atomic_batch", ""),
+    ("certctrl.install.deploy.atomic.changing", lambda context, candidates: {}),
+])  # fmt: skip
+def test_a_batch_that_is_switched_in_parts_is_noticed(name: str, value: object) -> None:
+    """The scenario above finds these mistakes."""
+    with patch(name, value), pytest.raises(BaseException) as noticed:
+        play(refused_member)
+    assert isinstance(innermost(noticed.value), AssertionError | Violation)
 
 
 def test_bad_material_of_one_is_reported_for_all_after_the_limit() -> None:

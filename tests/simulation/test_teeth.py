@@ -244,25 +244,6 @@ MISTAKES: dict[str, list[Mistake]] = {
     "certificates of an atomic batch are switched one by one": [
         Mistake("certctrl.agent.batches.ReadyCertificate.atomic_batch", "", renew_together=8, reload_fails=4)
     ],
-    "an atomic batch is not one group": [
-        Mistake(
-            "certctrl.install.deploy.atomic.changing",
-            lambda context, candidates: {},
-            renew_together=8,
-            reload_fails=4,
-        )
-    ],
-    "the switch of an atomic batch is not finished after a crash": [
-        Mistake("certctrl.install.deploy.atomic.finish_switches", lambda context: None, renew_together=10, kill_soon=8)
-    ],
-    "records do not name the batch before its links change": [
-        Mistake(
-            "certctrl.install.deploy.atomic.note_switches",
-            lambda context, switched: False,
-            renew_together=10,
-            kill_soon=8,
-        )
-    ],
     "key and certificate are not compared": [
         Mistake("certctrl.install.material.bundle.checked_key_pem", any_key, issue=4)
     ],
