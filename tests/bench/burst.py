@@ -55,7 +55,8 @@ class _Side:
     name: str
     plane: Plane
     daemon: Daemon
-    memory: list[float]
+    memory: list[float] = attrs.field(factory=list)
+    """Before the first burst and after each."""
     walls: list[float] = attrs.field(factory=list)
     cpus: list[float] = attrs.field(factory=list)
     switches: list[int] = attrs.field(factory=list)
@@ -84,7 +85,7 @@ def _side(stack: contextlib.ExitStack, work: Path, material: Material, name: str
     plane = stack.enter_context(running_plane(material))
     root = work / f"agent{name.replace(' ', '-')}"
     daemon = stack.enter_context(deployed(plane, root, features=features, poll_limit=PAGE))
-    return _Side(name, plane, daemon, [daemon.usage().uss])
+    return _Side(name, plane, daemon)
 
 
 def _bursts(work: Path, sides: list[_Side], rounds: int) -> Iterator[dict[str, Any]]:
@@ -92,6 +93,8 @@ def _bursts(work: Path, sides: list[_Side], rounds: int) -> Iterator[dict[str, A
     count, floors = plane.material.count, []
     out.mkdir()
     floor_result("burst", plane.facts(out, count=count))  # its files exist: replacing them is measured
+    for side in sides:  # not earlier: a poll that waits may be that of the daemon before the restart
+        side.memory.append(side.daemon.usage().uss)
     for version in range(2, rounds + 2):
         wait_quiet()
         floors.append(floor_result("burst", plane.facts(out, count=count)))

@@ -22,7 +22,7 @@ from material import make_agent, make_material
 from measure import Usage, row
 from rig import Daemon, Plane, running_daemon, running_plane
 
-from certctrl.model.features import DELTA
+from certctrl.model.features import BATCH_FETCH, DELTA
 
 MOST = 40
 """MiB beyond the idle memory."""
@@ -42,7 +42,7 @@ def measure(work: Path, only: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
     with running_plane(material) as plane:
         idle = work / "idle"
         settings: dict[str, Any] = {"poll_mode": "long-poll", "poll_jitter": 0, "poll_limit": 100}
-        make_agent(idle, material, url=plane.url, features=frozenset({DELTA}), **settings)
+        make_agent(idle, material, url=plane.url, features=frozenset({BATCH_FETCH, DELTA}), **settings)
         with running_daemon(idle) as daemon:
             daemon.until_done(1)
             plane.wait_parked()

@@ -21,6 +21,8 @@ UPDATES = "/updates"
 CERTIFICATES = "/certificates"
 DETAIL = "/certificates/1"
 MATERIALS = "/deploy-materials"
+BATCH = "/self/deploy-materials"
+BATCH_BODY = 3 * BODY
 CONFIG = "/install-config"
 CAS = "/cas"
 NOTIFY = "/notify"
@@ -244,6 +246,23 @@ def materials(material: Material) -> Iterator[Case]:
                   Reply(MATERIALS, lambda: json.dumps({"data": leaf})), Reply(DETAIL, lambda: detail))  # fmt: skip
 
 
+def batches(material: Material) -> Iterator[Case]:
+    """Yield the cases of materials that are fetched together: those of a hundred certificates that a list announces."""
+    row = '{"id":1#,"domain_name":"h#.example","status":"active","serial_number":"#"}'
+    announced = Reply(CERTIFICATES, lambda: many(row, 100, start=DATA, end='],"complete":true}'), 2)
+    pem, room = "A" * 1000, BATCH_BODY - 2000
+    item = '{"cert_id":1#,"status":200,"data":{"certificate_pem":"' + "A" * 30_000 + '","chain_pem":""}}'
+
+    def batch(name: str, body: Callable[[], str]) -> Case:
+        return Case(name, (announced, Reply(BATCH, body, 3)), (RESYNC,))
+
+    wide = '{"data":[{"cert_id":10,"status":200,"data":{"certificate_pem":"\U0001f600' + pem * (room // 1000) + '"}}]}'
+    yield batch("3 MiB of wide text as materials", lambda: wide)
+    yield batch("3 MiB of small objects as materials", lambda: filled('{"a":0}', start=DATA, end="]}", size=room))
+    yield batch("100 000 values as materials", lambda: many('{"a":0}', 49_000, start=DATA, end="]}"))
+    yield batch("100 large materials", lambda: many(item, 100, start=DATA, end="]}"))
+
+
 def authorities(count: int) -> Iterator[str]:
     """Yield the PEM of roots that have nothing to do with each other."""
     now = time.time()
@@ -269,5 +288,5 @@ def acks(material: Material) -> Iterator[Case]:
 
 def cases(material: Material) -> Iterator[Case]:
     """Yield all cases."""
-    for part in (polls, lists, changes, configs, materials, acks):
+    for part in (polls, lists, changes, configs, materials, batches, acks):
         yield from part(material)
