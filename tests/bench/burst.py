@@ -32,7 +32,7 @@ SETTLE = 3.0
 RELOAD = ("/bin/true",)
 SIDES: dict[str, frozenset[str]] = {"": frozenset(), " in batches": frozenset({BATCH_FETCH})}
 """Kinds of daemons by the suffix of their rows: the features of their planes."""
-LIMITS: dict[str, tuple[dict[str, float], dict[str, float]]] = {
+LIMITS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "": ({"must": 1.2, "aim": 2.0}, {"must": 1.3}),
     " in batches": ({"must": 1.5, "aim": 2.0}, {"must": 1.0}),
 }
