@@ -168,6 +168,18 @@ async def test_what_the_policy_refuses_for_one_keeps_all(batch: Batch) -> None:
     assert kinds(await batch.switch()) == dict.fromkeys((1, 2, 3), APPLIED)
 
 
+async def test_what_the_policy_refuses_keeps_a_batch_that_no_service_reads(clock: MockClock, host: Host) -> None:
+    """Nothing follows its switch, so there is no step that could fail."""
+    found = await batch_on(host, items_of((RELOAD, 1), (WEB, 2), (MAIL, 3)))
+    forbidden = CopyAction(id="no", ob_id=2, sources=("chain.pem",), targets=("/etc/forbidden.pem",))
+    found.items = [forbidden]
+    assert kinds(await found.switch()) == dict.fromkeys((1, 2, 3), FAILED)
+    assert not any(map(found.is_new, found.bundles))
+    found.items = []
+    assert kinds(await found.switch()) == dict.fromkeys((1, 2, 3), APPLIED)
+    assert all(map(found.is_new, found.bundles))
+
+
 async def test_what_the_policy_refuses_for_a_batch_does_not_keep_others(clock: MockClock, host: Host) -> None:
     found = await batch_on(host, [*items_of((RELOAD, 1), (WEB, 2)), *reload(3, argv=RELOAD)], RELOAD)
     host.allow(commands=commands(RELOAD))

@@ -99,7 +99,8 @@ class Convergence:
                 with suppress(DiskError):  # if the disk fails again, the caller's save reports it
                     await self.results.save()
                 return
-            switch_only = {group for group in groups if not alone[group] and switched.needs_only_switch(group)}
+            whole = [group for group in groups if not alone[group] and group not in switched.faults]
+            switch_only = {group for group in whole if switched.needs_only_switch(group)}
             async with trio.open_nursery() as nursery:
                 if finished := [group for group in groups if group in switch_only]:
                     nursery.start_soon(self._finish_switched, finished, switched, held, name="switched groups")
