@@ -40,7 +40,7 @@ def test_long_poll_waits_at_the_plane_and_delivers_immediately() -> None:
             await trio.sleep(0.05)
         assert trio.current_time() - began < 2
         waits = [int(exchange.query["wait"]) for exchange in scene.polls]
-        assert 8 <= min(waits) and waits[1:3] == [25, 25], "the first one has a random length"
+        assert min(waits) >= 8 and waits[1:3] == [25, 25], "the first one has a random length"
 
     play(scenario, attrs.evolve(QUIET, mode="long-poll", interval=5.0))
 
