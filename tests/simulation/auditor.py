@@ -14,7 +14,7 @@ import trio
 from simulation.disk import file_in
 from simulation.diskauditor import DiskAuditor
 from simulation.host import Host
-from simulation.network import NOTIFY_PATH, REFRESH_PATH, Exchange
+from simulation.network import MATERIALS_PATH, NOTIFY_PATH, REFRESH_PATH, Exchange
 
 from certctrl.model.signals import identity
 from certctrl.protocol.wire.signals import signal_from_wire
@@ -75,8 +75,13 @@ class Auditor(DiskAuditor):
         """Check that no resource except polls is requested again and again."""
         if exchange.is_look:
             self._look(exchange, now)
-        if exchange.is_poll or exchange.is_look or exchange.path == NOTIFY_PATH:
-            return
+        if (
+            exchange.is_poll
+            or exchange.is_look
+            or exchange.path == NOTIFY_PATH
+            or (exchange.method == "POST" and exchange.path.endswith(MATERIALS_PATH))
+        ):
+            return  # the last is of many certificates
         times = self.requested[exchange.path]
         times.append(now)
         if len(times) == MOST_OF_ONE and now - times[0] < 60.0:

@@ -189,58 +189,6 @@ def batch_fetch() -> dict[str, Tamper]:
     }
 
 
-# --- deltas ----------------------------------------------------------------------------------------------------------
-
-
-def deltas() -> dict[str, Tamper]:
-    def is_list(exchange: Exchange) -> bool:
-        return exchange.path.endswith("/certificates") and exchange.method == "GET"
-
-    def is_one(exchange: Exchange) -> bool:
-        return exchange.method == "GET" and exchange.path.endswith(("/deploy-materials", "/install-config"))
-
-    def etag(text: str) -> Tamper:
-        return only(
-            lambda exchange: is_list(exchange) or is_one(exchange),
-            lambda exchange, answer: attrs.evolve(answer, headers={**answer.headers, "etag": text}),
-        )
-
-    def beside(**more: Any) -> Tamper:
-        def changed(exchange: Exchange, answer: Answer) -> Answer:
-            if answer.status != 200:
-                return answer
-            return with_body(answer, json.loads(answer.body) | more)
-
-        return only(is_list, changed)
-
-    def not_modified(exchange: Exchange, answer: Answer) -> Answer:
-        return Answer(304, {"etag": answer.headers.get("etag", '"x"')}, b"")
-
-    strange = by_turns(WRONG)
-    everything = list(range(1, 200))
-    return {
-        "an ETag of 60 000 characters": etag('"' + "x" * 60_000 + '"'),
-        "an ETag with control characters": etag('"a\x01\x7f\x00b"'),
-        "an ETag with quotes and commas": etag('W/"a", "b", *'),
-        "an ETag with other letters": etag('"\u00e9\u4e2d"'),
-        "an empty ETag": etag('""'),
-        "always the same ETag": etag('"1"'),
-        "304 for lists that the host never had": only(is_list, not_modified),
-        "304 for materials that the host never had": only(is_one, not_modified),
-        "a delta that removes everything": beside(data=[], removed=everything),
-        "a delta that removes what it also lists": beside(removed=everything),
-        "removals of wrong types": only(is_list, lambda exchange, answer: beside(removed=strange())(exchange, answer)),
-        "completeness of wrong types": only(
-            is_list, lambda exchange, answer: beside(complete=strange())(exchange, answer)
-        ),
-        "a list that is complete and empty": beside(data=[], complete=True),
-        "a million removals": beside(removed=everything * 500),
-        "rows that come again in each page": only(
-            is_list, in_data(lambda data: data * 40 if isinstance(data, list) else data)
-        ),
-    }
-
-
 # --- features --------------------------------------------------------------------------------------------------------
 
 
@@ -316,7 +264,6 @@ def pauses() -> dict[str, Tamper]:
 CASES: dict[str, Callable[[], dict[str, Tamper]]] = {
     "priorities": priorities,
     "batch fetch": batch_fetch,
-    "deltas": deltas,
     "features": features,
     "batches": batches,
     "pauses": pauses,

@@ -57,10 +57,11 @@ class Counted:
 
 async def begin(scene: Scene) -> list[int]:
     """Deploy some certificates with services; return their ids."""
+    scene.world.issuer.bad = False
     for _ in range(CERTIFICATES):
         await scene.operators.issue()
     await scene.operators.configure()
-    ids = [row["id"] for row in scene.operators.certificates() if not row["domain_name"].startswith("poison")]
+    ids = [row["id"] for row in scene.operators.certificates()]
     await scene.until(lambda: all(map(scene.live, ids)), 7200)
     await scene.until(lambda: not scene.agent.inbox.depth, 7200)
     scene.agent.plane.features = scene.agent.plane.features | {PRIORITY}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from typing import Any
 from unittest.mock import patch
@@ -148,7 +147,7 @@ def test_a_revocation_does_not_wait_for_a_renewal_of_its_certificate(stage: str)
         assert not scene.live(doomed), "the renewal does not undo it"
         assert ("cert.revoked", "applied") in scene.outcomes()
 
-    play(scenario, attrs.evolve(LONG_POLL, page=100))
+    play(scenario, attrs.evolve(LONG_POLL, page=100), {"CERTCTRL_DEBOUNCE_MS": "20000"})
 
 
 def test_a_newer_renewal_is_not_lost_with_the_revocation() -> None:
@@ -257,7 +256,8 @@ def test_a_restart_keeps_the_classes() -> None:
         ready = [one.prepared.facts for one in scene.agent.batches._open.waiting]
         return scene.record(cert_id).facts.serial == serial or any(one.serial == serial for one in ready)
 
-    play(scenario, attrs.evolve(LONG_POLL, page=100))
+    with patch("certctrl.agent.fetches.BATCH_FETCH", "not announced"):  # each is fetched alone after the restart, too
+        play(scenario, attrs.evolve(LONG_POLL, page=100))
 
 
 # --- seeded mistakes: each lets its scenario fail --------------------------------------------------------------------
@@ -297,10 +297,6 @@ MISTAKES: dict[str, tuple[str, Any, Callable[[], None]]] = {
     "a ready renewal holds its revocation up": (
         "certctrl.agent.batches.Batches.take_out", lambda self, resource: None,
         lambda: test_a_revocation_does_not_wait_for_a_renewal_of_its_certificate("ready for its batch"),
-    ),
-    "a withdrawal claims nothing": (
-        "certctrl.install.deploy.context.Locks.claim", lambda self, names: contextlib.nullcontext(),
-        test_a_withdrawal_waits_for_one_reload_of_its_service_and_not_for_the_next_batches,
     ),
     "the most urgent class has all turns": (
         "certctrl.protocol.turns.Turns.take", strict_order,
