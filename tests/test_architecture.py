@@ -48,9 +48,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "store.deployments": (*BELOW_STORE, "store.disk", "store.layout", "store.decode", "store.structure"),
     "net": BELOW_STORE,
     "net.transport": (
-        *GROUND, "model", "net.direct", "net.explain", "net.http", "net.pools", "net.stream", "net.tls", "net.websocket",
+        *GROUND, "model", "net.explain", "net.http", "net.pools", "net.stream", "net.tls", "net.websocket",
     ),
-    "net.direct": (),
     "net.metrics_listener": (),
     "net.admission": (),
     "net.challenge_listener": ("model.challenges", "net.admission"),
@@ -81,12 +80,11 @@ LAZY_FOR_CLI = ("plane", "sandbox")
 
 ONLY_IN: dict[str, tuple[str, ...]] = {
     "httpx": ("certctrl.net.transport", "certctrl.plane.acme.http"),
-    "httpcore": ("certctrl.net.direct", "certctrl.net.transport", "certctrl.plane.acme.http"),
+    "httpcore": ("certctrl.net.transport", "certctrl.plane.acme.http"),
     "typer": ("certctrl.cli",),
     "rich": ("certctrl.cli", "certctrl.sandbox.live_table"),
     "h11": (
-        "certctrl.net.challenge_listener", "certctrl.net.direct", "certctrl.net.metrics_listener",
-        "certctrl.plane.challenges.explain_http",
+        "certctrl.net.challenge_listener", "certctrl.net.metrics_listener", "certctrl.plane.challenges.explain_http",
     ),
     "httptools": ("certctrl.plane.http.parsing",),
     "wsproto": ("certctrl.net.websocket", "certctrl.plane.http.upgrade", "certctrl.plane.http.websocket"),

@@ -52,6 +52,8 @@ class Fetches:
         self._wanted: dict[int, None] = {}
         """Certificates whose signals will ask, or have asked, in this order."""
         self._found: dict[int, _Found] = {}
+        self._alone: set[int] = set()
+        """Wanted certificates that a request for many did not answer: each is fetched alone, so none is asked for again and again."""
         self._asking = trio.Lock()
         """One request for many at a time, which bounds their memory."""
         self._most = MOST
@@ -66,6 +68,7 @@ class Fetches:
         """Note that this handler has ended, or will not run."""
         self._wanted.pop(cert_id, None)
         self._found.pop(cert_id, None)
+        self._alone.discard(cert_id)
 
     async def fetch(self, cert_id: int) -> DeployMaterials | None:
         """Return the sealed material of a certificate; None if this host has the plane's.
@@ -98,9 +101,12 @@ class Fetches:
         now = trio.current_time()
         for number in [number for number, one in self._found.items() if now > one.at + FRESH_SECONDS]:
             del self._found[number]
-        if cert_id in self._found or now < self._alone_until or BATCH_FETCH not in self._plane.features:
+        if cert_id in self._found or cert_id in self._alone or now < self._alone_until:
             return []
-        others = [number for number in self._wanted if number != cert_id and number not in self._found]
+        if BATCH_FETCH not in self._plane.features:
+            return []
+        known = self._found.keys() | self._alone
+        others = [number for number in self._wanted if number != cert_id and number not in known]
         return others[: max(0, min(self._most, MOST - len(self._found)) - 1)]
 
     async def _fetch_many(self, cert_ids: Sequence[int]) -> None:
@@ -116,6 +122,7 @@ class Fetches:
         self._failures, self._most = 0, min(MOST, 2 * self._most)
         now = trio.current_time()
         self._found |= {number: _Found(one, now) for number, one in found.items() if number in self._wanted}
+        self._alone.update(number for number in cert_ids if number in self._wanted and number not in found)
 
     async def _answer(self, cert_ids: Sequence[int]) -> dict[int, Fetched]:
         wanted = {cert_id: self._known_etag(cert_id) for cert_id in cert_ids}

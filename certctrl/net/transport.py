@@ -1,6 +1,6 @@
-"""HttpxHttp: exchanges with one origin, over connections of our own (``direct.py``), or the HTTP library's for proxies.
+"""HttpxHttp: HTTP/1.1 over the HTTP library, which only this module and the control plane's ACME client import.
 
-Three rules for the library need their reasons:
+Three rules need their reasons:
 
 * The deadline of an exchange is a cancel scope, and a cancelled request can leave a connection in the library's pool
   that is neither idle nor closed, forever. ``ReclaimTransport`` removes such orphans; a test fails if the private
@@ -32,7 +32,6 @@ from certctrl.errors import BadAnswerError, TransportError
 from certctrl.model.answer import Answer
 from certctrl.model.config import AgentConfig, is_loopback
 from certctrl.model.origin import parse_origin, parse_proxy
-from certctrl.net.direct import DirectTransport
 from certctrl.net.http import Http, json_bytes, target_of
 from certctrl.net.pools import Pools
 from certctrl.net.stream import Stream
@@ -188,20 +187,8 @@ class HttpxHttp:
         progress.sent = progress.connected = True
         return self._explained(error, progress)
 
-    def _transport(self) -> ReclaimTransport | DirectTransport:
+    def _transport(self) -> ReclaimTransport:
         self._context = None if self._trust is None else self._trust.context()
-        if self._options["proxy"]:
-            return self._pooled()
-        return DirectTransport(
-            self._url(target=b"/").host.decode("ascii"),
-            self.origin.port,
-            self._context,
-            connect_seconds=self._connect_seconds,
-            keepalive_seconds=self._options["limits"].keepalive_expiry,
-        )
-
-    def _pooled(self) -> ReclaimTransport:
-        """Return the library's transport, for proxies."""
         return ReclaimTransport(verify=self._context or False, **self._options)
 
     def _has_other_trust(self) -> bool:

@@ -222,3 +222,11 @@ async def test_what_is_kept_is_bounded(batches: Batches) -> None:
     await batches.fetch(1)
     await batches.fetch(300)  # not in the order of their arrival
     assert len(batches.fetches._found) < MOST
+
+
+async def test_what_a_request_did_not_answer_is_not_asked_for_together_again(batches: Batches) -> None:
+    batches.missing = set(range(1, 21))
+    batches.expect(*range(1, 21))
+    await batches.fetch(*range(1, 21))
+    assert [one for one in batches.asked if isinstance(one, list)] == [list(range(1, 21))]
+    assert sorted(one for one in batches.asked if not isinstance(one, list)) == list(range(1, 21))
