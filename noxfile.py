@@ -97,10 +97,11 @@ def model(session: nox.Session) -> None:
 
 @nox.session
 def hostile(session: nox.Session) -> None:
-    """Process 100 000 hostile plans and all hostile answers; deploy into a directory under attack (needs root)."""
+    """Run 100 000 hostile plans, all hostile answers and planes; deploy into a directory under attack (needs root)."""
     session.install("-e", ".[dev]")
     files = ["tests/install/test_hostile.py", "tests/store/deployments/test_file_set_refused.py"]
-    files += ["tests/bench/test_hostile.py"]
+    files += ["tests/bench/test_hostile.py", "tests/simulation/test_hostile_planes.py"]
+    files += ["tests/simulation/test_scenarios_priorities.py"]
     session.run("pytest", *files, "-m", "campaign", *session.posargs)
 
 

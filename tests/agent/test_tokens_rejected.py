@@ -45,6 +45,7 @@ def agent_of(keeper: TokenKeeper, answer: Callable[[str], Awaitable[events.Event
         tokens=keeper,
         counters=Counters(),
         config=SimpleNamespace(application=ApplicationConfig()),
+        push=None,
     )
     agent.authorized = partial(Agent.authorized, agent)
     return agent

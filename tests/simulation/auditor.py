@@ -17,6 +17,7 @@ from simulation.host import Host
 from simulation.network import MATERIALS_PATH, NOTIFY_PATH, REFRESH_PATH, Exchange
 
 from certctrl.model.signals import identity
+from certctrl.protocol.wire.answer import retry_after
 from certctrl.protocol.wire.signals import signal_from_wire
 from certctrl.store.layout import ConfigDir
 
@@ -146,7 +147,7 @@ class Auditor(DiskAuditor):
             return
         asks = fault.asks if fault is not None else None
         if fault is None and answer.status in (200, 204) and "retry-after" in answer.headers:  # of a plane that stops
-            asks = float(answer.headers["retry-after"])
+            asks = retry_after(answer)
         if asks is not None and exchange.is_poll:
             self.not_before["poll"] = now + min(max(asks, 0.0), SERVER_CAP)
         if exchange.path == REFRESH_PATH and answer.status == 200:

@@ -82,7 +82,7 @@ class SimulatedSocket:
 
     async def send(self, text: str) -> None:
         if self.dead():
-            await trio.sleep_forever()
+            return  # the agent sends shielded: a wait here would outlive the killed process
         self._said(json.loads(text))
         if not self.silent:
             await self.socket.send(text)

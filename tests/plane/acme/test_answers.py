@@ -143,7 +143,7 @@ def test_many_profiles_are_cut() -> None:
         ("rejectedIdentifier", 400, None, True, "names"),
         ("badCSR", 400, None, True, "key type"),
         ("accountDoesNotExist", 400, None, True, "run the order again"),
-        ("unauthorized", 403, None, True, "check the account"),
+        ("unauthorized", 403, None, True, "account at the CA"),
         ("rateLimited", 429, 60.0, False, "wait"),
         ("rateLimited", 429, None, False, "wait"),
         ("serverInternal", 500, None, False, "wait"),

@@ -117,7 +117,7 @@ async def test_refresh_gives_an_access_token_and_keeps_the_refresh_token(world: 
     world.clock.advance(1000)
     assert (await device.poll()).key == "TOKEN_EXPIRED"
     first, second = (await refresh(device)).data, (await refresh(device)).data
-    assert set(first) == {"access_token", "expires_in", "token_type"}
+    assert set(first) == {"access_token", "expires_in", "features", "token_type"}
     assert first["access_token"] != second["access_token"], "two tokens of the same second differ"
     device.token = first["access_token"]
     assert (await device.poll()).status == 204

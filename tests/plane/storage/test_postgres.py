@@ -82,7 +82,7 @@ async def test_a_commit_of_one_plane_wakes_a_poll_of_another(
     seen: list[Any] = []
     async with trio.open_nursery() as nursery:
         for plane in (here, there):
-            wakes = Wakes(plane.database, plane.database.connect, plane.stream)  # type: ignore[attr-defined]
+            wakes = Wakes(plane.database, plane.database.connections.open_to_listen, plane.stream)  # type: ignore[attr-defined]
             nursery.start_soon(wakes.run)
             with trio.fail_after(60):
                 await wakes.listening.wait()

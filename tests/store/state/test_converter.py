@@ -52,7 +52,14 @@ def test_records_of_the_previous_release_are_read_and_written_without_their_retr
     }  # fmt: skip
     state.save_certificates(found)
     kept = {key: value for key, value in ROW.items() if key not in ("last_error", "attempts", "next_try_at", "owed")}
-    kept |= {"standing": "known", "unassigned_at": 0.0, "owed": ["reload"], "held_since": 0.0, "source": ""}
+    kept |= {
+        "standing": "known",
+        "unassigned_at": 0.0,
+        "owed": ["reload"],
+        "held_since": 0.0,
+        "batch": "",
+        "source": "",
+    }
     text = json.dumps({"state_version": 1, "certificates": {"7": kept}}, separators=(",", ":")) + "\n"
     assert state.layout.certificates.read_text() == text
 
