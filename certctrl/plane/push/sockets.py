@@ -45,6 +45,8 @@ class Sockets:
 
     def add(self, sockets: Iterable[Socket]) -> None:
         """Record sockets, in place of earlier ones of their devices."""
+        if not self._planes.noted:  # other processes ignore the sockets of one that is not known to run
+            self._planes.note(polls=0)
         latest = {one.device_id: one for one in sockets}
         rows = [
             (device_id, latest[device_id].name, *self._planes.process, latest[device_id].opened_at)

@@ -20,13 +20,12 @@ from certctrl.plane.storage.keyring import Keyring
 
 @pytest.fixture
 async def planes(open_database: Callable[[], Database], clock: Clock) -> list[Plane]:
-    """Two planes; no notification passes between them."""
+    """Two planes that have just started; no notification passes between them."""
     keyring = Keyring.open(None)
     made = []
     for number in range(2):
         clock.advance(1)
         made.append(plane_on(open_database(), keyring, lambda: clock.wall, poll_rate=100.0, poll_burst=100))
-        await made[number].work(made[number].planes.note, polls=0)
     return made
 
 
