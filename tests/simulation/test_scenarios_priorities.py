@@ -179,7 +179,7 @@ def test_a_newer_renewal_is_not_lost_with_the_revocation() -> None:
 
 def test_a_withdrawal_waits_for_one_reload_of_its_service_and_not_for_the_next_batches() -> None:
     async def scenario(scene: Scene) -> None:
-        names = ["doomed.example", *(f"n{number}.example" for number in range(3))]
+        names = ["doomed.example", *(f"n{number}.example" for number in range(8))]
         ids = [(await scene.issue(name))["id"] for name in names]
         await scene.until(lambda: all(map(scene.live, ids)))
         doomed, *others = ids
@@ -194,7 +194,7 @@ def test_a_withdrawal_waits_for_one_reload_of_its_service_and_not_for_the_next_b
         await scene.until(lambda: not scene.agent.inbox.depth)
         scene.world.services.seconds = lambda: 20.0
         began = trio.current_time()
-        for cert_id in others:  # three batches of one service
+        for cert_id in others:  # eight batches of one service
             await scene.plane.certificates.renew(USER, cert_id)
             await trio.sleep(2)
         await scene.plane.certificates.revoke(USER, doomed)
