@@ -23,7 +23,7 @@ async def planes(open_database: Callable[[], Database], clock: Clock) -> list[Pl
     """Two planes that have just started; no notification passes between them."""
     keyring = Keyring.open(None)
     made = []
-    for number in range(2):
+    for _ in range(2):
         clock.advance(1)
         made.append(plane_on(open_database(), keyring, lambda: clock.wall, poll_rate=100.0, poll_burst=100))
     return made
