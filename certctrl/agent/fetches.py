@@ -77,7 +77,7 @@ class Fetches:
         """
         while self._others(cert_id):
             async with self._asking:
-                if others := self._others(cert_id):  # nobody has fetched it meanwhile
+                if others := self._others(cert_id):  # otherwise another task fetched it while this one waited
                     await self._fetch_many([cert_id, *others])
                     break
         self._wanted.pop(cert_id, None)

@@ -1,4 +1,4 @@
-"""Answer the plane's questions: read-only, within limits, never if the host's policy says no.
+"""Answer the plane's questions: read-only, within limits, and only if the host's policy allows it.
 
 Each question is a log line and an entry of the audit log. Without an answer, the plane gets a key and one line: no
 text of an unexpected error leaves the host.

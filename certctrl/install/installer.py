@@ -88,7 +88,7 @@ class Installer(InstalledCerts):
         )
         self._locks = Locks()
         self.asked_by = "plane"
-        """Audit-log actor for changes that nobody requested."""
+        """Audit-log actor for changes that no person requested."""
 
     async def recover(self) -> None:
         """Make disk and records agree after the last run, before any other work."""

@@ -311,7 +311,7 @@ def identity(signal: Signal) -> str:
 def priority_of(signal: Signal) -> Priority:
     """Return the class of a signal: the one that the plane named, otherwise the one of its type.
 
-    A revocation stays one, whatever the plane named.
+    A revocation keeps its class, even if the plane names another.
     """
     if isinstance(signal, CertRevoked):
         return Priority.REVOCATION

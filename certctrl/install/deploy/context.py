@@ -169,7 +169,7 @@ class Locks:
 
     @contextmanager
     def claim(self, names: Collection[str]) -> Iterator[None]:
-        """Let nobody without a claim lock names for the block."""
+        """Keep tasks without a claim from locking these names during the block."""
         self._claimed.update(names)
         try:
             yield
