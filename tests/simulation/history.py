@@ -143,7 +143,7 @@ def logged_to_journal(world: World) -> Iterator[None]:
 
 @contextlib.contextmanager
 def stand_ins() -> Iterator[None]:
-    """Replace what needs sockets or OS signals, and lengthen intervals that cost time in a week-long history."""
+    """Replace what needs sockets, OS signals or threads, and lengthen intervals that cost time in a week-long history."""
     with contextlib.ExitStack() as stack:
         for name, value in STAND_INS.items():
             stack.enter_context(patch(name, value))
@@ -153,6 +153,7 @@ def stand_ins() -> Iterator[None]:
 STAND_INS: dict[str, Any] = {
     "certctrl.agent.run.serve_control": control_stand_in,
     "certctrl.agent.run.watch_os_signals": signals_stand_in,
+    "certctrl.net.calls.LARGE_BODY": float("inf"),  # a thread neither knows the virtual time nor stops it
     "certctrl.agent.reporter.WRITE_EVERY": 1800.0,
     "certctrl.agent.retries.CHECK_INTERVAL": 1800.0,
     "certctrl.agent.alert_watch.INTERVAL": (600.0, 1200.0),
