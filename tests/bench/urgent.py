@@ -17,6 +17,7 @@ from material import make_material
 from measure import row, wait_quiet
 from rig import Daemon, Plane, deployed, running_plane
 
+from certctrl.model.features import PRIORITY
 from certctrl.store.layout import ConfigDir
 
 MUST, AIM = 2.0, 1.0
@@ -29,7 +30,11 @@ PATIENCE = 120.0
 def measure(work: Path, *, count: int, rounds: int) -> Iterator[dict[str, Any]]:
     """Yield the row: the slowest of ``rounds`` revocations, each behind ``count`` renewals."""
     material = make_material(work / "urgent", count=count + rounds, versions=rounds + 1)
-    with running_plane(material) as plane, deployed(plane, work / "urgent agent", poll_limit=PAGE) as daemon:
+    features = frozenset({PRIORITY})
+    with (
+        running_plane(material) as plane,
+        deployed(plane, work / "urgent agent", poll_limit=PAGE, features=features) as daemon,
+    ):
         times, left = [], []
         for number in range(1, rounds + 1):
             wait_quiet()
