@@ -25,7 +25,7 @@ from certctrl.plane.issuers.issuer import IssuerContext
 from certctrl.plane.issuers.registry import Issuers
 from certctrl.plane.jobs import Jobs
 from certctrl.plane.orders.attempts import Attempts
-from certctrl.plane.orders.batches import Batches
+from certctrl.plane.orders.batches import Batches, OrderParts
 from certctrl.plane.orders.orders import Orders
 from certctrl.plane.orders.problems import OrderProblems
 from certctrl.plane.orders.renewal_problems import RenewalProblems
@@ -71,8 +71,9 @@ class Issuance:
         self.orders = Orders(db, plane.jobs, wall_now)
         self.table = CertificateTable(db, plane.keyring, plane.stream, wall_now)
         self.revocations = Revocations(db, plane.jobs, plane.crls, wall_now, random)
-        self.batches = self._make_batches(plane)
-        self.table.on_stored = self.revocations.note_replaced
+        order_parts = self._order_parts(plane)
+        self.batches = Batches(order_parts, plane.stream, self.reserved)
+        self.table.on_stored, self.table.refuse_names = self.revocations.note_replaced, self.reserved.refuse_to_store
         self.device_keys = DeviceKeys(db, self.table, self.orders, plane.stream, wall_now, plane.ca.denied)
         self.orders.request_csr = self.device_keys.ask
         parts = IssuingParts(
@@ -90,7 +91,7 @@ class Issuance:
             db,
             plane.jobs,
             self.issuers,
-            self._make_attempts(plane),
+            Attempts(order_parts, plane.jobs, self.batches, random),
             self.reserved,
             OrderProblems(db, plane.problems, self.issuers),
             plane.counters,
@@ -104,13 +105,15 @@ class Issuance:
         self.leftovers = Leftovers(db, PublishedProofs(db, wall_now), self.issuers.get, plane.problems)
         self._assemble_life(plane, parts)
 
-    def _make_attempts(self, plane: PlaneParts) -> Attempts:
-        parts = (plane.keyring, self.table, self.orders, plane.jobs, self.issuers, self.batches)
-        return Attempts(plane.database, *parts, plane.wall_now, random)
-
-    def _make_batches(self, plane: PlaneParts) -> Batches:
-        parts = (plane.keyring, self.table, self.orders, self.issuers, plane.stream, self.reserved)
-        return Batches(plane.database, *parts, plane.wall_now)
+    def _order_parts(self, plane: PlaneParts) -> OrderParts:
+        return OrderParts(
+            database=plane.database,
+            keyring=plane.keyring,
+            table=self.table,
+            orders=self.orders,
+            issuers=self.issuers,
+            wall_now=plane.wall_now,
+        )
 
     def _assemble_life(self, plane: PlaneParts, parts: IssuingParts) -> None:
         """Assemble imports, renewals and requests about many certificates."""

@@ -6,6 +6,7 @@ stay reserved for ``KEPT_SECONDS``: it may only be down, and agents still connec
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection
 
 from certctrl.plane.ca.domains import collides
@@ -18,6 +19,10 @@ KEPT_SECONDS = 7.0 * DAY
 """Seconds for which the names of a plane stay reserved after it was last seen."""
 MAX_NAMES = 200
 """Names of one plane: those that it is given, and those of its operator's certificate."""
+_GUARD = 0x6E616D65  # "name"
+"""Held by units of work that reserve a new name, alone, and by those that store a certificate, together."""
+
+log = logging.getLogger("certctrl.Plane")
 
 
 class ReservedNames:
@@ -32,7 +37,14 @@ class ReservedNames:
 
     def set(self, names: Collection[str]) -> None:
         """Replace the names of this plane, also in the database, unless it is read-only."""
-        former, self._own = self._own, tuple(dict.fromkeys(names))[:MAX_NAMES]
+        former, given = self._own, tuple(dict.fromkeys(names))
+        self._own = given[:MAX_NAMES]
+        if len(given) > MAX_NAMES:
+            log.warning(
+                "the control plane has %d names, of which %d are reserved; certificates may be issued for the others, such as"
+                " %s: use a TLS certificate with fewer names",
+                *(len(given), MAX_NAMES, given[MAX_NAMES]),
+            )
         self.note()
         for name in {*former} - {*self._own} if not self._db.is_read_only() else ():
             self._db.run("DELETE FROM plane_names WHERE plane = ? AND name = ?", self._plane, name)
@@ -46,6 +58,8 @@ class ReservedNames:
             return
         now = self._wall_now()
         stored = self._db.all("SELECT name, seen_at FROM plane_names WHERE plane = ?", self._plane)
+        if {*self._own} - {row["name"] for row in stored}:
+            self._db.guard(_GUARD, alone=True)
         unused = {row["name"] for row in stored if abs(now - row["seen_at"]) >= RUNNING_SECONDS}
         for name in unused - {*self._own}:
             self._db.run("DELETE FROM plane_names WHERE plane = ? AND name = ?", self._plane, name)
@@ -68,6 +82,11 @@ class ReservedNames:
     def refuse(self, names: Collection[str]) -> None:
         """Raise ErrorResponse 409 for names that would make a certificate valid for a reserved one."""
         refuse_reserved(names, self.all())
+
+    def refuse_to_store(self, names: Collection[str]) -> None:
+        """Refuse names as ``refuse``; from now on no plane reserves one of them before this unit of work ends."""
+        self._db.guard(_GUARD, alone=False)
+        self.refuse(names)
 
 
 def taken(names: Collection[str], reserved: Collection[str]) -> list[str]:

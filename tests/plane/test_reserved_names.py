@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+import trio
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from csrs import csr
@@ -190,6 +192,35 @@ async def test_a_plane_on_a_read_only_database_still_refuses_its_names(
     assert await refused(fleet.other.certificates.issue(1, [OTHER]))
 
 
-async def test_a_plane_stores_a_bounded_number_of_names(fleet: Fleet) -> None:
+async def test_a_plane_stores_a_bounded_number_of_names(fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
+    await fleet.one.work(fleet.one.certificates.reserve, [f"n{number}.example" for number in range(MAX_NAMES)])
+    assert not caplog.records
     await fleet.one.work(fleet.one.certificates.reserve, [f"n{number}.example" for number in range(MAX_NAMES + 5)])
     assert len(await fleet.names()) == MAX_NAMES
+    assert f"has {MAX_NAMES + 5} names, of which {MAX_NAMES} are reserved" in caplog.text
+    assert f"n{MAX_NAMES}.example" in caplog.text
+
+
+async def test_a_name_is_not_reserved_and_issued_in_the_same_moment(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plane that reserves it finds the certificate that is not committed yet."""
+    table = fleet.one.certificates._table
+    stored, log, found = trio.Event(), table.log, []
+    token = trio.lowlevel.current_trio_token()
+
+    def slow(*args: Any) -> int:
+        issue_id = log(*args)
+        token.run_sync_soon(stored.set)
+        time.sleep(0.3)  # the unit of work has not ended
+        return issue_id
+
+    async def reserve() -> None:
+        await stored.wait()
+        found.extend(await fleet.other.work(fleet.other.certificates.reserve, [OTHER]))
+
+    monkeypatch.setattr(table, "log", slow)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reserve)
+        row = await fleet.one.certificates.issue(1, [OTHER])
+    assert [one["id"] for one in found] == [row["id"]]

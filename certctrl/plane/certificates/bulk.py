@@ -99,7 +99,6 @@ class Bulk:
             return {"cert_id": cert_id, "order_id": None, "problem": error.what}
         action = "renew" if row["serial_number"] else "issue"
         request = OrderRequest(action=action, reason=reason, in_background=True)
-        if together := self._batches.set_of(row):
-            ordered = self._batches.start(user_id, together, request)
-            return next(one for one in ordered if one["cert_id"] == cert_id)
+        if ordered := self._batches.start_set(row, request):
+            return ordered[cert_id]
         return {"cert_id": cert_id, "order_id": self._orders.start(row, request), "problem": ""}

@@ -198,9 +198,8 @@ class Certificates(Revoking):
             return row, shared
         action = "renew" if row["serial_number"] else "issue"
         request = OrderRequest(action=action, reason=reason, device_id=device_id)
-        if not key_lost and (together := self._batches.set_of(row)):
-            ordered = {one["cert_id"]: one["order_id"] for one in self._batches.start(user_id, together, request)}
-            return row, self._orders.answer(ordered[cert_id])
+        if not key_lost and (ordered := self._batches.start_set(row, request)):
+            return row, self._orders.answer(ordered[cert_id]["order_id"])
         if is_immediate(row):
             return row, None
         locked = self._table.locked(user_id, cert_id)

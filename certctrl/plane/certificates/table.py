@@ -6,7 +6,7 @@ A certificate that is not yet issued has an empty serial number and ``not_after`
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from cryptography.x509 import load_pem_x509_certificate
@@ -57,6 +57,8 @@ class CertificateTable:
         self._wall_now = wall_now
         self.on_stored: Callable[[int], object] = lambda cert_id: None
         """Called in the unit of work with the id of a replaced certificate."""
+        self.refuse_names: Callable[[Sequence[str]], object] = lambda names: None
+        """Called in the unit of work before a certificate for names is stored; ErrorResponse 409 for a name of a plane."""
 
     def row(self, user_id: int, cert_id: int) -> Row:
         """Return a certificate of a user; ErrorResponse 404."""
@@ -104,8 +106,10 @@ class CertificateTable:
     ) -> int:
         """Replace certificate, chain and key; return the id of the issue. The key is empty if a device has it.
 
-        ``batch``: the batch in which it was issued.
+        ``batch``: the batch in which it was issued. ErrorResponse 409 for a name of a plane.
         """
+        row = self._db.one("SELECT sans FROM certificates WHERE id = ?", cert_id)
+        self.refuse_names(json.loads(row["sans"]) if row is not None else ())
         key = issued.private_key_der
         self._keep_former(cert_id, issued.serial_number)
         self._db.run(
@@ -144,10 +148,16 @@ class CertificateTable:
 
     def announce(self, cert_id: int, serial: str, *, replaces_revoked: bool = False) -> None:
         """Signal a new certificate to its devices: soon, if the one that they have is revoked or near its end."""
-        urgent = Priority.EXPIRING if self._former_is_ending(cert_id, serial) else None
+        priority = self.priority_of({cert_id: serial}, [cert_id] if replaces_revoked else ())
         ref = {"cert_id": cert_id, "serial": serial}
-        priority = Priority.REVOCATION if replaces_revoked else urgent
         self._stream.append_to_all(self.holders(cert_id), "cert.renewed", ref, priority)
+
+    def priority_of(self, serials: Mapping[int, str], replaced: Collection[int]) -> Priority | None:
+        """Return the class of the signals of new certificates, some of which replace revoked ones; None: the usual one."""
+        if replaced:
+            return Priority.REVOCATION
+        ending = any(self._former_is_ending(cert_id, serial) for cert_id, serial in serials.items())
+        return Priority.EXPIRING if ending else None
 
     def _former_is_ending(self, cert_id: int, serial: str) -> bool:
         """Return whether less than a third of the life of the certificate before is left."""

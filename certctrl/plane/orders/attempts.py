@@ -14,17 +14,15 @@ from certctrl import lean
 from certctrl.backoff import grown, jittered
 from certctrl.errors import CertctrlError
 from certctrl.plane.ca.issuer import Issued
-from certctrl.plane.certificates.table import KEY_AT_DEVICE, CertificateTable
+from certctrl.plane.certificates.table import KEY_AT_DEVICE
 from certctrl.plane.errors import ErrorResponse
 from certctrl.plane.issuers.issuer import IssuerError
-from certctrl.plane.issuers.registry import Issuers
 from certctrl.plane.jobs import Job, Jobs
-from certctrl.plane.orders.batches import Batches
-from certctrl.plane.orders.orders import DONE, FAILED, READY, Orders
+from certctrl.plane.orders.batches import Batches, OrderParts
+from certctrl.plane.orders.orders import DONE, FAILED, READY
 from certctrl.plane.orders.requests import new_request
 from certctrl.plane.settings import DAY
-from certctrl.plane.storage.database import Database, Row
-from certctrl.plane.storage.keyring import Keyring
+from certctrl.plane.storage.database import Row
 from certctrl.text import one_line
 
 FIRST_PAUSE = 30.0
@@ -84,27 +82,12 @@ class Attempt:
 class Attempts:
     """Begins and ends attempts."""
 
-    def __init__(
-        self,
-        database: Database,
-        keyring: Keyring,
-        table: CertificateTable,
-        orders: Orders,
-        jobs: Jobs,
-        issuers: Issuers,
-        batches: Batches,
-        wall_now: Callable[[], float],
-        random: Callable[[], float],
-    ) -> None:
+    def __init__(self, parts: OrderParts, jobs: Jobs, batches: Batches, random: Callable[[], float]) -> None:
         """``random`` returns numbers in [0, 1)."""
-        self._db = database
-        self._keyring = keyring
-        self._table = table
-        self._orders = orders
+        self._db, self._keyring, self._table = parts.database, parts.keyring, parts.table
+        self._orders, self._issuers, self._wall_now = parts.orders, parts.issuers, parts.wall_now
         self._jobs = jobs
-        self._issuers = issuers
         self._batches = batches
-        self._wall_now = wall_now
         self._random = random
 
     def begin(self, job: Job) -> Attempt | None:

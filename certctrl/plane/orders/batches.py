@@ -9,6 +9,7 @@ or an operator dissolves the batch. Certificates of a *set* are always renewed t
 from __future__ import annotations
 
 import json
+import logging
 import re
 import secrets
 from collections import Counter
@@ -17,48 +18,52 @@ from typing import Any
 
 import attrs
 
+from certctrl import lean
 from certctrl.model.features import ATOMIC_BATCH
+from certctrl.model.priority import Priority
 from certctrl.plane.ca.issuer import Issued
-from certctrl.plane.certificates.table import CertificateTable
+from certctrl.plane.certificates.table import KEY_AT_DEVICE, CertificateTable
 from certctrl.plane.clock import when
 from certctrl.plane.devices.devices import require_user
 from certctrl.plane.devices.features import announced
 from certctrl.plane.errors import bad_request, conflict, not_found
 from certctrl.plane.issuers.registry import IMPORT, Issuers
 from certctrl.plane.orders.orders import CSR_WANTED, DONE, FAILED, OrderRequest, Orders
-from certctrl.plane.reserved_names import ReservedNames
+from certctrl.plane.reserved_names import ReservedNames, refuse_reserved, taken
 from certctrl.plane.storage.database import Database, Row, marks
 from certctrl.plane.storage.keyring import Keyring
 from certctrl.plane.storage.signal_stream import SignalStream
 
 MOST_IN_BATCH = 100
+MOST_ORDERED = 1000
+"""Certificates that are ordered together, including those that were made from templates."""
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 _RELEASED_TOGETHER = 20
 """Batches that one round checks."""
+
+log = logging.getLogger("certctrl.Orders")
+
+
+@lean.frozen(kw_only=True)
+class OrderParts:
+    """The parts that change orders and store what is issued for them."""
+
+    database: Database
+    keyring: Keyring
+    table: CertificateTable
+    orders: Orders
+    issuers: Issuers
+    wall_now: Callable[[], float]
 
 
 class Batches:
     """Orders with the same ``batch``, and certificates with the same ``together``."""
 
-    def __init__(
-        self,
-        database: Database,
-        keyring: Keyring,
-        table: CertificateTable,
-        orders: Orders,
-        issuers: Issuers,
-        stream: SignalStream,
-        reserved: ReservedNames,
-        wall_now: Callable[[], float],
-    ) -> None:
-        self._db = database
-        self._keyring = keyring
-        self._table = table
-        self._orders = orders
-        self._issuers = issuers
+    def __init__(self, parts: OrderParts, stream: SignalStream, reserved: ReservedNames) -> None:
+        self._db, self._keyring, self._table = parts.database, parts.keyring, parts.table
+        self._orders, self._issuers, self._wall_now = parts.orders, parts.issuers, parts.wall_now
         self._stream = stream
         self._reserved = reserved
-        self._wall_now = wall_now
 
     # --- sets -----------------------------------------------------------------------------------------------------
 
@@ -83,37 +88,91 @@ class Batches:
             found.setdefault(row["together"], []).append(row["id"])
         return [{"name": name, "cert_ids": ids} for name, ids in found.items()]
 
-    def set_of(self, certificate: Row) -> list[int]:
-        """Return the certificates that are renewed together with one, itself included; empty: it is in no set."""
-        if not certificate["together"]:
-            return []
-        sql = (
-            "SELECT id FROM certificates WHERE user_id = ? AND together = ? AND status = 'active' AND issuer != ?"
-            " ORDER BY id"
-        )
-        rows = self._db.all(sql, certificate["user_id"], certificate["together"], IMPORT)
-        ids = [row["id"] for row in rows]
-        return ids if len(ids) > 1 and certificate["id"] in ids else []
-
     # --- orders ---------------------------------------------------------------------------------------------------
 
     def start(self, user_id: int, cert_ids: Collection[int], request: OrderRequest) -> list[dict[str, Any]]:
-        """Order renewals that belong together; return for each certificate its order and the batch.
+        """Order renewals that belong together; return for each certificate its order and its batch.
 
         Certificates made from a template are included. ErrorResponse 400, 404 and 409 if one cannot be renewed; then
         none is ordered.
         """
-        rows = [self._table.locked(user_id, cert_id) for cert_id in self._expanded(user_id, cert_ids)]
-        if not 2 <= len(rows) <= MOST_IN_BATCH:
-            raise bad_request(f"A batch has 2 to {MOST_IN_BATCH} certificates, not {len(rows)}", field="cert_ids")
+        ids = self._expanded(user_id, cert_ids)
+        if not 2 <= len(ids) <= MOST_ORDERED or len(set(cert_ids)) > MOST_IN_BATCH:
+            raise bad_request(f"A batch has 2 to {MOST_IN_BATCH} certificates, not {len(ids)}", field="cert_ids")
+        rows, reserved = [self._table.locked(user_id, cert_id) for cert_id in ids], self._reserved.all()
         for row in rows:
-            self._require_renewable(row)
-        batch, ordered = f"b-{secrets.token_hex(8)}", []
+            refuse_reserved(json.loads(row["sans"]), reserved)
+            if row["issuer"] == IMPORT:
+                raise conflict(f"Certificate {row['id']} was imported, so it is not renewed here", "CERT_IMPORTED")
+            if row["status"] == "revoked":
+                raise conflict(f"Certificate {row['id']} is revoked", "CERT_REVOKED")
+        return self._order(rows, self._batch_names(ids), request)
+
+    def start_set(self, certificate: Row, request: OrderRequest) -> dict[int, dict[str, Any]]:
+        """Order a certificate with the others of its set, and return what ``start`` does, by certificate.
+
+        Empty if it must be ordered alone. A member that cannot be renewed is left out: it must not keep the others. The
+        request of a device is only for certificates that share hosts with its own.
+        """
+        ids = self._ids_of_set(certificate)
+        if len(ids) > MOST_ORDERED:
+            what = "certificate %d is renewed alone: its set has %d certificates, more than %d"
+            log.warning(what, certificate["id"], len(ids), MOST_ORDERED)
+            return {}
+        rows, reserved = [self._table.locked_by_id(cert_id) for cert_id in ids], self._reserved.all()
+        good = [row for row in rows if row is not None and self._is_renewable(row, reserved)]
+        if certificate["id"] not in [row["id"] for row in good]:
+            return {}
+        batches = self._batch_names([row["id"] for row in good])
+        if request.device_id is not None:
+            good = [row for row in good if batches[row["id"]] == batches[certificate["id"]]]
+        if len(good) < 2:
+            return {}
+        return {one["cert_id"]: one for one in self._order(good, batches, request)}
+
+    def _ids_of_set(self, certificate: Row) -> list[int]:
+        """Return the set of a certificate or of its template, with those made from templates, by id; empty: none."""
+        name = certificate["together"]
+        if not name and certificate["template_id"] is not None:
+            template = self._db.one("SELECT together FROM certificates WHERE id = ?", certificate["template_id"])
+            name = "" if template is None else template["together"]
+        if not name:
+            return []
+        named = "SELECT id FROM certificates WHERE user_id = ? AND together = ?"
+        sql = f"SELECT id FROM certificates WHERE id IN ({named}) OR template_id IN ({named}) ORDER BY id"
+        return [row["id"] for row in self._db.all(sql, *(certificate["user_id"], name) * 2)]
+
+    def _is_renewable(self, row: Row, reserved: Collection[str]) -> bool:
+        if row["status"] != "active" or row["issuer"] == IMPORT or taken(json.loads(row["sans"]), reserved):
+            return False
+        known = self._orders.open_of(row["id"])
+        if known is not None and known["action"] == "replace":  # what replaces a revoked certificate waits for nothing
+            return False
+        return row["key_origin"] != KEY_AT_DEVICE or bool(self._table.holders(row["id"]))
+
+    def _order(self, rows: Sequence[Row], batches: Mapping[int, str], request: OrderRequest) -> list[dict[str, Any]]:
+        """Order certificates, each in its batch."""
+        ordered = []
         for row in rows:
-            action = "renew" if row["serial_number"] else "issue"
+            action, batch = "renew" if row["serial_number"] else "issue", batches[row["id"]]
             order_id = self._orders.start(row, attrs.evolve(request, action=action, batch=batch))
             ordered.append({"cert_id": row["id"], "order_id": order_id, "problem": "", "batch": batch})
         return ordered
+
+    def _batch_names(self, ids: Sequence[int]) -> dict[int, str]:
+        """Return a new batch for each certificate: the same for those that share devices, directly or through others.
+
+        So no host waits for another one with which it shares nothing. Those on no device are one batch, too.
+        """
+        rows = self._db.all(f"SELECT device_id, cert_id FROM assignments WHERE cert_id IN ({marks(ids)})", *ids)
+        found = dict.fromkeys(ids, _new_name()) | {row["cert_id"]: _new_name() for row in rows}
+        of_device: dict[int, str] = {}
+        for row in rows:
+            ours, theirs = found[row["cert_id"]], of_device.setdefault(row["device_id"], found[row["cert_id"]])
+            if ours != theirs:
+                found |= {cert_id: ours for cert_id, one in found.items() if one == theirs}
+                of_device |= {device_id: ours for device_id, one in of_device.items() if one == theirs}
+        return found
 
     def _expanded(self, user_id: int, cert_ids: Collection[int]) -> list[int]:
         """Return certificates with those that were made from them and are in use, by id."""
@@ -125,13 +184,6 @@ class Batches:
             " AND EXISTS (SELECT 1 FROM assignments a WHERE a.cert_id = c.id)"
         )
         return sorted({*ids, *(row["id"] for row in self._db.all(sql, user_id, *ids))})
-
-    def _require_renewable(self, row: Row) -> None:
-        self._reserved.refuse(json.loads(row["sans"]))
-        if row["issuer"] == IMPORT:
-            raise conflict(f"Certificate {row['id']} was imported, so it is not renewed here", "CERT_IMPORTED")
-        if row["status"] == "revoked":
-            raise conflict(f"Certificate {row['id']} is revoked", "CERT_REVOKED")
 
     def lock(self, order_id: int) -> str:
         """Lock the certificates of an order's batch, in the order of their ids; return the batch, empty: none."""
@@ -174,17 +226,26 @@ class Batches:
 
     def _release(self, batch: str) -> None:
         """Store and signal all certificates of a batch, unless one is missing."""
-        orders = self._of(batch)
-        if any(order["state"] == FAILED or order["issued_enc"] is None for order in orders):
+        missing = "SELECT 1 FROM orders WHERE batch = ? AND state != ? AND (state = ? OR issued_enc IS NULL) LIMIT 1"
+        if self._db.one(missing, batch, DONE, FAILED) is not None:
             return
-        found = [(order, self._issued(order)) for order in orders]
-        if expired := [order for order, issued in found if issued.not_after <= self._wall_now()]:
-            for order in expired:  # the others took too long
+        found = [(order, self._issued(order)) for order in self._of(batch)]
+        reserved = self._reserved.all()
+        if unusable := [order for order, issued in found if self._is_unusable(order["cert_id"], issued, reserved)]:
+            for order in unusable:
                 self._orders.attempt_again(order["id"])
             return
         for order, issued in found:
             self._store(order, issued, batch if len(found) > 1 else "")
-        self._announce(batch, {order["cert_id"]: issued.serial_number for order, issued in found})
+        serials = {order["cert_id"]: issued.serial_number for order, issued in found}
+        replaced = {order["cert_id"] for order, _ in found if order["action"] == "replace"}
+        self._announce(batch, serials, self._table.priority_of(serials, replaced))
+
+    def _is_unusable(self, cert_id: int, issued: Issued, reserved: Collection[str]) -> bool:
+        """Return whether a certificate has waited too long: it has expired, or a plane has one of its names by now."""
+        row = self._db.one("SELECT sans FROM certificates WHERE id = ?", cert_id)
+        names = () if row is None else json.loads(row["sans"])
+        return issued.not_after <= self._wall_now() or bool(taken(names, reserved))
 
     def _of(self, batch: str) -> list[Row]:
         return self._db.all("SELECT * FROM orders WHERE batch = ? AND state != ? ORDER BY cert_id", batch, DONE)
@@ -201,8 +262,11 @@ class Batches:
         self._orders.end(order["id"], DONE)
         self._issuers.note_success(order["issuer"], used=True)
 
-    def _announce(self, batch: str, serials: Mapping[int, str]) -> None:
-        """Signal new certificates to their devices; devices with the same ones get the same signals."""
+    def _announce(self, batch: str, serials: Mapping[int, str], priority: Priority | None) -> None:
+        """Signal new certificates to their devices; devices with the same ones get the same signals.
+
+        All of a batch are as urgent as the most urgent one, because they are switched together.
+        """
         rows = self._db.all(
             "SELECT a.device_id, a.cert_id, d.features FROM assignments a JOIN devices d ON d.id = a.device_id"
             f" WHERE a.cert_id IN ({marks(list(serials))}) ORDER BY a.device_id, a.cert_id",
@@ -219,7 +283,7 @@ class Batches:
             more = {"batch": {"id": batch, "size": len(of_device)}} if together else {}
             for cert_id in of_device:
                 ref = {"cert_id": cert_id, "serial": serials[cert_id]} | more
-                self._stream.append_to_all(devices, "cert.renewed", ref)
+                self._stream.append_to_all(devices, "cert.renewed", ref, priority)
 
     # --- operators ------------------------------------------------------------------------------------------------
 
@@ -247,7 +311,7 @@ class Batches:
                 continue
             issued = self._issued(order)
             self._store(order, issued, "")
-            self._table.announce(order["cert_id"], issued.serial_number)
+            self._table.announce(order["cert_id"], issued.serial_number, replaces_revoked=order["action"] == "replace")
         return self.open_batches(user_id)
 
 
@@ -259,6 +323,11 @@ def sizes_of_device(database: Database, device_id: int) -> Counter[str]:
         device_id,
     )
     return Counter({row["batch"]: int(row["n"]) for row in rows})
+
+
+def _new_name() -> str:
+    """Return the name of a new batch."""
+    return f"b-{secrets.token_hex(8)}"
 
 
 def _is_text(field: Any, value: object) -> bool:

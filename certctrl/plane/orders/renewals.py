@@ -180,9 +180,7 @@ class Renewals:
             certificate = self._table.locked_by_id(row["id"])
             if certificate is not None and _is_due(certificate, now):  # otherwise it has changed since
                 request = OrderRequest(action="renew", reason="due", in_background=True)
-                if together := self._batches.set_of(certificate):
-                    self._batches.start(certificate["user_id"], together, request)
-                else:
+                if not self._batches.start_set(certificate, request):
                     self._orders.start(certificate, request)
         if len(rows) == ORDERED_TOGETHER:
             return BUSY_PAUSE

@@ -202,6 +202,13 @@ class Database(ABC):
         """Return the rows that no other unit of work has locked, locked until this one ends."""
         return self.all(sql, *parameters)
 
+    @abstractmethod
+    def guard(self, what: int, *, alone: bool) -> None:
+        """Wait for a lock that this unit of work holds until it ends: alone, or with all others that do not want it alone.
+
+        No-op where units that change something run one after the other.
+        """
+
     def setting(self, name: str) -> str:
         """Return a value of the table ``settings``; empty if it is not set."""
         row = self.one("SELECT value FROM settings WHERE name = ?", name)

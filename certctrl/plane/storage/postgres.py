@@ -140,6 +140,11 @@ class PostgresDatabase(Database):
         self._require_transaction()
         return self.all(f"{sql} FOR UPDATE SKIP LOCKED", *parameters)
 
+    def guard(self, what: int, *, alone: bool) -> None:
+        """Wait for a lock; see ``Database.guard``."""
+        self._require_transaction()
+        self.all(f"SELECT pg_advisory_xact_lock{'' if alone else '_shared'}(?)", what)
+
     def _run(self, sql: str, parameters: tuple[Any, ...]) -> int:
         """Run a statement; return the number of changed rows."""
         self._require_transaction()

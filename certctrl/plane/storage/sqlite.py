@@ -280,6 +280,9 @@ class SqliteDatabase(Database):
         except OSError as error:
             raise DiskError(f"{self._path}: {error.strerror}", path=self._path, errno=error.errno or 0) from None
 
+    def guard(self, what: int, *, alone: bool) -> None:
+        """Return: units of work run one after the other."""
+
     async def exchange_wakes(self, waiting: Waiting) -> None:
         """Return: no other process uses the database."""
 

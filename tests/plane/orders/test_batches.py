@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -292,6 +293,114 @@ async def test_a_set_ends_and_a_certificate_is_in_one_set(site: Site) -> None:
         with pytest.raises(PlaneError) as refused:
             await site.plane.work(mark, 1, name, ids)
         assert refused.value.status == 400
+
+
+async def test_a_member_that_cannot_be_renewed_keeps_nothing_else(site: Site) -> None:
+    """Its set would otherwise fail every round, and with it the renewals of all users."""
+    await site.plane.work(site.plane.batches.mark, 1, "shop", site.ids[:2])
+    await site.plane.work(site.plane.reserved.set, ["c0.example.com"])
+    for after, cert_id in enumerate(site.ids, 1):
+        sql = "UPDATE certificates SET renew_at = ? WHERE id = ?"
+        await site.plane.work(site.plane.database.run, sql, float(after), cert_id)
+    await site.plane.renewals.round()
+    await site.run()
+    assert sorted(ref["cert_id"] for ref in await site.new_signals()) == site.ids[1:]
+    assert "is, or covers, a name of this control plane" in (await site.order_of(site.ids[0]))["problem"]
+    rows = await site.plane.bulk.renew(1, site.ids, "")
+    assert [bool(row["problem"]) for row in rows] == [True, False, False]
+
+
+async def test_a_replacement_of_a_revoked_certificate_does_not_wait_for_its_set(site: Site) -> None:
+    await site.plane.work(site.plane.batches.mark, 1, "shop", site.ids)
+    await site.plane.certificates.revoke(1, site.ids[0], replace=True)
+    await site.plane.certificates.renew(1, site.ids[1])
+    order = await site.order_of(site.ids[2])
+    await site.plane.work(site.plane.orders.block, order["id"], "it needs an operator", "")
+    await site.run()
+    assert [ref["cert_id"] for ref in await site.new_signals()] == [site.ids[0]]
+
+
+async def test_a_name_that_a_plane_takes_while_a_batch_waits_is_not_delivered(site: Site) -> None:
+    before = await site.serials()
+    await site.start()
+    site.scene.ca.script = [IssuerError("down")]
+    await site.run()
+    (waiting,) = await site.open()
+    kept = min({*site.ids} - {*waiting["waiting_for"]})
+    (name,) = (await site.scene.certificate(kept))["sans"]
+    await site.plane.work(site.plane.reserved.set, [name])
+    site.scene.now += 3600
+    await site.run()
+    await site.run()
+    assert await site.serials() == before and await site.new_signals() == []
+    (waiting,) = await site.open()
+    assert waiting["waiting_for"] == [kept] and "a name of this control plane" in waiting["problem"]
+
+
+async def test_a_set_that_has_grown_too_large_is_renewed_one_by_one(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from certctrl.plane.orders import batches
+
+    await site.plane.work(site.plane.batches.mark, 1, "shop", site.ids)
+    monkeypatch.setattr(batches, "MOST_ORDERED", 2)
+    await site.plane.certificates.renew(1, site.ids[0])
+    await site.run()
+    (ref,) = await site.new_signals()
+    assert ref["cert_id"] == site.ids[0] and "batch" not in ref
+
+
+async def test_hosts_that_share_nothing_do_not_wait_for_each_other(site: Site) -> None:
+    other = await new_device(site.plane, "web-2")
+    await site.plane.work(site.plane.reports.store, other, [AgentVersion("0.9", ("atomic-batch",))])
+    elsewhere = [(await site.scene.issued(f"d{n}.example.com", device_ids=[other]))["id"] for n in range(2)]
+    rows = await site.plane.work(site.plane.batches.start, 1, [*site.ids, *elsewhere], RENEW)
+    assert [rows[0]["batch"], rows[3]["batch"]] == list(dict.fromkeys(row["batch"] for row in rows))
+    order = await site.order_of(elsewhere[0])
+    await site.plane.work(site.plane.orders.block, order["id"], "its device is away", "")
+    await site.run()
+    assert [ref["batch"]["size"] for ref in await site.new_signals()] == [3, 3, 3]
+    assert len(await site.scene.signals(other)) == 2
+    (waiting,) = await site.open()
+    assert waiting["cert_ids"] == elsewhere
+    shared = await site.scene.issued("e.example.com", device_ids=[site.device, other])
+    rows = await site.plane.work(site.plane.batches.start, 1, [*site.ids, *elsewhere, shared["id"]], RENEW)
+    assert len({row["batch"] for row in rows}) == 1, "what both have holds them together"
+
+
+async def test_a_device_renews_only_what_shares_hosts_with_its_own(site: Site) -> None:
+    other = await new_device(site.plane, "web-2")
+    elsewhere = await site.scene.issued("d.example.com", device_ids=[other])
+    await site.plane.work(site.plane.batches.mark, 1, "shop", [*site.ids, elsewhere["id"]])
+    await site.plane.certificates.renew(1, site.ids[0], device_id=site.device)
+    await site.run()
+    assert len(await site.new_signals()) == 3
+    assert len(await site.scene.signals(other)) == 1
+
+
+async def test_certificates_made_from_a_member_are_renewed_with_the_set(site: Site) -> None:
+    """Each comes due at its own time."""
+    sql = "UPDATE certificates SET template_id = ? WHERE id = ?"
+    await site.plane.work(site.plane.database.run, sql, site.ids[0], site.ids[2])
+    await site.plane.work(site.plane.batches.mark, 1, "shop", site.ids[:2])
+    await site.plane.certificates.renew(1, site.ids[2])
+    await site.run()
+    assert [ref["batch"]["size"] for ref in await site.new_signals()] == [3, 3, 3]
+
+
+@pytest.mark.parametrize(("state", "priority"), [("fresh", "renewal"), ("late", "expiring"), ("revoked", "revocation")])
+async def test_a_batch_is_as_urgent_as_its_most_urgent_certificate(site: Site, state: str, priority: str) -> None:
+    await site.starts("atomic-batch", "priority")
+    if state == "late":
+        row = await site.scene.certificate(site.ids[1])
+        site.scene.now = datetime.fromisoformat(row["not_after"]).timestamp() - 60
+    if state == "revoked":
+        locked = await site.plane.work(site.plane.certificates._table.locked_by_id, site.ids[1])
+        await site.plane.work(site.plane.orders.start, locked, OrderRequest(action="replace"))
+    await site.start()
+    await site.run()
+    page = await site.plane.work(site.plane.stream.read, site.device, None, 100)
+    assert [signal["priority"] for signal in page.signals][-3:] == [priority] * 3
 
 
 async def test_a_crash_between_the_last_issue_and_the_release_loses_nothing(
