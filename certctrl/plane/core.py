@@ -406,8 +406,8 @@ class Plane:
         self.stream.append(device_id, "state.resync_required", {"reason": reason} if reason else {})
 
     def stop_polls(self) -> None:
-        """Answer all held polls now, and hold none from now on."""
-        self.draining = True
+        """Answer all held polls now, and hold none from now on; end the questions of operators."""
+        self.draining = self.push.stopping = True
         self.problems.report(ProblemName.STOPPING, "asked to stop")
         self.stream.wake_all()
 

@@ -123,10 +123,11 @@ class Conversation:
         else:
             self._text = None
             parked = "" if self._sent is not None or self.cursor is None else self.cursor
-            self._due |= await self._waiter.wait(parked, self._receive, self._deadline())
+            woken = await self._waiter.wait(parked, self._receive, self._deadline())
+            self._due |= woken
             if self._text is not None:
                 await self._take(self._text)
-            elif not self._due and self._socket.closed is None:
+            elif not woken and self._socket.closed is None:
                 await self._time_is_up()
 
     async def _receive(self) -> None:

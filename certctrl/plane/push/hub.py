@@ -143,6 +143,8 @@ class Push:
         self._closed: dict[int, str] = {}
         """Sockets to remove from the table."""
         self._any_closed = trio.Event()
+        self.stopping = False
+        """Whether this process stops, so that its sockets close."""
 
     # --- open sockets of this process ---------------------------------------------------------------------------
 
@@ -281,7 +283,8 @@ class Push:
     async def ask(self, user_id: int, device_id: int, kind: str, *, seconds: int, asked_by: str) -> dict[str, Any]:
         """Ask the agent of a device, and return the record of the question with its answer.
 
-        ErrorResponse 404, 409 if it is not connected, or cannot or must not answer, 429, and 504 if it does not in time.
+        ErrorResponse 404, 409 if it is not connected, or cannot or must not answer, 429, 503 if this process stops, and 504 if
+        it does not answer in time.
         """
         with self._stream.waiter(device_id) as waiter:
             name, question = await self._db.work(self._ask, user_id, device_id, kind, seconds, asked_by)
@@ -315,8 +318,9 @@ class Push:
             if record is not None:
                 return record
             now = trio.current_time()
-            if now >= deadline:
-                await self._db.work(self.questions.end, question.device_id, question.id, Reply(Result.TIMED_OUT))
+            if self.stopping or now >= deadline:
+                reply = Reply(Result.STOPPED if self.stopping else Result.TIMED_OUT)
+                await self._db.work(self.questions.end, question.device_id, question.id, reply)
             else:
                 await waiter.wait("", deadline=min(deadline, now + _ASK_AGAIN_SECONDS))
 
@@ -351,7 +355,7 @@ class Push:
                 unrecorded.append(opened)
         if unrecorded:
             try:
-                await self._db.work_long(self._sockets.add, [opened.socket for opened in unrecorded])
+                await self._db.work_long(self._sockets.add, [opened.socket for opened in unrecorded], late=True)
             except CertctrlError:
                 return  # again in a minute
             for opened in unrecorded:
@@ -367,21 +371,31 @@ class Push:
         """Wake the sockets whose session has ended, that were replaced, or with open questions: notifications may be lost."""
         everyone = list(self._open.values())
         for start in range(0, len(everyone), _SWEPT_TOGETHER):
-            for device_id in await self._db.work_read(self._stale, everyone[start : start + _SWEPT_TOGETHER]):
+            some = everyone[start : start + _SWEPT_TOGETHER]
+            lost, stale = await self._db.work_read(self._lost_and_stale, some)
+            for opened in some:  # `_each_minute` records it again
+                opened.recorded = opened.recorded and opened.socket.device_id not in lost
+            for device_id in stale:
                 self._stream.wake(device_id)
         if everyone:
             for device_id in await self._db.work_read(self.questions.devices):
                 self._stream.wake(device_id)
 
-    def _stale(self, sockets: Sequence[OpenSocket]) -> list[int]:
+    def _lost_and_stale(self, sockets: Sequence[OpenSocket]) -> tuple[list[int], list[int]]:
+        """Return the devices whose sockets are no longer in the table, and those whose sockets must read.
+
+        After a time without the database, other processes have deleted what this one had recorded.
+        """
         values = [
             (one.socket.device_id, one.session.number, one.socket.name if one.recorded else "") for one in sockets
         ]
+        is_stale = "d.id IS NULL OR d.status = 'revoked' OR d.session != v.column2 OR (v.column3 != '' AND k.name != v.column3)"
         rows = self._db.all(
-            f"SELECT v.column1 AS id FROM (VALUES {', '.join(['(?, ?, ?)'] * len(values))}) AS v"
+            f"SELECT v.column1 AS id, CASE WHEN {is_stale} THEN 1 ELSE 0 END AS stale"
+            f" FROM (VALUES {', '.join(['(?, ?, ?)'] * len(values))}) AS v"
             " LEFT JOIN devices d ON d.id = v.column1 LEFT JOIN sockets k ON k.device_id = v.column1"
-            " WHERE d.id IS NULL OR d.status = 'revoked' OR d.session != v.column2"
-            " OR (v.column3 != '' AND k.name != v.column3)",
+            f" WHERE {is_stale} OR (v.column3 != '' AND k.name IS NULL)",
             *chain.from_iterable(values),
         )
-        return [row["id"] for row in rows]
+        lost, stale = ([row["id"] for row in rows if bool(row["stale"]) is of_kind] for of_kind in (False, True))
+        return lost, stale

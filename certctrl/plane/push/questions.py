@@ -14,7 +14,7 @@ from typing import Any
 
 from certctrl import lean
 from certctrl.plane.clock import when
-from certctrl.plane.errors import ErrorResponse, bad_request, conflict, rate_limited
+from certctrl.plane.errors import ErrorResponse, bad_request, conflict, rate_limited, unavailable
 from certctrl.plane.storage.database import Database, Row, marks
 from certctrl.plane.storage.signal_stream import SignalStream
 from certctrl.text import one_line
@@ -30,6 +30,8 @@ _KEPT_SECONDS = 90 * 86_400.0
 _UNREAD_SECONDS = 300.0
 """How long an answer is kept that the asking process has not read."""
 _NO_ANSWER = 504
+_AGAIN_SECONDS = 5
+"""Seconds after which an operator may ask again at a control plane that was stopping."""
 
 log = logging.getLogger("certctrl.Plane")
 
@@ -43,6 +45,8 @@ class Result(StrEnum):
     UNKNOWN_QUESTION = "unknown_question"
     TOO_LONG = "too_long"
     TIMED_OUT = "timed_out"
+    STOPPED = "stopped"
+    """The process that was asked has stopped."""
     FAILED = "failed"
 
 
@@ -57,6 +61,7 @@ _TEXTS = {
     Result.UNKNOWN_QUESTION: "its agent does not know this question",
     Result.TOO_LONG: f"its answer is longer than {LARGEST_ANSWER // 1024} KiB",
     Result.TIMED_OUT: "its agent did not answer in time",
+    Result.STOPPED: "the control plane is stopping",
     Result.FAILED: "its agent could not answer",
 }
 
@@ -199,4 +204,6 @@ def refusal(name: str, record: dict[str, Any]) -> ErrorResponse:
     what = f"{name}: {_TEXTS[result]}" + (f": {record['detail']}" if record["detail"] else "")
     if result is Result.TIMED_OUT:
         return ErrorResponse(what, status=_NO_ANSWER, key="TIMED_OUT", code=5040)
+    if result is Result.STOPPED:
+        return unavailable(what, _AGAIN_SECONDS)
     return conflict(what, result.name)

@@ -43,8 +43,8 @@ class Sockets:
         sql = f"SELECT device_id FROM sockets WHERE device_id IN ({marks(ids)}) AND NOT (plane = ? AND plane_started_at = ?)"
         return [row["device_id"] for row in self._db.all(sql, *ids, *self._planes.process)]
 
-    def add(self, sockets: Iterable[Socket]) -> None:
-        """Record sockets, in place of earlier ones of their devices."""
+    def add(self, sockets: Iterable[Socket], *, late: bool = False) -> None:
+        """Record sockets, in place of earlier ones of their devices; ``late``: not in place of those opened since."""
         if not self._planes.noted:  # other processes ignore the sockets of one that is not known to run
             self._planes.note(polls=0)
         latest = {one.device_id: one for one in sockets}
@@ -58,7 +58,7 @@ class Sockets:
                 "INSERT INTO sockets (device_id, name, plane, plane_started_at, opened_at)"
                 f" VALUES {', '.join([f'({marks(some[0])})'] * len(some))} ON CONFLICT (device_id) DO UPDATE"
                 " SET name = excluded.name, plane = excluded.plane, plane_started_at = excluded.plane_started_at,"
-                " opened_at = excluded.opened_at",
+                f" opened_at = excluded.opened_at{' WHERE sockets.opened_at < excluded.opened_at' if late else ''}",
                 *chain.from_iterable(some),
             )
 

@@ -161,6 +161,45 @@ async def test_a_device_is_online_for_every_process_until_that_of_its_socket_end
         assert await online() is False
 
 
+async def test_a_socket_outlives_a_time_without_the_database(planes: list[Plane], clock: Clock) -> None:
+    """Another process has deleted what this one had recorded."""
+    one, two = planes
+    device_id, token = await device(one)
+    async with memory_client(make_app(one), token) as client:
+        await client.upgrade()
+        await client.hello()
+        clock.wall += RUNNING_SECONDS + 1
+        await two.work(two.tidy)
+        assert not await two.work(two.sockets.names, [device_id])
+        await one.work(one.tidy)
+        await one.stream.sweep()
+        await one.push._each_minute()
+        assert await two.work(two.push.opened, [device_id]) != {}
+        (opened,) = one.push._open.values()
+        assert await two.work(two.sockets.names, [device_id]) == {device_id: opened.socket.name}
+
+
+async def test_a_socket_that_is_recorded_late_leaves_a_newer_one_alone(planes: list[Plane], clock: Clock) -> None:
+    one, two = planes
+    device_id, token = await device(one)
+    async with memory_client(make_app(one), token) as old, memory_client(make_app(two), token) as new:
+        await old.upgrade()
+        await old.hello()
+        (opened,) = one.push._open.values()
+        opened.recorded = False  # as while nothing can be stored
+        clock.advance(1)
+        await new.upgrade()
+        await new.hello()
+        await one.push._each_minute()
+        await one.stream.sweep()
+        with trio.fail_after(30):
+            assert (await old.closed()).code == 4409
+        await two.stream.sweep()
+        await two.resync(1, device_id)
+        with trio.fail_after(30):
+            await new.page()
+
+
 async def test_rows_of_a_killed_process_do_not_count_after_its_restart(planes: list[Plane], clock: Clock) -> None:
     one, two = planes
     device_id, token = await device(one)

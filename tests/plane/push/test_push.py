@@ -346,6 +346,17 @@ async def test_a_socket_without_hello_ends_after_ten_seconds(virtual: World, aut
         assert trio.current_time() == pytest.approx(10, abs=0.5)
 
 
+async def test_a_socket_without_hello_ends_in_time_even_if_it_was_woken(
+    virtual: World, autojump_clock: trio.abc.Clock
+) -> None:
+    device = await virtual.device()
+    async with memory_client(virtual.app, device.token) as client:
+        await client.upgrade()
+        await trio.sleep(1)
+        await issue(virtual, device)
+        assert await client.closed() == Closed(1008, "no hello in time")
+
+
 async def test_an_end_by_the_agent_is_confirmed_and_leaves_nothing(
     virtual: World, autojump_clock: trio.abc.Clock
 ) -> None:

@@ -112,6 +112,26 @@ async def test_an_agent_that_is_silent_times_out(virtual: World, autojump_clock:
         assert record["result"] == "timed_out"
 
 
+async def test_a_stopping_plane_ends_its_questions(virtual: World, autojump_clock: trio.abc.Clock) -> None:
+    device = await able(virtual)
+    replies: list[Reply] = []
+
+    async def asks() -> None:
+        replies.append(await ask(virtual, device, timeout_seconds=25))
+
+    async with pushed(virtual, device) as client, trio.open_nursery() as nursery:
+        nursery.start_soon(asks)
+        await client.expect("ask.question")
+        began = trio.current_time()
+        virtual.plane.stop_polls()
+        assert (await client.closed()).code == 1012
+    assert trio.current_time() - began < 1
+    (reply,) = replies
+    assert (reply.status, reply.key) == (503, "SERVICE_UNAVAILABLE")
+    assert "web-1: the control plane is stopping" in reply.what
+    assert virtual.plane.counters.questions == {("status", "stopped"): 1}
+
+
 async def test_a_device_without_a_socket_is_refused_immediately(virtual: World, autojump_clock: trio.abc.Clock) -> None:
     device = await able(virtual)
     await device.poll()
