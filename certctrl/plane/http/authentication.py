@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from typing import Generic, NamedTuple, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -27,11 +27,23 @@ class ForDevices(Generic[A, T]):
     """What the requests of several devices have done for them in one unit of work: each is authenticated, all in one statement."""
 
     def __init__(
-        self, plane: Plane, function: Callable[[Sequence[tuple[DeviceSession, A]]], Sequence[T | CertctrlError]]
+        self,
+        plane: Plane,
+        function: Callable[[Sequence[tuple[DeviceSession, A]]], Sequence[T | CertctrlError]],
+        run: Callable[..., Awaitable[Any]],
     ) -> None:
-        """``function`` returns a result or an error for each session and item, in order; it changes nothing for the latter."""
+        """``function`` returns a result or an error for each session and item, in order; it changes nothing for the latter.
+
+        ``run`` is the plane's ``read_alike``, ``read_alone`` or ``change_alike``.
+        """
         self._sessions = plane.sessions
         self._function = function
+        self._run = run
+
+    async def found(self, token: str, item: A | ErrorResponse) -> _Found[T]:
+        """Return what there is for a token and an item; ErrorResponse 401 or 403 for a token that is refused."""
+        found: _Found[T] = await self._run(self, (token, item))
+        return found
 
     def __call__(self, items: Sequence[tuple[str, A | ErrorResponse]]) -> list[ErrorResponse | _Found[T]]:
         """Return for each token and item the session with the result, or the refusal of the token."""
@@ -83,16 +95,13 @@ class Authenticator:
                 note_authenticated(request)
 
     async def as_device_alike(
-        self, request: Request, function: ForDevices[A, T], item: A | ErrorResponse, *, reads: bool, alone: bool = False
+        self, request: Request, function: ForDevices[A, T], item: A | ErrorResponse
     ) -> tuple[DeviceSession, T]:
         """Authenticate the calling device, and return its session and what a function returns for its item.
 
-        The unit of work is shared with like requests, except with ``alone``, where that costs less. ErrorResponse 401 or 403
-        for other callers, then that of ``item``.
+        The unit of work may be shared with like requests. ErrorResponse 401 or 403 for other callers, then that of ``item``.
         """
-        reading = self._plane.read_alone if alone else self._plane.read_alike
-        run = reading if reads else self._plane.change_alike
-        found = await run(function, (bearer_token(request), item))
+        found = await function.found(bearer_token(request), item)
         note_authenticated(request)
         if isinstance(found.result, CertctrlError):
             raise found.result

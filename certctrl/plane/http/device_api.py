@@ -42,11 +42,11 @@ class DeviceApi:
     def __init__(self, plane: Plane) -> None:
         self._plane = plane
         self._authenticator = Authenticator(plane)
-        self._polls = ForDevices(plane, plane.begin_polls)
-        self._materials = ForDevices(plane, plane.certificates.materials_of)
-        self._batches = ForDevices(plane, plane.certificates.batches_of)
-        self._acks = ForDevices(plane, plane.reports.store_acks)
-        self._lists = ForDevices(plane, self._read_lists)
+        self._polls = ForDevices(plane, plane.begin_polls, plane.read_alone)
+        self._materials = ForDevices(plane, plane.certificates.materials_of, plane.read_alike)
+        self._batches = ForDevices(plane, plane.certificates.batches_of, plane.read_alone)
+        self._acks = ForDevices(plane, plane.reports.store_acks, plane.change_alike)
+        self._lists = ForDevices(plane, self._read_lists, plane.read_alike)
 
     def routes(self) -> list[Route]:
         """Return the routes, the most used first."""
@@ -139,7 +139,7 @@ class DeviceApi:
         plane = self._plane
         with plane.stream.waiter(self._authenticator.claimed_device(request)) as waiter:
             poll = or_error(_poll_of, request)
-            _, held = await self._authenticator.as_device_alike(request, self._polls, poll, reads=True, alone=True)
+            _, held = await self._authenticator.as_device_alike(request, self._polls, poll)
             copied = await plane.clones.note(held.session, held.poll.instance)
             page = await plane.finish_poll(held, waiter, _Disconnect(request).wait)
         headers = {"cert-ctrl-copies": "suspected"} if copied else {}
@@ -162,7 +162,7 @@ class DeviceApi:
             report = error  # errors of the session take precedence
         if isinstance(report, ErrorResponse) or is_few_acks(report.events):
             acks = report if isinstance(report, ErrorResponse) else report.events
-            await self._authenticator.as_device_alike(request, self._acks, acks, reads=False)
+            await self._authenticator.as_device_alike(request, self._acks, acks)
             return empty_answer()
         events = report.events
 
@@ -194,7 +194,7 @@ class DeviceApi:
     async def _changes(self, request: Request, since: str) -> Response:
         """Return what differs from the device's list of a revision, or a page of the whole list; 304 if nothing does."""
         plane, page = self._plane, or_error(_page_of, request)
-        _, (after_id, limit, found) = await self._authenticator.as_device_alike(request, self._lists, page, reads=True)
+        _, (after_id, limit, found) = await self._authenticator.as_device_alike(request, self._lists, page)
 
         def compare() -> Changes:
             return changes(plane.certificates.listed(found), since, after_id=after_id, limit=limit)
@@ -218,7 +218,7 @@ class DeviceApi:
     async def materials(self, request: Request) -> Response:
         """Return a certificate with its key, sealed to the device; 304 if the device has it."""
         wanted = or_error(_wanted_of, request)
-        _, found = await self._authenticator.as_device_alike(request, self._materials, wanted, reads=True)
+        _, found = await self._authenticator.as_device_alike(request, self._materials, wanted)
         headers = {"etag": f'"{found.etag}"'}
         return empty_answer(304, headers) if found.data is None else data_answer(found.data, headers=headers)
 
@@ -230,7 +230,7 @@ class DeviceApi:
             wanted = (await read_as(bodies.WantedMaterials, request)).checked()
         except ErrorResponse as error:
             wanted = error  # errors of the session take precedence
-        _, found = await self._authenticator.as_device_alike(request, self._batches, wanted, reads=True, alone=True)
+        _, found = await self._authenticator.as_device_alike(request, self._batches, wanted)
         return json_answer(await self._plane.offload(batch, found, json_of, error_response_of))
 
     async def signing_request(self, request: Request) -> Response:

@@ -35,7 +35,7 @@ class StreamApi:
     def __init__(self, plane: Plane) -> None:
         self._plane = plane
         self._authenticator = Authenticator(plane)
-        self._opens = ForDevices(plane, plane.begin_sockets)
+        self._opens = ForDevices(plane, plane.begin_sockets, plane.read_alike)
 
     def device_routes(self) -> list[Route]:
         """Return the routes of devices."""
@@ -61,7 +61,7 @@ class StreamApi:
         if plane.draining:
             raise unavailable("The control plane is stopping", plane.pace.return_seconds())
         token = bearer_token(request)
-        session, _ = await self._authenticator.as_device_alike(request, self._opens, None, reads=True)
+        session, _ = await self._authenticator.as_device_alike(request, self._opens, None)
         copied = await plane.clones.note(session, clean_line(request.headers.get("cert-ctrl-instance", ""), 64))
         run = partial(_converse, plane, session, plane.sessions.expires_at(token), address_of(request))
         return Upgrade(request, PROTOCOL, run, {"cert-ctrl-copies": "suspected"} if copied else {})

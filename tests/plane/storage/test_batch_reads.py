@@ -126,7 +126,7 @@ async def test_the_token_decides_before_the_body(plane: Plane) -> None:
     _, token = await registered(plane)
     refused = ErrorResponse("no", status=400, key="BAD_REQUEST", code=4000)
     found = await plane.database.work_read(
-        ForDevices(plane, plane.certificates.batches_of),
+        ForDevices(plane, plane.certificates.batches_of, plane.read_alone),
         [("no.such.token", refused), (token, refused), (token, plain(7))],
     )
     assert found[0].status == 401 and found[1].result is refused and len(found[2].result) == 1
