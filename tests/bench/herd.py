@@ -30,6 +30,7 @@ import resource
 import ssl
 import sys
 import time
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +117,11 @@ class Line:
                 await trio.lowlevel.wait_writable(self._tls)
 
 
-class Herd:
-    """The agents, and what was counted since the last mark."""
+class Agents(ABC):
+    """The agents of one process, and what was counted since the last mark; ``run`` obeys orders."""
+
+    kinds: tuple[str, ...]
+    """What ``until`` can wait for."""
 
     def __init__(self, facts: dict[str, Any]) -> None:
         self.port: int = facts["port"]
@@ -125,17 +129,13 @@ class Herd:
         self.context.check_hostname = False
         self.tokens = Path(facts["tokens"]).read_text().split()[facts["first"] :][: facts["count"]]
         self.handshakes = trio.CapacityLimiter(AT_ONCE)
-        self.wait, self.work, self.spread, self.session = 0, False, False, False
-        self.go, self.back = trio.Event(), trio.Event()
-        self.back.set()
-        self.connected = self.sent = self.parked = 0
+        self.connected = 0
         self.changed = trio.Event()
         self.mark()
 
     def mark(self) -> None:
-        self.times: dict[str, list[float]] = {"answered": [], "acked": [], "polls": [], "lost": []}
-        self.refused = self.closed = 0
-        self.sent_by: dict[str, list[float]] = {}
+        """Forget what was counted."""
+        self.times: dict[str, list[float]] = {kind: [] for kind in self.kinds}
 
     def note(self, what: str) -> None:
         self.times[what].append(time.monotonic())
@@ -144,6 +144,73 @@ class Herd:
     def tell(self) -> None:
         self.changed.set()
         self.changed = trio.Event()
+
+    async def until(self, done: Any) -> None:
+        with trio.fail_after(PATIENCE):
+            while not done():
+                await self.changed.wait()
+
+    @abstractmethod
+    async def live(self, token: str) -> None:
+        """Be one agent."""
+
+    async def obey(self, nursery: trio.Nursery, order: dict[str, Any]) -> dict[str, Any]:
+        """Carry out one order and return its answer."""
+        match order.pop("op"):
+            case "connect":
+                began = time.monotonic()
+                for token in self.tokens:
+                    nursery.start_soon(self.live, token)
+                await self.until(lambda: self.connected >= len(self.tokens))
+                return {"seconds": time.monotonic() - began}
+            case "mark":
+                self.mark()
+            case "until":
+                times = self.times[order["of"]]
+                await self.until(lambda: len(times) >= order["count"])
+                times = sorted(times)
+                return {"first": times[0], "half": times[len(times) // 2], "last": times[order["count"] - 1]}
+            case other:
+                return await self.obey_more(nursery, other, order)
+        return {}
+
+    @abstractmethod
+    async def obey_more(self, nursery: trio.Nursery, op: str, order: dict[str, Any]) -> dict[str, Any]:
+        """Carry out an order that only these agents know."""
+
+    @classmethod
+    async def run(cls, facts: dict[str, Any]) -> None:
+        """Obey until standard input ends."""
+        agents = cls(facts)
+        async with trio.open_nursery() as nursery:
+            while line := await trio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True):
+                print(json.dumps(await agents.obey(nursery, json.loads(line))), flush=True)
+            nursery.cancel_scope.cancel()
+
+    @classmethod
+    def main(cls) -> None:
+        """Run with the facts of the command line."""
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        trio.run(cls.run, json.loads(sys.argv[1]))
+
+
+class Herd(Agents):
+    """Agents that poll."""
+
+    kinds = ("answered", "acked", "polls", "lost")
+
+    def __init__(self, facts: dict[str, Any]) -> None:
+        super().__init__(facts)
+        self.wait, self.work, self.spread, self.session = 0, False, False, False
+        self.go, self.back = trio.Event(), trio.Event()
+        self.back.set()
+        self.sent = self.parked = 0
+
+    def mark(self) -> None:
+        super().mark()
+        self.refused = self.closed = 0
+        self.sent_by: dict[str, list[float]] = {}
 
     async def live(self, token: str) -> None:
         """Be one agent."""
@@ -281,57 +348,26 @@ class Herd:
             print(f"herd: {what}: {status} {text[:200]!r}", file=sys.stderr) if self.refused < 4 else None
         return status, tag, text
 
-    async def until(self, done: Any) -> None:
-        with trio.fail_after(PATIENCE):
-            while not done():
-                await self.changed.wait()
-
-
-async def obey(herd: Herd, nursery: trio.Nursery, order: dict[str, Any]) -> dict[str, Any]:
-    """Carry out one order and return its answer."""
-    match order.pop("op"):
-        case "connect":
-            began = time.monotonic()
-            for token in herd.tokens:
-                nursery.start_soon(herd.live, token)
-            await herd.until(lambda: herd.connected >= len(herd.tokens))
-            return {"seconds": time.monotonic() - began}
-        case "park":
-            herd.wait, herd.work, herd.spread = order["wait"], order["work"], order["spread"]
-            herd.session = order.get("session", False)
-            herd.go.set()
-            while herd.sent < len(herd.tokens):
-                await trio.sleep(0.01)
-        case "parked":
-            await herd.until(lambda: herd.parked >= len(herd.tokens))
-        case "mark":
-            herd.mark()
-        case "until":
-            times = herd.times[order["of"]]
-            await herd.until(lambda: len(times) >= order["count"])
-            times = sorted(times)
-            return {"first": times[0], "half": times[len(times) // 2], "last": times[order["count"] - 1]}
-        case "stat":
-            return {"polls": len(herd.times["polls"]), "lost": len(herd.times["lost"]), "refused": herd.refused}
-        case "arrivals":
-            return herd.arrivals(order["since"], order["within"])
-        case "stay":
-            herd.back = trio.Event()
-        case "return":
-            herd.back.set()
-    return {}
-
-
-async def main(facts: dict[str, Any]) -> None:
-    """Obey until standard input ends."""
-    herd = Herd(facts)
-    async with trio.open_nursery() as nursery:
-        while line := await trio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True):
-            print(json.dumps(await obey(herd, nursery, json.loads(line))), flush=True)
-        nursery.cancel_scope.cancel()
+    async def obey_more(self, nursery: trio.Nursery, op: str, order: dict[str, Any]) -> dict[str, Any]:
+        match op:
+            case "park":
+                self.wait, self.work, self.spread = order["wait"], order["work"], order["spread"]
+                self.session = order.get("session", False)
+                self.go.set()
+                while self.sent < len(self.tokens):
+                    await trio.sleep(0.01)
+            case "parked":
+                await self.until(lambda: self.parked >= len(self.tokens))
+            case "stat":
+                return {"polls": len(self.times["polls"]), "lost": len(self.times["lost"]), "refused": self.refused}
+            case "arrivals":
+                return self.arrivals(order["since"], order["within"])
+            case "stay":
+                self.back = trio.Event()
+            case "return":
+                self.back.set()
+        return {}
 
 
 if __name__ == "__main__":
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    trio.run(main, json.loads(sys.argv[1]))
+    Herd.main()

@@ -17,16 +17,12 @@ from __future__ import annotations
 
 import json
 import random
-import resource
-import ssl
-import sys
 import time
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import trio
-from herd import AT_ONCE, PATIENCE, Line
+from herd import Agents, Line
 
 UPGRADE = (
     "GET /apiv1/devices/self/stream HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
@@ -74,23 +70,18 @@ class PushLine(Line):
             await self._more()
 
 
-class PushHerd:
-    """The sockets, and what was counted since the last mark."""
+class PushHerd(Agents):
+    """Agents with sockets."""
+
+    kinds = ("pages", "ended")
 
     def __init__(self, facts: dict[str, Any]) -> None:
-        self.port: int = facts["port"]
-        self.context = ssl.create_default_context(cafile=facts["ca"])
-        self.context.check_hostname = False
-        self.tokens = Path(facts["tokens"]).read_text().split()[facts["first"] :][: facts["count"]]
-        self.handshakes = trio.CapacityLimiter(AT_ONCE)
-        self.connected = 0
+        super().__init__(facts)
         self.every = 1e9
         self.heard: dict[PushLine, float] = {}
-        self.mark()
 
     def mark(self) -> None:
-        """Forget what was counted."""
-        self.times: dict[str, list[float]] = {"pages": [], "ended": []}
+        super().mark()
         self.counts: Counter[str] = Counter()
         self.codes: Counter[str] = Counter()
 
@@ -105,7 +96,7 @@ class PushHerd:
         except (EOFError, OSError):
             self.codes["1006"] += 1
         finally:
-            self.times["ended"].append(time.monotonic())
+            self.note("ended")
             self.heard.pop(line, None)
             line.close()
 
@@ -115,10 +106,11 @@ class PushHerd:
         if opcode == TEXT:
             message = json.loads(payload)
             if message["type"] == "updates.signal":
-                self.times["pages"].append(time.monotonic())
+                self.note("pages")
                 await line.send(masked(TEXT, json.dumps({"type": "updates.ack", "id": message["id"]}).encode()))
             elif message["type"] == "lifecycle.hello_ack":
                 self.connected += 1
+                self.tell()
         elif opcode == PING:
             self.counts["pings"] += 1
             await line.send(masked(PONG, payload))
@@ -140,51 +132,20 @@ class PushHerd:
                     await line.send(PING_FRAME)
             await trio.sleep(0.1)
 
-    async def until(self, reached: Any) -> None:
-        """Wait until a condition holds."""
-        with trio.fail_after(PATIENCE):
-            while not reached():
-                await trio.sleep(0.005)
-
-
-async def obey(herd: PushHerd, nursery: trio.Nursery, order: dict[str, Any]) -> dict[str, Any]:
-    """Carry out one order and return its answer."""
-    match order.pop("op"):
-        case "connect":
-            began = time.monotonic()
-            for token in herd.tokens:
-                nursery.start_soon(herd.live, token)
-            await herd.until(lambda: herd.connected >= len(herd.tokens))
-            return {"seconds": time.monotonic() - began}
-        case "ping":
-            herd.every = order["every"]
-            now = time.monotonic()
-            for line in herd.heard:
-                herd.heard[line] = now - random.uniform(0, herd.every)
-            nursery.start_soon(herd.ping)
-        case "mark":
-            herd.mark()
-        case "until":
-            times = herd.times[order["of"]]
-            await herd.until(lambda: len(times) >= order["count"])
-            times = sorted(times)
-            return {"first": times[0], "half": times[len(times) // 2], "last": times[order["count"] - 1]}
-        case "stat":
-            counted = {name: len(times) for name, times in herd.times.items()}
-            return counted | {"pings": herd.counts["pings"], "pongs": herd.counts["pongs"], "codes": dict(herd.codes)}
-    return {}
-
-
-async def main(facts: dict[str, Any]) -> None:
-    """Obey until standard input ends."""
-    herd = PushHerd(facts)
-    async with trio.open_nursery() as nursery:
-        while line := await trio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True):
-            print(json.dumps(await obey(herd, nursery, json.loads(line))), flush=True)
-        nursery.cancel_scope.cancel()
+    async def obey_more(self, nursery: trio.Nursery, op: str, order: dict[str, Any]) -> dict[str, Any]:
+        match op:
+            case "ping":
+                self.every = order["every"]
+                now = time.monotonic()
+                for line in self.heard:
+                    self.heard[line] = now - random.uniform(0, self.every)
+                nursery.start_soon(self.ping)
+            case "stat":
+                counted = {name: len(times) for name, times in self.times.items()}
+                pings = {name: self.counts[name] for name in ("pings", "pongs")}
+                return counted | pings | {"codes": dict(self.codes)}
+        return {}
 
 
 if __name__ == "__main__":
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    trio.run(main, json.loads(sys.argv[1]))
+    PushHerd.main()
