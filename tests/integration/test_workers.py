@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from callers import WAITS, calling
 from fleet import PATIENCE, PROGRAM, Child, Fleet, Plane, run_cli, wait_for
 from operators_certificate import write_certificate
 from postgres_server import PostgresServer
@@ -32,19 +33,27 @@ class Workers(Plane):
         assert self.child.stop() == 0
         moved = run_cli("plane", "migrate-to", database, "--data", self.data)
         assert moved.returncode == 0, moved.stderr
+        self._starts = 0
         self.child = self.supervisor("0")
         self._port = int((self.data / "address").read_text().rpartition(":")[2])
         self.url = f"https://{HOST}:{self._port}"
         self.operator._address = f"{HOST}:{self._port}"
 
-    def supervisor(self, port: str, **extra: str) -> Child:
-        options = ["--data", self.data, "--listen", f"{HOST}:{port}", "--database", self._database]
-        child = self._fleet.child(
-            [*PROGRAM, "plane", "serve", *options, "--workers", str(WORKERS)], "workers.log", **extra
+    def launch(self, port: str, *more: str, **extra: str) -> Child:
+        """Start the supervisor; its first worker may wait for another one."""
+        self._starts += 1
+        options = ["--data", self.data, "--listen", f"{HOST}:{port}", "--database", self._database, *more]
+        return self._fleet.child(
+            [*PROGRAM, "plane", "serve", *options, "--workers", str(WORKERS)], f"workers.{self._starts}.log", **extra
         )
+
+    def serves(self, child: Child) -> Child:
         child.says("operator key")
         wait_for(lambda: len(children_of(child.pid)) == WORKERS, "all workers to run")
         return child
+
+    def supervisor(self, port: str, *more: str, **extra: str) -> Child:
+        return self.serves(self.launch(port, *more, **extra))
 
     def noted(self) -> list[dict[str, Any]]:
         """Return the control planes that have noted themselves in the database."""
@@ -126,6 +135,23 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_a_hand_over_between_workers_loses_no_attempt(fleet: Fleet, own_postgres: PostgresServer) -> None:
+    plane = Workers(fleet, own_postgres.database())
+    assert plane.child.stop() == 0
+    port = str(plane._port)
+    plane.child = plane.supervisor(port, "--reuse-port")
+    with calling(plane._port, plane.ca) as callers:
+        callers.more()
+        for _ in range(2):
+            following = plane.launch(port, "--reuse-port")
+            following.says(WAITS)
+            assert plane.child.stop() == 0, plane.child.text
+            plane.child = plane.serves(following)
+            callers.more()
+    assert callers.failures == []
+    assert plane.child.stop() == 0
 
 
 def test_sighup_gives_all_workers_the_operators_certificate(fleet: Fleet, own_postgres: PostgresServer) -> None:
