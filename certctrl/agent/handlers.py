@@ -131,7 +131,7 @@ async def on_cert_renewed(agent: Agent, signal: Signal) -> Outcome | Candidate:
     signal = cast(CertRenewed, signal)
     await agent.installer.prepare_commands(signal.cert_id, agent.items)
     try:
-        candidate = await _stage(agent, signal.cert_id)
+        candidate = await _stage(agent, signal.cert_id, signal.serial)
         await known_again(agent, signal.cert_id)
         return candidate
     except PlaneError as error:
@@ -169,9 +169,9 @@ async def _require_absent(agent: Agent, signal: CertRenewed) -> None:
         raise LaggingError(missing)
 
 
-async def _stage(agent: Agent, cert_id: int) -> Candidate:
+async def _stage(agent: Agent, cert_id: int, announced: str | None) -> Candidate:
     """Fetch and stage one bundle; the live one again if the plane still has the same."""
-    materials = await changed_materials(agent, cert_id)
+    materials = await changed_materials(agent, cert_id, announced)
     if isinstance(materials, Bundle):
         return await agent.installer.stage(materials, agent.items)
     candidate = await _stage_fetched(agent, cert_id, materials)

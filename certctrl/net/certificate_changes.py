@@ -61,18 +61,22 @@ class CertificateChanges(Enrolment):
             if page is None:
                 return known if DELTA in self.features else None
             if page.replaced is not None and known is not None:
-                return known.after(page, page.replaced)
+                changed = known.after(page, page.replaced)
+                _require_bounded(changed.rows)
+                return changed
             rows, revision = dict(page.rows), page.revision
-            while len(page.rows) >= PAGE:
+            for _ in range(MAX_PAGES):
                 known_before = len(rows)
+                if len(page.rows) < PAGE:
+                    return KnownList(revision, rows)
                 if (page := await self._list_page(token, max(rows), None)) is None:
                     return None
                 revision = revision if page.revision == revision else ""
                 rows |= page.rows
                 _require_bounded(rows)
                 if len(rows) == known_before:  # a plane without paging
-                    break
-            return KnownList(revision, rows)
+                    return KnownList(revision, rows)
+            raise BadAnswerError(f"the certificate list does not end after {MAX_PAGES} pages")
 
     async def _list_page(self, token: str, after_id: int, known: KnownList | None) -> ListPage | None:
         """Return a page; None if the known list is current, or if the plane has no revisions: then it lacks the feature."""

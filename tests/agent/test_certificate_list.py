@@ -20,6 +20,8 @@ from certctrl.store.disk.tree import make_tree
 from certctrl.store.layout import ConfigDir
 from certctrl.store.state.known_list import KnownListFile
 
+DAY = 86_400.0
+
 
 def listing(revision: str, *numbers: int) -> KnownList:
     return KnownList(revision, {n: json.dumps({"id": n, "domain_name": f"c{n}.example"}) for n in numbers})
@@ -35,10 +37,16 @@ class Scripted:
     features: frozenset[str] = frozenset({DELTA})
     known: list[KnownList | None] = attrs.field(factory=list)
     whole: int = 0
+    now: float = 1_790_000_000.0
+    changes: bool = False
+    """Whether a list that follows a known one consists of changes, or is whole."""
 
     @property
     def plane(self) -> Scripted:
         return self
+
+    def wall_now(self) -> float:
+        return self.now
 
     async def authorized(self, call: Callable[[str], Awaitable[Any]]) -> Any:
         return await call("token")
@@ -53,7 +61,9 @@ class Scripted:
             raise answer
         if answer is None:
             self.features = frozenset()
-        return known if answer == "same" else answer
+        if answer == "same" and known is not None:
+            return known
+        return attrs.evolve(answer, whole_at=known.whole_at) if known is not None and self.changes else answer
 
     async def fetch_certificates(self, _token: str) -> list[CertificateSummary]:
         self.whole += 1
@@ -110,7 +120,7 @@ async def test_an_answer_that_does_not_fit_the_memory_costs_one_whole_list(scrip
 
 async def test_kept_rows_that_cannot_be_read_cost_one_whole_list(script: Callable[..., Scripted]) -> None:
     agent = script("same", listing("r1", 1))
-    KnownListFile(agent.layout, agent.fs).save(KnownList("r1", {1: "{}"}))
+    KnownListFile(agent.layout, agent.fs).save(KnownList("r1", {1: "{}"}, agent.now - 60))
     assert await agent.ids() == [1]
     assert agent.known[1] is None and agent.kept == listing("r1", 1)
 
@@ -121,6 +131,19 @@ async def test_a_failure_without_a_memory_is_the_callers(script: Callable[..., S
     with pytest.raises(type(error)):
         await agent.ids()
     assert len(agent.known) == 1
+
+
+@pytest.mark.parametrize("changes", [True, False])
+async def test_a_list_is_believed_for_a_day(script: Callable[..., Scripted], changes: bool) -> None:
+    """Found by review: a plane that was compromised could leave a wrong list under a right revision forever."""
+    agent, began = script(listing("r1", 1), listing("r2", 1), listing("r3", 1, 2), "same"), 1_790_000_000.0
+    agent.changes = changes
+    for agent.now in (began, began + DAY / 2, began + 1.2 * DAY, began + 1.4 * DAY):
+        await agent.ids()
+    assert [one and one.revision for one in agent.known] == [None, "r1", None if changes else "r2", "r3"]
+    agent.now, agent.answers = began - 1, [listing("r4", 3)]
+    assert await agent.ids() == [3]
+    assert agent.known[-1] is None, "the clock was set back"
 
 
 async def test_a_damaged_memory_is_none(script: Callable[..., Scripted]) -> None:

@@ -160,6 +160,31 @@ async def test_an_endless_list_is_a_bad_answer(monkeypatch: pytest.MonkeyPatch) 
         await delta_plane(FakeHttp(by_path={LIST: more})).fetch_changes("t", None)
 
 
+async def test_a_list_that_grows_by_one_certificate_a_page_is_a_bad_answer() -> None:
+    """Found by review: a plane could keep a comparison, and its lock, busy with 20 000 requests."""
+    start = iter(range(1, 10**9))
+
+    def slowly() -> Answer:
+        first = next(start)
+        return listed(*range(first, first + 500))
+
+    http = FakeHttp(by_path={LIST: slowly})
+    with pytest.raises(BadAnswerError, match="does not end"):
+        await delta_plane(http).fetch_changes("t", None)
+    assert len(http.sent) <= 1 + certificate_changes.MAX_PAGES
+
+
+async def test_changes_cannot_grow_a_list_beyond_that_of_one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by review: each answer was bounded, but not the list that they were added to."""
+    monkeypatch.setattr(certificate_changes, "MAX_CERTIFICATES", 40)
+    mine, one_more = known(*range(0, 80, 2)), listed(1, complete=False, replaced={"of": 2, "parts": [1]})
+    with pytest.raises(BadAnswerError, match="does not end"):
+        await delta_plane(FakeHttp(one_more)).fetch_changes("t", mine)
+    monkeypatch.setattr(certificate_changes, "MAX_LIST_BYTES", 60)
+    with pytest.raises(BadAnswerError, match="memory"):
+        await delta_plane(FakeHttp(one_more)).fetch_changes("t", known(2))
+
+
 # --- features and materials ---------------------------------------------------------------------------------------
 
 

@@ -9,6 +9,12 @@ from simulation.network import Exchange, NetworkFault
 from simulation.scene import QUIET, Scene, play
 from simulation.world import DEVICE, USER
 
+from certctrl.agent.alerts import problem_key
+from certctrl.agent.certificate_list import WHOLE_SECONDS
+from certctrl.agent.standing import UNKNOWN
+from certctrl.plane.devices.sessions import DeviceSession
+from certctrl.store.state.known_list import KnownListFile
+
 SETTING = attrs.evolve(QUIET, interval=30.0)
 
 
@@ -65,6 +71,43 @@ def test_material_whose_files_are_damaged_is_fetched() -> None:
         assert file_in(scene.host.disk.now, live) == written, "the damage is repaired"
 
     play(scenario, SETTING)
+
+
+def test_an_etag_that_belongs_to_other_material_is_not_believed() -> None:
+    """Found by review: a plane that was compromised, or a cache, could leave the ETag of what it did not send."""
+
+    async def scenario(scene: Scene) -> None:
+        row = await scene.issue("a.example")
+        await scene.until(lambda: scene.live(row["id"]) and scene.outcomes())
+        scene.network.faults = [NetworkFault(kind="refused")]
+        renewed = await scene.plane.certificates.renew(USER, row["id"])
+        session, records = DeviceSession(DEVICE, USER, 1), scene.agent.installer._context.records
+        (now,) = scene.plane.certificates.materials_of([(session, (row["id"], ""))])
+        record = scene.record(row["id"])
+        records.note(attrs.evolve(record, source=f"{record.generation} {now.etag}"))
+        scene.network.clear()
+        await scene.until(lambda: scene.record(row["id"]).facts.serial == renewed["serial_number"], 300)
+        sent = material_requests(scene, row["id"])[-2:]
+        assert [("if-none-match" in one.headers, one.done) for one in sent] == [(True, 304), (False, 200)]
+
+    play(scenario, SETTING)
+
+
+def test_a_list_that_was_falsified_under_its_revision_is_whole_again_within_a_day() -> None:
+    async def scenario(scene: Scene) -> None:
+        rows = [await scene.issue(f"c{number}.example") for number in range(3)]
+        await scene.until(lambda: all(scene.live(row["id"]) for row in rows))
+        await compared(scene)
+        file = KnownListFile(scene.world.layout, scene.host.disk)
+        known = file.load()
+        assert known is not None
+        file.save(attrs.evolve(known, rows={number: row for number, row in known.rows.items() if number != 1}))
+        await compared(scene)
+        assert problem_key(UNKNOWN) in scene.agent.problems, "it is believed at first"
+        await trio.sleep(WHOLE_SECONDS)
+        await scene.until(lambda: problem_key(UNKNOWN) not in scene.agent.problems, 7200)
+
+    play(scenario, attrs.evolve(SETTING, interval=300.0))
 
 
 def test_a_comparison_of_a_host_in_step_fetches_no_list() -> None:

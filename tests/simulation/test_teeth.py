@@ -230,7 +230,7 @@ MISTAKES: dict[str, list[Mistake]] = {
     "certificates that were removed stay in the known list": [
         Mistake(
             "certctrl.protocol.wire.certificate_changes.KnownList.after",
-            lambda self, page, replaced: KnownList(page.revision, {**self.rows, **page.rows}),
+            lambda self, page, replaced: KnownList(page.revision, {**self.rows, **page.rows}, self.whole_at),
             unassign=12,
             issue=3,
         )

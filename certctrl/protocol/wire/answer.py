@@ -74,6 +74,8 @@ def parse_error(answer: Answer, wall_now: float | None = None) -> PlaneError:
 
     Raises BadAnswerError for a redirect and for any other form: such an answer is not the plane's.
     """
+    if answer.status == 304:
+        raise BadAnswerError("status 304 (not modified) is not an answer to this request")
     if 300 <= answer.status <= 399:
         raise BadAnswerError(
             f"the server redirects (status {answer.status}); requests with credentials never follow",

@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import attrs
+
 from certctrl import lean
 from certctrl.errors import BadAnswerError
 from certctrl.model.answer import Answer
@@ -49,6 +51,8 @@ class KnownList:
 
     revision: str
     rows: Mapping[int, str]
+    whole_at: float = attrs.field(default=0.0, eq=False)
+    """When the whole of it was fetched last (epoch seconds); 0: unknown."""
 
     def certificates(self) -> list[CertificateSummary]:
         """Return the certificates by id; raises BadAnswerError if one does not fit."""
@@ -57,7 +61,7 @@ class KnownList:
     def after(self, page: ListPage, replaced: Replaced) -> KnownList:
         """Return the list with the changed parts replaced; a certificate that a part no longer has was removed."""
         kept = {number: row for number, row in self.rows.items() if number % replaced.divisor not in replaced.parts}
-        return KnownList(page.revision, kept | dict(page.rows))
+        return KnownList(page.revision, kept | dict(page.rows), self.whole_at)
 
 
 def is_unchanged(answer: Answer, known: KnownList) -> bool:

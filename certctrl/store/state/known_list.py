@@ -41,9 +41,11 @@ class KnownListFile:
             return None
         try:
             pairs = [line.partition(b" ") for line in rest.split(b"\n")[:-1]]
-            return KnownList(head["revision"], {int(number): row.decode() for number, _, row in pairs})
+            rows = {int(number): row.decode() for number, _, row in pairs}
         except ValueError:  # written by a later release
             return None
+        whole_at = head.get("whole_at")
+        return KnownList(head["revision"], rows, whole_at if isinstance(whole_at, float) else 0.0)
 
     def save(self, known: KnownList) -> None:
         """Replace the list. Raises DiskError."""
@@ -51,6 +53,7 @@ class KnownListFile:
         head = {
             decode.VERSION_KEY: decode.VERSION,
             "revision": known.revision,
+            "whole_at": known.whole_at,
             "sha256": hashlib.sha256(rest).hexdigest(),
         }
         data = json.dumps(head).encode() + b"\n" + rest
