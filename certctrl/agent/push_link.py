@@ -31,6 +31,8 @@ SILENCE = (1.0, 2.0, 3.0)
 """Ping intervals without anything received: first ping, second ping, end."""
 MAX_QUESTIONS = 4
 """Questions that are answered or wait for it."""
+QUESTION_SECONDS, QUESTIONS_BURST = 2.0, 8
+"""A question is taken each so many seconds, and so many in a burst: each costs processor time and a log line."""
 _BUSY = {"error": {"key": "BUSY", "what": "too many questions at the same time"}}
 _UNKNOWN = "\0"
 """Stands for a position that the plane has refused; no cursor is equal to it."""
@@ -62,6 +64,8 @@ class Link:
         self._ask = ask
         self._asking = trio.Lock()
         self._questions = 0
+        self._questions_until = 0.0
+        """When the questions of the last burst would have been taken one by one (Trio clock)."""
         self._news = trio.Event()
         self._limit = 1
         self._position: str | None = _UNKNOWN  # the cursor that the plane knows to be committed
@@ -218,11 +222,19 @@ class Link:
             self._take_error(envelope)
         elif envelope.type == wire.OUTCOMES_ACK and envelope.id in self._replies:
             self._replies[envelope.id].done = True
-        elif envelope.type == wire.QUESTION and self._questions >= MAX_QUESTIONS:
+        elif envelope.type == wire.QUESTION and not self._takes_question():
             await self._send(wire.ANSWER, id=envelope.id, data=_BUSY)
         elif envelope.type == wire.QUESTION:
             self._questions += 1
             nursery.start_soon(self._answer, envelope)
+
+    def _takes_question(self) -> bool:
+        """Return whether a question may be answered now, and count it."""
+        now = trio.current_time()
+        if self._questions >= MAX_QUESTIONS or self._questions_until > now + (QUESTIONS_BURST - 1) * QUESTION_SECONDS:
+            return False
+        self._questions_until = max(self._questions_until, now) + QUESTION_SECONDS
+        return True
 
     def _read(self, text: str) -> tuple[wire.Envelope, Updates | None]:
         envelope = wire.envelope_from_text(text)

@@ -64,6 +64,8 @@ from certctrl.plane.storage.sqlite import SqliteDatabase
 MAX_SIGNALS = 100
 MAX_WAIT_SECONDS = 30
 DEFAULT_LIMIT = 20
+COSTLY_RATE, COSTLY_BURST = 10.0, 12
+"""How many requests that cost much more than a poll each device may send, for one poll that it may send."""
 HOUSEKEEPING_SECONDS = 30.0
 _HOUSEKEEPING = "housekeeping"
 _SIGHTINGS_TOGETHER = 200
@@ -143,10 +145,17 @@ class Plane:
         self.reports.on_announced = self.device_keys.announced
         self.enrolment.on_registered = self.device_keys.registered
         self.operators = Operators(db, keys, settings, wall_now)
-        self._polls, self._looks = (Buckets(settings.poll_rate, settings.poll_burst, monotonic) for _ in range(2))
+        self._limit(monotonic)
         self._plan_housekeeping()
         self._assemble_push()
-        self._free_pages, self._closing = FreePages(), contextlib.ExitStack()
+        self._closing = contextlib.ExitStack()
+
+    def _limit(self, monotonic: Callable[[], float]) -> None:
+        """Limit the requests of each device."""
+        rate, burst = self.settings.poll_rate, self.settings.poll_burst
+        self._polls, self._looks = (Buckets(rate, burst, monotonic) for _ in range(2))
+        self._costly = Buckets(COSTLY_RATE * rate, COSTLY_BURST * burst, monotonic)
+        self._free_pages = FreePages()
 
     def _assemble_push(self) -> None:
         """Assemble what gathers the units of work of devices, and the hub of push sockets."""
@@ -364,6 +373,13 @@ class Plane:
     def take_poll(self, device_id: int) -> None:
         """Count a poll of a device, or a request like it; ErrorResponse 429 if there are too many."""
         self._polls.take(device_id)
+
+    def take_costly(self, device_id: int) -> None:
+        """Count a request that costs much more than a poll; ErrorResponse 429 if there are too many.
+
+        Agents stay far below the limit; without it, one host could keep the control plane busy for itself.
+        """
+        self._costly.take(device_id)
 
     def _next_pages(self, polls: Sequence[tuple[DeviceSession, str, int]]) -> list[Page | ErrorResponse]:
         """Return the next page, or its error, for each session, cursor and limit."""

@@ -183,6 +183,28 @@ async def test_more_questions_than_places_are_refused_at_once(nursery: trio.Nurs
     assert {message["data"]["error"]["key"] for message in busy} == {"BUSY"}
 
 
+async def test_questions_without_end_are_answered_at_a_slow_rate(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """Found by review: each was answered as soon as the last one was, with its processor time and its log line."""
+    scene = Scene(nursery, questions=answering())
+    stream = scene.stream()
+    await scene.poll("1-1", wait=1)
+    for number in range(300):
+        asked(stream, f"q{number}")
+        await trio.sleep(0.1)
+    answers = [message for message in stream.sent if message["type"] == wire.ANSWER]
+    answered = [message for message in answers if "answer" in message["data"]]
+    assert len(answers) == 300
+    assert 20 <= len(answered) <= 8 + 30 / 2
+    assert {message["data"]["error"]["key"] for message in answers if message not in answered} == {"BUSY"}
+    await trio.sleep(20)
+    for number in range(8):
+        asked(stream, f"later{number}")
+        await trio.sleep(0.1)
+    assert all("answer" in message["data"] for message in stream.sent[-8:])
+
+
 async def test_the_end_of_the_socket_ends_the_work_on_a_question(
     nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:

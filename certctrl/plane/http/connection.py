@@ -19,6 +19,7 @@ from certctrl.plane.http.parsing import END, Event, Refusal, Request, RequestPar
 from certctrl.plane.http.plain_stream import PlainStream
 from certctrl.plane.http.proxies import Address
 from certctrl.plane.http.tls_stream import TlsStream
+from certctrl.plane.http.unread import unread
 
 HANDSHAKE_SECONDS = 10.0
 HEAD_SECONDS = 10.0
@@ -165,8 +166,9 @@ class Connection:
                 await trio.lowlevel.cancel_shielded_checkpoint()
             return
         # A partial response would be worse than a slow stop.
-        with trio.move_on_after(_SEND_SECONDS, shield=True) as scope:
-            await self._stream.send_all(data[sent:])
+        left = memoryview(data)[sent:]
+        with trio.move_on_after(_SEND_SECONDS, shield=True) as scope, unread.waiting(len(left), scope):
+            await self._stream.send_all(left)
         if scope.cancelled_caught:
             raise trio.BrokenResourceError("the client does not read")
 

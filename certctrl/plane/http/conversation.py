@@ -14,6 +14,7 @@ import trio
 
 from certctrl.errors import CertctrlError
 from certctrl.plane.core import Plane
+from certctrl.plane.devices.reports import FEW_EVENTS
 from certctrl.plane.devices.sessions import DeviceSession
 from certctrl.plane.errors import ErrorResponse, bad_request, invalid_token
 from certctrl.plane.http import bodies
@@ -278,6 +279,8 @@ class Conversation:
         if not message.id:
             raise bad_request("Outcomes need an id", field="id")
         report = body_of(bodies.Report, message.data)
+        if len(report.events) > FEW_EVENTS:
+            self._plane.take_costly(self._opened.session.device_id)
         await self._push.store(self._opened.session, report.events)
         await self._socket.send(envelope(OUTCOMES_ACK, name=message.id))
 

@@ -167,6 +167,8 @@ class DeviceApi:
         events = report.events
 
         def store(session: DeviceSession) -> None:
+            if len(events) > FEW_EVENTS:
+                self._plane.take_costly(session.device_id)
             self._plane.reports.store(session.device_id, events)
 
         await self._authenticator.as_device(request, store, long=len(events) > FEW_EVENTS)
@@ -181,6 +183,7 @@ class DeviceApi:
 
         def read(session: DeviceSession) -> list[dict[str, Any]]:
             after_id, limit = _page_of(request)
+            self._plane.take_costly(session.device_id)
             return self._plane.certificates.page(session.device_id, after_id, limit)
 
         return data_answer(await self._authenticator.as_device(request, read))
@@ -194,7 +197,9 @@ class DeviceApi:
     async def _changes(self, request: Request, since: str) -> Response:
         """Return what differs from the device's list of a revision, or a page of the whole list; 304 if nothing does."""
         plane, page = self._plane, or_error(_page_of, request)
-        _, (after_id, limit, found) = await self._authenticator.as_device_alike(request, self._lists, page)
+        session, answer = await self._authenticator.as_device_alike(request, self._lists, page)
+        plane.take_costly(session.device_id)
+        after_id, limit, found = answer
 
         def compare() -> Changes:
             return changes(plane.certificates.listed(found), since, after_id=after_id, limit=limit)
@@ -230,7 +235,8 @@ class DeviceApi:
             wanted = (await read_as(bodies.WantedMaterials, request)).checked()
         except ErrorResponse as error:
             wanted = error  # errors of the session take precedence
-        _, found = await self._authenticator.as_device_alike(request, self._batches, wanted)
+        session, found = await self._authenticator.as_device_alike(request, self._batches, wanted)
+        self._plane.take_costly(session.device_id)
         return json_answer(await self._plane.offload(batch, found, json_of, error_response_of))
 
     async def signing_request(self, request: Request) -> Response:

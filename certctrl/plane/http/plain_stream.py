@@ -29,7 +29,7 @@ class PlainStream:
         """Return 0: ``send_all`` sends everything."""
         return 0
 
-    async def send_all(self, data: bytes) -> None:
+    async def send_all(self, data: bytes | memoryview) -> None:
         """Send all bytes."""
         await self._stream.send_all(data)
 

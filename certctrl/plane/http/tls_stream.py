@@ -66,7 +66,7 @@ class TlsStream:
         except (OSError, ValueError) as error:
             raise trio.BrokenResourceError from error
 
-    async def send_all(self, data: bytes) -> None:
+    async def send_all(self, data: bytes | memoryview) -> None:
         """Send all bytes."""
         left = memoryview(data)
         while left:
