@@ -263,6 +263,44 @@ def test_register_keeps_the_wait_that_an_operator_chose(
     assert json.loads(layout.application.read_text()) == settings | {"poll_mode": "long-poll"}
 
 
+def test_no_recommendation_of_a_hostile_plane_breaks_the_configuration(
+    layout: ConfigDir, ran: Run, registers: Callable[..., Any]
+) -> None:
+    from certctrl.protocol.wire.registration import registration_from_wire
+
+    before, known = layout.application.read_bytes(), json.loads(layout.application.read_text())
+    device = {"id": 3, "user_id": 14}
+    session = {"access_token": "a", "refresh_token": "b"}
+    modes = [
+        "push",
+        "long_poll",
+        "interval",
+        "long-poll",
+        "PUSH",
+        "push\n",
+        "",
+        "x" * 70_000,
+        None,
+        True,
+        7,
+        ["push"],
+        {},
+    ]
+    waits = [1, 30, 0, -1, 31, 10**30, 1.5, 1e300, "20", True, None, [20], {"a": 1}]
+    wanted = [{"poll_mode": mode} for mode in modes] + [
+        {"poll_mode": "push", "poll_wait_seconds": one} for one in waits
+    ]
+    for sent in [*wanted, [], [[]], "push", {"poll_mode": {"poll_mode": "push"}}, {"poll_wait_seconds": 20}, 10**30]:
+        layout.application.write_bytes(before)
+        registers(registration_from_wire({"device": device, "session": session, "recommended": sent}).recommended)
+        assert ran("-c", layout.root, "register").status == 0, sent
+        assert ran("-c", layout.root, "config", "check").status == 0, sent
+        now = json.loads(layout.application.read_text())
+        changed = {key: value for key, value in now.items() if known.get(key) != value}
+        assert changed.pop("poll_mode", "push") in ("push", "long-poll", "interval"), sent
+        assert changed.pop("long_poll_wait_seconds", 1) in (1, 30) and not changed, sent
+
+
 def test_a_recommendation_that_cannot_be_written_does_not_fail_the_registration(
     layout: ConfigDir, ran: Run, registers: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

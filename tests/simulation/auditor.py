@@ -33,6 +33,14 @@ NO_SUCH_THING = (404, 405, 501)
 SERVER_CAP = 3600.0
 
 
+def resources_of(exchange: Exchange) -> list[str]:
+    """Return what a request is for: its path; if it is for the material of many certificates, that of each."""
+    if exchange.method == "POST" and exchange.path.endswith(MATERIALS_PATH):
+        certificates = exchange.path.removesuffix(MATERIALS_PATH) + "/certificates"
+        return [f"{certificates}/{cert_id}{MATERIALS_PATH}" for cert_id in exchange.json["cert_ids"]]
+    return [exchange.path]
+
+
 class Auditor(DiskAuditor):
     """Raises a Violation as soon as a guarantee is broken."""
 
@@ -76,17 +84,13 @@ class Auditor(DiskAuditor):
         """Check that no resource except polls is requested again and again."""
         if exchange.is_look:
             self._look(exchange, now)
-        if (
-            exchange.is_poll
-            or exchange.is_look
-            or exchange.path == NOTIFY_PATH
-            or (exchange.method == "POST" and exchange.path.endswith(MATERIALS_PATH))
-        ):
-            return  # the last is of many certificates
-        times = self.requested[exchange.path]
-        times.append(now)
-        if len(times) == MOST_OF_ONE and now - times[0] < 60.0:
-            self.fail(f"{exchange.path} was requested {len(times)} times within {now - times[0]:.1f} s")
+        if exchange.is_poll or exchange.is_look or exchange.path == NOTIFY_PATH:
+            return
+        for what in resources_of(exchange):
+            times = self.requested[what]
+            times.append(now)
+            if len(times) == MOST_OF_ONE and now - times[0] < 60.0:
+                self.fail(f"{what} was requested {len(times)} times within {now - times[0]:.1f} s")
 
     def _look(self, exchange: Exchange, now: float) -> None:
         """Check that the agent looks ahead from a safe cursor, at most once a second."""

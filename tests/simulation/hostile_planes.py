@@ -64,6 +64,15 @@ def in_data(change: Callable[[Any], Any]) -> Tamper:
     return changed
 
 
+def in_pages(change: Callable[[list[dict[str, Any]]], list[Any]]) -> Tamper:
+    """Return a change of the signals of each page, all together."""
+
+    def changed(data: Any) -> Any:
+        return data | {"signals": change(data["signals"])} if isinstance(data, dict) and "signals" in data else data
+
+    return in_data(changed)
+
+
 def in_signals(change: Callable[[int, dict[str, Any]], Any]) -> Tamper:
     """Return a change of each signal of a page."""
 
@@ -219,9 +228,28 @@ def batches() -> dict[str, Tamper]:
 
         return polls(in_signals(marked))
 
+    def doubled(first: Any, second: Any) -> Tamper:
+        """Announce each renewal twice, a millisecond apart."""
+
+        def both(signals: list[dict[str, Any]]) -> list[Any]:
+            found: list[Any] = []
+            for one in signals:
+                found.append(one | {"ref": one["ref"] | {"batch": first}} if one["type"] == "cert.renewed" else one)
+                if one["type"] == "cert.renewed":
+                    found.append(one | {"ts_ms": one["ts_ms"] + 1, "ref": one["ref"] | {"batch": second}})
+            return found
+
+        return polls(in_pages(both))
+
     numbers = iter(range(10**9))
     strange, sizes = by_turns(WRONG), by_turns((2, 3, 100, 4))
     return {
+        "a member twice": doubled({"id": "a", "size": 2}, {"id": "a", "size": 2}),
+        "a member twice that lacks another": doubled({"id": "a", "size": 100}, {"id": "a", "size": 100}),
+        "two batches that overlap": doubled({"id": "a", "size": 3}, {"id": "b", "size": 3}),
+        "two batches that overlap, and never end": doubled({"id": "a", "size": 90}, {"id": "b", "size": 80}),
+        "a batch that shrinks as it arrives": doubled({"id": "a", "size": 50}, {"id": "a", "size": 2}),
+        "a batch and none": doubled({"id": "a", "size": 50}, None),
         "a batch of none": batch(lambda n: {"id": "a", "size": 0}),
         "a batch of one": batch(lambda n: {"id": "a", "size": 1}),
         "a batch of a thousand million": batch(lambda n: {"id": "a", "size": HUGE}),

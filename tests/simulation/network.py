@@ -99,6 +99,8 @@ class Network:
         """Runs the plane's side of push sockets."""
         self.sockets: set[SimulatedSocket] = set()
         """Open push sockets."""
+        self.meddle: Callable[[str], list[Any]] = lambda text: [text]
+        """Returns the texts and ends that arrive on a push socket in place of a text, as a hostile plane would send them."""
         self.blocks_upgrades = False
         """Whether a proxy lets no upgrade pass."""
         self.told: Callable[[str | None], None] = lambda cursor: None
@@ -113,6 +115,7 @@ class Network:
         self.mischief = lambda page: page
         self.blocks_upgrades = False
         self.tamper = lambda exchange, answer: answer
+        self.meddle = lambda text: [text]
 
     def cut_sockets(self) -> None:
         """Break all push sockets."""

@@ -6,6 +6,7 @@ The auditor learns what is said on them as if it had been said in requests.
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,8 @@ class SimulatedSocket:
         self.position: str | None = None
         self.silent = False
         """Whether everything is lost from now on, in both directions, without a sign."""
+        self.next: deque[Any] = deque()
+        """What has been received, as the plane or a change of it has said it."""
         self.messages = 0
         self.outcomes: dict[str, Any] = {}
         network.sockets.add(self)
@@ -69,8 +72,11 @@ class SimulatedSocket:
         self.end.outward.end()
 
     async def receive(self) -> str | Ping | Pong | Closed:
-        received = await self.socket.receive()
-        await trio.sleep(self.network.chance.random() * LATENCY)
+        while not self.next:
+            received = await self.socket.receive()
+            await trio.sleep(self.network.chance.random() * LATENCY)
+            self.next += self.network.meddle(received) if isinstance(received, str) else [received]
+        received = self.next.popleft()
         if self.silent or self.dead():
             await trio.sleep_forever()
         if isinstance(received, str):
@@ -118,18 +124,26 @@ class SimulatedSocket:
             self.outcomes[message["id"]] = exchange
 
     def _heard(self, text: str) -> str:
+        try:
+            envelope = wire.envelope_from_text(text)
+            if envelope.type == wire.HELLO_ACK:
+                wire.greeting_from_wire(envelope)
+            elif envelope.type == wire.SIGNALS:
+                wire.page_event(envelope, 1)
+        except BadAnswerError:  # of a hostile plane; the agent refuses it
+            return text
         message = json.loads(text)
-        kind, data = message["type"], message.get("data") or {}
-        self.network.journal.note("push", f"plane: {kind} {message.get('id', '')}")
-        if kind == wire.HELLO_ACK and self.position is None:
+        kind, data = envelope.type, envelope.data
+        self.network.journal.note("push", f"plane: {kind} {envelope.id}")
+        if kind == wire.HELLO_ACK and self.position is None and data.get("resume_token"):
             self._answered(self._poll(), Answer(204, {"etag": data["resume_token"]}, b""))
             self.position = data["resume_token"]
         elif kind == wire.SIGNALS:
             page = self.network.mischief({"data": data})
             message["data"] = page["data"]
             self._answered(self._poll(), Answer(200, {"content-type": "application/json"}, json_bytes(page)))
-        elif kind == wire.OUTCOMES_ACK and message["id"] in self.outcomes:
-            self._answered(self.outcomes.pop(message["id"]), Answer(204, {}, b""))
+        elif kind == wire.OUTCOMES_ACK and envelope.id in self.outcomes:
+            self._answered(self.outcomes.pop(envelope.id), Answer(204, {}, b""))
         self._counted()
         return json.dumps(message)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 from unittest.mock import patch
@@ -185,10 +186,8 @@ def test_a_withdrawal_waits_for_one_reload_of_its_service_and_not_for_the_next_b
         for cert_id in ids:
             scene.operators.introduce(cert_id, names[ids.index(cert_id)])
         items = [copy_of(cert_id) for cert_id in ids]
-        reload = {"id": "reload", "type": "exec", "cmd_argv": ["/bin/true", "reload", "2"], "ob_type": "cert"}
-        await scene.plane.installs.put(
-            DEVICE, [*items, reload | {"ob_id": others[0], "depends_on": [i["id"] for i in items]}]
-        )
+        reload = {"id": "reload", "type": "exec", "cmd_argv": ["/bin/true", "reload", "2"]}  # after each of the copies
+        await scene.plane.installs.put(DEVICE, [*items, reload | {"depends_on": [i["id"] for i in items]}])
         await scene.until(lambda: file_in(scene.host.disk.now, f"{COPIES}/{doomed}.pem"))
         await scene.until(lambda: not scene.agent.inbox.depth)
         scene.world.services.seconds = lambda: 20.0
@@ -201,6 +200,8 @@ def test_a_withdrawal_waits_for_one_reload_of_its_service_and_not_for_the_next_b
             assert trio.current_time() - began < 60, scene.log
             await trio.sleep(0.1)
         assert trio.current_time() - began < 22, "right after the first reload"
+        await scene.until(lambda: ("cert.revoked", "applied") in scene.outcomes(), 120)
+        assert trio.current_time() - began < 45, "its own reload follows, before those of the next batches"
 
     def copy_of(cert_id: int) -> dict[str, Any]:
         about = {"ob_type": "cert", "ob_id": cert_id}
@@ -301,6 +302,10 @@ MISTAKES: dict[str, tuple[str, Any, Callable[[], None]]] = {
     "a ready renewal holds its revocation up": (
         "certctrl.agent.batches.Batches.take_out", lambda self, resource: None,
         lambda: test_a_revocation_does_not_wait_for_a_renewal_of_its_certificate("ready for its batch"),
+    ),
+    "a withdrawal claims nothing": (
+        "certctrl.install.deploy.context.Locks.claim", lambda self, names: contextlib.nullcontext(),
+        test_a_withdrawal_waits_for_one_reload_of_its_service_and_not_for_the_next_batches,
     ),
     "the most urgent class has all turns": (
         "certctrl.protocol.turns.Turns.take", strict_order,
