@@ -22,11 +22,14 @@ from material import make_agent, make_material
 from measure import Usage, row
 from rig import Daemon, Plane, running_daemon, running_plane
 
-from certctrl.model.features import BATCH_FETCH, DELTA
+from certctrl.model.features import BATCH_FETCH, DELTA, PUSH
 
 MOST = 40
 """MiB beyond the idle memory."""
-SAMPLE = ("1 MiB of nested objects", "1 MiB of names a page", "from each", "32 connected layers", "all assigned")
+SAMPLE = (
+    "1 MiB of nested objects", "1 MiB of names a page", "from each", "32 connected layers", "all assigned",
+    "objects on a socket", "list that grows",
+)  # fmt: skip
 """Parts of the names of some cases that need the most."""
 QUIET = 0.1
 """Share of one processor below which a daemon has ended its work."""
@@ -42,7 +45,7 @@ def measure(work: Path, only: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
     with running_plane(material) as plane:
         idle = work / "idle"
         settings: dict[str, Any] = {"poll_mode": "long-poll", "poll_jitter": 0, "poll_limit": 100}
-        make_agent(idle, material, url=plane.url, features=frozenset({BATCH_FETCH, DELTA}), **settings)
+        make_agent(idle, material, url=plane.url, features=frozenset({BATCH_FETCH, DELTA, PUSH}), **settings)
         with running_daemon(idle) as daemon:
             daemon.until_done(1)
             plane.wait_parked()
@@ -50,6 +53,9 @@ def measure(work: Path, only: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
             if not only or any(word in case.name for word in only):
                 root = work / f"agent {number}"
                 shutil.copytree(idle, root, symlinks=True)
+                if case.on_socket:
+                    application = json.loads((root / "application.json").read_text())
+                    (root / "application.json").write_text(json.dumps(application | {"poll_mode": "push"}))
                 yield Trial(work, plane, root, case).row()
                 shutil.rmtree(root)
 

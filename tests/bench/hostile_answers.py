@@ -26,7 +26,12 @@ BATCH_BODY = 3 * BODY
 CONFIG = "/install-config"
 CAS = "/cas"
 NOTIFY = "/notify"
+STREAM = "/stream"
 
+SWITCH = (
+    "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: @ACCEPT@"
+    "\r\nSec-WebSocket-Protocol: certctrl.v1"
+)
 OK = 'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nETag: "1-@N@"'
 RENEWED = ("cert.renewed", {"cert_id": 1})
 UPDATED = ("install.updated", {})
@@ -48,7 +53,8 @@ class Reply:
         """Return head and body."""
         body = self.body()
         body = body.encode() if isinstance(body, str) else body
-        return f"{self.head}\r\nContent-Length: @LENGTH@\r\n\r\n".encode() + body
+        length = "" if self.head == SWITCH else "\r\nContent-Length: @LENGTH@"
+        return f"{self.head}{length}\r\n\r\n".encode() + body
 
 
 @attrs.frozen
@@ -58,6 +64,8 @@ class Case:
     name: str
     answers: tuple[Reply, ...]
     signals: Signals = ()
+    on_socket: bool = False
+    """Whether the daemon uses push; it long-polls until a socket is offered."""
 
 
 def filled(part: str, *, start: str = "[", end: str = "]", size: int = BODY - 200) -> str:
@@ -162,6 +170,13 @@ def changes(material: Material) -> Iterator[Case]:
     def listed(name: str, body: Callable[[], str], times: int = 1) -> Case:
         return Case(name, (Reply(CERTIFICATES, body, times),), (RESYNC,))
 
+    def grown(part: int) -> Reply:
+        rows = (f'{{"id":{part + 4096 * n},"domain_name":"h.example","status":"active"}}' for n in range(1, 14_000))
+        text = "".join((DATA, ",".join(rows), f'],"complete":false,"replaced":{{"of":4096,"parts":[{part}]}}}}'))
+        return Reply(CERTIFICATES, lambda: text)
+
+    first = Reply(CERTIFICATES, lambda: DATA + '],"complete":true}')
+    yield Case("a list that grows by 14 000 certificates each time", (first, *map(grown, range(1, 11))), (RESYNC,))
     yield listed("a list by revision without an end", lambda: endless, 1000)
     yield listed("1 MiB of changed certificates", lambda: filled(one, start=DATA, end=everything))
     yield listed("1 MiB of changed parts", lambda: filled("0", start=parts, end="]}}"))
@@ -280,6 +295,40 @@ def wide_leaf(material: Material, names: list[str]) -> dict[str, Any]:
     return {**sealed, "certificate_pem": x509.pem_of(leaf), "chain_pem": issuer.pem, "serial_number": ""}
 
 
+def frame(text: str | bytes, *, opcode: int = 1, last: bool = True, size: int | None = None) -> bytes:
+    """Return a WebSocket frame of a plane; ``size``: the length that its head announces."""
+    body = text.encode() if isinstance(text, str) else text
+    return bytes([(0x80 if last else 0) | opcode, 127]) + (size or len(body)).to_bytes(8, "big") + body
+
+
+def sockets(material: Material) -> Iterator[Case]:
+    """Yield the cases of a push socket: what follows its greeting."""
+    greeting = frame('{"type":"lifecycle.hello_ack","data":{"resume_token":"1-1","ping_seconds":25}}')
+    page = '{"type":"updates.signal","id":"1-7","data":{"cursor":"1-7","more":true,"signals":['
+    renewal = '{"type":"cert.renewed","ts_ms":1790000000#,"ref":{"cert_id":1#}}'
+    unknown = '{"type":"kind.#","ts_ms":1790000000#,"ref":{"a":"' + "x" * 900 + '"}}'
+    wide = '{"type":"new","data":"\U0001f600' + "x" * (BODY - 300) + '"}'
+
+    def socket(name: str, body: Callable[[], bytes], times: int = 2) -> Case:
+        replies = (Reply(STREAM, lambda: greeting + body(), times, SWITCH),)
+        return Case(f"{name} on a socket", replies, on_socket=True)
+
+    yield socket("1 000 renewals in a page", lambda: frame(many(renewal, 1000, start=page, end="]}}")))
+    yield socket("1 000 signals of text in a page", lambda: frame(many(unknown, 1000, start=page, end="]}}")))
+    yield socket("more than 1 000 signals in a page", lambda: frame(filled(renewal, start=page, end="]}}")))
+    yield socket("1 MiB of small objects", lambda: frame(filled('{"a":0}', start='{"type":"new","data":[', end="]}")))
+    yield socket("100 000 values in small objects",
+                 lambda: frame(many('{"a":0}', 49_000, start='{"type":"new","data":[', end="]}")))  # fmt: skip
+    yield socket("1 MiB of wide text", lambda: frame(wide) * 3)
+    yield socket("1 MiB of wide text in 900 fragments", lambda: b"".join(
+        frame(wide.encode()[at : at + 1200], opcode=0 if at else 1, last=at + 1200 >= len(wide.encode()))
+        for at in range(0, len(wide.encode()), 1200)))  # fmt: skip
+    yield socket("a message of 64 MiB", lambda: frame("x" * (64 * BODY)))
+    yield socket("a message that is 1 TiB by its head", lambda: frame("x" * BODY, size=2**40))
+    yield socket("900 questions of 1 KiB", lambda: b"".join(
+        frame(f'{{"type":"ask.question","id":"{n}","data":{{"question":"{"x" * 1000}"}}}}') for n in range(900)))  # fmt: skip
+
+
 def acks(material: Material) -> Iterator[Case]:
     """Yield the cases of the answers to outcomes."""
     body = filled('{"a":0}', start=DATA, end="]}")
@@ -288,5 +337,5 @@ def acks(material: Material) -> Iterator[Case]:
 
 def cases(material: Material) -> Iterator[Case]:
     """Yield all cases."""
-    for part in (polls, lists, changes, configs, materials, batches, acks):
+    for part in (polls, lists, changes, configs, materials, batches, sockets, acks):
         yield from part(material)

@@ -10,7 +10,9 @@ processes of a machine share:
 - ``{"op": "revoke", "id": N}``: the certificate is revoked, and ``cert.revoked`` → ``{"at"}``.
 - ``{"op": "signal", "type": T, "ref": R}``: one signal.
 - ``{"op": "answer", "answers": [{"path": P, "file": F, "times": N}]}``: requests whose path ends in P get the bytes of
-  F as the whole answer, N times; in it, ``@N@`` is a number that grows and ``@LENGTH@`` the length of the body.
+  F as the whole answer, N times; in it, ``@N@`` is a number that grows and ``@LENGTH@`` the length of the body,
+  ``@ACCEPT@`` what opens a WebSocket. An answer that switches protocols continues with the body, as frames, after the
+  first bytes of the client.
 - ``{"op": "stat"}`` → counters: parked long-polls, connections, polls, acks, when the last ack came, fetches, answers
   that were replaced, bytes of requests received and of answers sent (without TLS).
 
@@ -21,6 +23,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import json
 import ssl
@@ -34,6 +37,8 @@ CERTIFICATES = "/apiv1/devices/self/certificates"
 NOTIFY = "/apiv1/devices/self/notify"
 BATCH = "/apiv1/devices/self/deploy-materials"
 ITEM_KEY = "installs"
+SWITCHES = b"HTTP/1.1 101"
+SWITCHED_SECONDS = 5.0
 NOT_FOUND = b'{"error": {"code": 404, "what": "nothing here"}}'
 REASONS = {200: "OK", 204: "No Content", 304: "Not Modified", 404: "Not Found"}
 
@@ -95,13 +100,14 @@ class Plane:
         self.fresh.set()
         self.fresh = asyncio.Event()
 
-    def replacement(self, path: str) -> bytes | None:
+    def replacement(self, path: str, headers: dict[str, str]) -> bytes | None:
         """Return the bytes to answer with instead, if an order says so."""
         for one in self.replaced:
             if path.endswith(one["path"]) and one["times"]:
                 one["times"] -= 1
                 self.counts["replaced"] += 1
                 head, gap, body = one["raw"].partition(b"\r\n\r\n")
+                head = head.replace(b"@ACCEPT@", _accept(headers))
                 number = b"%d" % (self.counts["replaced"] * 1_000_000)
                 body = body.replace(b"@N@", number)
                 return head.replace(b"@N@", number).replace(b"@LENGTH@", b"%d" % len(body)) + gap + body
@@ -162,7 +168,12 @@ class Plane:
         ids = json.loads(body)["cert_ids"]
         self.counts["fetches"] += len(ids)
         self.last_fetch_at = time.monotonic()
-        items = [b'{"cert_id": %d, "status": 200, ' % one + self.body(one)[0][1:] for one in ids]
+        items = [
+            b'{"cert_id": %d, "status": 200, ' % one + self.body(one)[0][1:]
+            if one in self.names
+            else b'{"cert_id": %d, "status": 404, ' % one + NOT_FOUND[1:]
+            for one in ids
+        ]
         return b'{"data": [' + b", ".join(items) + b"]}"
 
     def notify(self, body: bytes) -> None:
@@ -191,6 +202,26 @@ class Plane:
                 "outcomes": self.outcomes, **self.counts}  # fmt: skip
 
 
+def _accept(headers: dict[str, str]) -> bytes:
+    """Return the answer to the key of a WebSocket (RFC 6455, section 4.2.2)."""
+    key = headers.get("sec-websocket-key", "").encode() + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+    return base64.b64encode(hashlib.sha1(key).digest())
+
+
+async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, raw: bytes) -> None:
+    """Switch protocols, send everything once the client has said something, and wait a little until it closes."""
+    head, gap, body = raw.partition(b"\r\n\r\n")
+    writer.write(head + gap)
+    await writer.drain()
+    await reader.read(1)
+    writer.write(body)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(SWITCHED_SECONDS):
+            await writer.drain()
+            while await reader.read(65_536):
+                pass
+
+
 async def serve_one(plane: Plane, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Serve one connection."""
     plane.counts["connections"] += 1
@@ -205,7 +236,10 @@ async def serve_one(plane: Plane, reader: asyncio.StreamReader, writer: asyncio.
             query = dict(part.partition("=")[::2] for part in text.split("&") if part)
             plane.counts["requests"] += 1
             plane.counts["received"] += len(received) + len(body)
-            if (raw := plane.replacement(path)) is not None:
+            if (raw := plane.replacement(path, headers)) is not None:
+                if raw.startswith(SWITCHES):
+                    await converse(reader, writer, raw)
+                    return
                 writer.write(raw)
                 await writer.drain()
                 continue
