@@ -139,7 +139,7 @@ def _renew_many(ctx: typer.Context, ids: Sequence[int], reason: str, no_wait: bo
                 body |= {"together": True} if together else {}
                 ordered += await api.call("POST", "renewals", body)
                 bar.reached(len(ordered))
-        if together and not all(row.get("batch") for row in ordered):
+        if together and not all("batch" in row for row in ordered):
             write_error("note: this control plane is too old for --together: each certificate is delivered by itself")
         return ordered if no_wait else await _waited(api, ordered)
 

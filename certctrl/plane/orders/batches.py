@@ -125,7 +125,7 @@ class Batches:
             return {}
         batches = self._batch_names([row["id"] for row in good])
         if request.device_id is not None:
-            good = [row for row in good if batches[row["id"]] == batches[certificate["id"]]]
+            good = [row for row in good if batches[row["id"]] == batches[certificate["id"]] != ""]
         if len(good) < 2:
             return {}
         return {one["cert_id"]: one for one in self._order(good, batches, request)}
@@ -162,7 +162,8 @@ class Batches:
     def _batch_names(self, ids: Sequence[int]) -> dict[int, str]:
         """Return a new batch for each certificate: the same for those that share devices, directly or through others.
 
-        So no host waits for another one with which it shares nothing. Those on no device are one batch, too.
+        So no host waits for another one with which it shares nothing. Those on no device are one batch, too. One that would
+        be the only one of its batch has none.
         """
         rows = self._db.all(f"SELECT device_id, cert_id FROM assignments WHERE cert_id IN ({marks(ids)})", *ids)
         found = dict.fromkeys(ids, _new_name()) | {row["cert_id"]: _new_name() for row in rows}
@@ -172,7 +173,8 @@ class Batches:
             if ours != theirs:
                 found |= {cert_id: ours for cert_id, one in found.items() if one == theirs}
                 of_device |= {device_id: ours for device_id, one in of_device.items() if one == theirs}
-        return found
+        sizes = Counter(found.values())
+        return {cert_id: name if sizes[name] > 1 else "" for cert_id, name in found.items()}
 
     def _expanded(self, user_id: int, cert_ids: Collection[int]) -> list[int]:
         """Return certificates with those that were made from them and are in use, by id."""

@@ -363,9 +363,13 @@ async def test_hosts_that_share_nothing_do_not_wait_for_each_other(site: Site) -
     assert len(await site.scene.signals(other)) == 2
     (waiting,) = await site.open()
     assert waiting["cert_ids"] == elsewhere
+    alone = await new_device(site.plane, "web-3")
+    single = await site.scene.issued("f.example.com", device_ids=[alone])
     shared = await site.scene.issued("e.example.com", device_ids=[site.device, other])
     rows = await site.plane.work(site.plane.batches.start, 1, [*site.ids, *elsewhere, shared["id"]], RENEW)
     assert len({row["batch"] for row in rows}) == 1, "what both have holds them together"
+    rows = await site.plane.work(site.plane.batches.start, 1, [*site.ids, single["id"]], RENEW)
+    assert [bool(row["batch"]) for row in rows] == [True, True, True, False]
 
 
 async def test_a_device_renews_only_what_shares_hosts_with_its_own(site: Site) -> None:
