@@ -298,7 +298,10 @@ def wide_leaf(material: Material, names: list[str]) -> dict[str, Any]:
 def frame(text: str | bytes, *, opcode: int = 1, last: bool = True, size: int | None = None) -> bytes:
     """Return a WebSocket frame of a plane; ``size``: the length that its head announces."""
     body = text.encode() if isinstance(text, str) else text
-    return bytes([(0x80 if last else 0) | opcode, 127]) + (size or len(body)).to_bytes(8, "big") + body
+    length = len(body) if size is None else size
+    wide = 8 if length > 0xFFFF else 2 if length > 125 else 0  # a length in more bytes than it needs is refused
+    head = bytes([(0x80 if last else 0) | opcode, {8: 127, 2: 126}.get(wide, length)])
+    return head + (length.to_bytes(wide, "big") if wide else b"") + body
 
 
 def sockets(material: Material) -> Iterator[Case]:
