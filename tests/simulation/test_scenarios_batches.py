@@ -111,10 +111,10 @@ def test_bad_material_of_one_is_reported_for_all_after_the_limit() -> None:
         ids = await three(scene)
         stage = handlers._stage
 
-        async def refuses(agent: object, cert_id: int) -> object:
+        async def refuses(agent: object, cert_id: int, announced: str | None) -> object:
             if cert_id == ids[1]:
                 raise MaterialError("its key does not match", reason="key-mismatch")
-            return await stage(agent, cert_id)  # type: ignore[arg-type]
+            return await stage(agent, cert_id, announced)  # type: ignore[arg-type]
 
         with patch("certctrl.agent.handlers._stage", refuses):
             await together(scene, ids)
