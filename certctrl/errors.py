@@ -230,6 +230,8 @@ class BatchRefusedError(CertctrlError):
     def __init__(self, cert_id: int, why: object) -> None:
         super().__init__(f"nothing of its atomic batch is switched, because of certificate {cert_id}: {why}")
         self.cert_id = cert_id
+        self.why = why
+        """The error or reason of that certificate."""
 
 
 class CommandError(CertctrlError):

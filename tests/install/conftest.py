@@ -8,9 +8,10 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+from atomic_host import MAIL, WEB, Batch, batch_on, items_of
 from bundle_maker import NOW, Issuer, Maker, rsa_key
 from cryptography.hazmat.primitives.asymmetric import rsa
-from install_host import Host
+from install_host import RELOAD, Host
 from trio.testing import MockClock
 
 from certctrl.install.process import Proc
@@ -48,6 +49,11 @@ def clock(autojump_clock: MockClock) -> MockClock:
 def host(tmp_path: Path, maker: Maker) -> Host:
     """A host whose probes ask the services of `Host.serve`."""
     return Host(root=tmp_path, maker=maker, policy=HostPolicy(write_roots=(str(tmp_path / "out"),)))
+
+
+@pytest.fixture
+async def batch(clock: MockClock, host: Host) -> Batch:
+    return await batch_on(host, items_of((RELOAD, 1), (WEB, 2), (MAIL, 3)))
 
 
 @pytest.fixture

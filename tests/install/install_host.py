@@ -280,6 +280,14 @@ class Host:
         prepared = [await self.installer.stage(self.bundle(cert_id), items) for cert_id in cert_ids]
         return dict(await self.installer.converge(prepared, items, **options))
 
+    async def with_service(self) -> tuple[list[InstallItem], Service]:
+        """Deploy certificate 1 to a service that a command reloads; return the items and the service."""
+        items = reload(1)
+        self.allow(commands=commands(RELOAD))
+        service = self.serve(RELOAD, 1, 1001)
+        await self.deliver(1, items=items)
+        return items, service
+
     def live(self, cert_id: int) -> str:
         """Return the fingerprint of the live certificate on disk, after checking that its key matches."""
         name = self.installer.records[cert_id].name

@@ -39,10 +39,7 @@ async def test_a_first_delivery_is_live_under_the_names_of_the_spec(clock: MockC
 
 
 async def test_a_renewal_is_reloaded_once_and_proven(clock: MockClock, host: Host) -> None:
-    items = reload(1)
-    host.allow(commands=commands(RELOAD))
-    service = host.serve(RELOAD, 1, 1001)
-    await host.deliver(1, items=items)
+    items, service = await host.with_service()
     outcome = (await host.deliver(1, items=items))[1]
     assert outcome.kind is APPLIED
     assert service.served == host.live(1)
@@ -236,10 +233,7 @@ async def test_calls_for_the_same_group_take_turns(clock: MockClock, host: Host)
 async def test_a_cancelled_call_releases_its_group_and_the_next_call_finishes_the_work(
     clock: MockClock, host: Host
 ) -> None:
-    items = reload(1)
-    host.allow(commands=commands(RELOAD))
-    service = host.serve(RELOAD, 1, 1001)
-    await host.deliver(1, items=items)
+    items, service = await host.with_service()
     service.seconds = 60
     with trio.move_on_after(5):
         await host.deliver(1, items=items)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import attrs
 import pytest
+from atomic_host import MAIL, WEB, Batch, batch_on, items_of
 from install_host import (
     APPLIED,
     FAILED,
@@ -23,75 +23,10 @@ from install_host import (
 from trio.testing import MockClock
 
 from certctrl.errors import DiskError
-from certctrl.model.certificate import Bundle
-from certctrl.model.plan import CopyAction, InstallItem, Outcome
+from certctrl.install.deploy.staging import Candidate
+from certctrl.model.plan import CopyAction
 from certctrl.model.policy import MaintenanceWindow
-from certctrl.model.records import Stage
-from certctrl.store.disk.fs import RealFs
-
-WEB, MAIL = ("/bin/true", "web"), ("/bin/true", "mail")
-"""Commands of two services, so that their certificates are in separate groups."""
-
-
-def items_of(*services: tuple[tuple[str, ...], int]) -> list[InstallItem]:
-    """Return one command per certificate, each of its own service."""
-    return [item for argv, cert_id in services for item in reload(cert_id, argv=argv)]
-
-
-@attrs.define
-class Batch:
-    """A host with three certificates at three services, and new material for them."""
-
-    host: Host
-    items: list[InstallItem]
-    bundles: dict[int, Bundle]
-    before: dict[int, str]
-
-    async def switch(self, *cert_ids: int, batch: str = "b", **options: Any) -> Mapping[int, Outcome]:
-        """Deliver new material as one batch; without ids, all three."""
-        ids = cert_ids or tuple(self.bundles)
-        prepared = [await self.host.installer.stage(self.bundles[one], self.items) for one in ids]
-        found = await self.host.installer.converge(
-            prepared, self.items, only=ids, together=dict.fromkeys(ids, batch), **options
-        )
-        self.check_whole()
-        return found
-
-    def check_whole(self) -> None:
-        """Check that all live links lead to the old or all to the new certificates."""
-        assert len({self.is_new(one) for one in self.bundles}) == 1
-
-    def is_new(self, cert_id: int) -> bool:
-        live = self.host.live(cert_id)
-        assert live in (self.before[cert_id], self.bundles[cert_id].facts.fingerprint_sha256)
-        return live != self.before[cert_id]
-
-    def served(self, cert_id: int) -> bool:
-        """Return whether the service of a certificate serves the new one."""
-        return self.host.served["127.0.0.1", 1000 + cert_id].served == self.bundles[cert_id].facts.fingerprint_sha256
-
-    def refuse(self, cert_id: int) -> None:
-        """Make the service of a certificate refuse the new one."""
-        service = self.host.served["127.0.0.1", 1000 + cert_id]
-        service.refuses.add(self.bundles[cert_id].facts.fingerprint_sha256)
-
-    def accept(self) -> None:
-        for service in self.host.served.values():
-            service.refuses.clear()
-
-
-@pytest.fixture
-async def batch(clock: MockClock, host: Host) -> Batch:
-    return await batch_on(host, items_of((RELOAD, 1), (WEB, 2), (MAIL, 3)))
-
-
-async def batch_on(host: Host, items: list[InstallItem], third: tuple[str, ...] = MAIL) -> Batch:
-    host.allow(commands=commands(RELOAD, OTHER, WEB, MAIL))
-    ids, argvs = (1, 2, 3), {1: RELOAD, 2: WEB, 3: third}
-    for cert_id in ids:
-        host.serve(argvs[cert_id], cert_id, 1000 + cert_id)
-    assert set(kinds(await host.deliver(*ids, items=items)).values()) == {APPLIED}
-    return Batch(host, items, {one: host.bundle(one) for one in ids}, {one: host.live(one) for one in ids})
+from certctrl.model.records import RetryKind, Stage
 
 
 async def test_a_batch_is_switched_together(batch: Batch) -> None:
@@ -265,105 +200,50 @@ async def test_a_format_that_cannot_be_made_for_one_keeps_all(batch: Batch, monk
     outcomes = await batch.switch()
     assert kinds(outcomes) == dict.fromkeys((1, 2, 3), FAILED) and "certificate 2" in outcomes[3].detail
     assert not any(map(batch.is_new, batch.bundles))
+    assert {batch.host.retry(one).kind for one in (1, 3)} == {RetryKind.DISK}, (
+        "room for the file ends the failure of all"
+    )
 
 
-# --- crashes --------------------------------------------------------------------------------------------------------
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL."""
-
-
-class KilledFs:
-    """A real disk whose process is killed right before the n-th change of one kind."""
-
-    def __init__(self, verb: str, at: int) -> None:
-        self.verb, self.left = verb, at
-
-    def __getattr__(self, name: str) -> Any:
-        real = getattr(RealFs(), name)
-        if name != self.verb:
-            return real
-
-        def call(*args: Any, **how: Any) -> Any:
-            self.left -= 1
-            if self.left < 0:
-                raise Killed
-            return real(*args, **how)
-
-        return call
-
-
-@pytest.mark.parametrize("verb", ["rename", "fsync", "symlink"])
-async def test_a_kill_at_any_step_leaves_the_old_set_or_the_new_one(clock: MockClock, host: Host, verb: str) -> None:
-    """After each kill, the next run finds or makes one whole set before it does anything else."""
-    copy = CopyAction(id="c", ob_id=2, sources=("combined.pem",), targets=(str(host.out / "2.pem"),), mode=0o640)
-    found = await batch_on(host, [copy, *items_of((RELOAD, 1), (WEB, 2), (MAIL, 3))])
-    killed = at = 0
-    while True:
-        found.before = {one: host.live(one) for one in found.bundles}
-        found.bundles = {one: host.bundle(one) for one in found.bundles}
-        host.fs = KilledFs(verb, at)  # type: ignore[assignment]
-        host.start()
-        try:
-            await found.switch()
-        except Killed:
-            killed += 1
-        except BaseExceptionGroup as group:
-            assert group.split(Killed)[1] is None
-            killed += 1
-        else:
-            break
-        host.fs = RealFs()
-        host.start()
-        await host.installer.recover()
-        found.check_whole()
-        found.refuse(3)  # what comes next fails: it must roll back all, or change nothing
-        host.clock += 4000
-        await host.installer.converge((), found.items)
-        found.check_whole()
-        found.accept()
-        host.clock += 4000
-        await found.switch()
-        assert all(map(found.is_new, found.bundles)) and all(map(found.served, found.bundles))
-        at += 1
-    assert killed > 2
-
-
-@pytest.mark.parametrize(("name", "value"), [
-    ("finish_switches", lambda context: None), ("note_switches", lambda context, switched: False),
-])  # fmt: skip
-async def test_a_switch_that_a_crash_leaves_in_parts_is_noticed(
-    clock: MockClock, host: Host, monkeypatch: pytest.MonkeyPatch, name: str, value: object
+@pytest.mark.parametrize("prepared", [(), (1,)])
+async def test_a_member_that_cannot_be_read_now_keeps_all(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch, prepared: tuple[int, ...]
 ) -> None:
-    """The test above finds these mistakes."""
-    monkeypatch.setattr(f"certctrl.install.deploy.atomic.{name}", value)
-    with pytest.raises(AssertionError):
-        await test_a_kill_at_any_step_leaves_the_old_set_or_the_new_one(clock, host, "rename")
-
-
-async def test_an_interrupted_switch_is_undone_if_the_new_files_are_lost(batch: Batch) -> None:
-    host, installer = batch.host, batch.host.installer
-    batch.refuse(1)
+    """Such as if no more files can be opened: the others must not be switched without it."""
+    batch.refuse(2)
     await batch.switch()
-    record = {one: installer.records[one] for one in batch.bundles}
-    installer._context.generations.switch({record[1].name: record[1].staged})  # and no other: a power cut
-    for file in (host.layout.generations / record[3].name / record[3].staged).iterdir():
-        file.unlink()
-    host.start()
-    await host.installer.recover()
+    batch.accept()
+    read = Candidate.read
+
+    def fails(context: Any, name: str, generation: str) -> Candidate:
+        if name == batch.host.installer.records[2].name:
+            raise DiskError("cannot open it: Too many open files", path="x", errno=24)
+        return read(context, name, generation)
+
+    monkeypatch.setattr(Candidate, "read", fails)
+    batch.host.clock += 4000
+    if prepared:
+        outcomes = await batch.switch(*prepared)
+    else:
+        outcomes = await batch.host.installer.converge((), batch.items, only=[1])
+    assert kinds(outcomes)[1] is FAILED and "because of certificate 2" in outcomes[1].detail
     assert not any(map(batch.is_new, batch.bundles))
+    assert batch.host.retry(1).kind is RetryKind.DISK
+    monkeypatch.undo()
+    batch.host.clock += 4000
+    assert kinds(await batch.host.installer.converge((), batch.items, only=[1])) == dict.fromkeys((1, 2, 3), APPLIED)
 
 
-async def test_records_name_the_batch_before_its_links_change(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
-    store, seen = batch.host.installer._context.generations, list[set[str]]()
-    switch = store.switch
-
-    def watched(to: Mapping[str, str | None]) -> dict[str, str | None]:
-        on_disk = batch.host.installer._context.state.load_certificates()
-        seen.append({f"{one.batch} {to.get(one.name) == one.staged}" for one in on_disk.values()})
-        return switch(to)
-
-    monkeypatch.setattr(store, "switch", watched)
-    await batch.switch()
-    assert seen == [{"b True"}]
+async def test_a_member_that_is_no_new_material_does_not_open_the_window(batch: Batch) -> None:
+    """Certificate 3 is served already, and only gets another format."""
+    await batch.host.deliver(3, items=batch.items)
+    batch.host.allow(window=MaintenanceWindow(from_="03:00", to="04:00", override_when_life_below=0.25))
+    more = CopyAction(id="k", ob_id=3, sources=("combined.pem",), targets=(str(batch.host.out / "3.pem"),), mode=0o640)
+    batch.items.append(more)
+    live = await batch.host.installer.live_bundle(3)
+    assert live is not None
+    ids = (1, 2, 3)
+    prepared = [await batch.host.installer.stage(live if one == 3 else batch.bundles[one], batch.items) for one in ids]
+    outcomes = await batch.host.installer.converge(prepared, batch.items, only=ids, together=dict.fromkeys(ids, "b"))
+    assert outcomes[1].waits and outcomes[2].waits
+    assert not any(map(batch.is_new, (1, 2)))

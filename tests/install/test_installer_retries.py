@@ -125,10 +125,7 @@ async def test_pending_items_that_no_longer_exist_are_forgotten(clock: MockClock
 
 async def test_a_rolled_back_certificate_is_not_due_until_requested(clock: MockClock, host: Host) -> None:
     """Its service accepted neither the new pair nor the old one."""
-    items = reload(1)
-    host.allow(commands=commands(RELOAD))
-    service = host.serve(RELOAD, 1, 1001)
-    await host.deliver(1, items=items)
+    items, service = await host.with_service()
     service.broken = True
     outcome = (await host.deliver(1, items=items))[1]
     assert outcome.kind is ROLLED_BACK and "does not serve either" in outcome.detail

@@ -84,10 +84,7 @@ async def test_the_successor_of_a_revoked_certificate_ignores_the_window(
 
 
 async def test_a_plan_shows_staged_material_that_is_not_due(clock: MockClock, host: Host) -> None:
-    items = reload(1)
-    host.allow(commands=commands(RELOAD))
-    service = host.serve(RELOAD, 1, 1001)
-    await host.deliver(1, items=items)
+    items, service = await host.with_service()
     service.broken = True
     assert kinds(await host.deliver(1, items=items)) == {1: ROLLED_BACK}
     record = host.installer.records[1]
@@ -170,10 +167,7 @@ async def test_a_rollback_holds_until_released(clock: MockClock, host: Host) -> 
 
 
 async def test_a_rollback_that_does_not_serve_changes_nothing(clock: MockClock, host: Host) -> None:
-    items = reload(1)
-    host.allow(commands=commands(RELOAD))
-    service = host.serve(RELOAD, 1, 1001)
-    await host.deliver(1, items=items)
+    items, service = await host.with_service()
     service.refuses.add(host.live(1))
     await host.deliver(1, items=items)
     now = host.live(1)

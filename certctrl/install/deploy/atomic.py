@@ -11,7 +11,7 @@ from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 
 import attrs
 
-from certctrl.errors import DiskError
+from certctrl.errors import BatchRefusedError, CertctrlError, DiskError
 from certctrl.install.deploy.context import Context
 from certctrl.install.deploy.retry_table import cert_resource
 from certctrl.model.records import CertRecord, RetryKind, Stage
@@ -64,13 +64,29 @@ def is_here(record: CertRecord) -> bool:
     return bool(record.staged) or is_unproven(record)
 
 
+def refusals(context: Context, faults: Mapping[int, CertctrlError]) -> dict[int, BatchRefusedError]:
+    """Return certificate id -> why it is not switched, for those in a batch with a certificate that has a fault."""
+    found = dict[int, BatchRefusedError]()
+    for records in members(context).values() if faults else ():
+        ids = {record.cert_id for record in records}
+        if not ids.isdisjoint(faults):
+            cause = min(ids & faults.keys())
+            found |= dict.fromkeys(ids, BatchRefusedError(cause, faults[cause]))
+    return found
+
+
 def why_waiting(
-    context: Context, candidates: Collection[int], waits: Mapping[int, str], held: Container[int]
+    context: Context,
+    candidates: Collection[int],
+    waits: Mapping[int, str],
+    held: Container[int],
+    live_again: Container[int],
 ) -> dict[int, str]:
     """Return certificate id -> why the batch of some candidates waits, given why each would wait for itself.
 
     One that is ``held`` by an operator, or whose staged files are lost, keeps its batch; the maintenance window does
-    only if it keeps all of them: then none is about to expire.
+    only if it keeps all of them: then none is about to expire. ``live_again``: candidates that are no new material,
+    which never wait for the window.
     """
     found = dict[int, str]()
     for batch, records in members(context).items():
@@ -80,7 +96,7 @@ def why_waiting(
         whys = [f"certificate {one}: {waits[one]}" for one in ids if one in waits and one in held]
         lost = [f"the staged files of certificate {one.cert_id} are lost" for one in records if not is_here(one)]
         closed = [waits[one] for one in ids if one in waits and one not in held]
-        whys += lost or (closed if len(closed) == len(ids) else [])
+        whys += lost or (closed if len(closed) == sum(one not in live_again for one in ids) else [])
         if whys:
             found |= dict.fromkeys(ids, whys[0] if whys == closed else f"atomic batch {batch}: {whys[0]}")
     return found
@@ -103,7 +119,7 @@ def align_retries(context: Context, cert_ids: Collection[int]) -> None:
 def finish_switches(context: Context) -> None:
     """Finish the switches of batches that a crash interrupted, or undo them if files are missing. Blocks on the disk.
 
-    Records are durable before the first link changes, so they name what each link was to lead to. Raises DiskError.
+    Records are durable before the first link changes, so they name what each link was to lead to.
     """
     for records in members(context).values():
         staged = [record for record in records if record.staged]
@@ -119,7 +135,14 @@ def finish_switches(context: Context) -> None:
 
 
 def _switch_back(context: Context, switched: Iterable[CertRecord]) -> None:
-    context.generations.switch({record.name: record.generation or None for record in switched})
+    """Undo the switch of some certificates; if the old files are lost too, or on a full disk, the next converge goes on.
+
+    That must not keep the agent from starting: each link leads to a whole certificate, and no service has read them.
+    """
+    try:
+        context.generations.switch({record.name: record.generation or None for record in switched})
+    except DiskError as error:
+        context.log.error("An interrupted switch of a batch can be neither finished nor undone now: %s", error)
 
 
 def note_switches(context: Context, switched: Mapping[int, str]) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 import attrs
 
+from certctrl import lean
 from certctrl.errors import CertctrlError, DiskError, StateCorruptError
 from certctrl.install.deploy import atomic, staging
 from certctrl.install.deploy.context import Context
@@ -22,14 +23,25 @@ from certctrl.model.policy import MaintenanceWindow
 from certctrl.model.records import CertRecord, Retry
 
 
+@lean.define(eq=False)
+class Staged:
+    """What was staged before and is due."""
+
+    candidates: dict[int, Candidate] = attrs.field(factory=dict)
+    damaged: list[CertRecord] = attrs.field(factory=list)
+    """Records whose staged generation is lost."""
+    faults: dict[int, CertctrlError] = attrs.field(factory=dict)
+    """Certificate id -> why its staged generation cannot be read now; the next call tries again."""
+
+
 def staged_before(
     context: Context, records: Sequence[CertRecord], concerned: Collection[int], everything: bool
-) -> tuple[dict[int, Candidate], list[CertRecord]]:
-    """Return staged candidates that are due, and the records whose staged generation is unreadable.
+) -> Staged:
+    """Return what was staged before and is due. Blocks on the disk.
 
-    Blocks on the disk. ``concerned``: certificates that are tried even if they are not due.
+    ``concerned``: certificates that are tried even if they are not due.
     """
-    found, unreadable, now = {}, [], context.wall_now()
+    found, now = Staged(), context.wall_now()
     due = {one.cert_id for one in records if one.cert_id in concerned}
     due |= {one.cert_id for one in records if everything and one.staged and _switch_due(context, one) <= now}
     due |= atomic.with_siblings(context, due)
@@ -37,12 +49,12 @@ def staged_before(
         if not record.staged or record.cert_id not in due:
             continue
         try:
-            found[record.cert_id] = Candidate.read(context, record.name, record.staged)
+            found.candidates[record.cert_id] = Candidate.read(context, record.name, record.staged)
         except StateCorruptError:
-            unreadable.append(record)
-        except DiskError:
-            continue  # the next call tries again
-    return found, unreadable
+            found.damaged.append(record)
+        except DiskError as error:
+            found.faults[record.cert_id] = error
+    return found
 
 
 def not_yet_due(context: Context, records: Sequence[CertRecord]) -> dict[int, str]:
@@ -109,7 +121,7 @@ async def to_switch(
     await context.offload(context.generations.settle, [one.staged for one in newest.values()])
     _note_staged(context, newest, results.together)
     due = atomic.with_siblings(context, results.concerned.union(due_now))
-    candidates = await _with_staged(context, newest, due, everything)
+    candidates = await _with_staged(context, newest, due, everything, results)
     now = not_waiting(context, candidates, results, ignore_window=ignore_window)
     if results.waiting:  # older generations that waited may be unused now
         with suppress(DiskError):
@@ -118,20 +130,27 @@ async def to_switch(
 
 
 async def _with_staged(
-    context: Context, prepared: Mapping[int, Candidate], due_now: Collection[int], everything: bool
+    context: Context,
+    prepared: Mapping[int, Candidate],
+    due_now: Collection[int],
+    everything: bool,
+    results: Results,
 ) -> dict[int, Candidate]:
     """Return the prepared candidates, and those staged before that are due.
 
-    A staged generation that cannot be read is forgotten: its signal brings it again.
+    A staged generation that is damaged is forgotten: its signal brings it again. One that cannot be read now keeps its
+    atomic batch.
     """
     records = [record for record in context.records.ours if record.cert_id not in prepared]
     waiting = [record for record in records if record.staged]
     if not waiting:  # the usual case: no thread is needed
         return dict(prepared)
-    found, unreadable = await context.offload(staged_before, context, waiting, due_now, everything)
-    for record in unreadable:
+    staged: Staged = await context.offload(staged_before, context, waiting, due_now, everything)
+    for record in staged.damaged:
         context.records.note(attrs.evolve(record, staged=""))
-    return dict(found) | dict(prepared)
+    found = staged.candidates | dict(prepared)
+    results.refuse_batches(found, staged.faults)
+    return found
 
 
 def _note_staged(context: Context, prepared: Mapping[int, Candidate], together: Mapping[int, str]) -> None:
@@ -158,11 +177,11 @@ def not_waiting(
     The live certificate with one more file need not wait: it is not new material.
     """
     window, now = context.policy().window, context.wall_now()
-    waits, held = dict[int, str](), set[int]()
+    waits, held, live_again = dict[int, str](), set[int](), set[int]()
     for cert_id, candidate in candidates.items():
         record = context.records.certificates.get(cert_id)
-        same = record is not None and record.facts.fingerprint_sha256 == candidate.facts.fingerprint_sha256
-        if same:
+        if record is not None and record.facts.fingerprint_sha256 == candidate.facts.fingerprint_sha256:
+            live_again.add(cert_id)
             continue
         if record is not None and record.held:
             waits[cert_id] = "waits for `cert-ctrl rollback --release`: an earlier generation is held"
@@ -171,7 +190,7 @@ def not_waiting(
             waits[cert_id] = why
     in_batches = atomic.batches_of(context)
     results.waiting |= {cert_id: why for cert_id, why in waits.items() if cert_id not in in_batches}
-    results.waiting |= atomic.why_waiting(context, candidates.keys(), waits, held)
+    results.waiting |= atomic.why_waiting(context, candidates.keys(), waits, held, live_again)
     return {cert_id: one for cert_id, one in candidates.items() if cert_id not in results.waiting}
 
 

@@ -118,10 +118,7 @@ class Convergence:
         self.candidates.update(made)
         for cert_id, error in faults.items():
             self.results.unmade(cert_id, error, self.candidates.pop(cert_id, None), self.items)
-        for cert_id in atomic.with_siblings(self.context, faults) & self.candidates.keys():
-            cause = min(atomic.with_siblings(self.context, {cert_id}) & faults.keys())
-            refused = BatchRefusedError(cause, faults[cause])
-            self.results.failed(cert_id, refused, staged=self.candidates.pop(cert_id))
+        self.results.refuse_batches(self.candidates, faults)
 
     def _is_due(self, cert_id: int) -> bool:
         """Return whether wanted files of a certificate are to be made now."""

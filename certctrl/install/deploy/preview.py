@@ -27,7 +27,7 @@ async def plan_now(context: Context, items: Sequence[InstallItem], *, due_only: 
     """
     policy, records = context.policy(), context.records.ours
     results = Results(context=context)
-    staged, _ = await context.offload(staged_before, context, records, (), True)
+    staged = (await context.offload(staged_before, context, records, (), True)).candidates
     now = not_waiting(context, staged, results, ignore_window=False)
     makers = [one for one in records if not due_only or one.cert_id in now or may_make(context, one, items)]
     made = await context.offload(files_to_make, context, items, makers, now)

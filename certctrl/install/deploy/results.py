@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import attrs
 
 from certctrl import lean
-from certctrl.errors import CertctrlError, DiskError, StateCorruptError
+from certctrl.errors import BatchRefusedError, CertctrlError, DiskError, StateCorruptError
+from certctrl.install.deploy import atomic
 from certctrl.install.deploy.context import Context
 from certctrl.install.deploy.record_store import audit_entry
 from certctrl.install.deploy.retry_table import cert_resource
@@ -170,7 +171,8 @@ class Results:
             after = attrs.evolve(after, stage=Stage.COMMITTED)
             why = f"{why}; {stays}"
         retry = RetryKind.PENDING if pending and kept is None and staged is None else RetryKind.REFUSED
-        if isinstance(error, DiskError) and not isinstance(error, StateCorruptError):
+        cause = error.why if isinstance(error, BatchRefusedError) else error
+        if isinstance(cause, DiskError) and not isinstance(cause, StateCorruptError):
             retry = RetryKind.DISK
         retry = RetryKind.DOWN if down else retry
         self._record_failure(cert_id, before, after, OutcomeKind.FAILED, why, staged, pending, retry=retry)
@@ -179,6 +181,12 @@ class Results:
         """Record a failure that left the live generations of some certificates as they were."""
         for cert_id in sorted(cert_ids):
             self.failed(cert_id, error)
+
+    def refuse_batches(self, candidates: dict[int, Candidate], faults: Mapping[int, CertctrlError]) -> None:
+        """Remove the candidates in an atomic batch with a certificate that has a fault, and record why."""
+        for cert_id, refused in atomic.refusals(self.context, faults).items():
+            if cert_id in candidates:
+                self.failed(cert_id, refused, staged=candidates.pop(cert_id))
 
     def rolled_back(
         self,

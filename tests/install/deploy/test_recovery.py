@@ -53,10 +53,7 @@ async def test_unrecoverable_copies_are_logged(host: Host, caplog: pytest.LogCap
 
 
 async def test_work_pending_at_a_crash_is_done_at_the_next_start(clock: MockClock, host: Host) -> None:
-    items = reload(1)
-    host.allow(commands=commands(RELOAD))
-    service = host.serve(RELOAD, 1, 1001)
-    await host.deliver(1, items=items)
+    items, service = await host.with_service()
     await crashed(host, RELOAD, items)
     assert host.installer.records[1].facts.fingerprint_sha256 != host.live(1), (
         "the crash came before the record was written"
@@ -73,10 +70,7 @@ async def test_work_pending_at_a_crash_is_done_at_the_next_start(clock: MockCloc
 
 
 async def test_a_rollback_is_possible_after_a_crash(clock: MockClock, host: Host) -> None:
-    items = reload(1)
-    host.allow(commands=commands(RELOAD))
-    service = host.serve(RELOAD, 1, 1001)
-    await host.deliver(1, items=items)
+    items, service = await host.with_service()
     good = host.live(1)
     await crashed(host, RELOAD, items)
     await host.installer.recover()
@@ -106,10 +100,7 @@ async def test_a_rollback_includes_files_that_an_earlier_run_left(clock: MockClo
 
 
 async def test_a_crash_during_a_rollback_reloads_the_old_pair(clock: MockClock, host: Host) -> None:
-    items = reload(1)
-    host.allow(commands=commands(RELOAD))
-    service = host.serve(RELOAD, 1, 1001)
-    await host.deliver(1, items=items)
+    items, service = await host.with_service()
     good, taken = host.live(1), service.reload
     steps: list[int] = []
 
@@ -134,10 +125,7 @@ async def test_a_crash_during_a_rollback_reloads_the_old_pair(clock: MockClock, 
 
 async def test_markers_are_removed_before_the_old_pair_is_restored(clock: MockClock, host: Host) -> None:
     """Otherwise a crash between rollback and reload would leave the new pair in service forever."""
-    items = reload(1)
-    host.allow(commands=commands(RELOAD))
-    service = host.serve(RELOAD, 1, 1001)
-    await host.deliver(1, items=items)
+    items, service = await host.with_service()
     marks = dict(host.installer._context.records.activations)
     service.broken = True
     real, seen = host.installer._context.generations.switch, list[dict[str, str]]()

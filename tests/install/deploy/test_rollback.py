@@ -31,10 +31,7 @@ from certctrl.model.records import Stage
 
 
 async def test_a_failed_reload_rolls_back_to_the_old_pair(clock: MockClock, host: Host) -> None:
-    items = reload(1)
-    host.allow(commands=commands(RELOAD))
-    service = host.serve(RELOAD, 1, 1001)
-    await host.deliver(1, items=items)
+    items, service = await host.with_service()
     good, calls = host.live(1), len(host.proc.calls)
     bundle = host.bundle(1)
     service.refuses.add(bundle.facts.fingerprint_sha256)
@@ -57,10 +54,7 @@ async def test_a_failed_reload_rolls_back_to_the_old_pair(clock: MockClock, host
 async def test_a_service_that_keeps_the_old_certificate_is_noticed_and_rolled_back(
     clock: MockClock, host: Host
 ) -> None:
-    items = reload(1)
-    host.allow(commands=commands(RELOAD))
-    service = host.serve(RELOAD, 1, 1001)
-    await host.deliver(1, items=items)
+    items, service = await host.with_service()
     good = host.live(1)
     service.deaf = True
     outcome = (await host.deliver(1, items=items))[1]

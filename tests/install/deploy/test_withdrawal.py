@@ -124,10 +124,7 @@ async def test_a_failed_reload_does_not_undo_a_removal(clock: MockClock, host: H
 @pytest.mark.parametrize("status", [0, 1])
 async def test_a_certificate_that_is_still_served_is_not_out_of_use(clock: MockClock, host: Host, status: int) -> None:
     """Found with real servers: PostgreSQL and Dovecot reload, nginx refuses; all keep serving the old certificate."""
-    items = reload(1)
-    host.allow(commands=commands(RELOAD))
-    service = host.serve(RELOAD, 1, 1001)
-    await host.deliver(1, items=items)
+    items, service = await host.with_service()
     host.proc.does[RELOAD] = lambda: status
     for attempts in (1, 2):
         outcome = await host.start().withdraw(1, revoked=True, items=items)
