@@ -19,7 +19,7 @@ from certctrl.store.disk.atomic import read_bytes, remove_file, write_atomic
 from certctrl.store.disk.fs import Fs, closing
 from certctrl.store.layout import CA_FILE_PREFIX, SECRET_MODE, ConfigDir, is_plain_name
 from certctrl.store.state.files import REBUILD, StateFiles
-from certctrl.store.state.retries import load_retries
+from certctrl.store.state.retries import load_retries, retry_rows
 
 
 @lean.frozen(kw_only=True)
@@ -128,7 +128,7 @@ class InstalledState:
     def save_retries(self, retries: Sequence[Retry], *, sync_parent: bool = True) -> None:
         """Replace the retries."""
         self._files.save_json(
-            self.layout.retries, {"retries": self._files.unstructured(list(retries))}, sync_parent=sync_parent
+            self.layout.retries, {"retries": retry_rows(self._files, retries)}, sync_parent=sync_parent
         )
 
     def load_activations(self) -> dict[str, str]:

@@ -1,12 +1,13 @@
-"""Read ``state/retries.json``: failures and when they are retried.
+"""Read and write the rows of ``state/retries.json``: failures and when they are retried.
 
 Earlier releases kept failures with the signals of the inbox and with the records of certificates; without a
-``retries.json``, they are read from there.
+``retries.json``, they are read from there. A kind that they do not know is written as one that they do, with its own
+name beside it: a host may be downgraded. A kind of a later release is read as ``waiting``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import attrs
@@ -19,6 +20,9 @@ from certctrl.store.layout import ConfigDir
 from certctrl.store.state.files import REBUILD, RESYNC, StateFiles
 
 FIX = "remove it; the agent then retries everything that fails, from the beginning"
+NEWER = (RetryKind.BATCH.value,)
+"""Kinds that the first release with this file does not know."""
+KINDS = tuple(kind.value for kind in RetryKind)
 
 
 @lean.frozen(kw_only=True)
@@ -38,7 +42,24 @@ def load_retries(files: StateFiles, layout: ConfigDir) -> tuple[tuple[Retry, ...
     raw = files.load_json(layout.retries, FIX)
     if raw is None:
         return tuple(_earlier(files, layout)), True
-    return files.structured(tuple[Retry, ...], raw.get("retries"), "retries", layout.retries, FIX), False
+    rows = raw.get("retries")
+    rows = [_with_known_kind(row) for row in rows] if isinstance(rows, list) else rows
+    return files.structured(tuple[Retry, ...], rows, "retries", layout.retries, FIX), False
+
+
+def retry_rows(files: StateFiles, retries: Sequence[Retry]) -> list[dict[str, Any]]:
+    """Return the rows of the file."""
+    rows: list[dict[str, Any]] = files.unstructured(list(retries))
+    return [
+        row | {"kind": RetryKind.WAITING.value, "exact_kind": row["kind"]} if row["kind"] in NEWER else row
+        for row in rows
+    ]
+
+
+def _with_known_kind(row: Any) -> Any:
+    """Return a row with a kind that this release knows; one that is not even text is reported as damage."""
+    kind = row.get("exact_kind", row.get("kind")) if isinstance(row, dict) else None
+    return row | {"kind": kind if kind in KINDS else RetryKind.WAITING.value} if isinstance(kind, str) else row
 
 
 def has_failed(row: dict[str, Any]) -> bool:

@@ -43,6 +43,21 @@ def test_retries_round_trip(store: StateStore) -> None:
     assert StateStore(store.layout, RealFs()).installed.load_retries() == (RETRIES, False)
 
 
+def test_a_kind_that_earlier_releases_do_not_know_does_not_stop_them(store: StateStore) -> None:
+    """They refuse to start with such a file; after a downgrade and an upgrade, the kind is the same again."""
+    batch = (Retry(resource="cert:7", kind=RetryKind.BATCH, last_error="lacks", signal=RENEWED),)
+    store.installed.save_retries(batch)
+    (row,) = json.loads(store.layout.retries.read_text())["retries"]
+    assert row["kind"] == "waiting"
+    assert StateStore(store.layout, RealFs()).installed.load_retries() == (batch, False)
+
+
+def test_a_kind_of_a_later_release_is_read_as_waiting(store: StateStore) -> None:
+    write(store.layout.retries, retries=[{"resource": "cert:7", "kind": "eclipse", "exact_kind": "total-eclipse"}])
+    (retry,), _ = store.installed.load_retries()
+    assert retry.kind is RetryKind.WAITING
+
+
 def test_without_a_failure_there_is_nothing_to_save(store: StateStore) -> None:
     assert store.installed.load_retries() == ((), True)
 
