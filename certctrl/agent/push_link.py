@@ -153,10 +153,13 @@ class Link:
     async def post(self, notices: Sequence[Mapping[str, Any]], schema: str) -> None:
         """Report outcomes. Raises PlaneError if the plane refuses them, TransportError if it may not have them."""
         number = str(next(self._numbers))
+        body = {"schema": schema, "events": [dict(notice) for notice in notices]}
+        text = wire.envelope_text(wire.OUTCOMES, id=number, data=body)
+        if len(text.encode()) > wire.MAX_SENT:  # the plane would end the socket
+            raise TransportError("the outcomes are too large for the push socket")
         reply = self._replies[number] = _Reply()
         try:
-            body = {"schema": schema, "events": [dict(notice) for notice in notices]}
-            await self._send(wire.OUTCOMES, id=number, data=body)
+            await self._send_text(text)
             await self._until(lambda: reply.done, ANSWER_SECONDS)
         finally:
             del self._replies[number]
@@ -166,9 +169,12 @@ class Link:
             raise TransportError("no answer to outcomes on the push socket")
 
     async def _send(self, kind: str, *, id: str = "", data: Any = None) -> None:
+        await self._send_text(wire.envelope_text(kind, id=id, data=data))
+
+    async def _send_text(self, text: str) -> None:
         """Send a message, whole even if the caller is cancelled; the socket limits the time."""
         with trio.CancelScope(shield=True):
-            await self._stream.send(wire.envelope_text(kind, id=id, data=data))
+            await self._stream.send(text)
 
     # --- the socket's side ------------------------------------------------------------------------------------
 

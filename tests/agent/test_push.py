@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import pytest
 import trio
-from push_world import CUT, FakeStream, Scene, greeting, page_of_a_proxy, refusal, signals
+from push_world import CUT, FakeStream, Scene, greeting, signals
 from trio.testing import MockClock
 
-from certctrl.errors import BadAnswerError, PlaneError, TransportError
-from certctrl.model.features import PUSH
-from certctrl.net.stream import Closed, Ping
+from certctrl.errors import PlaneError
+from certctrl.net.stream import Ping
 from certctrl.protocol import events
 from certctrl.protocol.wire import push as wire
 
@@ -213,6 +211,16 @@ async def test_outcomes_are_sent_as_a_request_without_a_socket(scene: Scene, aut
     assert await scene.push.post([{}]) is False
 
 
+async def test_outcomes_that_are_too_large_for_the_socket_are_sent_as_a_request(
+    scene: Scene, autojump_clock: MockClock
+) -> None:
+    """The plane would end the socket (1009)."""
+    stream = scene.stream(storing)
+    await scene.poll("1-1")
+    assert await scene.push.post([{"detail": "é" * 140_000}]) is False
+    assert stream.types() == [wire.HELLO]
+
+
 @pytest.mark.parametrize("how", ["silent", "cut", "many"])
 async def test_outcomes_that_may_not_have_arrived_are_sent_as_a_request(
     scene: Scene, how: str, autojump_clock: MockClock
@@ -260,245 +268,3 @@ async def test_a_token_that_changed_while_the_socket_was_opened_is_sent(
 
     await scene.push.poll("first", Poll("1-1", 20, 1))
     assert {"type": wire.TOKEN, "data": {"access_token": "second"}} in stream.sent
-
-
-# --- ends ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("code", "reason", "event"),
-    [
-        (4401, "", events.TokenExpired()),
-        (4403, "gone", events.DeviceRevoked("gone")),
-        (1012, '{"retry_after": 4}', events.NoUpdates(None, retry_after=4.0)),
-        (1013, '{"retry_after": 4}', events.ServerBusy(503, 4.0, "OVERLOADED")),
-        (1006, "", events.TransportFailed("the connection was closed")),
-        (1008, "", events.TransportFailed("the connection was closed (1008)")),
-    ],
-)
-async def test_the_end_of_a_socket_is_the_answer_to_the_poll(
-    scene: Scene, code: int, reason: str, event: Any, autojump_clock: MockClock
-) -> None:
-    stream = scene.stream()
-    await scene.poll("1-1")
-    stream.push(Closed(code, reason))
-    assert await scene.poll("1-1") == event
-    assert not scene.push.is_open
-    again = scene.stream()
-    await trio.sleep(5)
-    assert isinstance(await scene.poll("1-1"), events.NoUpdates)
-    assert again.types() == [wire.HELLO]
-
-
-async def test_a_page_that_arrived_before_the_end_is_returned_first(scene: Scene, autojump_clock: MockClock) -> None:
-    stream = scene.stream()
-    await scene.poll("1-1")
-    stream.push(signals("2-1"), CUT)
-    await trio.sleep(1)
-    assert (await scene.poll("1-1")).cursor == "2-1"
-    assert isinstance(await scene.poll("2-1"), events.TransportFailed)
-
-
-@pytest.mark.parametrize("error", [BadAnswerError("binary"), TransportError("reset")])
-async def test_an_error_of_the_socket_is_the_answer_to_the_poll(
-    scene: Scene, error: Exception, autojump_clock: MockClock
-) -> None:
-    stream = scene.stream()
-    await scene.poll("1-1")
-    stream.push(error)
-    kind = events.BadAnswer if isinstance(error, BadAnswerError) else events.TransportFailed
-    assert isinstance(await scene.poll("1-1"), kind)
-
-
-@pytest.mark.parametrize("message", ["", "7", "{}", '{"type":"updates.signal"}', '{"type":"updates.signal","id":"2-1","data":{"cursor":"2-1","signals":[]}}',
-    '{"type":"lifecycle.hello_ack","data":{"ping_seconds":"x"}}'])  # fmt: skip
-async def test_a_message_outside_the_contract_ends_the_socket(
-    scene: Scene, message: str, autojump_clock: MockClock
-) -> None:
-    stream = scene.stream()
-    await scene.poll("1-1")
-    stream.push(message)
-    assert isinstance(await scene.poll("1-1"), events.BadAnswer)
-    await trio.sleep(1)
-    assert stream.closed == 1002
-
-
-async def test_messages_of_unknown_types_are_ignored(scene: Scene, autojump_clock: MockClock) -> None:
-    stream = scene.stream()
-    await scene.poll("1-1")
-    stream.push(
-        {"type": "future.thing", "id": "9", "data": [1]}, {"type": wire.OUTCOMES_ACK, "id": "77"}, signals("2-1")
-    )
-    assert (await scene.poll("1-1")).cursor == "2-1"
-
-
-async def test_a_device_whose_socket_was_replaced_is_reported_as_copied(
-    scene: Scene, autojump_clock: MockClock
-) -> None:
-    stream = scene.stream()
-    await scene.poll("1-1")
-    stream.push(Closed(4409))
-    assert isinstance(await scene.poll("1-1"), events.Refused)
-    assert scene.plane.copies_suspected
-
-
-async def test_stopping_closes_the_socket_with_going_away(autojump_clock: MockClock) -> None:
-    async with trio.open_nursery() as nursery:
-        scene = Scene(nursery)
-        stream = scene.stream()
-        await scene.poll("1-1")
-        nursery.cancel_scope.cancel()
-    assert stream.closed == 1001
-
-
-async def test_another_poll_mode_closes_the_socket(scene: Scene, autojump_clock: MockClock) -> None:
-    stream = scene.stream()
-    await scene.poll("1-1")
-    await scene.push.aclose()
-    await trio.sleep(1)
-    await trio.sleep(1)
-    assert stream.closed == 1001
-    assert not scene.push.is_open
-
-
-async def test_a_bug_on_the_socket_ends_it_and_nothing_else(scene: Scene, autojump_clock: MockClock) -> None:
-    stream = scene.stream()
-    await scene.poll("1-1")
-    stream.push(RuntimeError("a bug"))
-    assert isinstance(await scene.poll("1-1"), events.TransportFailed)
-
-
-# --- without a socket ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("status", "key", "event"),
-    [
-        (401, "TOKEN_EXPIRED", events.TokenExpired()),
-        (403, "DEVICE_REVOKED", events.DeviceRevoked("no")),
-        (429, "RATE", events.ServerBusy(429, 9.0, "RATE")),
-        (503, "BUSY", events.ServerBusy(503, 9.0, "BUSY")),
-    ],
-)
-async def test_the_plane_s_refusal_is_that_of_a_poll(
-    scene: Scene, status: int, key: str, event: Any, autojump_clock: MockClock
-) -> None:
-    scene.plane.opens.append(refusal(status, key, **{"retry-after": "9"}))
-    assert await scene.poll("1-1") == event
-    assert not scene.plane.polls
-
-
-async def test_a_plane_that_cannot_be_reached_is_not_polled_as_well(scene: Scene, autojump_clock: MockClock) -> None:
-    error = TransportError("nothing listens", fix="start it")
-    error.maybe_sent = False
-    scene.plane.opens.append(error)
-    assert await scene.poll("1-1") == events.TransportFailed("nothing listens", fix="start it")
-    assert not scene.plane.polls
-    assert scene.push.view()["why"] == "connecting"
-
-
-@pytest.mark.parametrize("opened", [page_of_a_proxy(400), page_of_a_proxy(403), page_of_a_proxy(502), refusal(404), refusal(403, "NO"),
-    BadAnswerError("not HTTP"), TransportError("closed")], ids=str)  # fmt: skip
-async def test_where_the_upgrade_is_blocked_the_same_poll_is_a_request(
-    scene: Scene, opened: Any, autojump_clock: MockClock
-) -> None:
-    scene.plane.opens.append(opened)
-    assert await scene.poll("1-1") == events.NoUpdates("9-9")
-    assert [(step.cursor, step.wait) for step in scene.plane.polls] == [("1-1", 0)]
-    assert scene.push.view()["uses"] == "long-poll"
-    assert scene.push.view()["why"]
-
-
-async def test_a_socket_without_a_greeting_is_a_blocked_upgrade(scene: Scene, autojump_clock: MockClock) -> None:
-    stream = scene.stream(lambda stream, message: None)
-    began = trio.current_time()
-    assert await scene.poll("1-1") == events.NoUpdates("9-9")
-    assert trio.current_time() - began == pytest.approx(10)
-    assert len(scene.plane.polls) == 1
-    await trio.sleep(1)
-    await trio.sleep(1)
-    assert stream.closed is not None
-
-
-async def test_an_outage_says_nothing_about_push(scene: Scene, autojump_clock: MockClock) -> None:
-    scene.plane.opens += [TransportError("reset")] * 10
-    scene.plane.answer = events.TransportFailed("reset")
-    for _ in range(10):
-        assert isinstance(await scene.poll("1-1"), events.TransportFailed)
-        await trio.sleep(30)
-    scene.plane.answer = events.NoUpdates("9-9")
-    stream = scene.stream()
-    await scene.poll("1-1")
-    assert stream.types() == [wire.HELLO]
-
-
-async def test_a_blocked_agent_settles_on_long_poll_after_a_minute_and_tries_again_with_growing_pauses(
-    scene: Scene, autojump_clock: MockClock
-) -> None:
-    tries: list[float] = []
-    opens = scene.plane.open_stream
-
-    async def noted(token: str) -> Any:
-        tries.append(trio.current_time())
-        scene.plane.opens.append(page_of_a_proxy(403))
-        return await opens(token)
-
-    scene.plane.open_stream = noted  # type: ignore[method-assign]
-    began = trio.current_time()
-    while trio.current_time() - began < 4 * 3600:
-        await scene.poll("1-1")
-        await trio.sleep(5)
-    pauses = [after - before for before, after in pairwise(tries)]
-    quick = [pause for pause in pauses if pause < 100]
-    slow = [round(pause / 60) for pause in pauses if pause >= 100]
-    assert 60 <= sum(quick) <= 120
-    assert slow[:4] == [5, 10, 20, 40]
-    assert set(slow[4:]) <= {60, 61}
-    waits = {step.wait for step in scene.plane.polls[-20:]}
-    assert 25 in waits
-
-
-async def test_push_is_used_again_once_it_works(scene: Scene, autojump_clock: MockClock) -> None:
-    began = trio.current_time()
-    while not scene.push.view()["next_try_at"] or trio.current_time() - began < 120:
-        scene.plane.opens = [page_of_a_proxy(403)]
-        await scene.poll("1-1")
-        await trio.sleep(5)
-    scene.plane.opens = []
-    stream = scene.stream()
-    while not stream.sent:
-        await scene.poll("1-1")
-        await trio.sleep(1)
-    assert trio.current_time() - began < 1200
-    assert scene.push.view()["uses"] == "push"
-    for _ in range(4):
-        await scene.poll("1-1")
-    assert scene.push.view() == {
-        "uses": "push",
-        "since": pytest.approx(scene.agent.wall_now(), abs=200),
-        "why": "",
-        "next_try_at": None,
-    }
-
-
-async def test_a_plane_that_does_not_offer_push_is_never_asked_for_it(scene: Scene, autojump_clock: MockClock) -> None:
-    scene.plane.features = frozenset()
-    for _ in range(5):
-        assert await scene.poll("1-1") == events.NoUpdates("9-9")
-    assert not scene.plane.tokens
-    assert {step.wait for step in scene.plane.polls} == {25}
-    assert "does not offer" in scene.push.view()["why"]
-    scene.plane.features = frozenset({PUSH})
-    stream = scene.stream()
-    await scene.poll("1-1")
-    assert stream.sent
-
-
-async def test_an_operator_can_have_push_tried_now(scene: Scene, autojump_clock: MockClock) -> None:
-    scene.plane.opens.append(refusal(404))
-    await scene.poll("1-1")
-    assert scene.push.view()["next_try_at"]
-    scene.push.try_now()
-    stream = scene.stream()
-    await scene.poll("1-1", wait=0)
-    assert stream.types() == [wire.HELLO]
