@@ -14,6 +14,7 @@ from certctrl.agent.context import Agent
 from certctrl.errors import LaggingError, PlaneError
 from certctrl.install.plan.retries import LAGGING_FAILURES
 from certctrl.model.certificate import CertFacts, CertificateSummary
+from certctrl.model.features import ATOMIC_BATCH
 from certctrl.model.records import RetryKind, retry_key
 from certctrl.model.signals import CertRenewed, InstallUpdated, Signal, identity
 from certctrl.protocol.wire.canonical import standard_base64
@@ -76,6 +77,23 @@ async def missing_renewal(agent: Agent, signal: CertRenewed, fetched: CertFacts)
     if summary is not None and is_current(summary, signal) and is_serial(summary.serial_number, fetched.serial):
         return ""
     return f"the plane announced serial {signal.serial}, but still offers {fetched.serial}"
+
+
+async def later_batch(agent: Agent, signal: CertRenewed, fetched: CertFacts) -> str:
+    """Return the atomic batch of a fetched certificate that is newer than the announced one; empty: none.
+
+    The signals of the batch are on a later page. Switched now, the certificate would go without the others.
+    """
+    if signal.serial is None or ATOMIC_BATCH not in agent.plane.features or is_serial(signal.serial, fetched.serial):
+        return ""
+    record = agent.installer.records.get(signal.cert_id)
+    is_here = record is not None and record.facts.fingerprint_sha256 == fetched.fingerprint_sha256
+    if is_here or wait_is_over(agent, signal):
+        return ""
+    summary = await find_certificate(agent, signal.cert_id)
+    if summary is None or summary.batch is None or not is_serial(summary.serial_number, fetched.serial):
+        return ""
+    return summary.batch.id if signal.batch is None or signal.batch.id != summary.batch.id else ""
 
 
 def missing_install_config(signal: InstallUpdated, stored: StoredInstallConfig | None) -> str:

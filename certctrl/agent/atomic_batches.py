@@ -1,7 +1,7 @@
 """Gather the certificates of atomic batches (``ref.batch``) until all are ready; then they are switched together.
 
 A ready certificate waits here, and its signal stays in the inbox, so a crash loses nothing. Its resource is released as
-soon as another signal of it arrives: a revocation never waits for a batch. A batch is complete once as many of its
+soon as another signal of it is due: a revocation never waits for a batch. A batch is complete once as many of its
 certificates are known as the plane announced, and each is ready or no longer in it: a newer signal replaced its own, or
 it ended without material. If that takes longer than the limit, the ready ones fail, and wait with `RetryKind.BATCH`
 until a missing one becomes ready.
@@ -23,11 +23,14 @@ from certctrl.install.deploy.retry_table import RetryTable
 from certctrl.install.plan.retries import ROUNDING
 from certctrl.model.records import RetryKind
 from certctrl.model.signals import CertRenewed, Signal, identity
+from certctrl.protocol.wire.signals import MOST_IN_BATCH
 from certctrl.text import one_line
 
 MAX_WHY = 400
 """Characters of the reason why a batch is incomplete."""
 MOST_NAMED = 3
+MOST_REMEMBERED = 100
+"""Batches whose signals have ended, of which is remembered which certificates they have."""
 
 
 @lean.define(eq=False)
@@ -43,7 +46,7 @@ class _Gathering:
     """Those whose signal has not ended."""
     held: dict[int, ReadyCertificate] = attrs.field(factory=dict)
     ends_at: float = math.inf
-    """When the limit is over (Trio clock)."""
+    """When the limit is over (Trio clock); infinity: no certificate has been ready since it was last over."""
     compared: bool = False
     """Whether the plane was asked what the batch lacks."""
 
@@ -55,6 +58,17 @@ class _Gathering:
     @property
     def is_complete(self) -> bool:
         return bool(self.held) and len(self.seen) >= self.size and self.unfinished <= self.held.keys()
+
+    def note(self, cert_id: int) -> None:
+        """Note that the signal of a member has not ended."""
+        self.unfinished.add(cert_id)
+        if len(self.seen) < MOST_IN_BATCH:  # a plane may announce more and more
+            self.seen.add(cert_id)
+
+    def take(self) -> list[ReadyCertificate]:
+        """Return the certificates that wait, and keep none."""
+        found, self.held, self.ends_at = [*self.held.values()], {}, math.inf
+        return found
 
 
 class AtomicBatches:
@@ -93,9 +107,8 @@ class AtomicBatches:
         """Keep a ready certificate until its batch is complete; what fails for lack of it is due now."""
         batch, cert_id = ready.atomic_batch, ready.prepared.cert_id
         gathering = self._found.setdefault(batch, _Gathering())
-        gathering.seen.add(cert_id)
-        gathering.unfinished.add(cert_id)
-        if not gathering.held:
+        gathering.note(cert_id)
+        if gathering.ends_at == math.inf:
             gathering.ends_at = self._clock() + self._limit()
         gathering.held[cert_id] = ready
         self.may_have_any = True
@@ -103,44 +116,51 @@ class AtomicBatches:
             if retry.kind is RetryKind.BATCH and batch_of(retry.signal) == batch:
                 self._retries.due_now(retry.resource)
 
-    def note(self, signals: Sequence[Signal]) -> list[ReadyCertificate]:
-        """Note all signals that have not ended; return held certificates of which another signal has arrived."""
+    def note(self, signals: Sequence[Signal], due: Sequence[Signal]) -> list[ReadyCertificate]:
+        """Note all signals that have not ended; return held certificates of which another signal is ``due``.
+
+        One that failed and waits for its next try frees nothing: its certificate would be ready again immediately.
+        """
         of_batches = [one for one in signals if isinstance(one, CertRenewed) and one.batch is not None]
         for gathering in self._found.values():
             gathering.unfinished.clear()
         for signal in of_batches:
             self._note(signal)
-        for batch in [batch for batch, one in self._found.items() if not one.unfinished]:
+        done = [batch for batch, one in self._found.items() if not (one.unfinished or one.held)]
+        for batch in done:  # signals of it that were superseded may still arrive
+            self._found[batch].ends_at = math.inf
+        for batch in done[:-MOST_REMEMBERED]:
             del self._found[batch]
-        self.may_have_any = bool(self._found)
-        return self._overtaken(signals)
+        self.may_have_any = len(self._found) > min(len(done), MOST_REMEMBERED)
+        return self._overtaken(due)
 
     def _note(self, signal: CertRenewed) -> None:
         assert signal.batch is not None
         gathering = self._found.setdefault(signal.batch.id, _Gathering())
-        gathering.seen.add(signal.cert_id)
-        gathering.unfinished.add(signal.cert_id)
+        gathering.note(signal.cert_id)
         if signal.ts_ms >= gathering.announced_at:
             gathering.size, gathering.announced_at = signal.batch.size, signal.ts_ms
 
     def _overtaken(self, signals: Iterable[Signal]) -> list[ReadyCertificate]:
         held = {one.entry.signal.resource: one for one in self.held}
-        found = dict[str, ReadyCertificate]()
+        found: list[ReadyCertificate] = []
         for signal in signals if held else ():
             one = held.get(signal.resource)
-            if one is not None and identity(one.entry.signal) != identity(signal):
-                found[signal.resource] = one
-        for one in found.values():
-            del self._found[one.atomic_batch].held[one.prepared.cert_id]
-        return list(found.values())
+            if one is None or identity(one.entry.signal) == identity(signal):
+                continue
+            found.append(held.pop(signal.resource))
+            gathering = self._found[one.atomic_batch]
+            del gathering.held[one.prepared.cert_id]
+            if not gathering.held and batch_of(signal) != one.atomic_batch:  # otherwise it is ready again soon
+                gathering.ends_at = math.inf
+        return found
 
     def take_complete(self) -> list[ReadyCertificate]:
         """Return the certificates of complete batches, which leave together."""
         found: list[ReadyCertificate] = []
         for gathering in self._found.values():
             if gathering.is_complete:
-                found += [attrs.evolve(one, deadline=math.inf) for one in gathering.held.values()]
-                gathering.held.clear()
+                found += [attrs.evolve(one, deadline=math.inf) for one in gathering.take()]
         return found
 
     def take_expired(self) -> list[tuple[ReadyCertificate, str]]:
@@ -152,16 +172,12 @@ class AtomicBatches:
                     gathering.compared = True
                     self._compare()
                 why = f"not switched: atomic batch {batch} lacks {self._missing(gathering)}"
-                found += [(one, one_line(why, MAX_WHY)) for one in gathering.held.values()]
-                gathering.held.clear()
+                found += [(one, one_line(why, MAX_WHY)) for one in gathering.take()]
         return found
 
     def take_all(self) -> list[ReadyCertificate]:
         """Return all that wait: this run handles nothing more."""
-        found = self.held
-        for gathering in self._found.values():
-            gathering.held.clear()
-        return found
+        return [one for gathering in self._found.values() for one in gathering.take()]
 
     @property
     def next_end(self) -> float:

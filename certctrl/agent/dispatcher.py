@@ -22,7 +22,7 @@ import attrs
 import trio
 
 from certctrl.agent.alerts import write_or_report
-from certctrl.agent.announced import missing_renewal
+from certctrl.agent.announced import later_batch, missing_renewal
 from certctrl.agent.batches import ReadyCertificate
 from certctrl.agent.context import Agent
 from certctrl.agent.handlers import find_handler
@@ -98,10 +98,11 @@ class Dispatcher:
         """Start the signals that may run; return the wall-clock time of the next choice, or None."""
         retries = self.agent.installer.retries
         held = await self._end_done()
-        self._gather(nursery)
+        scheduled = retries.scheduled_signals()
+        gathered_at = self._gather(nursery, scheduled)
         retried = [
             InboxEntry(signal=one.signal, retry=one)
-            for one in retries.scheduled_signals()
+            for one in scheduled
             if one.signal is not None and one.resource not in held
         ]
         fresh, before = self._fresh(skip)
@@ -125,23 +126,30 @@ class Dispatcher:
             self._waiting.add(entry, first=entry.signal.resource in before)
         self._start_waiting(nursery)
         again = [at for at in (choice.next_retry_at, self.agent.wall_now() + DISK_PAUSE if held else None) if at]
-        if (ends_at := self.agent.atomic.next_end) < math.inf:
-            again.append(self.agent.wall_now() + ends_at - trio.current_time())
-        return min(again, default=None)
+        return min([*again, *gathered_at], default=None)
 
-    def _gather(self, nursery: trio.Nursery) -> None:
-        """Let atomic batches that are complete leave, and give up those that were incomplete for too long."""
-        agent = self.agent
+    def _gather(self, nursery: trio.Nursery, scheduled: Sequence[Retry]) -> list[float]:
+        """Let atomic batches that are complete leave, and give up those that were incomplete for too long.
+
+        Return when to look again (wall clock): at the end of the limit, and when a revocation of a certificate that
+        waits for its batch is tried again.
+        """
+        agent, now = self.agent, self.agent.wall_now()
         if not agent.atomic.may_have_any:  # the usual case
-            return
-        signals = [entry.signal for entry in agent.inbox.entries()]
-        signals += [one.signal for one in agent.installer.retries.signals() if one.signal is not None]
-        if overtaken := agent.atomic.note(signals):
+            return []
+        fresh = [entry.signal for entry in agent.inbox.entries()]
+        failed = [(one.signal, one.next_try_at) for one in scheduled if one.signal is not None]
+        signals, due = [*fresh, *(one for one, _ in failed)], [*fresh, *(one for one, at in failed if at <= now)]
+        if overtaken := agent.atomic.note(signals, due):
             self._free(one.entry for one in overtaken)
         for ready in agent.atomic.take_complete():
             agent.batches.add(ready)
         for ready, why in agent.atomic.take_expired():
             nursery.start_soon(self._give_up, ready, why, name="incomplete batch")
+        waiting = {one.entry.signal.resource for one in agent.atomic.held}
+        times = [at for signal, at in failed if signal.resource in waiting and at > now]
+        ends_at = agent.atomic.next_end
+        return [*times, *([now + ends_at - trio.current_time()] if ends_at < math.inf else [])]
 
     async def _give_up(self, ready: ReadyCertificate, why: str) -> None:
         """Report a certificate that is ready, and is not switched because others of its batch are missing."""
@@ -253,7 +261,9 @@ class Dispatcher:
 
     async def _add(self, ready: ReadyCertificate) -> bool:
         """Add a ready certificate to a batch; return whether it will be finished with that."""
-        if not ready.atomic_batch:
+        record = self.agent.installer.records.get(ready.prepared.cert_id)
+        is_live = record is not None and record.generation == ready.prepared.generation  # there is nothing to switch
+        if not ready.atomic_batch or (is_live and not ready.missing):
             self.agent.batches.add(ready)
             return True
         if ready.missing:  # the plane offers an older one still: it must not be switched instead
@@ -310,15 +320,21 @@ class Dispatcher:
                 handled = await handler(agent, signal)
                 if not isinstance(handled, Candidate):
                     return result_of(handled)
-                renewal = signal if isinstance(signal, CertRenewed) else None
-                missing = await missing_renewal(agent, renewal, handled.facts) if renewal is not None else ""
-                deadline = started + self._limit(signal)
-                return ReadyCertificate(
-                    entry=entry, prepared=handled, started=started, deadline=deadline, missing=missing
-                )
+                return await self._ready(entry, handled, started)
         except Exception as error:  # a failing signal must not stop the others
             return explain(agent, entry, error)
         return Result(self._timed_out(signal))
+
+    async def _ready(self, entry: InboxEntry, prepared: Candidate, started: float) -> ReadyCertificate | Result:
+        """Return a prepared certificate, unless signals that follow say which others it belongs to."""
+        signal, missing = entry.signal, ""
+        if isinstance(signal, CertRenewed):
+            missing = await missing_renewal(self.agent, signal, prepared.facts)
+            if batch := await later_batch(self.agent, signal, prepared.facts):
+                why = f"serial {prepared.facts.serial} belongs to atomic batch {batch}, whose signals follow"
+                return Result(Outcome(kind=OutcomeKind.FAILED, detail=why), RetryKind.LAGGING, waits=True)
+        deadline = started + self._limit(signal)
+        return ReadyCertificate(entry=entry, prepared=prepared, started=started, deadline=deadline, missing=missing)
 
     def _limit(self, signal: Signal) -> float:
         settings = self.agent.config.application

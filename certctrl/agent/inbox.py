@@ -74,6 +74,8 @@ class Inbox:
         self._outcomes = self._offered = 0  # acks so far; of these seen by `next_acks`
         self._ahead: dict[str, Priority] = {}  # admitted ahead of the cursor, which has not reached them yet
         self.acks_dropped = 0
+        self.idle: Callable[[], int] = lambda: 0
+        """Returns how many of the signals wait for others of their atomic batch, which may be on the next page."""
 
     @property
     def depth(self) -> int:
@@ -92,9 +94,9 @@ class Inbox:
     def has_room(self, count: int) -> bool:
         """Return whether ``count`` more signals fit; always true for an empty inbox.
 
-        Retries take no room: one failing signal must not stop polling.
+        Retries take no room: one failing signal must not stop polling. Nor do signals that wait for the next page.
         """
-        at_work = len(self._entries)
+        at_work = len(self._entries) - self.idle()
         return (not at_work or at_work + count <= self._limit) and self.depth <= MAX_WAITING * self._limit
 
     async def wait_for_room(self, count: int) -> None:

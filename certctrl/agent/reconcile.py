@@ -16,6 +16,7 @@ import trio
 from certctrl import lean
 from certctrl.agent.alerts import problem_key, restore_revocations
 from certctrl.agent.announced import is_serial
+from certctrl.agent.atomic_batches import batch_of
 from certctrl.agent.certificate_list import list_certificates
 from certctrl.agent.context import Agent
 from certctrl.agent.host_keys import csr_signals, forget_unwanted_keys
@@ -44,6 +45,7 @@ from certctrl.model.signals import (
     InstallUpdated,
     Signal,
 )
+from certctrl.protocol.wire.signals import MOST_IN_BATCH
 
 FIRST_RETRY = 60.0
 LAST_RETRY = 900.0
@@ -105,10 +107,11 @@ def _with_batches(signals: Sequence[Signal], listed: Sequence[CertificateSummary
     sizes = Counter(batches[cert_id] for cert_id in renewed if cert_id in batches)
 
     def with_batch(signal: Signal) -> Signal:
-        if not isinstance(signal, CertRenewed) or sizes[batches.get(signal.cert_id, "")] < 2:
+        size = sizes[batches.get(signal.cert_id, "")] if isinstance(signal, CertRenewed) else 0
+        if not isinstance(signal, CertRenewed) or not 2 <= size <= MOST_IN_BATCH:
             return signal
         batch = batches[signal.cert_id]
-        return attrs.evolve(signal, batch=AtomicBatch(id=batch, size=sizes[batch]))
+        return attrs.evolve(signal, batch=AtomicBatch(id=batch, size=size))
 
     return tuple(map(with_batch, signals))
 
@@ -193,9 +196,11 @@ def _portion(agent: Agent, signals: Sequence[Signal]) -> Sequence[Signal]:
         return signals
     known = {(one.signal.resource, one.signal.type) for one in agent.inbox.entries()} | _retried(agent)
     left = [one for one in signals if (one.resource, one.type) not in known]
-    if len(left) > MOST_AT_ONCE:
-        agent.reconcile_requested.value = True
-    return left[:MOST_AT_ONCE]
+    if len(left) <= MOST_AT_ONCE:
+        return left
+    agent.reconcile_requested.value = True
+    cut = {batch_of(one) for one in left[:MOST_AT_ONCE]} & {batch_of(one) for one in left[MOST_AT_ONCE:]} - {""}
+    return [one for one in left[:MOST_AT_ONCE] if batch_of(one) not in cut]  # an atomic batch comes whole
 
 
 def _retried(agent: Agent) -> set[tuple[str, str]]:

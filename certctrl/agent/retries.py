@@ -102,11 +102,16 @@ async def _retry_items(agent: Agent) -> None:
 
 async def _retry(agent: Agent, due: Collection[int]) -> None:
     began, retries = trio.current_time(), agent.installer.retries
-    before = {cert_id: (agent.installer.records[cert_id], retries.of(cert_resource(cert_id))) for cert_id in due}
+    records = agent.installer.records
+    batches = {records[cert_id].batch for cert_id in due} - {""}  # they are switched as a whole
+    tried = [cert_id for cert_id, record in records.items() if cert_id in due or record.batch in batches]
+    before = {cert_id: (records[cert_id], retries.of(cert_resource(cert_id))) for cert_id in tried}
     outcomes = await converge_active_items(agent, (), due)
     milliseconds = round((trio.current_time() - began) * 1000)
     agent.lifetimes_changed.value = True
     for cert_id, (known, retry_before) in before.items():
+        if cert_id not in outcomes:  # another call has taken it out of the batch
+            continue
         record, outcome, retry = agent.installer.records[cert_id], outcomes[cert_id], retries.of(cert_resource(cert_id))
         switched = record.generation != known.generation
         if retry is not None and retry is not retry_before:

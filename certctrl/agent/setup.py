@@ -127,6 +127,7 @@ async def _assembled(
     http = seams.http(config, layout)
     try:
         agent = _assemble(layout, config, store, http, seams, log)
+        agent.inbox.idle = lambda: sum(one.entry.retry is None for one in agent.atomic.held)
         reload_items(agent)
         log_line(
             log,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import attrs
@@ -55,6 +55,10 @@ class Host:
     def note_comparison(self) -> None:
         self.compared += 1
 
+    def note(self, signals: Sequence[Signal], *waiting: Signal) -> list[int]:
+        """Note signals, and such that failed and wait for their next try; return the certificates that were freed."""
+        return ids(self.atomic.note([*signals, *waiting], signals))
+
     def hold(self, *signals: CertRenewed) -> None:
         for signal in signals:
             self.atomic.hold(ready(signal))
@@ -81,10 +85,10 @@ def host() -> Host:
 
 def test_a_batch_leaves_once_all_announced_certificates_are_ready(host: Host) -> None:
     first, second, third = (renewed(n) for n in (1, 2, 3))
-    host.atomic.note([first, second])
+    host.note([first, second])
     host.hold(first, second)
     assert host.taken() == [], "the third comes with the next page"
-    host.atomic.note([first, second, third])
+    host.note([first, second, third])
     assert host.taken() == []
     host.hold(third)
     assert host.taken() == [1, 2, 3] and host.atomic.held == []
@@ -93,7 +97,7 @@ def test_a_batch_leaves_once_all_announced_certificates_are_ready(host: Host) ->
 def test_a_batch_waits_for_each_certificate_that_is_announced(host: Host) -> None:
     """The plane announced a smaller size than it sent: none of them is left behind."""
     signals = [renewed(n, size=2) for n in (1, 2, 3)]
-    host.atomic.note(signals)
+    host.note(signals)
     host.hold(*signals[:2])
     assert host.taken() == []
     host.hold(signals[2])
@@ -102,7 +106,7 @@ def test_a_batch_waits_for_each_certificate_that_is_announced(host: Host) -> Non
 
 def test_batches_do_not_wait_for_each_other(host: Host) -> None:
     signals = [renewed(1, "one", 2), renewed(2, "one", 2), renewed(3, "two", 2), renewed(4, "two", 2)]
-    host.atomic.note(signals)
+    host.note(signals)
     host.hold(signals[0], signals[2], signals[3])
     assert host.taken() == [3, 4]
 
@@ -112,29 +116,38 @@ def test_batches_do_not_wait_for_each_other(host: Host) -> None:
 ])  # fmt: skip
 def test_another_signal_of_a_certificate_frees_it(host: Host, newer: Signal) -> None:
     first, second = renewed(1, size=2), renewed(2, size=2)
-    host.atomic.note([first, second])
+    host.note([first, second])
     host.hold(first)
-    assert ids(host.atomic.note([first, second, newer])) == [1]
+    assert host.note([first, second, newer]) == [1]
     assert host.atomic.held == []
+
+
+def test_a_revocation_that_waits_for_its_next_try_frees_nothing(host: Host) -> None:
+    """Its certificate would be fetched, ready, and freed again, without end."""
+    first, second, revoked = renewed(1, size=2), renewed(2, size=2), CertRevoked(0, 1)
+    host.note([first, second], revoked)
+    host.hold(first)
+    assert host.note([first, second], revoked) == []
+    assert host.note([first, second, revoked]) == [1], "it is due"
 
 
 def test_a_certificate_that_left_its_batch_is_not_waited_for(host: Host) -> None:
     signals = [renewed(n) for n in (1, 2, 3)]
-    host.atomic.note(signals)
+    host.note(signals)
     host.hold(*signals[:2])
-    host.atomic.note([*signals[:2], CertRenewed(5, 3)])
+    host.note([*signals[:2], CertRenewed(5, 3)])
     assert host.taken() == [1, 2]
 
 
 def test_the_newest_signal_says_how_many_there_are(host: Host) -> None:
     """After a restart, the comparison with the plane announces the two that are left of three."""
     old = [renewed(1), renewed(2)]
-    host.atomic.note(old)
+    host.note(old)
     host.hold(*old)
     assert host.taken() == []
     new = [renewed(1, size=2, ts_ms=9), renewed(2, size=2, ts_ms=9)]
-    assert ids(host.atomic.note([*old, *new])) == [1, 2]
-    host.atomic.note(new)
+    assert host.note([*old, *new]) == [1, 2]
+    host.note(new)
     host.hold(*new)
     assert host.taken() == [1, 2]
 
@@ -142,7 +155,7 @@ def test_the_newest_signal_says_how_many_there_are(host: Host) -> None:
 def test_an_incomplete_batch_fails_with_its_reason_after_the_limit(host: Host) -> None:
     signals = [renewed(n) for n in (1, 2, 3)]
     host.fail(signals[2], RetryKind.REFUSED, "bad material")
-    host.atomic.note(signals)
+    host.note(signals)
     host.now = 100.0
     host.hold(*signals[:2])
     assert host.atomic.next_end == 100.0 + LIMIT
@@ -155,10 +168,45 @@ def test_an_incomplete_batch_fails_with_its_reason_after_the_limit(host: Host) -
     assert host.compared == 0 and host.atomic.held == [] and host.atomic.next_end == float("inf")
 
 
+def test_a_comparison_with_the_plane_does_not_prolong_the_limit(host: Host) -> None:
+    """It announces again what differs; with a short ``reconcile_interval_seconds``, the limit would never be over."""
+    signals = [renewed(1, size=2), renewed(2, size=2)]
+    host.note(signals)
+    host.hold(signals[0])
+    for at in (300, 590):
+        host.now = float(at)
+        before, signals = signals[0], [renewed(1, size=2, ts_ms=at), renewed(2, size=2, ts_ms=at)]
+        assert host.note([before, *signals]) == [1]
+        host.note(signals)
+        host.hold(signals[0])
+        assert host.atomic.take_expired() == []
+    host.now = 600.0
+    assert ids(one for one, _ in host.atomic.take_expired()) == [1]
+    host.hold(signals[0])
+    assert host.atomic.next_end == 1200.0, "the next try has the whole limit"
+
+
+def test_the_limit_begins_with_the_first_that_stays_in_the_batch(host: Host) -> None:
+    first, second = renewed(1), renewed(2)
+    host.note([first, second])
+    host.hold(first)
+    host.note([first, second, CertRevoked(2, 1)])
+    host.now = 500.0
+    host.hold(second)
+    assert host.atomic.next_end == 1100.0
+
+
+def test_a_plane_that_announces_more_and_more_needs_no_more_memory(host: Host) -> None:
+    stuck = renewed(1, size=2)
+    for number in range(2, 500):
+        host.note([stuck, renewed(number, size=2)])
+    assert len(host.atomic._found["b"].seen) == 100
+
+
 def test_the_plane_is_asked_once_for_certificates_that_were_not_announced(host: Host) -> None:
     signal = renewed(1)
     for _ in range(2):
-        host.atomic.note([signal])
+        host.note([signal])
         host.hold(signal)
         host.now += LIMIT
         ((_, why),) = host.atomic.take_expired()
@@ -170,7 +218,7 @@ def test_the_reason_names_a_few_certificates_and_is_bounded(host: Host) -> None:
     signals = [renewed(n, size=100) for n in range(1, 101)]
     for signal in signals[1:]:
         host.fail(signal, RetryKind.REFUSED, "x" * 1000)
-    host.atomic.note(signals)
+    host.note(signals)
     host.hold(signals[0])
     host.now += LIMIT
     ((_, why),) = host.atomic.take_expired()
@@ -182,7 +230,7 @@ def test_those_that_fail_for_lack_of_one_are_due_once_it_is_ready(host: Host) ->
     host.fail(signals[0], RetryKind.BATCH)
     host.fail(signals[1], RetryKind.REFUSED)
     host.fail(renewed(4, "other"), RetryKind.BATCH)
-    host.atomic.note(signals)
+    host.note(signals)
     host.hold(signals[2])
     due = [host.retries.is_due(f"cert:{n}") for n in (1, 2, 4)]
     assert due == [True, False, False], "what was refused keeps its pause"
@@ -190,18 +238,31 @@ def test_those_that_fail_for_lack_of_one_are_due_once_it_is_ready(host: Host) ->
 
 def test_a_run_that_ends_releases_all(host: Host) -> None:
     signals = [renewed(1), renewed(2)]
-    host.atomic.note(signals)
+    host.note(signals)
     host.hold(*signals)
     assert ids(host.atomic.take_all()) == [1, 2] and host.atomic.held == []
 
 
-def test_nothing_is_kept_of_batches_that_are_done(host: Host) -> None:
-    signals = [renewed(n, size=2) for n in (1, 2)]
-    host.atomic.note(signals)
-    host.hold(*signals)
-    host.taken()
-    host.atomic.note([])
-    assert host.atomic._found == {}
+def test_little_is_kept_of_batches_that_are_done(host: Host) -> None:
+    for number in range(300):
+        signals = [renewed(n, f"b{number}", size=2) for n in (1, 2)]
+        host.note(signals)
+        host.hold(*signals)
+        assert host.taken() == [1, 2]
+        host.note([])
+        assert not host.atomic.may_have_any
+    assert len(host.atomic._found) == 100
+
+
+def test_a_signal_of_a_batch_that_is_done_does_not_wait_for_the_others(host: Host) -> None:
+    """A comparison with the plane superseded those on the pages before; this one is on a later page."""
+    late = renewed(3)
+    host.note([renewed(1), renewed(2)])
+    host.note([renewed(n, ts_ms=9) for n in (1, 2, 3)])
+    host.note([])
+    host.note([late])
+    host.hold(late)
+    assert host.taken() == [3]
 
 
 # --- the comparison with the plane ----------------------------------------------------------------------------------
@@ -237,6 +298,13 @@ def test_a_comparison_keeps_batches_apart() -> None:
     found = {one.cert_id: one.batch for one in compare(rows, records, 7).signals if isinstance(one, CertRenewed)}
     a, b = AtomicBatch(id="a", size=2), AtomicBatch(id="b", size=2)
     assert found == {1: a, 2: a, 3: b, 4: b, 5: None}
+
+
+def test_a_batch_of_the_list_that_is_larger_than_any_is_none() -> None:
+    """Otherwise its signals could not be read again after a restart."""
+    ids = range(1, 102)
+    found = compare([listed(n, "b") for n in ids], {n: here(n, "0a") for n in ids}, 7).signals
+    assert len(found) == 101 and not any(one.batch for one in found if isinstance(one, CertRenewed))
 
 
 async def test_a_late_certificate_next_to_a_batch_is_noticed(autojump_clock: Any) -> None:

@@ -25,7 +25,7 @@ from certctrl.agent.reconcile import (
 from certctrl.errors import DiskError, NotRegisteredError, PlaneError, TransportError
 from certctrl.model.certificate import CertificateSummary
 from certctrl.model.records import CertRecord, Retry, RetryKind, Stage, Standing
-from certctrl.model.signals import CaAssigned, CertRenewed, CertRevoked, InstallUpdated, Signal
+from certctrl.model.signals import AtomicBatch, CaAssigned, CertRenewed, CertRevoked, InstallUpdated, Signal
 
 TS = int(NOW * 1000)
 ITEM = {"id": "a", "type": "import_ca"}
@@ -355,6 +355,19 @@ async def test_many_differences_are_admitted_in_portions(scene: World) -> None:
         more = len(scene.admitted) < count
         assert scene.agent.reconcile_requested.value is more, "the next comparison follows"
     assert {signal.resource for signal in scene.admitted} == {f"cert:{number}" for number in range(1, count + 1)}
+
+
+async def test_a_portion_has_all_of_an_atomic_batch_or_nothing(scene: World) -> None:
+    """Its first half would wait for the other, and the next comparison for the first half."""
+    batch = AtomicBatch(id="b", size=4)
+    rows = [attrs.evolve(THERE, id=number) for number in range(1, MOST_AT_ONCE + 100)]
+    middle = range(MOST_AT_ONCE - 2, MOST_AT_ONCE + 2)
+    scene.plane.listed = [attrs.evolve(one, batch=batch) if one.id in middle else one for one in rows]
+    await plan_resync(scene.agent, "test")
+    assert not {f"cert:{number}" for number in middle} & {signal.resource for signal in scene.admitted}
+    await plan_resync(scene.agent, "test")
+    found = [one.batch for one in scene.admitted if isinstance(one, CertRenewed) and one.cert_id in middle]
+    assert found == [batch] * 4
 
 
 async def test_the_comparison_after_many_differences_waits_until_they_were_tried(

@@ -18,7 +18,8 @@ from simulation.scene import QUIET, Scene, play
 from simulation.world import DEVICE, USER
 
 from certctrl.agent import handlers
-from certctrl.errors import MaterialError
+from certctrl.agent.context import Agent
+from certctrl.errors import MaterialError, TransportError
 from certctrl.model.records import RetryKind
 from certctrl.plane.orders.orders import OrderRequest
 
@@ -59,6 +60,17 @@ async def together(scene: Scene, ids: list[int]) -> str:
     return batch
 
 
+async def renew_for(scene: Scene, cert_id: int, batch: str, size: int) -> None:
+    """Renew a certificate, and announce it as one of a batch, of which the others are not announced."""
+    append = scene.plane.stream.append_to_all
+
+    def announce(devices: list[int], kind: str, ref: dict[str, object], *more: object) -> object:
+        return append(devices, kind, ref | {"batch": {"id": batch, "size": size}}, *more)  # type: ignore[arg-type]
+
+    with patch.object(scene.plane.stream, "append_to_all", announce):
+        await scene.plane.certificates.renew(USER, cert_id)
+
+
 def acks(scene: Scene, outcome: str) -> list[int]:
     """Return the certificates whose batch signals were reported with an outcome, newest first."""
     rows = scene.plane.reports.outcomes(DEVICE)
@@ -76,6 +88,56 @@ def test_a_batch_is_served_as_a_whole_across_pages(setting: object) -> None:
         await scene.until(lambda: sorted(acks(scene, "applied")) == ids)
 
     play(scenario, setting=setting)  # type: ignore[arg-type]
+
+
+def test_a_batch_that_is_larger_than_the_queue_does_not_wait_for_its_limit() -> None:
+    """Its first signals wait for the others, which are not read while the queue is full."""
+
+    async def scenario(scene: Scene) -> None:
+        ids = await three(scene)
+        await together(scene, ids)
+        await scene.until(lambda: all(served(scene, one) for one in ids), within=400)
+
+    play(scenario, setting=attrs.evolve(ONE_A_PAGE, queue=1))
+
+
+def test_an_earlier_signal_does_not_take_a_certificate_out_of_its_batch() -> None:
+    """When its page is read, the plane offers the material of the batch already, whose signals are on later pages."""
+
+    async def scenario(scene: Scene) -> None:
+        ids = await three(scene)
+        await scene.host.stop()
+        await scene.plane.certificates.renew(USER, ids[0])
+        await scene.plane.certificates.renew(USER, ids[1])
+        scene.world.services.refuse_renewals(ids[2])
+        await together(scene, ids)
+        with patch("certctrl.agent.reconcile.plan_resync", does_nothing):
+            await scene.until(lambda: sorted(set(acks(scene, "rolled_back"))) == ids)
+        assert not any(live(scene, one) == fingerprint(scene, one) for one in ids)
+        scene.world.services.failing = lambda: False
+        await scene.until(lambda: all(served(scene, one) for one in ids), within=8 * 3600)
+
+    play(scenario, setting=ONE_A_PAGE)
+
+
+def test_a_late_signal_of_a_batch_that_is_served_is_done_even_after_a_restart() -> None:
+    """A comparison with the plane came before the pages with its signals, and the agent has forgotten the batch."""
+
+    async def scenario(scene: Scene) -> None:
+        ids = await three(scene)
+        batch = await together(scene, ids)
+        await scene.until(lambda: all(served(scene, one) for one in ids))
+        await scene.host.stop()
+        with scene.plane.database.transaction():
+            scene.plane.stream.append(DEVICE, "cert.renewed", {"cert_id": ids[2], "batch": {"id": batch, "size": 3}})
+        await scene.until(lambda: ids[2] in acks(scene, "unchanged"), within=120)
+        assert acks(scene, "failed") == []
+
+    play(scenario)
+
+
+async def does_nothing(*_: object, **__: object) -> int:
+    return 0
 
 
 async def refused_member(scene: Scene) -> None:
@@ -172,12 +234,36 @@ def test_a_revocation_does_not_wait_for_a_batch() -> None:
 
     async def scenario(scene: Scene) -> None:
         ids = await three(scene)
-        with scene.plane.database.transaction():
-            ref = {"cert_id": ids[0], "batch": {"id": "later", "size": 3}}
-            scene.plane.stream.append(DEVICE, "cert.renewed", ref)
+        await renew_for(scene, ids[0], "later", 3)
         await scene.until(lambda: scene.agent.atomic.held)
         await scene.plane.certificates.revoke(USER, ids[0])
         await scene.until(lambda: not scene.live(ids[0]), within=90)
+
+    play(scenario)
+
+
+def test_a_revocation_that_is_retried_later_does_not_free_its_certificate_again_and_again() -> None:
+    """The plane does not confirm the revocation, and then announces a batch with newer material."""
+
+    async def scenario(scene: Scene) -> None:
+        ids = await three(scene)
+        find = handlers.find_certificate
+
+        async def fails(agent: Agent, cert_id: int) -> object:
+            if cert_id == ids[0]:
+                raise TransportError("no answer")
+            return await find(agent, cert_id)
+
+        with patch("certctrl.agent.handlers.find_certificate", fails):
+            with scene.plane.database.transaction():
+                scene.plane.stream.append(DEVICE, "cert.revoked", {"cert_id": ids[0]})
+            await trio.sleep(1800)  # the pauses of its retries have grown
+            for cert_id in ids[:2]:
+                await renew_for(scene, cert_id, "b", 3)
+            before = len(scene.sent)
+            await trio.sleep(300)
+            assert sum("deploy-materials" in one.path for one in scene.sent[before:]) < 12
+            assert sorted(one.prepared.cert_id for one in scene.agent.atomic.held) == ids[:2]
 
     play(scenario)
 
@@ -212,18 +298,14 @@ def test_an_agent_that_stops_before_its_batch_is_complete_continues_later() -> N
     async def scenario(scene: Scene) -> None:
         ids = await three(scene)
 
-        def announce(cert_id: int) -> None:
-            with scene.plane.database.transaction():
-                ref = {"cert_id": cert_id, "batch": {"id": "later", "size": 2}}
-                scene.plane.stream.append(DEVICE, "cert.renewed", ref)
-
-        announce(ids[0])
-        await scene.until(lambda: scene.agent.atomic.held)
-        await scene.host.stop()
-        await scene.until(lambda: scene.agent.atomic.held)
-        assert not acks(scene, "unchanged")
-        announce(ids[1])
-        await scene.until(lambda: sorted(acks(scene, "unchanged")) == ids[:2])
+        with patch("certctrl.agent.reconcile.plan_resync", does_nothing):
+            await renew_for(scene, ids[0], "later", 2)
+            await scene.until(lambda: scene.agent.atomic.held)
+            await scene.host.stop()
+            await scene.until(lambda: scene.agent.atomic.held)
+            assert not acks(scene, "applied")
+            await renew_for(scene, ids[1], "later", 2)
+            await scene.until(lambda: sorted(acks(scene, "applied")) == ids[:2])
 
     play(scenario)
 

@@ -8,8 +8,10 @@ from contextlib import contextmanager
 
 import attrs
 import trio
+from simulation.batchauditor import renew_together
 from simulation.clock import START
 from simulation.network import NetworkFault
+from simulation.operators import VALIDITY
 from simulation.scene import DAY, QUIET, Scene, play
 from simulation.world import DEVICE, USER, template
 
@@ -78,6 +80,25 @@ def test_a_short_remaining_lifetime_overrides_the_window() -> None:
         await trio.sleep(short - 300 - scene.world.clock.now())
         assert scene.record(cert_id).facts.serial == served.facts.serial
         await scene.until(lambda: scene.record(cert_id).facts.serial != served.facts.serial, 400)
+
+    with saturday_night():
+        play(scenario, SLOW)
+
+
+def test_a_batch_of_which_one_may_not_wait_is_switched_and_reported_as_a_whole() -> None:
+    async def scenario(scene: Scene) -> None:
+        ids = [int((await scene.issue(f"{life:g}.example", life * DAY))["id"]) for life in (200, 1)]
+        await scene.until(lambda: all(map(scene.live, ids)) and not scene.agent.inbox.depth)
+        await trio.sleep(1200)
+        await renew_together(scene.world, ids, VALIDITY)
+        await scene.until(lambda: all(scene.record(one).staged for one in ids) and not scene.agent.inbox.acks_pending)
+        reported = len(scene.outcomes())
+        await scene.until(lambda: len(scene.outcomes()) >= reported + 2, within=DAY)
+        rows = scene.plane.reports.outcomes(DEVICE)[:-reported]
+        assert sorted((row["signal"]["ref"]["cert_id"], row["outcome"]) for row in rows) == [
+            (one, "applied") for one in sorted(ids)
+        ]
+        assert not any(scene.record(one).staged for one in ids)
 
     with saturday_night():
         play(scenario, SLOW)
