@@ -43,6 +43,9 @@ class EarlierPlane:
         if scope["path"] in self._absent():
             await answer(send, 404, [(b"content-type", b"application/json")], NOT_FOUND)
             return
+        if scope["path"] == ENDPOINTS[PUSH]:  # an upgrade has no body
+            await self.app(scope, receive, send)
+            return
         started: Message = {}
         body = bytearray()
 

@@ -156,6 +156,9 @@ def after_recovery(stage: Stage) -> None:
     if there and not withdrawn:
         assert len(there) == len(copies), f"half a pair: {there}"
         pair(there["fullchain.pem"].read_bytes(), there["private.key"].read_bytes())
+    if stage.facts.get("together"):
+        switched = {name: is_live(stage, name, wanted) for name, wanted in stage.facts["after"].items()}
+        assert len(set(switched.values())) == 1, f"a batch is switched in part: {switched}"
     nothing_is_left(stage)
 
 

@@ -15,11 +15,13 @@ import attrs
 
 from certctrl.agent.inbox import Inbox
 from certctrl.errors import DiskError
+from certctrl.install.deploy import atomic
 from certctrl.store.deployments import file_set, generations, journal
 from certctrl.store.disk.fs import Handle, RealFs
 from certctrl.store.state import files, reservation, session
 
 RENEW, RENEW_COPIES = "renew, generations and reload", "renew, explicit destinations"
+TOGETHER = "renew together"
 INSTALL, REFRESH, REGISTER = "install, generations", "refresh with rotation", "register"
 
 
@@ -227,6 +229,17 @@ def backups_beside_forgotten() -> None:
         real(self)
 
     real = patch(file_set.FileSet, "close", close)
+
+
+@mutant(TOGETHER, "kill")
+def batch_left_in_parts() -> None:
+    """Start without finishing the switch of a batch."""
+    patch(atomic, "finish_switches", lambda context: None)
+
+
+@mutant(TOGETHER, "kill")
+def batch_not_recorded_before_its_switch() -> None:
+    patch(atomic, "note_switches", lambda context, switched: False)
 
 
 @mutant(REGISTER, "kill")

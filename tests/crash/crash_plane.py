@@ -116,6 +116,22 @@ class PlaneThread:
 
         return self.do(operated)
 
+    def renew_together(self, cert_ids: list[int]) -> None:
+        """Renew certificates as an atomic batch, and wait until it has left."""
+        self.operate("POST", "/apiv1/users/1/renewals", {"cert_ids": cert_ids, "together": True})
+
+        async def released() -> None:
+            plane = self.plane
+            assert plane is not None
+            with trio.fail_after(60):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(plane.order_runner.run)
+                    while await plane.work(plane.batches.open_batches, 1):
+                        await trio.sleep(0.01)
+                    nursery.cancel_scope.cancel()
+
+        self.do(released)
+
     def waiting(self, cursor: str) -> int:
         """Return how many signals for the one device follow a cursor."""
 

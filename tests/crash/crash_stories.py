@@ -2,7 +2,8 @@
 
 Facts of a stage: ``names`` (certificate name → fingerprints that may be live before the act is done: a list, with
 None for "none"), ``after`` (name → fingerprint that is live in the end), ``kept`` (name → fingerprints of earlier
-generations that stay), ``copies`` (path → certificate name and kind of file), ``signals`` (how many must be acked).
+generations that stay), ``copies`` (path → certificate name and kind of file), ``signals`` (how many must be acked), ``together`` (whether all
+names are switched or none is).
 """
 
 from __future__ import annotations
@@ -51,10 +52,10 @@ class Story:
         token = stage.plane.operate("POST", "/apiv1/users/1/enrolment-tokens")["token"]
         stage.must("enrol", token=token)
 
-    def issue(self, stage: Stage) -> str:
-        """Issue and assign the certificate; return its fingerprint."""
+    def issue(self, stage: Stage, domain: str = DOMAIN) -> str:
+        """Issue and assign a certificate; return its fingerprint."""
         made = stage.plane.operate(
-            "POST", "/apiv1/users/1/certificates", {"domain_name": DOMAIN, "device_ids": [1], "key_type": "ecdsa-p256"}
+            "POST", "/apiv1/users/1/certificates", {"domain_name": domain, "device_ids": [1], "key_type": "ecdsa-p256"}
         )
         return str(made["fingerprint_sha256"])
 
@@ -126,6 +127,24 @@ class RenewCopies(Story):
         second = self.renew(stage)
         stage.facts |= {"names": {DOMAIN: [first, second]}, "after": {DOMAIN: second}, "kept": {DOMAIN: [first]},
                         "signals": 1}  # fmt: skip
+
+
+class RenewTogether(Story):
+    """An atomic batch: the copies of the first certificate and the links of both are switched together."""
+
+    name = "renew together"
+    second = "second.example"
+
+    def prepare(self, stage: Stage) -> None:
+        self.enrol(stage)
+        first = {name: self.issue(stage, name) for name in (DOMAIN, self.second)}
+        self.install(stage, self.copies(stage))
+        stage.must("poll")
+        stage.plane.renew_together([1, 2])
+        rows = [stage.plane.operate("GET", f"/apiv1/users/1/certificates/{number}") for number in (1, 2)]
+        second = {row["domain_name"]: row["fingerprint_sha256"] for row in rows}
+        stage.facts |= {"names": {name: [first[name], second[name]] for name in first}, "after": second,
+                        "kept": {name: [first[name]] for name in first}, "signals": 2, "together": True}  # fmt: skip
 
 
 class Register(Story):
@@ -251,6 +270,6 @@ class RollBack(Story):
 
 
 STORIES: tuple[Story, ...] = (
-    Install(), InstallCopies(), Renew(), RenewCopies(), Register(), RegisterAgain(), Refresh(), Resync(), Withdraw(),
+    Install(), InstallCopies(), Renew(), RenewCopies(), RenewTogether(), Register(), RegisterAgain(), Refresh(), Resync(), Withdraw(),
     Unassign(), Replace(), TrustedCa(), RollBack(),
 )  # fmt: skip

@@ -9,6 +9,7 @@ from simulation.authority import leaf_facts
 from simulation.disk import file_in, names_in
 from simulation.world import DEVICE, USER, World
 
+from certctrl.model.features import ATOMIC_BATCH
 from certctrl.plane.issuers.issuer import IssuerError
 from certctrl.plane.orders.orders import OrderRequest
 
@@ -47,6 +48,8 @@ def mixed_batch(world: World) -> str:
     """
     rows = {row["id"]: row for row in world.plane.certificates.page(DEVICE, 0, 500)}
     live = live_fingerprints(world)
+    if ATOMIC_BATCH in world.lacking:  # the plane announces each certificate alone
+        world.batches.clear()
     for batch, one in world.batches.items():
         mine = [rows.get(cert_id) for cert_id in one.new]
         if any(row is None or row["status"] != "active" or row.get("batch", {}).get("id") != batch for row in mine):
@@ -84,6 +87,7 @@ async def renew_together(world: World, cert_ids: list[int], validity: int) -> st
     with plane.database.transaction():
         plane.batches.release_ready()
     new = {one: plane.certificates.show(USER, one)["fingerprint_sha256"] for one in cert_ids}
-    if all(fingerprint in live for fingerprint in old.values()) and not set(new.values()) & set(old.values()):
+    is_new = all(fingerprint in live for fingerprint in old.values()) and not set(new.values()) & set(old.values())
+    if is_new and ATOMIC_BATCH not in world.lacking:
         world.batches[batch] = Released(old, new)
     return str(batch)

@@ -32,6 +32,7 @@ class HostFaults:
             (2, self.kill_now), (4, self.kill_soon), (1.5, self.terminate), (2, self.report_disk_problem), (1, self.rot),
             (3, self.clock_jump), (1, self.suspend), (0.7, self.freeze), (2, self.reload_fails), (1, self.slow_reload),
             (1, self.poll_now), (0.5, self.hang_up), (0.5, self.apply), (2, self.write_back),
+            *([(3, self.change_mode)] if self.world.setting.changing else []),
         ]  # fmt: skip
 
     def end(self) -> None:
@@ -155,6 +156,13 @@ class HostFaults:
         process = self.host.process
         if process is not None and process.on is not None and not process.over.is_set():
             process.on.reload()
+
+    async def change_mode(self) -> None:
+        """Change ``poll_mode`` and send SIGHUP."""
+        mode = self.chance.choice(("interval", "long-poll", "adaptive", "push", "push"))
+        self.world.journal.note("operator", f"poll_mode: {mode}")
+        self.host.environ["CERTCTRL_POLL_MODE"] = mode
+        await self.hang_up()
 
     async def apply(self) -> None:
         """Run ``cert-ctrl apply --now`` as an operator on the host."""

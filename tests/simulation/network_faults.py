@@ -11,6 +11,7 @@ from simulation.network import NOTIFY_PATH, REFRESH_PATH, NetworkFault
 from simulation.operators import Action
 from simulation.world import World
 
+from certctrl.model.features import ATOMIC_BATCH, PLANE_FEATURES
 from certctrl.protocol.wire.poll import UPDATES_PATH
 
 RETRY_AFTERS: tuple[tuple[str, float | None], ...] = (
@@ -42,16 +43,28 @@ class NetworkFaults:
             (2, self.lag),
             *(
                 [(2, self.half_open), (2, self.block_upgrades), (2, self.cut)]
-                if self.world.setting.mode == "push"
+                if self.world.setting.mode == "push" or self.world.setting.changing
                 else []
             ),
+            *([(3, self.change_release)] if self.world.setting.changing else []),
         ]
 
     def end(self) -> None:
         """End all network faults."""
         self.world.network.clear()
+        self.world.lacking.clear()
         if self.world.network.app is None:
             self.world.network.app = self.app
+
+    async def change_release(self) -> None:
+        """Restart the plane with a release that lacks some features; agents know until their next token refresh."""
+        lacking = self.world.lacking
+        lacking.clear()
+        lacking.update(one for one in sorted(PLANE_FEATURES) if self.chance.random() < 0.4)
+        self.world.journal.note("plane", f"lacks {', '.join(sorted(lacking)) or 'nothing'}")
+        self.world.network.cut_sockets()
+        if ATOMIC_BATCH in lacking:
+            self.world.batches.clear()
 
     def _a_while(self) -> float:
         setting = self.world.setting

@@ -7,18 +7,27 @@ from __future__ import annotations
 
 import os
 
+import attrs
 import pytest
-from simulation.history import run_history
+from simulation.history import run_history, setting_for
 
 HISTORIES = int(os.environ.get("CERTCTRL_TEST_HISTORIES", "500"))
 CHUNKS = max(20, HISTORIES // 500)
 SEED = os.environ.get("CERTCTRL_TEST_SEED", "")
+BATCHES = {"renew_together": 8.0, "issue": 3.0}
 
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))
 def test_random_histories_keep_all_guarantees_and_converge(chunk: int) -> None:
     for seed in range(1 + chunk, HISTORIES + 1, CHUNKS):
         run_history(seed)
+
+
+@pytest.mark.parametrize("chunk", range(4))
+def test_poll_mode_and_features_may_change_at_any_time(chunk: int) -> None:
+    """With many atomic batches, whose signals may come with or without them."""
+    for seed in range(1 + chunk, HISTORIES // 10 + 1, 4):
+        run_history(seed, attrs.evolve(setting_for(seed), changing=True, emphasis=BATCHES))
 
 
 @pytest.mark.parametrize("seed", [2, 9])

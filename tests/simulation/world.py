@@ -15,6 +15,7 @@ from typing import Any
 
 import attrs
 import trio
+from compat.peers import EarlierPlane
 from modeldisk import ModelFs
 from nacl.public import PrivateKey
 from simulation.auditor import Auditor
@@ -65,6 +66,8 @@ class Setting:
     stream_length: int = 1000
     emphasis: Mapping[str, float] = attrs.field(factory=dict)
     """Name of an action -> factor on its weight."""
+    changing: bool = False
+    """Whether operators change the poll mode while the agent runs, and the release of the plane, with its features."""
 
     def environ(self) -> dict[str, str]:
         """Return the agent's configuration as environment variables."""
@@ -173,6 +176,8 @@ class World:
         self.issuer.count = self.made.issued
         self.database = SqliteDatabase(None)
         self.copies: list[SqliteDatabase] = []
+        self.lacking: set[str] = set()
+        """Features that the release of the plane lacks."""
         self.batches: dict[str, Any] = {}
         """Atomic batches that have left the plane (``batchauditor.py``)."""
         self.network = Network(self._chance(), self.journal)
@@ -205,7 +210,7 @@ class World:
         )  # fmt: skip
         plane.pace = Pace(self._chance().random)
         self.network.cut_sockets()
-        self.network.app = make_app(plane)
+        self.network.app = EarlierPlane(make_app(plane), self.lacking) if self.setting.changing else make_app(plane)
         return plane
 
     def lag(self) -> None:
