@@ -56,7 +56,7 @@ from certctrl.plane.revocation.crls import Crls
 from certctrl.plane.settings import PlaneSettings
 from certctrl.plane.storage.data_dir import DataDir, GivenKeys, keep_file, locked, make_data_dir
 from certctrl.plane.storage.database import Database, P, T
-from certctrl.plane.storage.gathering import A, Gathering, one_of
+from certctrl.plane.storage.gathering import A, Gathering, Rush, one_of
 from certctrl.plane.storage.keyring import Keyring
 from certctrl.plane.storage.signal_stream import Page, SignalStream, Waiter
 from certctrl.plane.storage.sqlite import SqliteDatabase
@@ -160,6 +160,7 @@ class Plane:
     def _assemble_push(self) -> None:
         """Assemble what gathers the units of work of devices, and the hub of push sockets."""
         self._gathering, self._reads = Gathering(self.database), Gathering(self.database, reads=True)
+        self._rush = Rush()
         self.sockets = Sockets(self.database, self.planes, self.wall_now)
         parts = (self.stream, self.sessions, self.devices, self.reports)
         alike = Alike(self._reads.work_alike, self._gathering.work_alike)
@@ -306,7 +307,7 @@ class Plane:
 
     async def read_alone(self, function: Callable[[Sequence[A]], Sequence[T | ErrorResponse]], item: A) -> T:
         """Read as ``read_alike``, but for this request alone where that costs less than to gather others."""
-        if not self.database.reads_inline:
+        if not self.database.reads_inline or self._rush.note():
             return await self.read_alike(function, item)
         return await self.database.work_read(one_of, function, item)
 

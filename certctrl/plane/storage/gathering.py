@@ -7,6 +7,7 @@ could have left changes behind, the transaction is rolled back, and each unit ru
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -22,6 +23,11 @@ MOST_TOGETHER = 32
 """Units per transaction: on SQLite, they hold up the event loop together."""
 MOST_LONG_TOGETHER = 8
 """As `MOST_TOGETHER`, for long units: requests wait for their transaction."""
+
+MOMENT = 0.05
+"""Seconds in which reads are counted, to tell a rush from the usual load."""
+RUSH = 45
+"""Reads in a moment that only a rush has, such as after a signal to all: one core is busy with them."""
 
 _TRANSACTIONS = 4
 """Concurrent transactions: while all are busy, units gather, and the other connections stay free for other requests."""
@@ -39,6 +45,23 @@ class _Unit:
     """Whether its request must run it alone, because the shared transaction failed."""
     done: trio.Event | None = None
     """Set when the unit has run; None for the first of a transaction, whose task runs it."""
+
+
+class Rush:
+    """Tells whether so many requests come that it costs less to gather their reads than to run each at once."""
+
+    def __init__(self) -> None:
+        self._ends = -math.inf
+        self._count = self._before = 0
+
+    def note(self) -> bool:
+        """Count a read; return whether there is a rush."""
+        now = trio.current_time()
+        if now >= self._ends:
+            self._before = self._count if now < self._ends + MOMENT else 0
+            self._count, self._ends = 0, now + MOMENT
+        self._count += 1
+        return self._count >= RUSH or self._before >= RUSH
 
 
 class _ChangedError(Exception):

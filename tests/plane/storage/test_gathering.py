@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,8 +19,9 @@ from certctrl.plane.devices.reports import Ack
 from certctrl.plane.devices.sessions import DeviceSession
 from certctrl.plane.errors import ErrorResponse, conflict
 from certctrl.plane.storage.database import Database
-from certctrl.plane.storage.gathering import _TRANSACTIONS, MOST_TOGETHER, Gathering
+from certctrl.plane.storage.gathering import _TRANSACTIONS, MOMENT, MOST_TOGETHER, RUSH, Gathering, Rush
 from certctrl.plane.storage.signal_stream import Page, Waiter
+from certctrl.plane.storage.sqlite import SqliteDatabase
 
 
 @pytest.fixture
@@ -363,3 +365,38 @@ async def test_a_wave_is_read_with_two_statements(plane: Plane, monkeypatch: pyt
             await plane.work(change)
     assert {len(page.signals) for page in pages.values()} == {1} and len(pages) == len(devices)
     assert len([sql for sql in statements if "FROM devices" in sql or "FROM wanted" in sql]) == 2
+
+
+async def test_only_many_requests_within_a_moment_are_a_rush(autojump_clock: trio.testing.MockClock) -> None:
+    rush = Rush()
+    usual = []
+    for _ in range(4 * RUSH):
+        usual.append(rush.note())
+        await trio.sleep(2 * MOMENT / RUSH)
+    assert not any(usual)
+    await trio.sleep(MOMENT)
+    assert [rush.note() for _ in range(RUSH)] == [False] * (RUSH - 1) + [True]
+    await trio.sleep(MOMENT)
+    assert rush.note(), "it has just been one"
+    await trio.sleep(2 * MOMENT)
+    assert not rush.note(), "it is over"
+
+
+@pytest.mark.parametrize("devices", [1, RUSH - 1 + 2 * MOST_TOGETHER])
+async def test_polls_of_a_rush_share_their_reads(
+    devices: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    alone, shared = 0, 0
+    plane = plane_on(SqliteDatabase(tmp_path / "plane.db"))
+
+    def read(items: Sequence[int]) -> Sequence[int]:
+        nonlocal alone, shared
+        alone, shared = alone + (len(items) == 1), shared + (len(items) > 1)
+        return items
+
+    with plane:
+        async with trio.open_nursery() as nursery:
+            for number in range(devices):
+                nursery.start_soon(plane.read_alone, read, number)
+    assert alone == min(devices, RUSH - 1)
+    assert bool(shared) is (devices > RUSH)
