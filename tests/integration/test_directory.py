@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -153,6 +154,20 @@ def inventory(root: Path) -> Counter[str]:
                    for folder, folders, files in os.walk(root) for _ in (*folders, *files))  # fmt: skip
 
 
+def at_rest(root: Path) -> Counter[str]:
+    """Return the inventory of a directory in which nothing is being written: temporary files are not counted."""
+    found = inventory(root)
+
+    def same() -> bool:
+        nonlocal found
+        time.sleep(0.5)
+        before, found = found, inventory(root)
+        return found == before
+
+    wait_for(same, "a moment without a change")
+    return found
+
+
 def live_through(agent: Agent, renewals: int) -> None:
     for _ in range(renewals):
         renew_all(agent)
@@ -169,7 +184,7 @@ def test_renewals_do_not_make_the_directory_grow(renewals: int, fleet: Fleet, pl
     agent.start()
     live_through(agent, renewals)
     wait_for(lambda: len(list(agent.layout.logs.iterdir())) == 1 + 2, "the log to have as many files as it may")
-    first = inventory(agent.layout.root)
+    first = at_rest(agent.layout.root)
     size = sum(path.stat().st_size for path in agent.layout.root.rglob("*") if path.is_file())
     live_through(agent, renewals)
     second = Counter[str]()
