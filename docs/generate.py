@@ -203,6 +203,7 @@ def metrics() -> str:
 def _metric_rows(families: list[Any]) -> list[tuple[str, ...]]:
     rows = []
     for family in families:
+        assert family.samples or family.type != "counter", f"{family.name} needs a sample, which has its labels"
         labels = sorted({label for sample in family.samples for label in sample.labels} - {"le"})
         name = f"{family.name}_total" if family.type == "counter" else family.name
         rows.append((f"`{name}`", family.type, ", ".join(labels), family.documentation))
@@ -216,10 +217,12 @@ def plane_families() -> list[Any]:
 
     counters, calls = PlaneCounters(), DatabaseCalls()
     counters.request("GET", "/x", "200", 0.1)
-    counters.jobs["x", "ok"] += 1
-    counters.refused["all"] += 1
-    calls.results["ok"] += 1
-    census = {"devices": {"active": 1}, "certificates": {"active": 1}, "jobs": {"x": {"due": 1}}}
+    for pairs in (counters.jobs, counters.order_attempts, counters.questions):
+        pairs["x", "ok"] += 1
+    for counts in (counters.refused, counters.push_closes, calls.results):
+        counts["x"] += 1
+    states = {name: {"x": 1} for name in ("devices", "certificates", "orders", "issuers")}
+    census = states | {"jobs": {"x": {"due": 1}}}
     return list(families(View(counters=counters, database=calls, census=census)))
 
 
@@ -228,7 +231,10 @@ def sample_families() -> list[Any]:
     from certctrl.agent.metric_families import AgentCollector, View
 
     counters = Counters()
-    for counts in (counters.polls, counters.token_refreshes, counters.errors, counters.alerts, counters.reconciles):
+    for counts in (
+        *(counters.polls, counters.token_refreshes, counters.errors, counters.alerts, counters.reconciles),
+        *(counters.push, counters.questions),
+    ):
         counts["x"] += 1
     counters.signals["x", "y"] += 1
     counters.signal_seconds["x"] = Duration(POLL_BUCKETS)

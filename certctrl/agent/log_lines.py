@@ -221,7 +221,7 @@ class Line(Enum):
     HOST_KEY_REMOVED = INFO, "Signal", "Removed the key of order {order_id} for {name} (certificate {cert_id})", \
         "The order ended without a certificate, or was replaced by a newer one.", _NOTHING
     CA_FORGOTTEN = WARNING, "Signal", "CA {ca_id} forgotten: {done}", "By `cert-ctrl forget`.", _NOTHING
-    PLANE_CHANGED = WARNING, "Resync", "Another control plane or device: {count:certificate} from elsewhere than {server}", \
+    PLANE_CHANGED = WARNING, "Resync", "Another control plane or device: {count:certificate} not from {server}", \
         "They stay in use; those that the plane lists under the same id and name are its again.", \
         "Assign them there, or run `cert-ctrl forget --domain D`."
     CA_IMPORTED = INFO, "Signal", "CA {ca_id} imported into the trust store: {name}", \

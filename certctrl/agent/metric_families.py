@@ -70,7 +70,7 @@ def _counted(counters: Counters) -> Iterator[Metric]:
     yield _counter("alerts", "Alerts raised by kind.", "kind", counters.alerts)
     yield _counter("reconciles", "Full comparisons with the plane by result.", "result", counters.reconciles)
     yield _counter(
-        "push_sockets", "Push sockets by what became of them; `failed`: not opened.", "result", counters.push
+        "push_sockets", "Push sockets by result: `opened`, `ended`; `failed`: not opened.", "result", counters.push
     )
     yield _counter("questions", "Questions of the control plane by result.", "result", counters.questions)
     yield _FAMILIES.plain_counter("acks_sent", "Outcomes reported to the plane.", counters.acks_sent)

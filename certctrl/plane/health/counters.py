@@ -71,7 +71,7 @@ class PlaneCounters:
     request_seconds: dict[str, Duration] = attrs.field(factory=dict)
     """By route; without polls that may wait."""
     wake_seconds: Duration = attrs.field(factory=lambda: Duration(WAKE_BUCKETS))
-    """From a signal, whichever plane appended it, to the answer of the poll that waited for it."""
+    """From a signal, appended by any plane, to the poll's answer or the socket's page that waited for it."""
     refused: Counter[str] = attrs.field(factory=Counter)
     """Connections refused, by reason."""
     jobs: Counter[tuple[str, str]] = attrs.field(factory=Counter)

@@ -80,7 +80,9 @@ def _work(view: View) -> Iterator[Metric]:
     yield _FAMILIES.counters("requests", about, labels, counters.requests.items())
     about = "Time to answer by route, without polls that may wait."
     yield _FAMILIES.histograms("request_duration_seconds", about, "route", counters.request_seconds)
-    about = "From a signal, appended by any control plane, to the answer of the poll that waited for it."
+    about = (
+        "From a signal, appended by any control plane, to the poll's answer or the socket's page that waited for it."
+    )
     yield _FAMILIES.histogram("wake_duration_seconds", about, counters.wake_seconds)
     about = "Transactions by result: `ok`, `away`, `storage`, `bug`."
     yield _FAMILIES.counter("database_calls", about, "result", database.results)
@@ -89,7 +91,7 @@ def _work(view: View) -> Iterator[Metric]:
     about = "Connections refused: `all` limit, `unauthenticated` limit, invalid `proxy` header."
     yield _FAMILIES.counter("connections_refused", about, "reason", counters.refused)
     yield _FAMILIES.plain_counter("push_pages", "Pages sent on push sockets.", counters.push_pages)
-    about = "Push sockets that have ended, by close code; 1006: without a close frame, `other`: a code that is not in the protocol."
+    about = "Push sockets that have ended, by close code; 1006: without a close frame, `other`: not in the protocol."
     yield _FAMILIES.counter("push_sockets_closed", about, "code", counters.push_closes)
     about = "Questions to agents by question and result: `answered`, `refused_by_policy`, `timed_out`, …"
     yield _FAMILIES.counters("questions", about, ("question", "result"), counters.questions.items())
