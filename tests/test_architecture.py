@@ -26,10 +26,20 @@ from source_code import (
 #
 # Package or module -> what it may import besides itself; the longest matching key counts. A name allows everything
 # below it. The order is docs/architecture.md's: errors, text, lean, backoff <- model <- protocol <- store, net, logs,
-# install <- agent <- cli <- sandbox. Left never imports right.
+# install <- agent <- cli <- sandbox. Left never imports right. The modules of `plane` itself may import all of it; so only
+# they import `plane.http`.
 
 GROUND = ("errors", "text", "lean", "backoff")
 BELOW_STORE = (*GROUND, "model", "protocol")
+BELOW_PLANE = (
+    *GROUND, "model", "protocol.wire", "net.transport", "net.tls", "net.explain",
+    "net.metrics_listener", "net.prometheus", "net.challenge_listener",
+)  # fmt: skip
+IN_PLANE = (*BELOW_PLANE, "plane.clock", "plane.errors", "plane.settings", "plane.storage")
+ISSUING = (
+    *IN_PLANE, "plane.jobs", "plane.reserved_names", "plane.shared_limits", "plane.ca", "plane.devices", "plane.health",
+    "plane.issuers", "plane.certificates", "plane.orders", "plane.revocation",
+)  # fmt: skip
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "": (),
     "errors": (),
@@ -68,10 +78,24 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "install.installer": (*BELOW_STORE, "store", "install"),
     "agent": (*BELOW_STORE, "store", "net", "logs", "install"),
     "cli": (*BELOW_STORE, "store", "net", "logs", "install", "agent"),
-    "plane": (
-        *GROUND, "model", "protocol.wire", "net.transport", "net.tls", "net.explain",
-        "net.metrics_listener", "net.prometheus", "net.challenge_listener",
+    "plane": BELOW_PLANE,
+    "plane.storage": (*BELOW_PLANE, "plane.errors", "plane.devices.features", "plane.health.counters"),
+    "plane.ca": IN_PLANE,
+    "plane.acme": (*BELOW_PLANE, "plane.issuers.issuer"),
+    "plane.devices": (*IN_PLANE, "plane.ca", "plane.installs", "plane.limits", "plane.shared_limits"),
+    "plane.push": (*IN_PLANE, "plane.devices", "plane.health.counters", "plane.planes"),
+    "plane.challenges": (
+        *IN_PLANE, "plane.commands", "plane.ca", "plane.devices.features", "plane.health.problems",
+        "plane.issuers.issuer",
     ),
+    "plane.issuers": (
+        *IN_PLANE, "plane.commands", "plane.acme", "plane.ca", "plane.challenges", "plane.certificates.chains",
+    ),
+    "plane.certificates": ISSUING,
+    "plane.orders": ISSUING,
+    "plane.revocation": ISSUING,
+    "plane.health": (*IN_PLANE, "plane.core", "plane.planes"),
+    "plane.http": (*BELOW_PLANE, "plane"),
     "sandbox": (*BELOW_STORE, "store", "net", "logs", "install", "agent", "plane"),
     "__main__": ("errors", "cli", "agent.early_signals"),
 }  # fmt: skip
