@@ -1,11 +1,11 @@
-"""Fetch the material of renewals: of one certificate alone, of several with one request.
+"""Fetch the material of renewals, that of several with one request.
 
-The dispatcher reports which renewals will ask for their material (`expect`). If two or more do, and the plane has
-``batch-fetch``, the first handler that asks fetches that of all of them; the others find theirs here. Each handler waits
-within the time limit of its own signal, and an item that the plane refuses fails its own signal only.
+The dispatcher reports which renewals will need their material (`expect`). If there are two or more, and the plane has
+``batch-fetch``, the first handler fetches the material of all, and the others find theirs here. Each handler waits
+within the time limit of its own signal, and an item that the plane refuses fails only its own signal.
 
-A request for many that fails is never the failure of a certificate: for a while, each is fetched alone, as with planes
-that do not have ``batch-fetch``. Material is only kept for the signals that expected it, because a later signal may
+A failed request for many fails no certificate: for a while, each is fetched alone, as from planes without
+``batch-fetch``. Material is only kept for the signals that expected it, because a later signal may
 announce a newer one.
 """
 
@@ -22,13 +22,11 @@ from certctrl.errors import BadAnswerError, CertctrlError, NotRegisteredError, T
 from certctrl.model.certificate import DeployMaterials
 from certctrl.model.features import BATCH_FETCH
 from certctrl.net.control_plane import ControlPlane
-from certctrl.protocol.wire.certificates import Fetched
+from certctrl.protocol.wire.certificates import MOST_FETCHED, Fetched
 
 Authorized = Callable[[Callable[[str], Awaitable[Any]]], Awaitable[Any]]
 """Calls with an access token (``Agent.authorized``)."""
 
-MOST = 100
-"""Certificates per request, and materials kept."""
 FRESH_SECONDS = 60.0
 """How long a material is kept for its handler; after that, it is fetched again."""
 FIRST_PAUSE, LAST_PAUSE = 60.0, 3600.0
@@ -50,22 +48,22 @@ class Fetches:
         self._authorized = authorized
         self._known_etag = known_etag
         self._wanted: dict[int, None] = {}
-        """Certificates whose signals will ask, or have asked, in this order."""
+        """Certificates whose handlers need their material or will, in this order."""
         self._found: dict[int, _Found] = {}
         self._alone: set[int] = set()
-        """Wanted certificates that a request for many did not answer: each is fetched alone, so none is asked for again and again."""
+        """Wanted certificates that an answer for many lacked; fetched alone, so that no request is repeated forever."""
         self._asking = trio.Lock()
         """One request for many at a time, which bounds their memory."""
-        self._most = MOST
+        self._most = MOST_FETCHED
         self._failures = 0
         self._alone_until = float("-inf")
 
     def expect(self, cert_id: int) -> None:
-        """Note that the handler of a renewal will ask for its material; at most one per certificate at a time."""
+        """Note that a handler will need the material of a certificate; at most one per certificate at a time."""
         self._wanted[cert_id] = None
 
     def ended(self, cert_id: int) -> None:
-        """Note that this handler has ended, or will not run."""
+        """Note that the handler of a certificate has ended, or will not run."""
         self._wanted.pop(cert_id, None)
         self._found.pop(cert_id, None)
         self._alone.discard(cert_id)
@@ -107,19 +105,19 @@ class Fetches:
             return []
         known = self._found.keys() | self._alone
         others = [number for number in self._wanted if number != cert_id and number not in known]
-        return others[: max(0, min(self._most, MOST - len(self._found)) - 1)]
+        return others[: max(0, min(self._most, MOST_FETCHED - len(self._found)) - 1)]
 
     async def _fetch_many(self, cert_ids: Sequence[int]) -> None:
         try:
             found = await self._answer(cert_ids)
         except NotRegisteredError:
             raise
-        except CertctrlError:  # each alone will say what is wrong, if it still is
+        except CertctrlError:  # the requests for single certificates report what is wrong
             self._failures += 1
             self._most = max(2, len(cert_ids) // 2)  # perhaps too many for a slow connection
             self._alone_until = trio.current_time() + grown(FIRST_PAUSE, LAST_PAUSE, self._failures)
             return
-        self._failures, self._most = 0, min(MOST, 2 * self._most)
+        self._failures, self._most = 0, min(MOST_FETCHED, 2 * self._most)
         now = trio.current_time()
         self._found |= {number: _Found(one, now) for number, one in found.items() if number in self._wanted}
         self._alone.update(number for number in cert_ids if number in self._wanted and number not in found)

@@ -1,11 +1,11 @@
-"""Link: one push socket and what is said on it (docs/protocol.md, "Push").
+"""Link: one push socket and its messages (docs/protocol.md, "Push").
 
-One task receives and never waits for anything else: pages, answers and questions are handed on. A page waits in its
-place until the session polls, and the plane sends the next one after its ack, so there is never more than one.
+One task receives and waits for nothing else: it passes pages, answers and questions on. A page waits until the session
+polls, and the plane sends the next one after its ack, so there is never more than one.
 
-The plane is told a cursor only if the session polls with it, which it does once everything before it is durable. If
-the session polls with another one than the last page's or the acknowledged one (after a failed write, or a resync),
-`hello` begins again there.
+A cursor is acknowledged when the session polls with it, which it does once everything before it is durable. If the
+session polls with a cursor that is neither the last page's nor the acknowledged one (after a failed write, or a
+resync), a `hello` starts again there.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import trio
 from certctrl import lean
 from certctrl.agent.tokens import TokenKeeper
 from certctrl.errors import BadAnswerError, PlaneError, TransportError
+from certctrl.model.questions import MAX_OPEN
 from certctrl.net.calls import parsed_of
 from certctrl.net.stream import Closed, Pong, Stream
 from certctrl.protocol.events import BadAnswer, NoUpdates, PollAnswer, TransportFailed, Updates
@@ -29,13 +30,11 @@ ANSWER_SECONDS = 10.0
 """Seconds for the plane to answer a hello, a ping that an operator waits for, and outcomes."""
 SILENCE = (1.0, 2.0, 3.0)
 """Ping intervals without anything received: first ping, second ping, end."""
-MAX_QUESTIONS = 4
-"""Questions that are answered or wait for it."""
 QUESTION_SECONDS, QUESTIONS_BURST = 2.0, 8
 """A question is taken each so many seconds, and so many in a burst: each costs processor time and a log line."""
 _BUSY = {"error": {"key": "BUSY", "what": "too many questions at the same time"}}
 _UNKNOWN = "\0"
-"""Stands for a position that the plane has refused; no cursor is equal to it."""
+"""The position after a refusal of the plane; no cursor is equal to it."""
 
 Ask = Callable[[wire.Envelope], Awaitable[Mapping[str, Any]]]
 """Returns the data of the answer to a question."""
@@ -66,7 +65,7 @@ class Link:
         self._questions = 0
         self._questions_until = 0.0
         """When the questions of the last burst would have been taken one by one (Trio clock)."""
-        self._news = trio.Event()
+        self._changed = trio.Event()
         self._limit = 1
         self._position: str | None = _UNKNOWN  # the cursor that the plane knows to be committed
         self._page: Updates | None = None
@@ -74,7 +73,7 @@ class Link:
         self._greeting_due = False
         self._refusal: PollAnswer | None = None
         self._ping_seconds = wire.PING_SECONDS
-        self._heard_at = trio.current_time()
+        self._received_at = trio.current_time()
         self._numbers = count(1)
         self._pongs = 0
         self._replies: dict[str, _Reply] = {}
@@ -127,9 +126,11 @@ class Link:
         return self._found() or NoUpdates(None, pushed=True)
 
     async def _later(self, wait: float) -> PollAnswer:
-        """Wait for a page; a sign of life after half of the wait counts as the answer without one."""
+        """Wait for a page; anything received after half of the wait counts as an answer without one."""
         half = trio.current_time() + wait / 2
-        await self._until(lambda: self._page is not None or self._refusal is not None or self._heard_at >= half, wait)
+        await self._until(
+            lambda: self._page is not None or self._refusal is not None or self._received_at >= half, wait
+        )
         return self._found() or NoUpdates(None, pushed=True)
 
     def _found(self) -> PollAnswer | None:
@@ -147,7 +148,7 @@ class Link:
         """Wait until a condition holds or the socket has ended; return whether one of them is true in time."""
         with trio.move_on_after(seconds):
             while self.ended is None and not condition():
-                await self._news.wait()
+                await self._changed.wait()
         return self.ended is not None or condition()
 
     async def post(self, notices: Sequence[Mapping[str, Any]], schema: str) -> None:
@@ -179,7 +180,7 @@ class Link:
     # --- the socket's side ------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Receive until the socket ends; cancelled, it tells the plane that the agent goes away."""
+        """Receive until the socket ends; if cancelled, close it with 1001 (going away)."""
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._send_tokens)
@@ -199,14 +200,14 @@ class Link:
         self._wake()
 
     def _wake(self) -> None:
-        self._news.set()
-        self._news = trio.Event()
+        self._changed.set()
+        self._changed = trio.Event()
 
     async def _receive(self, nursery: trio.Nursery) -> None:
         try:
             while self.ended is None:
                 received = await self._stream.receive()
-                self._heard_at = trio.current_time()
+                self._received_at = trio.current_time()
                 if isinstance(received, Closed):
                     self.end(wire.close_event(received.code, received.reason))
                 elif isinstance(received, str):
@@ -237,7 +238,7 @@ class Link:
     def _takes_question(self) -> bool:
         """Return whether a question may be answered now, and count it."""
         now = trio.current_time()
-        if self._questions >= MAX_QUESTIONS or self._questions_until > now + (QUESTIONS_BURST - 1) * QUESTION_SECONDS:
+        if self._questions >= MAX_OPEN or self._questions_until > now + (QUESTIONS_BURST - 1) * QUESTION_SECONDS:
             return False
         self._questions_until = max(self._questions_until, now) + QUESTION_SECONDS
         return True
@@ -248,7 +249,7 @@ class Link:
 
     def _take_page(self, page: Updates) -> None:
         if self._greeting_due:
-            return  # it was on its way when the hello left; the plane sends it again
+            return  # sent before the plane received the hello; it comes again
         if self._page is not None or self._handed is not None:
             raise BadAnswerError("the control plane sends a page before the ack of the last one")
         self._page = page
@@ -273,8 +274,8 @@ class Link:
         """Send pings while nothing is received, and end a socket that stays silent."""
         sent = 0
         while True:
-            await trio.sleep_until(self._heard_at + SILENCE[sent] * self._ping_seconds)
-            silent = (trio.current_time() - self._heard_at) / self._ping_seconds + 1e-6
+            await trio.sleep_until(self._received_at + SILENCE[sent] * self._ping_seconds)
+            silent = (trio.current_time() - self._received_at) / self._ping_seconds + 1e-6
             if silent >= SILENCE[-1]:
                 self.end(
                     TransportFailed(f"nothing received on the push socket for {silent * self._ping_seconds:.0f} s")

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from certctrl.model.questions import QuestionKind
 from certctrl.protocol.events import PollAnswer
 from certctrl.protocol.steps import Poll
 
-Questions = Callable[[str], Awaitable[Any]]
-"""Answers a question of the plane by its name, as the command with this name prints it with ``--json``."""
+Questions = Callable[[QuestionKind], Awaitable[Any]]
+"""Answers a question of the plane, as the command with its name does with ``--json``."""
 
 
 class PushMode(Protocol):

@@ -1,7 +1,7 @@
 """Answer the plane's questions: read-only, within limits, and only if the host's policy allows it.
 
-Each question is a log line and an entry of the audit log. Without an answer, the plane gets a key and one line: no
-text of an unexpected error leaves the host.
+Each question is a log line and an entry of the audit log. A refusal or failure is a key and one line; the text of an
+unexpected error never leaves the host.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from certctrl.agent.log_lines import Line, log_line
 from certctrl.errors import CertctrlError, DiskError
 from certctrl.logs.redact import redact
 from certctrl.model.policy import RemoteQuestions
+from certctrl.model.questions import MAX_ANSWER, QuestionKind
 from certctrl.protocol.wire.push import Envelope
 from certctrl.text import one_line
 
-QUESTIONS = ("status", "doctor", "plan", "history")
 ANSWER_SECONDS = 30.0
-MAX_ANSWER = 200 * 1024
-"""Bytes as JSON."""
 AUDITED_EACH = 60.0
-"""Seconds in which a question of one kind and result is entered in the audit log once, so that questions do not displace
-its deployments."""
+"""Least seconds between entries of the audit log for one kind of question and result, which must not displace its
+deployments."""
 
 
 async def answer_question(agent: Agent, envelope: Envelope) -> Mapping[str, Any]:
     """Return the data of the answer to a question."""
     data = envelope.data if isinstance(envelope.data, dict) else {}
-    question = data.get("question")
-    if not isinstance(question, str) or question not in QUESTIONS or agent.questions is None:
-        name = one_line(question, 40, ascii_only=True) if isinstance(question, str) else "none"
-        answer: dict[str, Any] = _error("UNKNOWN_QUESTION", f"this agent answers {', '.join(QUESTIONS)}")
+    asked = data.get("question")
+    question = QuestionKind(asked) if isinstance(asked, str) and asked in tuple(QuestionKind) else None
+    if question is None or agent.questions is None:
+        name = one_line(asked, 40, ascii_only=True) if isinstance(asked, str) else "none"
+        answer: dict[str, Any] = _error("UNKNOWN_QUESTION", f"this agent answers {', '.join(QuestionKind)}")
     elif agent.policy.remote_questions is RemoteQuestions.OFF:
-        name, answer = question, _error("REFUSED_BY_POLICY", 'policy.json has "remote_questions": "off"')
+        name, answer = question.value, _error("REFUSED_BY_POLICY", 'policy.json has "remote_questions": "off"')
     else:
-        name, answer = question, await _answered(agent, question, _seconds(agent, data.get("expires_ms")))
+        name = question.value
+        answer = await _answered(agent, question, _seconds(agent, data.get("expires_ms")))
     await _record(agent, name, answer)
     return answer
 
@@ -51,7 +51,7 @@ def _seconds(agent: Agent, expires_ms: object) -> float:
     return min(expires_ms / 1000 - agent.plane.server_now(), ANSWER_SECONDS)
 
 
-async def _answered(agent: Agent, question: str, seconds: float) -> dict[str, Any]:
+async def _answered(agent: Agent, question: QuestionKind, seconds: float) -> dict[str, Any]:
     assert agent.questions is not None
     found: Any = None
     with trio.move_on_after(max(seconds, 0.0)) as late:
@@ -97,7 +97,7 @@ async def _record(agent: Agent, question: str, answer: Mapping[str, Any]) -> Non
         log_line(agent.log, Line.QUESTION_REFUSED, question=question, key=error["key"], why=error["what"])
     outcome = "answered" if error is None else "refused"
     agent.counters.questions[outcome] += 1
-    key, now = f"{question if question in QUESTIONS else 'unknown'} {outcome}", trio.current_time()
+    key, now = f"{question if question in tuple(QuestionKind) else 'unknown'} {outcome}", trio.current_time()
     if now - agent.audited.get(key, -AUDITED_EACH) < AUDITED_EACH:
         return
     agent.audited[key] = now

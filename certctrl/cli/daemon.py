@@ -12,6 +12,7 @@ from certctrl.cli.runtime import report, run
 if TYPE_CHECKING:
     from certctrl.agent.push_mode import Questions
     from certctrl.cli.invocation import Invocation
+    from certctrl.model.questions import QuestionKind
     from certctrl.store.layout import ConfigDir
 
 
@@ -60,9 +61,9 @@ def _keep_running(invoked: Invocation) -> int:
 
 
 def late_questions(invoked: Invocation, layout: ConfigDir) -> Questions:
-    """Return what answers the control plane's questions, loaded with the first one."""
+    """Return a function that answers the control plane's questions, loaded with the first one."""
 
-    async def answer(question: str) -> Any:
+    async def answer(question: QuestionKind) -> Any:
         from certctrl.cli.questions import answer_of
 
         return await answer_of(invoked, layout, question)

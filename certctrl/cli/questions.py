@@ -1,15 +1,17 @@
-"""The daemon's answers to the control plane's questions: what the commands with these names print with ``--json``.
+"""Answer the control plane's questions to the daemon, as the commands of these names do with ``--json``.
 
-Each is made in a thread, as in a process of its own: it asks the daemon through the control socket and reads files, and
-the daemon goes on meanwhile.
+Each runs in a thread, like a separate process: it asks the daemon through the control socket and reads files, while the
+daemon continues.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, assert_never
 
 import trio
+
+from certctrl.model.questions import QuestionKind
 
 if TYPE_CHECKING:
     from certctrl.cli.invocation import Invocation
@@ -24,24 +26,26 @@ NEWEST = 100
 _one_thread = trio.CapacityLimiter(1)
 
 
-async def answer_of(invoked: Invocation, layout: ConfigDir, question: str) -> Any:
-    """Return the answer to a question by its name, as plain JSON. Raises CertctrlError."""
+async def answer_of(invoked: Invocation, layout: ConfigDir, question: QuestionKind) -> Any:
+    """Return the answer to a question as plain JSON. Raises CertctrlError."""
     made = partial(_answer, invoked, layout, question)
     return await trio.to_thread.run_sync(made, abandon_on_cancel=True, limiter=_one_thread)
 
 
-def _answer(invoked: Invocation, layout: ConfigDir, question: str) -> Any:
+def _answer(invoked: Invocation, layout: ConfigDir, question: QuestionKind) -> Any:
     match question:
-        case "status":
+        case QuestionKind.STATUS:
             return _status(layout)
-        case "plan":
+        case QuestionKind.PLAN:
             return _plan(layout)
-        case "doctor":
+        case QuestionKind.DOCTOR:
             return {"findings": _findings(invoked, layout)}
-        case _:
+        case QuestionKind.HISTORY:
             from certctrl.cli.facts import past_deployments
 
             return {"entries": past_deployments(layout)[-NEWEST:]}
+        case other:
+            assert_never(other)
 
 
 def _status(layout: ConfigDir) -> dict[str, Any]:

@@ -20,6 +20,10 @@ class SentAs:
     ref: Mapping[str, Any]
 
 
+MOST_IN_BATCH = 100
+"""Certificates of an atomic batch."""
+
+
 @lean.frozen(kw_only=True)
 class AtomicBatch:
     """The batch of a renewal: its certificates are switched together on a host, or none of them is."""

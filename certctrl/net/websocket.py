@@ -1,15 +1,14 @@
 """WebSocket: the client's side of RFC 6455 on an upgraded connection. Only push mode imports it.
 
-No extension is offered, so nothing is compressed. Messages are bounded in bytes and fragments, and frames per second
-in number, so that no peer makes the agent collect or answer without end. A send has a time limit: a peer that does not
-read ends its socket, and never blocks the agent.
+No extension is offered, so nothing is compressed. The bytes and fragments of a message and the frames per time are
+bounded, so that no peer can use up memory or processor time. A send has a time limit: a peer that does not read loses
+its socket, and never blocks the agent.
 """
 
 from __future__ import annotations
 
 import base64
 import contextlib
-import hashlib
 import os
 from collections import deque
 from collections.abc import Mapping
@@ -21,20 +20,19 @@ from wsproto.connection import ConnectionState, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, Message, TextMessage
 from wsproto.events import Ping as PingFrame
 from wsproto.events import Pong as PongFrame
-from wsproto.utilities import LocalProtocolError
+from wsproto.utilities import LocalProtocolError, generate_accept_token
 
 from certctrl.errors import BadAnswerError, TransportError
 from certctrl.net.stream import Closed, Connection, Ping, Pong
 from certctrl.text import one_line
 
 SEND_SECONDS = 10.0
-"""How long the peer may not read before its socket is closed."""
+"""Seconds after which the socket of a peer that does not read is closed."""
 CLOSE_SECONDS = 0.5
 MAX_FRAGMENTS = 1000
 """Of one message."""
 MAX_FRAMES, FRAME_SECONDS = 1000, 10.0
 """Frames, including fragments, pings and pongs, in this time."""
-_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 
 class Handshake:
@@ -56,7 +54,7 @@ class Handshake:
 
     def check(self, headers: Mapping[str, str], place: str) -> None:
         """Check the headers of a 101 answer. Raises BadAnswerError."""
-        accept = base64.b64encode(hashlib.sha1(self._key + _GUID, usedforsecurity=False).digest()).decode("ascii")
+        accept = generate_accept_token(self._key).decode("ascii")
         tokens = [token.strip().lower() for token in headers.get("connection", "").split(",")]
         why = ""
         if headers.get("upgrade", "").strip().lower() != "websocket" or "upgrade" not in tokens:
@@ -140,7 +138,7 @@ class WebSocket:
                 await self._take(event)
         except LocalProtocolError:
             self._received.append(Closed(1006))  # data after the close frame
-        except (AssertionError, ValueError, KeyError, TypeError) as error:  # the parser met something unforeseen
+        except (AssertionError, ValueError, KeyError, TypeError) as error:  # input that the parser does not expect
             await self._violated(1002, type(error).__name__)
 
     def _count(self, event: Event) -> None:

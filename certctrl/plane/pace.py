@@ -1,7 +1,7 @@
-"""Pace: how long polls are held, and when devices return to a control plane that stops.
+"""Pace: choose how long polls are held, and when devices return to a control plane that stops.
 
-One signal to all devices answers all held polls within a second or two. If each of the next ones were held for its
-whole wait, all would end together, and so on forever.
+One signal to all devices ends all held polls within a second or two. If each next poll were held for its whole wait, all
+would end together again, forever.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import random as random_module
 from collections.abc import Callable
 
-LEAST_HELD = 0.7
-"""Part of its wait for which a poll is held at least."""
+from certctrl.protocol.wire.poll import LEAST_HELD
+
 FIRST_RETURN, LAST_RETURN = 5, 25
-"""Seconds after which devices return to a control plane that stops: longer than most restarts take, and spread."""
+"""Bounds in seconds of the time after which devices return to a control plane that stops; most restarts are shorter."""
 
 
 class Pace:

@@ -26,14 +26,13 @@ from certctrl.model.config import ApplicationConfig, PollMode, Recovery
 from certctrl.protocol import steps
 from certctrl.protocol.breaker import PROBE_FIRST, CircuitBreaker
 from certctrl.protocol.events import NoUpdates, Updates
+from certctrl.protocol.wire.poll import LEAST_HELD
 
 _BURST = 5
 _ON_THE_WAY = 1.0
 """Upper bound in seconds for the time between sending a poll and the plane counting it."""
 _RETURN_SPREAD = 25.0
 """Seconds over which retries after a lost connection are spread, at least, unless polls are held."""
-_LEAST_HELD = 0.7
-"""Part of its wait for which a control plane holds a poll at least."""
 _HELD = 1.0
 """Seconds from which a poll that failed was certainly held before."""
 _MOST_CUT = 2
@@ -129,7 +128,7 @@ class Schedule:
             return longest
         self._in_phase = False
         interval = self.breaker.base * (1 + self.config.poll_jitter)
-        least = min(math.ceil(interval / _LEAST_HELD), longest)  # a shorter one would be followed by a pause
+        least = min(math.ceil(interval / LEAST_HELD), longest)  # a shorter one would be followed by a pause
         return least + int(self._random() * (longest - least + 1))
 
     def _may_be_held(self, now: float) -> bool:

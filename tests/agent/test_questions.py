@@ -10,9 +10,10 @@ import trio
 from push_world import FakeStream, Scene, greeting, make_agent
 from trio.testing import MockClock
 
-from certctrl.agent.questions import MAX_ANSWER, answer_question
+from certctrl.agent.questions import answer_question
 from certctrl.errors import DiskError, TransportError
 from certctrl.model.policy import HostPolicy, RemoteQuestions
+from certctrl.model.questions import MAX_ANSWER
 from certctrl.protocol.wire import push as wire
 from certctrl.protocol.wire.push import Envelope
 

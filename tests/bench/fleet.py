@@ -29,7 +29,7 @@ from fleet_rig import (
 from fleet_waves import LONGEST, Figures, full_speed, idle, publish_to_all, to_one, wave
 from measure import percentile, row, wait_quiet
 
-from certctrl.plane.pace import LEAST_HELD
+from certctrl.protocol.wire.poll import LEAST_HELD
 
 AGENTS = "CERTCTRL_BENCH_AGENTS"
 WORKERS = 3

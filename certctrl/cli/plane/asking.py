@@ -1,4 +1,4 @@
-"""``plane ask``: what a live agent says about its host."""
+"""``plane ask``: ask the live agent of a device about its host."""
 
 from __future__ import annotations
 
@@ -10,34 +10,32 @@ import typer
 from certctrl.cli.output import write_json, write_line, write_problems
 from certctrl.cli.plane.connection import OperatorApi, call_plane, shared_options, show
 from certctrl.errors import UsageError
-from certctrl.text import nearest
-
-QUESTIONS = ("status", "doctor", "plan", "history")
-_LONGEST_SECONDS = 25
+from certctrl.model.questions import LONGEST_SECONDS, QuestionKind
+from certctrl.text import counted, nearest
 
 
 def ask(
     ctx: typer.Context,
     device: Annotated[str, typer.Argument(metavar="ID|NAME", help="The device.")],
-    question: Annotated[str, typer.Argument(metavar="QUESTION", help=f"One of {', '.join(QUESTIONS)}.")],
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help=f"One of {', '.join(QuestionKind)}.")],
     timeout: Annotated[
         int,
-        typer.Option("--timeout", metavar="SECONDS", min=1, max=_LONGEST_SECONDS, help="Time limit for the answer."),
+        typer.Option("--timeout", metavar="SECONDS", min=1, max=LONGEST_SECONDS, help="Time limit for the answer."),
     ] = 15,
 ) -> None:
     """Ask the live agent of a device about its host.
 
-    It answers to status, doctor, plan and history. The answer is that of the command of this name at the host; nothing changes there. The agent must be connected by
-    push ("poll_mode": "push"), and its policy.json may refuse ("remote_questions": "off"). The control plane records who
-    asked what, and the host logs it.
+    Questions are status, doctor, plan and history. The answer is that of the command of this name on the host, where
+    nothing changes. The agent must be connected by push ("poll_mode": "push"), and its policy.json may refuse questions
+    ("remote_questions": "off"). The control plane records who asked what, and the host logs it.
 
     \b
     cert-ctrl plane ask --data /var/lib/plane web-1 status
     cert-ctrl plane ask --data /var/lib/plane web-1 doctor --json
     """
-    if question not in QUESTIONS:
-        meant = nearest(question, QUESTIONS)
-        fix = f"did you mean {meant}?" if meant else f"ask for {', '.join(QUESTIONS)}"
+    if question not in tuple(QuestionKind):
+        meant = nearest(question, tuple(QuestionKind))
+        fix = f"did you mean {meant}?" if meant else f"ask for {', '.join(QuestionKind)}"
         raise UsageError(f"agents do not answer {question!r}", fix=fix)
 
     async def request(api: OperatorApi) -> Any:
@@ -49,8 +47,8 @@ def ask(
         show(ctx, record, "")
         return
     try:
-        lines = _VIEWS[question](record["answer"])
-    except (KeyError, TypeError, ValueError, AttributeError):  # of an agent of another version
+        lines = _VIEWS[QuestionKind(question)](record["answer"])
+    except (KeyError, TypeError, ValueError, AttributeError):  # an agent of another version
         write_json(record["answer"])
         return
     for line in lines:
@@ -70,7 +68,7 @@ def _doctor(answer: dict[str, Any]) -> Sequence[str]:
         lines.append(f"{one['level']:<4}  {one['check']}: {one['what']}")
         lines += [f"      fix: {one['fix']}"] if one.get("fix") else []
     bad, odd = (sum(one["level"] == level for one in findings) for level in ("FAIL", "WARN"))
-    return [*lines, "", f"{len(findings)} findings: {bad} failure{'s' * (bad != 1)}, {odd} warning{'s' * (odd != 1)}"]
+    return [*lines, "", f"{counted(len(findings), 'finding')}: {counted(bad, 'failure')}, {counted(odd, 'warning')}"]
 
 
 def _plan(answer: dict[str, Any]) -> Sequence[str]:
@@ -86,9 +84,9 @@ def _history(answer: dict[str, Any]) -> Sequence[str]:
     return ()
 
 
-_VIEWS: dict[str, Callable[[dict[str, Any]], Sequence[str]]] = {
-    "status": _status,
-    "doctor": _doctor,
-    "plan": _plan,
-    "history": _history,
+_VIEWS: dict[QuestionKind, Callable[[dict[str, Any]], Sequence[str]]] = {
+    QuestionKind.STATUS: _status,
+    QuestionKind.DOCTOR: _doctor,
+    QuestionKind.PLAN: _plan,
+    QuestionKind.HISTORY: _history,
 }

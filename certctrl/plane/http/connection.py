@@ -221,7 +221,7 @@ class _Exchange:
         self._begun = self._ended = self._read = False
         self._awaits_100 = request.expects_100
         self.switch: Callable[[Connection], Awaitable[None]] | None = None
-        """What follows a response with status 101."""
+        """The next protocol after a response with status 101."""
 
     async def run(self) -> None:
         """Let the application answer; an exception before its response becomes a 500, later it ends the connection."""

@@ -1,7 +1,7 @@
 """Conversation: one device on its push socket, in the task of its connection.
 
-At most one page is on its way: the next one is read after the agent has confirmed it. A wake makes the conversation
-read what there is for its device; between wakes it waits for a message, and nothing is kept for it.
+At most one page is on its way; the next one is read after its ack. A wake makes the conversation read pages and
+questions for its device. Between wakes it waits for a message, and nothing is kept for it.
 """
 
 from __future__ import annotations
@@ -19,47 +19,20 @@ from certctrl.plane.devices.sessions import DeviceSession
 from certctrl.plane.errors import ErrorResponse, bad_request, invalid_token
 from certctrl.plane.http import bodies
 from certctrl.plane.http.bodies import body_of
-from certctrl.plane.http.envelopes import (
-    ACK,
-    ANSWER,
-    ERROR,
-    FRESH,
-    FRESH_ACK,
-    HELLO,
-    HELLO_ACK,
-    OUTCOMES,
-    OUTCOMES_ACK,
-    QUESTION,
-    SIGNAL,
-    Envelope,
-    envelope,
-    read_envelope,
-)
 from certctrl.plane.http.middleware import error_response_of
-from certctrl.plane.http.websocket import (
-    ABNORMAL,
-    INVALID,
-    OVERLOAD,
-    PING_SECONDS,
-    POLICY,
-    PROTOCOL_ERROR,
-    RESTART,
-    WebSocket,
-)
+from certctrl.plane.http.reading import parsed_json
+from certctrl.plane.http.websocket import ABNORMAL, INVALID, POLICY, PROTOCOL_ERROR, WebSocket
 from certctrl.plane.push.hub import Hello, OpenSocket, Wanted
 from certctrl.plane.push.questions import Question, reply_of
 from certctrl.plane.push.sockets import Socket
 from certctrl.plane.storage.signal_stream import Page, Waiter
+from certctrl.protocol.wire import push as wire
+from certctrl.protocol.wire.push import Envelope
 
-TOKEN_EXPIRED = 4401
-DEVICE_REVOKED = 4403
-REPLACED = 4409
-LARGEST_PAGE = 1024 * 1024
-"""Bytes of a page."""
 _HELLO_SECONDS = 10.0
 _RETRY_SECONDS = 5.0
-"""Pause until what could not be read is read again."""
-_ENDS = {401: TOKEN_EXPIRED, 403: DEVICE_REVOKED}
+"""Pause after a failure to read from the database."""
+_ENDS = {401: wire.TOKEN_ENDED, 403: wire.DEVICE_IS_REVOKED}
 
 
 class Conversation:
@@ -93,9 +66,9 @@ class Conversation:
         self._text: str | None = None
 
     @property
-    def heard_at(self) -> float:
+    def received_at(self) -> float:
         """When bytes arrived last (Trio clock)."""
-        return self._socket.heard_at
+        return self._socket.received_at
 
     def wake(self) -> None:
         """Make it read again."""
@@ -116,11 +89,11 @@ class Conversation:
     async def _step(self) -> None:
         """Send what is due, otherwise wait for a message or a wake."""
         if self._plane.draining:
-            await self._socket.close_for(RESTART, self._plane.pace.return_seconds())
+            await self._socket.close_for(wire.RESTART, self._plane.pace.return_seconds())
         elif self._opened.replaced:
-            await self._socket.close(REPLACED, "replaced by a newer connection")
+            await self._socket.close(wire.REPLACED, "replaced by a newer connection")
         elif self._due and self._greeted:
-            await self._send_news()
+            await self._send_waiting()
         else:
             self._text = None
             parked = "" if self._sent is not None or self.cursor is None else self.cursor
@@ -143,13 +116,13 @@ class Conversation:
         if not self._greeted and now >= self._hello_by:
             await self._socket.close(POLICY, "no hello in time")
         elif self._plane.wall_now() >= self._expires_at:
-            await self._socket.close(TOKEN_EXPIRED, "the access token has expired")
+            await self._socket.close(wire.TOKEN_ENDED, "the access token has expired")
         elif now >= self._retry_at:
             self._retry_at, self._due = inf, True
 
     # --- to the agent ---------------------------------------------------------------------------------------------
 
-    async def _send_news(self) -> None:
+    async def _send_waiting(self) -> None:
         """Send the next page, unless one is on its way, and new questions."""
         self._due, self._missed = False, self._sent is not None
         opened = self._opened
@@ -160,19 +133,19 @@ class Conversation:
             behind=self._behind,
         )
         try:
-            news = await self._push.next(opened.session, wanted)
+            found = await self._push.next(opened.session, wanted)
         except ErrorResponse as error:
             await self._refuse(error)
             return
         except CertctrlError:  # keep waiting, as polls do while the database is away
             self._retry_at, self._missed = trio.current_time() + _RETRY_SECONDS, True
             return
-        if news.replaced:
+        if found.replaced:
             opened.replaced = True
             return
-        await self._send_questions(news.questions)
-        if news.page is not None:
-            await self._send_page(news.page, waited=not self._behind)
+        await self._send_questions(found.questions)
+        if found.page is not None:
+            await self._send_page(found.page, waited=not self._behind)
 
     async def _send_questions(self, questions: tuple[Question, ...]) -> None:
         """Send the questions that have not been sent, and forget those that have ended."""
@@ -180,7 +153,7 @@ class Conversation:
         for one in questions:
             if one.id not in before:
                 data = {"question": one.kind, "expires_ms": int(one.expires_at * 1000)}
-                await self._socket.send(envelope(QUESTION, data, str(one.id)))
+                await self._socket.send(wire.envelope_text(wire.QUESTION, id=str(one.id), data=data))
 
     async def _send_page(self, page: Page, *, waited: bool) -> None:
         """Send a page with signals; one that is too large is read again, shorter."""
@@ -189,8 +162,8 @@ class Conversation:
         if not count:
             return
         data = {"cursor": page.cursor, "signals": page.signals, "more": self._behind}
-        text = envelope(SIGNAL, data, page.cursor)
-        if count > 1 and len(text.encode()) > LARGEST_PAGE:
+        text = wire.envelope_text(wire.SIGNALS, id=page.cursor, data=data)
+        if count > 1 and len(text.encode()) > wire.MAX_RECEIVED:
             self._part, self._due, self._behind = count // 2, True, True
             return
         self._part, self._sent = self._limit, page.cursor
@@ -206,23 +179,26 @@ class Conversation:
         if code is not None:
             await self._socket.close(code, error.key)
             return
-        if message is None or message.type == HELLO:  # no pages until the next hello
+        if message is None or message.type == wire.HELLO:  # no pages until the next hello
             self.cursor = self._sent = None
+        await self._send_error(error, "" if message is None else message.id)
+
+    async def _send_error(self, error: ErrorResponse, number: str) -> None:
         data = {"status": error.status, "error": error.body()}
-        await self._socket.send(envelope(ERROR, data, "" if message is None else message.id))
+        await self._socket.send(wire.envelope_text(wire.ERROR, id=number, data=data))
 
     # --- from the agent -------------------------------------------------------------------------------------------
 
     async def _take(self, text: str) -> None:
         """Handle a message."""
         try:
-            message = read_envelope(text)
-        except (ValueError, ErrorResponse):
+            message = wire.envelope_of(parsed_json(text))
+        except (ValueError, CertctrlError):
             await self._socket.close(INVALID, "not a JSON object with a type")
             return
         handle = self._handlers().get(message.type)
-        if not self._greeted and message.type != HELLO:
-            await self._socket.close(PROTOCOL_ERROR, f"send {HELLO} first")
+        if not self._greeted and message.type != wire.HELLO:
+            await self._socket.close(PROTOCOL_ERROR, f"send {wire.HELLO} first")
         elif handle is not None:
             try:
                 if handle in (self._on_hello, self._on_outcomes, self._on_token) and not isinstance(message.data, dict):
@@ -234,18 +210,18 @@ class Conversation:
                 self._plane.storage_check.note_failure(error)
                 answer = error_response_of(error)
                 await self._refuse(answer, message)
-                if message.type == HELLO:
+                if message.type == wire.HELLO:
                     await self._socket.close_for(
-                        OVERLOAD, (answer.retry_after or 0.0) + self._plane.pace.return_seconds()
+                        wire.OVERLOAD, (answer.retry_after or 0.0) + self._plane.pace.return_seconds()
                     )
 
     def _handlers(self) -> dict[str, Callable[[Envelope], Awaitable[None]]]:
         return {
-            HELLO: self._on_hello,
-            ACK: self._on_ack,
-            OUTCOMES: self._on_outcomes,
-            FRESH: self._on_token,
-            ANSWER: self._on_answer,
+            wire.HELLO: self._on_hello,
+            wire.ACK: self._on_ack,
+            wire.OUTCOMES: self._on_outcomes,
+            wire.TOKEN: self._on_token,
+            wire.ANSWER: self._on_answer,
         }
 
     async def _on_hello(self, message: Envelope) -> None:
@@ -260,12 +236,13 @@ class Conversation:
         if greeting.refusal is not None:
             raise greeting.refusal
         self.cursor, self._sent, self._behind = greeting.position, None, False
-        await self._socket.send(envelope(HELLO_ACK, {"resume_token": greeting.position, "ping_seconds": PING_SECONDS}))
+        data = {"resume_token": greeting.position, "ping_seconds": wire.PING_SECONDS}
+        await self._socket.send(wire.envelope_text(wire.HELLO_ACK, data=data))
         await self._send_page(greeting.page, waited=False)
         self._due = True  # there may be questions
 
     async def _on_ack(self, message: Envelope) -> None:
-        """Take the confirmation of the page on its way."""
+        """Accept the ack of the page on its way."""
         if message.id == self._sent:
             self.cursor, self._sent = self._sent, None
             self._due = self._due or self._behind or self._missed
@@ -282,7 +259,7 @@ class Conversation:
         if len(report.events) > FEW_EVENTS:
             self._plane.take_costly(self._opened.session.device_id)
         await self._push.store(self._opened.session, report.events)
-        await self._socket.send(envelope(OUTCOMES_ACK, name=message.id))
+        await self._socket.send(wire.envelope_text(wire.OUTCOMES_ACK, id=message.id))
 
     async def _on_token(self, message: Envelope) -> None:
         """Continue with a fresh token; a refused one changes nothing, unless the device is revoked."""
@@ -294,11 +271,10 @@ class Conversation:
         except ErrorResponse as error:
             if error.status != 401:
                 raise
-            data = {"status": error.status, "error": error.body()}
-            await self._socket.send(envelope(ERROR, data, message.id))
+            await self._send_error(error, message.id)
             return
         self._opened.session, self._expires_at = session, self._plane.sessions.expires_at(token)
-        await self._socket.send(envelope(FRESH_ACK, name=message.id))
+        await self._socket.send(wire.envelope_text(wire.TOKEN_ACK, id=message.id))
 
     async def _on_answer(self, message: Envelope) -> None:
         """Store the answer to a question that was sent; others are ignored."""

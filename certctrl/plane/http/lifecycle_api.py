@@ -71,11 +71,11 @@ class LifecycleApi:
         return data_answer(await self._plane.work(self._plane.batches.mark, user_id, body.name, body.cert_ids))
 
     async def batches(self, request: Request) -> Response:
-        """Return the batches that have not left, because certificates of them are not issued."""
+        """Return the batches that wait for certificates."""
         return data_answer(await self._plane.work(self._plane.batches.open_batches, number(request, "uid")))
 
     async def dissolve(self, request: Request) -> Response:
-        """Deliver what a batch has, each certificate by itself."""
+        """Deliver the issued certificates of a batch separately."""
         user_id, batch = number(request, "uid"), request.path_params["name"]
         return data_answer(await self._plane.work_long(self._plane.batches.dissolve, user_id, batch))
 

@@ -20,6 +20,7 @@ from certctrl.plane.health.problems import ProblemName
 from certctrl.plane.health.storage_check import MAX_BACKLOG, problem_of
 from certctrl.plane.http.answers import error_answer
 from certctrl.plane.http.reading import bearer_token
+from certctrl.protocol.wire.push import STREAM_PATH
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -34,8 +35,6 @@ _RETRY_AFTER = {ProblemName.DATABASE_AWAY: 5, ProblemName.DATABASE_LOCKED: 5}
 _DRAIN_SECONDS = 5.0
 _OVERLOAD_RETRY = (5, 10)
 HEALTH = "/health"
-STREAM = "/apiv1/devices/self/stream"
-"""The one path that offers WebSockets."""
 WEBSOCKET = "certctrl.websocket"
 """Key of the extensions of a scope whose request asks for a WebSocket."""
 SWITCH = "certctrl.switch"
@@ -67,8 +66,8 @@ class Middleware:
         try:
             if scope["http_version"] not in _VERSIONS:
                 raise HTTPException(505, "Use HTTP/1.1")
-            if WEBSOCKET in scope.get("extensions", ()) and scope["path"] != STREAM:
-                raise bad_request(f"This server offers WebSockets at {STREAM} only")
+            if WEBSOCKET in scope.get("extensions", ()) and scope["path"] != STREAM_PATH:
+                raise bad_request(f"This server offers WebSockets at {STREAM_PATH} only")
             self._refuse_if_overloaded(scope)
             await self._inner(scope, exchange.receive, exchange.send)
         except Exception as error:

@@ -74,7 +74,7 @@ class Server:
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         files = 2 * CONNECTIONS if files == resource.RLIM_INFINITY else files
         self._most = min(CONNECTIONS, max(files - _OTHER_FILES, files // 2))
-        # Without TLS nobody authenticates: both servers together must leave files to the database.
+        # Without TLS, no client authenticates: both servers together must leave files to the database.
         share = files // 8 if context is None else files // 2
         self._unauthenticated = UnauthenticatedConnections(
             min(UNAUTHENTICATED_PER_ADDRESS, share // 2), min(UNAUTHENTICATED_TOTAL, share), trio.current_time

@@ -1,7 +1,7 @@
-"""Hand over an address from one process to the next: sockets of a service manager, and ports that are shared.
+"""Hand over an address from one process to the next: sockets of a service manager, and shared ports.
 
-A process that ends resets the connections that wait in its own queue. So none may wait there: either the queue belongs
-to a socket that another process keeps open, or new connections have gone to the next process for some time.
+A process that ends resets the connections that wait in its queue. So none may wait there: either the queue belongs to a
+socket that another process keeps open, or new connections already go to the next process.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ that, there is no socket 1, and the kernel chooses by itself."""
 
 @lean.frozen(kw_only=True)
 class HandOver:
-    """How a control plane shares its address with the process before and after it."""
+    """How a control plane shares its address with the previous and the next process."""
 
     stays_open: bool = False
     """Whether another process keeps the sockets open."""
     patience: float = 0.0
-    """Seconds to wait until the process before has left the data directory."""
+    """Seconds to wait until the previous process has left the data directory."""
 
 
 def take_over(sock: socket.socket) -> None:

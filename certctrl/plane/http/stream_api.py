@@ -18,13 +18,12 @@ from certctrl.plane.http.authentication import Authenticator, ForDevices, addres
 from certctrl.plane.http.bodies import read_as
 from certctrl.plane.http.connection import Connection
 from certctrl.plane.http.conversation import Conversation
-from certctrl.plane.http.envelopes import PROTOCOL
-from certctrl.plane.http.middleware import STREAM
 from certctrl.plane.http.reading import bearer_token, clean_line, whole_number
 from certctrl.plane.http.routing import DEVICE, Endpoint, routes_of, user_and_device
 from certctrl.plane.http.upgrade import VERSION, Upgrade, check_handshake
 from certctrl.plane.http.websocket import WebSocket
 from certctrl.plane.limits import plain_address
+from certctrl.protocol.wire.push import STREAM_PATH, SUBPROTOCOL
 
 _QUESTIONS = f"{DEVICE}/questions"
 
@@ -39,7 +38,7 @@ class StreamApi:
 
     def device_routes(self) -> list[Route]:
         """Return the routes of devices."""
-        return [Route(STREAM, self.stream)]
+        return [Route(STREAM_PATH, self.stream)]
 
     def operator_routes(self) -> list[Route]:
         """Return the routes of operators."""
@@ -53,7 +52,7 @@ class StreamApi:
         """Open the push socket of a device."""
         plane = self._plane
         try:
-            check_handshake(request, PROTOCOL)
+            check_handshake(request, SUBPROTOCOL)
         except ErrorResponse as error:
             answer = error_answer(error)
             answer.headers["sec-websocket-version"] = VERSION
@@ -64,7 +63,7 @@ class StreamApi:
         session, _ = await self._authenticator.as_device_alike(request, self._opens, None)
         copied = await plane.clones.note(session, clean_line(request.headers.get("cert-ctrl-instance", ""), 64))
         run = partial(_converse, plane, session, plane.sessions.expires_at(token), address_of(request))
-        return Upgrade(request, PROTOCOL, run, {"cert-ctrl-copies": "suspected"} if copied else {})
+        return Upgrade(request, SUBPROTOCOL, run, {"cert-ctrl-copies": "suspected"} if copied else {})
 
     async def questions(self, request: Request) -> Response:
         """Return the last questions to a device, the newest first, without answers; ``?limit=`` 1 to 1000."""

@@ -1,7 +1,7 @@
 """WebSocket: the server's side of a WebSocket, in the task that reads it.
 
-Whole messages come out, within limits of size, rate and time; pings are answered and sent here. Nothing is kept while
-it is idle but the state of the framing, and nothing is queued for a client that does not read.
+It returns whole messages, within limits of size, rate and time, and answers and sends pings. While idle, it keeps only
+the state of the framing, and it queues nothing for a client that does not read.
 """
 
 from __future__ import annotations
@@ -15,16 +15,14 @@ from wsproto.events import BytesMessage, CloseConnection, Event, Ping, TextMessa
 
 from certctrl.plane.errors import ErrorResponse
 from certctrl.plane.http.reading import arriving
+from certctrl.protocol.wire.push import MAX_SENT, OVERLOAD, PING_SECONDS
 
-LARGEST_MESSAGE = 256 * 1024
-"""Bytes of a client's message."""
 MESSAGE_SECONDS = 15.0
 """Time limit for a message, from its first byte."""
 FRAMES_PER_SECOND = 50.0
 FRAMES_BURST = 200.0
-PING_SECONDS = 25.0
 _FIRST_PING_SECONDS = 1.2 * PING_SECONDS
-"""Clients ping after `PING_SECONDS`: those that do spare the server its own pings."""
+"""Clients ping after `PING_SECONDS`, so that the server usually need not."""
 _PINGS = 2
 """Pings without an answer, after which the connection is dead."""
 _LINGER_SECONDS = 2.0
@@ -40,8 +38,6 @@ UNSUPPORTED = 1003
 INVALID = 1007
 POLICY = 1008
 TOO_BIG = 1009
-RESTART = 1012
-OVERLOAD = 1013
 
 
 class Carrier(Protocol):
@@ -96,9 +92,9 @@ class WebSocket:
         self._frames = Connection(ConnectionType.SERVER, trailing_data=received)
         self._boundary = _Boundary()
         self._boundary.feed(received)
-        self.heard_at = trio.current_time()
+        self.received_at = trio.current_time()
         """When bytes arrived last (Trio clock)."""
-        self._ping_at = self.heard_at + _FIRST_PING_SECONDS
+        self._ping_at = self.received_at + _FIRST_PING_SECONDS
         self._pings = 0
         """Pings since then."""
         self._parts: list[str] | None = None
@@ -106,7 +102,7 @@ class WebSocket:
         self._size = 0
         self._begun_at = 0.0
         self._tokens = FRAMES_BURST
-        self._counted_at = self.heard_at
+        self._counted_at = self.received_at
         self.closed: int | None = None
         """The close code, ours or the client's; None while it is open."""
 
@@ -155,8 +151,8 @@ class WebSocket:
         is_slow = self._parts is not None and slow < self._ping_at
         with trio.CancelScope(deadline=slow if is_slow else self._ping_at):
             data = await self._carrier.receive_some()
-            self.heard_at, self._pings = trio.current_time(), 0
-            self._ping_at = self.heard_at + _FIRST_PING_SECONDS
+            self.received_at, self._pings = trio.current_time(), 0
+            self._ping_at = self.received_at + _FIRST_PING_SECONDS
             if not data:
                 self.closed = ABNORMAL
             elif len(data) == _EMPTY_BYTES and data[:2] in (_EMPTY_PING, _EMPTY_PONG) and self._boundary.is_at_end:
@@ -197,7 +193,7 @@ class WebSocket:
         data = event.data
         size = len(data) if data.isascii() else len(data.encode())
         if self._parts is None:
-            if event.message_finished and size <= LARGEST_MESSAGE:
+            if event.message_finished and size <= MAX_SENT:
                 return data
             self._parts, self._begun_at = [], trio.current_time()
         self._size += size
@@ -206,8 +202,8 @@ class WebSocket:
         except ErrorResponse as error:
             await self.close_for(OVERLOAD, error.retry_after or 0.0)
             return None
-        if self._size > LARGEST_MESSAGE:
-            await self.close(TOO_BIG, f"a message has at most {LARGEST_MESSAGE} bytes")
+        if self._size > MAX_SENT:
+            await self.close(TOO_BIG, f"a message has at most {MAX_SENT} bytes")
             return None
         self._parts.append(data)
         if not event.message_finished:

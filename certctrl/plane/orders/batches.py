@@ -1,9 +1,9 @@
-"""Batches: renewals that devices receive together, once all of them are issued; all in the caller's unit of work.
+"""Batches: renewals that devices receive together, once all are issued. Methods run in the caller's unit of work.
 
-An order of a batch stays open after its certificate is issued, and the certificate is kept with it: until all are
-issued, devices see nothing new of any. Then all are stored and signalled in one unit of work, with ``ref.batch`` for
-devices whose agents switch them together. An order that has failed keeps its batch waiting, until it is ordered again
-or an operator dissolves the batch. Certificates of a *set* are always renewed together.
+An order of a batch stays open after its certificate is issued, and keeps the certificate, so that devices see none of
+the new ones until all are issued. Then all are stored and signalled in one unit of work, with ``ref.batch`` for devices
+whose agents switch them together. A failed order keeps its batch waiting until it is repeated, or an operator dissolves
+the batch. Certificates of a *set* are always renewed together.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import attrs
 from certctrl import lean
 from certctrl.model.features import ATOMIC_BATCH
 from certctrl.model.priority import Priority
+from certctrl.model.signals import MOST_IN_BATCH
 from certctrl.plane.ca.issuer import Issued
 from certctrl.plane.certificates.table import KEY_AT_DEVICE, CertificateTable
 from certctrl.plane.clock import when
@@ -34,7 +35,6 @@ from certctrl.plane.storage.database import Database, Row, marks
 from certctrl.plane.storage.keyring import Keyring
 from certctrl.plane.storage.signal_stream import SignalStream
 
-MOST_IN_BATCH = 100
 MOST_ORDERED = 1000
 """Certificates that are ordered together, including those that were made from templates."""
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
@@ -68,7 +68,7 @@ class Batches:
     # --- sets -----------------------------------------------------------------------------------------------------
 
     def mark(self, user_id: int, name: str, cert_ids: Collection[int]) -> list[dict[str, Any]]:
-        """Make certificates the set with a name, and end what it was before; without any, it ends. Return all sets."""
+        """Make certificates the set with a name, in place of its former ones; without any, end it. Return all sets."""
         require_user(self._db, user_id)
         if not _NAME.fullmatch(name):
             raise bad_request("A set's name has 1 to 64 of the characters A-Z a-z 0-9 . _ -", field="name")
@@ -177,7 +177,7 @@ class Batches:
         return {cert_id: name if sizes[name] > 1 else "" for cert_id, name in found.items()}
 
     def _expanded(self, user_id: int, cert_ids: Collection[int]) -> list[int]:
-        """Return certificates with those that were made from them and are in use, by id."""
+        """Return certificates, and those made from them that are in use, by id."""
         ids = sorted(set(cert_ids))
         if not ids:
             return []
@@ -290,7 +290,7 @@ class Batches:
     # --- operators ------------------------------------------------------------------------------------------------
 
     def open_batches(self, user_id: int) -> list[dict[str, Any]]:
-        """Return a user's batches that have not left, the oldest first."""
+        """Return a user's waiting batches, the oldest first."""
         require_user(self._db, user_id)
         rows = self._db.all(
             "SELECT o.* FROM orders o JOIN certificates c ON c.id = o.cert_id"
@@ -303,7 +303,7 @@ class Batches:
         return [_shown(batch, orders) for batch, orders in found.items()]
 
     def dissolve(self, user_id: int, batch: str) -> list[dict[str, Any]]:
-        """Deliver what a batch has, each certificate by itself; its other orders continue alone. ErrorResponse 404."""
+        """Deliver the issued certificates of a batch separately; its other orders continue alone. ErrorResponse 404."""
         if not any(one["id"] == batch for one in self.open_batches(user_id)):
             raise not_found("There is no such batch; see plane together")
         self._lock_all(batch)
@@ -318,7 +318,7 @@ class Batches:
 
 
 def sizes_of_device(database: Database, device_id: int) -> Counter[str]:
-    """Return the batches in which a device's certificates were issued, and how many of each it has."""
+    """Return the batches of a device's certificates, and the number of certificates in each."""
     rows = database.all(
         "SELECT c.batch, count(*) AS n FROM certificates c JOIN assignments a ON a.cert_id = c.id"
         " WHERE a.device_id = ? AND c.batch != '' AND c.status = 'active' GROUP BY c.batch",

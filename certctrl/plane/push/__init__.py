@@ -1,1 +1,1 @@
-"""Push: open sockets of devices, the pages that they get, and the questions that operators ask through them."""
+"""Push: open sockets of devices, their pages, and questions of operators to agents."""

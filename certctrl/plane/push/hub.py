@@ -1,8 +1,8 @@
 """Push: the open sockets of this process, their units of work, and questions to agents on any process.
 
 A socket waits as a poll does: a commit that concerns its device wakes it, here or by a notification of another process.
-It then reads in one unit of work, shared with other sockets, whether its session has ended, whether another socket has
-replaced it, what operators have asked, and the next page. The sweep finds what a lost notification concerned.
+It then reads, in a unit of work shared with other sockets, the end of its session, its replacement by another socket,
+open questions, and the next page. The sweep makes up for lost notifications.
 """
 
 from __future__ import annotations
@@ -37,29 +37,29 @@ _FLUSH_SECONDS = 1.0
 """Delay until closed sockets are removed from the table, together."""
 _MINUTE = 60.0
 _SEEN_SECONDS = 300.0
-"""How often the last contact of an open socket is recorded."""
+"""Seconds between records of an open socket's last contact."""
 _ASK_AGAIN_SECONDS = 2.0
-"""How often an open question is read again, in case that a notification was lost."""
+"""Seconds between reads of an open question, in case a notification was lost."""
 _SWEPT_TOGETHER = 500
 
 log = logging.getLogger("certctrl.Plane")
 
 
 class Alike(NamedTuple):
-    """How the sockets run their units of work."""
+    """Functions that run the units of work of sockets."""
 
     read: Run
     change: Run
 
 
-class Talk(Protocol):
-    """What the hub needs of a conversation on a socket."""
+class Peer(Protocol):
+    """The hub's view of the conversation on a socket."""
 
     cursor: str | None
     """Last position that the agent has confirmed."""
 
     @property
-    def heard_at(self) -> float:
+    def received_at(self) -> float:
         """When bytes arrived last (Trio clock)."""
 
     def wake(self) -> None:
@@ -72,7 +72,7 @@ class OpenSocket:
 
     socket: Socket
     session: DeviceSession
-    talk: Talk
+    peer: Peer
     recorded: bool = False
     """Whether it is in the table."""
     replaced: bool = False
@@ -101,7 +101,7 @@ class Greeting:
 
 @lean.frozen(kw_only=True)
 class Wanted:
-    """What a socket that was woken reads; ``cursor`` None: no page."""
+    """The position of a socket that was woken; ``cursor`` None: it takes no page now."""
 
     name: str
     """Name of the socket; empty if it is not in the table."""
@@ -112,8 +112,8 @@ class Wanted:
 
 
 @lean.frozen
-class News:
-    """What a socket that was woken has read."""
+class Waiting:
+    """The page and questions that wait for a socket, and whether another socket has replaced it."""
 
     page: Page | None
     questions: tuple[Question, ...]
@@ -158,7 +158,7 @@ class Push:
         self._open[opened.socket.device_id] = opened
         if before is not None and before is not opened:
             before.replaced = True
-            before.talk.wake()
+            before.peer.wake()
 
     def leave(self, opened: OpenSocket) -> None:
         """Remove a socket that has closed; idempotent."""
@@ -224,12 +224,12 @@ class Push:
         except ErrorResponse as error:
             return Greeting("", Page("", ()), error)
 
-    async def next(self, session: DeviceSession, wanted: Wanted) -> News:
-        """Return what there is for a socket; ErrorResponse 401, 403 and 409."""
-        news: News = await self._read_alike(self._next, (session, wanted))
-        return news
+    async def next(self, session: DeviceSession, wanted: Wanted) -> Waiting:
+        """Return the next page and open questions for a socket; ErrorResponse 401, 403 and 409."""
+        waiting: Waiting = await self._read_alike(self._next, (session, wanted))
+        return waiting
 
-    def _next(self, items: Sequence[tuple[DeviceSession, Wanted]]) -> list[News | ErrorResponse]:
+    def _next(self, items: Sequence[tuple[DeviceSession, Wanted]]) -> list[Waiting | ErrorResponse]:
         ids = sorted({session.device_id for session, _ in items})
         ends = self._sessions.ends([session for session, _ in items])
         names, questions = self._sockets.names(ids), self.questions.waiting(ids)
@@ -239,7 +239,7 @@ class Push:
             if wanted.cursor is not None and not wanted.behind
         ]
         pages = iter(self._stream.read_many(near) if near else ())
-        found: list[News | ErrorResponse] = []
+        found: list[Waiting | ErrorResponse] = []
         for end, (session, wanted) in zip(ends, items, strict=True):
             device_id = session.device_id
             page: Page | ErrorResponse | None = None
@@ -250,7 +250,7 @@ class Push:
                 found.append(end or page)  # type: ignore[arg-type]  # one of them is an error
                 continue
             replaced = wanted.name != "" and names.get(device_id, wanted.name) != wanted.name
-            found.append(News(page, questions.get(device_id, ()), replaced))
+            found.append(Waiting(page, questions.get(device_id, ()), replaced))
         return found
 
     async def store(self, session: DeviceSession, events: Sequence[Event]) -> None:
@@ -364,11 +364,11 @@ class Push:
     def _see(self, opened: OpenSocket) -> None:
         """Record the last contact of a socket."""
         now = opened.seen_at = trio.current_time()
-        at = self._wall_now() - (now - opened.talk.heard_at)
-        self._devices.seen(opened.socket.device_id, opened.socket.address, opened.talk.cursor or "", at)
+        at = self._wall_now() - (now - opened.peer.received_at)
+        self._devices.seen(opened.socket.device_id, opened.socket.address, opened.peer.cursor or "", at)
 
     async def sweep(self) -> None:
-        """Wake the sockets whose session has ended, that were replaced, or with open questions: notifications may be lost."""
+        """Wake sockets that were replaced, or have open questions or an ended session: notifications may be lost."""
         everyone = list(self._open.values())
         for start in range(0, len(everyone), _SWEPT_TOGETHER):
             some = everyone[start : start + _SWEPT_TOGETHER]

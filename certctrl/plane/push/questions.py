@@ -1,7 +1,6 @@
-"""Questions: what operators ask live agents, with the answers, in a table that all processes of a plane share.
+"""Questions of operators to live agents, and their answers, in a table that all processes of a plane share.
 
-A row is the record of the question: who asked what, when, and how it ended. The answer itself is kept only until it
-has been read.
+A row records who asked what, when, and with which result. The answer is kept only until it has been read.
 """
 
 from __future__ import annotations
@@ -13,22 +12,17 @@ from enum import StrEnum
 from typing import Any
 
 from certctrl import lean
+from certctrl.model.questions import LONGEST_SECONDS, MAX_ANSWER, MAX_OPEN, QuestionKind
 from certctrl.plane.clock import when
 from certctrl.plane.errors import ErrorResponse, bad_request, conflict, rate_limited, unavailable
 from certctrl.plane.storage.database import Database, Row, marks
 from certctrl.plane.storage.signal_stream import SignalStream
 from certctrl.text import one_line
 
-KINDS = ("status", "doctor", "plan", "history")
-LONGEST_SECONDS = 25
-"""Shorter than the operator's client waits for an answer."""
-LARGEST_ANSWER = 200 * 1024
-"""Characters of an answer's JSON text."""
-_OPEN_PER_DEVICE = 4
 _KEPT_SECONDS = 90 * 86_400.0
-"""How long the record of a question is kept."""
+"""Seconds for which the record of a question is kept."""
 _UNREAD_SECONDS = 300.0
-"""How long an answer is kept that the asking process has not read."""
+"""Seconds for which an answer is kept that the asking process has not read."""
 _NO_ANSWER = 504
 _AGAIN_SECONDS = 5
 """Seconds after which an operator may ask again at a control plane that was stopping."""
@@ -37,7 +31,7 @@ log = logging.getLogger("certctrl.Plane")
 
 
 class Result(StrEnum):
-    """How a question ended; empty while it is open."""
+    """The result of a question; empty while it is open."""
 
     OPEN = ""
     ANSWERED = "answered"
@@ -59,7 +53,7 @@ _OF_KEYS = {
 _TEXTS = {
     Result.REFUSED_BY_POLICY: "its policy refuses remote questions",
     Result.UNKNOWN_QUESTION: "its agent does not know this question",
-    Result.TOO_LONG: f"its answer is longer than {LARGEST_ANSWER // 1024} KiB",
+    Result.TOO_LONG: f"its answer is longer than {MAX_ANSWER // 1024} KiB",
     Result.TIMED_OUT: "its agent did not answer in time",
     Result.STOPPED: "the control plane is stopping",
     Result.FAILED: "its agent could not answer",
@@ -79,7 +73,7 @@ class Question:
 
 @lean.frozen
 class Reply:
-    """What an agent sent: an answer, or why there is none."""
+    """An agent's reply: an answer, or why there is none."""
 
     result: Result
     answer: str = ""
@@ -99,7 +93,7 @@ def reply_of(data: Any) -> Reply:
     if not isinstance(data.get("answer"), dict):
         return Reply(Result.FAILED, detail="the answer is not an object")
     text = json.dumps(data["answer"], ensure_ascii=False, separators=(",", ":"))
-    if len(text) > LARGEST_ANSWER:
+    if len(text) > MAX_ANSWER:
         return Reply(Result.TOO_LONG)
     return Reply(Result.ANSWERED, text)
 
@@ -114,8 +108,8 @@ class Questions:
 
     def ask(self, device_id: int, kind: str, seconds: int, asked_by: str) -> Question:
         """Store a question, and wake the socket of its device; ErrorResponse 400 and 429."""
-        if kind not in KINDS:
-            raise bad_request(f"question must be one of {', '.join(KINDS)}", field="question")
+        if kind not in tuple(QuestionKind):
+            raise bad_request(f"question must be one of {', '.join(QuestionKind)}", field="question")
         if not 1 <= seconds <= LONGEST_SECONDS:
             raise bad_request(f"timeout_seconds must be 1 to {LONGEST_SECONDS}", field="timeout_seconds")
         now = self._wall_now()
@@ -124,8 +118,8 @@ class Questions:
         row = self._db.one(
             "SELECT count(*) AS n FROM questions WHERE device_id = ? AND result = '' AND expires_at > ?", device_id, now
         )
-        if row is not None and row["n"] >= _OPEN_PER_DEVICE:
-            allowed = f"{_OPEN_PER_DEVICE} open questions"
+        if row is not None and row["n"] >= MAX_OPEN:
+            allowed = f"{MAX_OPEN} open questions"
             raise rate_limited(1.0, allowed, f"This device has {allowed} already")
         question_id = self._db.insert(
             "INSERT INTO questions (device_id, question, asked_by, asked_at, expires_at) VALUES (?, ?, ?, ?, ?)",
@@ -151,7 +145,7 @@ class Questions:
         return self._db.all(sql, self._wall_now(), *parameters)
 
     def end(self, device_id: int, question_id: int, reply: Reply) -> bool:
-        """Store how a question of a device ended; return False if it had ended already."""
+        """Store the result of a device's question; return False if it has already ended."""
         ended = self._db.run(
             "UPDATE questions SET result = ?, answer = ?, detail = ?, ended_at = ?"
             " WHERE id = ? AND device_id = ? AND result = ''",
@@ -162,7 +156,7 @@ class Questions:
         return bool(ended)
 
     def take(self, question: Question) -> dict[str, Any] | None:
-        """Return the record of a question that has ended, with its answer, which is kept no longer; None while it is open."""
+        """Return the record of an ended question with its answer, and delete the answer; None while it is open."""
         row = self._db.one("SELECT * FROM questions WHERE id = ?", question.id)
         if row is None or row["result"] == Result.OPEN:
             return None

@@ -1,7 +1,7 @@
-"""Sockets: the table of open push sockets, one per device, whichever process of the control plane has it.
+"""Sockets: the table of open push sockets of all processes of the control plane, one per device.
 
-A row counts while its process runs: it names the process by its name and start in the table ``planes``. So what a
-process that was killed leaves behind needs no cleaning to be right.
+A row counts while its process runs, which it names as the table ``planes`` does, by name and start. So the rows of a
+killed process do no harm until they are deleted.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Sockets:
 
     def add(self, sockets: Iterable[Socket], *, late: bool = False) -> None:
         """Record sockets, in place of earlier ones of their devices; ``late``: not in place of those opened since."""
-        if not self._planes.noted:  # other processes ignore the sockets of one that is not known to run
+        if not self._planes.noted:  # other processes ignore the sockets of an unknown process
             self._planes.note(polls=0)
         latest = {one.device_id: one for one in sockets}
         rows = [

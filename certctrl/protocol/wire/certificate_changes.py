@@ -1,4 +1,4 @@
-"""The certificate list by revision (feature ``delta``): a page of an answer, and the list that the device keeps."""
+"""The certificate list by revision (feature ``delta``): pages of the plane, and the list that the device keeps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from certctrl.model.answer import Answer
 from certctrl.model.certificate import CertificateSummary
 from certctrl.protocol.wire.answer import object_of, plain_etag
 from certctrl.protocol.wire.certificates import certificate_from_wire
-from certctrl.protocol.wire.reader import parse_json
+from certctrl.protocol.wire.reader import Misfit, bounded_list, from_answer, integer, parse_json, wire_class
 
 MOST_PARTS = 4096
 LONGEST_REVISION = 4096
@@ -29,6 +29,27 @@ class Replaced:
 
     divisor: int
     parts: frozenset[int]
+
+
+_part = integer(le=MOST_PARTS - 1)
+
+
+def _parts(value: Any, _: Any = None) -> frozenset[int]:
+    return frozenset(map(_part, bounded_list(value, MOST_PARTS)))
+
+
+def _checked(replaced: Replaced) -> Replaced:
+    if any(part >= replaced.divisor for part in replaced.parts):
+        raise Misfit(f"expected parts below {replaced.divisor}")
+    return replaced
+
+
+_read_replaced = wire_class(
+    Replaced,
+    {"divisor": integer(ge=1, le=MOST_PARTS), "parts": _parts},
+    names={"divisor": "of"},
+    check=_checked,
+)
 
 
 @lean.frozen(kw_only=True)
@@ -86,7 +107,7 @@ def list_page_from_wire(answer: Answer, most: int) -> ListPage:
     complete = value.get("complete")
     if not isinstance(complete, bool):  # a plane that ignores revisions
         return ListPage(rows=rows)
-    replaced = None if complete else _replaced(value.get("replaced"))
+    replaced = None if complete else from_answer(_read_replaced, value.get("replaced"), "replaced")
     if replaced is not None and any(number % replaced.divisor not in replaced.parts for number in rows):
         raise BadAnswerError("the changes of the certificate list do not fit together")
     return ListPage(rows=rows, revision=revision_of(answer), replaced=replaced, by_revision=True)
@@ -96,12 +117,3 @@ def _row(raw: Any) -> tuple[int, str]:
     number = certificate_from_wire(raw).id
     short = {key: value for key, value in raw.items() if key not in _UNUSED}
     return number, json.dumps(short, separators=(",", ":"))
-
-
-def _replaced(raw: Any) -> Replaced:
-    divisor, parts = (raw.get("of"), raw.get("parts")) if isinstance(raw, dict) else (None, None)
-    if type(divisor) is not int or not 1 <= divisor <= MOST_PARTS or not isinstance(parts, list):
-        raise BadAnswerError("the changes of the certificate list name no parts")
-    if len(parts) > divisor or not all(type(part) is int and 0 <= part < divisor for part in parts):
-        raise BadAnswerError("the changes of the certificate list name parts that do not exist")
-    return Replaced(divisor=divisor, parts=frozenset(parts))

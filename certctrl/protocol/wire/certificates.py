@@ -34,7 +34,7 @@ _WRAPS = {"x25519": "x25519", "x25519-v1": "x25519"}
 def _batch(value: Any, _: Any = None) -> AtomicBatch | None:
     try:
         return atomic_batch(value, "")
-    except Misfit:  # must not hide the other certificates
+    except Misfit:  # it must not hide the other certificates
         return None
 
 
@@ -140,15 +140,17 @@ def materials_from_wire(data: object) -> DeployMaterials:
     return materials
 
 
+MOST_FETCHED = 100
+"""Certificates of one request for many materials."""
 Fetched = DeployMaterials | CertctrlError | None
 """The material of one certificate, its error, or None: this host has it (304)."""
 
 
 def many_materials_from_wire(data: object, wanted: Mapping[int, str]) -> dict[int, Fetched]:
-    """Return the items of an answer with many materials by certificate; ``wanted``: id -> ETag of what is here, or empty.
+    """Return the items of an answer with many materials by certificate id.
 
-    Items are left out that have to be fetched alone: absent ones, those that did not fit into the answer, and those
-    without certificates. Raises BadAnswerError if it is not a list of requested items.
+    ``wanted``: id -> ETag of the live material, or empty. The result lacks items that must be fetched alone: absent
+    ones, those that did not fit into the answer, and those without certificates. Raises BadAnswerError if it is not a list of requested items.
     """
     try:
         items = bounded_list(data, len(wanted))

@@ -29,6 +29,8 @@ MAX_SIGNALS = 1000
 """Maximum signals of one page, even if more were requested; a longer page is unusable as a whole."""
 CURSOR_LIMIT = 1024
 """Characters; a cursor is an opaque position."""
+LEAST_HELD = 0.7
+"""Least part of its wait for which a control plane holds a poll."""
 
 FREE_HEADER, FREE_VALUE = "cert-ctrl-next-page", "free"
 """Header of a full page: the first poll with its cursor does not count against the plane's rate limit."""

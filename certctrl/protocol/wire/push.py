@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from certctrl import lean
@@ -19,9 +20,9 @@ from certctrl.protocol.events import (
     TransportFailed,
     Updates,
 )
-from certctrl.protocol.wire.answer import parse_error, retry_after
+from certctrl.protocol.wire.answer import error_from, retry_after
 from certctrl.protocol.wire.poll import cursor_from_wire, error_event, page_from_wire
-from certctrl.protocol.wire.reader import parse_json
+from certctrl.protocol.wire.reader import Misfit, from_answer, integer, number, parse_json, text, wire_class
 from certctrl.text import kind_of, one_line
 
 STREAM_PATH = "/apiv1/devices/self/stream"
@@ -32,9 +33,9 @@ MAX_RECEIVED = 1_048_576
 """Bytes of a message of the plane."""
 PING_SECONDS = 25.0
 MIN_PING, MAX_PING = 5.0, 120.0
-"""Bounds of the interval that the plane may ask for."""
-MAX_ID = 1024
-"""Characters; a cursor is one."""
+"""Bounds of the interval that the plane may set."""
+MAX_TYPE, MAX_ID = 128, 1024
+"""Characters; the id may be a cursor."""
 
 HELLO, HELLO_ACK, ERROR = "lifecycle.hello", "lifecycle.hello_ack", "lifecycle.error"
 SIGNALS, ACK = "updates.signal", "updates.ack"
@@ -55,66 +56,84 @@ class Envelope:
     data: Any = None
 
 
-def envelope_from_text(text: str) -> Envelope:
-    """Return a message of the plane; raises BadAnswerError for anything else."""
-    value = parse_json(text)
+def _unread(value: Any, _: Any = None) -> Any:
+    """Return a value that is read later."""
+    return value
+
+
+def _object(value: Any, _: Any = None) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise BadAnswerError(f"expected a JSON object, got {kind_of(value)}")
-    kind, number = value.get("type"), value.get("id", "")
-    if not isinstance(kind, str) or not 0 < len(kind) <= 128:
-        raise BadAnswerError("a message has no type")
-    if not isinstance(number, str) or len(number) > MAX_ID:
-        raise BadAnswerError("a message has an invalid id")
-    return Envelope(kind, number, value.get("data"))
+        raise Misfit(f"expected an object, got {kind_of(value)}")
+    return value
+
+
+_read_envelope = wire_class(Envelope, {"type": text(MAX_TYPE), "id": text(MAX_ID), "data": _unread})
+
+
+def envelope_from_text(message: str) -> Envelope:
+    """Return a message of the plane; raises BadAnswerError for anything else."""
+    return envelope_of(parse_json(message))
+
+
+def envelope_of(value: object) -> Envelope:
+    """Return the message in a JSON value; raises BadAnswerError for anything else."""
+    return from_answer(_read_envelope, value, "message")
 
 
 def envelope_text(kind: str, *, id: str = "", data: Any = None) -> str:
-    """Return a message of the agent."""
+    """Return a message as text."""
     message: dict[str, Any] = {"type": kind}
     message |= {"id": id} if id else {}
     message |= {} if data is None else {"data": data}
-    text = json.dumps(message, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return text.encode(errors="replace").decode()  # as in a request: ``?`` for what UTF-8 lacks
+    found = json.dumps(message, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return found.encode(errors="replace").decode()  # as in a request: ``?`` for what UTF-8 lacks
 
 
 @lean.frozen
 class Greeting:
     """The plane's answer to a hello."""
 
-    resume_token: str | None
+    resume_token: str | None = None
     ping_seconds: float = PING_SECONDS
+
+
+def _interval(value: Any, _: Any = None) -> float:
+    return min(max(number(value), MIN_PING), MAX_PING)
+
+
+_read_greeting = wire_class(
+    Greeting, {"resume_token": lambda value, _=None: cursor_from_wire(value), "ping_seconds": _interval}
+)
 
 
 def greeting_from_wire(envelope: Envelope) -> Greeting:
     """Return the answer to a hello; raises BadAnswerError if it does not fit."""
-    data = _object(envelope)
-    token, ping = data.get("resume_token"), data.get("ping_seconds", PING_SECONDS)
-    if token is not None:
-        token = cursor_from_wire(token)
-    if isinstance(ping, bool) or not isinstance(ping, int | float):
-        raise BadAnswerError("ping_seconds is not a number")
-    return Greeting(token, min(max(float(ping), MIN_PING), MAX_PING))
+    return from_answer(_read_greeting, envelope.data, envelope.type)
 
 
 def page_event(envelope: Envelope, limit: int) -> Updates:
     """Return the event for a page; raises BadAnswerError for one without signals or cursor."""
-    data = _object(envelope)
-    cursor, signals = page_from_wire(data)
+    cursor, signals = page_from_wire(envelope.data)
     cursor = cursor or (cursor_from_wire(envelope.id) if envelope.id else None)
     if cursor is None or not signals:
         raise BadAnswerError("a page has no cursor" if cursor is None else "a page has no signals")
-    full = data.get("more") is True or len(signals) >= limit
+    full = envelope.data.get("more") is True or len(signals) >= limit
     return Updates(cursor, signals, full, pushed=True)
+
+
+@lean.frozen
+class _Refusal:
+    status: int
+    error: Mapping[str, Any]
+
+
+_read_refusal = wire_class(_Refusal, {"status": integer(ge=400, le=599), "error": _object})
 
 
 def error_from_wire(envelope: Envelope) -> PlaneError:
     """Return the error in a message; raises BadAnswerError if it does not fit."""
-    data = _object(envelope)
-    status = data.get("status")
-    if type(status) is not int or not 400 <= status <= 599:
-        raise BadAnswerError("an error has no status")
-    body = json.dumps({"error": data.get("error")}).encode()
-    return parse_error(Answer(status, {"content-type": "application/json"}, body))
+    found = from_answer(_read_refusal, envelope.data, envelope.type)
+    return error_from(found.status, found.error, retry_after(Answer(found.status, {}, b""), found.error.get("params")))
 
 
 def refusal_event(envelope: Envelope) -> PollAnswer:
@@ -131,7 +150,7 @@ def close_event(code: int, reason: str) -> PollAnswer:
     if code == TOKEN_ENDED:
         return TokenExpired()
     if code == DEVICE_IS_REVOKED:
-        return DeviceRevoked(what or "the control plane closed the connection for good")
+        return DeviceRevoked(what or "the control plane has revoked this device")
     if code == REPLACED:
         return Refused(409, "REPLACED", 0, "another connection of this device has replaced this one")
     pause = _pause(reason) if code in (RESTART, OVERLOAD) else None
@@ -151,9 +170,3 @@ def _pause(reason: str) -> float | None:
     except BadAnswerError:
         return None
     return retry_after(Answer(503, {}, b""), params)
-
-
-def _object(envelope: Envelope) -> dict[str, Any]:
-    if not isinstance(envelope.data, dict):
-        raise BadAnswerError(f"{one_line(envelope.type, 40)} has no data")
-    return envelope.data

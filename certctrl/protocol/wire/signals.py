@@ -13,6 +13,7 @@ from certctrl.model.plan import Outcome
 from certctrl.model.priority import priority_named
 from certctrl.model.signals import (
     IDENTITY_FIELDS,
+    MOST_IN_BATCH,
     AcmeHttp01Start,
     AcmeHttp01Stop,
     AcmeTlsAlpn01Start,
@@ -39,8 +40,6 @@ from certctrl.protocol.wire.reader import SAFE_INT, Misfit, Read, alias, integer
 from certctrl.text import kind_of
 
 MAX_TS_MS = 253_402_300_799_999
-MOST_IN_BATCH = 100
-"""Certificates of an atomic batch."""
 _TYPE_LIMIT = 128
 _NAME_LIMIT = 256
 _REF_LIMIT = 4096

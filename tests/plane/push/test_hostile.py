@@ -79,7 +79,7 @@ BAD: dict[str, tuple[bytes, int]] = {
     "deep nesting": (frame(1, b'{"type": "a", "data": ' + b"[" * 40 + b"]" * 40 + b"}"), 1007),
     "very deep nesting": (frame(1, b"[" * 60_000), 1007),
     "very many values": (frame(1, b'{"type": "a", "data": [' + b"0," * 110_000 + b"0]}"), 1007),
-    "a message that is too big": (frame(1, b"a" * (websocket.LARGEST_MESSAGE + 1)), 1009),
+    "a message that is too big": (frame(1, b"a" * (websocket.MAX_SENT + 1)), 1009),
     "a message of too many parts": (frame(1, b"a" * 200_000, fin=False) + frame(0, b"a" * 200_000, fin=False), 1009),
     "a huge length": (struct.pack("!BBQ", 0x81, 0xFF, 2**62) + MASK + b"a" * 300_000, 1009),
     "an HTTP request": (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", 1002),

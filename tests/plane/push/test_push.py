@@ -148,7 +148,7 @@ async def test_a_stream_that_was_trimmed_under_the_socket_gets_409(build: Any, a
 async def test_a_page_that_is_too_large_comes_in_parts(
     virtual: World, autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conversation, "LARGEST_PAGE", 500)
+    monkeypatch.setattr(conversation.wire, "MAX_RECEIVED", 500)
     device = await virtual.device()
     for number in range(8):
         await issue(virtual, device, f"{number}.example.com")

@@ -10,7 +10,8 @@ import trio
 from plane_world import Device, Reply, World
 from push_client import PushClient, pushed
 
-from certctrl.plane.push.questions import LARGEST_ANSWER, Result, reply_of
+from certctrl.model.questions import MAX_ANSWER
+from certctrl.plane.push.questions import Result, reply_of
 
 
 async def able(world: World) -> Device:
@@ -82,7 +83,7 @@ async def test_the_record_stays_without_the_answer(
         ({}, 409, "FAILED", "not an object"),
         (None, 409, "FAILED", "not an object"),
         ([1], 409, "FAILED", "not an object"),
-        ({"answer": {"a": "x" * (LARGEST_ANSWER + 1)}}, 409, "TOO_LONG", "200 KiB"),
+        ({"answer": {"a": "x" * (MAX_ANSWER + 1)}}, 409, "TOO_LONG", "200 KiB"),
     ],
     ids=lambda value: str(value)[:40],
 )  # fmt: skip
