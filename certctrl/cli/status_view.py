@@ -132,12 +132,12 @@ def details(facts: dict[str, Any], certs: list[dict[str, Any]] | None) -> list[s
 
 
 def _transport(transport: dict[str, Any], now: float) -> str:
-    uses = f"{transport.get('uses')}, since {duration(now - transport['since'])}"
+    uses = f"{transport.get('uses')}, for {duration(now - transport['since'])}"
     if not transport.get("why"):
         return uses
     tries = transport.get("next_try_at")
-    again = f"; next try of push in {duration(max(tries - now, 0.0))}" if tries else ""
-    return f"{uses}, because push does not work: {transport['why']}{again}"
+    again = f"; next try in {duration(max(tries - now, 0.0))}" if tries else ""
+    return f"{uses}; no push: {transport['why']}{again}"
 
 
 def _start_hint(facts: dict[str, Any]) -> str:

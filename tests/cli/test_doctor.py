@@ -276,6 +276,32 @@ def test_no_failures_is_status_0(
     assert done.status == 0 and done.out.splitlines()[-1].endswith("0 failures, 0 warnings")
 
 
+@pytest.mark.parametrize(
+    ("transport", "level", "what"),
+    [
+        (None, None, ""),
+        ({"uses": "push"}, "OK", "signals arrive on a push socket"),
+        ({"uses": "long-poll", "why": "status 403"}, "WARN", "no push, signals arrive by long polls: status 403"),
+    ],
+)
+def test_the_transport_in_use_is_a_finding(
+    transport: dict[str, str] | None,
+    level: str | None,
+    what: str,
+    layout: ConfigDir,
+    store: StateStore,
+    daemon: Callable[..., FakeDaemon],
+    ran: Callable[..., Ran],
+) -> None:
+    register(store)
+    poll = running_status()["poll"] | ({} if transport is None else {"transport": transport})
+    replies = {"status": running_status(poll=poll), "plan": {"refusals": []}}
+    daemon(lambda request: {"ok": True, "data": replies[request["op"]]})
+    rows = [row for row in ran("-c", layout.root, "doctor", "--offline", "--json").json() if row["check"] == "push"]
+    assert [(row["level"], row["what"]) for row in rows] == ([] if level is None else [(level, what)])
+    assert all(("WebSocket upgrades" in row["fix"]) == (level == "WARN") for row in rows)
+
+
 def test_an_invalid_configuration_does_not_stop_the_other_checks(layout: ConfigDir, ran: Callable[..., Ran]) -> None:
     layout.application.write_text("{")
     rows = ran("-c", layout.root, "doctor", "--json").json()

@@ -56,6 +56,11 @@ def test_the_block_of_the_specification(
     assert ("Certificates: none deployed" in rest) == ("--daemon" not in argv)
 
 
+def with_transport(**changes: Any) -> dict[str, Any]:
+    transport = {"uses": "long-poll", "since": NOW - 61, "why": "", "next_try_at": None} | changes
+    return {"poll": {**running_status()["poll"], "transport": transport}}
+
+
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
@@ -70,6 +75,12 @@ def test_the_block_of_the_specification(
         ({"queue_depth": 12}, "Queue Depth: 12 pending signals"),
         ({"acks_pending": 3}, "Pending Acks: 3"),
         ({"cursor": "1\x1b[2J\n2"}, "Cursor: 1\\x1b[2J\\n2"),
+        (with_transport(uses="push", why=""), "Transport: push, for 1m 1s"),
+        (
+            with_transport(why="the upgrade was refused (status 403)", next_try_at=NOW + 300),
+            "Transport: long-poll, for 1m 1s; no push: the upgrade was refused (status 403); next try in 5m 0s",
+        ),
+        (with_transport(why="connecting"), "Transport: long-poll, for 1m 1s; no push: connecting"),
     ],
 )
 def test_variants_of_lines(

@@ -130,7 +130,7 @@ def test_behind_an_haproxy_without_upgrades_the_agent_polls_and_says_so(
     wait_for(lambda: transport(agent).get("next_try_at"), "a failed try of push")
     assert transport(agent)["uses"] == "long-poll"
     renewals_arrive(agent)
-    assert "because push does not work" in agent.cli("status").stdout
+    assert "; no push: " in agent.cli("status").stdout
     findings = json.loads(agent.cli("doctor", "--json").stdout)
     assert [one["level"] for one in findings if one["check"] == "push"] == ["WARN"]
     balancer.change("")

@@ -72,7 +72,7 @@ def _refusal_fix(refusal: dict[str, Any]) -> str:
 
 
 def _push(facts: dict[str, Any]) -> Iterator[Finding]:
-    """Yield the transport in use, if the daemon is configured for push."""
+    """Yield a finding about the transport in use, if the daemon is configured for push."""
     transport = (facts.get("poll") or {}).get("transport")
     if not transport:
         return
@@ -80,7 +80,7 @@ def _push(facts: dict[str, Any]) -> Iterator[Finding]:
         yield ok("push", "signals arrive on a push socket")
         return
     fix = "let proxies and load balancers pass WebSocket upgrades, or set poll_mode to long-poll"
-    yield warn("push", f"the daemon uses long-poll, because push does not work: {transport.get('why')}", fix)
+    yield warn("push", f"no push, signals arrive by long polls: {transport.get('why')}", fix)
 
 
 def _health(facts: dict[str, Any]) -> Iterator[Finding]:
