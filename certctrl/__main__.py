@@ -38,7 +38,7 @@ def program() -> None:
         _open_missing()
     if not sys.warnoptions:  # libraries warn about the form of certificates; not for our users
         warnings.simplefilter("ignore")
-    # A locale may lack characters; a reader of a pipe sees each line at once, such as the code that `register` waits with.
+    # A locale may lack characters; a reader of a pipe sees each line immediately, such as the code that `register` waits with.
     sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
     sys.stdout, sys.stderr = _forgiving(sys.stdout), _forgiving(sys.stderr)
     try:

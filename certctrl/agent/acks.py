@@ -1,7 +1,7 @@
 """Send outcomes to the plane: oldest first, in batches, before the next poll (``docs/protocol.md``).
 
 Outcomes that arrive during a long-poll or between two polls are sent without waiting for the next one, unless the plane
-asked for a pause.
+requested a pause.
 """
 
 from __future__ import annotations

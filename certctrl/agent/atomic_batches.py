@@ -6,8 +6,8 @@ certificates are known as the plane announced, and each is ready or no longer in
 it ended without material. If that takes longer than the limit, the ready ones fail, and wait with `RetryKind.BATCH`
 until a missing one becomes ready.
 
-Which certificates a batch has is not written down here: the signals say it, and after a crash the comparison with the
-plane announces again what is missing, with the plane's present size of the batch.
+The certificates of a batch are not stored here: the signals name them. After a crash the comparison with the plane
+announces the missing ones again, with the current size of the batch.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MOST_REMEMBERED = 100
 
 @lean.define(eq=False)
 class _Gathering:
-    """What is known of one batch."""
+    """One batch, as far as its certificates were announced."""
 
     size: int = 0
     announced_at: int = 0
@@ -43,16 +43,16 @@ class _Gathering:
     seen: set[int] = attrs.field(factory=set)
     """Certificates that were announced as members in this run."""
     unfinished: set[int] = attrs.field(factory=set)
-    """Those whose signal has not ended."""
+    """Members whose signal has not ended."""
     held: dict[int, ReadyCertificate] = attrs.field(factory=dict)
     ends_at: float = math.inf
     """When the limit is over (Trio clock); infinity: no certificate has been ready since it was last over."""
     compared: bool = False
-    """Whether the plane was asked what the batch lacks."""
+    """Whether a comparison was requested because of its missing certificates."""
 
     @property
     def unknown(self) -> int:
-        """How many certificates of the batch were not announced."""
+        """Number of certificates that were not announced."""
         return max(0, self.size - len(self.seen))
 
     @property
@@ -84,7 +84,7 @@ class AtomicBatches:
     ) -> None:
         """``limit`` returns how many seconds the ready certificates of a batch wait for the others.
 
-        ``compare`` requests a comparison with the plane, once for a batch of which certificates were not announced.
+        ``compare`` requests a comparison with the plane, once for each batch with unannounced certificates.
         """
         self._compare = compare
         self._retries = retries
@@ -92,19 +92,19 @@ class AtomicBatches:
         self._clock = clock
         self._found: dict[str, _Gathering] = {}
         self.may_have_any = True
-        """Whether `note` may find anything: a burst of other signals need not be searched each time."""
+        """Whether `note` may find anything; if not, a burst of other signals need not be searched each time."""
 
     def admitted(self, signals: Iterable[Signal]) -> None:
-        """Note that signals have arrived."""
+        """Note signals that have arrived."""
         self.may_have_any = self.may_have_any or any(map(batch_of, signals))
 
     @property
     def held(self) -> list[ReadyCertificate]:
-        """Return the certificates that wait for others."""
+        """The certificates that wait for others."""
         return [one for batch in self._found.values() for one in batch.held.values()]
 
     def hold(self, ready: ReadyCertificate) -> None:
-        """Keep a ready certificate until its batch is complete; what fails for lack of it is due now."""
+        """Keep a ready certificate until its batch is complete; retries that waited for it are due now."""
         batch, cert_id = ready.atomic_batch, ready.prepared.cert_id
         gathering = self._found.setdefault(batch, _Gathering())
         gathering.note(cert_id)
@@ -117,7 +117,7 @@ class AtomicBatches:
                 self._retries.due_now(retry.resource)
 
     def note(self, signals: Sequence[Signal], due: Sequence[Signal]) -> list[ReadyCertificate]:
-        """Note all signals that have not ended; return held certificates of which another signal is ``due``.
+        """Note all signals that have not ended; return held certificates for which another signal is ``due``.
 
         One that failed and waits for its next try frees nothing: its certificate would be ready again immediately.
         """
@@ -156,7 +156,7 @@ class AtomicBatches:
         return found
 
     def take_complete(self) -> list[ReadyCertificate]:
-        """Return the certificates of complete batches, which leave together."""
+        """Remove and return the certificates of complete batches, which are switched together."""
         found: list[ReadyCertificate] = []
         for gathering in self._found.values():
             if gathering.is_complete:
@@ -164,7 +164,7 @@ class AtomicBatches:
         return found
 
     def take_expired(self) -> list[tuple[ReadyCertificate, str]]:
-        """Return the certificates whose batch was incomplete for too long, and why."""
+        """Remove and return the certificates whose batch was incomplete for too long, each with the reason."""
         found: list[tuple[ReadyCertificate, str]] = []
         for batch, gathering in self._found.items():
             if gathering.held and gathering.ends_at <= self._clock() + ROUNDING:
@@ -176,7 +176,7 @@ class AtomicBatches:
         return found
 
     def take_all(self) -> list[ReadyCertificate]:
-        """Return all that wait: this run handles nothing more."""
+        """Remove and return all waiting certificates, because this run handles no more signals."""
         return [one for gathering in self._found.values() for one in gathering.take()]
 
     @property

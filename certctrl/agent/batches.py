@@ -43,7 +43,7 @@ class ReadyCertificate:
 
 
 Converge = Callable[[Sequence[Candidate], Collection[int], Mapping[int, str]], Awaitable[dict[int, Outcome]]]
-"""Switches to certificates; the mapping has the atomic batches of some."""
+"""Switches to certificates; the mapping: certificate id -> atomic batch, for those in one."""
 Finish = Callable[[Sequence[tuple[ReadyCertificate, Outcome | None]]], Awaitable[None]]
 """Finishes the signals of certificates with their outcomes; None: timed out, the batch is still running."""
 

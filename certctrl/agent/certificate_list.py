@@ -1,4 +1,4 @@
-"""List the certificates that the plane has for this host; fetch only the changes if the plane can say what they are.
+"""List the plane's certificates for this host, fetching only the changes from planes with ``delta``.
 
 A known list is used only with its revision, which is a digest of its content at the plane. So a list of another plane,
 device or time is either the same or replaced, and a lost one costs one whole fetch. Once a day the whole list is
@@ -46,12 +46,12 @@ async def list_certificates(agent: Agent) -> list[CertificateSummary]:
         return await agent.authorized(agent.plane.fetch_certificates)
     if found.revision and (known is None or found.revision != known.revision):
         found = found if found.whole_at else attrs.evolve(found, whole_at=now)
-        with suppress(DiskError):  # reported by those that depend on the disk
+        with suppress(DiskError):  # only costs a whole fetch; callers that need the disk report it
             await agent.offload(file.save, found)
     return listed
 
 
 async def _fetched(agent: Agent, known: KnownList | None) -> tuple[KnownList | None, list[CertificateSummary]]:
-    """Return the list as it is now, None from a plane without revisions, and its certificates."""
+    """Return the current list (None from a plane without revisions) and its certificates."""
     found = await agent.authorized(lambda token: agent.plane.fetch_changes(token, known))
     return found, [] if found is None else await agent.offload(found.certificates)

@@ -100,11 +100,11 @@ class Agent:
     """This host's answers to challenges of certificate authorities (``challenges.py``)."""
 
     open_push: Callable[[], PushMode] | None = None
-    """Makes `push`, while the task that owns its sockets runs."""
+    """Creates `push`; set while the task that owns the sockets runs."""
     push: PushMode | None = None
     """Set in push mode only."""
     questions: Questions | None = None
-    """Answers the plane's questions; None: to none."""
+    """Answers the plane's questions; None if this process answers none."""
     audited: dict[str, float] = attrs.field(factory=dict)
     """Question and result -> when they were last entered in the audit log (Trio clock)."""
 
@@ -184,7 +184,7 @@ class Agent:
         return self._admitted(self.inbox.admit(signals))
 
     def admit_ahead(self, signals: Sequence[Signal]) -> list[InboxEntry]:
-        """Do the same with signals that the cursor has not reached, as far as the inbox has room for their classes."""
+        """Admit signals ahead of the cursor, as far as the inbox has room for their classes; return the new ones."""
         return self._admitted(self.inbox.admit_ahead(signals))
 
     def _admitted(self, fresh: list[InboxEntry]) -> list[InboxEntry]:

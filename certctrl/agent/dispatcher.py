@@ -6,8 +6,8 @@ counts as done. A signal that fails becomes a retry (`RetryTable`) and leaves th
 is handled here again. After ``poison_attempts`` it is quarantined: acked ``failed``, shown by `status`, and retried
 only slowly or when a newer signal of the same resource replaces it.
 
-At most ``handler_limit`` signals and a few more run at a time; the others are queued by class, and
-``protocol/turns.py`` decides which class is next. Ready certificates join a batch (``batches.py``). Neither needs a
+At most ``handler_limit`` signals, and a share beyond it for each class, run at a time; the others are queued by class,
+and ``protocol/turns.py`` decides which class is next. Ready certificates join a batch (``batches.py``). Neither needs a
 task: a thousand tasks were most of the memory of a burst. A revocation does not wait for a renewal of its certificate
 that is queued, or ready for the next batch: that one is handled again afterwards.
 """
@@ -53,7 +53,7 @@ class Dispatcher:
         self._busy: set[str] = set()
         self._running: set[int] = set()  # id() of running entries: in a burst nearly all run
         self._waiting = WaitingSignals(lambda: agent.config.application)
-        self._yielding: set[str] = set()  # busy resources of which a revocation waits
+        self._yielding: set[str] = set()  # busy resources for which a revocation waits
         self._closed = False
 
     async def dispatch_forever(self, handlers: trio.CancelScope) -> None:
@@ -129,7 +129,7 @@ class Dispatcher:
         return min([*again, *gathered_at], default=None)
 
     def _gather(self, nursery: trio.Nursery, scheduled: Sequence[Retry]) -> list[float]:
-        """Let atomic batches that are complete leave, and give up those that were incomplete for too long.
+        """Pass complete atomic batches on, and fail those that were incomplete for too long.
 
         Return when to look again (wall clock): at the end of the limit, and when a revocation of a certificate that
         waits for its batch is tried again.
@@ -152,7 +152,7 @@ class Dispatcher:
         return [*times, *([now + ends_at - trio.current_time()] if ends_at < math.inf else [])]
 
     async def _give_up(self, ready: ReadyCertificate, why: str) -> None:
-        """Report a certificate that is ready, and is not switched because others of its batch are missing."""
+        """Fail a ready certificate, because others of its atomic batch are missing."""
         log_line(self.agent.log, Line.BATCH_INCOMPLETE, cert_id=ready.prepared.cert_id, why=why)
         result = Result(Outcome(kind=OutcomeKind.FAILED, detail=why), RetryKind.BATCH)
         try:
@@ -176,7 +176,7 @@ class Dispatcher:
         return set()
 
     def _fresh(self, skip: set[str] | None) -> tuple[list[InboxEntry], dict[str, InboxEntry]]:
-        """Return the signals to choose from that have not failed, and those of them that newer ones have overtaken."""
+        """Return the signals without a failure, and by resource those that a newer one has overtaken."""
         fresh = [entry for entry in self.agent.inbox.entries() if id(entry) not in self._running]
         before = self._make_way(fresh)
         if skip is not None:
@@ -184,7 +184,7 @@ class Dispatcher:
         return [*(entry for entry in before.values() if entry.retry is None), *fresh], before
 
     def _make_way(self, fresh: Sequence[InboxEntry]) -> dict[str, InboxEntry]:
-        """Take back signals that newer ones overtake before they are handled or live; return them by resource."""
+        """Withdraw signals that a newer one overtakes before they are handled or live; return them by resource."""
         before: dict[str, InboxEntry] = {}
         self._yielding = set()
         for entry in fresh:
@@ -251,7 +251,7 @@ class Dispatcher:
         try:
             handled = await self._handle(entry, started)
             if isinstance(handled, ReadyCertificate):
-                # a revocation that waits for it comes first; it is handled again afterwards
+                # a waiting revocation comes first; this signal is handled again afterwards
                 in_batch = entry.signal.resource not in self._yielding and await self._add(handled)
             else:
                 await self._conclude(entry, handled, trio.current_time() - started)
@@ -266,7 +266,7 @@ class Dispatcher:
         if not ready.atomic_batch or (is_live and not ready.missing):
             self.agent.batches.add(ready)
             return True
-        if ready.missing:  # the plane offers an older one still: it must not be switched instead
+        if ready.missing:  # the plane still offers an older one, which must not be switched instead
             lagging = Result(Outcome(kind=OutcomeKind.FAILED, detail=ready.missing), RetryKind.LAGGING)
             await self._conclude(ready.entry, lagging, trio.current_time() - ready.started)
             return False

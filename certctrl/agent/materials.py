@@ -26,7 +26,7 @@ async def changed_materials(agent: Agent, cert_id: int, announced: str | None) -
 
 
 def known_etag(agent: Agent, cert_id: int) -> str:
-    """Return the ETag of the material that the live generation of a certificate was made from; empty: do not ask for it."""
+    """Return the ETag of the material of a certificate's live generation; empty if unknown, or not for this plane."""
     record = agent.installer.records.get(cert_id)
     known = DELTA in agent.plane.features and record is not None and record.standing is not Standing.FOREIGN
     return record.etag if known and record is not None else ""

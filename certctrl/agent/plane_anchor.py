@@ -1,4 +1,4 @@
-"""Take over a new CA of the control plane, which it hands out over a connection that the old one verified.
+"""Take over a new CA of the control plane, which it announces over a connection that the old one verified.
 
     new CA stored durably → both trusted → a connection that only the new one verifies → old one replaced
 
@@ -64,7 +64,7 @@ class PlaneAnchor:
         return found[:MAX_ANCHORS]
 
     async def take(self, pem: str | None) -> None:
-        """Trust the CA that the plane has handed out, durably; None: it handed out none."""
+        """Trust the CA that the plane has announced, durably; None: it announced none."""
         if pem is not None:
             await self._offload(self._take, pem)
 

@@ -35,9 +35,9 @@ from certctrl.protocol.state import State
 REPORTED_SKEW = 60.0
 SUMMARY_SECONDS = 3600.0
 AHEAD_SECONDS = 1.0
-"""How often the poller looks for urgent signals that the cursor has not reached: in a burst, and with a full inbox."""
+"""Seconds between requests for urgent signals ahead of the cursor: in a burst, and while the inbox is full."""
 AHEAD_PAUSE = 30.0
-"""Seconds until it looks again if the plane does not answer that, at least."""
+"""Least pause in seconds after such a request has failed."""
 FIX_COPIES = "stop one; to keep both, on the copy: rm -r keys state, then cert-ctrl register"
 
 
@@ -184,7 +184,7 @@ class Poller:
         log_line(self.agent.log, Line.POLL_RESUMED, depth=inbox.depth)
 
     async def _look_ahead(self, *classes: Priority) -> None:
-        """Take signals of these classes, without moving the cursor, at most once a second; none if there is no room."""
+        """Request signals of these classes ahead of the cursor, at most once a second and if the inbox has room."""
         agent = self.agent
         wanted = [one for one in agent.inbox.classes_with_room() if one in classes]
         if PRIORITY not in agent.plane.features or not wanted or trio.current_time() < self._ahead_at:
@@ -192,7 +192,7 @@ class Poller:
         try:
             token = await agent.tokens.current()
             found = await agent.plane.look_ahead(token, agent.session.committed_cursor, wanted)
-        except CertctrlError:  # a problem that lasts is reported by the next poll
+        except CertctrlError:  # the next poll reports a lasting problem
             found = None
         if isinstance(found, events.Updates) and (fresh := agent.admit_ahead(found.signals)):
             log_line(agent.log, Line.POLL_AHEAD, count=len(fresh))

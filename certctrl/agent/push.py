@@ -1,8 +1,8 @@
 """Push: perform polls on a socket, or as long-polls while there is none. Only push mode imports it.
 
-The session knows nothing of it: whichever way a poll goes, its answer is the same event (`push_link.py` and
-``net/control_plane.py``). ``protocol/fallback.py`` decides when a socket is tried; if one cannot be opened although the
-plane is there, the same poll is sent as a request, so that nothing waits for the socket.
+The session does not depend on it: on a socket (`push_link.py`) or as a request (``net/control_plane.py``), a poll has
+the same events. ``protocol/fallback.py`` decides when a socket is tried. If none can be opened although the plane
+answers, the same poll is sent as a request, so that no signal waits for the socket.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MAX_OUTCOMES = 20
 """Outcomes of one message; larger batches are sent as requests, which may be larger."""
 _ABSENT = (404, 405, 501)
 _OWN = (events.TokenExpired, events.DeviceRevoked, events.CursorExpired, events.ServerBusy, events.NoUpdates)
-"""Ends and refusals that are the plane's answer, and say nothing against push."""
+"""Answers of the plane that end a socket, but are no failure of push."""
 
 
 class Push:
@@ -154,7 +154,7 @@ class Push:
         return await self._without(token, step, f"the upgrade was refused (status {answer.status})")
 
     async def _without(self, token: str, step: Poll, why: str, *, absent: bool = False) -> events.PollAnswer:
-        """Poll at once, because a socket could not be opened; if the plane answers, push is what does not work."""
+        """Poll immediately, because no socket could be opened; if the plane answers, count a failure of push."""
         self._agent.counters.push["failed"] += 1
         event = await self._agent.plane.poll(token, attrs.evolve(step, wait=0))
         if isinstance(event, events.NoUpdates | events.Updates):
@@ -169,7 +169,7 @@ class Push:
             log_line(self._agent.log, Line.PUSH_FALLBACK, why=self._fallback.why, minutes=minutes)
 
     def _note(self, uses: str) -> None:
-        """Log a change of the transport."""
+        """Log a change of the transport in use."""
         if uses == self._uses:
             return
         self._uses, self._since = uses, self._agent.wall_now()

@@ -101,7 +101,7 @@ def compare(
 
 
 def _with_batches(signals: Sequence[Signal], listed: Sequence[CertificateSummary]) -> tuple[Signal, ...]:
-    """Add the atomic batches that the plane lists, as far as their certificates differ: the others are in use."""
+    """Add the listed atomic batches to the signals, with the size of their differing part: the rest is in use."""
     batches = {summary.id: summary.batch.id for summary in listed if summary.batch is not None}
     renewed = [one.cert_id for one in signals if isinstance(one, CertRenewed)]
     sizes = Counter(batches[cert_id] for cert_id in renewed if cert_id in batches)

@@ -47,8 +47,8 @@ def stale_after(agent: Agent) -> float:
 
 def is_stale(agent: Agent) -> bool:
     """Return whether the plane has not answered for too long."""
-    heard = agent.session.last_answer_at
-    since = heard if heard is not None else agent.started_mono
+    answered_at = agent.session.last_answer_at
+    since = answered_at if answered_at is not None else agent.started_mono
     return trio.current_time() - since > stale_after(agent)
 
 

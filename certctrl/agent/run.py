@@ -99,7 +99,7 @@ async def _run_services(
             services.start_soon(watch_clock, agent)
             services.start_soon(alert_forever, agent)
             services.start_soon(answer_challenges, agent)
-            services.start_soon(hold_push, agent)
+            services.start_soon(run_push, agent)
             services.start_soon(feed_watchdog, notifier)
             services.start_soon(publish_metrics_if_enabled, agent)
             log_line(
@@ -177,8 +177,8 @@ async def publish_metrics_if_enabled(agent: Agent) -> None:
     await publish_metrics(agent)
 
 
-async def hold_push(agent: Agent) -> None:
-    """Own the sockets of push mode until cancelled; each then tells the plane that the agent goes away."""
+async def run_push(agent: Agent) -> None:
+    """Own the sockets of push mode until cancelled; then close each with 1001 (going away)."""
     async with trio.open_nursery() as nursery:
 
         def open_push() -> PushMode:

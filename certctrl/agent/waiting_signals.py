@@ -1,6 +1,6 @@
-"""WaitingSignals: the signals that wait for a free handler, one queue for each class.
+"""WaitingSignals: the signals that wait for a free handler, in one queue per class.
 
-``protocol/turns.py`` decides which class is next. The queues are bounded by the inbox, where all their signals are.
+``protocol/turns.py`` decides which class is next. The inbox, which contains all these signals, bounds the queues.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from certctrl.protocol.turns import Turns
 
 
 class WaitingSignals:
-    """The queues, and how many handlers each class has now. A resource has one signal at most in all of them."""
+    """The queues, and the number of handlers of each class. At most one signal per resource is queued."""
 
     def __init__(self, settings: Callable[[], ApplicationConfig]) -> None:
         self._settings = settings
@@ -25,18 +25,18 @@ class WaitingSignals:
         self._turns = Turns()
 
     def add(self, entry: InboxEntry, *, first: bool = False) -> None:
-        """Queue a signal; ``first``: before the others of its class, because an earlier one of its resource has waited."""
+        """Queue a signal; ``first``: before the others of its class, in place of an earlier one of its resource."""
         queue = self._queues[priority_of(entry.signal)]
         queue[entry.signal.resource] = entry
         if first:
             queue.move_to_end(entry.signal.resource, last=False)
 
     def of(self, resource: str) -> InboxEntry | None:
-        """Return the signal of a resource that waits."""
+        """Return the queued signal of a resource."""
         return next((queue[resource] for queue in self._queues.values() if resource in queue), None)
 
     def all(self) -> list[InboxEntry]:
-        """Return all signals that wait."""
+        """Return all queued signals."""
         return [entry for queue in self._queues.values() for entry in queue.values()]
 
     def remove(self, entry: InboxEntry) -> None:
@@ -44,7 +44,7 @@ class WaitingSignals:
         del self._queues[priority_of(entry.signal)][entry.signal.resource]
 
     def next(self) -> InboxEntry | None:
-        """Return the signal that gets a handler now, which `ended` gives back; None if none may."""
+        """Remove and return the signal to handle next, until `ended`; None if no handler is free for any."""
         settings, waiting = self._settings(), [one for one, queue in self._queues.items() if queue]
         turn = self._turns.take(settings.priority_order, waiting, self._handlers, settings.handler_limit)
         if turn is None:
@@ -53,5 +53,5 @@ class WaitingSignals:
         return self._queues[turn].popitem(last=False)[1]
 
     def ended(self, entry: InboxEntry) -> None:
-        """Give back the handler of a signal."""
+        """Release the handler of a signal."""
         self._handlers[priority_of(entry.signal)] -= 1

@@ -128,7 +128,7 @@ class Installer(InstalledCerts):
     async def live_bundle(self, cert_id: int) -> Bundle | None:
         """Return the material of a certificate's live generation, in place of the same from the plane.
 
-        None if it is not all there as it was written, or not valid now: then the plane's is needed.
+        None if a file is missing or changed, or if it is not valid now: then the plane's is needed.
         """
         record = self.records.get(cert_id)
         if record is None or not record.generation:

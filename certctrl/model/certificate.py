@@ -94,7 +94,7 @@ class CertificateSummary:
     order: CsrOrder | None = None
     """The open order of a certificate with a key from this host."""
     batch: AtomicBatch | None = None
-    """The batch in which the present certificate was issued, and how many of it this device has."""
+    """The atomic batch of the current certificate; its size: the number of its certificates on this device."""
     certificate_pem: str | None = None
     """Set in the detail answer only."""
     chain_pem: str | None = None

@@ -9,7 +9,7 @@ CSR = "csr"
 KEY_PROOF = "key-proof"
 """A registration proves that the device has its secret key."""
 PLANE_ANCHOR = "plane-anchor"
-"""The plane hands out the CA that its own certificate is going to use."""
+"""The plane announces the next CA of its own certificate."""
 ACME_HTTP01 = "acme-http01"
 """The agent answers http-01 challenges, as ``policy.json`` allows."""
 ACME_TLS_ALPN01 = "acme-tls-alpn01"
@@ -17,11 +17,11 @@ ACME_TLS_ALPN01 = "acme-tls-alpn01"
 BATCH_FETCH = "batch-fetch"
 """The plane answers one request for the materials of up to 100 certificates."""
 DELTA = "delta"
-"""The plane answers what has changed since: materials by ETag, the list of certificates by revision."""
+"""The plane sends changes only: of materials by ETag, of the list of certificates by revision."""
 ATOMIC_BATCH = "atomic-batch"
 """Certificates that belong together are switched together."""
 PRIORITY = "priority"
-"""Signals have a class, by which they are handled; the plane names it, and shows signals ahead of the cursor."""
+"""The plane names the class of each signal, and shows signals ahead of the cursor."""
 PUSH = "push"
 """Signals and outcomes travel on a WebSocket."""
 
@@ -46,7 +46,7 @@ MAX_FEATURE_NAME = 50
 
 
 def feature_names(value: Any) -> frozenset[str]:
-    """Return the names in a list from outside; other values, names that do not fit and those beyond the limit are left out."""
+    """Return the names in a list from outside, without invalid ones and those beyond the limit."""
     if not isinstance(value, list):
         return frozenset()
     return frozenset(

@@ -7,7 +7,7 @@ from functools import lru_cache
 STATE_DIR = "state"
 """The directory of the agent's state, in its config directory."""
 PLANE_CA = "plane-ca.pem"
-"""The file that `init --ca` writes; in the state directory, the one that the plane handed out in place of it."""
+"""The file that `init --ca` writes; in the state directory, the one that the plane announced in place of it."""
 NEXT_PLANE_CA = "plane-ca.next.pem"
 """In the state directory: the one that is used in addition until a connection has proven it."""
 MAX_PATH = 4000

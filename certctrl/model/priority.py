@@ -9,12 +9,12 @@ class Priority(StrEnum):
     """The class of a signal, the most urgent first."""
 
     REVOCATION = "revocation"
-    """A certificate has to leave, or replaces one that is revoked."""
+    """A certificate must be withdrawn, or replaces a revoked one."""
     EXPIRING = "expiring"
-    """It has to be done soon: a certificate near its end, a key that an order waits for, a challenge."""
+    """Work with a deadline: a certificate near its end, a key that an order waits for, a challenge."""
     RENEWAL = "renewal"
     CONFIG = "config"
-    """What this host is to do, and which CAs it trusts."""
+    """The install config, CAs, and requests for a comparison."""
 
 
 _BY_TYPE = {
@@ -38,7 +38,7 @@ def derived_priority(signal_type: str) -> Priority:
 
 
 def types_of(priority: Priority) -> tuple[str, ...]:
-    """Return the types whose derived class is this one; empty for `Priority.RENEWAL`, which has all others."""
+    """Return the types with this derived class; empty for `Priority.RENEWAL`, which has all other types."""
     return tuple(name for name, one in _BY_TYPE.items() if one is priority)
 
 

@@ -49,7 +49,7 @@ class CertificateChanges(Enrolment):
         return True
 
     async def fetch_changes(self, token: str, known: KnownList | None) -> KnownList | None:
-        """Return the certificate list with its revision, ``known`` itself if that is current; None: no revisions here.
+        """Return the certificate list with its revision, ``known`` itself if it is current; None if the plane has none.
 
         One row that does not fit fails the call. The revision is empty if the list changed while its pages were
         fetched, so that the next call fetches it whole.

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["ControlPlane", "UnsupportedByPlane"]
 
 AHEAD_LIMIT, AHEAD_SECONDS = 100, 5.0
-"""Signals that are requested ahead of the cursor, and how long the next poll may wait for them."""
+"""Number of signals that are requested ahead of the cursor, and the time limit of that request."""
 NOTIFY_SCHEMA = "certctrl.device.notify.v1"
 _SELF = "/apiv1/devices/self"
 
@@ -232,8 +232,8 @@ class ControlPlane(CertificateChanges):
     async def fetch_many_materials(self, token: str, wanted: Mapping[int, str]) -> dict[int, Fetched]:
         """Return the material of up to 100 certificates by id, the error of one, or None if its ETag is still current.
 
-        ``wanted``: id -> ETag of what is here, or empty. Those left out have to be fetched alone. Only for planes with
-        ``batch-fetch``. Raises UnsupportedByPlane if the plane lacks it after all.
+        ``wanted``: id -> ETag of the live material, or empty. Ids without a result must be fetched alone. Only for
+        planes with ``batch-fetch``. Raises UnsupportedByPlane if the plane lacks it after all.
         """
         json: dict[str, Any] = {"cert_ids": [*wanted]}
         if etags := {str(cert_id): etag for cert_id, etag in wanted.items() if etag}:

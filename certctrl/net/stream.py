@@ -37,13 +37,13 @@ class Stream(Protocol):
     async def receive(self) -> str | Ping | Pong | Closed:
         """Return the next message or control frame.
 
-        Raises BadAnswerError for anything that is not of the protocol, and TransportError if the connection broke;
-        the socket is of no use after both.
+        Raises BadAnswerError for anything outside the protocol, and TransportError if the connection broke; the socket
+        is unusable after both.
         """
         ...
 
     async def send(self, text: str) -> None:
-        """Send one message. Raises TransportError, also if the peer does not read."""
+        """Send one message. Raises TransportError, even if only the peer does not read."""
         ...
 
     async def ping(self, payload: bytes = b"") -> None:
@@ -51,7 +51,7 @@ class Stream(Protocol):
         ...
 
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
-        """Send a close frame if that is possible right away, and close the connection."""
+        """Send a close frame, if possible without waiting, and close the connection."""
         ...
 
 

@@ -33,7 +33,7 @@ _HASHED = re.compile(r"[0-9a-f]{8}\.\d+")
 
 @lean.frozen
 class PlaneCa:
-    """The operator's file with the plane's CA, and what the plane has handed out in place of it.
+    """The operator's file with the plane's CA, and the CAs that the plane has announced in place of it.
 
     The latter is in the state directory, because the configuration is read-only to the daemon. Its first line is the
     digest of the operator's file that it replaces: once the operator changes that file, the operator's is used again.
@@ -66,7 +66,7 @@ class PlaneCa:
 class Trust:
     """The trusted CAs and the client certificate, reloaded when a file changes so that a rotation needs no restart.
 
-    The CA that the plane has handed out is used in addition to `plane-ca.pem`, later in place of it (`PlaneCa`).
+    The CA that the plane has announced is used in addition to `plane-ca.pem`, later in place of it (`PlaneCa`).
     """
 
     def __init__(self, config: HttpClientConfig, root: Path) -> None:
@@ -102,7 +102,7 @@ class Trust:
         except ConfigError as error:
             if [*own] == [*self._ca_files] and added is None:
                 raise
-            log.warning("Not trusting the CA that the control plane has handed out: %s", error)
+            log.warning("Not trusting the CA that the control plane has announced: %s", error)
             return client_context(self._ca_files, self._certificate, self._key)
 
     def _fingerprint(self) -> tuple[tuple[int, int, int], ...]:

@@ -62,7 +62,7 @@ class Anchor:
         return self.own if self.switched else self._shared
 
     def offer(self) -> dict[str, str]:
-        """Return the part of a refresh answer that hands out the anchor; empty after the switch."""
+        """Return the part of a refresh answer that announces the anchor; empty after the switch."""
         return {} if self.switched else {"plane_anchor_pem": self.own.root_pem}
 
     def note(self, device_id: int, fingerprints: Collection[str]) -> None:

@@ -118,16 +118,16 @@ async def serve_plane(
 
 async def _opened(opening: Callable[[], Plane], patience: float) -> Plane:
     """Return the opened plane; raises BusyError if another one has not left its directory in time."""
-    deadline, told = trio.current_time() + patience, False
+    deadline, logged = trio.current_time() + patience, False
     while True:
         try:
             return opening()
         except BusyError as error:
             if trio.current_time() >= deadline:
                 raise
-            if not told:
+            if not logged:
                 log.info("waiting for the other control plane to stop: %s", error)
-                told = True
+                logged = True
         await trio.sleep(_LOCK_PAUSE)
 
 

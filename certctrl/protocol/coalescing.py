@@ -54,7 +54,7 @@ def choose(entries: Sequence[InboxEntry], busy: Collection[str], now: float) -> 
 
 
 def overtakes(newer: Signal, queued: Signal) -> bool:
-    """Return whether a signal that has just arrived changes what becomes of one that waits, of the same resource."""
+    """Return whether a new signal affects the handling of a queued one of the same resource."""
     if isinstance(queued, UnknownSignal | MalformedSignal):
         return False
     if isinstance(queued, CertRevoked) != isinstance(newer, CertRevoked):

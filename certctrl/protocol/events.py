@@ -21,7 +21,7 @@ class NoUpdates:
     retry_after: float | None = attrs.field(default=None, kw_only=True)
     """Seconds in [0, 3600], if the server requests a delay without an error."""
     pushed: bool = attrs.field(default=False, kw_only=True)
-    """Whether an open socket is waited for, so that the next poll takes no request."""
+    """Whether a socket is open, so that the next poll takes no request."""
 
 
 @lean.frozen
@@ -35,7 +35,7 @@ class Updates:
     free: bool = attrs.field(default=False, kw_only=True)
     """Whether the poll for the next page does not count against the plane's rate limit."""
     pushed: bool = attrs.field(default=False, kw_only=True)
-    """Whether the plane sent it on a socket, where the next page takes no request."""
+    """Whether it was sent on a socket, where the next page takes no request."""
     status: int = attrs.field(default=200, kw_only=True)
     retry_after: float | None = attrs.field(default=None, kw_only=True)
 

@@ -1,4 +1,4 @@
-"""Fallback: whether push is tried now, or the agent polls because push does not work.
+"""Fallback: decide whether push is tried now, or the agent polls because push does not work.
 
     first minute without push      tries after 2, 4, 8, 16, 20 … s, polls in between
     after that                     long-poll; tries after 5, 10, 20, 40, 60, 60 … min
@@ -23,7 +23,7 @@ FIRST_PAUSE, LAST_PAUSE = 300.0, 3600.0
 
 
 class Fallback:
-    """When to try push."""
+    """The failures of push, and the time of the next try."""
 
     def __init__(self, random: Callable[[], float]) -> None:
         self._random = random
@@ -65,7 +65,7 @@ class Fallback:
         return self.failed(now, why)
 
     def closed(self) -> None:
-        """Note that an open socket ended for a reason that says nothing about push."""
+        """Note that an open socket ended for a reason other than a failure of push."""
         self._opened_at = None
 
     def failed(self, now: float, why: str) -> bool:

@@ -1,8 +1,8 @@
 """Choose the class of signals whose turn it is to get a free handler.
 
 Classes are in an order, and each has twice the weight of the next one. Those with waiting signals get turns in
-proportion to their weights, spread evenly, so that the last one gets at least one of fifteen. A handler that hangs is
-not free for anyone, so each class also has handlers that the others cannot take: its share of the limit, at least one.
+proportion to their weights, spread evenly, so that the last one gets at least one of fifteen. Handlers may hang, so
+each class also has handlers that the others cannot take: its share of the limit, at least one.
 Rejected: strict order, in which a stream of revocations starves all else.
 """
 
@@ -14,7 +14,7 @@ from certctrl.model.priority import Priority
 
 
 class Turns:
-    """Whose turn it is; remembers who had the last turns."""
+    """The turns of the classes; remembers who had the last ones."""
 
     def __init__(self) -> None:
         self._credit: dict[Priority, int] = {}

@@ -127,7 +127,7 @@ def test_openssl_applies_the_name_constraints_and_the_lists_of_former_intermedia
     before, old = rig.issue("www.other.example")
     status, output = rig.plane("ca", "constrain", "--domain", "corp.example", "--network", "192.0.2.0/24")
     assert status == 0
-    assert f"note: other names, so that renewals fail: 1 certificate: {before}" in output
+    assert f"note: 1 certificate with other names, whose renewals will fail: {before}" in output
     assert "the CA issues only for corp.example, 192.0.2.0/24" in output
     for names in (["www.corp.example", "*.corp.example"], ["192.0.2.7"], ["corp.example", "192.0.2.8"]):
         assert rig.verify(rig.issue(*names)[1]) == ""

@@ -111,7 +111,7 @@ def test_a_ca_that_the_plane_has_handed_out_counts(tmp_path: Path, caplog: pytes
     files.next.write_bytes(files.stamp() + b"damaged")
     assert subjects(trust.context()) == before, "the plane stays reachable"
     trust.context()
-    assert caplog.text.count("has handed out") == 1, "said once"
+    assert caplog.text.count("has announced") == 1, "said once"
     files.next.write_bytes(files.stamp() + new.cert_pem.bytes())
     assert len(subjects(trust.context())) == 2, "both"
     files.next.rename(files.taken)

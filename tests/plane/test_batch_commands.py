@@ -25,7 +25,7 @@ def test_certificates_are_renewed_together(site: PlaneSite) -> None:
 @pytest.mark.integration
 def test_a_set_is_made_shown_and_ended(site: PlaneSite) -> None:
     ids = [site("issue", name, "--json").json["id"] for name in ("d.example", "e.example")]
-    assert site("together").output == "no sets, and no batch waits\n"
+    assert site("together").output == "no sets, and no waiting batches\n"
     made = site("together", "shop", "d.example", str(ids[1]))
     assert made.output == f"set shop: certificates {ids[0]}, {ids[1]}\n"
     assert json.loads(site("together", "--json").output) == {
@@ -35,7 +35,7 @@ def test_a_set_is_made_shown_and_ended(site: PlaneSite) -> None:
     assert site("renew", "d.example").status == 0
     after = {row["id"]: row["serial_number"] for row in site("certificates", "--json").json}
     assert all(after[one] != before[one] for one in ids), "both are renewed"
-    assert site("together", "shop", "--end").output == "no sets, and no batch waits\n"
+    assert site("together", "shop", "--end").output == "no sets, and no waiting batches\n"
     for wrong in (("together", "shop"), ("together", "shop", "d.example", "--end")):
         assert site(*wrong).status == ExitStatus.USAGE
     assert site("together", "shop", "d.example").status != 0, "one certificate is not a set"

@@ -41,7 +41,7 @@ _EXIT_STATUSES = {
 """HTTP status of an error response -> exit status; otherwise 69."""
 _FIXES = {
     "CERT_REVOKED": "cert-ctrl plane renew ID makes it valid again, with a new key",
-    "NAME_RESERVED": "give the service a name of its own",
+    "NAME_RESERVED": "give the service another name",
     "NOT_CONNECTED": "cert-ctrl plane devices shows who is online; at the host, check the daemon and its poll_mode",
     "PUSH_UNSUPPORTED": "update the agent of that device",
     "REFUSED_BY_POLICY": "the host decides: remote_questions in its policy.json",

@@ -71,7 +71,7 @@ def constrain(
     if done["outside"]:
         ids = ", ".join(map(str, done["outside"])) + (", …" if done["outside_count"] > len(done["outside"]) else "")
         outside = counted(done["outside_count"], "certificate")
-        write_error(f"note: other names, so that renewals fail: {outside}: {ids}")
+        write_error(f"note: {outside} with other names, whose renewals will fail: {ids}")
     text = "the CA issues for all names" if everything else f"the CA issues only for {names}"
     show(ctx, done, f"{text}, by intermediate {done['intermediates'][0]['key_id'][:16]}…")
     return ExitStatus.DONE

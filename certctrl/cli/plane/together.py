@@ -22,7 +22,7 @@ def together(
         str, typer.Option("--dissolve", metavar="BATCH", help="Deliver what a waiting batch has, one by one.")
     ] = "",
 ) -> None:
-    """Renew certificates always together, or show sets.
+    """Make a set that is renewed together, or show sets.
 
     Without NAME, shows the sets and the waiting batches.
 
@@ -55,6 +55,8 @@ def _print(found: dict[str, Any]) -> None:
     for one in found["batches"]:
         waits = ", ".join(map(str, one["waiting_for"])) or "none"
         problem = f"; {one['problem']}" if one["problem"] else ""
-        write_line(f"batch {one['id']} of {one['created_at']}: {one['state']} for certificates {waits}{problem}")
+        write_line(
+            f"batch {one['id']}, ordered {one['created_at']}: {one['state']}, missing certificates {waits}{problem}"
+        )
     if not found["sets"] and not found["batches"]:
-        write_line("no sets, and no batch waits")
+        write_line("no sets, and no waiting batches")

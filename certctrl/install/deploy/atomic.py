@@ -1,8 +1,8 @@
 """Atomic batches: certificates of this host that are switched, reloaded and proven together, or not at all.
 
 The record of each member names its batch from before the switch until the certificate is proven. So every later call
-finds the members together, and after a crash between the links of two members the rest of the switch is carried out
-(`finish_switches`). A member leaves its batch when newer material without the batch replaces it, or when it is withdrawn.
+finds the members together, and `finish_switches` completes a switch that a crash interrupted between two links. A
+member leaves its batch when newer material without the batch replaces it, or when it is withdrawn.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def with_siblings(context: Context, cert_ids: Collection[int]) -> frozenset[int]
 
 
 def changing(context: Context, candidates: Container[int]) -> dict[int, str]:
-    """Return certificate id -> batch, of the batches that are switched now, or live and not proven."""
+    """Return certificate id -> batch, for batches that are switched now, or live but not proven."""
     return {
         record.cert_id: batch
         for batch, records in members(context).items()
@@ -84,9 +84,9 @@ def why_waiting(
 ) -> dict[int, str]:
     """Return certificate id -> why the batch of some candidates waits, given why each would wait for itself.
 
-    One that is ``held`` by an operator, or whose staged files are lost, keeps its batch; the maintenance window does
-    only if it keeps all of them: then none is about to expire. ``live_again``: candidates that are no new material,
-    which never wait for the window.
+    A certificate that is ``held`` by an operator, or whose staged files are lost, delays its batch. The maintenance
+    window does only if it delays all members: then none is about to expire. ``live_again``: candidates that are no new
+    material, which never wait for the window.
     """
     found = dict[int, str]()
     for batch, records in members(context).items():
@@ -146,7 +146,7 @@ def _switch_back(context: Context, switched: Iterable[CertRecord]) -> None:
 
 
 def note_switches(context: Context, switched: Mapping[int, str]) -> bool:
-    """Record what members of batches are switched to, before their links change; return whether there are any.
+    """Record the generations that members of batches are switched to, before that; return whether there are any.
 
     ``switched``: certificate id -> generation. Durable with the next save.
     """
@@ -160,7 +160,7 @@ def note_switches(context: Context, switched: Mapping[int, str]) -> bool:
 
 
 def units(batches: Mapping[int, str], mine: Sequence[int], wanted: Collection[int]) -> list[list[int]]:
-    """Return the parts of ``mine`` that are tried alone: each wanted certificate, a batch as a whole."""
+    """Return the parts of ``mine`` that are tried separately: each wanted certificate, and each batch as a whole."""
     names = {cert_id: batches.get(cert_id) or f"alone:{cert_id}" for cert_id in mine}
     chosen = {names[cert_id] for cert_id in mine if cert_id in wanted}
     found: dict[str, list[int]] = {}

@@ -156,7 +156,7 @@ async def _with_staged(
 def _note_staged(context: Context, prepared: Mapping[int, Candidate], together: Mapping[int, str]) -> None:
     """Record the staged generations, which may have to wait or to be retried; durable with the next save.
 
-    It replaces what was staged before, and so leaves the batch of that.
+    They replace earlier staged ones, with the batches of those.
     """
     for candidate in prepared.values():
         record = context.records.certificates.get(candidate.cert_id)

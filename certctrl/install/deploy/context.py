@@ -149,9 +149,9 @@ class Locks:
         self._freed = RepeatedEvent()
 
     def try_acquire(self, names: Collection[str], *, claimed: bool = False) -> bool:
-        """Lock all names and return True, or return False if one of them is locked, or claimed by someone else.
+        """Lock all names and return True, or return False if one of them is locked, or claimed by another task.
 
-        ``claimed``: the caller has claimed the names that it needs most.
+        ``claimed``: the caller has a claim, so those of others do not count.
         """
         if not self._taken.isdisjoint(names) or not (claimed or self._claimed.keys().isdisjoint(names)):
             return False

@@ -133,7 +133,7 @@ class Convergence:
         return [self.candidates[cert_id] for cert_id in sorted(group.cert_ids) if cert_id in self.candidates]
 
     def _alone(self, group: Group) -> list[list[Candidate]]:
-        """Return what of a group is tried part by part: what was last rolled back together with others."""
+        """Return the parts of a group that are tried one by one, because they were last rolled back together."""
         mine, records = self._mine(group), self.context.records.certificates
         rolled_back = [
             one
@@ -145,7 +145,7 @@ class Convergence:
         return self._units(mine, rolled_back) if len(self._units(mine, mine)) > 1 else []
 
     def _units(self, mine: Sequence[Candidate], wanted: Sequence[Candidate]) -> list[list[Candidate]]:
-        """Return what is tried alone of some candidates; an atomic batch stays whole."""
+        """Divide the wanted candidates into parts that are tried one by one; an atomic batch is one part."""
         if not wanted:
             return []
         by_id = {one.cert_id: one for one in mine}

@@ -178,7 +178,7 @@ class Results:
         self._record_failure(cert_id, before, after, OutcomeKind.FAILED, why, staged, pending, retry=retry)
 
     def all_failed(self, cert_ids: Iterable[int], error: CertctrlError) -> None:
-        """Record a failure that left the live generations of some certificates as they were."""
+        """Record a failure that left the live generations of some certificates unchanged."""
         for cert_id in sorted(cert_ids):
             self.failed(cert_id, error)
 

@@ -161,7 +161,7 @@ class Transaction:
         return [run for step in self.group_plan.steps for run in step.runs]
 
     def _defer(self, executor: Executor) -> None:
-        """Defer the candidates that a failure is not about; those of an atomic batch fail with it."""
+        """Defer the candidates that a failure does not concern; an atomic batch fails as a whole."""
         if self.defers and executor.blamed:
             blamed = atomic.with_siblings(self.context, executor.blamed)
             self.deferred += [one for cert_id, one in self.batch.items() if cert_id not in blamed]

@@ -78,7 +78,7 @@ class Withdrawal:
         return next(mine, Group.of([f"cert:{self.record.cert_id}"]))  # another plane's certificate has no items
 
     def _claim(self) -> AbstractContextManager[None]:
-        """Let the renewals of its group wait until it is out of use; not for its endpoints, which takes longer."""
+        """Keep renewals from locking its group until it is out of use, but not while its endpoints are probed."""
         return self.locks.claim(self._group().nodes)
 
     async def _remove(self) -> Outcome:

@@ -2,7 +2,7 @@
 
 A server with an RSA and an ECDSA certificate for one name answers with the one that it prefers. So the probe offers
 only TLS 1.2 with the cipher suites of the wanted kind, then TLS 1.3 with its signature algorithms. If both fail, it
-looks at what the server sends to a client that accepts everything.
+examines what the server sends to a client that accepts everything.
 """
 
 from __future__ import annotations

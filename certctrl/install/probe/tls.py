@@ -153,7 +153,7 @@ async def is_down(host: str, port: int) -> bool:
             return False
         async with trio.open_nursery() as nursery:
             for family, name in dict.fromkeys((family, str(name[0])) for family, _, _, _, name in found):
-                nursery.start_soon(one, family, name, name=f"look at {name}")
+                nursery.start_soon(one, family, name, name=f"probe {name}")
     return bool(refused) and all(refused) and not scope.cancelled_caught
 
 

@@ -111,7 +111,7 @@ class HttpCa:
             except TransportError as error:  # not HTTP, or too long
                 raise IssuerError(str(error), fix="check directory_url") from None
             except BROKEN as error:
-                if opened.anew or last_try:  # servers may close idle connections at any time: retry with a new one
+                if opened.is_new or last_try:  # servers may close idle connections at any time: retry with a new one
                     raise IssuerError(
                         f"the connection to {place} broke: {one_line(str(error) or type(error).__name__)}",
                         fix="check the network between the control plane and the CA",
@@ -123,10 +123,10 @@ class _Opened:
     """Whether an exchange opened a connection; ``note`` is the library's trace hook."""
 
     def __init__(self) -> None:
-        self.anew = False
+        self.is_new = False
 
     async def note(self, name: str, info: object) -> None:
-        self.anew |= name == "connection.connect_tcp.started"
+        self.is_new |= name == "connection.connect_tcp.started"
 
 
 class CaPlaces:

@@ -12,7 +12,7 @@ from certctrl.errors import CertctrlError
 from certctrl.plane.errors import ErrorResponse
 
 ANSWER_FULL = "ANSWER_FULL"
-"""Error key of an item that did not fit into the answer; the agent asks for it again."""
+"""Error key of an item that did not fit into the answer; the agent requests it again."""
 MAX_ANSWER_BYTES = 2 * 1024 * 1024
 _RESERVED = 256
 """Bytes of an answer that are kept free for each item, for its error."""
@@ -22,7 +22,7 @@ class Material(NamedTuple):
     """The material of a certificate for a device."""
 
     etag: str
-    """The same for the same certificate, chain and device key, although each answer is sealed anew."""
+    """The same for the same certificate, chain and device key, although each answer is sealed again."""
     data: dict[str, Any] | None
     """``DeployMaterials``; None: the device has it."""
 
@@ -48,8 +48,7 @@ def batch(
 ) -> bytes:
     """Return the items of an answer with many materials, as JSON of at most `MAX_ANSWER_BYTES`.
 
-    Items from the first one on that does not fit are `ANSWER_FULL`. ``response_of`` returns what an error is answered
-    with.
+    All items from the first one that does not fit are `ANSWER_FULL`. ``response_of`` returns the response to an error.
     """
     items: list[bytes] = []
     left, is_full = MAX_ANSWER_BYTES - _RESERVED * len(wanted), False

@@ -1,4 +1,4 @@
-"""Revisions of a device's list of certificates: what differs from a list that the device has.
+"""Revisions of a device's list of certificates, and the difference from a list that the device has.
 
 A revision is a digest of the list's content, so nothing is stored and no change can be missed: not by a new kind of
 change, another control plane on the database, or one that was restored from a backup. The list is divided into parts
@@ -39,7 +39,7 @@ class Revision:
 
     @classmethod
     def of(cls, rows: Sequence[ListedRow], parts: int) -> Self:
-        """Return the revision of a list, in order of id, that is divided into so many parts."""
+        """Return the revision of a list, in order of id, divided into this number of parts."""
         hashes = [blake2b(digest_size=_DIGEST) for _ in range(parts)]
         for row in rows:
             hashes[row.id % parts].update(b"%d:%d:" % (row.id, len(row.text)))
@@ -68,20 +68,20 @@ class Revision:
 
 @lean.frozen(kw_only=True)
 class Changes:
-    """What a device has to know of its list."""
+    """The difference of a list from the one that a device has, or a page of the whole list."""
 
     revision: str
     """The revision of the whole list."""
     rows: tuple[ListedRow, ...]
     """All certificates of the parts that differ; or, of the whole list, those of this page."""
     parts: tuple[int, ...] | None = None
-    """The parts that differ, by number; None: these are of the whole list."""
+    """Numbers of the parts that differ; None: the rows are of the whole list."""
     divisor: int = 1
-    """A certificate is in the part of the remainder of its id."""
+    """A certificate is in the part whose number is the remainder of its id."""
 
 
 def changes(rows: Sequence[ListedRow], since: str, *, after_id: int, limit: int) -> Changes:
-    """Return what differs between a list and the revision ``since``, or a page of the whole list.
+    """Return the difference of a list from the revision ``since``, or a page of the whole list.
 
     The whole list if the revision is unknown, if ``limit`` certificates are not enough, and for the pages after the first.
     """
@@ -102,5 +102,5 @@ def changes(rows: Sequence[ListedRow], since: str, *, after_id: int, limit: int)
 
 
 def _parts_for(count: int) -> int:
-    """Return how many parts a list is divided into: about as many as it has certificates, a power of two."""
+    """Return the number of parts for a list: a power of two, about the number of its certificates."""
     return min(MOST_PARTS, 1 << max(count - 1, 0).bit_length())

@@ -147,7 +147,7 @@ class CertificateTable:
         return self._keyring.unseal(f"certificate {row['id']}", sealed) if sealed else b""
 
     def announce(self, cert_id: int, serial: str, *, replaces_revoked: bool = False) -> None:
-        """Signal a new certificate to its devices: soon, if the one that they have is revoked or near its end."""
+        """Signal a new certificate to its devices, more urgently if theirs is revoked or near its end."""
         priority = self.priority_of({cert_id: serial}, [cert_id] if replaces_revoked else ())
         ref = {"cert_id": cert_id, "serial": serial}
         self._stream.append_to_all(self.holders(cert_id), "cert.renewed", ref, priority)
@@ -160,7 +160,7 @@ class CertificateTable:
         return Priority.EXPIRING if ending else None
 
     def _former_is_ending(self, cert_id: int, serial: str) -> bool:
-        """Return whether less than a third of the life of the certificate before is left."""
+        """Return whether less than a third of the previous certificate's life is left."""
         former = self._db.one(
             "SELECT certificate_pem, not_after FROM former_certificates WHERE cert_id = ? AND serial_number != ?"
             " ORDER BY replaced_at DESC, not_after DESC LIMIT 1",
@@ -170,7 +170,7 @@ class CertificateTable:
             return False
         try:
             begins = load_pem_x509_certificate(former["certificate_pem"].encode()).not_valid_before_utc.timestamp()
-        except ValueError:  # nothing depends on it
+        except ValueError:  # only the priority depends on it
             return False
         return self._wall_now() > late_at(Life(begins, former["not_after"]), is_imported=False)
 

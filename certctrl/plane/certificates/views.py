@@ -53,7 +53,7 @@ class _WithKey:
 
     @cached_property
     def digest(self) -> bytes:
-        """A hash of what all devices get: the certificate names its key."""
+        """A hash of the material that all devices get; the certificate identifies its key."""
         parts = [self.row[name] for name in ("certificate_pem", "chain_pem", "serial_number", "public_key_sha256")]
         return blake2b(json.dumps([*parts, bool(self.row["private_key_enc"])]).encode(), digest_size=16).digest()
 
@@ -115,7 +115,7 @@ class CertificateViews:
         return [self._of_device(row, orders, sizes) for row in rows]
 
     def _sizes(self, device_id: int, rows: Sequence[Row]) -> Mapping[str, int]:
-        """Return the batches of a device's certificates; usually none is in one."""
+        """Return the sizes of the batches of a device's certificates, without a query if no certificate is in one."""
         return sizes_of_device(self._db, device_id) if any(row["batch"] for row in rows) else {}
 
     def list_of(self, device_id: int) -> ListOfDevice:
@@ -169,9 +169,9 @@ class CertificateViews:
     def batches_of(
         self, wanted: Sequence[tuple[DeviceSession, Sequence[tuple[int, str]]]]
     ) -> list[list[tuple[int, Seal | CertctrlError]]]:
-        """Return for each device and its certificates, by id, what seals their materials, or why there are none.
+        """Return for each device and each of its certificates, with a known ETag, a function that seals the material.
 
-        Each with the ETag that the device knows; in two statements. What it returns needs no unit of work.
+        Or the error for a certificate. Takes two statements; the functions need no unit of work.
         """
         each = [(session.device_id, cert_id, etag) for session, asked in wanted for cert_id, etag in asked]
         found = iter(self._seals([(device_id, cert_id) for device_id, cert_id, _ in each], [etag for *_, etag in each]))

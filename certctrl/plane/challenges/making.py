@@ -82,7 +82,7 @@ def make_solver(
     rules, holder = [], ""
     if request is not None:
         parts = attrs.evolve(parts, user_id=request.user_id)
-        holder = f"order {request.order_id or token_hex(8)}"  # a request without an order has nobody to share with
+        holder = f"order {request.order_id or token_hex(8)}"  # a request without an order shares with no other
     for entry in challenges:
         solver = kind_named(entry["type"]).make(entry, secrets, parts)
         rules.append(Rule(entry["type"], tuple(entry["domains"]), solver))

@@ -29,7 +29,7 @@ RECENT_SECONDS = 86_400.0
 """Age up to which outcomes are counted for a device; older failures say nothing about its state."""
 
 POLLING_SECONDS = 75.0
-"""Age of its last poll up to which a device counts as online: the longest wait, and the time until it is stored."""
+"""Greatest age of the last poll of a device that counts as online: the longest wait, and the time until it is stored."""
 
 _SHOWN = (
     "id", "user_id", "device_public_id", "status", "name", "platform", "model", "app_version", "key_fingerprint",
@@ -240,7 +240,7 @@ class Devices:
         return self._shown([self.row(user_id, device_id)])[0]
 
     def seen(self, device_id: int, address: str, cursor: str, at: float | None = None) -> None:
-        """Record the time (None: now), address and cursor of a poll, or of a contact by push."""
+        """Record the time (None: now), address and cursor of a poll, or of anything received on a push socket."""
         self._sightings[device_id] = _Sighting(self._wall_now() if at is None else at, address, cursor)
 
     def save_sightings(self, most: int | None = None) -> None:

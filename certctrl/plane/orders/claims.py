@@ -19,7 +19,7 @@ TOGETHER = 200
 CLAIMED_TOGETHER = 10
 """Orders claimed at a time, and background orders claimed ahead: each is a task that starts."""
 SWEEP_SECONDS = 5.0
-"""How often a plane looks for orders that another one has stored."""
+"""Seconds between searches for orders that another plane has stored."""
 LEASE_SECONDS = 120.0
 _AGAIN_SECONDS = 0.005
 

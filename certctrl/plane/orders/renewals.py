@@ -33,7 +33,7 @@ WINDOW_JOB = "renewal_window"
 """One job per certificate whose CA may suggest a window; its key is ``ID:SERIAL``, so that each renewal has its own."""
 ROUND_SECONDS = 10.0
 PLAN_SECONDS = 30.0
-"""Interval of the search for certificates without a due time, or whose CA was never asked for a window."""
+"""Interval of the search for certificates without a due time, or without a request for a window to their CA."""
 LEASE_SECONDS = 120.0
 PLANNED_TOGETHER = 100
 ORDERED_TOGETHER = 5

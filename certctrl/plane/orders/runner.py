@@ -90,7 +90,7 @@ class OrderRunner:
         """Orders whose certificates are issued but not yet stored."""
 
     def wake(self) -> None:
-        """Look for orders now."""
+        """Search for orders now."""
         self._due.set()
 
     async def run(self) -> None:

@@ -147,7 +147,7 @@ def init_config_dir(
 
 
 def add_settings(fs: Fs, layout: ConfigDir, settings: Mapping[str, Any]) -> None:
-    """Add settings to ``application.json``. Raises ConfigError and DiskError, also if it cannot be written."""
+    """Add settings to ``application.json``. Raises ConfigError and DiskError."""
     path = layout.application
     found = read_bytes(fs, path, SIZE_LIMIT)
     body = (_parse(found, path) if found is not None else {}) | dict(settings)

@@ -25,7 +25,7 @@ class Reservation:
     def __init__(
         self, fs: Fs, layout: ConfigDir, size: int, save: Callable[[Tokens], None], also: Callable[[Tokens], None]
     ) -> None:
-        """``save`` stores tokens without a reservation, ``also`` what came with them."""
+        """``save`` stores tokens without a reservation, ``also`` the features that came with them."""
         self._fs = fs
         self._save = save
         self._also = also

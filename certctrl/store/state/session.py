@@ -91,7 +91,7 @@ class SessionState:
         return found
 
     def save_recommended(self, recommended: Recommended | None) -> None:
-        """Replace them; None: there are none."""
+        """Replace the recommended settings; None: there are none."""
         if recommended is None:
             remove_file(self._fs, self.layout.recommended)
         else:
@@ -202,7 +202,7 @@ class SessionState:
         )
 
     def _save_features(self, tokens: Tokens) -> None:
-        """Keep the features that came with the tokens; if that fails, they are unknown after a restart, until a refresh."""
+        """Save the features that came with the tokens; a failure only makes them unknown after a restart."""
         if tokens.features != self._features_with(tokens.refresh_token):
             body = {"session": _session_name(tokens.refresh_token), "features": sorted(tokens.features)}
             with suppress(DiskError):
