@@ -75,7 +75,7 @@ async def _answer(client: PushClient, answers: dict[str, Any]) -> None:
     ("question", "lines"),
     [
         ("status", ["Daemon Status: Running", "State: Polling", "Certificates: none deployed"]),
-        ("doctor", ["FAIL  disk: full", "      fix: delete files", "1 findings: 1 failure, 0 warnings"]),
+        ("doctor", ["FAIL  disk: full", "      fix: delete files", "1 finding: 1 failure, 0 warnings"]),
         ("plan", ["no changes", "+ a line"]),
     ],
 )
