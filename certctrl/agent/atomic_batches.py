@@ -22,8 +22,7 @@ from certctrl.agent.batches import ReadyCertificate
 from certctrl.install.deploy.retry_table import RetryTable
 from certctrl.install.plan.retries import ROUNDING
 from certctrl.model.records import RetryKind
-from certctrl.model.signals import CertRenewed, Signal, identity
-from certctrl.protocol.wire.signals import MOST_IN_BATCH
+from certctrl.model.signals import MOST_IN_BATCH, CertRenewed, Signal, identity
 from certctrl.text import one_line
 
 MAX_WHY = 400

@@ -38,6 +38,7 @@ from certctrl.install.installer import in_use
 from certctrl.model.certificate import CertificateSummary
 from certctrl.model.records import CertRecord, Stage, Standing
 from certctrl.model.signals import (
+    MOST_IN_BATCH,
     AtomicBatch,
     CaAssigned,
     CertRenewed,
@@ -45,7 +46,6 @@ from certctrl.model.signals import (
     InstallUpdated,
     Signal,
 )
-from certctrl.protocol.wire.signals import MOST_IN_BATCH
 
 FIRST_RETRY = 60.0
 LAST_RETRY = 900.0
