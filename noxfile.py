@@ -25,8 +25,11 @@ PYTHONS = [*SUPPORTED, *([HERE] if HERE not in SUPPORTED else [])]
 WORKERS = str(min(4, os.cpu_count() or 1))
 HANGS = ("--timeout-method", "thread")
 """Timeouts end the worker: after a signal, hypothesis would run a property that hangs once more."""
-ONCE = [f"tests/{path}" for path in ("compat", "simulation/test_teeth.py", "simulation/test_hostile_planes.py")]
-"""Tests that one Python is enough for: of the wire contract, and of the simulation itself."""
+ONCE = [
+    *(f"tests/{path}" for path in ("compat", "simulation/test_teeth.py", "simulation/test_hostile_planes.py")),
+    *(f"tests/{path}" for path in ("mutants", "test_architecture.py", "test_evidence.py", "test_references.py")),
+]
+"""Tests that one Python is enough for: of the wire contract, of the simulation itself, and of the text of files."""
 
 
 @nox.session
