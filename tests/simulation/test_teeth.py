@@ -238,8 +238,9 @@ MISTAKES: dict[str, list[Mistake]] = {
     "a revision does not depend on the certificates": [
         Mistake("certctrl.plane.certificates.revisions.Revision.of", classmethod(of_ids), mischief=10, renew=3)
     ],
-    "an ETag of material does not depend on the certificate": [
-        Mistake("certctrl.plane.certificates.views._WithKey.digest", property(lambda self: b"same"), renew=6)
+    "an ETag of material does not depend on the certificate, and the agent believes it": [
+        Mistake("certctrl.plane.certificates.views._WithKey.digest", property(lambda self: b"same"), renew=6),
+        Mistake("certctrl.agent.materials.is_serial", lambda announced, live: True),
     ],
     "certificates of an atomic batch are switched one by one": [
         Mistake("certctrl.agent.batches.ReadyCertificate.atomic_batch", "", renew_together=8, reload_fails=4)
