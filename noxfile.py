@@ -54,7 +54,7 @@ def tests(session: nox.Session) -> None:
     args = session.posargs or ["-n", WORKERS, "--dist", "worksteal", *HANGS]
     env: dict[str, str] = {}
     if session.python != HERE:  # one full run is enough
-        env = {"CERTCTRL_TEST_HISTORIES": "100", "CERTCTRL_TEST_EXAMPLES": "25"}
+        env = {"CERTCTRL_TEST_HISTORIES": "50", "CERTCTRL_TEST_EXAMPLES": "25"}
         args = [*args, *(f"--ignore={path}" for path in ONCE)]
     session.run("pytest", "-m", "not integration and not campaign", *args, env=env)
 
