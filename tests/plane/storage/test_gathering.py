@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -387,14 +388,14 @@ async def test_polls_of_a_rush_share_their_reads(
     devices: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     alone, shared = 0, 0
-    plane = plane_on(SqliteDatabase(tmp_path / "plane.db"))
 
     def read(items: Sequence[int]) -> Sequence[int]:
         nonlocal alone, shared
         alone, shared = alone + (len(items) == 1), shared + (len(items) > 1)
         return items
 
-    with plane:
+    with closing(SqliteDatabase(tmp_path / "plane.db")) as database:
+        plane = plane_on(database)
         async with trio.open_nursery() as nursery:
             for number in range(devices):
                 nursery.start_soon(plane.read_alone, read, number)
