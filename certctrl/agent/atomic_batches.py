@@ -175,7 +175,7 @@ class AtomicBatches:
         return found
 
     def take_all(self) -> list[ReadyCertificate]:
-        """Remove and return all waiting certificates, because this run handles no more signals."""
+        """Remove and return all waiting certificates; this run handles no more signals."""
         return [one for gathering in self._found.values() for one in gathering.take()]
 
     @property

@@ -209,7 +209,7 @@ async def test_a_format_that_cannot_be_made_for_one_keeps_all(batch: Batch, monk
 async def test_a_member_that_cannot_be_read_now_keeps_all(
     batch: Batch, monkeypatch: pytest.MonkeyPatch, prepared: tuple[int, ...]
 ) -> None:
-    """Such as if no more files can be opened: the others must not be switched without it."""
+    """For example, no more files can be opened. The others must not be switched without it."""
     batch.refuse(2)
     await batch.switch()
     batch.accept()

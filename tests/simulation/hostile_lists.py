@@ -93,7 +93,7 @@ def list_changes() -> dict[str, Tamper]:
         "a list without certificates": in_list(lambda body: body | {"data": [], "complete": True}),
         "changes to a list that was not known": as_changes(lambda rows: rows, 1, [0]),
         "changes that remove all certificates": as_changes(lambda rows: [], 1, [0]),
-        "changes that name certificates that nobody knows": as_changes(lambda rows: INVENTED, 1, [0]),
+        "changes that name unknown certificates": as_changes(lambda rows: INVENTED, 1, [0]),
         "changes of parts that do not exist": as_changes(lambda rows: rows, 4, [4]),
         "changes of no part": as_changes(lambda rows: rows, 4, []),
         "certificates that are in none of the changed parts": as_changes(lambda rows: rows, 2, [1]),

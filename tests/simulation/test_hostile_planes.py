@@ -76,7 +76,7 @@ def test_a_hostile_plane_gains_nothing(part: str, name: str) -> None:
 
 @pytest.mark.parametrize("conditional", [True, False], ids=["to what is known", "to everything"])
 def test_material_that_the_host_has_lost_is_not_said_to_be_there(conditional: bool) -> None:
-    """A plane that answers 304 whatever it is asked cannot make the host report what it does not have."""
+    """A plane that answers every request with 304 cannot make the host report material that it does not have."""
 
     async def scenario(scene: Scene) -> None:
         ids = await begin(scene)

@@ -135,9 +135,9 @@ def finish_switches(context: Context) -> None:
 
 
 def _switch_back(context: Context, switched: Iterable[CertRecord]) -> None:
-    """Undo the switch of some certificates; if the old files are lost too, or on a full disk, the next converge goes on.
+    """Undo the switch of some certificates, or log that the disk does not allow it; the next converge continues.
 
-    That must not keep the agent from starting: each link leads to a whole certificate, and no service has read them.
+    A failure must not keep the agent from starting: each link leads to a whole certificate, and no service has read them.
     """
     try:
         context.generations.switch({record.name: record.generation or None for record in switched})

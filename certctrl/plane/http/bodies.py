@@ -36,6 +36,7 @@ from certctrl.plane.http.structure import (
     structured,
 )
 from certctrl.plane.settings import DAY
+from certctrl.protocol.wire.certificates import MOST_FETCHED
 
 T = TypeVar("T")
 
@@ -43,8 +44,6 @@ Name = Annotated[str, Line(100)]
 Reason = Annotated[str, Line(200)]
 Secret = Annotated[str, Text(1024)]
 Id = Annotated[int, Whole()]
-MOST_FETCHED = 100
-"""Certificates of one batch fetch."""
 Tags = Annotated[tuple[Annotated[str, Text(200)], ...], AtMost(100)]
 
 

@@ -1,10 +1,11 @@
-"""A registered device that is hostile, with both engines: it gets refusals, nobody else's data, and no more than its share."""
+"""A hostile registered device, with both engines: it gets refusals, no data of others, and no more than its share."""
 
 from __future__ import annotations
 
 import gzip
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -15,6 +16,7 @@ from plane_world import Client, Reply, World
 from push_client import PushClient, memory_client, pushed
 
 from certctrl.plane.core import COSTLY_BURST, Plane
+from certctrl.plane.devices.reports import FEW_EVENTS
 from certctrl.plane.http import reading, unread
 from certctrl.plane.http.app import make_app
 from certctrl.plane.storage.database import Database
@@ -353,3 +355,17 @@ async def test_a_response_that_is_larger_than_all_may_be_ends_its_own_connection
             received += part
         assert len(received) == 200 and trio.current_time() < 5
     assert unread.unread.used == 0
+
+
+async def test_what_costs_much_is_counted_by_the_clock_of_a_served_plane(tmp_path: Path) -> None:
+    """On SQLite, that is Trio's clock, which the threads of long units of work do not have."""
+    with Plane.open(tmp_path / "plane", offload=trio.to_thread.run_sync) as plane:
+        device_id, token = await registered(plane)
+        await plane.certificates.issue(1, ["own.example"], device_ids=[device_id])
+        device = Client(make_app(plane), token)
+        acks = {"schema": "certctrl.device.notify.v1", "events": [ack(number) for number in range(2 * FEW_EVENTS)]}
+        assert (await device("POST", NOTIFY, acks)).status == 204
+        assert (await device("POST", BATCH, {"cert_ids": [1]})).status == 200
+        for query in ("", "?updated_since="):
+            assert (await device("GET", f"{SELF}/certificates{query}")).status == 200
+        assert len(await plane.work(plane.reports.outcomes, device_id)) == 2 * FEW_EVENTS
