@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import attrs
 import trio
 
-from certctrl import lean
 from certctrl.errors import CertctrlError, ConfigError, DiskError
 from certctrl.model.offload import Offload
-from certctrl.model.priority import Priority
 from certctrl.plane import clock
 from certctrl.plane.anchor import Anchor
 from certctrl.plane.authorities import Authorities
@@ -35,20 +32,20 @@ from certctrl.plane.devices.enrolment import Enrolment
 from certctrl.plane.devices.grants import Grants
 from certctrl.plane.devices.key_proofs import KeyProofs
 from certctrl.plane.devices.reports import Reports
-from certctrl.plane.devices.sessions import DeviceSession, Sessions, or_error
-from certctrl.plane.errors import DatabaseAwayError, DatabaseLockedError, ErrorResponse, bad_request
+from certctrl.plane.devices.sessions import Sessions
+from certctrl.plane.errors import ErrorResponse
 from certctrl.plane.health.census import Census
 from certctrl.plane.health.counters import PlaneCounters
 from certctrl.plane.health.problems import ProblemName, Problems
 from certctrl.plane.health.storage_check import StorageCheck
+from certctrl.plane.housekeeping import Housekeeping
 from certctrl.plane.installs import Installs
 from certctrl.plane.issuance import Issuance, PlaneParts
 from certctrl.plane.issuing_ca import IssuingCa
 from certctrl.plane.jobs import Jobs
-from certctrl.plane.limits import Buckets, FreePages
 from certctrl.plane.operators import Operators
-from certctrl.plane.pace import Pace
 from certctrl.plane.planes import Planes, plane_name
+from certctrl.plane.polls import Polls
 from certctrl.plane.push.hub import Alike, Push
 from certctrl.plane.push.sockets import Sockets
 from certctrl.plane.reserved_names import ReservedNames
@@ -58,43 +55,10 @@ from certctrl.plane.storage.data_dir import DataDir, GivenKeys, keep_file, locke
 from certctrl.plane.storage.database import Database, P, T
 from certctrl.plane.storage.gathering import A, Gathering, Rush, one_of
 from certctrl.plane.storage.keyring import Keyring
-from certctrl.plane.storage.signal_stream import Page, SignalStream, Waiter
+from certctrl.plane.storage.signal_stream import SignalStream
 from certctrl.plane.storage.sqlite import SqliteDatabase
 
-MAX_SIGNALS = 100
-MAX_WAIT_SECONDS = 30
-DEFAULT_LIMIT = 20
-COSTLY_RATE, COSTLY_BURST = 10.0, 12
-"""How many requests that cost much more than a poll each device may send, for one poll that it may send."""
-HOUSEKEEPING_SECONDS = 30.0
-_HOUSEKEEPING = "housekeeping"
-_SIGHTINGS_TOGETHER = 200
-
 log = logging.getLogger("certctrl.Plane")
-
-
-@lean.frozen(kw_only=True)
-class Poll:
-    """The request of a poll."""
-
-    cursor: str | None = None
-    limit: int = DEFAULT_LIMIT
-    wait: float = 0
-    address: str = ""
-    """Source address of the request."""
-    instance: str = ""
-    """Random name of the agent's process; empty for an older agent."""
-    ahead: frozenset[Priority] = frozenset()
-    """Classes of signals to show ahead of the cursor, which stays where it is; empty: a poll."""
-
-
-@lean.frozen
-class HeldPoll:
-    """A poll after its first read."""
-
-    session: DeviceSession
-    poll: Poll
-    page: Page
 
 
 def require_secrets(database: Database) -> None:
@@ -124,9 +88,6 @@ class Plane:
         self.data = data
         self.settings = settings
         self.wall_now, self.offload = wall_now, offload
-        self.draining = False
-        """Whether the plane is stopping and no longer holds polls."""
-        self.pace = Pace()
         self.database, self.keyring = db, keys = database, keyring
         self._assemble_ca(offload, monotonic)
         self.stream = SignalStream(db, length=settings.stream_length, wall_now=wall_now)
@@ -145,27 +106,42 @@ class Plane:
         self.reports.on_announced = self.device_keys.announced
         self.enrolment.on_registered = self.device_keys.registered
         self.operators = Operators(db, keys, settings, wall_now)
-        self._limit(monotonic)
-        self._plan_housekeeping()
-        self._assemble_push()
+        self._assemble_push(monotonic)
+        self._assemble_housekeeping()
         self._closing = contextlib.ExitStack()
 
-    def _limit(self, monotonic: Callable[[], float]) -> None:
-        """Limit the requests of each device."""
-        rate, burst = self.settings.poll_rate, self.settings.poll_burst
-        self._polls, self._looks = (Buckets(rate, burst, monotonic) for _ in range(2))
-        self._costly = Buckets(COSTLY_RATE * rate, COSTLY_BURST * burst, monotonic)
-        self._free_pages = FreePages()
-
-    def _assemble_push(self) -> None:
-        """Assemble what gathers the units of work of devices, and the hub of push sockets."""
+    def _assemble_push(self, monotonic: Callable[[], float]) -> None:
+        """Assemble what gathers the units of work of devices, their polls, and the hub of push sockets."""
         self._gathering, self._reads = Gathering(self.database), Gathering(self.database, reads=True)
         self._rush = Rush()
+        polled = (self.stream, self.sessions, self.devices, self.counters)
+        self.polls = Polls(polled, self._reads, self.settings, self.wall_now, monotonic)
         self.sockets = Sockets(self.database, self.planes, self.wall_now)
         parts = (self.stream, self.sessions, self.devices, self.reports)
         alike = Alike(self._reads.work_alike, self._gathering.work_alike)
         self.push = Push(self.database, parts, self.sockets, self.counters, self.wall_now, alike)
         self.devices.opened, self.stream.also_sweep = self.push.opened, self.push.sweep
+
+    def _assemble_housekeeping(self) -> None:
+        db, wall_now = self.database, self.wall_now
+        parts = (self.jobs, self.devices, self.stream, self.planes, self.reserved, self.anchor)
+        expiring = (
+            self.grants.delete_expired,
+            self.operators.delete_expired,
+            self.sessions.delete_expired,
+            self.certificates.delete_expired,
+            self.orders.delete_expired,
+            lambda: stop_expired(db, self.stream, wall_now()),
+            self.crls.delete_expired,
+            lambda: plane_http.delete_expired(db, wall_now()),
+            self.device_keys.replace_expired,
+            self.sockets.delete_expired,
+            self.push.questions.delete_expired,
+            self.planes.delete_expired,
+            self.reserved.delete_expired,
+        )
+        self.housekeeping = Housekeeping(db, parts, (self.counters, self.storage_check), expiring, wall_now)
+        self.housekeeping.plan()
 
     def _assemble_ca(self, offload: Offload, monotonic: Callable[[], float]) -> None:
         """Assemble the built-in CA, its lists, and the CA of the plane's own certificate."""
@@ -315,79 +291,6 @@ class Plane:
         """Run one unit of work for the items of several requests; see ``Gathering.work_alike``."""
         return await self._gathering.work_alike(function, item)
 
-    def begin_polls(self, polls: Sequence[tuple[DeviceSession, Poll]]) -> list[HeldPoll | ErrorResponse]:
-        """Return for each poll what ``begin_poll`` returns or raises, in the unit of work that authenticated."""
-        return [or_error(self.begin_poll, session, poll, session.head) for session, poll in polls]
-
-    def begin_poll(self, session: DeviceSession, poll: Poll, head: str = "") -> HeldPoll:
-        """Read the first page, as part of a unit of work, or the signals ahead of the cursor; ErrorResponse 400, 409, 429.
-
-        ``head``: the cursor of the last signal, if this unit of work has read it; after it, nothing needs to be read.
-        """
-        device_id = session.device_id
-        if not 1 <= poll.limit <= MAX_SIGNALS:
-            raise bad_request(f"limit must be 1 to {MAX_SIGNALS}", field="limit")
-        if not 0 <= poll.wait <= MAX_WAIT_SECONDS:
-            raise bad_request(f"wait must be 0 to {MAX_WAIT_SECONDS}", field="wait")
-        if poll.ahead:
-            self._looks.take(device_id)
-            return HeldPoll(session, poll, self.stream.read_ahead(device_id, poll.cursor, poll.limit, poll.ahead))
-        if not self._free_pages.redeem(device_id, poll.cursor):
-            self._polls.take(device_id)
-        is_new = not head or poll.cursor != head
-        page = self.stream.read(device_id, poll.cursor, poll.limit) if is_new else Page(head, ())
-        self.devices.seen(device_id, poll.address, poll.cursor or "")
-        return HeldPoll(session, poll, page)
-
-    async def finish_poll(
-        self, held: HeldPoll, waiter: Waiter, until: Callable[[], Awaitable[object]] = trio.sleep_forever
-    ) -> Page:
-        """Return the signals of a poll, waiting most of its ``wait`` seconds for the first one.
-
-        An empty page has the cursor to keep. After a full page of at least ``DEFAULT_LIMIT``, the next one does not
-        count against the rate limit. ``waiter`` exists since before ``begin_poll``; ``until`` returns when the client
-        is gone. ErrorResponse 409, also 401 and 403 if the session ends or the device is revoked during the wait.
-        """
-        poll, page, parked = held.poll, held.page, False
-        if poll.ahead:
-            return page
-        deadline = trio.current_time() + self.pace.hold_seconds(poll.wait)
-        while poll.wait and not page.signals and not self.draining:
-            parked = True
-            if not await waiter.wait(page.cursor, until, deadline) or self.draining:
-                break  # no further read at a stop: the next plane does it
-            try:
-                page = await self._reads.work_alike(self._next_pages, (held.session, page.cursor, poll.limit))
-            except (DatabaseAwayError, DatabaseLockedError):
-                continue  # keep waiting: otherwise all devices would poll while the database is away
-        if parked and page.signals:
-            self.counters.wake_seconds.add(max(0.0, self.wall_now() - page.signals[0]["ts_ms"] / 1000))
-        if not DEFAULT_LIMIT <= poll.limit == len(page.signals):
-            return page
-        self._free_pages.offer(held.session.device_id, page.cursor)
-        return attrs.evolve(page, next_is_free=True)
-
-    def begin_sockets(self, openings: Sequence[tuple[DeviceSession, None]]) -> list[ErrorResponse | None]:
-        """Count openings of push sockets as polls; ErrorResponse 429 for each that is too many."""
-        return [or_error(self.take_poll, session.device_id) for session, _ in openings]
-
-    def take_poll(self, device_id: int) -> None:
-        """Count a poll of a device, or a request like it; ErrorResponse 429 if there are too many."""
-        self._polls.take(device_id)
-
-    def take_costly(self, device_id: int) -> None:
-        """Count a request that costs much more than a poll; ErrorResponse 429 if there are too many.
-
-        Agents stay far below the limit; without it, one host could keep the control plane busy for itself.
-        """
-        self._costly.take(device_id)
-
-    def _next_pages(self, polls: Sequence[tuple[DeviceSession, str, int]]) -> list[Page | ErrorResponse]:
-        """Return the next page, or its error, for each session, cursor and limit."""
-        ends = self.sessions.ends([session for session, _, _ in polls])
-        pages = self.stream.read_many([(session.device_id, cursor, limit) for session, cursor, limit in polls])
-        return [end or page for end, page in zip(ends, pages, strict=True)]
-
     def decide(self, user_code: str, *, approve: bool, user_id: int) -> dict[str, Any]:
         """Approve a device grant for a user, or deny it; ErrorResponse 404, or 409 if it was already decided."""
         self.devices.require_user(user_id)
@@ -424,63 +327,10 @@ class Plane:
 
     def stop_polls(self) -> None:
         """Answer all held polls now, and hold none from now on; end the questions of operators."""
-        self.draining = self.push.stopping = True
+        self.push.stopping = True
         self.problems.report(ProblemName.STOPPING, "asked to stop")
-        self.stream.wake_all()
+        self.polls.stop()
 
     async def exchange_wakes(self) -> None:
         """Exchange wakes with the other planes on this database, forever; return if there can be none."""
         await self.database.exchange_wakes(self.stream)
-
-    async def run_housekeeping(self, every: float = HOUSEKEEPING_SECONDS) -> None:
-        """Save sightings, delete expired rows and follow other planes periodically, forever."""
-        while True:
-            try:
-                await self._save_sightings()
-                self.counters.jobs[_HOUSEKEEPING, "ok"] += await self.work_long(self.tidy)
-                await self.anchor.follow_switch()
-            except CertctrlError as error:  # a full disk must not end the plane; the next round retries
-                self.counters.jobs[_HOUSEKEEPING, "failed"] += 1
-                self.storage_check.note_failure(error)
-                log.error("housekeeping failed: %s", error)
-            await trio.sleep(every)
-
-    async def _save_sightings(self) -> None:
-        """Save the sightings of a large fleet in parts, between which other requests are answered."""
-        for _ in range(0, self.devices.sightings_waiting(), _SIGHTINGS_TOGETHER):
-            await self.work_long(self.devices.save_sightings, _SIGHTINGS_TOGETHER)
-            await trio.lowlevel.checkpoint()
-
-    def tidy(self) -> int:
-        """Save sightings; one of the planes on a database also deletes expired rows. Return the number of jobs done."""
-        self.devices.save_sightings()
-        self.planes.note(polls=self.stream.waiting_polls())
-        self.reserved.note()
-        jobs = self.jobs.claim(_HOUSEKEEPING, limit=1, lease_seconds=HOUSEKEEPING_SECONDS)
-        for job in jobs:
-            self._delete_expired()
-            self.jobs.reschedule(job, self.wall_now() + HOUSEKEEPING_SECONDS / 2)
-        return len(jobs)
-
-    def _plan_housekeeping(self) -> None:
-        """Schedule the first housekeeping, or the next one if the clock was set back since."""
-        planned = self.database.one("SELECT due FROM jobs WHERE kind = ?", _HOUSEKEEPING)
-        if self.database.is_read_only():
-            return
-        if planned is None or planned["due"] > self.wall_now() + HOUSEKEEPING_SECONDS:
-            self.jobs.put(_HOUSEKEEPING, "", 0.0)
-
-    def _delete_expired(self) -> None:
-        self.grants.delete_expired()
-        self.operators.delete_expired()
-        self.sessions.delete_expired()
-        self.certificates.delete_expired()
-        self.orders.delete_expired()
-        stop_expired(self.database, self.stream, self.wall_now())
-        self.crls.delete_expired()
-        plane_http.delete_expired(self.database, self.wall_now())
-        self.device_keys.replace_expired()
-        self.sockets.delete_expired()
-        self.push.questions.delete_expired()
-        self.planes.delete_expired()
-        self.reserved.delete_expired()

@@ -158,7 +158,7 @@ def _start_tasks(
     nursery: trio.Nursery, plane: Plane, certificate: ServerCertificate, reload: RepeatedEvent | None
 ) -> None:
     tasks = (
-        plane.run_housekeeping,
+        plane.housekeeping.run,
         plane.storage_check.run,
         plane.exchange_wakes,
         plane.stream.pace_wakes,

@@ -47,7 +47,7 @@ def build(clock: Clock) -> Iterator[Callable[..., World]]:
         else:
             wall, steady = (lambda: clock.wall), (lambda: clock.steady)
         plane = Plane.open(settings=PlaneSettings(**settings), wall_now=wall, monotonic=steady)
-        plane.pace = Pace(lambda: 1.0)  # polls are held for all of their wait
+        plane.polls.pace = Pace(lambda: 1.0)  # polls are held for all of their wait
         made.append(plane)
         faults = Faults()
         units = Units(plane)

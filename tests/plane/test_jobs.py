@@ -112,7 +112,7 @@ async def test_one_plane_deletes_what_has_expired(open_database: Open) -> None:
         plane.operators._wall_now = lambda: 0.0
         await plane.operators.sign_in(plane.operator_key, "caller")
         plane.operators._wall_now = plane.wall_now
-    await planes[0].work(planes[0].tidy)
+    await planes[0].work(planes[0].housekeeping.tidy)
     row = await planes[1].work(planes[1].database.one, "SELECT count(*) AS n FROM page_sessions")
     assert row is not None
     assert row["n"] == 0

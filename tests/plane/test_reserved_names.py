@@ -136,18 +136,18 @@ async def test_certificates_for_names_of_other_planes_are_found_at_a_start(fleet
 
 async def test_names_of_a_plane_that_is_down_stay_reserved_for_a_week(fleet: Fleet) -> None:
     await fleet.reserve()
-    await fleet.other.work(fleet.other.tidy)
+    await fleet.other.work(fleet.other.housekeeping.tidy)
     await fleet.other.work(fleet.other.planes.leave)
     for _ in range(2):
         fleet.now += KEPT_SECONDS / 2
-        await fleet.one.work(fleet.one.tidy)
+        await fleet.one.work(fleet.one.housekeeping.tidy)
         assert await fleet.names() == {ONE, OTHER, "localhost"}
         assert await refused(fleet.one.certificates.issue(1, [OTHER]))
     fleet.now += 120
-    await fleet.one.work(fleet.one.tidy)
+    await fleet.one.work(fleet.one.housekeeping.tidy)
     assert await fleet.names() == {ONE, "localhost"}
     assert (await fleet.one.certificates.issue(1, [OTHER]))["status"] == "active"
-    await fleet.other.work(fleet.other.tidy)
+    await fleet.other.work(fleet.other.housekeeping.tidy)
     assert OTHER in await fleet.names(), "it runs again"
 
 
@@ -166,7 +166,7 @@ async def test_planes_with_one_name_free_each_others_names_never(fleet: Fleet) -
     await fleet.reserve()
     for _ in range(5):
         for plane in planes:
-            await plane.work(plane.tidy)
+            await plane.work(plane.housekeeping.tidy)
             assert {ONE, OTHER} <= await fleet.names()
             assert await refused(fleet.one.certificates.issue(1, [OTHER]))
         fleet.now += 30
@@ -178,8 +178,8 @@ async def test_a_plane_that_starts_with_another_name_frees_its_former_one(fleet:
     restarted.reserved._plane = fleet.other.reserved._plane
     await restarted.work(restarted.certificates.reserve, ["renamed.example"])
     fleet.now += RUNNING_SECONDS + 1
-    await restarted.work(restarted.tidy)
-    await fleet.one.work(fleet.one.tidy)
+    await restarted.work(restarted.housekeeping.tidy)
+    await fleet.one.work(fleet.one.housekeeping.tidy)
     assert await fleet.names() == {ONE, "localhost", "renamed.example"}
 
 

@@ -99,10 +99,10 @@ async def test_what_no_longer_counts_is_deleted(
         with pytest.raises(ErrorResponse, match="not the operator key"):
             await plane.operators.sign_in("ok_wrong", wrong)
     await plane.work(plane.operators.wrong_code, "session")
-    await plane.work(plane.tidy)
+    await plane.work(plane.housekeeping.tidy)
     assert await rows(plane) == 6
     clock.wall += 900
-    await plane.work(plane.tidy)
+    await plane.work(plane.housekeeping.tidy)
     assert await rows(plane) == 1, "of a kind that this plane does not know"
     await plane.work(attempts.delete_expired)
     assert await rows(plane) == 0

@@ -126,7 +126,7 @@ class NetworkFaults:
             network.break_connections()
             await trio.sleep(self.chance.choice((1.0, 10.0, 60.0)))
         finally:
-            if world.plane.draining:
+            if world.plane.polls.draining:
                 world.plane = world.open_plane(world.image())
             network.app = network.app or self.app
 

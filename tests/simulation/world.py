@@ -208,7 +208,7 @@ class World:
             None, self.database, self.made.keyring, settings=self.setting.plane(), wall_now=self.clock.now,
             monotonic=trio.current_time, offload=inline, issuer=self.issuer,
         )  # fmt: skip
-        plane.pace = Pace(self._chance().random)
+        plane.polls.pace = Pace(self._chance().random)
         self.network.cut_sockets()
         self.network.app = EarlierPlane(make_app(plane), self.lacking) if self.setting.changing else make_app(plane)
         return plane

@@ -7,7 +7,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from certctrl.plane.core import Plane
-from certctrl.plane.http import bodies
+from certctrl.plane.http import operator_bodies
 from certctrl.plane.http.answers import data_answer
 from certctrl.plane.http.authentication import Authenticator
 from certctrl.plane.http.bodies import read_as
@@ -34,5 +34,5 @@ class CaApi:
 
     async def constrain(self, request: Request) -> Response:
         """Constrain the names to issue for: ``{"domains"?, "networks"?}``; without any: all names."""
-        body = await read_as(bodies.Constraints, request)
+        body = await read_as(operator_bodies.Constraints, request)
         return data_answer(await self._plane.issuing_ca.constrain(body.domains, body.networks))

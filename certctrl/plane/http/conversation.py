@@ -17,7 +17,7 @@ from certctrl.plane.core import Plane
 from certctrl.plane.devices.reports import FEW_EVENTS
 from certctrl.plane.devices.sessions import DeviceSession
 from certctrl.plane.errors import ErrorResponse, bad_request, invalid_token
-from certctrl.plane.http import bodies
+from certctrl.plane.http import device_bodies, event_bodies
 from certctrl.plane.http.bodies import body_of
 from certctrl.plane.http.middleware import error_response_of
 from certctrl.plane.http.reading import parsed_json
@@ -88,8 +88,8 @@ class Conversation:
 
     async def _step(self) -> None:
         """Send what is due, otherwise wait for a message or a wake."""
-        if self._plane.draining:
-            await self._socket.close_for(wire.RESTART, self._plane.pace.return_seconds())
+        if self._plane.polls.draining:
+            await self._socket.close_for(wire.RESTART, self._plane.polls.pace.return_seconds())
         elif self._opened.replaced:
             await self._socket.close(wire.REPLACED, "replaced by a newer connection")
         elif self._due and self._greeted:
@@ -212,7 +212,7 @@ class Conversation:
                 await self._refuse(answer, message)
                 if message.type == wire.HELLO:
                     await self._socket.close_for(
-                        wire.OVERLOAD, (answer.retry_after or 0.0) + self._plane.pace.return_seconds()
+                        wire.OVERLOAD, (answer.retry_after or 0.0) + self._plane.polls.pace.return_seconds()
                     )
 
     def _handlers(self) -> dict[str, Callable[[Envelope], Awaitable[None]]]:
@@ -226,9 +226,9 @@ class Conversation:
 
     async def _on_hello(self, message: Envelope) -> None:
         """Begin, or begin again, at a position."""
-        hello = body_of(bodies.Hello, message.data)
+        hello = body_of(device_bodies.Hello, message.data)
         if self._greeted:
-            self._plane.take_poll(self._opened.session.device_id)
+            self._plane.polls.take(self._opened.session.device_id)
         self._push.enter(self._opened)
         self._greeted = True
         self._limit = self._part = hello.limit
@@ -255,15 +255,15 @@ class Conversation:
         """Store outcomes."""
         if not message.id:
             raise bad_request("Outcomes need an id", field="id")
-        report = body_of(bodies.Report, message.data)
+        report = body_of(event_bodies.Report, message.data)
         if len(report.events) > FEW_EVENTS:
-            self._plane.take_costly(self._opened.session.device_id)
+            self._plane.polls.take_costly(self._opened.session.device_id)
         await self._push.store(self._opened.session, report.events)
         await self._socket.send(wire.envelope_text(wire.OUTCOMES_ACK, id=message.id))
 
     async def _on_token(self, message: Envelope) -> None:
         """Continue with a fresh token; a refused one changes nothing, unless the device is revoked."""
-        token = body_of(bodies.FreshToken, message.data).access_token
+        token = body_of(device_bodies.FreshToken, message.data).access_token
         try:
             session = await self._push.authenticate(token)
             if session.device_id != self._opened.session.device_id:

@@ -16,19 +16,20 @@ from certctrl.plane.ca.sealing import device_key
 from certctrl.plane.certificates.batch import batch
 from certctrl.plane.certificates.revisions import Changes, changes
 from certctrl.plane.certificates.views import ListOfDevice
-from certctrl.plane.core import DEFAULT_LIMIT, MAX_SIGNALS, MAX_WAIT_SECONDS, Plane, Poll
+from certctrl.plane.core import Plane
 from certctrl.plane.devices.grants import GrantRequest
 from certctrl.plane.devices.reports import FEW_EVENTS, is_few_acks
 from certctrl.plane.devices.sessions import DeviceSession, or_error
 from certctrl.plane.errors import ErrorResponse, bad_request
-from certctrl.plane.http import bodies
+from certctrl.plane.http import device_bodies, event_bodies
 from certctrl.plane.http.answers import data_answer, empty_answer, json_answer, json_of
 from certctrl.plane.http.authentication import Authenticator, ForDevices, address_of, etag_of
-from certctrl.plane.http.bodies import GrantAction, body_of, read_as
+from certctrl.plane.http.bodies import body_of, read_as
 from certctrl.plane.http.middleware import error_response_of
 from certctrl.plane.http.reading import LARGE_BODY_CAP, clean_line, query_of, read_object, whole_number
 from certctrl.plane.http.routing import SELF
 from certctrl.plane.limits import caller_of
+from certctrl.plane.polls import DEFAULT_LIMIT, MAX_SIGNALS, MAX_WAIT_SECONDS, Poll
 from certctrl.protocol.wire.poll import FREE_HEADER, FREE_VALUE
 
 _MAX_PAGE = 500
@@ -42,7 +43,7 @@ class DeviceApi:
     def __init__(self, plane: Plane) -> None:
         self._plane = plane
         self._authenticator = Authenticator(plane)
-        self._polls = ForDevices(plane, plane.begin_polls, plane.read_alone)
+        self._polls = ForDevices(plane, plane.polls.begin_all, plane.read_alone)
         self._materials = ForDevices(plane, plane.certificates.materials_of, plane.read_alike)
         self._batches = ForDevices(plane, plane.certificates.batches_of, plane.read_alone)
         self._acks = ForDevices(plane, plane.reports.store_acks, plane.change_alike)
@@ -71,15 +72,15 @@ class DeviceApi:
     async def grant(self, request: Request) -> Response:
         """Start or poll a device grant, or decide one (operators only)."""
         body = await read_object(request)
-        match body_of(bodies.Grant, body).action:
-            case GrantAction.START:
-                return data_answer(await self._start_grant(request, body_of(bodies.GrantStart, body)))
-            case GrantAction.POLL:
-                code, caller = body_of(bodies.GrantPoll, body).device_code, caller_of(address_of(request))
+        match body_of(device_bodies.Grant, body).action:
+            case device_bodies.GrantAction.START:
+                return data_answer(await self._start_grant(request, body_of(device_bodies.GrantStart, body)))
+            case device_bodies.GrantAction.POLL:
+                code, caller = body_of(device_bodies.GrantPoll, body).device_code, caller_of(address_of(request))
                 return data_answer(await self._plane.work(self._plane.grants.poll, code, caller))
-            case GrantAction.VERIFY:
+            case device_bodies.GrantAction.VERIFY:
                 await self._authenticator.require_operator(request)
-                verify = body_of(bodies.GrantVerify, body)
+                verify = body_of(device_bodies.GrantVerify, body)
                 decided = await self._plane.work(
                     self._plane.decide, verify.user_code, approve=verify.approve, user_id=verify.user_id
                 )
@@ -87,7 +88,7 @@ class DeviceApi:
             case other:
                 assert_never(other)
 
-    async def _start_grant(self, request: Request, start: bodies.GrantStart) -> dict[str, object]:
+    async def _start_grant(self, request: Request, start: device_bodies.GrantStart) -> dict[str, object]:
         address = address_of(request)
         asked = GrantRequest(
             address=address,
@@ -108,13 +109,13 @@ class DeviceApi:
         """Register a device by registration code or enrolment token; the first answer may be a challenge for its key."""
         body, enrolment = await read_object(request), self._plane.enrolment
         if body.get("enrolment_token"):
-            token = body_of(bodies.UnattendedRegistration, body)
+            token = body_of(device_bodies.UnattendedRegistration, body)
             key = device_key(token.dev_pk)
             facts, proof = token.facts(), token.proof()
             return data_answer(
                 await self._plane.work(enrolment.register_unattended, token.enrolment_token, facts, key, proof)
             )
-        code = body_of(bodies.ApprovedRegistration, body)
+        code = body_of(device_bodies.ApprovedRegistration, body)
         key = device_key(code.dev_pk)
         facts, proof = code.facts(), code.proof()
         return data_answer(
@@ -123,7 +124,7 @@ class DeviceApi:
 
     async def refresh(self, request: Request) -> Response:
         """Return a new access token for a refresh token, and the anchor that the plane will switch to."""
-        body = await read_as(bodies.Refresh, request)
+        body = await read_as(device_bodies.Refresh, request)
         return data_answer(
             await self._plane.refresh(body.refresh_token, body.device_public_id, body.plane_anchors_sha256)
         )
@@ -141,11 +142,11 @@ class DeviceApi:
             poll = or_error(_poll_of, request)
             _, held = await self._authenticator.as_device_alike(request, self._polls, poll)
             copied = await plane.clones.note(held.session, held.poll.instance)
-            page = await plane.finish_poll(held, waiter, _Disconnect(request).wait)
+            page = await plane.polls.finish(held, waiter, _Disconnect(request).wait)
         headers = {"cert-ctrl-copies": "suspected"} if copied else {}
-        if plane.draining:
+        if plane.polls.draining:
             cursor = held.poll.cursor if page.signals else page.cursor
-            headers |= {"retry-after": str(plane.pace.return_seconds())} | ({"etag": cursor} if cursor else {})
+            headers |= {"retry-after": str(plane.polls.pace.return_seconds())} | ({"etag": cursor} if cursor else {})
             return empty_answer(headers=headers)
         headers |= {"etag": page.cursor} | ({FREE_HEADER: FREE_VALUE} if page.next_is_free else {})
         if not page.signals:
@@ -155,9 +156,9 @@ class DeviceApi:
     async def notify(self, request: Request) -> Response:
         """Store a batch of outcomes."""
         device_id = self._authenticator.claimed_device(request)  # read no large bodies from strangers
-        report: bodies.Report | ErrorResponse
+        report: event_bodies.Report | ErrorResponse
         try:
-            report = await read_as(bodies.Report, request, LARGE_BODY_CAP)
+            report = await read_as(event_bodies.Report, request, LARGE_BODY_CAP)
         except ErrorResponse as error:
             report = error  # errors of the session take precedence
         if isinstance(report, ErrorResponse) or is_few_acks(report.events):
@@ -167,7 +168,9 @@ class DeviceApi:
         events = report.events
 
         if len(events) > FEW_EVENTS:
-            self._plane.take_costly(device_id)  # here: a long unit of work runs in a thread, which has no Trio clock
+            self._plane.polls.take_costly(
+                device_id
+            )  # here: a long unit of work runs in a thread, which has no Trio clock
 
         def store(session: DeviceSession) -> None:
             self._plane.reports.store(session.device_id, events)
@@ -182,7 +185,7 @@ class DeviceApi:
         if (since := request.query_params.get("updated_since")) is not None:
             return await self._changes(request, since)
 
-        self._plane.take_costly(self._authenticator.claimed_device(request))
+        self._plane.polls.take_costly(self._authenticator.claimed_device(request))
 
         def read(session: DeviceSession) -> list[dict[str, Any]]:
             after_id, limit = _page_of(request)
@@ -200,7 +203,7 @@ class DeviceApi:
         """Return what differs from the device's list of a revision, or a page of the whole list; 304 if nothing does."""
         plane, page = self._plane, or_error(_page_of, request)
         session, answer = await self._authenticator.as_device_alike(request, self._lists, page)
-        plane.take_costly(session.device_id)
+        plane.polls.take_costly(session.device_id)
         after_id, limit, found = answer
 
         def compare() -> Changes:
@@ -234,17 +237,17 @@ class DeviceApi:
         self._authenticator.claimed_device(request)  # read no bodies from strangers
         wanted: list[tuple[int, str]] | ErrorResponse
         try:
-            wanted = (await read_as(bodies.WantedMaterials, request)).checked()
+            wanted = (await read_as(device_bodies.WantedMaterials, request)).checked()
         except ErrorResponse as error:
             wanted = error  # errors of the session take precedence
         session, found = await self._authenticator.as_device_alike(request, self._batches, wanted)
-        self._plane.take_costly(session.device_id)
+        self._plane.polls.take_costly(session.device_id)
         return json_answer(await self._plane.offload(batch, found, json_of, error_response_of))
 
     async def signing_request(self, request: Request) -> Response:
         """Store the signing request for a key that the device made: ``{"order_id", "csr_pem"}``."""
         self._authenticator.claimed_device(request)  # read no large bodies from strangers
-        body = await read_as(bodies.SigningRequest, request, LARGE_BODY_CAP)
+        body = await read_as(device_bodies.SigningRequest, request, LARGE_BODY_CAP)
 
         def receive(session: DeviceSession) -> dict[str, Any]:
             cert_id = _id(request, "cert_id")

@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from certctrl.plane.core import Plane
 from certctrl.plane.errors import ErrorResponse, bad_request
-from certctrl.plane.http import bodies
+from certctrl.plane.http import operator_bodies
 from certctrl.plane.http.answers import data_answer, empty_answer
 from certctrl.plane.http.authentication import Authenticator
 from certctrl.plane.http.bodies import read_as
@@ -64,7 +64,7 @@ class IssuingApi:
 
     async def put_issuer(self, request: Request) -> Response:
         """Add an issuer: ``{"name", "kind", "settings"?, "secrets"? (base64), "replace"?}``."""
-        body = await read_as(bodies.NewIssuer, request, LARGE_BODY_CAP)
+        body = await read_as(operator_bodies.NewIssuer, request, LARGE_BODY_CAP)
         new = NewIssuer(
             name=body.name,
             kind=body.kind,
@@ -117,7 +117,7 @@ class IssuingApi:
 
     async def put_rule(self, request: Request) -> Response:
         """Set the issuer for a domain: ``{"domain", "issuer"}``."""
-        body = await read_as(bodies.IssuerRule, request)
+        body = await read_as(operator_bodies.IssuerRule, request)
         return data_answer(await self._plane.work(self._plane.issuers.put_rule, body.domain, body.issuer), 201)
 
     async def remove_rule(self, request: Request) -> Response:

@@ -9,7 +9,7 @@ from starlette.routing import Route
 from certctrl.plane.ca.x509 import KEY_TYPES
 from certctrl.plane.certificates.imports import ImportRequest
 from certctrl.plane.core import Plane
-from certctrl.plane.http import bodies
+from certctrl.plane.http import operator_bodies
 from certctrl.plane.http.answers import data_answer
 from certctrl.plane.http.authentication import Authenticator
 from certctrl.plane.http.bodies import read_as
@@ -38,7 +38,7 @@ class LifecycleApi:
 
     async def add_import(self, request: Request) -> Response:
         """Import a certificate: ``{"certificate_pem", "private_key_pem", "chain_pem"?, "cert_id"?, "device_ids"?}``."""
-        body = await read_as(bodies.CertificateImport, request, LARGE_BODY_CAP)
+        body = await read_as(operator_bodies.CertificateImport, request, LARGE_BODY_CAP)
         new = ImportRequest(
             certificate_pem=body.certificate_pem,
             private_key_pem=body.private_key_pem,
@@ -51,13 +51,13 @@ class LifecycleApi:
 
     async def check(self, request: Request) -> Response:
         """Check certificates without issuing them: ``{"certificates": [as for POST certificates]}``."""
-        body = await read_as(bodies.CertificateChecks, request, LARGE_BODY_CAP)
+        body = await read_as(operator_bodies.CertificateChecks, request, LARGE_BODY_CAP)
         wanted = [issue_arguments(one) for one in body.certificates]
         return data_answer(await self._plane.bulk.check(number(request, "uid"), wanted))
 
     async def renew(self, request: Request) -> Response:
         """Order renewals: ``{"cert_ids", "reason"?, "together"?}``."""
-        body = await read_as(bodies.Renewals, request)
+        body = await read_as(operator_bodies.Renewals, request)
         renew, user_id = self._plane.bulk.renew, number(request, "uid")
         return data_answer(await renew(user_id, body.cert_ids, body.reason, together=body.together), 202)
 
@@ -67,7 +67,7 @@ class LifecycleApi:
 
     async def put_set(self, request: Request) -> Response:
         """Set or end a set: ``{"name", "cert_ids"}``."""
-        body, user_id = await read_as(bodies.CertificateSet, request), number(request, "uid")
+        body, user_id = await read_as(operator_bodies.CertificateSet, request), number(request, "uid")
         return data_answer(await self._plane.work(self._plane.batches.mark, user_id, body.name, body.cert_ids))
 
     async def batches(self, request: Request) -> Response:
@@ -80,7 +80,7 @@ class LifecycleApi:
         return data_answer(await self._plane.work_long(self._plane.batches.dissolve, user_id, batch))
 
 
-def issue_arguments(body: bodies.NewCertificate) -> dict[str, object]:
+def issue_arguments(body: operator_bodies.NewCertificate) -> dict[str, object]:
     """Return the arguments of ``Certificates.issue`` for a body."""
     fields = ("validity_seconds", "device_ids", "issuer", "profile", "must_staple", "reuse_key", "key_origin")
     return {

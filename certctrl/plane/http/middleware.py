@@ -100,7 +100,7 @@ class Middleware:
         if self._dated[0] != now:
             self._dated = (now, formatdate(now, usegmt=True).encode("ascii"))
         headers = [(b"date", self._dated[1])]
-        if self._plane.draining:
+        if self._plane.polls.draining:
             headers.append(_CLOSE)
         return headers
 

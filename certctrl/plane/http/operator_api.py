@@ -11,7 +11,7 @@ from starlette.routing import Route
 from certctrl.plane.core import Plane
 from certctrl.plane.devices.devices import DeviceFacts
 from certctrl.plane.health.status import running_status
-from certctrl.plane.http import bodies
+from certctrl.plane.http import device_bodies, operator_bodies
 from certctrl.plane.http.answers import data_answer, empty_answer
 from certctrl.plane.http.authentication import Authenticator
 from certctrl.plane.http.bodies import body_of, read_as
@@ -66,7 +66,7 @@ class OperatorApi:
 
     async def add_user(self, request: Request) -> Response:
         """Add a user: ``{"name"}``."""
-        body = await read_as(bodies.NewUser, request)
+        body = await read_as(operator_bodies.NewUser, request)
         return data_answer(await self._plane.work(self._plane.devices.add_user, body.name), 201)
 
     async def devices(self, request: Request) -> Response:
@@ -78,7 +78,7 @@ class OperatorApi:
 
     async def expect_device(self, request: Request) -> Response:
         """Add a device ahead of its registration: ``{"device_public_id", "name"?, "platform"?}``."""
-        body = await read_as(bodies.ExpectedDevice, request)
+        body = await read_as(device_bodies.ExpectedDevice, request)
         facts = DeviceFacts(device_public_id=body.device_public_id, name=body.name, platform=body.platform)
         return data_answer(await self._plane.work(self._plane.devices.expect, number(request, "uid"), facts), 201)
 
@@ -90,7 +90,7 @@ class OperatorApi:
         """Revoke a device; it is sent the reason in ``?reason=`` or ``{"reason"?}``."""
         has_body = request.headers.get("content-length", "0") != "0"
         fields = await read_object(request) if has_body else dict(request.query_params)
-        reason = body_of(bodies.WithReason, fields).reason
+        reason = body_of(operator_bodies.WithReason, fields).reason
         return data_answer(await self._plane.work(self._plane.devices.revoke, *user_and_device(request), reason))
 
     async def outcomes(self, request: Request) -> Response:
@@ -106,7 +106,7 @@ class OperatorApi:
 
     async def resync(self, request: Request) -> Response:
         """Make a device fetch everything again: ``{"reason"?}``."""
-        body = await read_as(bodies.WithReason, request)
+        body = await read_as(operator_bodies.WithReason, request)
         await self._plane.resync(*user_and_device(request), body.reason)
         return empty_answer(202)
 
@@ -122,7 +122,7 @@ class OperatorApi:
 
     async def change_tags(self, request: Request) -> Response:
         """Change the tags of devices, of all or none: ``{"device_ids", "add"?, "remove"?}``."""
-        body = await read_as(bodies.TagChange, request)
+        body = await read_as(operator_bodies.TagChange, request)
         change = self._plane.devices.tags.change
         user_id = number(request, "uid")
         changed = await self._plane.work_long(change, user_id, body.device_ids, add=body.add, remove=body.remove)
@@ -139,7 +139,7 @@ class OperatorApi:
 
         Only this response has its text.
         """
-        body = await read_as(bodies.NewEnrolmentToken, request)
+        body = await read_as(operator_bodies.NewEnrolmentToken, request)
         token = await self._plane.work(
             self._plane.enrolment.new_token,
             number(request, "uid"),
@@ -170,7 +170,7 @@ class OperatorApi:
 
     async def decide_grant(self, request: Request) -> Response:
         """Approve or deny: ``{"approve": bool, "user_id"?}``."""
-        body = await read_as(bodies.GrantDecision, request)
+        body = await read_as(device_bodies.GrantDecision, request)
         code = request.path_params["code"]
         decided = await self._plane.work(self._plane.decide, code, approve=body.approve, user_id=body.user_id)
         return data_answer(decided)
@@ -192,6 +192,6 @@ class OperatorApi:
 
     async def switch_tls(self, request: Request) -> Response:
         """Switch to the plane's own CA: ``{"force"?}``."""
-        body = await read_as(bodies.Switch, request)
+        body = await read_as(operator_bodies.Switch, request)
         await self._plane.work_long(self._plane.devices.save_sightings)
         return data_answer(await self._plane.anchor.switch(force=body.force))

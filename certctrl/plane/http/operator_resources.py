@@ -15,7 +15,7 @@ from certctrl.plane.ca.x509 import KEY_TYPES
 from certctrl.plane.core import Plane
 from certctrl.plane.devices.sessions import DeviceSession
 from certctrl.plane.errors import bad_request, forbidden, not_found
-from certctrl.plane.http import bodies
+from certctrl.plane.http import operator_bodies
 from certctrl.plane.http.answers import data_answer, empty_answer
 from certctrl.plane.http.authentication import Authenticator
 from certctrl.plane.http.bodies import read_as
@@ -97,9 +97,9 @@ class OperatorResources:
         return await listed_by_tag(self._plane, request, self._plane.certificates.page_of_user)
 
     async def issue(self, request: Request) -> Response:
-        """Issue or order a certificate; the body is a ``bodies.NewCertificate``."""
+        """Issue or order a certificate; the body is a ``operator_bodies.NewCertificate``."""
         user_id = number(request, "uid")
-        body = await read_as(bodies.NewCertificate, request)
+        body = await read_as(operator_bodies.NewCertificate, request)
         row = await self._plane.certificates.issue(
             user_id,
             [body.domain_name, *body.sans],
@@ -120,7 +120,7 @@ class OperatorResources:
 
     async def change_certificate(self, request: Request) -> Response:
         """Change the issuer of a certificate: ``{"issuer"}``."""
-        body = await read_as(bodies.CertificateChange, request)
+        body = await read_as(operator_bodies.CertificateChange, request)
         changed = await self._plane.certificates.change(*user_and_certificate(request), issuer=body.issuer)
         return data_answer(changed)
 
@@ -133,7 +133,7 @@ class OperatorResources:
             if session.user_id != user_id:
                 raise not_found("No such certificate")
             device_id = session.device_id
-        body = await read_as(bodies.Renewal, request)
+        body = await read_as(operator_bodies.Renewal, request)
         lost = body.key_lost and device_id is not None
         renewal = await self._plane.certificates.renew(
             user_id, cert_id, reason=body.reason, device_id=device_id, key_lost=lost
@@ -142,7 +142,7 @@ class OperatorResources:
 
     async def revoke_certificate(self, request: Request) -> Response:
         """Revoke: ``{"reason"?, "reason_code"?, "serial_number"?, "replace"?, "confirmed"?}``."""
-        body = await read_as(bodies.Revocation, request)
+        body = await read_as(operator_bodies.Revocation, request)
         user_id, cert_id = user_and_certificate(request)
         revoked = await self._plane.certificates.revoke(
             user_id,
@@ -167,7 +167,7 @@ class OperatorResources:
 
     async def assign(self, request: Request) -> Response:
         """Assign a certificate to a device: ``{"cert_id"}``."""
-        body = await read_as(bodies.CertificateAssignment, request)
+        body = await read_as(operator_bodies.CertificateAssignment, request)
         return data_answer(await self._plane.certificates.assign(*user_and_device(request), body.cert_id))
 
     async def unassign(self, request: Request) -> Response:
@@ -184,7 +184,7 @@ class OperatorResources:
     async def add_authority(self, request: Request) -> Response:
         """Store a CA: ``{"name", "ca_certificate_pem"?}``; without a certificate, the plane's own root."""
         user_id = number(request, "uid")
-        body = await read_as(bodies.NewAuthority, request, LARGE_BODY_CAP)
+        body = await read_as(operator_bodies.NewAuthority, request, LARGE_BODY_CAP)
         added = await self._plane.work(self._plane.authorities.add, user_id, body.name, body.ca_certificate_pem)
         return data_answer(added, 201)
 
@@ -200,7 +200,7 @@ class OperatorResources:
 
     async def assign_authority(self, request: Request) -> Response:
         """Make a device trust a CA: ``{"ca_id"}``."""
-        body = await read_as(bodies.AuthorityAssignment, request)
+        body = await read_as(operator_bodies.AuthorityAssignment, request)
         return data_answer(await self._plane.authorities.assign(*user_and_device(request), body.ca_id))
 
     async def unassign_authority(self, request: Request) -> Response:

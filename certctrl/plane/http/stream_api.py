@@ -12,7 +12,7 @@ from starlette.routing import Route
 from certctrl.plane.core import Plane
 from certctrl.plane.devices.sessions import DeviceSession
 from certctrl.plane.errors import ErrorResponse, unavailable
-from certctrl.plane.http import bodies
+from certctrl.plane.http import operator_bodies
 from certctrl.plane.http.answers import data_answer, error_answer
 from certctrl.plane.http.authentication import Authenticator, ForDevices, address_of
 from certctrl.plane.http.bodies import read_as
@@ -34,7 +34,7 @@ class StreamApi:
     def __init__(self, plane: Plane) -> None:
         self._plane = plane
         self._authenticator = Authenticator(plane)
-        self._opens = ForDevices(plane, plane.begin_sockets, plane.read_alike)
+        self._opens = ForDevices(plane, plane.polls.take_sockets, plane.read_alike)
 
     def device_routes(self) -> list[Route]:
         """Return the routes of devices."""
@@ -57,8 +57,8 @@ class StreamApi:
             answer = error_answer(error)
             answer.headers["sec-websocket-version"] = VERSION
             return answer
-        if plane.draining:
-            raise unavailable("The control plane is stopping", plane.pace.return_seconds())
+        if plane.polls.draining:
+            raise unavailable("The control plane is stopping", plane.polls.pace.return_seconds())
         token = bearer_token(request)
         session, _ = await self._authenticator.as_device_alike(request, self._opens, None)
         copied = await plane.clones.note(session, clean_line(request.headers.get("cert-ctrl-instance", ""), 64))
@@ -79,7 +79,7 @@ class StreamApi:
     async def ask(self, request: Request) -> Response:
         """Ask the agent of a device: ``{"question", "timeout_seconds"?}``."""
         user_id, device_id = user_and_device(request)
-        body = await read_as(bodies.NewQuestion, request)
+        body = await read_as(operator_bodies.NewQuestion, request)
         asked_by = f"operator at {plain_address(address_of(request)) or 'an unknown address'}"
         record = await self._plane.push.ask(
             user_id, device_id, body.question, seconds=body.timeout_seconds, asked_by=asked_by

@@ -177,6 +177,13 @@ class AtMost(Rule):
         return list(value)
 
 
+Name = Annotated[str, Line(100)]
+Reason = Annotated[str, Line(200)]
+Secret = Annotated[str, Text(1024)]
+Id = Annotated[int, Whole()]
+Tags = Annotated[tuple[Annotated[str, Text(200)], ...], AtMost(100)]
+
+
 def new_converter() -> Converter:
     """Return a converter for body classes: no coercion, defaults for absent fields, unknown fields ignored."""
     converter = Converter(detailed_validation=True)

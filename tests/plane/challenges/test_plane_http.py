@@ -100,7 +100,7 @@ async def test_an_answer_that_is_never_taken_back_expires(database: Database) ->
     found = partial(plane_http.stored_answer, database, "tok-1_A")
     assert await database.work(found, WALL + ANSWER_SECONDS - 1) == "tok-1_A.thumbprint"
     assert await database.work(found, WALL + ANSWER_SECONDS) == ""
-    assert await database.work(plane.tidy) == 1
+    assert await database.work(plane.housekeeping.tidy) == 1
     rows = await database.work(database.all, "SELECT token FROM http_challenges")
     assert not rows
 

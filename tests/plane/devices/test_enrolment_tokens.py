@@ -150,9 +150,9 @@ async def test_an_unused_refresh_token_expires(world: World) -> None:
     world.clock.advance(90 * 86_400)
     reply = await refresh(device)
     assert (reply.key, reply.what.partition(" at ")[0]) == ("INVALID_TOKEN", "Refresh token expired")
-    world.plane.tidy()
+    world.plane.housekeeping.tidy()
     assert (await refresh(device)).what == reply.what, "kept for a while, to be distinguished from an unknown one"
     world.clock.advance(30 * 86_400)
-    world.plane.tidy()
+    world.plane.housekeeping.tidy()
     assert (await refresh(device)).what == "Refresh token is unknown or was used already"
     assert world.plane.database.one("SELECT count(*) AS n FROM refresh_tokens")["n"] == 0

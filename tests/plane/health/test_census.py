@@ -27,7 +27,7 @@ async def test_the_counts_by_state(open_database: Callable[[], Database]) -> Non
     assert taken["devices"] == {"expected": 1, "active": 1, "revoked": 0, "silent": 0}
     assert taken["certificates"] == {"active": 2, "ending": 0, "ended": 0}
     assert taken["jobs"] == {"housekeeping": {"due": 0, "overdue": 1, "running": 0, "scheduled": 0}}
-    await plane.work(plane.tidy)
+    await plane.work(plane.housekeeping.tidy)
     clock[0] += 20
     assert (await plane.work(plane.census.counts))["jobs"]["housekeeping"]["due"] == 1
     await plane.work(lambda: plane.jobs.claim("housekeeping", limit=1, lease_seconds=9))
@@ -44,15 +44,15 @@ async def test_planes_see_each_other(open_database: Callable[[], Database]) -> N
     clock = [WALL]
     one = plane_on(open_database(), wall_now=lambda: clock[0])
     one.planes.address, one.planes.connections = "https://one", lambda: 7
-    await one.work(one.tidy)
+    await one.work(one.housekeeping.tidy)
     clock[0] += 120
     two = plane_on(open_database(), one.keyring, wall_now=lambda: clock[0])
-    await two.work(two.tidy)
+    await two.work(two.housekeeping.tidy)
     shown = await two.work(two.planes.shown)
     assert [(row["this"], row["running"], row["address"], row["connections"]) for row in shown] == [
         (False, False, "https://one", 7), (True, True, "", 0),
     ]  # fmt: skip
-    await one.work(one.tidy)
+    await one.work(one.housekeeping.tidy)
     assert [row["running"] for row in await two.work(two.planes.shown)] == [True, True]
     await two.work(two.planes.leave)
     clock[0] += 100_000
@@ -76,10 +76,10 @@ async def test_units_of_work_are_counted_by_result(open_database: Callable[[], D
 
 async def test_a_plane_replaces_the_one_that_was_killed_in_its_directory(tmp_path: Path) -> None:
     killed = Plane.open(tmp_path)
-    await killed.work(killed.tidy)
+    await killed.work(killed.housekeeping.tidy)
     killed._closing.close()
     with Plane.open(tmp_path) as plane:
-        await plane.work(plane.tidy)
+        await plane.work(plane.housekeeping.tidy)
         (row,) = plane.planes.shown()
         assert row["this"] and row["started_at"] == rfc3339(plane.planes.started_at)
         assert plane_name(tmp_path) != plane_name(tmp_path / "other")

@@ -43,7 +43,7 @@ async def test_a_scrape_shows_what_was_done_and_what_there_is(world: World) -> N
     assert found["database_calls_total"]["ok",] > 3
     assert found["connections_refused_total"] == {("all",): 2} and found["database_wait_seconds"] == {(): 0}
     assert found["ready"] == {(): 1} and set(found["problem"].values()) == {0}
-    world.plane.counters.jobs["housekeeping", "ok"] += await world.plane.work(world.plane.tidy)
+    world.plane.counters.jobs["housekeeping", "ok"] += await world.plane.work(world.plane.housekeeping.tidy)
     found = await scrape(world)
     assert (found["sightings_waiting"], found["sightings_saved_total"]) == ({(): 0}, {(): 1})
     assert found["job_runs_total"] == {("housekeeping", "ok"): 1}

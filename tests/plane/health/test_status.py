@@ -37,7 +37,7 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 def stopped(tmp_path: Path) -> Path:
     """The data directory of a control plane that served once, at a port where nothing listens."""
     with Plane.open(tmp_path / "plane") as plane:
-        plane.tidy()
+        plane.housekeeping.tidy()
     (tmp_path / "plane" / "local_address").write_text("https://127.0.0.1:1\n")
     return tmp_path / "plane"
 

@@ -15,10 +15,11 @@ from engine_plane import plane_on, registered
 from plane_world import Client, Reply, World
 from push_client import PushClient, memory_client, pushed
 
-from certctrl.plane.core import COSTLY_BURST, Plane
+from certctrl.plane.core import Plane
 from certctrl.plane.devices.reports import FEW_EVENTS
 from certctrl.plane.http import reading, unread
 from certctrl.plane.http.app import make_app
+from certctrl.plane.polls import COSTLY_BURST
 from certctrl.plane.storage.database import Database
 
 SELF = "/apiv1/devices/self"

@@ -59,7 +59,7 @@ async def test_a_long_poll_ends_empty_after_its_wait(build: Callable[..., Any], 
 async def test_polls_that_begin_together_end_spread(build: Callable[..., Any], autojump_clock: trio.abc.Clock) -> None:
     """Found by measuring: one signal to all put the polls of a fleet in phase forever."""
     world = build(virtual=True)
-    world.plane.pace = Pace()
+    world.plane.polls.pace = Pace()
     device = await world.device()
     ends: list[float] = []
 
@@ -157,7 +157,7 @@ async def test_a_stopping_plane_answers_held_polls_and_closes_connections(
     device = await world.device()
     async with held_polls(device) as replies:
         await trio.sleep(5)
-        world.plane.pace = Pace()
+        world.plane.polls.pace = Pace()
         world.plane.stop_polls()
     assert (replies[0].status, replies[0].headers["connection"]) == (204, "close")
     late = await device.poll(wait=30)

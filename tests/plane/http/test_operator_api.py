@@ -163,7 +163,7 @@ async def test_polls_are_stored_by_housekeeping(world: World) -> None:
         await device.poll()
     after = world.plane.database.one("PRAGMA data_version")[0], world.plane.database.one("SELECT total_changes()")[0]
     assert before == after
-    world.plane.tidy()
+    world.plane.housekeeping.tidy()
     stored = world.plane.database.one("SELECT last_seen_at FROM devices")["last_seen_at"]
     assert stored == world.clock.wall
     (row,) = (await world.operator("GET", "/apiv1/users/1/devices")).data

@@ -107,7 +107,7 @@ async def test_a_session_ends_by_expiry_sign_out_or_a_new_key(world: World, brow
     await browser.sign_in(world.plane.operator_key)
     world.clock.advance(3600)
     assert b"Operator key" in (await browser.get("/device")).body
-    world.plane.tidy()
+    world.plane.housekeeping.tidy()
     assert world.plane.database.one("SELECT count(*) AS n FROM page_sessions")["n"] == 0
     await browser.sign_in(world.plane.operator_key)
     world.plane.keyring.operator_key = "ok_" + "n" * 43

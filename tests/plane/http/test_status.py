@@ -23,7 +23,7 @@ async def test_the_status_needs_the_operator_key(world: World) -> None:
 async def test_the_status_shows_the_plane_and_its_database(world: World) -> None:
     device = await world.device()
     row = await world.plane.certificates.issue(1, ["a.example"], device_ids=[device.id])
-    await world.plane.work(world.plane.tidy)
+    await world.plane.work(world.plane.housekeeping.tidy)
     found = (await world.operator("GET", PATH)).data
     assert (found["status"], found["problems"], found["polls"], found["disk"]) == ("ok", [], 0, None)
     database = found["database"]
@@ -57,7 +57,7 @@ async def test_a_failed_housekeeping_counts_as_a_failed_run(world: World, monkey
 
     monkeypatch.setattr(world.plane, "tidy", full)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(world.plane.run_housekeeping)
+        nursery.start_soon(world.plane.housekeeping.run)
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
     found = (await world.operator("GET", PATH)).data

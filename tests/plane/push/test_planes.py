@@ -169,9 +169,9 @@ async def test_a_socket_outlives_a_time_without_the_database(planes: list[Plane]
         await client.upgrade()
         await client.hello()
         clock.wall += RUNNING_SECONDS + 1
-        await two.work(two.tidy)
+        await two.work(two.housekeeping.tidy)
         assert not await two.work(two.sockets.names, [device_id])
-        await one.work(one.tidy)
+        await one.work(one.housekeeping.tidy)
         await one.stream.sweep()
         await one.push._each_minute()
         assert await two.work(two.push.opened, [device_id]) != {}

@@ -323,7 +323,7 @@ async def test_a_stopping_plane_ends_with_1012_and_a_pause(virtual: World, autoj
         for device in devices:
             nursery.start_soon(stay, device)
         await trio.sleep(30)
-        virtual.plane.pace = Pace()
+        virtual.plane.polls.pace = Pace()
         virtual.plane.stop_polls()
     assert len(pauses) == 3
     assert all(5 <= pause <= 25 for pause in pauses), pauses

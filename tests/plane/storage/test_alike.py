@@ -13,11 +13,12 @@ from engine_plane import WALL, new_device, plane_on, registered
 
 from certctrl.errors import ConfigError
 from certctrl.model.plan import OutcomeKind
-from certctrl.plane.core import HeldPoll, Plane, Poll
+from certctrl.plane.core import Plane
 from certctrl.plane.devices.reports import FEW_EVENTS, Ack, AgentVersion, OtherEvent, is_few_acks
 from certctrl.plane.devices.sessions import DeviceSession
 from certctrl.plane.errors import ErrorResponse, conflict
 from certctrl.plane.http.authentication import ForDevices
+from certctrl.plane.polls import HeldPoll, Poll
 from certctrl.plane.storage.database import Database
 from certctrl.plane.storage.gathering import Gathering
 
@@ -100,7 +101,7 @@ async def test_polls_at_the_end_of_their_streams_are_one_statement(plane: Plane)
     devices = [await registered(plane, f"device-{number}") for number in range(3)]
     await plane.work(plane.stream.append, devices[1][0], "cert.renewed", {"cert_id": 1})
     cursors = [(await plane.work(plane.stream.read, device_id, None, 9)).cursor for device_id, _ in devices]
-    many = ForDevices(plane, plane.begin_polls, plane.read_alike)
+    many = ForDevices(plane, plane.polls.begin_all, plane.read_alike)
     items = [(token, Poll(cursor=cursor)) for (_, token), cursor in zip(devices, cursors, strict=True)]
     found, count = await statements(plane, many, items)
     assert count == 1 and [one.result.page.cursor for one in found] == cursors
@@ -120,7 +121,7 @@ async def test_each_poll_of_many_is_answered_as_alone(plane: Plane) -> None:
         (token, Poll(cursor=cursor, limit=2)) for (_, token), cursor in zip(devices, cursors, strict=True)
     ]
     items[4] = (devices[4][1], refused)
-    found = await plane.database.work_read(ForDevices(plane, plane.begin_polls, plane.read_alike), items)
+    found = await plane.database.work_read(ForDevices(plane, plane.polls.begin_all, plane.read_alike), items)
     results = [one.result for one in found]
     assert [len(one.page.signals) if isinstance(one, HeldPoll) else one.key for one in results] == [
         0, 2, "CURSOR_EXPIRED", 0, refused.key,
@@ -134,7 +135,7 @@ async def test_a_poll_after_a_trim_of_all_signals_keeps_its_cursor(plane: Plane)
     cursor = (await plane.work(plane.stream.read, device_id, None, 9)).cursor
     await plane.work(plane.stream.trim, device_id, 0)
     (found,) = await plane.database.work_read(
-        ForDevices(plane, plane.begin_polls, plane.read_alike), [(token, Poll(cursor=cursor))]
+        ForDevices(plane, plane.polls.begin_all, plane.read_alike), [(token, Poll(cursor=cursor))]
     )
     assert found.result.page == await plane.work(plane.stream.read, device_id, cursor, 9)
 
@@ -289,7 +290,7 @@ async def test_a_key_that_does_not_unseal_fails_only_its_own_fetch(open_database
     await plane.work(plane.database.run, "UPDATE certificates SET private_key_enc = ? WHERE id = ?", b"x" * 64, damaged)
     fetches, polls = (
         ForDevices(plane, plane.certificates.materials_of, plane.read_alike),
-        ForDevices(plane, plane.begin_polls, plane.read_alike),
+        ForDevices(plane, plane.polls.begin_all, plane.read_alike),
     )
     results: list[Any] = [None] * 3
 
@@ -327,5 +328,5 @@ async def test_a_device_without_a_stream_has_no_page(plane: Plane) -> None:
     device_id, token = await registered(plane)
     await plane.work(plane.database.run, "DELETE FROM streams WHERE device_id = ?", device_id)
     polls = [(token, Poll(cursor=cursor)) for cursor in ("None-None", "0-0", None)]
-    found = await plane.database.work_read(ForDevices(plane, plane.begin_polls, plane.read_alike), polls)
+    found = await plane.database.work_read(ForDevices(plane, plane.polls.begin_all, plane.read_alike), polls)
     assert [shown([one.result])[0] for one in found] == ["CURSOR_EXPIRED", "NOT_FOUND", "NOT_FOUND"]

@@ -228,7 +228,7 @@ async def test_outcomes_are_replaced_by_later_ones_of_the_same_signal(database: 
 async def test_sightings_are_saved(plane: Plane) -> None:
     device_id = await new_device(plane)
     plane.devices.seen(device_id, "192.0.2.7", "1-0")
-    await plane.work(plane.tidy)
+    await plane.work(plane.housekeeping.tidy)
     assert plane.devices._sightings == {}
     row = await plane.work(plane.devices.row, 1, device_id)
     assert (row["last_seen_at"], row["last_address"]) == (WALL, "192.0.2.7")

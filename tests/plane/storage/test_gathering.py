@@ -14,11 +14,12 @@ from engine_plane import new_device, plane_on, registered
 
 from certctrl.errors import DiskError
 from certctrl.model.plan import OutcomeKind
-from certctrl.plane.core import Plane, Poll
+from certctrl.plane.core import Plane
 from certctrl.plane.devices.devices import DeviceFacts
 from certctrl.plane.devices.reports import Ack
 from certctrl.plane.devices.sessions import DeviceSession
 from certctrl.plane.errors import ErrorResponse, conflict
+from certctrl.plane.polls import Poll
 from certctrl.plane.storage.database import Database
 from certctrl.plane.storage.gathering import _TRANSACTIONS, MOMENT, MOST_TOGETHER, RUSH, Gathering, Rush
 from certctrl.plane.storage.signal_stream import Page, Waiter
@@ -342,9 +343,9 @@ async def test_a_wave_is_read_with_two_statements(plane: Plane, monkeypatch: pyt
         cursor = (await plane.work(plane.stream.read, device_id, None, 1)).cursor
         with plane.stream.waiter(device_id) as waiter:
             session = DeviceSession(device_id, 1, 1)
-            begun = await plane.work(plane.begin_poll, session, Poll(cursor=cursor, wait=30))
+            begun = await plane.work(plane.polls.begin, session, Poll(cursor=cursor, wait=30))
             held += 1
-            pages[device_id] = await plane.finish_poll(begun, waiter)
+            pages[device_id] = await plane.polls.finish(begun, waiter)
 
     statements: list[str] = []
     read = plane.database.all

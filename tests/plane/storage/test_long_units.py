@@ -17,10 +17,11 @@ from starlette.requests import Request
 
 from certctrl.errors import DiskError
 from certctrl.plane.ca.x509 import new_key
-from certctrl.plane.core import Plane, Poll
+from certctrl.plane.core import Plane
 from certctrl.plane.devices.sessions import DeviceSession
 from certctrl.plane.errors import conflict
 from certctrl.plane.http.listing import SHORT_PAGE, listed
+from certctrl.plane.polls import Poll
 from certctrl.plane.storage.database import Database
 from certctrl.plane.storage.signal_stream import Waiter
 from certctrl.plane.storage.sqlite import SqliteDatabase
@@ -177,7 +178,7 @@ async def test_a_poll_is_answered_during_a_long_unit(plane: Plane) -> None:
         nursery.start_soon(plane.work_long, gate.unit)
         await gate.entered.wait()
         with trio.fail_after(HANGS):
-            held = await plane.database.work_read(plane.begin_poll, DeviceSession(device, 1, 1), Poll(limit=20))
+            held = await plane.database.work_read(plane.polls.begin, DeviceSession(device, 1, 1), Poll(limit=20))
         gate.may_go_on.set()
     assert [signal["type"] for signal in held.page.signals] == ["state.resync_required"]
 

@@ -17,10 +17,11 @@ from engine_plane import WALL, new_device, plane_on, registered
 from postgres_server import PostgresServer
 
 from certctrl.errors import BusyError, ConfigError, DiskError, ExitStatus
-from certctrl.plane.core import Plane, Poll
+from certctrl.plane.core import Plane
 from certctrl.plane.devices.sessions import DeviceSession
 from certctrl.plane.errors import DatabaseAwayError, ErrorResponse
 from certctrl.plane.health.problems import ProblemName
+from certctrl.plane.polls import Poll
 from certctrl.plane.storage.data_dir import DataDir, locked
 from certctrl.plane.storage.database import Database, marks
 from certctrl.plane.storage.keyring import Keyring
@@ -50,9 +51,9 @@ async def poll(plane: Plane, device_id: int, cursor: str, seen: list[Any]) -> No
     """Hold a poll until it gets signals."""
     session = DeviceSession(device_id, 1, 1)
     with plane.stream.waiter(device_id) as waiter:
-        held = await plane.work(plane.begin_poll, session, Poll(cursor=cursor, wait=30))
+        held = await plane.work(plane.polls.begin, session, Poll(cursor=cursor, wait=30))
         seen.append("held")
-        page = await plane.finish_poll(held, waiter)
+        page = await plane.polls.finish(held, waiter)
     seen.append([signal["ref"] for signal in page.signals])
 
 
@@ -189,7 +190,7 @@ async def test_a_read_only_database_serves_reads(postgres: PostgresServer, conne
     answer = await plane.refresh(token, "device-1", [])
     session = await plane.work(plane.sessions.authenticate, answer["access_token"])
     with plane.stream.waiter(device_id):
-        assert not (await plane.work(plane.begin_poll, session, Poll())).page.signals
+        assert not (await plane.work(plane.polls.begin, session, Poll())).page.signals
     await plane.storage_check.once()
     assert ProblemName.READ_ONLY in plane.problems
 

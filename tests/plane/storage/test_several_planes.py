@@ -182,14 +182,14 @@ async def test_the_latest_poll_counts_whichever_plane_saves_last(
     here.devices.seen(device_id, "192.0.2.1", "1-0")
     clock.wall += 20
     there.devices.seen(device_id, "192.0.2.2", "2-0")
-    await there.work(there.tidy)
+    await there.work(there.housekeeping.tidy)
     shown = await here.work(here.devices.show, 1, device_id)
-    await here.work(here.tidy)
+    await here.work(here.housekeeping.tidy)
     assert await here.work(here.devices.show, 1, device_id) == shown
     assert shown["last_address"] == "192.0.2.2"
     clock.wall -= 3600
     here.devices.seen(device_id, "192.0.2.3", "3-0")
-    await here.work(here.tidy)
+    await here.work(here.housekeeping.tidy)
     row = await here.work(here.devices.row, 1, device_id)
     assert row["last_address"] == "192.0.2.3", "a clock that was set back stops no sightings"
 

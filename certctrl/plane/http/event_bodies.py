@@ -1,0 +1,74 @@
+"""The events that devices report (docs/protocol.md): tolerant of fields that do not fit, for the outcome counts more."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import attrs
+from cattrs import Converter
+
+from certctrl import lean
+from certctrl.model.plan import OutcomeKind
+from certctrl.plane.devices.reports import Ack, AgentVersion, Event, OtherEvent
+from certctrl.plane.http.structure import AtMost, Loose, LooseLine
+
+
+@lean.frozen
+class Report:
+    """A batch of events, oldest first."""
+
+    schema: Literal["certctrl.device.notify.v1"]
+    events: Annotated[tuple[Event, ...], AtMost(100, required=True)]
+
+
+@lean.frozen
+class _EventHead:
+    type: str
+
+
+@lean.frozen(kw_only=True)
+class _AckSignal:
+    type: Annotated[str, LooseLine(100)] = ""
+    ts_ms: Annotated[int, Loose(int)] = 0
+    ref: Annotated[dict[str, Any], Loose(dict)] = attrs.field(factory=dict)
+
+
+@lean.frozen(kw_only=True)
+class _AckBody:
+    signal: _AckSignal
+    outcome: OutcomeKind
+    detail: Annotated[str, LooseLine(500)] = ""
+    deployed: Annotated[list[Any], Loose(list)] = attrs.field(factory=list)
+    duration_ms: Annotated[int, Loose(int)] = 0
+
+
+@lean.frozen
+class _VersionBody:
+    version: Annotated[str, LooseLine(100)] = ""
+    features: Annotated[list[Any], Loose(list)] = attrs.field(factory=list)
+
+
+def structure_events(converter: Converter) -> None:
+    """Register how a converter structures an ``Event``."""
+
+    def event(value: Any, _: Any) -> Event:
+        match converter.structure(value, _EventHead).type:
+            case "signal.ack":
+                body = converter.structure(value, _AckBody)
+                signal = body.signal
+                return Ack(
+                    type=signal.type,
+                    ts_ms=signal.ts_ms,
+                    ref=signal.ref,
+                    outcome=body.outcome,
+                    detail=body.detail,
+                    deployed=body.deployed,
+                    duration_ms=body.duration_ms,
+                )
+            case "agent_version":
+                agent = converter.structure(value, _VersionBody)
+                return AgentVersion(agent.version, tuple(name for name in agent.features if isinstance(name, str)))
+            case other:
+                return OtherEvent(other)
+
+    converter.register_structure_hook(Event, event)
