@@ -169,7 +169,7 @@ class Plane:
             offload=offload,
             reserved=self.reserved,
         )
-        self.issuance = made = Issuance(parts, issuer)
+        made = Issuance(parts, issuer)
         self.issuers, self.orders, self.certificates = made.issuers, made.orders, made.certificates
         self.order_runner, self.revocation_runner = made.order_runner, made.revocation_runner
         self.imports, self.renewals, self.bulk = made.imports, made.renewals, made.bulk

@@ -5,8 +5,6 @@ The stored text is hashed and sent unchanged (``installs_json``).
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +14,7 @@ from certctrl.plane.clock import rfc3339
 from certctrl.plane.errors import bad_request, not_found
 from certctrl.plane.storage.database import Database, Row, marks
 from certctrl.plane.storage.signal_stream import SignalStream
+from certctrl.protocol.wire.canonical import text_hash
 from certctrl.protocol.wire.install_config import items_from_operator
 from certctrl.protocol.wire.reader import Misfit
 
@@ -34,7 +33,7 @@ class Installs:
             "INSERT INTO install_configs (device_id, version, installs_json, installs_hash_b64, updated_at)"
             " VALUES (?, 1, '[]', ?, ?)",
             device_id,
-            _hash("[]"),
+            text_hash("[]"),
             self._wall_now(),
         )
 
@@ -57,7 +56,7 @@ class Installs:
             raise not_found("No such device")
         row = self._row(device_id)
         if text != row["installs_json"]:
-            version, hashed = row["version"] + 1, _hash(text)
+            version, hashed = row["version"] + 1, text_hash(text)
             self._db.run(
                 "UPDATE install_configs SET version = ?, installs_json = ?, installs_hash_b64 = ?, updated_at = ?"
                 " WHERE device_id = ?",
@@ -109,7 +108,3 @@ def check_items(items: Any) -> None:
         raise bad_request(str(misfit), field=misfit.path) from None
     except PlanError as error:
         raise bad_request(str(error), field="installs") from None
-
-
-def _hash(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")

@@ -91,7 +91,7 @@ class Polls:
             self._looks.take(device_id)
             return HeldPoll(session, poll, self._stream.read_ahead(device_id, poll.cursor, poll.limit, poll.ahead))
         if not self._free_pages.redeem(device_id, poll.cursor):
-            self._polls.take(device_id)
+            self.take(device_id)
         is_new = not head or poll.cursor != head
         page = self._stream.read(device_id, poll.cursor, poll.limit) if is_new else Page(head, ())
         self._devices.seen(device_id, poll.address, poll.cursor or "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import attrs
 from cattrs import Converter
@@ -11,13 +11,14 @@ from certctrl import lean
 from certctrl.model.plan import OutcomeKind
 from certctrl.plane.devices.reports import Ack, AgentVersion, Event, OtherEvent
 from certctrl.plane.http.structure import AtMost, Loose, LooseLine
+from certctrl.protocol.wire.signals import ReportSchema
 
 
 @lean.frozen
 class Report:
     """A batch of events, oldest first."""
 
-    schema: Literal["certctrl.device.notify.v1"]
+    schema: ReportSchema
     events: Annotated[tuple[Event, ...], AtMost(100, required=True)]
 
 

@@ -17,7 +17,7 @@ from plane_world import World
 from certctrl.errors import DiskError
 from certctrl.plane.core import Plane
 from certctrl.plane.errors import ErrorResponse
-from certctrl.plane.http import bodies
+from certctrl.plane.http import bodies, device_bodies, event_bodies, operator_bodies
 from certctrl.plane.http.app import make_app
 from certctrl.plane.http.reading import clean_line, whole_number
 from certctrl.plane.http.structure import AtMost, Line, Text, Whole, new_converter, structured
@@ -273,22 +273,22 @@ def test_a_field_that_does_not_fit_is_named_by_its_path(value: dict[str, Any], p
 @pytest.mark.parametrize(
     ("kind", "value", "what"),
     [
-        (bodies.GrantPoll, {}, "device_code: expected a text of 1 to 1024 characters"),
-        (bodies.Grant, {"action": {}}, "action: expected device_start, device_poll or device_verify"),
-        (bodies.Renewal, {"action": "revoke"}, "action: expected renew"),
-        (bodies.GrantDecision, {"approve": 1}, "approve: expected true or false"),
-        (bodies.ExpectedDevice, {"device_public_id": "x"}, "device_public_id: expected a UUID"),
-        (bodies.NewEnrolmentToken, {"uses": 0}, "uses: expected a whole number from 1 to 9007199254740992"),
-        (bodies.Report, {"schema": "v0", "events": []}, "schema: expected certctrl.device.notify.v1"),
-        (bodies.Report, {"schema": SCHEMA, "events": None}, "events: expected a list of at most 100 items"),
-        (bodies.Report, {"schema": SCHEMA, "events": [{}]}, "events[0].type: expected a text"),
+        (device_bodies.GrantPoll, {}, "device_code: expected a text of 1 to 1024 characters"),
+        (device_bodies.Grant, {"action": {}}, "action: expected device_start, device_poll or device_verify"),
+        (operator_bodies.Renewal, {"action": "revoke"}, "action: expected renew"),
+        (device_bodies.GrantDecision, {"approve": 1}, "approve: expected true or false"),
+        (device_bodies.ExpectedDevice, {"device_public_id": "x"}, "device_public_id: expected a UUID"),
+        (operator_bodies.NewEnrolmentToken, {"uses": 0}, "uses: expected a whole number from 1 to 9007199254740992"),
+        (event_bodies.Report, {"schema": "v0", "events": []}, "schema: expected certctrl.device.notify.v1"),
+        (event_bodies.Report, {"schema": SCHEMA, "events": None}, "events: expected a list of at most 100 items"),
+        (event_bodies.Report, {"schema": SCHEMA, "events": [{}]}, "events[0].type: expected a text"),
         (
-            bodies.Report,
+            event_bodies.Report,
             {"schema": SCHEMA, "events": [{"type": "news"}, {"type": "signal.ack", "outcome": "applied"}]},
             "events[1].signal: expected an object",
         ),
         (
-            bodies.Report,
+            event_bodies.Report,
             {"schema": SCHEMA, "events": [{"type": "signal.ack", "outcome": "applied", "signal": "x"}]},
             "events[0].signal: expected an object",
         ),
@@ -301,8 +301,8 @@ def test_an_error_says_what_was_expected(kind: Any, value: dict[str, Any], what:
 
 
 def test_a_null_number_of_uses_means_unlimited() -> None:
-    assert bodies.body_of(bodies.NewEnrolmentToken, {"uses": None}).uses is None
-    assert bodies.body_of(bodies.NewEnrolmentToken, {}).uses == 1
+    assert bodies.body_of(operator_bodies.NewEnrolmentToken, {"uses": None}).uses is None
+    assert bodies.body_of(operator_bodies.NewEnrolmentToken, {}).uses == 1
 
 
 @given(st.text(max_size=300))

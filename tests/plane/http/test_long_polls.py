@@ -67,7 +67,7 @@ async def test_polls_that_begin_together_end_spread(build: Callable[..., Any], a
         assert (await device.poll(wait=20)).status == 204
         ends.append(trio.current_time())
 
-    world.plane._polls.take = lambda device: None
+    world.plane.polls.take = lambda device: None
     async with trio.open_nursery() as nursery:
         for _ in range(200):
             nursery.start_soon(poll)

@@ -55,7 +55,7 @@ async def test_a_failed_housekeeping_counts_as_a_failed_run(world: World, monkey
     def full() -> int:
         raise DiskError("/data/plane.db: database or disk is full")
 
-    monkeypatch.setattr(world.plane, "tidy", full)
+    monkeypatch.setattr(world.plane.housekeeping, "tidy", full)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(world.plane.housekeeping.run)
         await trio.testing.wait_all_tasks_blocked()
