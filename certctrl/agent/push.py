@@ -18,7 +18,6 @@ from certctrl.agent.push_link import Link
 from certctrl.errors import PlaneError, TransportError
 from certctrl.model.answer import Answer
 from certctrl.model.features import PUSH
-from certctrl.net.control_plane import NOTIFY_SCHEMA
 from certctrl.protocol import events
 from certctrl.protocol.fallback import Fallback
 from certctrl.protocol.steps import Poll
@@ -99,7 +98,7 @@ class Push:
         if self._link is None or not self.is_open or len(notices) > MAX_OUTCOMES:
             return False
         try:
-            await self._link.post(notices, NOTIFY_SCHEMA)
+            await self._link.post(notices)
         except TransportError:
             return False  # sending them twice does no harm
         except PlaneError as error:

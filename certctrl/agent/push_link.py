@@ -25,6 +25,7 @@ from certctrl.net.stream import Closed, Pong, Stream
 from certctrl.protocol.events import BadAnswer, NoUpdates, PollAnswer, TransportFailed, Updates
 from certctrl.protocol.steps import Poll
 from certctrl.protocol.wire import push as wire
+from certctrl.protocol.wire.signals import report_body
 
 ANSWER_SECONDS = 10.0
 """Seconds for the plane to answer a hello, a ping that an operator waits for, and outcomes."""
@@ -151,11 +152,10 @@ class Link:
                 await self._changed.wait()
         return self.ended is not None or condition()
 
-    async def post(self, notices: Sequence[Mapping[str, Any]], schema: str) -> None:
+    async def post(self, notices: Sequence[Mapping[str, Any]]) -> None:
         """Report outcomes. Raises PlaneError if the plane refuses them, TransportError if it may not have them."""
         number = str(next(self._numbers))
-        body = {"schema": schema, "events": [dict(notice) for notice in notices]}
-        text = wire.envelope_text(wire.OUTCOMES, id=number, data=body)
+        text = wire.envelope_text(wire.OUTCOMES, id=number, data=report_body(notices))
         if len(text.encode()) > wire.MAX_SENT:  # the plane would end the socket
             raise TransportError("the outcomes are too large for the push socket")
         reply = self._replies[number] = _Reply()

@@ -18,7 +18,7 @@ from certctrl.errors import CertctrlError, DiskError
 from certctrl.logs.redact import redact
 from certctrl.model.policy import RemoteQuestions
 from certctrl.model.questions import MAX_ANSWER, QuestionKind
-from certctrl.protocol.wire.push import Envelope
+from certctrl.protocol.wire.push import Envelope, question_from_wire
 from certctrl.text import one_line
 
 ANSWER_SECONDS = 30.0
@@ -29,24 +29,23 @@ deployments."""
 
 async def answer_question(agent: Agent, envelope: Envelope) -> Mapping[str, Any]:
     """Return the data of the answer to a question."""
-    data = envelope.data if isinstance(envelope.data, dict) else {}
-    asked = data.get("question")
-    question = QuestionKind(asked) if isinstance(asked, str) and asked in tuple(QuestionKind) else None
+    asked = question_from_wire(envelope)
+    question = QuestionKind(asked.question) if asked.question in tuple(QuestionKind) else None
     if question is None or agent.questions is None:
-        name = one_line(asked, 40, ascii_only=True) if isinstance(asked, str) else "none"
+        name = one_line(asked.question, 40, ascii_only=True) or "none"
         answer: dict[str, Any] = _error("UNKNOWN_QUESTION", f"this agent answers {', '.join(QuestionKind)}")
     elif agent.policy.remote_questions is RemoteQuestions.OFF:
         name, answer = question.value, _error("REFUSED_BY_POLICY", 'policy.json has "remote_questions": "off"')
     else:
         name = question.value
-        answer = await _answered(agent, question, _seconds(agent, data.get("expires_ms")))
+        answer = await _answered(agent, question, _seconds(agent, asked.expires_ms))
     await _record(agent, name, answer)
     return answer
 
 
-def _seconds(agent: Agent, expires_ms: object) -> float:
+def _seconds(agent: Agent, expires_ms: int) -> float:
     """Return the seconds that are left for an answer, by the plane's clock."""
-    if type(expires_ms) is not int or not 0 < expires_ms < 2**53:
+    if not expires_ms:
         return ANSWER_SECONDS
     return min(expires_ms / 1000 - agent.plane.server_now(), ANSWER_SECONDS)
 

@@ -230,6 +230,5 @@ class CaRecord:
     fingerprint_sha256: str = ""
     """Lower-case hex of the CA certificate's DER."""
     not_after: float = 0.0
-    imported_at: float = 0.0
     pem: str = ""
     """The CA certificate, for copy items that use ``ca.pem``."""

@@ -31,6 +31,7 @@ from certctrl.protocol.wire.certificates import (
     materials_from_wire,
 )
 from certctrl.protocol.wire.poll import PollRequest, poll_event
+from certctrl.protocol.wire.signals import report_body
 
 if TYPE_CHECKING:
     from certctrl.model.answer import Answer
@@ -43,7 +44,6 @@ __all__ = ["ControlPlane", "UnsupportedByPlane"]
 
 AHEAD_LIMIT, AHEAD_SECONDS = 100, 5.0
 """Number of signals that are requested ahead of the cursor, and the time limit of that request."""
-NOTIFY_SCHEMA = "certctrl.device.notify.v1"
 _SELF = "/apiv1/devices/self"
 
 
@@ -119,9 +119,8 @@ class ControlPlane(CertificateChanges):
         than the plane's only counts right after an answer in the plane's form: otherwise, the 404 page of a captive
         portal would make the agent discard its outcomes.
         """
-        body = {"schema": NOTIFY_SCHEMA, "events": [dict(notice) for notice in notices]}
         understood = self._understood
-        answer = await self._send("POST", f"{_SELF}/notify", token, json=body)
+        answer = await self._send("POST", f"{_SELF}/notify", token, json=report_body(notices))
         try:
             self._succeeded(answer)
         except (PlaneError, BadAnswerError) as error:

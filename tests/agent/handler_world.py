@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import attrs
 import trio
+from wire_items import installs_hash
 
 from certctrl.agent.atomic_batches import AtomicBatches
 from certctrl.agent.context import Agent
@@ -25,7 +26,6 @@ from certctrl.model.plan import InstallItem, Outcome, OutcomeKind
 from certctrl.model.policy import HostPolicy
 from certctrl.model.records import CertRecord, KnownPlane, Retry, RetryKind, Stage, Standing, retry_key
 from certctrl.model.signals import Signal
-from certctrl.protocol.wire.canonical import installs_hash
 from certctrl.store.disk.fs import RealFs
 from certctrl.store.disk.tree import make_tree
 from certctrl.store.layout import ConfigDir

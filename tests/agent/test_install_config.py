@@ -15,6 +15,7 @@ from typing import Any
 import attrs
 import pytest
 import trio
+from wire_items import installs_hash
 
 from certctrl.agent.handlers import on_install_updated
 from certctrl.agent.install_config import (
@@ -26,7 +27,7 @@ from certctrl.agent.install_config import (
 from certctrl.errors import DiskError, PlanError
 from certctrl.model.plan import CopyAction, InstallConfig, Outcome, OutcomeKind
 from certctrl.model.signals import InstallUpdated
-from certctrl.protocol.wire.canonical import canonical_json, installs_hash
+from certctrl.protocol.wire.canonical import canonical_json
 from certctrl.store.disk.fs import RealFs
 from certctrl.store.disk.tree import make_tree
 from certctrl.store.layout import ConfigDir

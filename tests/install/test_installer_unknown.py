@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from install_host import APPLIED, FAILED, RELOAD, Host, commands, reload
 from trio.testing import MockClock
+from wire_items import installs_hash
 
 from certctrl.install.plan.render import plan_text
 from certctrl.model.plan import InstallItem
-from certctrl.protocol.wire.canonical import installs_hash
 from certctrl.protocol.wire.install_config import install_config_from_wire, items_from_local
 
 STARTTLS = {"type": "tls", "host": "127.0.0.1", "port": 1, "starttls": "telnet"}

@@ -72,7 +72,6 @@ async def import_ca(context: Context, ca_id: int, name: str, pem: str, items: Se
         sha256=hashlib.sha256(clean.encode()).hexdigest(),
         fingerprint_sha256=fingerprint,
         not_after=ends,
-        imported_at=now,
         pem=clean,
     )
     if store.directory is None:

@@ -8,14 +8,22 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from certctrl import lean
 from certctrl.errors import BadAnswerError, PlaneError
 from certctrl.model.answer import Answer
-from certctrl.protocol.wire.reader import parse_json
-from certctrl.text import kind_of, one_line
+from certctrl.protocol.wire.reader import (
+    Misfit,
+    integer,
+    json_object,
+    or_default,
+    parse_json,
+    text,
+    wire_class,
+)
+from certctrl.text import one_line
 
 BODY_CAP = 1_048_576
 BUNDLE_CAP = 262_144
@@ -37,6 +45,29 @@ _HTTP_DATE = re.compile(
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
+@lean.frozen
+class ErrorParams:
+    """The part of an error's parameters that the agent uses."""
+
+    retry_after: float | None = None
+    """Seconds; None: not requested, or invalid."""
+
+
+@lean.frozen(kw_only=True)
+class ErrorBody:
+    """The error object of an answer. A member that does not fit counts as absent: the status decides."""
+
+    code: int = 0
+    key: str = ""
+    what: str = ""
+    params: ErrorParams = ErrorParams()
+
+
+@lean.frozen
+class _Failure:
+    error: ErrorBody
+
+
 def object_of(answer: Answer, *, cap: int = BODY_CAP) -> dict[str, Any]:
     """Return the JSON object of an answer. Raises BadAnswerError for anything else."""
     if not answer.is_json:
@@ -47,10 +78,10 @@ def object_of(answer: Answer, *, cap: int = BODY_CAP) -> dict[str, Any]:
         )
     if len(answer.body) > cap:
         raise BadAnswerError(f"the answer is larger than {cap} bytes")
-    value = parse_json(answer.body)
-    if not isinstance(value, dict):
-        raise BadAnswerError(f"expected a JSON object, got {kind_of(value)}")
-    return value
+    try:
+        return json_object(parse_json(answer.body))
+    except Misfit as misfit:
+        raise BadAnswerError(str(misfit)) from None
 
 
 def data_of(answer: Answer, *, cap: int = BODY_CAP) -> Any:
@@ -58,7 +89,7 @@ def data_of(answer: Answer, *, cap: int = BODY_CAP) -> Any:
     if not 200 <= answer.status <= 299:
         raise BadAnswerError(f"status {answer.status} is not a success")
     value = object_of(answer, cap=cap)
-    if "data" not in value:
+    if "data" not in value:  # null is data
         raise BadAnswerError("the answer has no data")
     return value["data"]
 
@@ -81,22 +112,17 @@ def parse_error(answer: Answer, wall_now: float | None = None) -> PlaneError:
             f"the server redirects (status {answer.status}); requests with credentials never follow",
             fix="set server_url to the address that it redirects to",
         )
-    error = object_of(answer).get("error")
-    if not isinstance(error, dict):
-        raise BadAnswerError(f"status {answer.status} came without an error object")
-    return error_from(answer.status, error, retry_after(answer, error.get("params"), wall_now))
+    try:
+        error = _read_failure(object_of(answer)).error
+    except Misfit:
+        raise BadAnswerError(f"status {answer.status} came without an error object") from None
+    return error_from(answer.status, error, retry_after(answer, error.params, wall_now))
 
 
-def error_from(status: int, error: Mapping[str, Any], pause: float | None) -> PlaneError:
+def error_from(status: int, error: ErrorBody, pause: float | None) -> PlaneError:
     """Return the error of an error object; ``pause``: the requested delay in seconds."""
-    code, key, what = error.get("code"), error.get("key"), error.get("what")
-    return PlaneError(
-        one_line(what) if isinstance(what, str) and what else f"status {status}",
-        status=status,
-        key=one_line(key, 64) if isinstance(key, str) else "",
-        code=code if type(code) is int and abs(code) < 2**31 else 0,
-        retry_after=pause,
-    )
+    what = one_line(error.what) or f"status {status}"
+    return PlaneError(what, status=status, key=one_line(error.key, 64), code=error.code, retry_after=pause)
 
 
 def is_bearer_challenge(answer: Answer) -> bool:
@@ -108,7 +134,7 @@ def is_bearer_challenge(answer: Answer) -> bool:
     return answer.status == 401 and not answer.body and scheme == "bearer"
 
 
-def retry_after(answer: Answer, params: object = None, wall_now: float | None = None) -> float | None:
+def retry_after(answer: Answer, params: ErrorParams | None = None, wall_now: float | None = None) -> float | None:
     """Return the delay that the plane requests in seconds, clamped to [0, 3600]; None: not requested, or invalid.
 
     The ``Retry-After`` header comes first, then ``params.retry_after``. An HTTP date is relative to the answer's own
@@ -120,12 +146,12 @@ def retry_after(answer: Answer, params: object = None, wall_now: float | None = 
         moment, today = http_date(text), http_date(answer.headers.get("date", ""))
         today = wall_now if today is None else today
         found = None if moment is None or today is None else moment - today
-    if found is None and isinstance(params, dict):
-        found = _seconds(params.get("retry_after"))
+    if found is None and params is not None:
+        found = params.retry_after
     return None if found is None else min(max(found, 0.0), RETRY_AFTER_CAP)
 
 
-def _seconds(value: object) -> float | None:
+def _seconds(value: object, _: Any = None) -> float | None:
     if isinstance(value, str) and _SECONDS.fullmatch(value):
         return float(value)
     if type(value) is int:
@@ -153,3 +179,17 @@ def http_date(text: str) -> float | None:
     if int(hour) > 23 or int(minute) > 59 or int(second) > 60:  # 60: a leap second
         return None
     return day.timestamp() + int(hour) * 3600 + int(minute) * 60 + int(second)
+
+
+read_params = wire_class(ErrorParams, {"retry_after": _seconds})
+_text_or_none = or_default(text(), "")
+read_error = wire_class(
+    ErrorBody,
+    {
+        "code": or_default(integer(1 - 2**31, 2**31 - 1, digits=False), 0),
+        "key": _text_or_none,
+        "what": _text_or_none,
+        "params": or_default(read_params, ErrorParams()),
+    },
+)
+_read_failure = wire_class(_Failure)

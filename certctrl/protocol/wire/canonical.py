@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-from collections.abc import Sequence
 from json.encoder import encode_basestring
 from typing import Any
 
@@ -85,8 +84,3 @@ def standard_base64(text: str) -> str:
 def text_hash(text: str) -> str:
     """Return base64(SHA-256(UTF-8 of ``text``)): ``installs_hash_b64`` of an ``installs_json``."""
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
-def installs_hash(installs: Sequence[Any]) -> str:
-    """Return ``installs_hash_b64`` of a list of items, computed from its JCS form."""
-    return text_hash(canonical_json(list(installs)))

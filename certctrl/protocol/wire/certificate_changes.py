@@ -14,7 +14,18 @@ from certctrl.model.answer import Answer
 from certctrl.model.certificate import CertificateSummary
 from certctrl.protocol.wire.answer import object_of, plain_etag
 from certctrl.protocol.wire.certificates import certificate_from_wire
-from certctrl.protocol.wire.reader import Misfit, bounded_list, from_answer, integer, parse_json, wire_class
+from certctrl.protocol.wire.reader import (
+    MAX_VALUES,
+    Misfit,
+    bounded_list,
+    flag,
+    from_answer,
+    integer,
+    or_default,
+    parse_json,
+    unread,
+    wire_class,
+)
 
 MOST_PARTS = 4096
 LONGEST_REVISION = 4096
@@ -49,6 +60,21 @@ _read_replaced = wire_class(
     {"divisor": integer(ge=1, le=MOST_PARTS), "parts": _parts},
     names={"divisor": "of"},
     check=_checked,
+)
+
+
+@lean.frozen(kw_only=True)
+class _Page:
+    data: list[Any]
+    """Not yet structured: the JSON text of each row is kept."""
+    complete: bool | None = None
+    """None: a plane that ignores revisions."""
+    replaced: Any = None
+
+
+_read_page = wire_class(
+    _Page,
+    {"data": lambda value, _=None: bounded_list(value, MAX_VALUES), "complete": or_default(flag), "replaced": unread},
 )
 
 
@@ -97,17 +123,13 @@ def revision_of(answer: Answer) -> str:
 
 def list_page_from_wire(answer: Answer, most: int) -> ListPage:
     """Return the page of a success; raises BadAnswerError if one row does not fit, or if there are too many."""
-    value = object_of(answer)
-    data = value.get("data")
-    if not isinstance(data, list):
-        raise BadAnswerError("the certificate list is not a list")
-    if len(data) > most:
+    page = from_answer(_read_page, object_of(answer), "certificate list")
+    if len(page.data) > most:
         raise BadAnswerError(f"more than {most} certificates in one page")
-    rows = dict(map(_row, data))
-    complete = value.get("complete")
-    if not isinstance(complete, bool):  # a plane that ignores revisions
+    rows = dict(map(_row, page.data))
+    if page.complete is None:
         return ListPage(rows=rows)
-    replaced = None if complete else from_answer(_read_replaced, value.get("replaced"), "replaced")
+    replaced = None if page.complete else from_answer(_read_replaced, page.replaced, "replaced")
     if replaced is not None and any(number % replaced.divisor not in replaced.parts for number in rows):
         raise BadAnswerError("the changes of the certificate list do not fit together")
     return ListPage(rows=rows, revision=revision_of(answer), replaced=replaced, by_revision=True)

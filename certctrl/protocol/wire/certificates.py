@@ -10,15 +10,16 @@ import attrs
 from certctrl import lean
 from certctrl.errors import BadAnswerError, CertctrlError, MaterialError, PlaneError
 from certctrl.model.certificate import DEVICE_KEY, CaBundle, CertificateSummary, CsrOrder, DeployMaterials
-from certctrl.model.signals import AtomicBatch
-from certctrl.protocol.wire.answer import BUNDLE_CAP, MAX_ETAG, error_from, plain_etag
+from certctrl.protocol.wire.answer import BUNDLE_CAP, MAX_ETAG, ErrorBody, error_from, plain_etag, read_error
 from certctrl.protocol.wire.reader import (
     Hook,
     Misfit,
     bounded_list,
     from_answer,
     integer,
+    json_object,
     moment,
+    or_default,
     printable,
     text,
     texts,
@@ -29,13 +30,6 @@ from certctrl.text import one_line
 
 _SCHEMES = dict.fromkeys(("aes256gcm", "1", "aead"), "aes256gcm") | {name: name for name in ("plaintext", DEVICE_KEY)}
 _WRAPS = {"x25519": "x25519", "x25519-v1": "x25519"}
-
-
-def _batch(value: Any, _: Any = None) -> AtomicBatch | None:
-    try:
-        return atomic_batch(value, "")
-    except Misfit:  # it must not hide the other certificates
-        return None
 
 
 def _one_of(spellings: dict[str, str], word: Hook) -> Hook:
@@ -97,7 +91,7 @@ _certificate = wire_class(
         "updated_at": moment,
         "key_origin": text(64),
         "public_key_sha256": text(64),
-        "batch": _batch,
+        "batch": or_default(atomic_batch),  # must not hide the other certificates
     },
 )
 _materials = wire_class(
@@ -121,6 +115,29 @@ class _CaName:
 
 
 _ca_name = wire_class(_CaName, {"id": integer(ge=1), "name": text(1024)})
+
+
+@lean.frozen(kw_only=True)
+class _Item:
+    """One item of many materials; without a usable material or error, it is fetched alone."""
+
+    cert_id: int
+    status: int = 0
+    data: dict[str, Any] | None = None
+    error: ErrorBody | None = None
+    etag: str | None = None
+
+
+_read_item = wire_class(
+    _Item,
+    {
+        "cert_id": integer(digits=False),
+        "status": or_default(integer(digits=False), 0),
+        "data": or_default(json_object),
+        "error": or_default(read_error),
+        "etag": or_default(text()),
+    },
+)
 
 
 def certificate_from_wire(data: object) -> CertificateSummary:
@@ -153,29 +170,28 @@ def many_materials_from_wire(data: object, wanted: Mapping[int, str]) -> dict[in
     ones, those that did not fit into the answer, and those without certificates. Raises BadAnswerError if it is not a list of requested items.
     """
     try:
-        items = bounded_list(data, len(wanted))
+        items = [_read_item(item, f"materials[{i}]") for i, item in enumerate(bounded_list(data, len(wanted)))]
     except Misfit as misfit:
         raise BadAnswerError(f"materials: {misfit}") from None
     found: dict[int, Fetched] = {}
     seen = set[int]()
     for item in items:
-        cert_id = item.get("cert_id") if isinstance(item, dict) else None
-        if type(cert_id) is not int or cert_id not in wanted or cert_id in seen:
+        if item.cert_id not in wanted or item.cert_id in seen:
             raise BadAnswerError("materials: an item is not of a requested certificate")
-        seen.add(cert_id)
-        if item.get("status") == 304 and wanted[cert_id]:
-            found[cert_id] = None
-        elif (one := _item(item)) is not None:
-            found[cert_id] = one
+        seen.add(item.cert_id)
+        if item.status == 304 and wanted[item.cert_id]:
+            found[item.cert_id] = None
+        elif (one := _fetched(item)) is not None:
+            found[item.cert_id] = one
     return found
 
 
-def _item(item: dict[str, Any]) -> DeployMaterials | CertctrlError | None:
+def _fetched(item: _Item) -> DeployMaterials | CertctrlError | None:
     """Return the material or error in one item; None: fetch it alone."""
-    status, data, error = item.get("status"), item.get("data"), item.get("error")
-    if type(status) is int and 402 <= status <= 499 and isinstance(error, dict):
-        return error_from(status, error, None)
-    if status != 200 or not isinstance(data, dict):
+    if 402 <= item.status <= 499 and item.error is not None:
+        return error_from(item.status, item.error, None)
+    data = item.data
+    if item.status != 200 or data is None:
         return None
     if sum(len(value) for value in data.values() if isinstance(value, str)) > BUNDLE_CAP:
         return BadAnswerError(f"the material is larger than {BUNDLE_CAP} bytes")
@@ -185,8 +201,7 @@ def _item(item: dict[str, Any]) -> DeployMaterials | CertctrlError | None:
         return failure
     if not materials.certificate_pem or not (materials.chain_pem or "chain_pem" in data):
         return None
-    etag = item.get("etag")
-    return attrs.evolve(materials, etag=plain_etag(etag if isinstance(etag, str) else None, MAX_ETAG))
+    return attrs.evolve(materials, etag=plain_etag(item.etag, MAX_ETAG))
 
 
 def _is_blank(text: str) -> bool:

@@ -32,8 +32,10 @@ from certctrl.protocol.wire.reader import (
     bounded_list,
     integer,
     moment,
+    or_default,
     parse_json,
     text,
+    unread,
     wire_class,
 )
 from certctrl.text import one_line
@@ -56,6 +58,8 @@ class _Document:
     id: int = 0
     installs_hash_b64: str | None = None
     updated_at: str | None = None
+    installs: Any = None
+    """Not yet structured: the hash is of the raw items, and an invalid item must not refuse the others."""
     installs_json: str | None = None
 
     @property
@@ -64,19 +68,13 @@ class _Document:
         return self.installs_hash_b64 is None or not self.version
 
 
-def _moment_if_known(value: Any, _: Any = None) -> str | None:
-    try:
-        return moment(value)
-    except Misfit:
-        return None  # for humans only: must not refuse the config
-
-
 _read_document = wire_class(
     _Document,
     {
         "version": integer(le=SAFE_INT),
         "installs_hash_b64": text(256),
-        "updated_at": _moment_if_known,
+        "updated_at": or_default(moment),  # only for display
+        "installs": unread,
         "installs_json": text(MAX_INSTALLS_TEXT),
     },
     prepare=alias("installs_hash_b64", "installs_hash"),
@@ -93,7 +91,7 @@ def install_config_from_wire(data: object) -> InstallConfig:
     """
     try:
         document = _read_document(data, _PATH)
-        rows = _verified_items(document, data.get("installs") if isinstance(data, dict) else None)
+        rows = _verified_items(document, document.installs)
         items = tuple(item_or_refused(row, f"installs[{i}]") for i, row in enumerate(rows))
     except Misfit as misfit:
         raise PlanError(str(misfit), reason="schema") from None
@@ -140,7 +138,7 @@ def _check_plane_ids(items: Iterable[InstallItem]) -> None:
 def _verified_items(document: _Document, listed: object) -> list[Any]:
     """Return the raw items that the hash covers: the text ``installs_json`` if set, otherwise ``installs``."""
     digest, text = document.installs_hash_b64, document.installs_json
-    items = [] if document.may_be_absent and text is None and listed in (None, "") else _listed_items(text, listed)
+    items = [] if document.may_be_absent and text is None and listed is None else _listed_items(text, listed)
     if digest is None:
         if not items:
             return items

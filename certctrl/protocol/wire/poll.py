@@ -21,7 +21,7 @@ from certctrl.protocol.events import (
     Updates,
 )
 from certctrl.protocol.wire.answer import data_of, is_bearer_challenge, parse_error, retry_after
-from certctrl.protocol.wire.reader import Misfit, bounded_list, from_answer, wire_class
+from certctrl.protocol.wire.reader import Misfit, bounded_list, flag, from_answer, or_default, wire_class
 from certctrl.protocol.wire.signals import signal_from_wire
 
 UPDATES_PATH = "/apiv1/devices/self/updates"
@@ -114,9 +114,18 @@ class _Page:
     cursor: str | None = None
     signals: Sequence[Any] = ()
     """Not yet structured: a malformed signal must not fail the page."""
+    more: bool = False
+    """Whether a pushed page is full, so that the next one follows."""
 
 
-_read_page = wire_class(_Page, {"cursor": _cursor, "signals": lambda value, _=None: bounded_list(value, MAX_SIGNALS)})
+_read_page = wire_class(
+    _Page,
+    {
+        "cursor": _cursor,
+        "signals": lambda value, _=None: bounded_list(value, MAX_SIGNALS),
+        "more": or_default(flag, False),
+    },
+)
 
 
 def cursor_from_wire(value: object) -> str:
@@ -126,10 +135,10 @@ def cursor_from_wire(value: object) -> str:
     return value
 
 
-def page_from_wire(data: object) -> tuple[str | None, tuple[Signal, ...]]:
-    """Return cursor and signals of a page; raises BadAnswerError if it does not fit."""
+def page_from_wire(data: object) -> tuple[str | None, tuple[Signal, ...], bool]:
+    """Return cursor, signals and ``more`` of a pushed page; raises BadAnswerError if it does not fit."""
     page = from_answer(_read_page, data, "data")
-    return page.cursor, tuple(map(signal_from_wire, page.signals))
+    return page.cursor, tuple(map(signal_from_wire, page.signals)), page.more
 
 
 def _page(answer: Answer, limit: int, wall_now: float | None) -> PollAnswer:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 from certctrl import lean
@@ -20,10 +19,20 @@ from certctrl.protocol.events import (
     TransportFailed,
     Updates,
 )
-from certctrl.protocol.wire.answer import error_from, retry_after
+from certctrl.protocol.wire.answer import ErrorBody, error_from, read_params, retry_after
 from certctrl.protocol.wire.poll import cursor_from_wire, error_event, page_from_wire
-from certctrl.protocol.wire.reader import Misfit, from_answer, integer, number, parse_json, text, wire_class
-from certctrl.text import kind_of, one_line
+from certctrl.protocol.wire.reader import (
+    SAFE_INT,
+    from_answer,
+    integer,
+    number,
+    or_default,
+    parse_json,
+    text,
+    unread,
+    wire_class,
+)
+from certctrl.text import one_line
 
 STREAM_PATH = "/apiv1/devices/self/stream"
 SUBPROTOCOL = "certctrl.v1"
@@ -56,18 +65,7 @@ class Envelope:
     data: Any = None
 
 
-def _unread(value: Any, _: Any = None) -> Any:
-    """Return a value that is read later."""
-    return value
-
-
-def _object(value: Any, _: Any = None) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise Misfit(f"expected an object, got {kind_of(value)}")
-    return value
-
-
-_read_envelope = wire_class(Envelope, {"type": text(MAX_TYPE), "id": text(MAX_ID), "data": _unread})
+_read_envelope = wire_class(Envelope, {"type": text(MAX_TYPE), "id": text(MAX_ID), "data": unread})
 
 
 def envelope_from_text(message: str) -> Envelope:
@@ -87,6 +85,27 @@ def envelope_text(kind: str, *, id: str = "", data: Any = None) -> str:
     message |= {} if data is None else {"data": data}
     found = json.dumps(message, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return found.encode(errors="replace").decode()  # as in a request: ``?`` for what UTF-8 lacks
+
+
+@lean.frozen
+class AskedQuestion:
+    """A question of the plane; a member that does not fit counts as absent."""
+
+    question: str = ""
+    expires_ms: int = 0
+    """By the plane's clock; 0: unknown."""
+
+
+_read_question = wire_class(
+    AskedQuestion,
+    {"question": or_default(text(), ""), "expires_ms": or_default(integer(le=SAFE_INT, digits=False), 0)},
+)
+
+
+def question_from_wire(envelope: Envelope) -> AskedQuestion:
+    """Return the question of a message; an empty one if there is none."""
+    found: AskedQuestion = or_default(_read_question, AskedQuestion())(envelope.data)
+    return found
 
 
 @lean.frozen
@@ -113,27 +132,26 @@ def greeting_from_wire(envelope: Envelope) -> Greeting:
 
 def page_event(envelope: Envelope, limit: int) -> Updates:
     """Return the event for a page; raises BadAnswerError for one without signals or cursor."""
-    cursor, signals = page_from_wire(envelope.data)
+    cursor, signals, more = page_from_wire(envelope.data)
     cursor = cursor or (cursor_from_wire(envelope.id) if envelope.id else None)
     if cursor is None or not signals:
         raise BadAnswerError("a page has no cursor" if cursor is None else "a page has no signals")
-    full = envelope.data.get("more") is True or len(signals) >= limit
-    return Updates(cursor, signals, full, pushed=True)
+    return Updates(cursor, signals, more or len(signals) >= limit, pushed=True)
 
 
 @lean.frozen
 class _Refusal:
     status: int
-    error: Mapping[str, Any]
+    error: ErrorBody
 
 
-_read_refusal = wire_class(_Refusal, {"status": integer(ge=400, le=599), "error": _object})
+_read_refusal = wire_class(_Refusal, {"status": integer(ge=400, le=599)})
 
 
 def error_from_wire(envelope: Envelope) -> PlaneError:
     """Return the error in a message; raises BadAnswerError if it does not fit."""
     found = from_answer(_read_refusal, envelope.data, envelope.type)
-    return error_from(found.status, found.error, retry_after(Answer(found.status, {}, b""), found.error.get("params")))
+    return error_from(found.status, found.error, retry_after(Answer(found.status, {}, b""), found.error.params))
 
 
 def refusal_event(envelope: Envelope) -> PollAnswer:
@@ -166,7 +184,7 @@ def close_event(code: int, reason: str) -> PollAnswer:
 def _pause(reason: str) -> float | None:
     """Return the seconds that the reason of a close frame requests, clamped as a Retry-After."""
     try:
-        params = parse_json(reason)
+        params = from_answer(read_params, parse_json(reason), "reason")
     except BadAnswerError:
         return None
     return retry_after(Answer(503, {}, b""), params)

@@ -120,11 +120,11 @@ def _scrubbed(value: Any) -> Any:
 # --- hooks: one value each ---------------------------------------------------------------------------------
 
 
-def integer(ge: int = 0, le: int = INT64) -> Hook:
-    """Return a hook for integers, ASCII digits in text included; booleans and floats are refused."""
+def integer(ge: int = 0, le: int = INT64, *, digits: bool = True) -> Hook:
+    """Return a hook for integers, with ``digits`` also as ASCII digits in text; booleans and floats are refused."""
 
     def structure(value: Any, _: Any = None) -> int:
-        if type(value) is str and _DIGITS.fullmatch(value):
+        if digits and type(value) is str and _DIGITS.fullmatch(value):
             value = int(value)
         elif type(value) is not int:
             raise Misfit(f"expected an integer, got {kind_of(value)}")
@@ -168,6 +168,30 @@ def bounded_list(value: Any, limit: int = MAX_LIST) -> list[Any]:
     if len(value) > limit:
         raise Misfit(f"more than {limit} items")
     return value
+
+
+def json_object(value: Any, _: Any = None) -> dict[str, Any]:
+    """Return an object whose members are read later, or by others."""
+    if not isinstance(value, dict):
+        raise Misfit(f"expected an object, got {kind_of(value)}")
+    return value
+
+
+def unread(value: Any, _: Any = None) -> Any:
+    """Return a value of any kind, which is read later."""
+    return value
+
+
+def or_default(hook: Hook, default: Any = None) -> Hook:
+    """Return a hook that reads a value as the default if it does not fit, because it must not refuse the rest."""
+
+    def structure(value: Any, _: Any = None) -> Any:
+        try:
+            return hook(value)
+        except Misfit:
+            return default
+
+    return structure
 
 
 _any_text = text()

@@ -12,7 +12,7 @@ from certctrl import lean
 from certctrl.errors import BadAnswerError
 from certctrl.model.config import PollMode
 from certctrl.model.records import Recommended
-from certctrl.protocol.wire.reader import from_answer, integer, text, wire_class
+from certctrl.protocol.wire.reader import from_answer, integer, json_object, or_default, text, wire_class
 from certctrl.protocol.wire.tokens import SESSION, features
 from certctrl.text import one_line
 
@@ -70,12 +70,15 @@ class _Session:
 
 def _advice(value: Any, _: Any = None) -> Recommended | None:
     """Return recommended settings, or None for anything odd, which must not fail a registration."""
-    mode = value.get("poll_mode") if isinstance(value, dict) else None
-    if not isinstance(mode, str) or mode.replace("_", "-") not in tuple(PollMode):
-        return None
-    wait = value.get("poll_wait_seconds")
-    usable = isinstance(wait, int) and not isinstance(wait, bool) and 1 <= wait <= _LONGEST_WAIT
-    return Recommended(mode.replace("_", "-"), wait if usable else None)
+    advice: _Advice = or_default(_read_advice, _Advice())(value)
+    mode = advice.poll_mode.replace("_", "-")
+    return Recommended(mode, advice.poll_wait_seconds) if mode in tuple(PollMode) else None
+
+
+@lean.frozen
+class _Advice:
+    poll_mode: str = ""
+    poll_wait_seconds: int | None = None
 
 
 @lean.frozen
@@ -97,16 +100,23 @@ wire_class(
     },
 )
 wire_class(_Session, SESSION)
+_read_advice = wire_class(
+    _Advice,
+    {
+        "poll_mode": or_default(text(64), ""),
+        "poll_wait_seconds": or_default(integer(1, _LONGEST_WAIT, digits=False)),
+    },
+)
 _read_registered = wire_class(_Registered, {"features": features, "recommended": _advice})
 
 
 def challenge_from_wire(data: object) -> KeyChallenge | None:
     """Return the challenge of an answer to a registration; None if there is none."""
-    text = data.get("challenge_b64") if isinstance(data, dict) else None
-    if text is None:
+    sealed = or_default(json_object, {})(data).get("challenge_b64")
+    if sealed is None:
         return None
     try:
-        return KeyChallenge(base64.b64decode(text, validate=True))
+        return KeyChallenge(base64.b64decode(sealed, validate=True))
     except (TypeError, ValueError):
         raise BadAnswerError("the challenge is not base64") from None
 

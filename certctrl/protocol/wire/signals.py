@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from typing import Any, TypeVar
 
 import attrs
@@ -36,7 +38,7 @@ from certctrl.model.signals import (
     UnknownSignal,
     to_wire,
 )
-from certctrl.protocol.wire.reader import SAFE_INT, Misfit, Read, alias, integer, text, wire_class
+from certctrl.protocol.wire.reader import SAFE_INT, Misfit, Read, alias, integer, or_default, text, wire_class
 from certctrl.text import kind_of
 
 MAX_TS_MS = 253_402_300_799_999
@@ -53,10 +55,6 @@ _name = text(_NAME_LIMIT)
 _NEVER_READ = ("sent_as", "sent_priority")
 _BATCH_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 _Challenge = TypeVar("_Challenge", bound=ChallengeStart | ChallengeStop)
-
-
-def _reason(value: Any, _: Any = None) -> str | None:
-    return value if isinstance(value, str) else None  # for humans only: must not refuse the resync
 
 
 def _cert(cls: type[CertRevoked | CertUnassigned]) -> Read[KnownSignal]:
@@ -123,7 +121,7 @@ _BY_TYPE: dict[str, Read[KnownSignal]] = {
     AcmeHttp01Stop.type: _stop(AcmeHttp01Stop),
     AcmeTlsAlpn01Start.type: _start(AcmeTlsAlpn01Start),
     AcmeTlsAlpn01Stop.type: _stop(AcmeTlsAlpn01Stop),
-    ResyncRequired.type: wire_class(ResyncRequired, {"reason": _reason}, omit=_NEVER_READ),
+    ResyncRequired.type: wire_class(ResyncRequired, {"reason": or_default(text())}, omit=_NEVER_READ),
 }
 
 
@@ -172,6 +170,17 @@ def _is_small(ref: dict[str, Any]) -> bool:
 def _ids(ref: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of a reference that identify its signal."""
     return {name: ref[name] for name in IDENTITY_FIELDS if name in ref and _is_small({name: ref[name]})}
+
+
+class ReportSchema(StrEnum):
+    """The version of a report, which both sides check."""
+
+    V1 = "certctrl.device.notify.v1"
+
+
+def report_body(events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the body of a report with events, oldest first."""
+    return {"schema": ReportSchema.V1.value, "events": [dict(event) for event in events]}
 
 
 def ack_event(signal: Signal, outcome: Outcome, duration_ms: int) -> dict[str, Any]:

@@ -7,8 +7,8 @@ fetch. Nothing else depends on it.
 from __future__ import annotations
 
 import hashlib
-import json
 
+from certctrl import lean
 from certctrl.errors import DiskError
 from certctrl.protocol.wire.certificate_changes import KnownList
 from certctrl.store import decode
@@ -22,6 +22,15 @@ LIMIT = 12 * 1024 * 1024
 _FIX = "remove it; the next comparison writes it again"
 
 
+@lean.frozen(kw_only=True)
+class _Head:
+    """The first line."""
+
+    revision: str
+    sha256: str
+    whole_at: float = 0.0
+
+
 class KnownListFile:
     """``state/certificate_list.txt``: a line with the revision and a hash of the rest, then a line per certificate."""
 
@@ -31,32 +40,28 @@ class KnownListFile:
 
     def load(self) -> KnownList | None:
         """Return the list; None if there is none, or if it is damaged or of a later release."""
+        files = StateFiles(self._fs)
         try:
-            data = StateFiles(self._fs).load_bytes(self._path, LIMIT, _FIX)
+            data = files.load_bytes(self._path, LIMIT, _FIX)
             first, _, rest = (data or b"").partition(b"\n")
-            head = decode.object_of(first, str(self._path), _FIX)
+            raw = decode.object_of(first, str(self._path), _FIX)
+            head: _Head = files.structured(_Head, raw, "", self._path, _FIX)
         except DiskError:
             return None
-        if head.get("sha256") != hashlib.sha256(rest).hexdigest() or not isinstance(head.get("revision"), str):
+        if head.sha256 != hashlib.sha256(rest).hexdigest():
             return None
         try:
             pairs = [line.partition(b" ") for line in rest.split(b"\n")[:-1]]
             rows = {int(number): row.decode() for number, _, row in pairs}
         except ValueError:  # written by a later release
             return None
-        whole_at = head.get("whole_at")
-        return KnownList(head["revision"], rows, whole_at if isinstance(whole_at, float) else 0.0)
+        return KnownList(head.revision, rows, head.whole_at)
 
     def save(self, known: KnownList) -> None:
         """Replace the list. Raises DiskError."""
         rest = "".join(f"{number} {row}\n" for number, row in known.rows.items()).encode()
-        head = {
-            decode.VERSION_KEY: decode.VERSION,
-            "revision": known.revision,
-            "whole_at": known.whole_at,
-            "sha256": hashlib.sha256(rest).hexdigest(),
-        }
-        data = json.dumps(head).encode() + b"\n" + rest
+        head = _Head(revision=known.revision, sha256=hashlib.sha256(rest).hexdigest(), whole_at=known.whole_at)
+        data = decode.to_json(StateFiles(self._fs).unstructured(head)) + rest
         if len(data) > LIMIT:
             self.remove()
         else:

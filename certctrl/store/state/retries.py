@@ -34,6 +34,23 @@ class _Earlier:
     next_try_at: float = 0.0
 
 
+@lean.frozen(kw_only=True)
+class _EarlierRecord(_Earlier):
+    """Those of a record, and what its kind follows from."""
+
+    last_outcome: str | None = None
+    owed: Any = None
+    staged: Any = None
+
+
+@lean.frozen(kw_only=True)
+class _EarlierEntry(_Earlier):
+    """Those of a signal."""
+
+    signal: Any = None
+    """Only that of a failure is read."""
+
+
 def load_retries(files: StateFiles, layout: ConfigDir) -> tuple[tuple[Retry, ...], bool]:
     """Return the retries, oldest first, and whether they come from files of an earlier release.
 
@@ -70,23 +87,29 @@ def has_failed(row: dict[str, Any]) -> bool:
 def _earlier(files: StateFiles, layout: ConfigDir) -> Iterable[Retry]:
     """Return the failures that an earlier release kept; the retry of a signal replaces that of its certificate."""
     found: dict[str, Retry] = {}
-    certificates = files.load_part(layout.certificates, "certificates", dict[str, dict[str, Any]], {}, REBUILD)
-    for cert_id, row in certificates.items():
-        facts = files.structured(_Earlier, row, cert_id, layout.certificates, REBUILD)
+    certificates = files.load_part(layout.certificates, "certificates", dict[str, _EarlierRecord], {}, REBUILD)
+    for cert_id, facts in certificates.items():
         if facts.attempts:
-            tolerated = row.get("last_outcome") not in (OutcomeKind.FAILED, OutcomeKind.ROLLED_BACK)
-            pending = bool(row.get("owed")) and not row.get("staged")
+            tolerated = facts.last_outcome not in (OutcomeKind.FAILED, OutcomeKind.ROLLED_BACK)
+            pending = bool(facts.owed) and not facts.staged
             kind = RetryKind.PENDING if tolerated or pending else RetryKind.REFUSED
             found[f"cert:{cert_id}"] = _carried_over(f"cert:{cert_id}", kind, facts)
-    for row in files.load_part(layout.inbox, "entries", tuple[dict[str, Any], ...], (), RESYNC):
-        facts = files.structured(_Earlier, row, "entries", layout.inbox, RESYNC)
-        if facts.attempts or facts.last_error:
-            signal: Signal = files.structured(Signal, row.get("signal"), "entries.signal", layout.inbox, RESYNC)
-            kind = RetryKind.REFUSED if facts.attempts else RetryKind.WAITING
-            retry = _carried_over(signal.resource, kind, facts)
-            found[retry_key(signal)] = attrs.evolve(retry, signal=signal, reported=facts.last_error)
+    entries = files.load_part(layout.inbox, "entries", tuple[_EarlierEntry, ...], (), RESYNC)
+    for number, entry in enumerate(entries):
+        if entry.attempts or entry.last_error:
+            signal: Signal = files.structured(Signal, entry.signal, f"entries[{number}].signal", layout.inbox, RESYNC)
+            kind = RetryKind.REFUSED if entry.attempts else RetryKind.WAITING
+            retry = _carried_over(signal.resource, kind, entry)
+            found[retry_key(signal)] = attrs.evolve(retry, signal=signal, reported=entry.last_error)
     return found.values()
 
 
 def _carried_over(resource: str, kind: RetryKind, facts: _Earlier) -> Retry:
-    return Retry(resource=resource, kind=kind, failures=max(1, facts.attempts), **attrs.asdict(facts))
+    return Retry(
+        resource=resource,
+        kind=kind,
+        failures=max(1, facts.attempts),
+        attempts=facts.attempts,
+        last_error=facts.last_error,
+        next_try_at=facts.next_try_at,
+    )

@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from certctrl import lean
 from certctrl.errors import DiskError, StateCorruptError
 from certctrl.model.challenges import Challenge
 from certctrl.model.features import feature_names
@@ -34,6 +35,15 @@ _KEY_SIZE = 32
 _FORGET = "remove it; the plane then never receives its outcomes, and repeated signals are handled again"
 _FEATURES = "remove it; the next token refresh writes it again"
 _RESTORE = "restore it from a backup, or run cert-ctrl -c DIR register"
+
+
+@lean.frozen(kw_only=True)
+class _Features:
+    """The features that the plane announced with a session."""
+
+    session: str = ""
+    features: tuple[Any, ...] = ()
+    """Only valid names count."""
 
 
 class SessionState:
@@ -193,20 +203,20 @@ class SessionState:
 
     def _features_with(self, refresh_token: str) -> frozenset[str]:
         """Return the features announced with a session; none if the file is of another session, or unusable."""
+        path = self.layout.plane_features
         try:
-            body = self._files.load_json(self.layout.plane_features, _FEATURES) or {}
+            body = self._files.load_json(path, _FEATURES)
+            found: _Features = self._files.structured(_Features, body or {}, "", path, _FEATURES)
         except DiskError:
             return frozenset()
-        return (
-            feature_names(body.get("features")) if body.get("session") == _session_name(refresh_token) else frozenset()
-        )
+        return feature_names(list(found.features)) if found.session == _session_name(refresh_token) else frozenset()
 
     def _save_features(self, tokens: Tokens) -> None:
         """Save the features that came with the tokens; a failure only makes them unknown after a restart."""
         if tokens.features != self._features_with(tokens.refresh_token):
-            body = {"session": _session_name(tokens.refresh_token), "features": sorted(tokens.features)}
+            known = _Features(session=_session_name(tokens.refresh_token), features=tuple(sorted(tokens.features)))
             with suppress(DiskError):
-                self._files.save_json(self.layout.plane_features, body)
+                self._files.save_json(self.layout.plane_features, self._files.unstructured(known))
 
     def reserve_tokens(self, size: int = 16_384) -> Reservation:
         """Reserve disk space for new tokens. Raises DiskError if there is none; do not refresh then."""

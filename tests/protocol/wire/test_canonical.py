@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from wire_items import installs_hash
 
-from certctrl.protocol.wire.canonical import canonical_json, installs_hash, standard_base64, text_hash
+from certctrl.protocol.wire.canonical import canonical_json, standard_base64, text_hash
 
 SAMPLES = {
     "0000000000000000": "0",

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from wire_items import CA, COPY, EXEC, config, refusal
+from wire_items import CA, COPY, EXEC, config, installs_hash, refusal
 
 from certctrl.errors import CertctrlError, PlanError
 from certctrl.model.plan import CopyAction, ExecAction, ImportCaAction
-from certctrl.protocol.wire.canonical import installs_hash, text_hash
+from certctrl.protocol.wire.canonical import text_hash
 from certctrl.protocol.wire.install_config import install_config_from_wire, items_from_operator
 
 JSON = st.recursive(

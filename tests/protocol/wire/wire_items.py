@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from certctrl.errors import PlanError
-from certctrl.protocol.wire.canonical import installs_hash
+from certctrl.protocol.wire.canonical import canonical_json, text_hash
 from certctrl.protocol.wire.install_config import install_config_from_wire
 
 COPY = {"id": 1, "type": "copy", "from": ["private.key", "fullchain.pem"], "to": ["/a.key", "/a.pem"],
         "ob_type": "cert", "ob_id": 7}  # fmt: skip
 EXEC = {"id": 2, "type": "exec", "cmd_argv": ["/usr/sbin/nginx", "-s", "reload"], "depends_on": [1]}
 CA = {"id": 3, "type": "import_ca", "ob_type": "ca", "ob_id": 4}
+
+
+def installs_hash(installs: Sequence[Any]) -> str:
+    """Return the ``installs_hash_b64`` of a list of items, of its JCS form."""
+    return text_hash(canonical_json(list(installs)))
 
 
 def config(items: Any, **more: Any) -> dict[str, Any]:

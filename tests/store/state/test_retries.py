@@ -149,10 +149,14 @@ def test_a_failed_signal_is_retried_by_its_attempts(
 @pytest.mark.parametrize(
     ("name", "body", "what"),
     [
-        ("certificates", {"certificates": {"7": {"attempts": "x"}}}, "7.attempts: expected a whole number"),
+        (
+            "certificates",
+            {"certificates": {"7": {"attempts": "x"}}},
+            "certificates.7.attempts: expected a whole number",
+        ),
         ("certificates", {"certificates": []}, "certificates: expected an object"),
-        ("inbox", {"entries": [{"attempts": "x"}]}, "entries.attempts: expected a whole number"),
-        ("inbox", {"entries": [{"attempts": 1, "signal": 5}]}, "entries.signal: expected an object"),
+        ("inbox", {"entries": [{"attempts": "x"}]}, "entries[0].attempts: expected a whole number"),
+        ("inbox", {"entries": [{"attempts": 1, "signal": 5}]}, "entries[0].signal: expected an object"),
         ("inbox", {"entries": {}}, "entries: expected a list"),
     ],
 )
