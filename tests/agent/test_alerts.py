@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import attrs
 import pytest
 
 from certctrl.agent.alerts import clear_alerts, restore_revocations
+from certctrl.agent.context import Agent, Problem
 from certctrl.agent.signal_results import log_certificates
 from certctrl.model.certificate import CertFacts, CertificateSummary
 from certctrl.model.plan import Deployed, Outcome, OutcomeKind
@@ -21,21 +22,22 @@ REVOKED = CertificateSummary(id=1, domain_name="a.example", status="revoked")
 KEY = "alert:revoked:1"
 
 
-def agent_with(record: CertRecord, *problems: str) -> Any:
-    standing = dict.fromkeys(problems, "said")
-    return SimpleNamespace(
+def agent_with(record: CertRecord, *problems: str) -> Agent:
+    standing = {key: Problem(what="said", since=0.0) for key in problems}
+    part = SimpleNamespace(
         log=logging.getLogger("test"),
         installer=SimpleNamespace(records={record.cert_id: record}),
         problems=standing,
-        report_problem=lambda key, *what: standing.update({key: what}),
+        report_problem=lambda key, what, fix="": standing.update({key: Problem(what=what, since=0.0, fix=fix)}),
         clear_problem=lambda key: standing.pop(key, None),
     )
+    return cast(Agent, part)
 
 
 def test_a_restart_brings_the_problem_back() -> None:
     agent = agent_with(GONE)
     restore_revocations(agent, [REVOKED])
-    assert agent.problems[KEY][0] == "certificate 1 (a.example) was revoked"
+    assert agent.problems[KEY].what == "certificate 1 (a.example) was revoked"
 
 
 def test_the_problem_is_cleared_when_the_plane_no_longer_lists_it() -> None:
@@ -52,7 +54,7 @@ def test_other_certificates_are_not_affected() -> None:
     assert agent.problems == {}
 
 
-def reported(agent: Any, signal: Signal, kind: OutcomeKind = OutcomeKind.APPLIED, **how: str) -> None:
+def reported(agent: Agent, signal: Signal, kind: OutcomeKind = OutcomeKind.APPLIED, **how: Any) -> None:
     outcome = Outcome(kind=kind, deployed=(Deployed(cert_id=1, serial="5", fingerprint_sha256="aa"),), **how)
     log_certificates(agent, InboxEntry(signal=signal), outcome)
 

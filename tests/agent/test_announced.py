@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import attrs
 import pytest
@@ -17,6 +17,7 @@ from certctrl.agent.announced import (
     require_arrival,
     wait_is_over,
 )
+from certctrl.agent.context import Agent
 from certctrl.errors import LaggingError, PlaneError
 from certctrl.install.plan.retries import LAGGING_FAILURES
 from certctrl.model.certificate import CertFacts, CertificateSummary
@@ -32,7 +33,7 @@ EARLIER = attrs.evolve(SUMMARY, updated_at="2023-11-14T22:13:20Z")
 """Perhaps updated before the signal, in the same second."""
 
 
-def agent_with(summary: CertificateSummary | int = 404, retry: Retry | None = None) -> Any:
+def agent_with(summary: CertificateSummary | int = 404, retry: Retry | None = None) -> Agent:
     async def authorized(call: Any) -> Any:
         return await call("token")
 
@@ -45,7 +46,8 @@ def agent_with(summary: CertificateSummary | int = 404, retry: Retry | None = No
     rows = {} if retry is None else {retry.key: retry}
     table = SimpleNamespace(rows=lambda: rows)
     plane = SimpleNamespace(fetch_certificate=fetch)
-    return SimpleNamespace(authorized=authorized, plane=plane, installer=SimpleNamespace(retries=table))
+    part = SimpleNamespace(authorized=authorized, plane=plane, installer=SimpleNamespace(retries=table))
+    return cast(Agent, part)
 
 
 def waited(signal: Signal, failures: int = LAGGING_FAILURES, kind: RetryKind = RetryKind.LAGGING) -> Retry:
@@ -69,7 +71,7 @@ def waited(signal: Signal, failures: int = LAGGING_FAILURES, kind: RetryKind = R
     ],
 )
 async def test_a_renewal_has_arrived_with_its_serial_or_a_newer_one(
-    signal: CertRenewed, fetched: CertFacts, agent: Any, arrived: bool
+    signal: CertRenewed, fetched: CertFacts, agent: Agent, arrived: bool
 ) -> None:
     missing = await missing_renewal(agent, signal, fetched)
     assert (missing == "") is arrived, missing

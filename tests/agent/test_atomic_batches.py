@@ -8,6 +8,7 @@ from typing import Any, cast
 import attrs
 import pytest
 import trio
+from trio.testing import MockClock
 
 from certctrl.agent.atomic_batches import AtomicBatches
 from certctrl.agent.batches import ReadyCertificate
@@ -307,7 +308,7 @@ def test_a_batch_of_the_list_that_is_larger_than_any_is_none() -> None:
     assert len(found) == 101 and not any(one.batch for one in found if isinstance(one, CertRenewed))
 
 
-async def test_a_late_certificate_next_to_a_batch_is_noticed(autojump_clock: Any) -> None:
+async def test_a_late_certificate_next_to_a_batch_is_noticed(autojump_clock: MockClock) -> None:
     """The certificates of an atomic batch have no deadline; others in the same switch keep theirs."""
     from certctrl.agent.batches import Batches
     from certctrl.agent.burst import BurstWatch

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
 from trio.testing import MockClock
 
+from certctrl.agent.context import Agent
 from certctrl.agent.oneshot import BUSY_SECONDS, _page
 from certctrl.errors import PlaneError
 from certctrl.protocol import events
@@ -16,7 +17,7 @@ from certctrl.protocol import events
 PAGE = events.Updates("2-0", (), False)
 
 
-def agent_that_hears(*answers: events.Event) -> Any:
+def agent_that_hears(*answers: events.Event) -> Agent:
     left = list(answers)
 
     async def authorized(_call: Any) -> events.Event:
@@ -24,10 +25,12 @@ def agent_that_hears(*answers: events.Event) -> Any:
         return left.pop(0)
 
     application = SimpleNamespace(poll_limit=10)
-    return SimpleNamespace(authorized=authorized, config=SimpleNamespace(application=application), left=left)
+    return cast(
+        Agent, SimpleNamespace(authorized=authorized, config=SimpleNamespace(application=application), left=left)
+    )
 
 
-async def asked(agent: Any) -> events.Updates:
+async def asked(agent: Agent) -> events.Updates:
     return await _page(agent, "1-0", trio.current_time() + BUSY_SECONDS)
 
 

@@ -10,15 +10,16 @@ import attrs
 import pytest
 import trio
 import trustme
+from install_host import ScriptedFs
 from token_world import World, inline
 
 from certctrl.agent.plane_anchor import PlaneAnchor, fingerprints
 from certctrl.agent.tokens import TokenKeeper
-from certctrl.errors import DiskError, TransportError
+from certctrl.errors import TransportError
 from certctrl.model.answer import Answer
 from certctrl.model.config import AgentConfig, ApplicationConfig, HttpClientConfig
 from certctrl.protocol.wire.tokens import Refreshed
-from certctrl.store.disk.fs import RealFs
+from certctrl.store.disk.fs import Fs, RealFs
 
 OLD, NEW = trustme.CA(), trustme.CA()
 OLD_PEM, NEW_PEM = (ca.cert_pem.bytes().decode() for ca in (OLD, NEW))
@@ -41,10 +42,12 @@ class Host:
     def layout(self) -> Any:
         return self.world.layout
 
-    def anchor(self, url: str = URL, ca_files: tuple[str, ...] = ("plane-ca.pem",)) -> PlaneAnchor:
+    def anchor(
+        self, url: str = URL, ca_files: tuple[str, ...] = ("plane-ca.pem",), fs: Fs | None = None
+    ) -> PlaneAnchor:
         application = ApplicationConfig(server_url=url, allow_http_loopback=True)
         config = AgentConfig(application=application, httpclient=HttpClientConfig(ca_files=ca_files))
-        return PlaneAnchor(self.layout, config, RealFs(), self.connect, inline)
+        return PlaneAnchor(self.layout, config, fs or RealFs(), self.connect, inline)
 
     def connect(self, config: AgentConfig) -> Any:
         self.connections.append(config.httpclient)
@@ -91,15 +94,10 @@ async def test_the_new_ca_is_trusted_beside_the_old_one_until_it_is_proven(host:
     assert not host.layout.next_plane_ca.exists(), "trusted already"
 
 
-async def test_a_proof_that_was_cut_off_is_repeated(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*args: Any) -> bool:
-        raise DiskError("killed here", path="plane-ca.next.pem")
-
+async def test_a_proof_that_was_cut_off_is_repeated(host: Host) -> None:
     host.serves = NEW_PEM
     await host.anchor().take(NEW_PEM)
-    with monkeypatch.context() as killed:
-        killed.setattr("certctrl.agent.plane_anchor.remove_file", fail)
-        await host.anchor().prove()
+    await host.anchor(fs=ScriptedFs(RealFs(), "unlink", 1)).prove()
     assert host.layout.taken_plane_ca.read_bytes() == host.layout.next_plane_ca.read_bytes()
     await host.anchor().prove()
     assert await host.anchor().trusted() == (print_of(NEW_PEM),)
@@ -135,15 +133,9 @@ async def test_files_of_the_operator_are_left_alone(host: Host, caplog: pytest.L
     assert caplog.text == "", "a public CA in front of the plane is no fault"
 
 
-async def test_a_full_disk_is_logged(
-    host: Host, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*args: Any, **options: Any) -> None:
-        raise DiskError("No space left on device", path="plane-ca.next.pem", errno=28)
-
-    monkeypatch.setattr("certctrl.agent.plane_anchor.write_atomic", full)
-    await host.anchor().take(NEW_PEM)
-    assert "No space left" in caplog.text
+async def test_a_full_disk_is_logged(host: Host, caplog: pytest.LogCaptureFixture) -> None:
+    await host.anchor(fs=ScriptedFs(RealFs(), "create", 1)).take(NEW_PEM)
+    assert "cannot create" in caplog.text
     assert await host.anchor().trusted() == (print_of(OLD_PEM),), "not confirmed"
 
 

@@ -10,6 +10,7 @@ import trio
 from push_world import FakeStream, Scene, greeting, make_agent
 from trio.testing import MockClock
 
+from certctrl.agent.context import Agent
 from certctrl.agent.questions import answer_question
 from certctrl.errors import DiskError, TransportError
 from certctrl.model.policy import HostPolicy, RemoteQuestions
@@ -32,8 +33,8 @@ def answering(value: Any = None, seconds: float = 0.0) -> Any:
     return answer
 
 
-async def key_of(agent: Any, envelope: Envelope) -> str:
-    return (await answer_question(agent, envelope))["error"]["key"]
+async def key_of(agent: Agent, envelope: Envelope) -> str:
+    return str((await answer_question(agent, envelope))["error"]["key"])
 
 
 @pytest.mark.parametrize("name", ["status", "doctor", "plan", "history"])

@@ -12,6 +12,7 @@ import trio
 from handler_world import AFTER, HOUR, LIVE, NOW, THERE, FakePlane, World, refused
 from trio.testing import MockClock
 
+from certctrl.agent.context import Agent
 from certctrl.agent.reconcile import (
     BEHIND,
     FIRST_RETRY,
@@ -323,7 +324,7 @@ class Comparisons:
         self.ends = list(ends)
         self.calls: list[tuple[float, str]] = []
 
-    async def __call__(self, agent: Any, why: str) -> int:
+    async def __call__(self, agent: Agent, why: str) -> int:
         await trio.lowlevel.checkpoint()
         self.calls.append((trio.current_time(), why))
         end = self.ends.pop(0) if self.ends else None

@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 import pytest
 import trio
+from trio.testing import MockClock
 
 from certctrl.cli.plane import orders
 from certctrl.cli.plane.orders import MAX_ANSWER_SECONDS, MAX_CSR_SECONDS, NOTE_SECONDS, OrderError
@@ -37,7 +38,7 @@ async def follow(api: Api, *, is_explained: bool = True) -> dict[str, Any]:
     return await orders._follow(api, 7, 0, lambda text: None, is_explained=is_explained)  # type: ignore[arg-type]
 
 
-async def test_a_device_that_is_down_is_named(autojump_clock: Any, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_a_device_that_is_down_is_named(autojump_clock: MockClock, capsys: pytest.CaptureFixture[str]) -> None:
     api = Api(lambda seconds: {"state": "csr_wanted", "attempts": 0})
     with pytest.raises(OrderError, match="waits for the key of a device") as caught:
         await follow(api)
@@ -52,7 +53,7 @@ async def test_a_device_that_is_down_is_named(autojump_clock: Any, capsys: pytes
 
 @pytest.mark.parametrize(("name", "said"), [("web\x1b[2J", "of device web"), ("", "of its device (")])
 async def test_the_name_of_a_device_is_one_line_of_text(
-    autojump_clock: Any, capsys: pytest.CaptureFixture[str], name: str, said: str
+    autojump_clock: MockClock, capsys: pytest.CaptureFixture[str], name: str, said: str
 ) -> None:
     api = Api(lambda seconds: {"state": "csr_wanted", "attempts": 0}, {"name": name, "last_seen_at": None})
     with pytest.raises(OrderError):
@@ -62,7 +63,7 @@ async def test_the_name_of_a_device_is_one_line_of_text(
 
 
 async def test_a_ca_that_hangs_is_named_and_not_waited_for_all_day(
-    autojump_clock: Any, capsys: pytest.CaptureFixture[str]
+    autojump_clock: MockClock, capsys: pytest.CaptureFixture[str]
 ) -> None:
     api = Api(lambda seconds: {})
     with pytest.raises(OrderError, match="still waits for issuer le, and continues") as caught:
@@ -78,7 +79,7 @@ async def test_a_ca_that_hangs_is_named_and_not_waited_for_all_day(
     )
 
 
-async def test_each_step_has_its_own_time(autojump_clock: Any, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_each_step_has_its_own_time(autojump_clock: MockClock, capsys: pytest.CaptureFixture[str]) -> None:
     """The issuer gets its time after the device has taken its own."""
 
     def row(seconds: float) -> dict[str, Any]:
@@ -97,14 +98,16 @@ async def test_each_step_has_its_own_time(autojump_clock: Any, capsys: pytest.Ca
 
 @pytest.mark.parametrize(("seconds", "is_explained"), [(NOTE_SECONDS - 3, True), (60, False)])
 async def test_a_short_wait_and_a_shown_one_are_not_explained(
-    autojump_clock: Any, capsys: pytest.CaptureFixture[str], seconds: float, is_explained: bool
+    autojump_clock: MockClock, capsys: pytest.CaptureFixture[str], seconds: float, is_explained: bool
 ) -> None:
     api = Api(lambda passed: {} if passed < seconds else {"state": "done"})
     await follow(api, is_explained=is_explained)
     assert capsys.readouterr().err == ""
 
 
-async def test_what_an_attempt_failed_with_says_enough(autojump_clock: Any, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_what_an_attempt_failed_with_says_enough(
+    autojump_clock: MockClock, capsys: pytest.CaptureFixture[str]
+) -> None:
     failed = {"problem": "the CA is down", "fix": "wait", "next_at": None}
     api = Api(lambda passed: failed if passed < 60 else {"state": "done"})
     await follow(api)

@@ -17,7 +17,7 @@ from certctrl.agent.inbox import Inbox
 from certctrl.errors import DiskError
 from certctrl.install.deploy import atomic
 from certctrl.store.deployments import file_set, generations, journal
-from certctrl.store.disk.fs import Handle, RealFs
+from certctrl.store.disk.fs import Fs, Handle, RealFs
 from certctrl.store.state import files, reservation, session
 
 RENEW, RENEW_COPIES = "renew, generations and reload", "renew, explicit destinations"
@@ -176,7 +176,7 @@ def access_token_first() -> None:
 
 @mutant(RENEW, "kill")
 def link_moved_away_first() -> None:
-    def swap(fs: Any, parent: Handle, name: str, text: str) -> bool:
+    def swap(fs: Fs, parent: Handle, name: str, text: str) -> bool:
         if fs.lstat(name, at=parent) is not None:
             if fs.readlink(name, at=parent) == text:
                 return False
@@ -204,7 +204,7 @@ def journal_after_the_renames() -> None:
     postponed: list[journal.Journal] = []
     patch(journal.Journal, "arm", lambda self: postponed.append(self))
 
-    def sync(fs: Any, parents: Any) -> None:
+    def sync(fs: Fs, parents: Any) -> None:
         real_sync(fs, parents)
         while postponed:
             real_arm(postponed.pop())
@@ -253,7 +253,7 @@ def leftovers_never_swept() -> None:
 @mutant(REFRESH, "errno")
 def spent_before_reserved() -> None:
     class Late:
-        def __init__(self, store: Any, args: Any) -> None:
+        def __init__(self, store: session.SessionState, args: tuple[Any, ...]) -> None:
             self._make = lambda: real(store, *args)
 
         def commit(self, tokens: Any) -> None:

@@ -23,6 +23,7 @@ from install_host import (
 from trio.testing import MockClock
 
 from certctrl.errors import DiskError
+from certctrl.install.deploy.context import Context
 from certctrl.install.deploy.staging import Candidate
 from certctrl.model.plan import CopyAction
 from certctrl.model.policy import MaintenanceWindow
@@ -215,7 +216,7 @@ async def test_a_member_that_cannot_be_read_now_keeps_all(
     batch.accept()
     read = Candidate.read
 
-    def fails(context: Any, name: str, generation: str) -> Candidate:
+    def fails(context: Context, name: str, generation: str) -> Candidate:
         if name == batch.host.installer.records[2].name:
             raise DiskError("cannot open it: Too many open files", path="x", errno=24)
         return read(context, name, generation)

@@ -24,8 +24,9 @@ from install_host import (
 from trio.testing import MockClock
 
 from certctrl.errors import DiskError
+from certctrl.model.certificate import Bundle
 from certctrl.model.plan import CopyAction, ExecAction, OutcomeKind
-from certctrl.store.disk.fs import Handle, RealFs
+from certctrl.store.disk.fs import Fs, Handle, RealFs
 
 
 @pytest.mark.parametrize("verb", ["syncfs", "rename", "symlink", "create", "fsync", "write", "unlink"])
@@ -39,12 +40,12 @@ async def test_a_disk_failure_leaves_the_old_or_the_new_state_and_is_repaired(
     await host.deliver(1, items=items)
     old = host.live(1)
 
-    async def run(fs: Any, bundle: Any) -> OutcomeKind:
+    async def run(fs: Fs, bundle: Bundle) -> OutcomeKind:
         host.fs = fs
         host.start()
         await host.installer.recover()
         prepared = await host.installer.stage(bundle, items)
-        return (await host.installer.converge([prepared], items))[1].kind  # type: ignore[no-any-return]
+        return (await host.installer.converge([prepared], items))[1].kind
 
     for number in range(1, 60):
         bundle, fs = host.bundle(1), ScriptedFs(real, verb, number)

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from certctrl.errors import DiskError
 from certctrl.logs.file import DAY, RETRY_SECONDS, LogFile
 from certctrl.logs.setup import TextFormatter
-from certctrl.store.disk.fs import Handle, RealFs
+from certctrl.store.disk.fs import Fs, Handle, RealFs
 
 AT = 1_759_470_356.0
 
 
-def opened(path: Path, fs: Any = None, **limits: Any) -> LogFile:
+def opened(path: Path, fs: Fs | None = None, **limits: Any) -> LogFile:
     handler = LogFile(path, fs or RealFs(), **{"max_bytes": 4096, "max_age_days": 30.0, "keep_files": 2, **limits})
     handler.setFormatter(TextFormatter())
     return handler

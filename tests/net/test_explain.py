@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from certctrl.errors import ExitStatus, TlsError, TransportError
 from certctrl.net.explain import causes, connect_error, deadline_error, exchange_error, utc
+from certctrl.net.http import Http
 
 CAP = 1 << 20
 NOW = dt.datetime.now(dt.UTC)
@@ -52,7 +53,7 @@ def blocking_server(context: ssl.SSLContext) -> Iterator[str]:
         thread.join()
 
 
-async def failure(http: Any, **options: Any) -> TransportError:
+async def failure(http: Http, **options: Any) -> TransportError:
     with pytest.raises(TransportError) as caught:
         await http.request("GET", "/", headers={"authorization": "Bearer canary"}, deadline=5, cap=CAP)
     error = caught.value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
@@ -129,7 +129,7 @@ async def test_every_kind_of_poll_answer_is_understood(world: World, agent: Cont
     assert isinstance(await agent.poll(token, Poll(updates.cursor, 20, 0)), events.DeviceRevoked)
 
 
-async def test_too_many_polls_are_server_busy_with_retry_after(build: Any) -> None:
+async def test_too_many_polls_are_server_busy_with_retry_after(build: Callable[..., World]) -> None:
     world = build()
     device = await world.device()
     config = AgentConfig(application=ApplicationConfig(server_url="https://plane.test"))

@@ -6,6 +6,7 @@ effect: no other process sees their disk, their network and commands are dead.
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
@@ -21,12 +22,14 @@ from simulation.network import Network, SimulatedHttp
 from simulation.service import Services, SimulatedProc
 
 from certctrl.agent.context import Agent
+from certctrl.agent.control import Operation
 from certctrl.agent.os_signals import OnSignal
 from certctrl.agent.run import run_agent
 from certctrl.agent.setup import Seams
 from certctrl.errors import CertctrlError, ExitStatus, NotRegisteredError
 from certctrl.model.status import StopReason
 from certctrl.model.stop import Stop
+from certctrl.store.disk.fs import Fs
 
 RESTART_SECONDS = 5.0
 FAILED_START_SECONDS = 60.0
@@ -204,7 +207,12 @@ def ending(process: AgentProcess) -> str:
 
 
 async def control_stand_in(
-    fs: Any, path: Path, operations: Any, log: Any, *, task_status: Any = trio.TASK_STATUS_IGNORED
+    fs: Fs,
+    path: Path,
+    operations: Callable[[], Mapping[str, Operation]],
+    log: logging.Logger,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Stand in for ``serve_control``; tests call the operations directly."""
     current.get().operations = operations()
@@ -212,7 +220,7 @@ async def control_stand_in(
     await trio.sleep_forever()
 
 
-async def signals_stand_in(on: OnSignal, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
+async def signals_stand_in(on: OnSignal, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
     """Stand in for ``watch_os_signals``."""
     current.get().on = on
     task_status.started()

@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import trio
-from memory_stream import ClientEnd, memory_streams
+from memory_stream import ClientEnd, ServerEnd, memory_streams
 from simulation.network import LATENCY, NOTIFY_PATH, Exchange, answer_of
+from starlette.types import ASGIApp
 
 from certctrl.errors import BadAnswerError, TransportError
 from certctrl.model.answer import Answer
@@ -206,7 +207,7 @@ async def open_socket(
     return SimulatedSocket(network, WebSocket(Bytes(end), answered, cap=cap), end, exchange.token, dead)
 
 
-async def _serve(app: Any, server: Any) -> None:
+async def _serve(app: ASGIApp, server: ServerEnd) -> None:
     try:
         await Connection(app, server, ("192.0.2.7", 12345), {}).run()
     finally:

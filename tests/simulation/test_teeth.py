@@ -18,14 +18,19 @@ from simulation.history import run_history, setting_for
 from simulation.journal import Violation
 
 from certctrl.agent import fetches, handlers, inbox, tokens
+from certctrl.agent.context import Agent
 from certctrl.errors import DiskError
 from certctrl.install.plan import retries
-from certctrl.model.plan import Outcome, OutcomeKind
+from certctrl.model.certificate import CertificateSummary
+from certctrl.model.plan import Deployed, Outcome, OutcomeKind
+from certctrl.model.signals import CertRenewed
 from certctrl.plane.certificates.revisions import ListedRow, Revision
 from certctrl.protocol import events
 from certctrl.protocol.wire.certificate_changes import KnownList
 from certctrl.store.deployments import generations
 from certctrl.store.disk.atomic import write_atomic
+from certctrl.store.disk.fs import Fs
+from certctrl.store.layout import ConfigDir
 
 HISTORIES = 150
 """Histories per mistake; most need one or two."""
@@ -71,22 +76,20 @@ async def forgetful_superseding(self: Any, entries: Any) -> None:
         self.agent.inbox._entries.pop(inbox.identity(entry.signal), None)
 
 
-async def ack_before_effect(agent: Any, signal: Any) -> Outcome:
+async def ack_before_effect(agent: Agent, signal: CertRenewed) -> Outcome:
     summary = await agent.authorized(lambda token: agent.plane.fetch_certificate(token, signal.cert_id))
     served = handlers_deployed(signal.cert_id, summary)
     return Outcome(kind=OutcomeKind.APPLIED, deployed=(served,))
 
 
-def handlers_deployed(cert_id: int, summary: Any) -> Any:
-    from certctrl.model.plan import Deployed
-
+def handlers_deployed(cert_id: int, summary: CertificateSummary) -> Deployed:
     return Deployed(
         cert_id=cert_id, serial=summary.serial_number, fingerprint_sha256=summary.fingerprint_sha256,
         targets=(f"/x/{summary.domain_name}.crt",),
     )  # fmt: skip
 
 
-async def acks_without_retry(agent: Any) -> Any:
+async def acks_without_retry(agent: Agent) -> events.AcksSent:
     from certctrl.agent.acks import _post
 
     while notices := agent.inbox.next_acks(100):
@@ -109,7 +112,7 @@ class NoLock:
         return None
 
 
-async def no_lock(layout: Any, fs: Any = None) -> NoLock:
+async def no_lock(layout: ConfigDir, fs: Fs | None = None) -> NoLock:
     await trio.lowlevel.checkpoint()
     return NoLock()
 
@@ -142,11 +145,11 @@ def changed_identity(identify: Callable[..., str]) -> Callable[..., str]:
     return lambda hashes, facts: identify(hashes, {**facts, "n": next(numbers)})
 
 
-async def never(agent: Any) -> None:
+async def never(agent: Agent) -> None:
     await trio.sleep_forever()
 
 
-async def fragile_status(agent: Any, status: Any) -> None:
+async def fragile_status(agent: Agent, status: Any) -> None:
     await agent.offload(agent.store.installed.save_status, status)
 
 

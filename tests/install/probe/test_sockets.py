@@ -26,8 +26,11 @@ OLD, NEW = "0" * 64, "f" * 64
 Talk = Callable[[trio.SocketStream], Awaitable[None]]
 
 
+MakeContext = Callable[[str], tuple[ssl.SSLContext, Bundle]]
+
+
 @pytest.fixture
-def make_context(maker: Maker, now: float, tmp_path: Path) -> Callable[[str], tuple[ssl.SSLContext, Bundle]]:
+def make_context(maker: Maker, now: float, tmp_path: Path) -> MakeContext:
     def make(domain: str) -> tuple[ssl.SSLContext, Bundle]:
         materials = maker.materials(domain, key=ec.generate_private_key(ec.SECP256R1()))
         bundle = open_bundle(
@@ -86,7 +89,7 @@ def briefly() -> float:
 
 
 @pytest.mark.integration
-async def test_plain_tls(make_context: Any) -> None:
+async def test_plain_tls(make_context: MakeContext) -> None:
     context, bundle = make_context("a.example")
     async with serving(context) as port:
         verify = VerifyTls(host="127.0.0.1", port=port)
@@ -97,7 +100,7 @@ async def test_plain_tls(make_context: Any) -> None:
 
 
 @pytest.mark.integration
-async def test_the_name_chooses_the_certificate(make_context: Any) -> None:
+async def test_the_name_chooses_the_certificate(make_context: MakeContext) -> None:
     front, default = make_context("default.example")
     other, wanted = make_context("wanted.example")
     asked: list[str | None] = []
@@ -119,7 +122,7 @@ async def test_the_name_chooses_the_certificate(make_context: Any) -> None:
 
 @pytest.mark.integration
 @pytest.mark.skipif(not Path("/proc/net/if_inet6").read_text().strip(), reason="this host has no IPv6")
-async def test_both_address_families_are_probed(make_context: Any) -> None:
+async def test_both_address_families_are_probed(make_context: MakeContext) -> None:
     new, deployed = make_context("a.example")
     old, _ = make_context("a.example")
     async with serving(new, "127.0.0.1") as port:
@@ -185,7 +188,7 @@ POSTGRES = [(b"\0\0\0\x08\x04\xd2\x16\x2f", b"S")]
 @pytest.mark.integration
 @pytest.mark.parametrize(("kind", "dialogue"), [("smtp", SMTP), ("imap", IMAP), ("pop3", POP3), ("ftp", FTP),
                                                 ("ldap", LDAP), ("xmpp", XMPP), ("mysql", MYSQL), ("postgres", POSTGRES)])  # fmt: skip
-async def test_starttls(make_context: Any, kind: str, dialogue: list[tuple[bytes, bytes]]) -> None:
+async def test_starttls(make_context: MakeContext, kind: str, dialogue: list[tuple[bytes, bytes]]) -> None:
     context, bundle = make_context("mail.example")
     async with serving(context, before=lambda stream: answer(stream, dialogue)) as port:
         verify = VerifyTls(host="127.0.0.1", port=port, starttls=StartTls(kind), server_name="chat.example")
@@ -220,7 +223,7 @@ async def test_starttls(make_context: Any, kind: str, dialogue: list[tuple[bytes
     ],
 )
 async def test_failed_starttls_reports_why(
-    make_context: Any, kind: str, dialogue: list[tuple[bytes, bytes]], why: str, monkeypatch: pytest.MonkeyPatch
+    make_context: MakeContext, kind: str, dialogue: list[tuple[bytes, bytes]], why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("certctrl.install.probe.tls.ADDRESS_SECONDS", 60.0)  # a busy machine reads slowly
     context, _ = make_context("mail.example")
@@ -231,7 +234,7 @@ async def test_failed_starttls_reports_why(
 
 
 @pytest.mark.integration
-async def test_an_endpoint_without_tls_reports_why(make_context: Any) -> None:
+async def test_an_endpoint_without_tls_reports_why(make_context: MakeContext) -> None:
     async def shout(stream: trio.SocketStream) -> None:
         await stream.send_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
@@ -250,7 +253,7 @@ async def test_an_endpoint_without_tls_reports_why(make_context: Any) -> None:
 
 
 @pytest.mark.integration
-async def test_a_hanging_address_does_not_delay_the_answer(make_context: Any) -> None:
+async def test_a_hanging_address_does_not_delay_the_answer(make_context: MakeContext) -> None:
     context, bundle = make_context("a.example")
     async with serving(context) as port:
         hanging = await trio.open_tcp_listeners(port, host="127.0.0.2")  # accepts in the kernel, never speaks
@@ -265,7 +268,7 @@ async def test_a_hanging_address_does_not_delay_the_answer(make_context: Any) ->
 
 @pytest.mark.integration
 async def test_only_refused_connections_mean_that_a_service_is_down(
-    make_context: Any, monkeypatch: pytest.MonkeyPatch
+    make_context: MakeContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     context, _ = make_context("a.example")
     async with serving(context) as port:

@@ -23,8 +23,12 @@ from certctrl.model.certificate import KeyKind
 RSA, ECDSA = KeyKind.RSA, KeyKind.ECDSA
 
 
+MakeServer = Callable[..., tuple[ssl.SSLContext, list[bytes]]]
+"""Makes the context of a server for keys, and returns it with their leaves."""
+
+
 @pytest.fixture
-def server(maker: Maker, tmp_path: Path) -> Callable[..., tuple[ssl.SSLContext, list[bytes]]]:
+def server(maker: Maker, tmp_path: Path) -> MakeServer:
     """Makes a TLS 1.3 server with a certificate for each key; returns their leaves, too."""
 
     def make(*keys: Any, **settings: Any) -> tuple[ssl.SSLContext, list[bytes]]:
@@ -69,7 +73,7 @@ class Conversation(trio.abc.Stream):
 @pytest.mark.parametrize("name", ["www.example", None])
 @pytest.mark.parametrize("suite", tls13._SUITES)
 async def test_each_kind_is_read(
-    server: Any, an_rsa_key: rsa.RSAPrivateKey, monkeypatch: pytest.MonkeyPatch, name: str | None, suite: int
+    server: MakeServer, an_rsa_key: rsa.RSAPrivateKey, monkeypatch: pytest.MonkeyPatch, name: str | None, suite: int
 ) -> None:
     context, leaves = server(an_rsa_key, ec.generate_private_key(ec.SECP384R1()))
     asked: list[str | None] = []
@@ -81,7 +85,7 @@ async def test_each_kind_is_read(
 
 
 @pytest.mark.parametrize("make", [ed25519.Ed25519PrivateKey.generate, ed448.Ed448PrivateKey.generate])
-async def test_keys_of_edwards_curves(server: Any, make: Callable[[], Any]) -> None:
+async def test_keys_of_edwards_curves(server: MakeServer, make: Callable[[], Any]) -> None:
     context, (leaf,) = server(make())
     assert await leaf_of_kind(Conversation(context), "www.example", ECDSA) == leaf
     with pytest.raises(ProbeError):
@@ -89,18 +93,18 @@ async def test_keys_of_edwards_curves(server: Any, make: Callable[[], Any]) -> N
 
 
 @pytest.mark.parametrize("curve", ["prime256v1", "secp384r1", "X25519"])
-async def test_each_group_is_understood(server: Any, curve: str) -> None:
+async def test_each_group_is_understood(server: MakeServer, curve: str) -> None:
     context, (leaf,) = server(ec.generate_private_key(ec.SECP256R1()))
     context.set_ecdh_curve(curve)
     assert await leaf_of_kind(Conversation(context), "www.example", ECDSA) == leaf
 
 
-async def test_a_server_that_asks_for_a_client_certificate(server: Any, tmp_path: Path) -> None:
+async def test_a_server_that_asks_for_a_client_certificate(server: MakeServer, tmp_path: Path) -> None:
     context, (leaf,) = server(ec.generate_private_key(ec.SECP256R1()), verify_mode=ssl.CERT_REQUIRED)
     assert await leaf_of_kind(Conversation(context), "www.example", ECDSA) == leaf
 
 
-async def test_refused_and_broken_handshakes_are_errors(server: Any, an_rsa_key: rsa.RSAPrivateKey) -> None:
+async def test_refused_and_broken_handshakes_are_errors(server: MakeServer, an_rsa_key: rsa.RSAPrivateKey) -> None:
     context, _ = server(an_rsa_key)
     with pytest.raises(ProbeError, match="refuses"):
         await leaf_of_kind(Conversation(context), "www.example", ECDSA)
@@ -116,7 +120,7 @@ async def test_refused_and_broken_handshakes_are_errors(server: Any, an_rsa_key:
             await leaf_of_kind(Conversation(context, bent), "www.example", RSA)
 
 
-async def test_no_byte_of_the_answer_may_differ(server: Any) -> None:
+async def test_no_byte_of_the_answer_may_differ(server: MakeServer) -> None:
     context, (leaf,) = server(ec.generate_private_key(ec.SECP256R1()))
     size = len(await whole(context))
     for place in {*range(0, 150, 7), *range(150, size, size // 40)}:
@@ -143,7 +147,9 @@ async def whole(context: ssl.SSLContext) -> bytes:
     return found
 
 
-async def test_a_certificate_without_its_key_is_not_believed(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_certificate_without_its_key_is_not_believed(
+    server: MakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     context, _ = server(ec.generate_private_key(ec.SECP256R1()))
     _, (other,) = server(ec.generate_private_key(ec.SECP256R1()))
     monkeypatch.setattr("certctrl.install.probe.tls13._first_certificate", lambda body: other)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+import pytest
 from plane_world import UPDATES, World
 from scripted_issuer import scripted
 
@@ -73,7 +72,7 @@ async def test_orders_and_issuers_are_counted(world: World) -> None:
     assert found["issuer_failing"]["le",] == 0
 
 
-async def test_a_scrape_works_without_the_database(world: World, monkeypatch: Any) -> None:
+async def test_a_scrape_works_without_the_database(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails() -> None:
         raise DiskError("/data/plane.db: disk I/O error")
 

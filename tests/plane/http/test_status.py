@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+import pytest
 from plane_world import World
 
 from certctrl.errors import DiskError
@@ -35,7 +34,7 @@ async def test_the_status_shows_the_plane_and_its_database(world: World) -> None
     assert (ending["id"], ending["domain_name"]) == (row["id"], "a.example")
 
 
-async def test_the_status_has_the_details_of_problems(world: World, monkeypatch: Any) -> None:
+async def test_the_status_has_the_details_of_problems(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.plane.problems.report(ProblemName.DISK_LOW, "/var/lib/plane: 3 MiB")
     found = (await world.operator("GET", PATH)).data
     assert (found["status"], found["problems"][0]["detail"]) == ("degraded", "/var/lib/plane: 3 MiB")
@@ -49,7 +48,7 @@ async def test_the_status_has_the_details_of_problems(world: World, monkeypatch:
     assert [problem["key"] for problem in found["problems"]] == ["database_away", "disk_low"]
 
 
-async def test_a_failed_housekeeping_counts_as_a_failed_run(world: World, monkeypatch: Any) -> None:
+async def test_a_failed_housekeeping_counts_as_a_failed_run(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     import trio
 
     def full() -> int:

@@ -13,7 +13,7 @@ from engine_plane import new_device, plane_on
 from scripted_issuer import WALL, ScriptedCa, scripted
 
 from certctrl.plane.core import Plane
-from certctrl.plane.issuers.issuer import CertificateRequest, IssuedChain
+from certctrl.plane.issuers.issuer import CertificateRequest, IssuedChain, IssuerContext
 from certctrl.plane.issuers.registry import NewIssuer
 from certctrl.plane.orders import claims
 from certctrl.plane.orders.claims import crowded
@@ -52,7 +52,7 @@ class Kind:
     def check_settings(self, settings: Mapping[str, Any], secrets: Mapping[str, bytes]) -> dict[str, Any]:
         return dict(settings)
 
-    def make(self, settings: Mapping[str, Any], secrets: Mapping[str, bytes], context: Any) -> Any:
+    def make(self, settings: Mapping[str, Any], secrets: Mapping[str, bytes], context: IssuerContext) -> Any:
         kind = self
 
         class Issuer:

@@ -13,7 +13,7 @@ from engine_plane import WALL, plane_on, registered
 from certctrl.plane.core import Plane
 from certctrl.plane.errors import ErrorResponse
 from certctrl.plane.health.problems import ProblemName
-from certctrl.plane.issuers.issuer import IssuerError, RenewalWindow
+from certctrl.plane.issuers.issuer import IssuerContext, IssuerError, RenewalWindow
 from certctrl.plane.issuers.registry import NewIssuer, installed_kinds
 from certctrl.plane.orders import renewals
 from certctrl.plane.settings import DAY
@@ -39,7 +39,7 @@ class Windows:
     def check_settings(self, settings: Mapping[str, Any], secrets: Mapping[str, bytes]) -> dict[str, Any]:
         return dict(settings)
 
-    def make(self, settings: Mapping[str, Any], secrets: Mapping[str, bytes], context: Any) -> Any:
+    def make(self, settings: Mapping[str, Any], secrets: Mapping[str, bytes], context: IssuerContext) -> Any:
         inner = installed_kinds()["builtin"].make({}, {}, context)
         kind = self
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -90,7 +91,7 @@ async def test_a_revoked_device_gets_403(world: World) -> None:
     assert (client.status, client.key) == (403, "DEVICE_REVOKED")
 
 
-async def test_sockets_count_as_polls(build: Any) -> None:
+async def test_sockets_count_as_polls(build: Callable[..., World]) -> None:
     world = build(poll_rate=1.0, poll_burst=2)
     device = await world.device()
     found = [(await opened(world, device.token)).status for _ in range(3)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import struct
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -128,7 +129,7 @@ async def test_an_invalid_hello_gets_an_error(virtual: World, autojump_clock: tr
         await client.hello()
 
 
-async def test_hellos_count_as_polls(build: Any, autojump_clock: trio.abc.Clock) -> None:
+async def test_hellos_count_as_polls(build: Callable[..., World], autojump_clock: trio.abc.Clock) -> None:
     world = build(virtual=True, poll_rate=1.0, poll_burst=3)
     device = await world.device()
     async with pushed(world, device) as client:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -130,7 +131,9 @@ async def test_a_void_cursor_gets_409_and_the_socket_begins_again(
         assert types(await client.page()) == ["cert.renewed"]
 
 
-async def test_a_stream_that_was_trimmed_under_the_socket_gets_409(build: Any, autojump_clock: trio.abc.Clock) -> None:
+async def test_a_stream_that_was_trimmed_under_the_socket_gets_409(
+    build: Callable[..., World], autojump_clock: trio.abc.Clock
+) -> None:
     world = build(virtual=True, stream_length=3)
     device = await world.device()
     async with pushed(world, device) as client:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from plane_world import World
+from plane_world import Device, World
 
 from certctrl.errors import DiskError, ExitStatus
 from certctrl.plane.core import Plane
@@ -164,7 +164,7 @@ def store_nothing(world: World, monkeypatch: pytest.MonkeyPatch, error: Exceptio
     monkeypatch.setattr(world.plane.database, "insert", fail)
 
 
-def refresh_of(device: Any) -> dict[str, str]:
+def refresh_of(device: Device) -> dict[str, str]:
     return {"refresh_token": device.refresh_token, "device_public_id": device.public_id}
 
 
