@@ -129,7 +129,7 @@ class PlaneError(CertctrlError):
 
 
 class LaggingError(CertctrlError):
-    """The answers of the plane do not show yet what a signal announced."""
+    """The answers of the plane do not yet show what a signal announced."""
 
     exit_status = ExitStatus.UNAVAILABLE
 

@@ -26,7 +26,7 @@ GONE = frozenset({404, 410})
 
 
 def wait_is_over(agent: Agent, signal: Signal) -> bool:
-    """Return whether the plane had its time to show what a signal announced."""
+    """Return whether the plane has had enough time to show what a signal announced."""
     retry = agent.installer.retries.rows().get(retry_key(signal))
     return (
         retry is not None
@@ -38,7 +38,7 @@ def wait_is_over(agent: Agent, signal: Signal) -> bool:
 
 
 def require_arrival(agent: Agent, signal: Signal, missing: str) -> None:
-    """Raise LaggingError with what is missing, unless the plane had its time."""
+    """Raise LaggingError with what is missing, unless the plane has had enough time."""
     if not wait_is_over(agent, signal):
         raise LaggingError(missing)
 

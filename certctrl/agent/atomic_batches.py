@@ -29,7 +29,7 @@ MAX_WHY = 400
 """Characters of the reason why a batch is incomplete."""
 MOST_NAMED = 3
 MOST_REMEMBERED = 100
-"""Batches whose signals have ended, of which is remembered which certificates they have."""
+"""Ended batches whose certificates are remembered."""
 
 
 @lean.define(eq=False)
@@ -175,7 +175,7 @@ class AtomicBatches:
         return found
 
     def take_all(self) -> list[ReadyCertificate]:
-        """Remove and return all waiting certificates; this run handles no more signals."""
+        """Remove and return all waiting certificates; this run no longer handles signals."""
         return [one for gathering in self._found.values() for one in gathering.take()]
 
     @property

@@ -94,7 +94,7 @@ class Agent:
     items: tuple[InstallItem, ...] = ()
     """Active install items: the plane's, then the local ones (``install_config.py``)."""
     items_unread: bool = False
-    """Whether the disk failed when they were last to be read again, so that they may be those of before."""
+    """Whether the disk failed at their last reload, so that they may be outdated."""
 
     challenges: Answers = attrs.field(factory=Answers)
     """This host's answers to challenges of certificate authorities (``challenges.py``)."""
@@ -219,7 +219,7 @@ class Agent:
 async def wait_for_poll(polled: RepeatedEvent, at_least: float, at_most: float) -> None:
     """Wait ``at_least`` seconds and then for the end of a poll, ``at_most`` seconds in all.
 
-    So periodic work is done while the host is awake for a poll, and no timer of its own wakes it.
+    So periodic work is done while the host is awake for a poll, and no separate timer wakes it.
     """
     began = trio.current_time()
     with trio.move_on_at(began + at_most):

@@ -131,7 +131,7 @@ class Dispatcher:
     def _gather(self, nursery: trio.Nursery, scheduled: Sequence[Retry]) -> list[float]:
         """Pass complete atomic batches on, and fail those that were incomplete for too long.
 
-        Return when to look again (wall clock): at the end of the limit, and when a revocation of a certificate that
+        Return when to check again (wall clock): at the end of the limit, and when a revocation of a certificate that
         waits for its batch is tried again.
         """
         agent, now = self.agent, self.agent.wall_now()

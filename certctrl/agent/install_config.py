@@ -110,7 +110,7 @@ async def refresh_install_config(agent: Agent) -> bool:
         raise
     if answer is None:  # a refused version, if any, was withdrawn
         agent.clear_problem("install-config")
-        if agent.items_unread:  # else the items of an earlier version would stay active
+        if agent.items_unread:  # otherwise the items of an earlier version would stay active
             reload_items(agent)
         return False
     etag, raw = answer

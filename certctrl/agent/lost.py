@@ -17,7 +17,7 @@ MOST_NAMED = 5
 """Most certificates that the problem names."""
 
 
-async def look_at_disk(agent: Agent, *, change: bool = True) -> bool:
+async def check_disk(agent: Agent, *, change: bool = True) -> bool:
     """Report the certificates that are not on disk although they were deployed; return whether there are new ones.
 
     They count as absent from now on, so that the next comparison fetches them; not without ``change``. Also clears up

@@ -15,7 +15,7 @@ _M_ARENA_MAX = -8
 def share_one_heap() -> None:
     """Let all threads allocate from one heap; to be called before the first thread starts.
 
-    glibc gives each thread a heap of its own, whose pages stay resident after the thread's work.
+    glibc gives each thread a separate heap, whose pages stay resident after the thread's work.
     """
     if (set_option := _glibc("mallopt")) is not None:
         import ctypes

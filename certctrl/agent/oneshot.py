@@ -19,7 +19,7 @@ from certctrl.agent.dispatcher import Dispatcher
 from certctrl.agent.expiry_guard import request_renewal
 from certctrl.agent.host_keys import awaited, forget_live_keys
 from certctrl.agent.install_config import item_problems
-from certctrl.agent.lost import look_at_disk
+from certctrl.agent.lost import check_disk
 from certctrl.agent.operations import (
     OPERATOR,
     applied,
@@ -136,7 +136,7 @@ async def reset_trust(
 async def plan(config_dir: Path, seams: Seams | None = None) -> dict[str, Any]:
     """Return what would change on this host, and why; changes nothing."""
     async with open_agent(config_dir, seams or Seams(), repair=False) as agent:
-        await look_at_disk(agent, change=False)
+        await check_disk(agent, change=False)
         return plan_json(await agent.installer.plan(agent.items), awaited(agent)) | {"problems": item_problems(agent)}
 
 

@@ -14,7 +14,7 @@ from certctrl.agent.expiry_guard import request_renewal
 from certctrl.agent.host_keys import awaited, forget_live_keys
 from certctrl.agent.install_config import item_problems, note_idle_items
 from certctrl.agent.log_lines import Line, log_line
-from certctrl.agent.lost import look_at_disk
+from certctrl.agent.lost import check_disk
 from certctrl.agent.poller import Poller
 from certctrl.agent.reconcile import UNKNOWN_CAS, plan_resync, try_resync
 from certctrl.agent.reporter import snapshot
@@ -44,7 +44,7 @@ class Operations:
 
     async def status(self, _request: dict[str, Any]) -> Any:
         """Answer `status`."""
-        await look_at_disk(self._agent)
+        await check_disk(self._agent)
         await note_idle_items(self._agent)
         return snapshot(self._agent)
 
@@ -121,7 +121,7 @@ class Operations:
 
     async def plan(self, _request: dict[str, Any]) -> Any:
         """Return what would change."""
-        await look_at_disk(self._agent)
+        await check_disk(self._agent)
         plan = await self._agent.installer.plan(self._agent.items)
         return plan_json(plan, awaited(self._agent)) | {"problems": item_problems(self._agent)}
 

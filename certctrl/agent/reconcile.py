@@ -22,7 +22,7 @@ from certctrl.agent.context import Agent
 from certctrl.agent.host_keys import csr_signals, forget_unwanted_keys
 from certctrl.agent.install_config import note_idle_items, refresh_install_config
 from certctrl.agent.log_lines import Line, log_line
-from certctrl.agent.lost import look_at_disk
+from certctrl.agent.lost import check_disk
 from certctrl.agent.standing import UNKNOWN, note_standings, recognise_plane, shares_name, stream_lost
 from certctrl.backoff import grown, jittered
 from certctrl.errors import (
@@ -161,7 +161,7 @@ async def plan_resync(agent: Agent, why: str, *, new_stream: bool = False) -> in
     Raises PlaneError, TransportError, DiskError. Certificates are compared even if the install config is refused.
     """
     log_line(agent.log, Line.RESYNC_STARTED, why=why)
-    await look_at_disk(agent)
+    await check_disk(agent)
     await recognise_plane(agent)
     changed, behind = await _refreshed_items(agent)
     ts_ms = int(agent.wall_now() * 1000)

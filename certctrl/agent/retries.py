@@ -13,7 +13,7 @@ from certctrl.agent.alerts import clear_alerts, write_or_report
 from certctrl.agent.context import Agent, wait_for_poll
 from certctrl.agent.install_config import converge_active_items
 from certctrl.agent.log_lines import Line, log_line
-from certctrl.agent.lost import look_at_disk
+from certctrl.agent.lost import check_disk
 from certctrl.install.deploy.retry_table import cert_resource
 from certctrl.model.plan import OutcomeKind
 from certctrl.model.signals import CaAssigned, CertRenewed, InstallUpdated
@@ -39,7 +39,7 @@ async def retry_forever(agent: Agent) -> None:
             await agent.installer.retries.changed.wait()
         passed = trio.current_time() - began
         if waited.cancelled_caught:
-            await look_at_disk(agent)
+            await check_disk(agent)
             await _retry_all(agent, [one for one, left in turns.items() if left <= passed])
 
 

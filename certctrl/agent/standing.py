@@ -14,7 +14,7 @@ import attrs
 from certctrl.agent.alerts import UNASSIGNED, problem_key, raise_alert
 from certctrl.agent.context import Agent
 from certctrl.agent.log_lines import Line, log_line
-from certctrl.agent.lost import look_at_disk
+from certctrl.agent.lost import check_disk
 from certctrl.errors import GraceError, MaterialError
 from certctrl.install.deploy.retry_table import cert_resource
 from certctrl.install.installer import in_use
@@ -35,7 +35,7 @@ MOST_NAMED = 5
 
 async def recover(agent: Agent) -> None:
     """Recover this host after the last run, and check whether it still follows the same plane."""
-    await look_at_disk(agent)
+    await check_disk(agent)
     await agent.installer.recover()
     await recognise_plane(agent)
     report_standings(agent)

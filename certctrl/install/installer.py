@@ -88,7 +88,7 @@ class Installer(InstalledCerts):
         )
         self._locks = Locks()
         self.asked_by = "plane"
-        """Audit-log actor for changes that no person requested."""
+        """Audit-log actor for changes that no operator requested."""
 
     async def recover(self) -> None:
         """Make disk and records agree after the last run, before any other work."""
@@ -376,7 +376,7 @@ class Installer(InstalledCerts):
         return outcome
 
     async def remove_ca(self, ca_id: int) -> Outcome:
-        """Remove a CA from the trust store if its file is still ours."""
+        """Remove a CA from the trust store if its file is unchanged."""
         from certctrl.install.deploy.trust_store import remove_ca
 
         return await remove_ca(self._context, ca_id)

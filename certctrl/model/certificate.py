@@ -102,7 +102,7 @@ class CertificateSummary:
 
 @lean.frozen(kw_only=True)
 class DeployMaterials:
-    """The answer of ``deploy-materials``; key fields are base64 text and may hold secrets."""
+    """The answer of ``deploy-materials``; key fields are base64 text and may contain secrets."""
 
     enc_scheme: str
     """``aes256gcm``, ``plaintext`` or ``device-key``, normalized."""

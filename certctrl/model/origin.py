@@ -76,7 +76,7 @@ def parse_proxy(url: str) -> Origin | None:
 
 
 def _parsed(url: str) -> tuple[SplitResult, int | None]:
-    """Return the parts of a URL and its port; parts of nothing for what is no URL."""
+    """Return the parts of a URL and its port; empty parts and no port if it is not a URL."""
     try:
         parts = urlsplit(url)
         return parts, parts.port

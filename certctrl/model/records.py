@@ -41,7 +41,7 @@ class RetryKind(StrEnum):
     GRACE = "grace"
     """Nothing failed: it is carried out later."""
     LAGGING = "lagging"
-    """The plane does not show yet what it announced."""
+    """The plane does not yet show what it announced."""
     BATCH = "batch"
     """Others of its atomic batch are missing: it is due once they are ready."""
     REFUSED = "refused"

@@ -299,7 +299,7 @@ KnownSignal = (
 Signal = KnownSignal | UnknownSignal | MalformedSignal
 
 KNOWN_TYPES = frozenset(kind.type for kind in get_args(KnownSignal))
-"""The types that this version knows; an alias is none of them."""
+"""The types that this version knows, without aliases."""
 
 IDENTITY_FIELDS = ("config_id", "version", "cert_id", "ca_id", "order_id", "token")
 """Fields of ``ref`` that, with type and ``ts_ms``, identify a signal."""

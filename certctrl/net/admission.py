@@ -1,7 +1,7 @@
 """Admission: which connections a small public listener keeps, so that no client keeps others out.
 
-A client that has not asked yet makes room for the next one, the oldest first: an authority asks within a moment, one
-that only holds connections open does not. One address has fewer places than there are, and closes its own first.
+A connection without a request makes room for the next one, the oldest first: an authority sends its request within a
+moment, a client that only holds connections open does not. One address has fewer places than there are, and closes its own first.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Place:
         self.caller = caller
         self.scope = trio.CancelScope()
         self.is_idle = True
-        """Whether the client has asked nothing that is being answered."""
+        """Whether no request of the client is being answered."""
 
 
 class Admission:

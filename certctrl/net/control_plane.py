@@ -203,7 +203,7 @@ class ControlPlane(CertificateChanges):
         """
         materials = await self.fetch_changed_materials(token, cert_id, "")
         if materials is None:
-            raise BadAnswerError("the plane answers 304 to a request for material that is not conditional")
+            raise BadAnswerError("the plane answers 304 to an unconditional request for material")
         return materials
 
     async def fetch_changed_materials(self, token: str, cert_id: int, etag: str) -> DeployMaterials | None:

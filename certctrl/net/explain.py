@@ -17,7 +17,7 @@ from certctrl.text import one_line
 
 _EXPIRED, _NOT_YET, _HOSTNAME, _ADDRESS = 10, 9, 62, 64  # OpenSSL's X509_V_ERR_*
 _UNKNOWN_ISSUER = (2, 18, 19, 20, 21, 27)
-_AGAIN = (  # TLS 1.3: a server that misses our certificate may close the connection before its alert is read
+_AGAIN = (  # TLS 1.3: a server that requires our certificate may close the connection before its alert is read
     "try again; if it persists, check the plane's log, proxies in between, and whether the plane requires a "
     "client certificate"
 )

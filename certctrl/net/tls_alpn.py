@@ -105,7 +105,7 @@ async def listen_tls_alpn01(
                     with trio.move_on_after(HANDSHAKE_SECONDS):
                         tls = trio.SSLStream(stream, context, server_side=True)
                         await tls.do_handshake()
-                        await tls.unwrap()  # there is nothing more to say (RFC 8737, section 4)
+                        await tls.unwrap()  # nothing else is served (RFC 8737, section 4)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return
         finally:

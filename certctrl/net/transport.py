@@ -136,7 +136,7 @@ class HttpxHttp:
     ) -> Stream | Answer:
         """Return an open WebSocket, or the answer that refuses it; see ``Http.open_stream``.
 
-        It has a connection of its own: the pools' are for exchanges, and are replaced every ten minutes.
+        It has a separate connection: the pools' are for exchanges, and are replaced every ten minutes.
         """
         from certctrl.net.websocket import Handshake, WebSocket  # here: only push mode needs it
 

@@ -62,7 +62,7 @@ log = logging.getLogger("certctrl.Plane")
 
 
 def require_secrets(database: Database) -> None:
-    """Raise ConfigError unless the database has the CA keys: with several planes, none creates them by itself."""
+    """Raise ConfigError unless the database has the CA keys: with several planes, no single one creates them."""
     if database.one("SELECT 1 FROM secrets WHERE name = 'ca-root'") is None:
         raise ConfigError(
             "the database has no CA keys", fix="move a control plane into it: cert-ctrl plane migrate-to --data DIR URL"
@@ -111,7 +111,7 @@ class Plane:
         self._closing = contextlib.ExitStack()
 
     def _assemble_push(self, monotonic: Callable[[], float]) -> None:
-        """Assemble what gathers the units of work of devices, their polls, and the hub of push sockets."""
+        """Assemble the gathering of units of work, the polls, and the hub of push sockets."""
         self._gathering, self._reads = Gathering(self.database), Gathering(self.database, reads=True)
         self._rush = Rush()
         polled = (self.stream, self.sessions, self.devices, self.counters)

@@ -69,7 +69,7 @@ class Polls:
         self.draining = False
         """Whether the plane is stopping and no longer holds polls."""
         rate, burst = settings.poll_rate, settings.poll_burst
-        self._polls, self._looks = (Buckets(rate, burst, monotonic) for _ in range(2))
+        self._polls, self._ahead_reads = (Buckets(rate, burst, monotonic) for _ in range(2))
         self._costly = Buckets(COSTLY_RATE * rate, COSTLY_BURST * burst, monotonic)
         self._free_pages = FreePages()
 
@@ -88,7 +88,7 @@ class Polls:
         if not 0 <= poll.wait <= MAX_WAIT_SECONDS:
             raise bad_request(f"wait must be 0 to {MAX_WAIT_SECONDS}", field="wait")
         if poll.ahead:
-            self._looks.take(device_id)
+            self._ahead_reads.take(device_id)
             return HeldPoll(session, poll, self._stream.read_ahead(device_id, poll.cursor, poll.limit, poll.ahead))
         if not self._free_pages.redeem(device_id, poll.cursor):
             self.take(device_id)

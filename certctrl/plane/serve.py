@@ -94,7 +94,7 @@ async def serve_plane(
     listen, and the errors of ``Plane.open``.
     """
     opening = partial(Plane.open, data, settings=settings, offload=trio.to_thread.run_sync, connect=connect, keys=keys)
-    with await _opened(opening, hand_over.patience) as plane:
+    with await _opened(opening, hand_over.wait_seconds) as plane:
         assert plane.data is not None
         certificate = ServerCertificate(plane, plane.data, names_of(host, hostnames))
         await certificate.load()
@@ -116,9 +116,9 @@ async def serve_plane(
                 task_status.started(_address(url, plane.data, *urls, _http_url(without_tls)))
 
 
-async def _opened(opening: Callable[[], Plane], patience: float) -> Plane:
+async def _opened(opening: Callable[[], Plane], wait_seconds: float) -> Plane:
     """Return the opened plane; raises BusyError if another one has not left its directory in time."""
-    deadline, logged = trio.current_time() + patience, False
+    deadline, logged = trio.current_time() + wait_seconds, False
     while True:
         try:
             return opening()
@@ -269,7 +269,7 @@ async def _reserve(plane: Plane, certificate: ServerCertificate) -> None:
 
 
 def _canonical(host: str) -> str:
-    """Return a host as in certificates; one that none can contain as it is."""
+    """Return a host in the form of certificates; unchanged if no certificate can contain it."""
     try:
         return clean_name(host)
     except ErrorResponse:

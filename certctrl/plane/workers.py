@@ -25,7 +25,7 @@ from certctrl.plane.storage.data_dir import DataDir, disk_errors, keep_file, mak
 _HEALTHY_SECONDS = 30.0
 """A worker that has run for so long is restarted immediately."""
 _LONGEST_PAUSE = 30.0
-_STOP_SECONDS = STOP_SECONDS + 3.0  # each worker logs by itself that it has not stopped in time
+_STOP_SECONDS = STOP_SECONDS + 3.0  # each worker logs that it has not stopped in time
 _AWAITED = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP)
 
 log = logging.getLogger("certctrl.Plane.workers")

@@ -3,7 +3,7 @@
 Classes are in an order, and each has twice the weight of the next one. Those with waiting signals get turns in
 proportion to their weights, spread evenly, so that the last one gets at least one of fifteen. Handlers may hang, so
 each class also has handlers that the others cannot take: its share of the limit, at least one.
-Rejected: strict order, in which a stream of revocations starves all else.
+Rejected: strict order, in which a stream of revocations starves all others.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def keystore_password(
     from certctrl.store.disk.fs import RealFs
     from certctrl.store.state.installed import InstalledState
 
-    password = _asked() if from_file is None else _read(from_file)  # before root becomes the owner of the directory
+    password = _prompted() if from_file is None else _read(from_file)  # before root becomes the owner of the directory
     if fault := password_fault(kind, password):
         raise UsageError(f"the password {fault}", fix="choose another one")
     invoked = invocation(ctx)
@@ -83,7 +83,7 @@ def _name(store: InstalledState, domain: str) -> tuple[str, bool]:
         return safe_name(ascii_name(domain)), False
 
 
-def _asked() -> str:
+def _prompted() -> str:
     if not sys.stdin.isatty():
         fix = "add --from-file FILE, or --from-file - to read standard input"
         raise UsageError("no password given, and stdin is not a terminal", fix=fix)

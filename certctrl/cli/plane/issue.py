@@ -34,9 +34,7 @@ Validity = Annotated[
     typer.Option("--validity-seconds", metavar="N", help="Validity; default: the control plane's setting, 90 days."),
 ]
 Profile = Annotated[str, typer.Option("--profile", metavar="NAME", help="Profile of the CA.")]
-MustStaple = Annotated[
-    bool, typer.Option("--must-staple", help="Require clients to insist on a stapled OCSP response.")
-]
+MustStaple = Annotated[bool, typer.Option("--must-staple", help="Make clients require a stapled OCSP response.")]
 Key = Annotated[
     str,
     typer.Option(
@@ -103,7 +101,7 @@ def issue(
     row = call_plane(ctx, request)
     if row["status"] == "pending" and not no_wait and row["order_id"] is not None:
         row = _issued(ctx, row)
-    show(ctx, row, _said(row))
+    show(ctx, row, _description(row))
     return ExitStatus.DONE
 
 
@@ -114,7 +112,7 @@ def _issued(ctx: typer.Context, row: dict[str, Any]) -> dict[str, Any]:
     return issued
 
 
-def _said(row: dict[str, Any]) -> str:
+def _description(row: dict[str, Any]) -> str:
     what = f"certificate {row['id']} for {row['domain_name']}"
     if row["status"] == "pending" and row["key_origin"] == "device" and not row["device_ids"]:
         assign = f"cert-ctrl plane assign {row['id']} --device ID"

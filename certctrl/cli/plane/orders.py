@@ -170,7 +170,7 @@ async def _follow(
         if row["state"] == "done":
             return row
         if row["state"] == "failed":
-            raise OrderError(_said(row), fix=row["fix"] or None, ended=True)
+            raise OrderError(_problem_of(row), fix=row["fix"] or None, ended=True)
         note(f"{_state(row)}, issuer {row['issuer']}")
         waited = trio.current_time() - began
         _require_progress(row, waited)
@@ -179,7 +179,7 @@ async def _follow(
             write_error(f"note: {await _explanation(api, row)}")
         if row["problem"] and row["attempts"] > noted:
             noted = row["attempts"]
-            write_error(f"note: {_said(row)}; next attempt at {row['next_at']}")
+            write_error(f"note: {_problem_of(row)}; next attempt at {row['next_at']}")
             if row["fix"]:
                 write_error(f"fix: {one_line(row['fix'], None)}")
         await trio.sleep(pause)
@@ -211,7 +211,7 @@ def _require_progress(row: dict[str, Any], waited: float) -> None:
     """Raise OrderError for an order that will not be done soon."""
     see = f"cert-ctrl plane orders show {row['id']}"
     if row["state"] == "blocked":
-        raise OrderError(_said(row), fix=row["fix"] or see, ended=False)
+        raise OrderError(_problem_of(row), fix=row["fix"] or see, ended=False)
     if row["state"] == "csr_wanted" and waited > MAX_CSR_SECONDS:
         what = f"order {row['id']} for {row['domain_name']} waits for the key of a device"
         raise OrderError(what, fix=f"check that the device is online; {see}", ended=False)
@@ -219,7 +219,7 @@ def _require_progress(row: dict[str, Any], waited: float) -> None:
         what = f"order {row['id']} for {row['domain_name']} still waits for issuer {row['issuer']}, and continues"
         raise OrderError(what, fix=f"cert-ctrl plane issuers check {row['issuer']}; {see}", ended=False)
     if row["problem"] and row["next_at"] and _seconds_until(row["next_at"]) > MAX_PAUSE_SECONDS:
-        what = f"{_said(row)}; next attempt at {row['next_at']}"
+        what = f"{_problem_of(row)}; next attempt at {row['next_at']}"
         raise OrderError(what, fix=row["fix"] or see, ended=False)
 
 
@@ -231,7 +231,7 @@ def _seconds_until(moment: str) -> float:
     return datetime.fromisoformat(moment).timestamp() - wall_now()
 
 
-def _said(row: dict[str, Any]) -> str:
+def _problem_of(row: dict[str, Any]) -> str:
     return one_line(f"order {row['id']} for {row['domain_name']} from issuer {row['issuer']}: {row['problem']}", None)
 
 

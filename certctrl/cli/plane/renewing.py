@@ -34,7 +34,7 @@ Due = Annotated[bool, typer.Option("--due", help="Renew those that are due.")]
 Tagged = Annotated[
     list[str] | None,
     typer.Option(
-        "--tag", metavar="TAG", help="Renew those of devices with this tag; may be repeated: with all of them."
+        "--tag", metavar="TAG", help="Renew those of devices with this tag; if repeated, with all of the tags."
     ),
 ]
 Together = Annotated[
@@ -140,7 +140,7 @@ def _renew_many(ctx: typer.Context, ids: Sequence[int], reason: str, no_wait: bo
                 ordered += await api.call("POST", "renewals", body)
                 bar.reached(len(ordered))
         if together and not all("batch" in row for row in ordered):
-            write_error("note: this control plane is too old for --together: each certificate is delivered by itself")
+            write_error("note: this control plane is too old for --together: each certificate is delivered separately")
         return ordered if no_wait else await _waited(api, ordered)
 
     done = call_plane(ctx, request)

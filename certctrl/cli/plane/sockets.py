@@ -44,7 +44,7 @@ class Sockets:
         """Return the options of ``serve_plane``."""
         from certctrl.plane.http.shared_port import HandOver
 
-        hand_over = HandOver(stays_open=self.stays_open, patience=TAKE_OVER_SECONDS if self.shares else 0.0)
+        hand_over = HandOver(stays_open=self.stays_open, wait_seconds=TAKE_OVER_SECONDS if self.shares else 0.0)
         given = {"host": self.host, "port": self.port, "listening": self.https, "without_tls": self.http}
         return given | {"hand_over": hand_over}
 

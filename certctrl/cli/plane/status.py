@@ -21,7 +21,7 @@ def status(ctx: typer.Context, database: DatabaseUrl = "", database_file: Databa
     """Show the state of the control plane and its problems.
 
     Also shows its database, devices, certificates near their end, jobs and disk. With --data it also works while the
-    control plane is stopped; for one on PostgreSQL, add --database. Exit status: 0 everything is well, 1 it has a
+    control plane is stopped; for one on PostgreSQL, add --database. Exit status: 0 no problem, 1 it has a
     problem, an overdue job or a certificate on a device that has expired, 3 it is not running.
 
     \b

@@ -15,7 +15,7 @@ from certctrl.text import nearest, one_line
 _SHOWN = 20
 OfTag = Annotated[
     list[str] | None,
-    typer.Option("--tag", metavar="TAG", help="Only devices with this tag; may be repeated: with all of them."),
+    typer.Option("--tag", metavar="TAG", help="Only devices with this tag; if repeated, with all of the tags."),
 ]
 NewTags = Annotated[
     list[str] | None,
@@ -24,7 +24,7 @@ NewTags = Annotated[
 OnTagged = Annotated[
     list[str] | None,
     typer.Option(
-        "--tag", metavar="TAG", help="Only certificates of devices with this tag; may be repeated: with all of them."
+        "--tag", metavar="TAG", help="Only certificates of devices with this tag; if repeated, with all of the tags."
     ),
 ]
 

@@ -1,6 +1,6 @@
 """Import CAs into the system trust store and remove them (Debian and Red Hat: a directory and a command).
 
-A file is removed only if its name and hash show that it is ours. If the store's command fails, the previous file is
+A file is removed only if its name and hash show that the agent wrote it. If the store's command fails, the previous file is
 restored and the command runs again, so that file and store agree.
 """
 
@@ -152,7 +152,7 @@ def _begin(copies: FileSet, write: FileWrite) -> None:
 
 
 async def remove_ca(context: Context, ca_id: int) -> Outcome:
-    """Remove a CA from the trust store if its file is still ours."""
+    """Remove a CA from the trust store if its file is unchanged."""
     record = context.records.cas.get(str(ca_id))
     if record is None:
         return Outcome(kind=OutcomeKind.UNCHANGED, detail="not known on this host")

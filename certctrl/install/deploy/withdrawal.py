@@ -3,7 +3,7 @@
 A removal is never rolled back: a revoked certificate must not return because a service would not reload. But a service
 keeps serving what it has loaded, and some reload "successfully" without their files. So the endpoints are probed, and a
 certificate that they still serve does not count as withdrawn.
-Files at destinations are removed only if they are still ours, byte for byte.
+Files at destinations are removed only if they are unchanged, byte for byte.
 """
 
 from __future__ import annotations
@@ -201,7 +201,7 @@ class Withdrawal:
         await records.save()
 
     def _left_before(self) -> dict[str, str]:
-        """Return copies that stayed when its files were removed; it is no longer known whether they are ours."""
+        """Return copies that stayed when its files were removed; it is no longer known whether the agent wrote them."""
         theirs = {path for one in self.context.records.certificates.values() if one.generation for path in one.targets}
         stay = [path for path in self.record.targets if path not in theirs and self._is_there(path)]
         return dict.fromkeys(stay, "it could not be removed with the others; remove it by hand")
@@ -210,7 +210,7 @@ class Withdrawal:
         """Remove the copies of this certificate; return the paths that stay -> why. Blocks on the disk."""
         context, name = self.context, self.record.name
         files: Mapping[str, str] = {}
-        with suppress(StateCorruptError):  # without a manifest, no copy is known to be ours
+        with suppress(StateCorruptError):  # without a manifest, no copy is known to be the agent's
             live = context.generations.live_id(name)
             files = context.generations.manifest(name, live)["files"] if live else {}
         left: dict[str, str] = {}

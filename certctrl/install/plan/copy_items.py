@@ -80,7 +80,7 @@ class FileGroup:
 def file_groups_of(items: Sequence[InstallItem], about: Mapping[str, tuple[int, ...]]) -> dict[str, FileGroup]:
     """Return copy item id -> its file group; ``about``: item id -> certificates.
 
-    An item with a whole pair is a group of its own. The other items of a certificate form one group, because the key of
+    An item with a whole pair is a separate group. The other items of a certificate form one group, because the key of
     one may belong to the certificate of another. A group may fail if all its items say ``continue_on_error`` and are in
     the same step: commands run between two steps, so half a group could not be undone silently.
     """

@@ -6,7 +6,7 @@ TERM, stop itself, or keep the output pipe open. It cannot choose its ancestors:
 the output into a bounded buffer, enforces the deadline, and answers once it has no children left. Rejected:
 
 * The agent as subreaper: it would inherit the orphans of all commands that run concurrently (and of every library,
-  and of the test runner) and could not tell which command an orphan belongs to.
+  and of the test runner) and could not determine which command an orphan belongs to.
 * A pid namespace kills everything with its first process, but needs privileges that the hardened unit drops, and a
   command in it cannot signal the service that it should reload.
 * ``cgroup.kill`` needs a delegated cgroup v2, which few hosts have. Under systemd it is the unit's safety net.

@@ -256,7 +256,7 @@ class HostSolver:
         says = one_line(detail, 300) or outcome
         return IssuerError(
             f"device {one.device} does not answer the {one.kind} challenge ({outcome}): {says}",
-            fix="do what it says on that host; the order is tried again",
+            fix="fix the reason on that host; the order is tried again",
         )
 
     def _silent(self, waiting: Sequence[Sent]) -> IssuerError:

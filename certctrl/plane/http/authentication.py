@@ -24,7 +24,7 @@ _ETAG = re.compile(r'(?:W/)?"?([^"]*)"?')
 
 
 class ForDevices(Generic[A, T]):
-    """What the requests of several devices have done for them in one unit of work: each is authenticated, all in one statement."""
+    """A read or change for the requests of several devices in one unit of work; one statement authenticates all of them."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class ForDevices(Generic[A, T]):
         self._run = run
 
     async def found(self, token: str, item: A | ErrorResponse) -> _Found[T]:
-        """Return what there is for a token and an item; ErrorResponse 401 or 403 for a token that is refused."""
+        """Return the session and the result for a token and an item; ErrorResponse 401 or 403 for a token that is refused."""
         found: _Found[T] = await self._run(self, (token, item))
         return found
 

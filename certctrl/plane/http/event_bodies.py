@@ -1,4 +1,4 @@
-"""The events that devices report (docs/protocol.md): tolerant of fields that do not fit, for the outcome counts more."""
+"""The events that devices report (docs/protocol.md). Fields that do not fit become empty: the outcome matters more."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class Request:
 
 @lean.frozen
 class Refusal:
-    """The received bytes are not a valid request, or exceed a limit; no more events follow."""
+    """The received bytes are not a valid request, or exceed a limit; no further events follow."""
 
     status: int
 
@@ -81,7 +81,7 @@ class RequestParser:
         """Whether the head of a request has begun and is not complete."""
 
     def close(self) -> None:
-        """Take no more bytes, and end the cycle of references with llhttp."""
+        """Stop taking bytes, and end the cycle of references with llhttp."""
         self._parser = None
 
     def feed(self, data: bytes) -> None:

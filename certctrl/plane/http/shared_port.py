@@ -23,7 +23,7 @@ PLAIN = "http"
 _SO_ATTACH_REUSEPORT_CBPF = 51
 _SECOND_SOCKET = struct.pack("=HBBI", 0x06, 0, 0, 1)
 """A packet filter of one instruction, ``return 1``. The process that is about to end has socket 0; once it has closed
-that, there is no socket 1, and the kernel chooses by itself."""
+that, there is no socket 1, and the kernel chooses."""
 
 
 @lean.frozen(kw_only=True)
@@ -32,7 +32,7 @@ class HandOver:
 
     stays_open: bool = False
     """Whether another process keeps the sockets open."""
-    patience: float = 0.0
+    wait_seconds: float = 0.0
     """Seconds to wait until the previous process has left the data directory."""
 
 

@@ -133,7 +133,9 @@ class Issuers:
             secrets = self._secrets(new.name, known["secrets_enc"]) | secrets
         settings = json.dumps(self._check_settings(new, secrets))
         if len(secrets) > MAX_SECRETS:
-            what = f"An issuer has at most {MAX_SECRETS} secrets, with those of before; remove it, then add it again"
+            what = (
+                f"An issuer has at most {MAX_SECRETS} secrets, including the earlier ones; remove it, then add it again"
+            )
             raise bad_request(what, field="secrets")
         sealed = self._sealed(new.name, secrets) if secrets else None
         self._store(new, settings, sealed, is_known=known is not None)
@@ -155,7 +157,7 @@ class Issuers:
             )
 
     def _check_settings(self, new: NewIssuer, secrets: dict[str, bytes]) -> dict[str, Any]:
-        """Return the settings in full; secrets of before that they have no use for are removed. ErrorResponse 400."""
+        """Return the settings in full; earlier secrets that they do not use are removed. ErrorResponse 400."""
         while True:
             try:
                 return self.kinds[new.kind].check_settings(new.settings, secrets)

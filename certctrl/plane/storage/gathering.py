@@ -25,7 +25,7 @@ MOST_LONG_TOGETHER = 8
 """As `MOST_TOGETHER`, for long units: requests wait for their transaction."""
 
 MOMENT = 0.05
-"""Seconds in which reads are counted, to tell a rush from the usual load."""
+"""Seconds in which reads are counted, to distinguish a rush from the usual load."""
 RUSH = 45
 """Reads in a moment that only a rush has, such as after a signal to all: one core is busy with them."""
 
@@ -48,7 +48,7 @@ class _Unit:
 
 
 class Rush:
-    """Tells whether so many requests come that it costs less to gather their reads than to run each at once."""
+    """Detects when so many requests arrive that gathering their reads costs less than running each immediately."""
 
     def __init__(self) -> None:
         self._ends = -math.inf

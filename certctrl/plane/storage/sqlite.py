@@ -122,14 +122,14 @@ class SqliteDatabase(Database):
 
     async def _work(self, unit: Callable[[], T]) -> T:
         """Run the unit inline, without a checkpoint unless a long one runs, or another process has a lock."""
-        return await self._patiently(unit, None)
+        return await self._when_unlocked(unit, None)
 
     async def _work_now(self, unit: Callable[[], T]) -> T:
         """Run the unit inline, without a checkpoint unless a long one runs. Raises DatabaseLockedError for a lock."""
         return await self._once(unit, None)
 
     async def _work_read(self, unit: Callable[[], T]) -> T:
-        """Run the unit inline, during a long one on a connection of its own."""
+        """Run the unit inline, during a long one on a separate connection."""
         if self._thread is None or self._file is None or self.read_only:
             return await self._work_now(unit)
         return self._read(unit, self._file)
@@ -150,13 +150,13 @@ class SqliteDatabase(Database):
 
     async def _work_long(self, unit: Callable[[], T]) -> T:
         """Run the unit in a worker thread, while all other units wait."""
-        return await self._patiently(unit, self._offload)
+        return await self._when_unlocked(unit, self._offload)
 
     def backlog(self) -> float:
         """Return for how many seconds the next unit of work has been waiting for a long one."""
         return self._queue.longest_wait()
 
-    async def _patiently(self, unit: Callable[[], T], offload: Offload | None) -> T:
+    async def _when_unlocked(self, unit: Callable[[], T], offload: Offload | None) -> T:
         """Run the unit, again for a while if another process has locked the database."""
         deadline = inf  # waiting for its turn does not count
         while True:

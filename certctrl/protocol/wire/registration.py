@@ -69,7 +69,7 @@ class _Session:
 
 
 def _advice(value: Any, _: Any = None) -> Recommended | None:
-    """Return recommended settings, or None for anything odd, which must not fail a registration."""
+    """Return recommended settings, or None for invalid ones, which must not fail a registration."""
     advice: _Advice = or_default(_read_advice, _Advice())(value)
     mode = advice.poll_mode.replace("_", "-")
     return Recommended(mode, advice.poll_wait_seconds) if mode in tuple(PollMode) else None

@@ -54,7 +54,7 @@ def _anchor(value: Any, _: Any = None) -> str | None:
 
 
 def features(value: Any, _: Any = None) -> frozenset[str]:
-    """Return the names of features; odd ones are left out, because they must not fail a session."""
+    """Return the names of features; invalid ones are left out, because they must not fail a session."""
     return feature_names(value)
 
 

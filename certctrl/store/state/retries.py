@@ -2,7 +2,7 @@
 
 Earlier releases kept failures with the signals of the inbox and with the records of certificates; without a
 ``retries.json``, they are read from there. A kind that they do not know is written as one that they do, with its own
-name beside it: a host may be downgraded. A kind of a later release is read as ``waiting``.
+name next to it: a host may be downgraded. A kind of a later release is read as ``waiting``.
 """
 
 from __future__ import annotations

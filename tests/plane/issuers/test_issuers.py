@@ -254,7 +254,7 @@ async def test_secrets_of_before_count(planes: list[Plane]) -> None:
         if prefix == "a":
             await put(planes[0], given)
         else:
-            with pytest.raises(PlaneError, match="at most 50 secrets, with those of before"):
+            with pytest.raises(PlaneError, match="at most 50 secrets, including the earlier ones"):
                 await put(planes[0], given)
 
 
