@@ -33,10 +33,12 @@ async def register(
 ) -> Account:
     """Return the account of the client's key, and create it if needed."""
     directory = await client.directory()
-    if directory.terms_url and not terms_agreed:
-        terms = Problem(kind="userActionRequired", detail="no account without consent", instance=directory.terms_url)
+    if directory.meta.terms_url and not terms_agreed:
+        terms = Problem(
+            kind="userActionRequired", detail="no account without consent", instance=directory.meta.terms_url
+        )
         raise refusal(_REGISTERING, terms)
-    if directory.needs_binding and binding is None:
+    if directory.meta.needs_binding and binding is None:
         raise refusal(
             _REGISTERING,
             Problem(kind="externalAccountRequired", detail="no account without an external account binding"),

@@ -7,16 +7,29 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, TypeVar
 
 import attrs
 
 from certctrl import lean
 from certctrl.model.answer import Answer
-from certctrl.plane.acme.problems import Problem, read_problem
+from certctrl.plane.acme.problems import Problem, line, problem_hook
 from certctrl.plane.issuers.issuer import IssuerError
+from certctrl.protocol.wire.reader import (
+    Hook,
+    Misfit,
+    Read,
+    bounded_list,
+    flag,
+    json_object,
+    or_default,
+    text,
+    wire_class,
+)
 from certctrl.text import kind_of, one_line
+
+T = TypeVar("T", bound=attrs.AttrsInstance)
 
 MAX_IDENTIFIERS = 100
 MAX_CHALLENGES = 20
@@ -27,8 +40,22 @@ _ORDER_STATES = frozenset({"pending", "ready", "processing", "valid", "invalid"}
 _AUTHORIZATION_STATES = frozenset({"pending", "valid", "invalid", "deactivated", "expired", "revoked"})
 _CHALLENGE_STATES = frozenset({"pending", "processing", "valid", "invalid"})
 
+_CONTACTS = 10
+
 CheckUrl = Callable[[str], str]
 """Returns a URL of the CA that may be requested; raises IssuerError."""
+
+
+@lean.frozen(kw_only=True)
+class Meta:
+    """What a CA says about itself; fields that do not fit are left out."""
+
+    terms_url: str = ""
+    needs_binding: bool = False
+    profiles: Mapping[str, str] = attrs.field(factory=dict)
+    """Name -> description; empty if the CA announces none."""
+    caa_identities: tuple[str, ...] = ()
+    """The CA's domains in CAA records."""
 
 
 @lean.frozen
@@ -53,20 +80,16 @@ class Directory:
     revoke: str = ""
     key_change: str = ""
     renewal_info: str = ""
-    terms_url: str = ""
-    needs_binding: bool = False
-    profiles: Mapping[str, str] = attrs.field(factory=dict)
-    """Name -> description; empty if the CA announces none."""
-    caa_identities: tuple[str, ...] = ()
-    """The CA's domains in CAA records."""
+    meta: Meta = Meta()
 
 
 @lean.frozen(kw_only=True)
 class Account:
     """An account at the CA."""
 
-    url: str
-    status: str
+    url: str = ""
+    status: str = "valid"
+    """Some CAs leave it out."""
     contact: tuple[str, ...] = ()
 
 
@@ -74,7 +97,7 @@ class Account:
 class Order:
     """An order; ``url`` is where it is fetched again."""
 
-    url: str
+    url: str = ""
     status: str
     identifiers: tuple[Identifier, ...]
     authorizations: tuple[str, ...]
@@ -96,12 +119,12 @@ class Challenge:
 
 @lean.frozen(kw_only=True)
 class Authorization:
-    """The authorization of one identifier, with its challenges."""
+    """The authorization of one identifier, with its challenges; those that cannot be read are left out."""
 
-    url: str
+    url: str = ""
     identifier: Identifier
     status: str
-    wildcard: bool
+    wildcard: bool = False
     challenges: tuple[Challenge, ...]
 
     @property
@@ -130,139 +153,177 @@ def invalid_answer(what: str, why: str) -> IssuerError:
 
 def read_directory(found: Mapping[str, Any], check: CheckUrl) -> Directory:
     """Return a directory (RFC 8555, section 7.1.1)."""
-    meta = found.get("meta")
-    meta = meta if isinstance(meta, dict) else {}
-    profiles = meta.get("profiles")
-    return Directory(
-        new_nonce=_url(found, "newNonce", "directory", check),
-        new_account=_url(found, "newAccount", "directory", check),
-        new_order=_url(found, "newOrder", "directory", check),
-        revoke=_optional_url(found, "revokeCert", "directory", check),
-        key_change=_optional_url(found, "keyChange", "directory", check),
-        renewal_info=_optional_url(found, "renewalInfo", "directory", check),
-        terms_url=_line(meta.get("termsOfService")),
-        needs_binding=meta.get("externalAccountRequired") is True,
-        profiles=_profiles(profiles),
-        caa_identities=_caa_identities(meta.get("caaIdentities")),
-    )
-
-
-def _caa_identities(found: object) -> tuple[str, ...]:
-    entries = found[:_MAX_IDENTITIES] if isinstance(found, list) else []
-    return tuple(one for one in map(_line, entries) if one)
+    directory = read_as(_directory, found, "directory")
+    urls = (
+        directory.new_nonce, directory.new_account, directory.new_order,
+        directory.revoke, directory.key_change, directory.renewal_info,
+    )  # fmt: skip
+    _check_urls(urls, check)
+    return directory
 
 
 def read_account(found: Mapping[str, Any], url: str) -> Account:
     """Return an account (section 7.1.2)."""
-    contact = found.get("contact")
-    entries = contact[:10] if isinstance(contact, list) else []
-    status = _line(found.get("status"), 40) or "valid"  # some CAs leave it out
-    return Account(url=url, status=status, contact=tuple(one for one in entries if isinstance(one, str)))
+    return attrs.evolve(read_as(_account, found, "account"), url=url)
 
 
 def read_order(found: Mapping[str, Any], url: str, check: CheckUrl) -> Order:
     """Return an order (section 7.1.3)."""
-    error = found.get("error")
-    return Order(
-        url=url,
-        status=_state(found, "order", _ORDER_STATES),
-        identifiers=tuple(_identifier(one, "order") for one in _list(found, "identifiers", "order", MAX_IDENTIFIERS)),
-        authorizations=tuple(
-            _checked(one, "authorizations", "order", check)
-            for one in _list(found, "authorizations", "order", MAX_IDENTIFIERS)
-        ),
-        finalize=_url(found, "finalize", "order", check),
-        certificate=_optional_url(found, "certificate", "order", check),
-        problem=read_problem(error) if isinstance(error, dict) else None,
-    )
+    order = read_as(_order, found, "order")
+    _check_urls((*order.authorizations, order.finalize, order.certificate), check)
+    return attrs.evolve(order, url=url)
 
 
 def read_authorization(found: Mapping[str, Any], url: str, check: CheckUrl) -> Authorization:
-    """Return an authorization (section 7.1.4); challenges that cannot be read are left out."""
-    identifier = _identifier(found.get("identifier"), "authorization")
-    return Authorization(
-        url=url,
-        identifier=Identifier(identifier.kind, identifier.value.removeprefix("*.")),  # some CAs keep the prefix
-        status=_state(found, "authorization", _AUTHORIZATION_STATES),
-        wildcard=found.get("wildcard") is True or identifier.value.startswith("*."),
-        challenges=tuple(
-            challenge
-            for one in _list(found, "challenges", "authorization", MAX_CHALLENGES)
-            if (challenge := _challenge(one, check)) is not None
-        ),
-    )
+    """Return an authorization (section 7.1.4)."""
+    authorization = read_as(_authorization, found, "authorization")
+    _check_urls([challenge.url for challenge in authorization.challenges], check)
+    return attrs.evolve(authorization, url=url)
 
 
 def read_challenge(found: Any, check: CheckUrl) -> Challenge:
     """Return a challenge (section 8); raises IssuerError."""
-    challenge = _challenge(found, check)
-    if challenge is None:
-        raise invalid_answer("challenge", "it lacks type, URL, token or status")
+    challenge = read_as(_challenge, found, "challenge")
+    _check_urls([challenge.url], check)
     return challenge
 
 
-def _challenge(found: Any, check: CheckUrl) -> Challenge | None:
-    if not isinstance(found, dict):
-        return None
-    kind, url, token, status, error = (found.get(name) for name in ("type", "url", "token", "status", "error"))
-    if not isinstance(kind, str) or not isinstance(url, str) or not isinstance(token, str):
-        return None  # types without a token are not supported
-    if not _TOKEN.fullmatch(token) or not isinstance(status, str) or status not in _CHALLENGE_STATES:
-        return None
-    return Challenge(
-        kind=one_line(kind, 40),
-        url=check(url),
-        status=status,
-        token=token,
-        problem=read_problem(error) if isinstance(error, dict) else None,
-    )
+def read_as(read: Read[T], found: object, what: str) -> T:
+    """Return an object of a CA; raises IssuerError, which names the first field that does not fit."""
+    try:
+        return read(found, what)
+    except Misfit as misfit:
+        raise invalid_answer(what, str(misfit)) from None
 
 
-def _identifier(found: Any, what: str) -> Identifier:
-    kind, value = (found.get(name) if isinstance(found, dict) else None for name in ("type", "value"))
-    if not isinstance(kind, str) or not isinstance(value, str) or not 0 < len(value) <= 255:
-        raise invalid_answer(what, "an identifier has no type or value")
-    return Identifier(one_line(kind, 40), one_line(value.lower(), 255))
+def _check_urls(urls: Collection[str], check: CheckUrl) -> None:
+    for url in filter(None, urls):
+        check(url)
 
 
-def _list(found: Mapping[str, Any], name: str, what: str, most: int) -> list[Any]:
-    value = found.get(name)
-    if not isinstance(value, list):
-        raise invalid_answer(what, f"its {name} is {kind_of(value)}, not a list")
-    if len(value) > most:
-        raise invalid_answer(what, f"it has {len(value)} {name}; at most {most} are read")
+# --- hooks -------------------------------------------------------------------------------------------------------
+
+
+def _one_of(known: Collection[str]) -> Hook:
+    def structure(value: Any, _: Any = None) -> str:
+        word = str(line(40)(value))
+        if word not in known:
+            raise Misfit(f"unknown: {word}")
+        return word
+
+    return structure
+
+
+def _token(value: Any, _: Any = None) -> str:
+    """Return a token, which becomes a part of URLs and names."""
+    if not isinstance(value, str) or not _TOKEN.fullmatch(value):
+        raise Misfit("expected 1 to 200 characters of base64url")
     return value
 
 
-def _state(found: Mapping[str, Any], what: str, known: frozenset[str]) -> str:
-    status = found.get("status")
-    if not isinstance(status, str) or status not in known:
-        raise invalid_answer(
-            what, f"its status is {one_line(status, 40) if isinstance(status, str) else kind_of(status)}"
-        )
-    return status
+def _name(value: Any, _: Any = None) -> str:
+    return one_line(text(255)(value).lower(), 255)
 
 
-def _url(found: Mapping[str, Any], name: str, what: str, check: CheckUrl) -> str:
-    return _checked(found.get(name), name, what, check)
+def _each(read: Callable[[Any], Any], most: int) -> Hook:
+    """Return a hook for a list of at most ``most`` items."""
+
+    def structure(value: Any, _: Any = None) -> tuple[Any, ...]:
+        found = []
+        for i, one in enumerate(bounded_list(value, most)):
+            try:
+                found.append(read(one))
+            except Misfit as misfit:
+                raise Misfit(misfit.what, f"[{i}]{misfit.path}") from None
+        return tuple(found)
+
+    return structure
 
 
-def _optional_url(found: Mapping[str, Any], name: str, what: str, check: CheckUrl) -> str:
-    return _checked(found[name], name, what, check) if found.get(name) is not None else ""
+def _some(read: Callable[[Any], Any], most: int) -> Hook:
+    """Return a hook for a list of which only the first items are kept, without those that do not fit."""
+
+    def structure(value: Any, _: Any = None) -> tuple[Any, ...]:
+        found = (or_default(read)(one) for one in bounded_list(value)[:most])
+        return tuple(one for one in found if one)
+
+    return structure
 
 
-def _checked(value: Any, name: str, what: str, check: CheckUrl) -> str:
-    if not isinstance(value, str) or not value:
-        raise invalid_answer(what, f"its {name} is {kind_of(value)}, not a URL")
-    return check(value)
+def _profiles(value: Any, _: Any = None) -> dict[str, str]:
+    items = list(json_object(value).items())[:MAX_PROFILES]
+    return {one_line(name, 64): or_default(line(200, ascii_only=True), "")(words) for name, words in items}
 
 
-def _profiles(found: Any) -> dict[str, str]:
-    if not isinstance(found, dict):
-        return {}
-    items = list(found.items())[:MAX_PROFILES]
-    return {one_line(name, 64): _line(words) for name, words in items if isinstance(name, str)}
+def _readable_challenges(value: Any, _: Any = None) -> tuple[Challenge, ...]:
+    return tuple(filter(None, map(or_default(lambda one: _challenge(one, "")), bounded_list(value, MAX_CHALLENGES))))
 
 
-def _line(value: Any, limit: int = 200) -> str:
-    return one_line(value, limit, ascii_only=True) if isinstance(value, str) else ""
+def _without_prefix(authorization: Authorization) -> Authorization:
+    """Return an authorization whose name has no ``*.``, which some CAs keep."""
+    name = authorization.identifier.value
+    return attrs.evolve(
+        authorization,
+        identifier=Identifier(authorization.identifier.kind, name.removeprefix("*.")),
+        wildcard=authorization.wildcard or name.startswith("*."),
+    )
+
+
+_meta = wire_class(
+    Meta,
+    {
+        "terms_url": or_default(line(200, ascii_only=True), ""),
+        "needs_binding": or_default(flag, False),
+        "profiles": or_default(_profiles, {}),
+        "caa_identities": or_default(_some(line(200, ascii_only=True), _MAX_IDENTITIES), ()),
+    },
+    names={
+        "terms_url": "termsOfService",
+        "needs_binding": "externalAccountRequired",
+        "caa_identities": "caaIdentities",
+    },
+)
+_directory = wire_class(
+    Directory,
+    {"meta": or_default(lambda value: _meta(value, ""), Meta())},
+    names={
+        "new_nonce": "newNonce",
+        "new_account": "newAccount",
+        "new_order": "newOrder",
+        "revoke": "revokeCert",
+        "key_change": "keyChange",
+        "renewal_info": "renewalInfo",
+    },
+)
+_account = wire_class(
+    Account,
+    {"status": or_default(line(40, ascii_only=True), "valid"), "contact": or_default(_some(text(), _CONTACTS), ())},
+    omit=("url",),
+)
+_identifier = wire_class(Identifier, {"kind": line(40), "value": _name}, names={"kind": "type"})
+_order = wire_class(
+    Order,
+    {
+        "status": _one_of(_ORDER_STATES),
+        "identifiers": _each(lambda one: _identifier(one, ""), MAX_IDENTIFIERS),
+        "authorizations": _each(text(), MAX_IDENTIFIERS),
+        "problem": problem_hook,
+    },
+    names={"problem": "error"},
+    omit=("url",),
+)
+_challenge = wire_class(
+    Challenge,
+    {"kind": line(40), "status": _one_of(_CHALLENGE_STATES), "token": _token, "problem": problem_hook},
+    names={"kind": "type", "problem": "error"},
+)
+_authorization = wire_class(
+    Authorization,
+    {
+        "status": _one_of(_AUTHORIZATION_STATES),
+        "wildcard": or_default(flag, False),
+        "challenges": _readable_challenges,
+    },
+    omit=("url",),
+    check=_without_prefix,
+)

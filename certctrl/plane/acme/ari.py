@@ -8,10 +8,12 @@ from typing import Any
 
 from cryptography import x509
 
-from certctrl.plane.acme.answers import invalid_answer
+from certctrl import lean
+from certctrl.plane.acme.answers import invalid_answer, read_as
 from certctrl.plane.acme.encoding import to_base64url
+from certctrl.plane.acme.problems import line
 from certctrl.plane.issuers.issuer import RenewalWindow
-from certctrl.text import one_line
+from certctrl.protocol.wire.reader import Misfit, or_default, text, wire_class
 
 MAX_CHECK_SECONDS = 86_400.0
 DEFAULT_CHECK_SECONDS = 6 * 3600.0
@@ -32,29 +34,38 @@ def certificate_id(certificate: x509.Certificate) -> str:
 
 def read_window(found: Mapping[str, Any], now: float, retry_after: float | None) -> RenewalWindow:
     """Return the window of an answer (section 4.2); raises IssuerError."""
-    window = found.get("suggestedWindow")
-    if not isinstance(window, dict):
-        raise invalid_answer("renewal information", "it has no suggestedWindow")
-    start, end = _time(window.get("start"), "start"), _time(window.get("end"), "end")
-    if end <= start:
+    info = read_as(_info, found, "renewal information")
+    window = info.window
+    if window.end <= window.start:
         raise invalid_answer("renewal information", "its window ends before it starts")
-    url = found.get("explanationURL")
     pause = DEFAULT_CHECK_SECONDS if retry_after is None else min(retry_after, MAX_CHECK_SECONDS)
-    return RenewalWindow(
-        start,
-        end,
-        one_line(url, ascii_only=True) if isinstance(url, str) else "",
-        now + max(pause, _MIN_CHECK_SECONDS),
-    )
+    return RenewalWindow(window.start, window.end, info.url, now + max(pause, _MIN_CHECK_SECONDS))
 
 
-def _time(value: Any, name: str) -> float:
+@lean.frozen
+class _Window:
+    start: float
+    end: float
+
+
+@lean.frozen
+class _Info:
+    window: _Window
+    url: str = ""
+
+
+def _time(value: Any, _: Any = None) -> float:
     try:
-        if not isinstance(value, str) or len(value) > 64:
-            raise ValueError
-        at = datetime.fromisoformat(value.replace("Z", "+00:00").replace("z", "+00:00"))
+        at = datetime.fromisoformat(_time_text(value).replace("Z", "+00:00").replace("z", "+00:00"))
         if at.tzinfo is None:
             raise ValueError
         return at.timestamp()
-    except (ValueError, OverflowError, OSError):
-        raise invalid_answer("renewal information", f"its {name} is not a time") from None
+    except (ValueError, OverflowError, OSError):  # including Misfit
+        raise Misfit("expected a time") from None
+
+
+_time_text = text(64)
+wire_class(_Window, {"start": _time, "end": _time})
+_info = wire_class(
+    _Info, {"url": or_default(line(ascii_only=True), "")}, names={"window": "suggestedWindow", "url": "explanationURL"}
+)

@@ -55,12 +55,12 @@ def plain_name(name: str) -> str:
 
 def require_profile(directory: Directory, profile: str) -> None:
     """Raise IssuerError unless the CA announces the profile; empty: the CA's choice."""
-    if not profile or profile in directory.profiles:
+    if not profile or profile in directory.meta.profiles:
         return
-    known = ", ".join(directory.profiles) or "none"
+    known = ", ".join(directory.meta.profiles) or "none"
     raise IssuerError(
         f"the CA has no profile {profile}; it announces: {known}",
-        fix="set profile to one of these" if directory.profiles else "remove the profile",
+        fix="set profile to one of these" if directory.meta.profiles else "remove the profile",
         is_permanent=True,
     )
 

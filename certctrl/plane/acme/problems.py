@@ -8,13 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import attrs
+
 from certctrl import lean
 from certctrl.plane.issuers.issuer import IssuerError
-from certctrl.text import one_line
+from certctrl.protocol.wire.reader import Hook, alias, bounded_list, integer, or_default, text, wire_class
+from certctrl.text import LINE_LIMIT, one_line
 
 _PREFIX = "urn:ietf:params:acme:error:"
 _SHOWN = 5
 _KEPT = 20
+_LONGEST = 2**20
 _DETAIL = 300
 
 _TERMS = "agree to the CA's terms of service: set terms_agreed to true"
@@ -58,7 +62,7 @@ _REQUEST = ("badCSR", "badPublicKey")
 class Problem:
     """A problem, with subproblems about single names."""
 
-    kind: str
+    kind: str = ""
     """The type without ACME's prefix, such as ``rateLimited``; empty if there is none."""
     detail: str = ""
     identifier: str = ""
@@ -120,32 +124,53 @@ def refusal(doing: str, problem: Problem, retry_after: float | None = None, *, o
 
 def read_problem(document: Any, status: int = 0, instance: str = "") -> Problem:
     """Return the problem of a parsed document; any other value is a problem without a type."""
-    found = _problem(document, status)
-    subs = document.get("subproblems") if isinstance(document, dict) else None
-    below = [_problem(one, 0) for one in subs[:_KEPT] if isinstance(one, dict)] if isinstance(subs, list) else []
-    return Problem(
-        kind=found.kind,
-        detail=found.detail,
-        identifier=found.identifier,
-        status=status or found.status,
-        subproblems=tuple(below),
-        instance=one_line(instance, ascii_only=True) or found.instance,
+    found: Problem = or_default(_read, Problem())(document)
+    return attrs.evolve(
+        found, status=status or found.status, instance=one_line(instance, ascii_only=True) or found.instance
     )
 
 
-def _problem(document: Any, status: int) -> Problem:
-    if not isinstance(document, dict):
-        return Problem(kind="", status=status)
-    identifier = document.get("identifier")
-    code = document.get("status")
-    return Problem(
-        kind=_text(document.get("type"), 80).removeprefix(_PREFIX).replace("about:blank", ""),
-        detail=_text(document.get("detail") or document.get("title"), _DETAIL),
-        identifier=_text(identifier.get("value") if isinstance(identifier, dict) else None, 255),
-        status=code if isinstance(code, int) and not isinstance(code, bool) and 0 <= code < 1000 else status,
-        instance=_text(document.get("instance"), 200),
-    )
+def line(limit: int = LINE_LIMIT, *, ascii_only: bool = False) -> Hook:
+    """Return a hook for text of a CA, which is escaped and shortened."""
+    return lambda value, _=None: one_line(_any_text(value), limit, ascii_only=ascii_only)
 
 
-def _text(value: Any, limit: int) -> str:
-    return one_line(value, limit) if isinstance(value, str) else ""
+def _kind(value: Any, _: Any = None) -> str:
+    return str(line(80)(value)).removeprefix(_PREFIX).replace("about:blank", "")
+
+
+def _identifier(value: Any, _: Any = None) -> str:
+    return str(_read_named(value, "").value)
+
+
+def _subproblems(value: Any, _: Any = None) -> tuple[Problem, ...]:
+    """Return the first subproblems, which have none themselves."""
+    found = []
+    for one in bounded_list(value)[:_KEPT]:
+        if isinstance(one, dict):
+            found.append(_read(one | {"subproblems": None}, ""))
+    return tuple(found)
+
+
+@lean.frozen
+class _Named:
+    value: str
+
+
+_any_text = text(_LONGEST)
+_read_named = wire_class(_Named, {"value": line(255)})
+_read = wire_class(
+    Problem,
+    {
+        "kind": or_default(_kind, ""),
+        "detail": or_default(line(_DETAIL), ""),
+        "identifier": or_default(_identifier, ""),
+        "status": or_default(integer(le=999, digits=False), 0),
+        "subproblems": or_default(_subproblems, ()),
+        "instance": or_default(line(200), ""),
+    },
+    names={"kind": "type"},
+    prepare=alias("detail", "title"),
+)
+problem_hook: Hook = or_default(_read)
+"""Reads the ``error`` of an object; anything else than a problem counts as none."""

@@ -90,8 +90,8 @@ class AcmeIssuer:
             "orders left": await self._left(),
             "renewal information": "yes" if directory.renewal_info else "no",
         }
-        if directory.profiles:
-            facts["profiles"] = ", ".join(directory.profiles)
+        if directory.meta.profiles:
+            facts["profiles"] = ", ".join(directory.meta.profiles)
         blocked = await self._blocked_until()
         if blocked > self._context.wall_now():
             facts["blocked until"] = _time(blocked)

@@ -218,7 +218,7 @@ class AcmeOrder:
         with trio.move_on_after(CLEAN_UP_SECONDS / _EXPLAINED):
             try:
                 asker = Asker(
-                    identities=(await self._client.directory()).caa_identities,
+                    identities=(await self._client.directory()).meta.caa_identities,
                     account_url=self._client.account_url,
                     wildcard=attempt.authorization.wildcard,
                 )

@@ -182,7 +182,7 @@ def unread(value: Any, _: Any = None) -> Any:
     return value
 
 
-def or_default(hook: Hook, default: Any = None) -> Hook:
+def or_default(hook: Callable[[Any], Any], default: Any = None) -> Hook:
     """Return a hook that reads a value as the default if it does not fit, because it must not refuse the rest."""
 
     def structure(value: Any, _: Any = None) -> Any:

@@ -112,10 +112,14 @@ def test_a_directory() -> None:
     urls = {name: f"{BASE}/{name}" for name in ("newNonce", "newAccount", "newOrder")}
     meta = {"termsOfService": f"{BASE}/terms\n", "externalAccountRequired": True, "profiles": {"a": 1, "b": "B"}}
     found = answers.read_directory(urls | {"meta": meta}, CHECK)
-    assert (found.terms_url, found.needs_binding, found.profiles) == (f"{BASE}/terms\\n", True, {"a": "", "b": "B"})
+    assert (found.meta.terms_url, found.meta.needs_binding, found.meta.profiles) == (
+        f"{BASE}/terms\\n",
+        True,
+        {"a": "", "b": "B"},
+    )
     assert (found.revoke, found.key_change, found.renewal_info) == ("", "", "")
     for name in urls:
-        with pytest.raises(IssuerError, match=f"its {name} is null, not a URL"):
+        with pytest.raises(IssuerError, match=f"directory.{name}: missing"):
             answers.read_directory({other: url for other, url in urls.items() if other != name}, CHECK)
 
 
@@ -125,13 +129,13 @@ def test_a_directory() -> None:
 )
 def test_the_domains_of_a_ca_in_caa_records(given: object, found: tuple[str, ...]) -> None:
     urls = {name: f"{BASE}/{name}" for name in ("newNonce", "newAccount", "newOrder")}
-    assert answers.read_directory(urls | {"meta": {"caaIdentities": given}}, CHECK).caa_identities == found
+    assert answers.read_directory(urls | {"meta": {"caaIdentities": given}}, CHECK).meta.caa_identities == found
 
 
 def test_many_profiles_are_cut() -> None:
     urls = {name: f"{BASE}/{name}" for name in ("newNonce", "newAccount", "newOrder")}
     meta = {"profiles": {f"p{number}": "" for number in range(1000)}}
-    assert len(answers.read_directory(json.loads(json.dumps(urls | {"meta": meta})), CHECK).profiles) == 50
+    assert len(answers.read_directory(json.loads(json.dumps(urls | {"meta": meta})), CHECK).meta.profiles) == 50
 
 
 @pytest.mark.parametrize(
