@@ -7,6 +7,7 @@ from typing import Any
 
 import trio
 
+from certctrl import lean
 from certctrl.agent.alerts import clear_alerts
 from certctrl.agent.context import Agent
 from certctrl.agent.control import Operation
@@ -26,12 +27,29 @@ from certctrl.install.plan.render import plan_json
 from certctrl.model.plan import Outcome, OutcomeKind
 from certctrl.model.policy import Retirement
 from certctrl.model.records import CertRecord, Retry, RetryKind, Standing
+from certctrl.protocol.wire.reader import Misfit, wire_class
 from certctrl.text import ascii_name
 
 SETTLE_SECONDS = 300.0
 """How long `apply` waits for the signals of the resync and for retries."""
 OPERATOR = "operator"
 """Audit-log actor for operator requests."""
+
+
+@lean.frozen(kw_only=True)
+class Request:
+    """The arguments of all operations; each uses some of them."""
+
+    domain: str = ""
+    ca_id: int | None = None
+    to: str | None = None
+    """The id of a generation; None: the previous one."""
+    now: bool = False
+    install_config: bool = False
+    scripts: bool = False
+
+
+_request = wire_class(Request)
 
 
 class Operations:
@@ -55,7 +73,7 @@ class Operations:
 
     async def renew(self, request: dict[str, Any]) -> Any:
         """Request a renewal from the plane."""
-        record = self._record(request)
+        record = self._record(_read_request(request))
         await request_renewal(self._agent, record, "operator")
         return {"cert_id": record.cert_id, "name": record.name, "requested": True}
 
@@ -64,12 +82,12 @@ class Operations:
 
         If the plane is unreachable, converge with what is on disk.
         """
-        agent = self._agent
+        agent, wanted = self._agent, _read_request(request)
         before = generations(agent)
         found, unreachable = await try_resync(agent, "`apply` was requested")
         await self._retry_signals(agent.retry_now())  # first handle the differences and the retries
         outcome = await agent.installer.converge_all(
-            agent.items, ignore_window=bool(request.get("now")), due_now=True, asked_by=OPERATOR
+            agent.items, ignore_window=wanted.now, due_now=True, asked_by=OPERATOR
         )
         if outcome.ok and failed(agent):  # perhaps for a reason that this has removed
             await self._retry_signals(agent.retry_now())
@@ -86,14 +104,15 @@ class Operations:
 
     async def rollback(self, request: dict[str, Any]) -> Any:
         """Switch one certificate back and hold it."""
-        agent, record, to = self._agent, self._record(request), request.get("to")
-        outcome = await agent.installer.rollback(record.name, str(to) if to else None, agent.items)
+        agent, wanted = self._agent, _read_request(request)
+        record = self._record(wanted)
+        outcome = await agent.installer.rollback(record.name, wanted.to, agent.items)
         agent.lifetimes_changed.value = True
         return rolled_back(agent, record, outcome)
 
     async def release(self, request: dict[str, Any]) -> Any:
         """Release a held certificate."""
-        agent, record = self._agent, self._record(request)
+        agent, record = self._agent, self._record(_read_request(request))
         await agent.installer.release(record.name)
         log_line(agent.log, Line.RELEASED, name=record.name)
         await try_resync(agent, "a hold was released")
@@ -103,16 +122,16 @@ class Operations:
 
     async def forget(self, request: dict[str, Any]) -> Any:
         """Take one certificate (``domain``) or CA (``ca_id``) out of use without asking the plane."""
-        ca_id = request.get("ca_id")
-        if isinstance(ca_id, int):
-            return await forget_ca(self._agent, ca_id)
-        return await forget_certificate(self._agent, _text(request, "domain"))
+        wanted = _read_request(request)
+        if wanted.ca_id is not None:
+            return await forget_ca(self._agent, wanted.ca_id)
+        return await forget_certificate(self._agent, _domain(wanted))
 
     async def reset_trust(self, request: dict[str, Any]) -> Any:
         """Forget versions or pins, then fetch the current ones from the plane."""
-        agent, forget_configs = self._agent, bool(request.get("install_config"))
-        result = await forget_trust(agent, install_config=forget_configs, scripts=bool(request.get("scripts")))
-        if forget_configs:
+        agent, wanted = self._agent, _read_request(request)
+        result = await forget_trust(agent, install_config=wanted.install_config, scripts=wanted.scripts)
+        if wanted.install_config:
             try:
                 await plan_resync(agent, "trust was reset")
             except (PlaneError, TransportError) as error:
@@ -130,8 +149,8 @@ class Operations:
         self._stop("the control socket")
         return {"stopping": True}
 
-    def _record(self, request: dict[str, Any]) -> CertRecord:
-        return record_for(self._agent.installer.records.values(), _text(request, "domain"))
+    def _record(self, wanted: Request) -> CertRecord:
+        return record_for(self._agent.installer.records.values(), _domain(wanted))
 
 
 def operations_for(agent: Agent, poller: Poller, stop: Callable[[str], None]) -> Mapping[str, Operation]:
@@ -222,11 +241,17 @@ async def forget_trust(agent: Agent, *, install_config: bool, scripts: bool) -> 
     return {"install_configs": configs, "scripts": pins}
 
 
-def _text(request: dict[str, Any], name: str) -> str:
-    value = request.get(name)
-    if not isinstance(value, str) or not value:
-        raise UsageError(f"the request has no {name}", fix=f"give --{name}")
-    return value
+def _read_request(request: dict[str, Any]) -> Request:
+    try:
+        return _request(request, "request")
+    except Misfit as misfit:
+        raise UsageError(str(misfit), fix="use the cert-ctrl that the daemon was started with") from None
+
+
+def _domain(wanted: Request) -> str:
+    if not wanted.domain:
+        raise UsageError("the request has no domain", fix="give --domain")
+    return wanted.domain
 
 
 def record_for(records: Any, domain: str) -> CertRecord:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from certctrl.agent.operations import applied, failed, generations
+import pytest
+
+from certctrl.agent.operations import Operations, applied, failed, generations
+from certctrl.errors import UsageError
 from certctrl.model.certificate import CertFacts
 from certctrl.model.plan import Outcome, OutcomeKind
 from certctrl.model.records import CertRecord, Retry, RetryKind
@@ -49,3 +52,21 @@ def test_an_unreachable_plane_is_named() -> None:
 def test_signals_that_failed_are_named() -> None:
     assert failed(agent_with("g1")) == {}
     assert failed(agent_with("g1", errors=("the check refuses it",))) == {"failed": ["the check refuses it"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "request_", "what"),
+    [
+        ("apply", {"now": "yes"}, "request.now: expected true or false, got text"),
+        ("reset_trust", {"scripts": 1}, "request.scripts: expected true or false, got a whole number"),
+        ("forget", {"ca_id": "x"}, "request.ca_id: expected an integer, got text"),
+        ("rollback", {"domain": ["a"]}, "request.domain: expected text, got a list"),
+        ("renew", {}, "the request has no domain"),
+    ],
+)
+async def test_a_request_that_does_not_fit_is_refused(name: str, request_: dict[str, Any], what: str) -> None:
+    operations: Any = Operations(agent_with("g1"), SimpleNamespace(), lambda why: None)  # type: ignore[arg-type]
+    with pytest.raises(UsageError) as caught:
+        await getattr(operations, name)(request_)
+    assert str(caught.value) == what
+    assert caught.value.fix

@@ -25,6 +25,7 @@ from certctrl.protocol.wire.reader import (
     integer,
     moment,
     number,
+    or_default,
     parse_json,
     text,
     wire_class,
@@ -269,3 +270,8 @@ def test_moments(value: object, text: str) -> None:
 def test_not_a_moment(value: object) -> None:
     with pytest.raises(Misfit):
         read({"c": "x", "t": value})
+
+
+@pytest.mark.parametrize(("value", "found"), [(7, 7), ("7", 0), (True, 0), (-1, 0), (10, 0), (None, 0), ([], 0)])
+def test_a_value_that_does_not_fit_may_become_the_default(value: object, found: int) -> None:
+    assert or_default(integer(le=9, digits=False), 0)(value) == found
