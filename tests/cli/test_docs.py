@@ -11,7 +11,8 @@ import pytest
 
 from certctrl.model.plan import CA_FILES, CERT_FILES, StartTls
 from certctrl.protocol.wire.install_config import items_from_operator
-from certctrl.protocol.wire.install_items import _KEYS, _VERIFY_KEYS, unknown_keys
+from certctrl.protocol.wire.install_items import unknown_keys
+from certctrl.protocol.wire.item_fields import ITEM_KEYS, VERIFY_KEYS
 
 DOCS = Path(__file__).parents[2] / "docs"
 GENERATE = runpy.run_path(str(DOCS / "generate.py"))
@@ -55,8 +56,8 @@ def test_a_line_that_does_not_fit_is_found(line: str) -> None:
 
 def test_the_page_of_items_names_every_key_file_and_form() -> None:
     page = (DOCS / "items.md").read_text(encoding="utf-8")
-    keys = {key for known in (*_KEYS.values(), *_VERIFY_KEYS.values()) for key in known}
-    words = {*keys, *_KEYS, *_VERIFY_KEYS, *CERT_FILES, *CA_FILES, *StartTls}
+    keys = {key for known in (*ITEM_KEYS.values(), *VERIFY_KEYS.values()) for key in known}
+    words = {*keys, *ITEM_KEYS, *VERIFY_KEYS, *CERT_FILES, *CA_FILES, *StartTls}
     assert {word for word in words if f"`{word}`" not in page and f'"{word}"' not in page} == set()
 
 

@@ -19,12 +19,12 @@ from certctrl.model.order import levels_of
 from certctrl.model.plan import LOCAL_PREFIX, InstallConfig, InstallItem
 from certctrl.protocol.wire.canonical import canonical_json, standard_base64
 from certctrl.protocol.wire.install_items import (
-    MAX_ITEMS,
     did_you_mean,
     item_from_operator,
     item_from_wire,
     item_or_refused,
 )
+from certctrl.protocol.wire.item_fields import MAX_ITEMS
 from certctrl.protocol.wire.reader import (
     SAFE_INT,
     Misfit,
