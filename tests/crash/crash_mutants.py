@@ -176,7 +176,7 @@ def access_token_first() -> None:
 
 @mutant(RENEW, "kill")
 def link_moved_away_first() -> None:
-    def swap(fs: Fs, parent: Handle, name: str, text: str) -> bool:
+    def swap(fs: Any, parent: Handle, name: str, text: str) -> bool:
         if fs.lstat(name, at=parent) is not None:
             if fs.readlink(name, at=parent) == text:
                 return False

@@ -129,7 +129,7 @@ class SqliteDatabase(Database):
         return await self._once(unit, None)
 
     async def _work_read(self, unit: Callable[[], T]) -> T:
-        """Run the unit inline, during a long one on a separate connection."""
+        """Run the unit inline, during a long one on a connection of its own."""
         if self._thread is None or self._file is None or self.read_only:
             return await self._work_now(unit)
         return self._read(unit, self._file)
