@@ -93,9 +93,6 @@ Workers = Annotated[
         "above that of worker 1, and so on.",
     ),
 ]
-_GC_THRESHOLDS = (50_000, 50, 100)
-"""Garbage collection thresholds that scan thousands of waiting polls ten times less often."""
-
 _MAX_OPEN_FILES = 65_536
 _LISTENERS = {"metrics_url": "metrics", "acme_http_url": "http-01", "http_url": "without TLS"}
 """Small listeners, and what they are called."""
@@ -274,13 +271,12 @@ async def _serve(
     recommended: str = Recommendation.LONG_POLL.sent_as,
 ) -> None:
     """Serve until asked to stop; ``worker`` is this process if it is one of several."""
-    import gc
-
     import trio
     from trio_util import RepeatedEvent
 
     from certctrl.agent.early_signals import PLANE, STOPPING, early_signals
     from certctrl.agent.systemd import Notifier, feed_watchdog
+    from certctrl.plane.http import garbage
     from certctrl.plane.stop_deadline import end_in_time
 
     _allow_many_connections()
@@ -289,8 +285,8 @@ async def _serve(
     with trio.open_signal_receiver(*PLANE) as signals:
         async with trio.open_nursery() as nursery:
             address = await nursery.start(partial(serving, settings=settings, reload=reload))
-            gc.freeze()
-            gc.set_threshold(*_GC_THRESHOLDS)
+            garbage.look_at_new_objects_only()
+            nursery.start_soon(garbage.look_at_all_daily)
             if worker is None or worker.number == 1:
                 _announce(address, f"{public_url.rstrip('/') or address.url}/device", as_json=as_json)
             notifier.ready(f"serving {address.url}")

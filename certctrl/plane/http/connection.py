@@ -13,6 +13,7 @@ from urllib.parse import unquote
 
 import trio
 
+from certctrl.plane.http import garbage
 from certctrl.plane.http.framing import CONTINUE, ResponseFraming, refusal, switching
 from certctrl.plane.http.middleware import SWITCH, WEBSOCKET, App, Message, Scope
 from certctrl.plane.http.parsing import END, Event, Refusal, Request, RequestParser
@@ -90,6 +91,7 @@ class Connection:
                     return
                 exchange = _Exchange(self, request, last=self._stopping or number == _REQUESTS)
                 await exchange.run()
+                garbage.answered.note()
                 if exchange.switch is not None:
                     switch = exchange.switch
                     del exchange, request  # a WebSocket may stay open for weeks

@@ -17,7 +17,7 @@ from certctrl.plane.core import Plane
 from certctrl.plane.devices.reports import FEW_EVENTS
 from certctrl.plane.devices.sessions import DeviceSession
 from certctrl.plane.errors import ErrorResponse, bad_request, invalid_token
-from certctrl.plane.http import device_bodies, event_bodies
+from certctrl.plane.http import device_bodies, event_bodies, garbage
 from certctrl.plane.http.bodies import body_of
 from certctrl.plane.http.middleware import error_response_of
 from certctrl.plane.http.reading import parsed_json
@@ -98,6 +98,7 @@ class Conversation:
             self._text = None
             parked = "" if self._sent is not None or self.cursor is None else self.cursor
             woken = await self._waiter.wait(parked, self._receive, self._deadline())
+            garbage.answered.note()
             self._due |= woken
             if self._text is not None:
                 await self._take(self._text)
