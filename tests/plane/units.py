@@ -21,13 +21,17 @@ class Units:
         self._database: Any = plane.database
         for name in ("one", "all", "run", "insert"):
             setattr(self._database, name, self._checked(getattr(self._database, name)))
-        work = self._database._once
+        work, read = self._database._once, self._database._read
 
         async def counted(*args: Any, **kwargs: Any) -> Any:
             self.of[_request.get()] += 1
             return await work(*args, **kwargs)
 
-        self._database._once = counted  # which each kind of work calls
+        def counted_read(*args: Any) -> Any:
+            self.of[_request.get()] += not self._database._connection.in_transaction
+            return read(*args)
+
+        self._database._once, self._database._read = counted, counted_read  # one of which each kind of work calls
 
     def around(self, app: Callable[..., Any]) -> Callable[..., Any]:
         """Return the application with its requests watched."""
@@ -43,7 +47,8 @@ class Units:
 
     def _checked(self, method: Callable[..., Any]) -> Callable[..., Any]:
         def checked(sql: str, *parameters: Any) -> Any:
-            if _request.get() and not self._database._connection.in_transaction and sql != "BEGIN":
+            in_unit = self._database._connection.in_transaction or self._database._reading
+            if _request.get() and not in_unit and sql != "BEGIN":
                 raise AssertionError(f"outside of a unit of work: {sql}")
             return method(sql, *parameters)
 

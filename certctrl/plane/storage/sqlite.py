@@ -20,6 +20,7 @@ import random
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,9 @@ class SqliteDatabase(Database):
         self._reader: sqlite3.Connection | None = None
         """The connection of units that read during a long one; opened when the first one does."""
         self._reading: int | None = None
-        """The thread of such a unit, while it runs."""
+        """The thread of the unit that reads, while it runs."""
+        self._read_from: sqlite3.Connection
+        """The connection of that unit."""
         self._file = path
         self._path = "memory" if path is None else str(path)
         self._callbacks = Callbacks()
@@ -129,21 +132,33 @@ class SqliteDatabase(Database):
         return await self._once(unit, None)
 
     async def _work_read(self, unit: Callable[[], T]) -> T:
-        """Run the unit inline, during a long one on a connection of its own."""
-        if self._thread is None or self._file is None or self.read_only:
-            return await self._work_now(unit)
-        return self._read(unit, self._file)
+        """Run the unit inline, during a long one on a connection of its own.
 
-    def _read(self, unit: Callable[[], T], path: Path) -> T:
+        Otherwise it needs no transaction: until it ends, nothing else runs that could change something.
+        """
+        if not self._turn.locked():
+            self._wait_for_locks(0.0)
+            return self._read(unit, self._connection)
+        if self._file is None or self.read_only:
+            return await self._work_now(partial(self._read, unit, self._connection))
+        return self._read_beside(unit, self._file)
+
+    def _read(self, unit: Callable[[], T], connection: sqlite3.Connection) -> T:
+        self._reading, self._read_from = threading.get_ident(), connection
+        try:
+            return unit()
+        finally:
+            self._reading = None
+
+    def _read_beside(self, unit: Callable[[], T], path: Path) -> T:
+        """Run a unit that reads what was committed when it begins, while another one runs in a thread."""
         try:
             if self._reader is None:
                 self._reader = _reader(path)
             self._reader.execute("BEGIN")
-            self._reading = threading.get_ident()
             try:
-                return unit()
+                return self._read(unit, self._reader)
             finally:
-                self._reading = None
                 self._reader.execute("ROLLBACK")
         except sqlite3.DatabaseError as error:
             raise self._failure(error) from None
@@ -221,8 +236,7 @@ class SqliteDatabase(Database):
 
     def after_commit(self, callback: Callable[[], object]) -> None:
         """Call back after the commit; see ``Database.after_commit``."""
-        if self._reading == threading.get_ident():
-            raise RuntimeError("a unit of work that only reads commits nothing")
+        self._require_change()
         if self._connection.in_transaction:
             self._callbacks.add(callback)
         else:
@@ -250,6 +264,7 @@ class SqliteDatabase(Database):
 
     def _run(self, sql: str, parameters: tuple[Any, ...]) -> int:
         """Run a statement; return the number of changed rows."""
+        self._require_change()
         try:
             return self._execute(sql, parameters).rowcount
         except sqlite3.DatabaseError as error:
@@ -257,6 +272,7 @@ class SqliteDatabase(Database):
 
     def _insert(self, sql: str, parameters: tuple[Any, ...]) -> int:
         """Run an INSERT and return the id of the new row."""
+        self._require_change()
         try:
             return self._execute(sql, parameters).lastrowid or 0
         except sqlite3.DatabaseError as error:
@@ -307,11 +323,15 @@ class SqliteDatabase(Database):
 
     def _execute(self, sql: str, parameters: tuple[Any, ...]) -> sqlite3.Cursor:
         thread = threading.get_ident()
-        if self._reader is not None and self._reading == thread:
-            return self._reader.execute(sql, parameters)
+        if self._reading == thread:
+            return self._read_from.execute(sql, parameters)
         if self._thread not in (None, thread):
             raise RuntimeError("a statement outside of a unit of work, while a long one runs")
         return self._connection.execute(sql, parameters)
+
+    def _require_change(self) -> None:
+        if self._reading == threading.get_ident():
+            raise RuntimeError("a change in a unit of work that should only read")
 
     def _failure(self, error: sqlite3.DatabaseError) -> Exception:
         """Return the exception for an SQLite error."""
