@@ -15,6 +15,7 @@ import trio
 
 from certctrl.plane.http import garbage
 from certctrl.plane.http.framing import CONTINUE, ResponseFraming, refusal, switching
+from certctrl.plane.http.memo import MEMO, remembered
 from certctrl.plane.http.middleware import SWITCH, WEBSOCKET, App, Message, Scope
 from certctrl.plane.http.parsing import END, Event, Refusal, Request, RequestParser
 from certctrl.plane.http.plain_stream import PlainStream
@@ -180,15 +181,14 @@ class Connection:
 
     def scope(self, request: Request) -> Scope:
         """Return the ASGI scope of a request."""
-        path, _, query = request.target.partition(b"?")
-        text = path.decode("latin-1")
+        path, text, query = remembered(request.memo, _path_of, request)
         scope: Scope = {
             "type": "http",
             "asgi": _ASGI,
             "http_version": request.version,
             "method": request.method,
             "scheme": self._stream.scheme,
-            "path": unquote(text) if "%" in text else text,
+            "path": text,
             "raw_path": path,
             "query_string": query,
             "root_path": "",
@@ -196,6 +196,7 @@ class Connection:
             "client": self._client,
             "server": self._server,
             "state": self._state,
+            MEMO: request.memo,
         }
         if request.is_websocket:
             scope["extensions"] = {WEBSOCKET: {}, SWITCH: {}} if request.switches else {WEBSOCKET: {}}
@@ -313,6 +314,13 @@ class _Exchange:
         if data:
             await self._connection.send(data)
         self._ended = is_last
+
+
+def _path_of(request: Request) -> tuple[bytes, str, bytes]:
+    """Return the path of a request as it was sent and decoded, and the query."""
+    path, _, query = request.target.partition(b"?")
+    text = path.decode("latin-1")
+    return path, unquote(text) if "%" in text else text, query
 
 
 def _has_left(error: Exception) -> bool:

@@ -25,6 +25,7 @@ from certctrl.plane.http import device_bodies, event_bodies
 from certctrl.plane.http.answers import data_answer, empty_answer, json_answer, json_of
 from certctrl.plane.http.authentication import Authenticator, ForDevices, address_of, etag_of
 from certctrl.plane.http.bodies import body_of, read_as
+from certctrl.plane.http.memo import MEMO, remembered
 from certctrl.plane.http.middleware import error_response_of
 from certctrl.plane.http.reading import LARGE_BODY_CAP, clean_line, query_of, read_object, whole_number
 from certctrl.plane.http.routing import SELF
@@ -139,7 +140,7 @@ class DeviceApi:
         """
         plane = self._plane
         with plane.stream.waiter(self._authenticator.claimed_device(request)) as waiter:
-            poll = or_error(_poll_of, request)
+            poll = or_error(remembered, request.scope.get(MEMO), _poll_of, request)
             _, held = await self._authenticator.as_device_alike(request, self._polls, poll)
             copied = await plane.clones.note(held.session, held.poll.instance)
             page = await plane.polls.finish(held, waiter, _Disconnect(request).wait)

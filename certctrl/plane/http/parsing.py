@@ -1,12 +1,13 @@
 """RequestParser: the bytes of a connection as requests and their bodies, within limits, without a socket.
 
-llhttp parses, in its strict mode; requests that it accepts and this server does not are refused here.
+llhttp parses, in its strict mode; requests that it accepts and this server does not are refused here. A waiting agent
+sends the same bytes again and again: what follows from them is remembered.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from typing import Final
+from typing import Any, Final
 
 import httptools
 
@@ -14,6 +15,8 @@ from certctrl import lean
 
 LARGEST_HEAD = 16 * 1024
 MOST_HEADERS = 100
+_LONGEST_KNOWN = 2048
+"""Bytes of a request that are remembered, for each connection; those of agents have about 500."""
 _REQUEST_LINE = 32
 """More bytes than a request line has without its target."""
 _VERSIONS = ("1.0", "1.1")
@@ -25,7 +28,9 @@ Header = tuple[bytes, bytes]
 class Request:
     """The head of a request."""
 
-    __slots__ = ("expects_100", "headers", "is_websocket", "keep_alive", "method", "switches", "target", "version")
+    __slots__ = (
+        "expects_100", "headers", "is_websocket", "keep_alive", "memo", "method", "switches", "target", "version",
+    )  # fmt: skip
 
     def __init__(self, method: str, target: bytes, version: str, headers: list[Header], *, keep_alive: bool) -> None:
         """``keep_alive``: the client may send another request; names of headers are in lower case."""
@@ -40,6 +45,8 @@ class Request:
         """The client asks for a WebSocket."""
         self.switches = False
         """The bytes after this request are of another protocol, if the server agrees."""
+        self.memo: dict[Any, Any] = {}
+        """What was read from it; kept for the next request if that consists of the same bytes."""
 
 
 @lean.frozen
@@ -75,6 +82,10 @@ class RequestParser:
         self._quiet = 0
         """Bytes without an event."""
         self._status = 400
+        self._known: tuple[bytes, Request] | None = None
+        """The bytes of the last request, and what they are, if it came alone, whole and without a body."""
+        self._is_between = True
+        """Whether the next byte begins a request."""
         self.rest = b""
         """Bytes after a request that asks for another protocol."""
         self.in_head = False
@@ -88,7 +99,10 @@ class RequestParser:
         """Take bytes."""
         if self._parser is None:
             return
-        before = len(self._events)
+        if self._known is not None and self._known[0] == data:
+            self._events += (self._known[1], END)  # llhttp would return to the same state
+            return
+        began_between, before, self._known = self._is_between, len(self._events), None
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -101,6 +115,14 @@ class RequestParser:
             self._quiet = self._quiet + len(data) if len(self._events) == before else 0
             if self._quiet > LARGEST_HEAD:
                 self._refuse(431 if self.in_head else 400)
+            elif began_between and self._is_between and len(data) <= _LONGEST_KNOWN:
+                self._remember(data, before)
+
+    def _remember(self, data: bytes, before: int) -> None:
+        """Remember the bytes of one request without a body; ``before``: how many events were there."""
+        request = self._events[before] if len(self._events) == before + 2 else None
+        if isinstance(request, Request) and request.keep_alive and not request.expects_100:
+            self._known = data, request
 
     def next_event(self) -> Event | None:
         """Return the next event; None: more bytes are needed."""
@@ -126,7 +148,7 @@ class RequestParser:
 
     def on_message_begin(self) -> None:
         """Begin a head."""
-        self.in_head = True
+        self.in_head, self._is_between = True, False
         self._target, self._headers = b"", []
 
     def on_url(self, part: bytes) -> None:
@@ -156,6 +178,7 @@ class RequestParser:
 
     def on_message_complete(self) -> None:
         """End a request."""
+        self._is_between = True
         self._events.append(END)
 
     def _check(self, request: Request) -> None:

@@ -13,6 +13,7 @@ from starlette.requests import Request
 
 from certctrl.plane.errors import bad_request, invalid_token, too_large, unavailable, unsupported_media
 from certctrl.plane.health.problems import ProblemName
+from certctrl.plane.http.memo import MEMO, remembered
 from certctrl.protocol.wire.reader import MAX_VALUES, has_too_many_values
 from certctrl.text import one_line
 
@@ -59,6 +60,10 @@ async def read_body(request: Request, cap: int) -> bytes:
 
 def bearer_token(request: Request) -> str:
     """Return the bearer token of a request; ErrorResponse 401 without one."""
+    return remembered(request.scope.get(MEMO), _bearer_token, request)
+
+
+def _bearer_token(request: Request) -> str:
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     token = token.strip()
     if scheme.lower() != "bearer" or not token:

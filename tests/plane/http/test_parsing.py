@@ -16,9 +16,16 @@ from certctrl.plane.http.parsing import END, LARGEST_HEAD, Refusal, Request, Req
 Shown = tuple[object, ...]
 
 
-def shown(pieces: Iterable[bytes]) -> list[Shown]:
+class Forgetful(RequestParser):
+    """Parses the same bytes again."""
+
+    def _remember(self, data: bytes, before: int) -> None:
+        pass
+
+
+def shown(pieces: Iterable[bytes], kind: type[RequestParser] = RequestParser) -> list[Shown]:
     """Return the events of bytes in a form that can be compared; parts of one body are one."""
-    parser, events = RequestParser(), list[Shown]()
+    parser, events = kind(), list[Shown]()
     for piece in pieces:
         parser.feed(piece)
         while (event := parser.next_event()) is not None:
@@ -137,3 +144,64 @@ def test_a_closed_parser_is_gone_without_the_collector() -> None:
         assert gone() is None
     finally:
         gc.enable()
+
+
+# --- requests that repeat ---------------------------------------------------------------------------------------------
+
+
+@given(st.lists(requests(), min_size=1, max_size=3), PLACES, st.integers(2, 4), st.booleans())
+def test_what_is_remembered_changes_no_event(
+    sent: list[tuple[bytes, list[Shown]]], places: list[int], times: int, each: bool
+) -> None:
+    pieces = split_at(b"".join(data for data, _ in sent), places)
+    if each:
+        repeated = [piece for piece in pieces for _ in range(times)]
+        assert shown(repeated) == shown(repeated, Forgetful)
+    else:
+        assert shown(pieces * times) == [event for _, events in sent * times for event in events]
+
+
+@given(st.lists(st.sampled_from(sorted(name for name, row in ALL.items() if len(row[0]) < 2000)), max_size=2), PLACES)
+def test_what_is_remembered_changes_no_event_of_a_hostile_request(names: list[str], places: list[int]) -> None:
+    pieces = [POLL, *split_at(b"".join(ALL[name][0] for name in names), places), POLL]
+    assert shown(pieces * 2) == shown(pieces * 2, Forgetful)
+
+
+POLL = GET + b"Authorization: Bearer a\r\n\r\n"
+OTHER = GET + b"Authorization: Bearer b\r\n\r\n"
+UPGRADE = GET + b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+
+
+def requests_in(*pieces: bytes) -> list[Request]:
+    parser, found = RequestParser(), []
+    for piece in pieces:
+        parser.feed(piece)
+        while (event := parser.next_event()) is not None:
+            found += [event] if isinstance(event, Request) else []
+    return found
+
+
+def test_a_request_of_the_same_bytes_is_the_same() -> None:
+    first, second, other, back = requests_in(POLL, POLL, OTHER, POLL)
+    assert first is second
+    assert len({id(first), id(other), id(back)}) == 3, "only the last one is remembered"
+    assert dict(other.headers)[b"authorization"] == b"Bearer b"
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        (POLL[:9], POLL[9:]) * 2, (POLL + POLL,) * 2, (POLL + POLL[:-1], POLL[-1:]), (POLL + b"G", POLL[1:]),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\na",) * 2,
+        (POLL[:-2] + b"Expect: 100-continue\r\n\r\n",) * 2, (POLL[:-2] + b"A: " + b"a" * 2048 + b"\r\n\r\n",) * 2,
+    ],
+)  # fmt: skip
+def test_no_other_request_is_remembered(pieces: tuple[bytes, ...]) -> None:
+    found = requests_in(*pieces)
+    assert len({id(request) for request in found}) == len(found) >= 2
+
+
+@pytest.mark.parametrize("last", [UPGRADE, POLL[:-2] + b"Connection: close\r\n\r\n", POLL.replace(b"1.1", b"1.0")])
+def test_nothing_follows_the_last_request_if_it_repeats(last: bytes) -> None:
+    assert shown([POLL, last, last]) == shown([POLL, last, last], Forgetful)
+    assert len({id(request) for request in requests_in(POLL, last, last)}) == len(requests_in(POLL, last, last))
