@@ -12,7 +12,6 @@ from certctrl.plane.http.faults import Faults
 from certctrl.plane.http.health import Health
 from certctrl.plane.http.issuing_api import IssuingApi
 from certctrl.plane.http.lifecycle_api import LifecycleApi
-from certctrl.plane.http.measuring import Measured
 from certctrl.plane.http.middleware import App, Middleware
 from certctrl.plane.http.operator_api import OperatorApi
 from certctrl.plane.http.operator_resources import OperatorResources
@@ -42,6 +41,6 @@ def make_app(plane: Plane, *, faults: Faults | None = None) -> App:
         *push.operator_routes(),
         *ApprovalPage(plane).routes(),
     ]
-    app: App = Middleware(plane, DirectRoutes(of_devices, Router(routes, redirect_slashes=False)))
-    app = app if faults is None else faults.around(app)
-    return Measured(plane.counters, app, (route.path for route in routes))
+    inner = DirectRoutes(of_devices, Router(routes, redirect_slashes=False))
+    app = Middleware(plane, inner, (route.path for route in routes))
+    return app if faults is None else faults.around(app)

@@ -16,7 +16,7 @@ import trio
 from certctrl.plane.http import garbage
 from certctrl.plane.http.framing import CONTINUE, ResponseFraming, refusal, switching
 from certctrl.plane.http.memo import MEMO, remembered
-from certctrl.plane.http.middleware import SWITCH, WEBSOCKET, App, Message, Scope
+from certctrl.plane.http.middleware import GONE, SWITCH, WEBSOCKET, App, Message, Scope
 from certctrl.plane.http.parsing import END, Event, Refusal, Request, RequestParser
 from certctrl.plane.http.plain_stream import PlainStream
 from certctrl.plane.http.proxies import Address
@@ -230,7 +230,9 @@ class _Exchange:
         """Let the application answer; an exception before its response becomes a 500, later it ends the connection."""
         connection = self._connection
         try:
-            await connection.app(connection.scope(self._request), self.receive, self.send)
+            scope = connection.scope(self._request)
+            scope[GONE] = self.gone
+            await connection.app(scope, self.receive, self.send)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             raise
         except Exception as error:
@@ -278,6 +280,13 @@ class _Exchange:
             return _DISCONNECT
         self._read = True
         return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def gone(self) -> None:
+        """Return when the client has left; a body is skipped."""
+        self._read = self._read or self._connection.take_end()
+        message = await (self._disconnect() if self._read else self.receive())
+        while message["type"] != "http.disconnect":
+            message = await self.receive()
 
     async def _disconnect(self) -> Message:
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, assert_never
 from urllib.parse import quote
 
@@ -26,7 +26,7 @@ from certctrl.plane.http.answers import data_answer, empty_answer, json_answer, 
 from certctrl.plane.http.authentication import Authenticator, ForDevices, address_of, etag_of
 from certctrl.plane.http.bodies import body_of, read_as
 from certctrl.plane.http.memo import MEMO, remembered
-from certctrl.plane.http.middleware import error_response_of
+from certctrl.plane.http.middleware import GONE, error_response_of
 from certctrl.plane.http.reading import LARGE_BODY_CAP, clean_line, query_of, read_object, whole_number
 from certctrl.plane.http.routing import SELF
 from certctrl.plane.limits import caller_of
@@ -143,7 +143,7 @@ class DeviceApi:
             poll = or_error(remembered, request.scope.get(MEMO), _poll_of, request)
             _, held = await self._authenticator.as_device_alike(request, self._polls, poll)
             copied = await plane.clones.note(held.session, held.poll.instance)
-            page = await plane.polls.finish(held, waiter, _Disconnect(request).wait)
+            page = await plane.polls.finish(held, waiter, _gone(request))
         headers = {"cert-ctrl-copies": "suspected"} if copied else {}
         if plane.polls.draining:
             cursor = held.poll.cursor if page.signals else page.cursor
@@ -280,8 +280,13 @@ class DeviceApi:
         return data_answer(await self._authenticator.as_device(request, lambda session: read(session.device_id)))
 
 
+def _gone(request: Request) -> Callable[[], Awaitable[object]]:
+    """Return a function that returns when the client of a request has left."""
+    return request.scope.get(GONE) or _Disconnect(request).wait
+
+
 class _Disconnect:
-    """The end of a request's connection."""
+    """The end of a request's connection, where the server does not tell it."""
 
     def __init__(self, request: Request) -> None:
         self._receive = request.receive

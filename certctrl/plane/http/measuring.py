@@ -1,15 +1,12 @@
-"""Measured: count all requests by method, route and status, around the whole application.
+"""Measuring: the labels under which requests are counted.
 
-Labels are bounded: methods and routes that the plane does not have are ``other``.
+They are bounded: methods and routes that the plane does not have are ``other``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from time import perf_counter
-
-from certctrl.plane.health.counters import PlaneCounters
-from certctrl.plane.http.middleware import App, Message, Receive, Scope, Send
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 OTHER = "other"
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE"))
@@ -40,29 +37,7 @@ class Routes:
         return OTHER
 
 
-class Measured:
-    """An application whose requests are counted."""
-
-    def __init__(self, counters: PlaneCounters, inner: App, paths: Iterable[str]) -> None:
-        self._counters = counters
-        self._inner = inner
-        self._routes = Routes(paths)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._inner(scope, receive, send)
-            return
-        status, started = "none", perf_counter()
-
-        async def sending(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = str(message["status"])
-            await send(message)
-
-        try:
-            await self._inner(scope, receive, sending)
-        finally:
-            seconds = None if b"wait=" in scope.get("query_string", b"") else perf_counter() - started
-            method = scope["method"] if scope["method"] in _METHODS else OTHER
-            self._counters.request(method, self._routes.route_of(scope["path"]), status, seconds)
+def method_of(scope: Mapping[str, Any]) -> str:
+    """Return the method of a request, or ``other``."""
+    method: str = scope["method"]
+    return method if method in _METHODS else OTHER

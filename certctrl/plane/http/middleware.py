@@ -1,4 +1,4 @@
-"""The outermost layer of the ASGI application: errors, common headers, and unread bodies."""
+"""The outermost layer of the ASGI application: errors, common headers, unread bodies, and counts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import random
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from email.utils import formatdate
+from time import perf_counter
 from typing import Any
 
 import trio
@@ -19,6 +20,7 @@ from certctrl.plane.errors import ErrorResponse, bad_request, unavailable
 from certctrl.plane.health.problems import ProblemName
 from certctrl.plane.health.storage_check import MAX_BACKLOG, problem_of
 from certctrl.plane.http.answers import error_answer
+from certctrl.plane.http.measuring import Routes, method_of
 from certctrl.plane.http.reading import bearer_token
 from certctrl.protocol.wire.push import STREAM_PATH
 
@@ -42,42 +44,59 @@ SWITCH = "certctrl.switch"
 
 That response has under this key an asynchronous function, which gets the connection and speaks the other protocol.
 """
+GONE = "certctrl.gone"
+"""Key of a scope's asynchronous function that returns when the client has left; absent: ask ``receive``."""
 _CLOSE = (b"connection", b"close")
 
 log = logging.getLogger("certctrl.Plane")
 
 
 class Middleware:
-    """Wraps the routes: turns errors into responses, dates responses, closes connections of a stopping plane."""
+    """Wraps the routes: turns errors into responses, dates and counts them, closes connections of a stopping plane.
 
-    def __init__(self, plane: Plane, inner: App) -> None:
+    One layer does all of this, because each costs every poll.
+    """
+
+    def __init__(self, plane: Plane, inner: App, paths: Iterable[str]) -> None:
+        """``paths`` are those of the routes, under which requests are counted."""
         self._plane = plane
         self._inner = inner
+        self._routes = Routes(paths)
         self._dated = (0, b"")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await _live(receive, send)
-        elif scope["type"] == "http":
-            await self._answer(scope, _Exchange(self, scope, receive, send))
-
-    async def _answer(self, scope: Scope, exchange: _Exchange) -> None:
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await _live(receive, send)
+            return
+        exchange, began = _Exchange(self, scope, receive, send), perf_counter()
         scope["app"] = self  # makes the router raise instead of responding in plain text
         try:
-            if scope["http_version"] not in _VERSIONS:
-                raise HTTPException(505, "Use HTTP/1.1")
-            if WEBSOCKET in scope.get("extensions", ()) and scope["path"] != STREAM_PATH:
-                raise bad_request(f"This server offers WebSockets at {STREAM_PATH} only")
+            self._refuse_if_foreign(scope)
             self._refuse_if_overloaded(scope)
             await self._inner(scope, exchange.receive, exchange.send)
         except Exception as error:
-            if exchange.started:
+            if exchange.status is not None:
                 raise  # a partial response has been sent: the server must close the connection
-            self._plane.storage_check.note_failure(error)
-            answer = error_answer(error_response_of(error))
-            if isinstance(error, HTTPException):
-                answer.headers.update(error.headers or {})
-            await answer(scope, exchange.receive, exchange.send)
+            await self._answer_error(error, scope, exchange)
+        finally:
+            seconds = None if b"wait=" in scope.get("query_string", b"") else perf_counter() - began
+            status = "none" if exchange.status is None else str(exchange.status)
+            self._plane.counters.request(method_of(scope), self._routes.route_of(scope["path"]), status, seconds)
+
+    async def _answer_error(self, error: Exception, scope: Scope, exchange: _Exchange) -> None:
+        self._plane.storage_check.note_failure(error)
+        answer = error_answer(error_response_of(error))
+        if isinstance(error, HTTPException):
+            answer.headers.update(error.headers or {})
+        await answer(scope, exchange.receive, exchange.send)
+
+    def _refuse_if_foreign(self, scope: Scope) -> None:
+        """Raise an error for another version of HTTP, or a WebSocket where there is none."""
+        if scope["http_version"] not in _VERSIONS:
+            raise HTTPException(505, "Use HTTP/1.1")
+        if WEBSOCKET in scope.get("extensions", ()) and scope["path"] != STREAM_PATH:
+            raise bad_request(f"This server offers WebSockets at {STREAM_PATH} only")
 
     def _refuse_if_overloaded(self, scope: Scope) -> None:
         """Raise ErrorResponse 503, before the body is read, while the database is too slow for the requests.
@@ -106,13 +125,14 @@ class Middleware:
 
 
 class _Exchange:
-    """One request with its response; tracks whether the body is read and the response has started."""
+    """One request with its response; tracks whether the body is read, and the status."""
 
     def __init__(self, middleware: Middleware, scope: Scope, receive: Receive, send: Send) -> None:
         self._middleware = middleware
         self._receive = receive
         self._send = send
-        self.started = False
+        self.status: int | None = None
+        """None until the response has begun."""
         self._unread = _has_body(scope["headers"])
 
     async def receive(self) -> Message:
@@ -125,7 +145,7 @@ class _Exchange:
     async def send(self, message: Message) -> None:
         """Add the common headers; drain an unread body while sending the last part."""
         if message["type"] == "http.response.start":
-            self.started = True
+            self.status = message["status"]
             extra = self._middleware.headers()
             if self._unread and _CLOSE not in extra:
                 extra.append(_CLOSE)

@@ -11,12 +11,10 @@ from starlette.routing import Router
 from certctrl.plane.core import Plane
 from certctrl.plane.http.acme_challenge_api import AcmeChallengeApi
 from certctrl.plane.http.crl_api import CrlApi
-from certctrl.plane.http.measuring import Measured
 from certctrl.plane.http.middleware import App, Middleware
 
 
 def make_plain_app(plane: Plane) -> App:
     """Return the application of the listener without TLS."""
     routes = [*CrlApi(plane).routes(), *AcmeChallengeApi(plane).routes()]
-    app: App = Middleware(plane, Router(routes, redirect_slashes=False))
-    return Measured(plane.counters, app, (route.path for route in routes))
+    return Middleware(plane, Router(routes, redirect_slashes=False), (route.path for route in routes))

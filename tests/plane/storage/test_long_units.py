@@ -15,7 +15,6 @@ import trio.testing
 from engine_plane import new_device, plane_on
 from starlette.requests import Request
 
-from certctrl.errors import DiskError
 from certctrl.plane.ca.x509 import new_key
 from certctrl.plane.core import Plane
 from certctrl.plane.devices.sessions import DeviceSession
