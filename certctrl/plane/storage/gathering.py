@@ -29,8 +29,9 @@ MOMENT = 0.05
 RUSH = 45
 """Reads in a moment that only a rush has, such as after a signal to all: one core is busy with them."""
 
-_TRANSACTIONS = 4
-"""Concurrent transactions: while all are busy, units gather, and the other connections stay free for other requests."""
+_TRANSACTIONS = 3
+"""Concurrent transactions: while all are busy, units gather. Those of changes and of reads together leave connections free
+for the requests of operators."""
 
 
 @lean.define(eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -22,6 +23,7 @@ from certctrl.plane.errors import ErrorResponse, conflict
 from certctrl.plane.polls import Poll
 from certctrl.plane.storage.database import Database
 from certctrl.plane.storage.gathering import _TRANSACTIONS, MOMENT, MOST_TOGETHER, RUSH, Gathering, Rush
+from certctrl.plane.storage.postgres import CONNECTIONS
 from certctrl.plane.storage.signal_stream import Page, Waiter
 from certctrl.plane.storage.sqlite import SqliteDatabase
 
@@ -196,6 +198,23 @@ async def test_units_gather_while_all_transactions_are_busy(plane: Plane, monkey
         ended.set()
     assert sizes == [1] * _TRANSACTIONS + [5]
     assert sorted(done) == list(range(_TRANSACTIONS + 5))
+
+
+async def test_gathered_units_leave_connections_free(open_database: Callable[[], Database]) -> None:
+    """An operator's request does not wait for the devices of a wave, whose changes and reads are gathered."""
+    plane = plane_on(open_database())
+    if plane.database.engine == "SQLite":
+        plane.close()
+        return  # its units of work never wait for each other in a thread
+    may_go_on = threading.Event()
+    async with trio.open_nursery() as nursery:
+        for number in range(4 * CONNECTIONS):
+            nursery.start_soon(plane.work_together, may_go_on.wait, 60)
+            nursery.start_soon(plane.read_alike, lambda items: [may_go_on.wait(60) for _ in items], number)
+            await trio.testing.wait_all_tasks_blocked()
+        with trio.fail_after(30):
+            assert await plane.work(plane.devices.users) == [{"id": 1, "name": "operator"}]
+        may_go_on.set()
 
 
 # --- waves ------------------------------------------------------------------------------------------------------------
