@@ -3,7 +3,8 @@
 Packages; none imports one to its right:
 
     errors, text, backoff ← model ← protocol ← store, net, logs, install ← agent ← cli
-    plane → errors, text, backoff, model, protocol.wire, net.transport, net.tls      sandbox → all but cli
+    plane → errors, text, backoff, model, protocol.wire, net.connections, net.transport, net.tls
+    sandbox → all but cli
 
 ``model``     frozen values            ``protocol``  sans-IO polling policy
 ``store``     the config directory     ``net``       the HTTP client

@@ -32,7 +32,7 @@ from source_code import (
 GROUND = ("errors", "text", "lean", "backoff")
 BELOW_STORE = (*GROUND, "model", "protocol")
 BELOW_PLANE = (
-    *GROUND, "model", "protocol.wire", "net.transport", "net.tls", "net.explain",
+    *GROUND, "model", "protocol.wire", "net.connections", "net.transport", "net.tls", "net.explain",
     "net.metrics_listener", "net.prometheus", "net.challenge_listener",
 )  # fmt: skip
 IN_PLANE = (*BELOW_PLANE, "plane.clock", "plane.errors", "plane.settings", "plane.storage")
@@ -58,8 +58,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "store.deployments": (*BELOW_STORE, "store.disk", "store.layout", "store.decode", "store.structure"),
     "net": BELOW_STORE,
     "net.transport": (
-        *GROUND, "model", "net.explain", "net.http", "net.pools", "net.stream", "net.tls", "net.websocket",
+        *GROUND, "model", "net.connections", "net.explain", "net.http", "net.pools", "net.stream", "net.tls",
+        "net.websocket",
     ),
+    "net.connections": (),
     "net.metrics_listener": (),
     "net.admission": (),
     "net.challenge_listener": ("model.challenges", "net.admission"),
@@ -103,8 +105,8 @@ LAZY_FOR_CLI = ("plane", "sandbox")
 """What `cli` may import inside functions only: a command that is not run costs nothing."""
 
 ONLY_IN: dict[str, tuple[str, ...]] = {
-    "httpx": ("certctrl.net.transport", "certctrl.plane.acme.http"),
-    "httpcore": ("certctrl.net.transport", "certctrl.plane.acme.http"),
+    "httpx": ("certctrl.net.connections", "certctrl.net.transport", "certctrl.plane.acme.http"),
+    "httpcore": ("certctrl.net.connections", "certctrl.net.transport", "certctrl.plane.acme.http"),
     "typer": ("certctrl.cli",),
     "rich": ("certctrl.cli", "certctrl.sandbox.live_table"),
     "h11": (

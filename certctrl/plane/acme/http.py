@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Collection
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import SplitResult, urlsplit
@@ -22,8 +23,9 @@ from certctrl.errors import ConfigError, TlsError, TransportError
 from certctrl.model.answer import Answer
 from certctrl.model.config import is_loopback
 from certctrl.net import explain
+from certctrl.net.connections import BROKEN, KeptConnections, Progress, RequestBody
 from certctrl.net.tls import client_context
-from certctrl.net.transport import BROKEN, ReclaimTransport, RequestBody, read_answer
+from certctrl.net.transport import read_answer
 from certctrl.plane.acme.answers import invalid_answer
 from certctrl.plane.issuers.issuer import IssuerError
 from certctrl.text import one_line
@@ -32,6 +34,7 @@ MAX_ANSWER = 1024 * 1024
 REQUEST_SECONDS = 60.0
 _CONNECT_SECONDS = 20.0
 _CONNECTIONS = 4
+_KEPT_SECONDS = 30.0
 _MAX_URL = 2000
 _PROXY_FIX = "check proxy and the secret proxy_login"
 _AGENT = f"certctrl/{__version__}".encode("ascii")
@@ -65,8 +68,8 @@ class Proxy:
 class HttpCa:
     """`CaHttp` over the network; created by `connected`."""
 
-    def __init__(self, transport: ReclaimTransport, places: CaPlaces, proxy: Proxy | None = None) -> None:
-        self._transport = transport
+    def __init__(self, connections: KeptConnections, places: CaPlaces, proxy: Proxy | None = None) -> None:
+        self._connections = connections
         self._places = places
         self._proxy = proxy.place if proxy else ""
         self._slots = trio.CapacityLimiter(_CONNECTIONS)
@@ -97,10 +100,11 @@ class HttpCa:
 
     async def _exchange(self, request: httpcore.Request, place: str) -> Answer:
         for last_try in (False, True):
-            opened = _Opened()
-            request.extensions["trace"] = opened.note
+            progress = Progress()
             try:
-                return await read_answer(await self._transport.exchange(request), MAX_ANSWER, place)
+                return await self._connections.exchange(
+                    request, partial(read_answer, cap=MAX_ANSWER, place=place), progress
+                )
             except httpcore.ConnectError as error:
                 raise _connect_error(error, place, self._proxy) from None
             except httpcore.ProxyError as error:
@@ -111,22 +115,12 @@ class HttpCa:
             except TransportError as error:  # not HTTP, or too long
                 raise IssuerError(str(error), fix="check directory_url") from None
             except BROKEN as error:
-                if opened.is_new or last_try:  # servers may close idle connections at any time: retry with a new one
+                if progress.is_new or last_try:  # servers may close idle connections at any time: retry with a new one
                     raise IssuerError(
                         f"the connection to {place} broke: {one_line(str(error) or type(error).__name__)}",
                         fix="check the network between the control plane and the CA",
                     ) from None
         raise AssertionError("unreachable")
-
-
-class _Opened:
-    """Whether an exchange opened a connection; ``note`` is the library's trace hook."""
-
-    def __init__(self) -> None:
-        self.is_new = False
-
-    async def note(self, name: str, info: object) -> None:
-        self.is_new |= name == "connection.connect_tcp.started"
 
 
 class CaPlaces:
@@ -199,14 +193,12 @@ async def connected(places: CaPlaces, ca_file: Path | None, proxy: Proxy | None 
         context = client_context([ca_file] if ca_file is not None else [], None, None)
     except ConfigError as error:
         raise IssuerError(error.reason, fix="set ca_file to a readable PEM file", is_permanent=True) from None
-    limits = httpx.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS, keepalive_expiry=30)
     used = None if places.are_local else proxy
-    transport = ReclaimTransport(verify=context, limits=limits, proxy=_httpx_proxy(used))
+    connections = KeptConnections(context=context, keepalive_seconds=_KEPT_SECONDS, proxy=_httpx_proxy(used))
     try:
-        yield HttpCa(transport, places, used)
+        yield HttpCa(connections, places, used)
     finally:
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
-            await transport.aclose()
+        await connections.aclose()
 
 
 def _httpx_proxy(proxy: Proxy | None) -> httpx.Proxy | None:
@@ -225,8 +217,8 @@ def _request(method: str, url: str, place: str, body: bytes | None) -> httpcore.
     ]
     if body is not None:
         headers += [(b"content-type", b"application/jose+json"), (b"content-length", str(len(body)).encode("ascii"))]
-    timeout = {"connect": _CONNECT_SECONDS, "read": None, "write": None, "pool": REQUEST_SECONDS}
     content = None if body is None else RequestBody(body)
+    timeout = {"connect": _CONNECT_SECONDS}
     return httpcore.Request(method, url, headers=headers, content=content, extensions={"timeout": timeout})
 
 
