@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Collection
 from functools import partial
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import SplitResult, urlsplit
@@ -37,7 +38,7 @@ _CONNECTIONS = 4
 _KEPT_SECONDS = 30.0
 _MAX_URL = 2000
 _PROXY_FIX = "check proxy and the secret proxy_login"
-_AGENT = f"certctrl/{__version__}".encode("ascii")
+_HEADERS = {"user-agent": f"certctrl/{__version__}", "accept": "*/*", "accept-encoding": "identity"}
 
 
 class CaHttp(Protocol):
@@ -68,8 +69,8 @@ class Proxy:
 class HttpCa:
     """`CaHttp` over the network; created by `connected`."""
 
-    def __init__(self, connections: KeptConnections, places: CaPlaces, proxy: Proxy | None = None) -> None:
-        self._connections = connections
+    def __init__(self, client: httpx.AsyncClient, places: CaPlaces, proxy: Proxy | None = None) -> None:
+        self._client = client
         self._places = places
         self._proxy = proxy.place if proxy else ""
         self._slots = trio.CapacityLimiter(_CONNECTIONS)
@@ -81,46 +82,75 @@ class HttpCa:
     async def request(self, method: str, url: str, body: bytes | None = None) -> Answer:
         """Return the answer, of any status except redirects; raises IssuerError only."""
         place = urlsplit(self.check_url(url)).netloc
+        headers = {"host": place, **_HEADERS} | ({} if body is None else {"content-type": "application/jose+json"})
         answer: Answer | None = None
         with trio.move_on_after(REQUEST_SECONDS):
             async with self._slots:
-                answer = await self._exchange(_request(method, url, place, body), place)
+                answer = await self._exchange(httpx.Request(method, url, headers=headers, content=body), place)
         if answer is None:
             raise IssuerError(
                 f"no complete answer from {place} within {REQUEST_SECONDS:g} s",
                 fix="check the network between the control plane and the CA",
             )
+        return answer
+
+    async def _exchange(self, request: httpx.Request, place: str) -> Answer:
+        try:
+            response = await self._client.send(request)
+        except httpcore.ConnectError as error:
+            raise _connect_error(error, place, self._proxy) from None
+        except httpcore.ProxyError as error:
+            why = one_line(str(error), ascii_only=True)
+            raise IssuerError(f"the proxy {self._proxy} refused to connect to {place}: {why}", fix=_PROXY_FIX) from None
+        except TransportError as error:  # not HTTP, or too long
+            raise IssuerError(str(error), fix="check directory_url") from None
+        except BROKEN as error:
+            raise IssuerError(
+                f"the connection to {place} broke: {one_line(str(error) or type(error).__name__)}",
+                fix="check the network between the control plane and the CA",
+            ) from None
+        return Answer(status=response.status_code, headers=dict(response.headers), body=response.content)
+
+
+class _Transport(httpx.AsyncBaseTransport):
+    """A transport of the HTTP library over kept connections; its responses are complete and within their limits."""
+
+    def __init__(self, connections: KeptConnections) -> None:
+        self._connections = connections
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request, once more if the server had closed a kept connection.
+
+        Raises IssuerError for a redirect, TransportError for an answer beyond its limits, and the exceptions of the
+        connection.
+        """
+        url, content = request.url, request.content
+        sent = httpcore.Request(
+            request.method,
+            httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
+            headers=request.headers.raw,
+            content=RequestBody(content) if content else None,
+            extensions={"timeout": {"connect": _CONNECT_SECONDS}},
+        )
+        read = partial(read_answer, cap=MAX_ANSWER, place=url.netloc.decode("ascii"))
+        progress = Progress()
+        try:
+            answer = await self._connections.exchange(sent, read, progress)
+        except BROKEN:
+            if progress.is_new:
+                raise
+            answer = await self._connections.exchange(sent, read, Progress())
         if 300 <= answer.status < 400:
             where = one_line(answer.headers.get("location", "nowhere"), ascii_only=True)
             raise IssuerError(
-                f"{place} redirects {urlsplit(url).path or '/'} to {where} ({answer.status}), which is not followed",
+                f"{url.netloc.decode('ascii')} redirects {url.path} to {where} ({answer.status}), which is not followed",
                 fix="set directory_url to the URL of the directory itself",
             )
-        return answer
+        return httpx.Response(answer.status, headers=answer.headers, content=answer.body)
 
-    async def _exchange(self, request: httpcore.Request, place: str) -> Answer:
-        for last_try in (False, True):
-            progress = Progress()
-            try:
-                return await self._connections.exchange(
-                    request, partial(read_answer, cap=MAX_ANSWER, place=place), progress
-                )
-            except httpcore.ConnectError as error:
-                raise _connect_error(error, place, self._proxy) from None
-            except httpcore.ProxyError as error:
-                why = one_line(str(error), ascii_only=True)
-                raise IssuerError(
-                    f"the proxy {self._proxy} refused to connect to {place}: {why}", fix=_PROXY_FIX
-                ) from None
-            except TransportError as error:  # not HTTP, or too long
-                raise IssuerError(str(error), fix="check directory_url") from None
-            except BROKEN as error:
-                if progress.is_new or last_try:  # servers may close idle connections at any time: retry with a new one
-                    raise IssuerError(
-                        f"the connection to {place} broke: {one_line(str(error) or type(error).__name__)}",
-                        fix="check the network between the control plane and the CA",
-                    ) from None
-        raise AssertionError("unreachable")
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._connections.aclose()
 
 
 class CaPlaces:
@@ -195,10 +225,9 @@ async def connected(places: CaPlaces, ca_file: Path | None, proxy: Proxy | None 
         raise IssuerError(error.reason, fix="set ca_file to a readable PEM file", is_permanent=True) from None
     used = None if places.are_local else proxy
     connections = KeptConnections(context=context, keepalive_seconds=_KEPT_SECONDS, proxy=_httpx_proxy(used))
-    try:
-        yield HttpCa(connections, places, used)
-    finally:
-        await connections.aclose()
+    cookies = CookieJar(DefaultCookiePolicy(allowed_domains=()))  # ACME has none
+    async with httpx.AsyncClient(transport=_Transport(connections), trust_env=False, cookies=cookies) as client:
+        yield HttpCa(client, places, used)
 
 
 def _httpx_proxy(proxy: Proxy | None) -> httpx.Proxy | None:
@@ -206,20 +235,6 @@ def _httpx_proxy(proxy: Proxy | None) -> httpx.Proxy | None:
         return None
     user, _, password = proxy.login.partition(":")
     return httpx.Proxy(proxy.url, auth=(user, password) if proxy.login else None)
-
-
-def _request(method: str, url: str, place: str, body: bytes | None) -> httpcore.Request:
-    headers = [
-        (b"host", place.encode("ascii")),
-        (b"user-agent", _AGENT),
-        (b"accept", b"*/*"),
-        (b"accept-encoding", b"identity"),
-    ]
-    if body is not None:
-        headers += [(b"content-type", b"application/jose+json"), (b"content-length", str(len(body)).encode("ascii"))]
-    content = None if body is None else RequestBody(body)
-    timeout = {"connect": _CONNECT_SECONDS}
-    return httpcore.Request(method, url, headers=headers, content=content, extensions={"timeout": timeout})
 
 
 def _connect_error(error: httpcore.ConnectError, place: str, proxy: str) -> IssuerError:
