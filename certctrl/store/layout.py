@@ -13,6 +13,8 @@ ALIAS = "+"
 OWN_MARK = "+"
 """Separates name and id of a certificate that is not the first one with its name; `safe_name` never returns it."""
 PUBLIC_MODE = 0o644
+_PLAIN = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.+?="
+"""Characters of plain names."""
 CA_FILE_PREFIX = "certctrl-"
 """Prefix of the names of CA files in the system trust store; they end with ``-ID.crt``."""
 
@@ -108,14 +110,17 @@ class ConfigDir:
             self.chains / f"{name}.pem": f"../{via}/chain.pem",
         }
 
+    def public_paths(self, name: str) -> tuple[str, ...]:
+        """Return the spec's link paths as text, in the order of `public_links`."""
+        return f"{self.certs}/{name}.crt", f"{self.certs}/{name}.key", f"{self.chains}/{name}.pem"
+
 
 def is_plain_name(text: str) -> bool:
     """Return whether the agent could have given this name to a certificate, a generation or one of its files.
 
     Names from files become parts of paths only after this check. ``?`` and ``=`` are for the alias of a keystore.
     """
-    plain = text.isascii() and all(c.isalnum() or c in "-_.+?=" for c in text)
-    return plain and 0 < len(text) <= 224 and text[0] not in ".-+"
+    return 0 < len(text) <= 224 and text[0] not in ".-+" and not text.strip(_PLAIN)
 
 
 def safe_name(domain: str) -> str:

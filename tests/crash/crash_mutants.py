@@ -176,15 +176,12 @@ def access_token_first() -> None:
 
 @mutant(RENEW, "kill")
 def link_moved_away_first() -> None:
-    def swap(fs: Any, parent: Handle, name: str, text: str) -> bool:
+    def replace(fs: Any, parent: Handle, name: str, text: str) -> None:
         if fs.lstat(name, at=parent) is not None:
-            if fs.readlink(name, at=parent) == text:
-                return False
             fs.unlink(name, at=parent)
         fs.symlink(text, name, at=parent)
-        return True
 
-    patch(generations, "swap_link_at", swap)
+    patch(generations, "replace_link_at", replace)
 
 
 @mutant(RENEW, "kill")

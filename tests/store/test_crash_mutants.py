@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from crash_exploration import explore
-from crash_protocol import NAME
 from crash_protocols import (
     Copies,
     CopiesEach,
@@ -58,25 +57,16 @@ def contents_not_synced(patch: pytest.MonkeyPatch) -> None:
 
 
 def generation_not_durable_before_the_link(patch: pytest.MonkeyPatch) -> None:
-    real = generations.sync_all
-
-    def sync_all(fs: Fs, handles: list[Handle]) -> None:
-        if not any(handle.path.endswith(NAME) for handle in handles):
-            real(fs, handles)
-
-    patch.setattr(generations, "sync_all", sync_all)
+    patch.setattr(generation_files.GenerationFiles, "sync_homes", lambda self, names: None)
 
 
 def link_moved_away_first(patch: pytest.MonkeyPatch) -> None:
-    def swap(fs: Fs, parent: Handle, name: str, text: str) -> bool:
+    def replace(fs: Fs, parent: Handle, name: str, text: str) -> None:
         if fs.lstat(name, at=parent) is not None:
-            if fs.readlink(name, at=parent) == text:
-                return False
             fs.unlink(name, at=parent)
         fs.symlink(text, name, at=parent)
-        return True
 
-    patch.setattr(generations, "swap_link_at", swap)
+    patch.setattr(generations, "replace_link_at", replace)
 
 
 def mode_set_late(patch: pytest.MonkeyPatch) -> None:

@@ -58,7 +58,7 @@ class Context:
 
     def links_of(self, record: CertRecord) -> tuple[str, ...]:
         """Return the paths of a certificate in ``certs/``."""
-        return tuple(map(str, self.layout.public_links(self.public.get(record.cert_id, record.name))))
+        return self.layout.public_paths(self.public.get(record.cert_id, record.name))
 
     @classmethod
     def of(cls, *, random: Callable[[], float], steady_now: Callable[[], float], **given: Any) -> Context:

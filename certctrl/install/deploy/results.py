@@ -146,7 +146,7 @@ class Results:
     def _is_settled(self, record: CertRecord, live: str, targets: Sequence[str]) -> bool:
         """Return whether the record of an unaffected certificate is already right, as for most of a large group."""
         proven = record.generation == live == record.activated and record.stage is Stage.ACTIVATED
-        same_targets = record.targets[len(self.context.layout.public_links("")) :] == tuple(targets)
+        same_targets = record.targets[len(self.context.layout.public_paths("")) :] == tuple(targets)
         return proven and same_targets and (not record.failing or bool(record.staged))
 
     def failed(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -17,9 +17,9 @@ from cattrs import Converter
 from certctrl import lean
 from certctrl.errors import DiskError, StateCorruptError
 from certctrl.store import decode
-from certctrl.store.disk.atomic import read_bytes, swap_link_at
+from certctrl.store.disk.atomic import link_text, read_bytes, swap_link_at
 from certctrl.store.disk.fs import FileKind, Fs, Handle, closing
-from certctrl.store.layout import DIR_MODE, PUBLIC_MODE, SECRET_MODE, ConfigDir, is_plain_name
+from certctrl.store.layout import ALIAS, DIR_MODE, PUBLIC_MODE, SECRET_MODE, ConfigDir, is_plain_name
 from certctrl.store.structure import Mismatch, structure, tolerant_converter
 
 TEMP = ".tmp-"
@@ -51,7 +51,8 @@ def _converter() -> Converter:
 
 def identify(files: Mapping[str, str], facts: Mapping[str, Any]) -> str:
     """Return the id of a generation, a hash of its files' hashes and its facts."""
-    text = json.dumps({"files": dict(files), "facts": dict(facts)}, sort_keys=True, separators=(",", ":"))
+    plain = {"files": dict(files), "facts": dict(facts)}
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -65,10 +66,14 @@ def sync_all(fs: Fs, handles: Sequence[Handle]) -> None:
 
 def remove_tree(fs: Fs, parent: Handle, name: str) -> None:
     """Remove a directory tree, private keys first; links are removed, not followed."""
-    if (found := fs.lstat(name, at=parent)) is not None and found.kind is not FileKind.DIR:
+    try:
+        opened = fs.open_dir(name, at=parent)
+    except DiskError as error:  # rarely a file or a link
+        if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+            raise
         fs.unlink(name, at=parent)
         return
-    with closing(fs, fs.open_dir(name, at=parent)) as directory:
+    with closing(fs, opened) as directory:
         for entry in sorted(fs.listdir(directory), key=lambda entry: (entry in _PUBLIC or entry == MANIFEST, entry)):
             try:
                 fs.unlink(entry, at=directory)
@@ -126,33 +131,35 @@ class GenerationFiles:
 
     def live_id(self, name: str) -> str | None:
         """Return the id that the live link leads to; None without a link."""
-        link = self._layout.live_link(name)
-        found = self._fs.lstat(link)
+        link = f"{self._layout.live}/{name}"
+        found = link_text(self._fs, link)
         if found is None:
             return None
-        if found.kind is FileKind.LINK:
-            up, home, owner, generation, *more = [*self._fs.readlink(link).split("/"), "", "", "", ""]
-            if (
-                (up, home, owner) == ("..", self._layout.generations.name, name)
-                and is_plain_name(generation)
-                and not any(more)
-            ):
-                return generation
+        start = self._live_start(name)
+        if found.startswith(start) and is_plain_name(generation := found[len(start) :]):
+            return generation
         raise StateCorruptError(
             f"{link} does not lead to a generation of {name}",
-            path=str(link),
+            path=link,
             fix=f"remove {link}; the agent then fetches the certificate again",
         )
 
+    def _live_start(self, name: str) -> str:
+        return f"../{self._layout.generations.name}/{name}/"
+
+    def live_text(self, name: str, generation: str) -> str:
+        """Return the text of the live link to a generation."""
+        return self._live_start(name) + generation
+
     def manifest(self, name: str, generation: str) -> Manifest:
         """Return a manifest that matches its id, from memory until the generation is live."""
-        path = self._layout.generation(name, generation) / MANIFEST
+        path = f"{self._layout.generations}/{name}/{generation}/{MANIFEST}"
         if (cached := self._not_live.get((name, generation))) is not None:
-            return decode.object_of(cached, str(path), _FIX)
+            return decode.object_of(cached, path, _FIX)
         data = read_bytes(self._fs, path, FILE_LIMIT)
         if data is None:
-            raise StateCorruptError(f"{path} is missing", path=str(path), fix=_FIX)
-        return self._checked(decode.object_of(data, str(path), _FIX), generation, str(path))
+            raise StateCorruptError(f"{path} is missing", path=path, fix=_FIX)
+        return self._checked(decode.object_of(data, path, _FIX), generation, path)
 
     def _checked(self, raw: dict[str, Any], generation: str, path: str) -> Manifest:
         try:
@@ -185,22 +192,22 @@ class GenerationFiles:
         """Drop the cached manifest of a generation."""
         self._not_live.pop((name, generation), None)
 
-    def read(self, directory: Path, manifest: Manifest, file: str) -> bytes:
+    def read(self, directory: Path | str, manifest: Manifest, file: str) -> bytes:
         """Return one file of a generation. Raises StateCorruptError if it differs from the manifest."""
-        path = directory / file
+        path = f"{directory}/{file}"
         try:
             data = read_bytes(self._fs, path, FILE_LIMIT) if file in manifest["files"] else None
         except DiskError as error:
             if error.errno not in (0, errno.EFBIG, errno.ELOOP):
                 raise
-            raise StateCorruptError(str(error), path=str(path), fix=_FIX) from None
+            raise StateCorruptError(str(error), path=path, fix=_FIX) from None
         if data is None:
-            raise StateCorruptError(f"{path} is missing", path=str(path), fix=_FIX)
+            raise StateCorruptError(f"{path} is missing", path=path, fix=_FIX)
         if hashlib.sha256(data).hexdigest() != manifest["files"][file]:
-            raise StateCorruptError(f"{path} is not the file that was written there", path=str(path), fix=_FIX)
+            raise StateCorruptError(f"{path} is not the file that was written there", path=path, fix=_FIX)
         return data
 
-    def verify(self, directory: Path, manifest: Manifest) -> None:
+    def verify(self, directory: Path | str, manifest: Manifest) -> None:
         """Read every file of a generation below ``directory``. Raises StateCorruptError if one differs from the manifest."""
         for file in manifest["files"]:
             self.read(directory, manifest, file)
@@ -228,31 +235,37 @@ class GenerationFiles:
 
     # --- writing ------------------------------------------------------------------------------------------
 
-    def make_home(self, name: str) -> None:
-        """Create the directory of a name's generations."""
+    def open_home(self, name: str) -> Handle:
+        """Open the directory of a name's generations, which is created if there is none."""
         if not is_plain_name(name):
             raise ValueError(f"not a name for a certificate's directory: {name!r}")
-        if self._fs.lstat(self._layout.generations / name) is not None:
-            return
+        try:
+            return self._fs.open_dir(f"{self._layout.generations}/{name}")
+        except DiskError as error:
+            if error.errno != errno.ENOENT:
+                raise
         self.forget_all(name)
         with closing(self._fs, self._fs.open_dir(self._layout.generations)) as top:
             self._fs.mkdir(name, DIR_MODE, at=top)
+            return self._fs.open_dir(name, at=top)
 
-    def write(self, name: str, files: Mapping[str, bytes], manifest: Manifest) -> Path:
-        """Write a private temporary directory, the manifest last, and return it; after a failure nothing is left."""
+    def write(self, name: str, home: Handle, files: Mapping[str, bytes], manifest: Manifest) -> Path:
+        """Write a private temporary directory, the manifest last, and return it; after a failure nothing is left.
+
+        ``home``: the open directory of the name's generations.
+        """
         temp, text = f"{TEMP}{self._fs.token()}", decode.to_json(dict(manifest))
-        path = self._layout.generations / name / temp
-        with closing(self._fs, self._fs.open_dir(self._layout.generations / name)) as home:
-            self._fs.mkdir(temp, DIR_MODE, at=home)
-            try:
-                with closing(self._fs, self._fs.open_dir(temp, at=home)) as directory:
-                    for file, data in files.items():
-                        self._write_file(directory, file, data)
-                    self._write_file(directory, MANIFEST, text)
-            except BaseException:
-                with suppress(DiskError):  # the first error is the one to report
-                    self.remove(path, home)
-                raise
+        path = Path(f"{self._layout.generations}/{name}/{temp}")
+        self._fs.mkdir(temp, DIR_MODE, at=home)
+        try:
+            with closing(self._fs, self._fs.open_dir(temp, at=home)) as directory:
+                for file, data in files.items():
+                    self._write_file(directory, file, data)
+                self._write_file(directory, MANIFEST, text)
+        except BaseException:
+            with suppress(DiskError):  # the first error is the one to report
+                self.remove(path, home)
+            raise
         self._not_live[name, manifest["id"]] = text
         return path
 
@@ -305,11 +318,26 @@ class GenerationFiles:
 
         Links that lead through an alias stay: they may belong to another certificate (`public_names`).
         """
-        aliased, changed = self._layout.public_links(name, alias=True), set[Path]()
-        for link, text in self._layout.public_links(name).items():
-            if swap_link_at(self._fs, places[link.parent], link.name, text, keep=aliased[link]):
-                changed.add(link.parent)
+        changed, certs, chains = set[Path](), self._layout.certs, self._layout.chains
+        for place, link, up, file in (
+            (certs, f"{name}.crt", "", "fullchain.pem"),
+            (certs, f"{name}.key", "", "private.key"),
+            (chains, f"{name}.pem", "../", "chain.pem"),
+        ):
+            text, aliased = f"{up}.live/{name}/{file}", f"{up}.live/{ALIAS}{name}/{file}"
+            if swap_link_at(self._fs, places[place], link, text, keep=aliased):
+                changed.add(place)
         return changed
+
+    def sync_homes(self, names: Collection[str]) -> None:
+        """Make the entries of the directories of some names durable; one syncfs for many."""
+        if len(names) >= MANY:
+            with closing(self._fs, self._fs.open_dir(self._layout.generations)) as top:
+                if self._fs.syncfs(top):
+                    return
+        for name in names:
+            with closing(self._fs, self._fs.open_dir(f"{self._layout.generations}/{name}")) as home:
+                self._fs.fsync(home)
 
     def sync_inherited(self) -> None:
         """Make renames durable that an earlier process did not sync."""

@@ -15,8 +15,8 @@ holder of ``daemon.lock``; different names may be staged in different threads.
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import json
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -28,7 +28,7 @@ from certctrl import lean
 from certctrl.errors import DiskError, StateCorruptError
 from certctrl.store.deployments.generation_files import TEMP, GenerationFiles, Manifest, identify, sync_all
 from certctrl.store.deployments.public_names import PublicNames
-from certctrl.store.disk.atomic import is_temp, swap_link_at
+from certctrl.store.disk.atomic import is_temp, replace_link_at, swap_link_at
 from certctrl.store.disk.fs import FileKind, Fs, Handle, closing
 from certctrl.store.layout import ALIAS, ConfigDir
 
@@ -97,18 +97,18 @@ class GenerationStore:
         ``files``: file name -> bytes. ``facts``: JSON, part of the identity.
         """
         hashes = {file: hashlib.sha256(data).hexdigest() for file, data in sorted(files.items())}
-        plain_facts = json.loads(json.dumps(dict(facts), sort_keys=True, allow_nan=False))
-        wanted = identify(hashes, plain_facts)
+        wanted = identify(hashes, facts)
         pending = self._still_wanted(name, wanted)
         if pending is not None and self._fs.lstat(pending.path) is not None:
             return pending
-        self._files.make_home(name)
-        found = self._reuse(name, wanted)
-        if isinstance(found, Staged):
-            return found
-        number = 1 + max((number for number, _ in self._files.known(name)), default=0)
-        manifest: Manifest = {"id": found, "number": number, "name": name, "files": hashes, "facts": plain_facts}
-        path = self._files.write(name, files, manifest)
+        with closing(self._fs, self._files.open_home(name)) as home:
+            found = self._reuse(name, home, wanted)
+            if isinstance(found, Staged):
+                return found
+            number = 1 + max((number for number, _ in self._files.known(name)), default=0)
+            sorted_facts = dict(sorted(facts.items()))
+            manifest: Manifest = {"id": found, "number": number, "name": name, "files": hashes, "facts": sorted_facts}
+            path = self._files.write(name, home, files, manifest)
         self._verified.add((name, found))
         staged = Staged(name=name, id=found, path=path, unchanged=False, files=tuple(hashes), number=number)
         self._pending.setdefault(name, {})[found] = (path, ref(staged))
@@ -137,13 +137,13 @@ class GenerationStore:
         self._verified.discard((name, generation))
         self._files.forget(name, generation)
 
-    def _reuse(self, name: str, wanted: str) -> Staged | str:
-        """Return an equal generation that is whole, or the id for a new one.
+    def _reuse(self, name: str, home: Handle, wanted: str) -> Staged | str:
+        """Return an equal generation that is whole, or the id for a new one; ``home``: the open directory.
 
         A damaged one is removed, unless it is live and so has readers: then its replacement gets an id with a suffix.
         """
         generation, count = wanted, 0
-        while self._fs.lstat(self.path(name, generation)) is not None:
+        while self._fs.lstat(generation, at=home) is not None:
             live = self.live_id(name)
             if (manifest := self._files.manifest_if_whole(name, generation)) is not None:
                 self._verified.add((name, generation))
@@ -180,22 +180,16 @@ class GenerationStore:
 
     def settle(self, staged: Sequence[Staged]) -> None:
         """Make generations durable under their ids, so that they survive a crash; one syncfs for any number."""
-        fresh = [one for one in {(one.name, one.id): one for one in staged}.values() if one.is_temporary]
+        new = [one for one in {(one.name, one.id): one for one in staged}.values() if one.is_temporary]
+        fresh = [one for one in new if one.id in self._pending.get(one.name, ())]  # others were settled before
         unsynced = [one for one in staged if not one.is_temporary and (one.name, one.id) not in self._durable]
-        fresh = [one for one in fresh if self._fs.lstat(one.path) is not None]  # otherwise settled before
         if fresh:
             self._files.sync_contents([one.path for one in fresh])
-        with ExitStack() as stack:
-            homes: dict[str, Handle] = {}
-            for one in (*fresh, *unsynced):
-                if one.name not in homes:
-                    home = self._fs.open_dir(self._layout.generations / one.name)
-                    homes[one.name] = stack.enter_context(closing(self._fs, home))
-            for one in fresh:
-                self._fs.rename(one.path.name, one.id, at=homes[one.name])
-                self._files.note_settled(one.name, one.number, one.id)
-                self._pending.get(one.name, {}).pop(one.id, None)
-            sync_all(self._fs, list(homes.values()))
+        for one in fresh:
+            self._fs.rename(str(one.path), f"{self._layout.generations}/{one.name}/{one.id}")
+            self._files.note_settled(one.name, one.number, one.id)
+            self._pending[one.name].pop(one.id, None)
+        self._files.sync_homes({one.name: None for one in (*fresh, *unsynced)}.keys())
         self._durable.update((one.name, one.id) for one in staged)
 
     # --- switching ----------------------------------------------------------------------------------------
@@ -211,10 +205,10 @@ class GenerationStore:
             if generation is not None and (name, generation) not in self._verified:
                 self._need_whole(name, generation)
         try:
-            self._switch_links(to)
+            self._switch_links(to, before)
             for name, generation in to.items():
                 if generation is not None:
-                    self._files.verify(self._layout.live_link(name), self._files.manifest(name, generation))
+                    self._files.verify(f"{self._layout.live}/{name}", self._files.manifest(name, generation))
         except DiskError:
             self._restore_links(before)
             raise
@@ -230,7 +224,8 @@ class GenerationStore:
             with closing(self._fs, self._fs.open_dir(self._layout.generations / name)) as home:
                 self._fs.fsync(home)
 
-    def _switch_links(self, to: Mapping[str, str | None]) -> None:
+    def _switch_links(self, to: Mapping[str, str | None], before: Mapping[str, str | None] | None = None) -> None:
+        """Point links at generations, durably; ``before``: the live ones, if they have just been read."""
         with ExitStack() as stack:
             places = {
                 path: stack.enter_context(closing(self._fs, self._fs.open_dir(path)))
@@ -240,8 +235,11 @@ class GenerationStore:
             for name, generation in to.items():
                 if generation is not None:
                     touched |= self._files.link_public(name, places)
-                    text = f"../{self._layout.generations.name}/{name}/{generation}"
-                    swap_link_at(self._fs, places[self._layout.live], name, text)
+                    text = self._files.live_text(name, generation)
+                    if before is None:
+                        swap_link_at(self._fs, places[self._layout.live], name, text)
+                    elif before[name] != generation:
+                        replace_link_at(self._fs, places[self._layout.live], name, text)
                 elif self._fs.lstat(name, at=places[self._layout.live]) is not None:
                     self._fs.unlink(name, at=places[self._layout.live])
             sync_all(self._fs, [places[path] for path in sorted(touched)])
@@ -285,14 +283,19 @@ class GenerationStore:
         return len(doomed)
 
     def _remove(self, name: str, generations: Sequence[str]) -> None:
-        with closing(self._fs, self._fs.open_dir(self._layout.generations / name)) as home:
+        place = f"{self._layout.generations}/{name}"
+        with closing(self._fs, self._fs.open_dir(place)) as home:
             for generation in generations:
-                doomed = self._layout.generations / name / f"{TEMP}{self._fs.token()}"
-                found = self._fs.lstat(generation, at=home)
-                if found is not None:
+                doomed = Path(f"{place}/{TEMP}{self._fs.token()}")
+                is_here = True
+                try:
                     self._fs.rename(generation, doomed.name, at=home)
+                except DiskError as error:
+                    if error.errno != errno.ENOENT:
+                        raise
+                    is_here = False  # it was removed by hand
                 self._forget(name, generation)
-                if found is not None:  # otherwise it was removed by hand
+                if is_here:
                     self._files.remove(doomed, home)
 
     def sweep(self) -> int:

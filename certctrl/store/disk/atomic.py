@@ -115,11 +115,28 @@ def remove_file(fs: Fs, path: Path, *, durable: bool = True) -> bool:
     return True
 
 
+def link_text(fs: Fs, path: str | Path, at: Handle | None = None) -> str | None:
+    """Return where a link leads; None if nothing has this name, empty text if it is not a link."""
+    try:
+        return fs.readlink(path, at=at)
+    except DiskError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            return None
+        if error.errno == errno.EINVAL:
+            return ""
+        raise
+
+
 def swap_link_at(fs: Fs, parent: Handle, name: str, text: str, *, keep: str = "") -> bool:
     """Point the link ``name`` in an open directory at ``text``; False if it leads there, or to ``keep``. No fsync."""
-    found = fs.lstat(name, at=parent)
-    if found is not None and found.kind is FileKind.LINK and fs.readlink(name, at=parent) in (text, keep):
+    if (found := link_text(fs, name, parent)) and found in (text, keep):
         return False
+    replace_link_at(fs, parent, name, text)
+    return True
+
+
+def replace_link_at(fs: Fs, parent: Handle, name: str, text: str) -> None:
+    """Replace the entry ``name`` in an open directory by a link to ``text``. No fsync."""
     temp = temp_name(fs, name)
     fs.symlink(text, temp, at=parent)
     try:
@@ -128,7 +145,6 @@ def swap_link_at(fs: Fs, parent: Handle, name: str, text: str, *, keep: str = ""
         with suppress(DiskError):  # otherwise it is swept at the next start
             fs.unlink(temp, at=parent)
         raise
-    return True
 
 
 def read_bytes(

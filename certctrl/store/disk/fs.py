@@ -12,7 +12,6 @@ import fcntl
 import os
 import stat
 from collections.abc import Callable
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -46,123 +45,156 @@ class RealFs:
 
     def create(self, path: str | Path, mode: int, at: Handle | None = None) -> Handle:
         handle = self._open("create", path, at, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        with _boundary("set the mode of", handle.path):
-            os.fchmod(handle.fd, mode)  # the umask may have removed bits
+        self.chmod(handle, mode)  # the umask may have removed bits
         return handle
 
     def read(self, handle: Handle, limit: int) -> bytes:
         parts: list[bytes] = []
-        with _boundary("read", handle.path):
+        try:
             while limit > 0 and (part := os.read(handle.fd, min(limit, _CHUNK))):
                 parts.append(part)
                 limit -= len(part)
+        except _FAULTS as error:
+            raise _fault("read", handle.path, error) from error
         return b"".join(parts)
 
     def write(self, handle: Handle, data: bytes) -> None:
-        rest = memoryview(data)
-        with _boundary("write", handle.path):
-            while rest:
-                if not (count := os.write(handle.fd, rest)):
+        try:
+            count = os.write(handle.fd, data)
+            while count < len(data):  # rare: the rest of a short write
+                data = data[count:]
+                if not (count := os.write(handle.fd, data)):
                     raise OSError(errno.EIO, os.strerror(errno.EIO))
-                rest = rest[count:]
+        except _FAULTS as error:
+            raise _fault("write", handle.path, error) from error
 
     def truncate(self, handle: Handle, size: int) -> None:
-        with _boundary("truncate", handle.path):
+        try:
             os.ftruncate(handle.fd, size)
+        except _FAULTS as error:
+            raise _fault("truncate", handle.path, error) from error
 
     def allocate(self, handle: Handle, size: int) -> None:
-        with _boundary("reserve space for", handle.path):
+        try:
             os.posix_fallocate(handle.fd, 0, size)
+        except _FAULTS as error:
+            raise _fault("reserve space for", handle.path, error) from error
 
     def chmod(self, handle: Handle, mode: int) -> None:
-        with _boundary("set the mode of", handle.path):
+        try:
             os.fchmod(handle.fd, mode)
+        except _FAULTS as error:
+            raise _fault("set the mode of", handle.path, error) from error
 
     def chown(self, handle: Handle, uid: int, gid: int) -> None:
-        with _boundary("set the owner of", handle.path):
+        try:
             os.fchown(handle.fd, uid, gid)
+        except _FAULTS as error:
+            raise _fault("set the owner of", handle.path, error) from error
 
     def attributes(self, handle: Handle) -> dict[str, bytes]:
-        with _boundary("read the attributes of", handle.path):
-            try:
-                names = os.listxattr(handle.fd)
-            except OSError as error:
-                if error.errno in (errno.ENOTSUP, errno.ENOSYS):
-                    return {}
-                raise
+        try:
+            names = os.listxattr(handle.fd)
             return {name: os.getxattr(handle.fd, name) for name in names if is_kept(name)}
+        except _FAULTS as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOTSUP, errno.ENOSYS):
+                return {}
+            raise _fault("read the attributes of", handle.path, error) from error
 
     def set_attribute(self, handle: Handle, name: str, value: bytes | None) -> None:
-        with _boundary(f"set {name} of", handle.path):
+        try:
             if value is None:
                 os.removexattr(handle.fd, name)
             else:
                 os.setxattr(handle.fd, name, value)
+        except _FAULTS as error:
+            raise _fault(f"set {name} of", handle.path, error) from error
 
     def fsync(self, handle: Handle) -> None:
-        with _boundary("sync", handle.path):
+        try:
             os.fsync(handle.fd)
+        except _FAULTS as error:
+            raise _fault("sync", handle.path, error) from error
 
     def syncfs(self, handle: Handle) -> bool:
         call = _syncfs_call()
         if call is None:
             return False
-        with _boundary("sync the file system of", handle.path):
-            while code := call(handle.fd):
-                if code != errno.EINTR:
-                    raise OSError(code, os.strerror(code))
+        while code := call(handle.fd):
+            if code != errno.EINTR:
+                error = OSError(code, os.strerror(code))
+                raise _fault("sync the file system of", handle.path, error) from error
         return True
 
     def try_lock(self, handle: Handle) -> bool:
-        with _boundary("lock", handle.path):
-            try:
-                fcntl.flock(handle.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return False
-            return True
+        try:
+            fcntl.flock(handle.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except _FAULTS as error:
+            raise _fault("lock", handle.path, error) from error
+        return True
 
     def close(self, handle: Handle) -> None:
         fd, handle.fd = handle.fd, -1
         if fd < 0:
             return
-        with _boundary("close", handle.path):
-            with suppress(InterruptedError):  # Linux closes it nevertheless
-                os.close(fd)
+        try:
+            os.close(fd)
+        except InterruptedError:  # Linux closes it nevertheless
+            return
+        except _FAULTS as error:
+            raise _fault("close", handle.path, error) from error
 
     def rename(self, old: str | Path, new: str | Path, at: Handle | None = None) -> None:
-        with _boundary("replace", new, at):
+        try:
             os.rename(old, new, src_dir_fd=_fd(at), dst_dir_fd=_fd(at))
+        except _FAULTS as error:
+            raise _fault("replace", _where(new, at), error) from error
 
     def symlink(self, text: str, path: str | Path, at: Handle | None = None) -> None:
-        with _boundary("link", path, at):
+        try:
             os.symlink(text, path, dir_fd=_fd(at))
+        except _FAULTS as error:
+            raise _fault("link", _where(path, at), error) from error
 
     def unlink(self, path: str | Path, at: Handle | None = None) -> None:
-        with _boundary("remove", path, at):
+        try:
             os.unlink(path, dir_fd=_fd(at))
+        except _FAULTS as error:
+            raise _fault("remove", _where(path, at), error) from error
 
     def mkdir(self, path: str | Path, mode: int, at: Handle | None = None) -> None:
-        with _boundary("create", path, at):
+        try:
             os.mkdir(path, mode, dir_fd=_fd(at))
+        except _FAULTS as error:
+            raise _fault("create", _where(path, at), error) from error
 
     def rmdir(self, path: str | Path, at: Handle | None = None) -> None:
-        with _boundary("remove", path, at):
+        try:
             os.rmdir(path, dir_fd=_fd(at))
+        except _FAULTS as error:
+            raise _fault("remove", _where(path, at), error) from error
 
     def listdir(self, handle: Handle) -> list[str]:
-        with _boundary("list", handle.path):
+        try:
             return os.listdir(handle.fd)
+        except _FAULTS as error:
+            raise _fault("list", handle.path, error) from error
 
     def lstat(self, path: str | Path, at: Handle | None = None) -> Stat | None:
-        with _boundary("inspect", path, at):
-            try:
-                return _stat(os.stat(path, dir_fd=_fd(at), follow_symlinks=False))
-            except (FileNotFoundError, NotADirectoryError):
-                return None
+        try:
+            return _stat(os.stat(path, dir_fd=_fd(at), follow_symlinks=False))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except _FAULTS as error:
+            raise _fault("inspect", _where(path, at), error) from error
 
     def fstat(self, handle: Handle) -> Stat:
-        with _boundary("inspect", handle.path):
+        try:
             return _stat(os.fstat(handle.fd))
+        except _FAULTS as error:
+            raise _fault("inspect", handle.path, error) from error
 
     def mount(self, handle: Handle) -> int:
         try:
@@ -172,8 +204,10 @@ class RealFs:
             return 0
 
     def readlink(self, path: str | Path, at: Handle | None = None) -> str:
-        with _boundary("read the link", path, at):
+        try:
             return os.readlink(path, dir_fd=_fd(at))
+        except _FAULTS as error:
+            raise _fault("read the link", _where(path, at), error) from error
 
     def uid(self) -> int:
         return os.geteuid()
@@ -186,8 +220,10 @@ class RealFs:
 
     def _open(self, verb: str, path: str | Path, at: Handle | None, flags: int, mode: int = 0) -> Handle:
         where = _where(path, at)
-        with _boundary(verb, where):
+        try:
             return Handle(os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=_fd(at)), where)
+        except _FAULTS as error:
+            raise _fault(verb, where, error) from error
 
 
 class closing:
@@ -240,27 +276,16 @@ def _fix(code: int, path: str) -> str:
             return f"check {path} and its file system"
 
 
-class _boundary:
-    """Turn a system error in a block into DiskError; the path becomes text only then."""
+_FAULTS = (OSError, ValueError)
+"""What system calls raise; ValueError for a NUL, or for characters that the locale cannot encode."""
 
-    __slots__ = ("_at", "_path", "_verb")
 
-    def __init__(self, verb: str, path: str | Path, at: Handle | None = None) -> None:
-        self._verb = verb
-        self._path = path
-        self._at = at
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError):
-            raise disk_error(self._verb, _where(self._path, self._at), error) from error
-        if isinstance(error, ValueError):  # a NUL, or characters that the locale cannot encode
-            where = ascii(_where(self._path, self._at))
-            raise DiskError(
-                f"cannot {self._verb} {where}: {_unusable(error)}", path=where, errno=errno.EILSEQ, fix=_LOCALE
-            )
+def _fault(verb: str, path: str, error: OSError | ValueError) -> DiskError:
+    """Return the DiskError of a system call."""
+    if isinstance(error, OSError):
+        return disk_error(verb, path, error)
+    where = ascii(path)
+    return DiskError(f"cannot {verb} {where}: {_unusable(error)}", path=where, errno=errno.EILSEQ, fix=_LOCALE)
 
 
 _LOCALE = "use another name, or a UTF-8 locale: LANG=C.UTF-8 in the unit"
