@@ -19,6 +19,7 @@ from certctrl.model.certificate import KeyKind, Wanted
 from certctrl.model.plan import CopyAction, ExecAction, InstallItem, VerifyTls
 from certctrl.model.policy import HostPolicy, NamedCommand, TrustStore
 from certctrl.model.records import Stage
+from certctrl.store.disk.path_walk import steps_to
 
 # --- what the host allows -----------------------------------------------------------------------------------------
 
@@ -125,6 +126,17 @@ async def test_a_plan_names_a_program_that_is_not_the_pinned_one(clock: MockCloc
     assert refusal.item == "r" and f"{script} has changed" in refusal.why and not refusal.setting
     host.allow(commands={"n": NamedCommand(argv=(str(script),), sha256="0" * 64)}, trust_on_first_use=False)
     assert "the policy pins 0000" in (await host.installer.plan(items)).refusals[0].why
+
+
+async def test_a_plan_examines_the_program_of_many_commands_once(
+    clock: MockClock, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walked: list[str] = []
+    monkeypatch.setattr("certctrl.install.process.vetting.steps_to", lambda path: walked.append(path) or steps_to(path))
+    argvs = [("/bin/true", str(n)) for n in range(5)]
+    host.allow(commands=commands(*argvs))
+    await host.installer.plan([ExecAction(id=f"r{n}", ob_id=1, cmd_argv=argv) for n, argv in enumerate(argvs)])
+    assert walked == ["/bin/true"]
 
 
 async def test_remote_commands_off_does_not_apply_to_local_items(clock: MockClock, host: Host) -> None:

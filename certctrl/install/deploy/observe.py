@@ -11,7 +11,7 @@ import pwd
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 
@@ -26,7 +26,7 @@ from certctrl.install.plan.planner import commands_of, plan_for, programs
 from certctrl.install.plan.policy import is_local
 from certctrl.install.plan.retries import without_not_due
 from certctrl.install.plan.values import DesiredCa, DesiredCert, Destination, InstallPlan
-from certctrl.install.process.vetting import file_of, scripts_of, vet_command
+from certctrl.install.process.vetting import file_of, scripts_of, vet_executable, vet_scripts
 from certctrl.model.certificate import CertFacts
 from certctrl.model.paths import path_fault
 from certctrl.model.plan import CopyAction, ExecAction, InstallItem, ObjectType, WriteMethod
@@ -35,6 +35,8 @@ from certctrl.model.records import CaRecord, CertRecord
 from certctrl.store.disk.acl import ACCESS
 from certctrl.store.disk.safe_path import destination_facts
 from certctrl.text import one_line
+
+_T = TypeVar("_T")
 
 
 @lean.frozen(kw_only=True)
@@ -267,7 +269,9 @@ def destination_of(
 def _host(context: Context, items: Sequence[InstallItem], policy: HostPolicy) -> Host:
     copies = [item for item in items if isinstance(item, CopyAction)]
     argvs = commands_of(items, policy)
-    executables = {path: fault for path in dict.fromkeys(argv[0] for argv in argvs) if (fault := _fault((path,)))}
+    executables = {
+        path: fault for path in dict.fromkeys(argv[0] for argv in argvs) if (fault := _fault(vet_executable, path))
+    }
     users = {item.run_as for item in items if isinstance(item, ExecAction)}
     users |= {command.run_as for command in policy.commands.values()}
     return Host(
@@ -275,7 +279,7 @@ def _host(context: Context, items: Sequence[InstallItem], policy: HostPolicy) ->
         users=_ids_of({one for item in copies for one in item.accounts[0]}, lambda name: pwd.getpwnam(name).pw_uid),
         groups=_ids_of({one for item in copies for one in item.accounts[1]}, lambda name: grp.getgrnam(name).gr_gid),
         executables=executables,
-        scripts={argv: fault for argv in argvs if argv[0] not in executables and (fault := _fault(argv))},
+        scripts={argv: fault for argv in argvs if argv[0] not in executables and (fault := _fault(vet_scripts, argv))},
         absent_users=frozenset(user for user in users if user is not None and not _is_user(user)),
         trust_store=system_trust_store(),
     )
@@ -310,9 +314,9 @@ def _is_user(name: str) -> bool:
     return True
 
 
-def _fault(argv: Sequence[str]) -> str:
+def _fault(vet: Callable[[_T], None], what: _T) -> str:
     try:
-        vet_command(argv)
+        vet(what)
     except (CommandError, OSError) as error:
         return str(error)
     return ""

@@ -21,6 +21,11 @@ def vet_command(argv: Sequence[str], pins: Mapping[str, str] = NO_PINS) -> None:
     ``pins``: path -> SHA-256 (hex) of its bytes. Blocks on the disk. Raises CommandError.
     """
     vet_executable(argv[0], pins.get(argv[0]))
+    vet_scripts(argv, pins)
+
+
+def vet_scripts(argv: Sequence[str], pins: Mapping[str, str] = NO_PINS) -> None:
+    """Require that others cannot change the script of a command, as `vet_command` does; not its program."""
     for script in scripts_of(argv):
         vet_file(script, pins.get(script))
 
