@@ -159,24 +159,27 @@ class ModelFs:
         """Return (directory, last component); links on the way are followed, the last one is not."""
         text = str(path)
         here, steps = (ROOT, text.split("/")[1:]) if at is None else (self._open[at.fd][0], text.split("/"))
-        trail: list[int] = []
+        if len(steps) == 1:
+            return here, steps[0]
+        steps.reverse()  # the next step last
+        nodes, trail = self.now, list[int]()
         followed = 0
         while len(steps) > 1:
-            name = steps.pop(0)
+            name = steps.pop()
             if name in ("", "."):
                 continue
             if name == "..":
                 here = trail.pop() if trail else ROOT
                 continue
-            child = self.now[here].entries.get(name)
+            child = nodes[here].entries.get(name)
             if child is None:
                 raise self._fail(errno.ENOENT, "open", text)
-            node = self.now[child]
+            node = nodes[child]
             if node.kind == "link":
                 followed += 1
                 if followed > LINKS_FOLLOWED:
                     raise self._fail(errno.ELOOP, "open", text)
-                steps = node.text.split("/") + steps
+                steps += node.text.split("/")[::-1]
                 if node.text.startswith("/"):
                     here, trail = ROOT, []
             elif node.kind == "dir":

@@ -24,8 +24,8 @@ class Released:
 
 
 def live_fingerprints(world: World) -> set[str]:
-    nodes, root = world.host.disk.now, world.layout.live
-    pems = (file_in(nodes, root / name / "fullchain.pem") for name in names_in(nodes, root) if name[0] != ".")
+    nodes, root = world.host.disk.now, str(world.layout.live)
+    pems = (file_in(nodes, f"{root}/{name}/fullchain.pem") for name in names_in(nodes, root) if name[0] != ".")
     return {leaf_facts(pem)[0] for pem in pems if pem}
 
 

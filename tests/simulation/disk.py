@@ -110,14 +110,14 @@ class SimulatedDisk(ModelFs):
 
 def file_in(nodes: dict[int, Node], path: str | Path) -> bytes | None:
     """Return the bytes of a file in the nodes of a disk (``now`` or ``base``), links followed; None without one."""
-    here, trail, steps = 1, list[int](), str(path).split("/")[1:]
+    here, trail, steps = 1, list[int](), str(path).split("/")[:0:-1]  # the next step last
     for _ in range(100):
         node = nodes.get(here)
         if node is None:
             return None
         if not steps:
             return node.data if node.kind == "file" else None
-        name = steps.pop(0)
+        name = steps.pop()
         if name == "..":
             here = trail.pop() if trail else 1
             continue
@@ -126,7 +126,7 @@ def file_in(nodes: dict[int, Node], path: str | Path) -> bytes | None:
         if child is None or found is None:
             return None
         if found.kind == "link":
-            steps = found.text.split("/") + steps
+            steps += found.text.split("/")[::-1]
             if found.text.startswith("/"):
                 here, trail = 1, []
             continue

@@ -8,6 +8,8 @@ import os
 import random
 import traceback
 from collections.abc import Iterator
+from functools import lru_cache
+from itertools import count
 from typing import Any
 from unittest.mock import patch
 
@@ -20,9 +22,15 @@ from simulation.host import control_stand_in, signals_stand_in
 from simulation.journal import JournalHandler, Violation
 from simulation.world import Setting, World, template
 
+from certctrl.agent.push_link import Link
+from certctrl.model.commands import script_words
+from certctrl.protocol.wire.push import PING_SECONDS
+
 PUSHES = 0.25
 """Share of the shorter histories in push mode: a week would be 24 000 pings."""
 HALF_HOUR, DAY, WEEK = 1800.0, 86_400.0, 604_800.0
+PING = 600.0
+"""Seconds between pings on an idle push socket in histories of a day."""
 
 
 @attrs.frozen(kw_only=True)
@@ -69,8 +77,9 @@ def setting_for(seed: int) -> Setting:
 def run_history(seed: int, setting: Setting | None = None) -> HistoryResult:
     """Run the history of a seed. Raises Violation with everything that is needed to repeat it."""
     template()
-    with stand_ins(), patch("certctrl.agent.retries.CLOCK_INTERVAL", (300.0, 600.0)):
-        return run_seeded(seed, _play, seed, setting or setting_for(seed))  # type: ignore[no-any-return]
+    setting = setting or setting_for(seed)
+    with stand_ins(), patch("certctrl.agent.retries.CLOCK_INTERVAL", (300.0, 600.0)), quiet_sockets(setting):
+        return run_seeded(seed, _play, seed, setting)  # type: ignore[no-any-return]
 
 
 async def _play(seed: int, setting: Setting) -> HistoryResult:
@@ -147,6 +156,24 @@ def stand_ins() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for name, value in STAND_INS.items():
             stack.enter_context(patch(name, value))
+        numbers = count(1)  # random names would make each run of a seed another one
+        stack.enter_context(patch("certctrl.plane.orders.batches._new_name", lambda: f"b-{next(numbers):016x}"))
+        yield
+
+
+@contextlib.contextmanager
+def quiet_sockets(setting: Setting) -> Iterator[None]:
+    """Let an idle push socket ping and poll less often on a day, which would be 3 456 of each."""
+    if setting.span < DAY:
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        for module in ("certctrl.protocol.wire.push", "certctrl.plane.http.websocket"):
+            stack.enter_context(patch(f"{module}.PING_SECONDS", PING))
+        stack.enter_context(patch("certctrl.protocol.wire.push.MAX_PING", PING))
+        stack.enter_context(patch("certctrl.plane.http.websocket._FIRST_PING_SECONDS", 1.2 * PING))
+        later = Link._later
+        stack.enter_context(patch.object(Link, "_later", lambda self, wait: later(self, wait * PING / PING_SECONDS)))
         yield
 
 
@@ -155,6 +182,8 @@ STAND_INS: dict[str, Any] = {
     "certctrl.agent.run.watch_os_signals": signals_stand_in,
     "certctrl.net.calls.LARGE_BODY": float("inf"),  # a thread neither knows the virtual time nor stops it
     "certctrl.agent.reporter.WRITE_EVERY": 1800.0,
+    "certctrl.agent.reporter.release_memory": lambda: None,  # it collects the garbage of all histories
+    "certctrl.install.process.vetting.script_words": lru_cache(script_words),
     "certctrl.agent.retries.CHECK_INTERVAL": 1800.0,
     "certctrl.agent.alert_watch.INTERVAL": (600.0, 1200.0),
 }

@@ -30,7 +30,7 @@ def test_poll_mode_and_features_may_change_at_any_time(chunk: int) -> None:
         run_history(seed, attrs.evolve(setting_for(seed), changing=True, emphasis=BATCHES))
 
 
-@pytest.mark.parametrize("seed", [2, 9])
+@pytest.mark.parametrize("seed", [2, 9, 30_023])
 def test_a_seed_determines_the_history(seed: int) -> None:
     assert run_history(seed).mark == run_history(seed).mark
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import attrs
 import trio
@@ -159,6 +160,14 @@ async def enrol_again(layout: ConfigDir, disk: ModelFs, plane: Plane, network: N
     )  # fmt: skip
 
 
+def database_of(image: bytes) -> SqliteDatabase:
+    """Return a database in memory with the tables of an image, instead of making them all anew."""
+    with patch("certctrl.plane.storage.sqlite.scripts_to_run", lambda version, where: ()):
+        database = SqliteDatabase(None)
+    database._connection.deserialize(image)
+    return database
+
+
 class World:
     """The world of one history; create it inside its Trio run."""
 
@@ -174,7 +183,7 @@ class World:
         self.layout = ConfigDir(self.made.root)
         self.issuer = SimulatedIssuer(self.clock.now)
         self.issuer.count = self.made.issued
-        self.database = SqliteDatabase(None)
+        self.database = database_of(self.made.database)
         self.copies: list[SqliteDatabase] = []
         self.lacking: set[str] = set()
         """Features that the release of the plane lacks."""
@@ -215,8 +224,7 @@ class World:
 
     def lag(self) -> None:
         """Let the resources of the plane stay as they are now, for the host; signals keep coming."""
-        database = SqliteDatabase(None)
-        database._connection.deserialize(self.image())
+        database = database_of(self.image())
         self.copies.append(database)
         replica = Plane(
             None, database, self.made.keyring, settings=self.setting.plane(), wall_now=self.clock.now,
