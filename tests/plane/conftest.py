@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -98,22 +99,21 @@ def own_postgres(need: Callable[[str], str], need_module: Callable[[str], None])
 @pytest.fixture(params=["sqlite", "postgresql"])
 def open_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], Database]]:
     """``open_database()`` opens one and the same database of the engine, each time as another process would."""
-    opened: list[Database] = []
-    if request.param == "sqlite":
-        make: Callable[[], Database] = lambda: SqliteDatabase(tmp_path / "plane.db", trio.to_thread.run_sync)  # noqa: E731
-    else:
-        url = request.getfixturevalue("postgres").database()
-        from certctrl.plane.storage.postgres import PostgresDatabase
+    with contextlib.ExitStack() as stack:
+        if request.param == "sqlite":
+            make: Callable[[], Database] = lambda: SqliteDatabase(tmp_path / "plane.db", trio.to_thread.run_sync)  # noqa: E731
+        else:
+            from certctrl.plane.storage.postgres import PostgresDatabase
 
-        make = lambda: PostgresDatabase(url)  # noqa: E731
+            url = stack.enter_context(request.getfixturevalue("postgres").lent_database())
+            make = lambda: PostgresDatabase(url)  # noqa: E731
 
-    def open_one() -> Database:
-        opened.append(make())
-        return opened[-1]
+        def open_one() -> Database:
+            opened = make()
+            stack.callback(opened.close)
+            return opened
 
-    yield open_one
-    for database in opened:
-        database.close()
+        yield open_one
 
 
 @pytest.fixture

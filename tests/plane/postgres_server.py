@@ -19,10 +19,22 @@ SETTINGS = """
 listen_addresses = ''
 unix_socket_directories = '{socket}'
 fsync = off
+full_page_writes = off
+autovacuum = off
 shared_buffers = 16MB
 max_connections = 60
 dynamic_shared_memory_type = mmap
 """
+EMPTIED = """
+SET lock_timeout = '2s'; SET session_replication_role = replica;
+DO $$ DECLARE one name; BEGIN
+FOR one IN SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'schema_version' LOOP
+EXECUTE 'DELETE FROM ' || quote_ident(one); END LOOP;
+FOR one IN SELECT sequencename FROM pg_sequences WHERE schemaname = 'public' LOOP
+PERFORM setval(quote_ident(one), 1, false); END LOOP;
+END $$
+"""
+"""Empties all tables, whatever refers to them; TRUNCATE would take several times as long for small tables."""
 _ACCOUNTS = ("postgres", "nobody")
 
 
@@ -53,6 +65,7 @@ class PostgresServer:
     _psql: list[str]
     _process: subprocess.Popen[bytes] | None = None
     _made: int = 0
+    _lent: list[str] = attrs.field(factory=list)
 
     def start(self) -> None:
         """Start the server and wait until it answers."""
@@ -107,11 +120,27 @@ class PostgresServer:
         self.sql(f"CREATE DATABASE {name}")
         return f"postgresql://{self.user}@/{name}?host={quote(str(self.root), safe='')}"
 
+    @contextlib.contextmanager
+    def lent_database(self) -> Iterator[str]:
+        """Provide the URL of a database with the tables of this release and without rows, at most.
+
+        The next test gets the same one: to create a database and its tables takes 17 times as long as to empty it. One
+        that cannot be emptied, because something still uses it, is left alone.
+        """
+        url = self._lent.pop() if self._lent else self.database()
+        yield url
+        name = url.partition("?")[0].rpartition("/")[2]
+        if self._run_sql(EMPTIED, name).returncode == 0:
+            self._lent.append(url)
+
     def sql(self, statement: str, database: str = "postgres") -> str:
         """Run a statement as the superuser; return what psql prints."""
-        done = subprocess.run([*self._psql, "-d", database, "-c", statement], capture_output=True, text=True)
+        done = self._run_sql(statement, database)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
+
+    def _run_sql(self, statement: str, database: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*self._psql, "-d", database, "-c", statement], capture_output=True, text=True)
 
 
 @contextlib.contextmanager

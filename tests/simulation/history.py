@@ -7,9 +7,10 @@ import logging
 import os
 import random
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from itertools import count
+from types import MappingProxyType
 from typing import Any
 from unittest.mock import patch
 
@@ -78,7 +79,7 @@ def run_history(seed: int, setting: Setting | None = None) -> HistoryResult:
     """Run the history of a seed. Raises Violation with everything that is needed to repeat it."""
     template()
     setting = setting or setting_for(seed)
-    with stand_ins(), patch("certctrl.agent.retries.CLOCK_INTERVAL", (300.0, 600.0)), quiet_sockets(setting):
+    with stand_ins(OF_HISTORIES), quiet_sockets(setting):
         return run_seeded(seed, _play, seed, setting)  # type: ignore[no-any-return]
 
 
@@ -151,10 +152,10 @@ def logged_to_journal(world: World) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def stand_ins() -> Iterator[None]:
+def stand_ins(more: Mapping[str, Any] = MappingProxyType({})) -> Iterator[None]:
     """Replace what needs sockets, OS signals or threads, and lengthen intervals that cost time in a week-long history."""
     with contextlib.ExitStack() as stack:
-        for name, value in STAND_INS.items():
+        for name, value in (STAND_INS | more).items():
             stack.enter_context(patch(name, value))
         numbers = count(1)  # random names would make each run of a seed another one
         stack.enter_context(patch("certctrl.plane.orders.batches._new_name", lambda: f"b-{next(numbers):016x}"))
@@ -182,8 +183,11 @@ STAND_INS: dict[str, Any] = {
     "certctrl.agent.run.watch_os_signals": signals_stand_in,
     "certctrl.net.calls.LARGE_BODY": float("inf"),  # a thread neither knows the virtual time nor stops it
     "certctrl.agent.reporter.WRITE_EVERY": 1800.0,
-    "certctrl.agent.reporter.release_memory": lambda: None,  # it collects the garbage of all histories
     "certctrl.install.process.vetting.script_words": lru_cache(script_words),
     "certctrl.agent.retries.CHECK_INTERVAL": 1800.0,
     "certctrl.agent.alert_watch.INTERVAL": (600.0, 1200.0),
+}
+OF_HISTORIES: dict[str, Any] = {
+    "certctrl.agent.retries.CLOCK_INTERVAL": (300.0, 600.0),
+    "certctrl.agent.reporter.release_memory": lambda: None,  # it would collect the garbage of the whole process
 }
