@@ -26,10 +26,11 @@ WORKERS = str(min(4, os.cpu_count() or 1))
 HANGS = ("--timeout-method", "thread")
 """Timeouts end the worker: after a signal, hypothesis would run a property that hangs once more."""
 ONCE = [
-    *(f"tests/{path}" for path in ("compat", "simulation/test_teeth.py", "simulation/test_hostile_planes.py")),
-    *(f"tests/{path}" for path in ("mutants", "test_architecture.py", "test_evidence.py", "test_references.py")),
+    *(f"tests/simulation/test_{name}.py" for name in ("teeth", "hostile_planes", "fleet")),
+    *(f"tests/test_{name}.py" for name in ("architecture", "evidence", "references", "deploy")),
+    *(f"tests/{path}" for path in ("compat", "mutants", "store/test_crash_mutants.py")),
 ]
-"""Tests that one Python is enough for: of the wire contract, of the simulation itself, and of the text of files."""
+"""Tests that one Python is enough for: of the wire contract, of a fleet's load, of other tests, and of the text of files."""
 
 
 @nox.session

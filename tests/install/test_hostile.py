@@ -13,6 +13,7 @@ from typing import Any
 import attrs
 import pytest
 import trio
+from examples import at_most
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from install_host import Host
@@ -196,7 +197,7 @@ def run(host: Host, items: list[InstallItem], root: Path) -> None:
     trio.run(attack, host, items, out, victim, clock=MockClock(autojump_threshold=0))
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=at_most(150), suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(items=plans)
 @example(items=[ExecAction(id="1", ob_id=1, cmd_argv=("/\0",))])
 def test_nothing_outside_the_roots_changes(host: Host, identity: Path, items: list[InstallItem]) -> None:

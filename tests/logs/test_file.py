@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from examples import at_most
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -52,7 +53,7 @@ def test_rotation_by_size_keeps_the_newest_files(tmp_path: Path) -> None:
 
 
 @given(st.integers(0, 4), st.integers(200, 2000), st.lists(st.integers(1, 300), min_size=1, max_size=60))
-@settings(max_examples=40)
+@settings(max_examples=at_most(40))
 def test_the_total_size_is_bounded(
     tmp_path_factory: pytest.TempPathFactory, keep: int, most: int, sizes: list[int]
 ) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import attrs
 import pytest
+from examples import at_most
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -162,7 +163,7 @@ class Examiner:
         assert self.session.committed_cursor == self.durable
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=at_most(200), suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(st.data(), CONFIGS, CURSORS, st.booleans(), st.integers(0, 2**32))
 def test_invariants_of_random_histories(
     data: st.DataObject, config: ApplicationConfig, cursor: str | None, token_valid: bool, seed: int

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from examples import at_most
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from modeldisk import ModelFs
@@ -151,7 +152,7 @@ def inspect(fs: Fs, path: str) -> object:
     return found.kind, inside
 
 
-@settings(max_examples=100)
+@settings(max_examples=at_most(100))
 @example(steps=[("symlink", "d", "d"), ("mkdir", "d/a")])  # a link to itself: ELOOP, no endless walk
 @example(steps=[("write", "b", 0o600, b""), ("mkdir", "a"), ("rename", ("a", "b"))])
 @given(steps=st.lists(STEPS, max_size=14))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import attrs
+from examples import at_most
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from planner_world import RELOAD, TLS, World, cert, copy, plan, writes
@@ -36,7 +37,7 @@ plans = st.lists(copies | execs, max_size=6, unique_by=lambda item: item.id)
 worlds = st.dictionaries(cert_numbers, st.sampled_from(["", "g1", "g2"]), max_size=4)
 
 
-@settings(max_examples=300)
+@settings(max_examples=at_most(300))
 @given(items=plans, here=worlds)
 def test_performing_a_plan_leaves_nothing_to_do(items: list[InstallItem], here: dict[int, str]) -> None:
     certs = [cert(n, generation, live="g1", proven=False) for n, generation in here.items()]

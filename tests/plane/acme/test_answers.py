@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from examples import at_most
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -52,7 +53,7 @@ READERS: list[Callable[[Any], Any]] = [
 
 
 @pytest.mark.parametrize("reader", READERS)
-@settings(max_examples=50)
+@settings(max_examples=at_most(50))
 @given(found=OBJECTS)
 def test_any_object(reader: Callable[[Any], Any], found: dict[str, Any]) -> None:
     try:
@@ -63,14 +64,14 @@ def test_any_object(reader: Callable[[Any], Any], found: dict[str, Any]) -> None
         assert len(repr(value)) < 100_000
 
 
-@settings(max_examples=50)
+@settings(max_examples=at_most(50))
 @given(ANY, st.integers(0, 999))
 def test_any_problem_document(document: Any, status: int) -> None:
     error = refusal("the order", read_problem(document, status))
     assert str(error).isprintable() and len(str(error)) < 4000 and error.fix
 
 
-@settings(max_examples=50)
+@settings(max_examples=at_most(50))
 @given(st.binary() | st.binary().map(lambda data: b"-----BEGIN CERTIFICATE-----\n" + data))
 def test_any_certificate(body: bytes) -> None:
     with pytest.raises(IssuerError, match="cannot be used"):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
+from examples import at_most
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from issued import CERTIFICATES, issue
@@ -164,7 +165,7 @@ LABEL = st.sampled_from(("a", "b", "corp", "example"))
 DOMAIN = st.lists(LABEL, min_size=1, max_size=3).map(".".join)
 
 
-@settings(max_examples=40)
+@settings(max_examples=at_most(40))
 @given(domains=st.lists(DOMAIN, min_size=1, max_size=3, unique=True), name=DOMAIN, wild=st.booleans())
 def test_a_client_that_checks_constraints_agrees_with_what_is_issued(domains: list[str], name: str, wild: bool) -> None:
     constraints = Constraints(tuple(domains))

@@ -9,6 +9,7 @@ from typing import Any
 import attrs
 import pytest
 from config_dir import URL, refused
+from examples import at_most
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -178,7 +179,7 @@ JSON = st.recursive(
 KEYS = st.sampled_from([field.name for kind in _CLASSES.values() for field in attrs.fields(kind)]) | st.text(max_size=9)
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=at_most(150), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(section=st.sampled_from(["application", "httpclient", "ioc", "log_config"]), key=KEYS, value=JSON)
 def test_any_json_is_accepted_or_reported(section: str, key: str, value: object, tmp_path: Path) -> None:
     layout = ConfigDir(tmp_path)

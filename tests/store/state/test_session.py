@@ -9,6 +9,7 @@ import stat
 from pathlib import Path
 
 import pytest
+from examples import at_most
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from state_model import KEYS, TOKENS, modelled
@@ -151,7 +152,7 @@ def test_unknown_keys_are_ignored(store: StateStore) -> None:
     assert store.installed.load_certificates()[7].name == "example.com"
 
 
-@settings(max_examples=50)
+@settings(max_examples=at_most(50))
 @given(cursor=st.text(max_size=40))
 def test_any_cursor_round_trips_or_is_refused(cursor: str) -> None:
     store, _ = modelled()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import trio
 from acme_world import AcmeWorld, always, connect_to, make_world, names_of, refused
+from examples import at_most
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plane_world import WALL
@@ -167,7 +168,7 @@ class ChangingCa(ScriptedCa):
         return status, headers, value
 
 
-@settings(max_examples=120)
+@settings(max_examples=at_most(120))
 @given(changes=st.lists(CHANGES, min_size=1, max_size=4))
 def test_any_changed_answers_end_in_a_certificate_or_a_clear_error(changes: list[Any]) -> None:
     async def main() -> None:
