@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import attrs
+import pytest
 import trio
 import trio.lowlevel
 from trio.testing import MockClock
@@ -149,7 +150,10 @@ async def test_many_that_begin_to_fail_together_share_an_alert(
     assert await host.watch(INTERVAL[1] * 3) == ["failing"] * (1 + MAX_SEPARATE)
 
 
-async def test_a_hold_that_was_forgotten_is_alerted(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
+async def test_a_hold_that_was_forgotten_is_alerted(
+    autojump_clock: MockClock, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("certctrl.agent.alert_watch.INTERVAL", (300.0, 600.0))  # it looks for a month
     host = await watching(Host(), nursery)
     host.records[7] = attrs.evolve(RECORD, held=True, held_since=host.wall_now(), staged="h")
     assert await host.watch(3 * DAY - 60) == []
