@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,11 +119,20 @@ class Operator:
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
         """Return the answer's JSON."""
+        self.begin(method, path, body)
+        return self.answer()
+
+    def begin(self, method: str, path: str, body: Any = None) -> None:
+        """Send a request."""
+        self._begun = f"{method} {path}"
         self._connection.request(method, path, None if body is None else json.dumps(body), self._headers)
+
+    def answer(self) -> Any:
+        """Return the JSON of the answer to the request begun."""
         answer = self._connection.getresponse()
         text = answer.read()
         if answer.status >= 300:
-            raise SystemExit(f"bench: {method} {path}: {answer.status} {text[:200]!r}")
+            raise SystemExit(f"bench: {self._begun}: {answer.status} {text[:200]!r}")
         return json.loads(text) if text else None
 
     def close(self) -> None:
@@ -132,10 +141,12 @@ class Operator:
 
 
 @contextlib.contextmanager
-def served_plane(fleet: Fleet, *options: str, port: int = 0, workers: int = 1) -> Iterator[Server]:
+def served_plane(
+    fleet: Fleet, *options: str, port: int = 0, workers: int = 1, program: Sequence[str] = PROGRAM
+) -> Iterator[Server]:
     """Serve the plane of a fleet; several workers need a database in ``options``."""
     options += ("--workers", str(workers)) if workers > 1 else ()
-    argv = [*PROGRAM, "serve", "--data", str(fleet.data), "--listen", f"127.0.0.1:{port}", "--json", *options]
+    argv = [*program, "serve", "--data", str(fleet.data), "--listen", f"127.0.0.1:{port}", "--json", *options]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

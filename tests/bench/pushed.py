@@ -3,21 +3,24 @@
 `push.py` measures the plane's part, with a herd; here the operator's request is included.
 
 Two devices of a served plane, each with the product's own client in this process: one holds a long-poll, the other a
-push socket. An event changes the install config of one of them, in turn. It is published when the plane makes its signal,
-whose time is in whole milliseconds; from the operator's request on, both include the same change at the plane. What the
-daemon does after receipt is the same for both.
+push socket. An event changes the install config of one of them, in turn. It is published when the commit is durable
+(`stamped_plane.py`), and received when the client returns the page. The answer to the operator is read only then: it
+would compete with the page in this process. What the daemon does after receipt is the same for both.
 """
 
 from __future__ import annotations
 
+import json
 import random
+import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import trio
-from fleet_rig import Fleet, Operator, Server, make_fleet, served_plane
+from fleet_rig import HERE, Fleet, Operator, Server, make_fleet, served_plane
 from measure import percentile, row
 from trio_util import RepeatedEvent
 
@@ -33,6 +36,7 @@ from certctrl.protocol.steps import Poll
 PAUSE = (0.55, 0.65)
 """Seconds between two events, so that each finds its agent waiting, within the rate limit of polls."""
 WAIT = 25
+PROGRAM = (sys.executable, str(HERE / "stamped_plane.py"))
 
 
 class Receiver:
@@ -41,21 +45,21 @@ class Receiver:
     def __init__(self) -> None:
         self.cursor: str | None = None
         self.arrived = trio.Event()
-        self.at = self.since_published = 0.0
+        self.at = 0.0
 
     def take(self, event: Any) -> None:
         if not isinstance(event, NoUpdates | Updates):
             raise SystemExit(f"bench: the plane does not deliver: {event}")
         self.cursor = event.cursor or self.cursor
         if isinstance(event, Updates):
-            self.at, self.since_published = trio.current_time(), wall_now() - event.signals[-1].ts_ms / 1000
+            self.at = time.monotonic()
             self.arrived.set()
 
-    async def page(self) -> tuple[float, float]:
-        """Wait for the next page; return when it arrived, and how long after its signal."""
+    async def page(self) -> float:
+        """Wait for the next page; return when it arrived (monotonic clock)."""
         await self.arrived.wait()
         self.arrived = trio.Event()
-        return self.at, self.since_published
+        return self.at
 
 
 class _Tokens:
@@ -71,7 +75,7 @@ class _Tokens:
 def measure(work: Path, *, events: int) -> Iterator[dict[str, Any]]:
     """Yield the rows."""
     fleet = make_fleet(work / "plane", 2)
-    with served_plane(fleet) as server:
+    with served_plane(fleet, program=PROGRAM) as server:
         found = trio.run(_measure, fleet, server, events, work)
     for place, since in enumerate(("publish", "operator's request")):
         polled, pushed = ([took[place] * 1000 for took in found[name]] for name in ("long-poll", "push"))
@@ -93,23 +97,33 @@ async def _measure(fleet: Fleet, server: Server, events: int, work: Path) -> dic
         for number in range(-3, events):
             for name, device, receiver in sides:
                 await trio.sleep(random.uniform(*PAUSE))
-                took = await _event(operator, device, receiver, number)
+                took = await _event(server, operator, device, receiver, number)
                 if number >= 0:  # the first ones warm up
                     found[name].append(took)
     operator.close()
     return found
 
 
-async def _event(operator: Operator, device: int, receiver: Receiver, number: int) -> tuple[float, float]:
-    """Change the install config; return the seconds from its signal to receipt, and from the request."""
+async def _event(
+    server: Server, operator: Operator, device: int, receiver: Receiver, number: int
+) -> tuple[float, float]:
+    """Change the install config; return the seconds from its publication to receipt, and from the request."""
     items = [{"id": f"i{number}", "type": "exec", "cmd_argv": ["/bin/true"]}]
-    path = f"/apiv1/users/1/devices/{device}/install-config"
-    began = trio.current_time()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(trio.to_thread.run_sync, operator.call, "PUT", path, {"installs": items})
-        with trio.fail_after(30):
-            at, since_published = await receiver.page()
-    return since_published, at - began
+    began = time.monotonic()
+    operator.begin("PUT", f"/apiv1/users/1/devices/{device}/install-config", {"installs": items})
+    with trio.fail_after(30):
+        at = await receiver.page()
+    operator.answer()
+    return at - _published(server, device, began), at - began
+
+
+def _published(server: Server, device: int, after: float) -> float:
+    """Return when the last signal of a device was published."""
+    assert server.process.stdout is not None
+    while True:
+        stamp = json.loads(server.process.stdout.readline())
+        if stamp["at"] > after and device in stamp["published"]:
+            return float(stamp["at"])
 
 
 @asynccontextmanager
