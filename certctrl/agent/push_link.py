@@ -214,6 +214,9 @@ class Link:
                     await self._take(received, nursery)
                 self._pongs += isinstance(received, Pong)
                 self._wake()
+                if self._page is not None:  # the session takes it before the next read begins
+                    await trio.lowlevel.checkpoint()
+                    await trio.lowlevel.checkpoint()
         except BadAnswerError as error:
             self.end(BadAnswer(str(error)))
         except TransportError as error:

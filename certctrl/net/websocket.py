@@ -24,6 +24,7 @@ from wsproto.utilities import LocalProtocolError, generate_accept_token
 
 from certctrl.errors import BadAnswerError, TransportError
 from certctrl.net.stream import Closed, Connection, Ping, Pong
+from certctrl.protocol.wire.frames import Boundary, text_of
 from certctrl.text import one_line
 
 SEND_SECONDS = 10.0
@@ -78,6 +79,7 @@ class WebSocket:
         self._connection = connection
         self._cap = cap
         self._frames = Frames(ConnectionType.CLIENT)
+        self._boundary = Boundary(masked=False)
         self._sending = trio.Lock()
         self._received: deque[str | Ping | Pong | Closed] = deque()
         self._text, self._size, self._fragments = StringIO(), 0, 0
@@ -131,27 +133,37 @@ class WebSocket:
     # --- received frames ------------------------------------------------------------------------------------
 
     async def _feed(self, data: bytes) -> None:
+        if self._is_between_messages and len(data) <= self._cap and (text := text_of(data)) is not None:
+            await self._count()
+            self._received.append(text)
+            return
+        self._boundary.feed(data)
         try:
             self._frames.receive_data(data)
             for event in self._frames.events():
-                self._count(event)
+                if not isinstance(event, Message) or event.frame_finished:
+                    await self._count()
+                # otherwise, a part of a frame, as the network delivers it; its bytes are bounded
                 await self._take(event)
         except LocalProtocolError:
             self._received.append(Closed(1006))  # data after the close frame
         except (AssertionError, ValueError, KeyError, TypeError) as error:  # input that the parser does not expect
             await self._violated(1002, type(error).__name__)
 
-    def _count(self, event: Event) -> None:
-        if isinstance(event, Message) and not event.frame_finished:
-            return  # a part of a frame, as the network delivers it; its bytes are bounded
+    @property
+    def _is_between_messages(self) -> bool:
+        return self._boundary.is_at_end and not self._fragments and self._frames.state is ConnectionState.OPEN
+
+    async def _count(self) -> None:
+        """Count a frame; close the socket if there are too many."""
         now = trio.current_time()
         if now - self._since > FRAME_SECONDS:
             self._counted, self._since = 0, now
         self._counted += 1
-
-    async def _take(self, event: Event) -> None:
         if self._counted > MAX_FRAMES:
             await self._violated(1008, f"more than {MAX_FRAMES} frames in {FRAME_SECONDS:g} s")
+
+    async def _take(self, event: Event) -> None:
         match event:
             case TextMessage():
                 await self._take_text(event)

@@ -114,11 +114,11 @@ class Plane:
         """Assemble the gathering of units of work, the polls, and the hub of push sockets."""
         self._gathering, self._reads = Gathering(self.database), Gathering(self.database, reads=True)
         self._rush = Rush()
-        polled = (self.stream, self.sessions, self.devices, self.counters)
-        self.polls = Polls(polled, self._reads, self.settings, self.wall_now, monotonic)
+        polled = (self.stream, self.devices, self.counters)
+        self.polls = Polls(polled, self.read_alone, self.settings, self.wall_now, monotonic)
         self.sockets = Sockets(self.database, self.planes, self.wall_now)
         parts = (self.stream, self.sessions, self.devices, self.reports)
-        alike = Alike(self._reads.work_alike, self._gathering.work_alike)
+        alike = Alike(self.read_alone, self.change_alike)
         self.push = Push(self.database, parts, self.sockets, self.counters, self.wall_now, alike)
         self.devices.opened, self.stream.also_sweep = self.push.opened, self.push.sweep
 

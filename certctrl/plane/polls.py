@@ -10,13 +10,13 @@ import trio
 from certctrl import lean
 from certctrl.model.priority import Priority
 from certctrl.plane.devices.devices import Devices
-from certctrl.plane.devices.sessions import DeviceSession, Sessions, or_error
+from certctrl.plane.devices.sessions import END_COLUMNS, DeviceSession, end_of, or_error
 from certctrl.plane.errors import DatabaseAwayError, DatabaseLockedError, ErrorResponse, bad_request
 from certctrl.plane.health.counters import PlaneCounters
 from certctrl.plane.limits import Buckets, FreePages
 from certctrl.plane.pace import Pace
 from certctrl.plane.settings import PlaneSettings
-from certctrl.plane.storage.gathering import Gathering
+from certctrl.plane.storage.gathering import RunAlike
 from certctrl.plane.storage.signal_stream import Page, SignalStream, Waiter
 
 MAX_SIGNALS = 100
@@ -55,15 +55,15 @@ class Polls:
 
     def __init__(
         self,
-        parts: tuple[SignalStream, Sessions, Devices, PlaneCounters],
-        reads: Gathering,
+        parts: tuple[SignalStream, Devices, PlaneCounters],
+        read: RunAlike,
         settings: PlaneSettings,
         wall_now: Callable[[], float],
         monotonic: Callable[[], float],
     ) -> None:
-        """``reads`` gathers the reads of held polls."""
-        self._stream, self._sessions, self._devices, self._counters = parts
-        self._reads = reads
+        """``read`` runs the reads of held polls."""
+        self._stream, self._devices, self._counters = parts
+        self._read = read
         self._wall_now = wall_now
         self.pace = Pace()
         self.draining = False
@@ -115,7 +115,7 @@ class Polls:
             if not await waiter.wait(page.cursor, until, deadline) or self.draining:
                 break  # no further read at a stop: the next plane does it
             try:
-                page = await self._reads.work_alike(self._next_pages, (held.session, page.cursor, poll.limit))
+                page = await self._read(self._next_pages, (held.session, page.cursor, poll.limit))
             except (DatabaseAwayError, DatabaseLockedError):
                 continue  # keep waiting: otherwise all devices would poll while the database is away
         if parked and page.signals:
@@ -127,9 +127,12 @@ class Polls:
 
     def _next_pages(self, polls: Sequence[tuple[DeviceSession, str, int]]) -> list[Page | ErrorResponse]:
         """Return the next page, or its error, for each session, cursor and limit."""
-        ends = self._sessions.ends([session for session, _, _ in polls])
-        pages = self._stream.read_many([(session.device_id, cursor, limit) for session, cursor, limit in polls])
-        return [end or page for end, page in zip(ends, pages, strict=True)]
+        reads = [(session.device_id, cursor, limit) for session, cursor, limit in polls]
+        found = self._stream.read_many(reads, END_COLUMNS)
+        return [
+            end_of(session, one.row) or one.page  # type: ignore[misc]  # each has a page or an error
+            for (session, _, _), one in zip(polls, found, strict=True)
+        ]
 
     def stop(self) -> None:
         """Answer all held polls now, and hold none from now on."""

@@ -40,6 +40,32 @@ async def test_a_page_is_acknowledged_with_the_poll_that_has_its_cursor(
     assert stream.sent[1:] == [{"type": wire.ACK, "id": "2-1"}]
 
 
+async def test_the_session_gets_a_page_before_the_next_read_begins(scene: Scene, autojump_clock: MockClock) -> None:
+    """Beginning to read takes as long as all that is left to do for the page."""
+    order: list[str] = []
+
+    class Noting(FakeStream):
+        async def receive(self) -> Any:
+            order.append("read")
+            return await super().receive()
+
+    stream = Noting()
+    scene.plane.opens.append(stream)
+    await scene.poll("0-1")
+    for number in range(20):  # the event loop takes the tasks of a turn in either order
+        async with trio.open_nursery() as nursery:
+
+            async def polls() -> None:
+                await scene.poll(f"{number}-1")  # noqa: B023
+                order.append("page")
+
+            nursery.start_soon(polls)
+            await trio.testing.wait_all_tasks_blocked()
+            order.clear()
+            stream.push(signals(f"{number + 1}-1"))
+        assert order[0] == "page", f"page {number}"
+
+
 async def test_hello_begins_at_the_durable_cursor(scene: Scene, autojump_clock: MockClock) -> None:
     stream = scene.stream()
     await scene.poll("7-1", limit=3)

@@ -29,6 +29,8 @@ _EXPLAINED_SECONDS = 30 * DAY
 """Seconds for which an expired refresh token is distinguished from an unknown one."""
 _MAX_VERIFIED = 200_000
 """Verified tokens kept in memory, about 200 bytes each: two of each device for the largest fleet of one process."""
+END_COLUMNS = "d.status, d.session, d.revoked_at, d.revoke_reason"
+"""Columns of a device ``d`` for ``end_of``."""
 
 
 @lean.frozen
@@ -165,9 +167,9 @@ class Sessions:
         For requests that have waited; one statement.
         """
         ids = [session.device_id for session in sessions]
-        sql = f"SELECT id, status, session, revoked_at, revoke_reason FROM devices WHERE id IN ({marks(ids)})"
+        sql = f"SELECT d.id, {END_COLUMNS} FROM devices d WHERE d.id IN ({marks(ids)})"
         rows = {row["id"]: row for row in self._db.all(sql, *ids)}
-        return [_end(session, rows.get(session.device_id)) for session in sessions]
+        return [end_of(session, rows.get(session.device_id)) for session in sessions]
 
     def delete_expired(self) -> None:
         """Delete refresh tokens that have expired."""
@@ -237,7 +239,8 @@ def or_error(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T |
         return error
 
 
-def _end(session: DeviceSession, row: Row | None) -> ErrorResponse | None:
+def end_of(session: DeviceSession, row: Row | None) -> ErrorResponse | None:
+    """Return the error of a session that has ended, as ``Sessions.ends``; ``row`` has the `END_COLUMNS` of its device."""
     if row is not None and row["status"] == "revoked":
         return device_revoked(row["revoked_at"], row["revoke_reason"])
     if row is None or row["session"] != session.number:

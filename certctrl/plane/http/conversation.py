@@ -168,11 +168,11 @@ class Conversation:
             self._part, self._due, self._behind = count // 2, True, True
             return
         self._part, self._sent = self._limit, page.cursor
+        await self._socket.send(text)
         counters = self._plane.counters
         counters.push_pages += 1
         if waited:
             counters.wake_seconds.add(max(0.0, self._plane.wall_now() - page.signals[0]["ts_ms"] / 1000))
-        await self._socket.send(text)
 
     async def _refuse(self, error: ErrorResponse, message: Envelope | None = None) -> None:
         """Send an error; close if the session has ended."""

@@ -15,6 +15,7 @@ from wsproto.events import BytesMessage, CloseConnection, Event, Ping, TextMessa
 
 from certctrl.plane.errors import ErrorResponse
 from certctrl.plane.http.reading import arriving
+from certctrl.protocol.wire.frames import Boundary, text_frame
 from certctrl.protocol.wire.push import MAX_SENT, OVERLOAD, PING_SECONDS
 
 MESSAGE_SECONDS = 15.0
@@ -50,39 +51,6 @@ class Carrier(Protocol):
         """Send bytes; raises trio.BrokenResourceError if the client does not read."""
 
 
-class _Boundary:
-    """Whether the bytes of a client so far end with a whole frame; its frames are masked, or the library refuses them."""
-
-    __slots__ = ("_head", "_missing")
-
-    def __init__(self) -> None:
-        self._head = b""
-        """The beginning of a header that is not complete."""
-        self._missing = 0
-        """Bytes that the frame lacks."""
-
-    @property
-    def is_at_end(self) -> bool:
-        """Whether the next byte begins a frame."""
-        return not self._missing and not self._head
-
-    def feed(self, data: bytes) -> None:
-        """Take bytes."""
-        at = self._missing
-        if self._head:
-            data = self._head + data
-        while at < len(data):
-            length = data[at + 1] & 127 if at + 1 < len(data) else 0
-            size = 6 + {126: 2, 127: 8}.get(length, 0)
-            if len(data) - at < size:
-                self._head, self._missing = data[at:], 0
-                return
-            if length > 125:
-                length = int.from_bytes(data[at + 2 : at + size - 4], "big")
-            at += size + length
-        self._head, self._missing = b"", at - len(data)
-
-
 class WebSocket:
     """A WebSocket after its handshake; ``receive`` may be cancelled at any time without losing anything."""
 
@@ -90,7 +58,7 @@ class WebSocket:
         """``received``: what arrived after the handshake."""
         self._carrier = carrier
         self._frames = Connection(ConnectionType.SERVER, trailing_data=received)
-        self._boundary = _Boundary()
+        self._boundary = Boundary(masked=True)
         self._boundary.feed(received)
         self.received_at = trio.current_time()
         """When bytes arrived last (Trio clock)."""
@@ -121,7 +89,7 @@ class WebSocket:
     async def send(self, text: str) -> None:
         """Send a message; no-op on a closed socket. Raises trio.BrokenResourceError if the client does not read."""
         if self.closed is None:
-            await self._carrier.send(self._frames.send(TextMessage(text)))
+            await self._carrier.send(text_frame(text))
 
     async def close(self, code: int, reason: str = "") -> None:
         """Send a close frame, and wait shortly for the client's; idempotent."""

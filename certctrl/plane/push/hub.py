@@ -20,18 +20,17 @@ from certctrl.model.features import PUSH
 from certctrl.plane.devices.devices import Devices
 from certctrl.plane.devices.features import announced
 from certctrl.plane.devices.reports import FEW_EVENTS, Event, Reports, is_few_acks
-from certctrl.plane.devices.sessions import DeviceSession, Sessions, or_error
+from certctrl.plane.devices.sessions import END_COLUMNS, DeviceSession, Sessions, end_of, or_error
 from certctrl.plane.errors import DatabaseAwayError, ErrorResponse, conflict
 from certctrl.plane.health.counters import PlaneCounters
 from certctrl.plane.push.questions import Question, Questions, Reply, Result, refusal
 from certctrl.plane.push.sockets import Socket, Sockets
 from certctrl.plane.storage.database import Database
+from certctrl.plane.storage.gathering import RunAlike
 from certctrl.plane.storage.signal_stream import Page, SignalStream, Waiter
 
 A = TypeVar("A")
 T = TypeVar("T")
-Run = Callable[[Callable[[Sequence[Any]], Sequence[Any]], Any], Awaitable[Any]]
-"""Runs a unit of work for an item, shared with like ones; see ``Gathering.work_alike``."""
 
 _FLUSH_SECONDS = 1.0
 """Delay until closed sockets are removed from the table, together."""
@@ -41,6 +40,12 @@ _SEEN_SECONDS = 300.0
 _ASK_AGAIN_SECONDS = 2.0
 """Seconds between reads of an open question, in case a notification was lost."""
 _SWEPT_TOGETHER = 500
+_COLUMNS = (
+    "d.id AS device_id, k.name AS socket, EXISTS (SELECT 1 FROM questions q WHERE q.device_id = d.id AND q.result = ''"
+    " AND q.expires_at > ?) AS asked"
+)
+_JOIN = "LEFT JOIN sockets k ON k.device_id = d.id"
+"""The columns of a woken socket's device: the name of its socket in the table, and whether it has open questions."""
 
 log = logging.getLogger("certctrl.Plane")
 
@@ -48,8 +53,8 @@ log = logging.getLogger("certctrl.Plane")
 class Alike(NamedTuple):
     """Functions that run the units of work of sockets."""
 
-    read: Run
-    change: Run
+    read: RunAlike
+    change: RunAlike
 
 
 class Peer(Protocol):
@@ -230,28 +235,23 @@ class Push:
         return waiting
 
     def _next(self, items: Sequence[tuple[DeviceSession, Wanted]]) -> list[Waiting | ErrorResponse]:
-        ids = sorted({session.device_id for session, _ in items})
-        ends = self._sessions.ends([session for session, _ in items])
-        names, questions = self._sockets.names(ids), self.questions.waiting(ids)
-        near = [
-            (session.device_id, wanted.cursor, wanted.limit)
-            for session, wanted in items
-            if wanted.cursor is not None and not wanted.behind
-        ]
-        pages = iter(self._stream.read_many(near) if near else ())
-        found: list[Waiting | ErrorResponse] = []
-        for end, (session, wanted) in zip(ends, items, strict=True):
-            device_id = session.device_id
-            page: Page | ErrorResponse | None = None
-            if wanted.cursor is not None:
-                far = wanted.behind
-                page = or_error(self._stream.read, device_id, wanted.cursor, wanted.limit) if far else next(pages)
-            if end is not None or isinstance(page, ErrorResponse):
-                found.append(end or page)  # type: ignore[arg-type]  # one of them is an error
+        """Return what waits for each socket; one statement, unless there are questions or a socket is far behind."""
+        reads = [(session.device_id, None if one.behind else one.cursor, one.limit) for session, one in items]
+        all_found = self._stream.read_many(reads, f"{END_COLUMNS}, {_COLUMNS}", _JOIN, (self._wall_now(),))
+        asked = {one.row["device_id"] for one in all_found if one.row is not None and one.row["asked"]}
+        questions = self.questions.waiting(sorted(asked)) if asked else {}
+        waiting: list[Waiting | ErrorResponse] = []
+        for (session, wanted), found in zip(items, all_found, strict=True):
+            device_id, page = session.device_id, found.page
+            if wanted.behind and wanted.cursor is not None:
+                page = or_error(self._stream.read, device_id, wanted.cursor, wanted.limit)
+            end = end_of(session, found.row)
+            if end is not None or isinstance(page, ErrorResponse) or found.row is None:
+                waiting.append(end or page)  # type: ignore[arg-type]  # one of them is an error
                 continue
-            replaced = wanted.name != "" and names.get(device_id, wanted.name) != wanted.name
-            found.append(Waiting(page, questions.get(device_id, ()), replaced))
-        return found
+            replaced = wanted.name != "" and found.row["socket"] not in (None, wanted.name)
+            waiting.append(Waiting(page, questions.get(device_id, ()), replaced))
+        return waiting
 
     async def store(self, session: DeviceSession, events: Sequence[Event]) -> None:
         """Store the outcomes that a device reports; ErrorResponse 401 and 403."""

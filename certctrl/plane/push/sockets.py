@@ -76,12 +76,6 @@ class Sockets:
         """Remove all sockets of this process, which is ending."""
         self._db.run("DELETE FROM sockets WHERE plane = ? AND plane_started_at = ?", *self._planes.process)
 
-    def names(self, device_ids: Collection[int]) -> dict[int, str]:
-        """Return the name of the socket of each device that has one."""
-        ids = list(device_ids)
-        rows = self._db.all(f"SELECT device_id, name FROM sockets WHERE device_id IN ({marks(ids)})", *ids)
-        return {row["device_id"]: row["name"] for row in rows}
-
     def opened_elsewhere(self, device_ids: Sequence[int]) -> dict[int, float]:
         """Return when the sockets of devices were opened, for those that are open at another process that runs."""
         rows: list[Row] = self._db.all(

@@ -15,6 +15,8 @@ from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any, ParamSpec, Protocol, TypeVar
 
+import trio
+
 from certctrl.plane.health.counters import DatabaseCalls
 
 P = ParamSpec("P")
@@ -223,12 +225,19 @@ class Callbacks:
         """Register a callback."""
         self._callbacks.append(callback)
 
-    def call(self) -> None:
-        """Call and forget all callbacks, in order."""
+    def call(self) -> bool:
+        """Call and forget all callbacks, in order; return whether there were any."""
         callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
             callback()
+        return bool(callbacks)
 
     def drop(self) -> None:
         """Forget all callbacks, after a rollback."""
         self._callbacks.clear()
+
+
+async def run_woken_first() -> None:
+    """Let the tasks that the caller has woken run before it, in whichever order the event loop takes a batch of tasks."""
+    for _ in range(2):
+        await trio.lowlevel.cancel_shielded_checkpoint()

@@ -8,7 +8,7 @@ could have left changes behind, the transaction is rolled back, and each unit ru
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -19,6 +19,8 @@ from certctrl.plane.errors import DatabaseAwayError, ErrorResponse
 from certctrl.plane.storage.database import Database, P, T
 
 A = TypeVar("A")
+RunAlike = Callable[[Callable[[Sequence[Any]], Sequence[Any]], Any], Awaitable[Any]]
+"""Runs a unit of work for an item, shared with like ones; see ``Gathering.work_alike``."""
 MOST_TOGETHER = 32
 """Units per transaction: on SQLite, they hold up the event loop together."""
 MOST_LONG_TOGETHER = 8

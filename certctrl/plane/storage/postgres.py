@@ -24,7 +24,7 @@ from psycopg.rows import tuple_row
 
 from certctrl.errors import ConfigError, DiskError
 from certctrl.plane.errors import DatabaseAwayError
-from certctrl.plane.storage.database import Callbacks, Database, Row, T, Waiting
+from certctrl.plane.storage.database import Callbacks, Database, Row, T, Waiting, run_woken_first
 from certctrl.plane.storage.postgres_connections import Connection, Connections
 from certctrl.plane.storage.postgres_wakes import Wakes, first_line
 from certctrl.plane.storage.queue import Queue
@@ -97,7 +97,8 @@ class PostgresDatabase(Database):
         with self._queue.place() as place:
             run = partial(self._run_from, place, unit, reading=reading)
             result, callbacks = await trio.to_thread.run_sync(run, limiter=self._limiter)
-        callbacks.call()
+        if callbacks.call():
+            await run_woken_first()
         return result
 
     def backlog(self) -> float:

@@ -17,7 +17,7 @@ import json
 import re
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from math import inf
 from types import TracebackType
 from typing import Any
@@ -37,6 +37,8 @@ _TOGETHER = 1000
 _PRIORITY = "priority"
 """Key of the class in a stored ``ref``; an older release ignores it."""
 _WOKEN_TOGETHER = 8
+_PAST = (2**62, 0)
+"""A position after all signals."""
 _CURSOR = re.compile(r"(0|[1-9]\d{0,14})-(0|[1-9]\d{0,8})", re.ASCII)
 
 
@@ -49,6 +51,15 @@ class Page:
     """In wire form: ``type``, ``ts_ms``, ``ref``."""
     next_is_free: bool = False
     """Whether the poll for the next page is exempt from the rate limit."""
+
+
+@lean.frozen
+class Found:
+    """What ``SignalStream.read_many`` has read for a device."""
+
+    page: Page | ErrorResponse | None
+    row: Row | None
+    """The columns that were asked for; None without such a device."""
 
 
 @lean.define(eq=False)
@@ -116,8 +127,10 @@ class SignalStream:
         self._wall_now = wall_now
         self._waiters: dict[int, tuple[Waiter, ...]] = {}
         self._paced = False
+        self._left = _WOKEN_TOGETHER
+        """Devices whose waiters may be woken in this turn of the event loop, if wakes are paced."""
         self._due: dict[int, None] = {}
-        """Devices whose waiters ``pace_wakes`` must wake."""
+        """Devices whose waiters must be woken."""
         self._any_due = trio.Event()
         self.announce: Callable[[Collection[int]], object] | None = None
         """Notifies the other planes on this database of devices with new signals."""
@@ -213,24 +226,37 @@ class SignalStream:
         )
         return Page(after, tuple(map(_signal, rows)))
 
-    def read_many(self, reads: Sequence[tuple[int, str, int]]) -> list[Page | ErrorResponse]:
-        """Return what ``read`` returns or raises for each device, cursor and limit, in one statement.
+    def read_many(
+        self,
+        reads: Sequence[tuple[int, str | None, int]],
+        columns: str = "d.id",
+        joins: str = "",
+        values: Sequence[Any] = (),
+    ) -> list[Found]:
+        """Read what ``read`` returns or raises for each device, cursor and limit, and columns, in one statement.
 
-        For cursors near the end of their streams, because no limit is applied before the rows are here.
+        For cursors near the end of their streams, because no limit is applied before the rows are here; None: no page.
+        ``columns`` are of the device ``d`` and what ``joins`` join to it; ``values`` are for their placeholders.
         """
-        values = [(number, device_id, *_position(after)) for number, (device_id, after, _) in enumerate(reads)]
+        wanted = [
+            (number, device_id, *(_PAST if after is None else _position(after)))
+            for number, (device_id, after, _) in enumerate(reads)
+        ]
         rows = self._db.all(
-            f"WITH wanted (number, device_id, ms, seq) AS (VALUES {', '.join(['(?, ?, ?, ?)'] * len(values))})"
-            " SELECT wanted.number, t.floor_ms, t.floor_seq, s.ms, s.seq, s.type, s.ref, d.features FROM wanted"
-            " JOIN streams t ON t.device_id = wanted.device_id JOIN devices d ON d.id = t.device_id"
+            f"WITH wanted (number, device_id, ms, seq) AS (VALUES {', '.join(['(?, ?, ?, ?)'] * len(wanted))})"
+            f" SELECT wanted.number, t.floor_ms, t.floor_seq, s.ms, s.seq, s.type, s.ref, d.features, {columns} FROM wanted"
+            f" JOIN streams t ON t.device_id = wanted.device_id JOIN devices d ON d.id = t.device_id {joins}"
             " LEFT JOIN signals s ON s.device_id = t.device_id"
             " AND (s.ms, s.seq) >= (wanted.ms, wanted.seq) ORDER BY wanted.number, s.ms, s.seq",
-            *chain.from_iterable(values),
+            *(*chain.from_iterable(wanted), *values),
         )
         of_each: list[list[Row]] = [[] for _ in reads]
         for row in rows:
             of_each[row["number"]].append(row)
-        return [_page_or_error(*read[1:], found) for read, found in zip(reads, of_each, strict=True)]
+        return [
+            Found(None if after is None else _page_or_error(after, limit, found), found[0] if found else None)
+            for (_, after, limit), found in zip(reads, of_each, strict=True)
+        ]
 
     def waiter(self, device_id: int) -> Waiting:
         """Return a context manager that yields a waiter; one that exists before the first read misses no signal."""
@@ -254,17 +280,19 @@ class SignalStream:
         self._wake(tuple(self._waiters))
 
     def _wake(self, device_ids: Collection[int]) -> None:
-        if self._paced:
-            self._due.update(dict.fromkeys(filter(self._waiters.__contains__, device_ids)))
-            if self._due:
-                self._any_due.set()
-        else:
-            for device_id in device_ids:
-                self._wake_waiters(device_id)
+        """Wake the waiters of devices: the first few at once, because a turn of the event loop takes time."""
+        self._due.update(dict.fromkeys(filter(self._waiters.__contains__, device_ids)))
+        if self._due:
+            self._any_due.set()
+            self._wake_due()
 
-    def _wake_waiters(self, device_id: int) -> None:
-        for waiter in self._waiters.get(device_id, ()):
-            waiter.wake()
+    def _wake_due(self) -> None:
+        while self._due and (self._left or not self._paced):
+            device_id = next(iter(self._due))
+            del self._due[device_id]
+            self._left -= self._paced
+            for waiter in self._waiters.get(device_id, ()):
+                waiter.wake()
 
     async def pace_wakes(self) -> None:
         """Wake a few devices in each turn of the event loop, forever, so that a wave does not delay other requests."""
@@ -272,16 +300,15 @@ class SignalStream:
         try:
             while True:
                 await self._any_due.wait()
-                for device_id in list(islice(self._due, _WOKEN_TOGETHER)):
-                    del self._due[device_id]
-                    self._wake_waiters(device_id)
-                if not self._due:
-                    self._any_due = trio.Event()
+                self._any_due = trio.Event()
+                self._left = _WOKEN_TOGETHER
+                self._wake_due()
+                if self._left < _WOKEN_TOGETHER:  # the next turn has all wakes again
+                    self._any_due.set()
                 await trio.lowlevel.checkpoint()
         finally:
             self._paced = False
-            while self._due:
-                self._wake_waiters(self._due.popitem()[0])
+            self._wake_due()
 
     def wake_after_commit(self, device_id: int) -> None:
         """Make the waiters of a device read again once the caller's transaction is committed."""

@@ -31,7 +31,7 @@ from certctrl.errors import ConfigError, DiskError
 from certctrl.model.offload import Offload
 from certctrl.plane.errors import DatabaseLockedError
 from certctrl.plane.storage.data_dir import UNWRITABLE, make_private
-from certctrl.plane.storage.database import Callbacks, Database, Row, T, Waiting
+from certctrl.plane.storage.database import Callbacks, Database, Row, T, Waiting, run_woken_first
 from certctrl.plane.storage.queue import Queue
 from certctrl.plane.storage.schema import scripts_to_run
 
@@ -124,7 +124,7 @@ class SqliteDatabase(Database):
         log.warning("%s; opened read-only: nothing can be changed until the next start", cause)
 
     async def _work(self, unit: Callable[[], T]) -> T:
-        """Run the unit inline, without a checkpoint unless a long one runs, or another process has a lock."""
+        """Run the unit inline; without a checkpoint unless it wakes others, a long one runs, or another process has a lock."""
         return await self._when_unlocked(unit, None)
 
     async def _work_now(self, unit: Callable[[], T]) -> T:
@@ -192,9 +192,11 @@ class SqliteDatabase(Database):
                 await self._turn.acquire()
         try:
             result: T = self._committed(unit) if offload is None else await offload(self._committed, unit)
-            self._callbacks.call()
+            called = self._callbacks.call()
         finally:
             self._turn.release()
+        if called:
+            await run_woken_first()
         return result
 
     async def _once_long(self, unit: Callable[[], T], offload: Offload) -> T:

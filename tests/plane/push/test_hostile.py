@@ -165,25 +165,6 @@ async def test_messages_in_fragments_with_control_frames_between_are_whole(
         await client.expect("lifecycle.hello_ack")
 
 
-def test_boundaries_of_frames_are_known_however_bytes_arrive() -> None:
-    chance = random.Random(5)
-    for _ in range(300):
-        whole = [
-            frame(chance.choice((1, 9, 10)), b"a" * chance.choice((0, 1, 125))) for _ in range(chance.randint(1, 4))
-        ]
-        whole += [frame(1, b"a" * chance.choice((126, 70_000)))] * chance.randint(0, 1)
-        chance.shuffle(whole)
-        ends, data = {0}, b"".join(whole)
-        for one in whole:
-            ends.add(max(ends) + len(one))
-        boundary, at = websocket._Boundary(), 0
-        while at < len(data):
-            size = chance.choice((1, 2, 3, 6, 100, 16_384))
-            boundary.feed(data[at : at + size])
-            at = min(len(data), at + size)
-            assert boundary.is_at_end is (at in ends)
-
-
 async def test_bytes_of_a_message_that_look_like_a_ping_are_its_own(
     virtual: World, autojump_clock: trio.abc.Clock
 ) -> None:

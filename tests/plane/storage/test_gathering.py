@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -24,7 +25,7 @@ from certctrl.plane.polls import Poll
 from certctrl.plane.storage.database import Database
 from certctrl.plane.storage.gathering import _TRANSACTIONS, MOMENT, MOST_TOGETHER, RUSH, Gathering, Rush
 from certctrl.plane.storage.postgres import CONNECTIONS
-from certctrl.plane.storage.signal_stream import Page, Waiter
+from certctrl.plane.storage.signal_stream import _WOKEN_TOGETHER, Page, Waiter
 from certctrl.plane.storage.sqlite import SqliteDatabase
 
 
@@ -263,6 +264,55 @@ async def test_paced_wakes_reach_all_waiters_and_also_those_left_at_the_end(plan
     assert sorted(woken) == devices
 
 
+async def test_the_first_wakes_of_a_turn_are_not_paced(plane: Plane) -> None:
+    devices = [await new_device(plane, f"device-{number}") for number in range(3 * _WOKEN_TOGETHER)]
+    woken: list[int] = []
+
+    class Counting(Waiter):
+        def wake(self) -> None:
+            woken.append(1)
+
+    async with trio.open_nursery() as pacing:
+        pacing.start_soon(plane.stream.pace_wakes)
+        await trio.testing.wait_all_tasks_blocked()
+        with contextlib.ExitStack() as waiting:
+            for device in devices:
+                waiting.enter_context(plane.stream.waiting_as(device, Counting()))
+            for round_ in range(3):
+                woken.clear()
+                plane.stream.wake(devices[0])
+                assert len(woken) == 1, f"round {round_}: one wake waits for nothing"
+                for device in devices[1:]:
+                    plane.stream.wake(device)
+                assert len(woken) == _WOKEN_TOGETHER
+                await trio.testing.wait_all_tasks_blocked()
+                assert len(woken) == len(devices)
+        pacing.cancel_scope.cancel()
+
+
+async def test_tasks_that_a_commit_wakes_run_before_the_one_that_has_committed(plane: Plane) -> None:
+    device = await new_device(plane)
+    order = []
+
+    async def wait(task_status: trio.TaskStatus) -> None:
+        with plane.stream.waiter(device) as waiter:
+            task_status.started()
+            await waiter.wait("")
+            order.append("woken")
+
+    def change() -> None:
+        plane.stream.append(device, "state.resync_required", {})
+
+    for work in (plane.work, plane.work_long, plane.work_together):
+        for _ in range(10):  # the event loop takes the tasks of a turn in either order
+            async with trio.open_nursery() as nursery:
+                await nursery.start(wait)
+                await trio.testing.wait_all_tasks_blocked()
+                await work(change)
+                order.append("committed")
+    assert order == ["woken", "committed"] * 30
+
+
 # --- lists of devices -------------------------------------------------------------------------------------------------
 
 
@@ -345,15 +395,18 @@ async def test_many_streams_are_read_as_one(plane: Plane) -> None:
             return error.key
 
     expected = [await plane.work(single, *read) for read in reads]
-    found = await plane.work(plane.stream.read_many, reads)
-    assert [one.key if isinstance(one, ErrorResponse) else one for one in found] == expected
+    found = await plane.work(plane.stream.read_many, [*reads, (devices[0], None, 9)])
+    assert found.pop().page is None
+    assert [one.page.key if isinstance(one.page, ErrorResponse) else one.page for one in found] == expected
+    assert [one.row is None for one in found] == [False] * 6 + [True]
     assert [len(one.signals) if isinstance(one, Page) else one for one in expected] == [
         0, 1, 2, "CURSOR_EXPIRED", 0, 0, "NOT_FOUND",
     ]  # fmt: skip
 
 
-async def test_a_wave_is_read_with_two_statements(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
-    devices = [(await registered(plane, f"device-{number}"))[0] for number in range(MOST_TOGETHER)]
+async def test_a_wave_is_read_with_few_statements(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = RUSH - 1 if plane.database.reads_inline else 0
+    devices = [(await registered(plane, f"device-{number}"))[0] for number in range(alone + MOST_TOGETHER)]
     pages: dict[int, Page] = {}
     held = 0
 
@@ -385,7 +438,7 @@ async def test_a_wave_is_read_with_two_statements(plane: Plane, monkeypatch: pyt
                 await trio.sleep(0.01)
             await plane.work(change)
     assert {len(page.signals) for page in pages.values()} == {1} and len(pages) == len(devices)
-    assert len([sql for sql in statements if "FROM devices" in sql or "FROM wanted" in sql]) == 2
+    assert len([sql for sql in statements if "FROM devices" in sql or "FROM wanted" in sql]) == alone + 1
 
 
 async def test_only_many_requests_within_a_moment_are_a_rush(autojump_clock: trio.testing.MockClock) -> None:

@@ -82,8 +82,8 @@ async def test_only_an_agent_that_announced_classes_gets_them(site: Site) -> Non
 async def test_many_devices_are_read_in_the_same_form(site: Site) -> None:
     cursors = {one: (await site.read(one)).cursor for one in (site.new, site.old)}
     await site.append(*EVERY)
-    pages = await site.database.work(site.stream.read_many, [(one, cursor, 100) for one, cursor in cursors.items()])
-    assert pages == [await site.read(one, cursor) for one, cursor in cursors.items()]
+    found = await site.database.work(site.stream.read_many, [(one, cursor, 100) for one, cursor in cursors.items()])
+    assert [one.page for one in found] == [await site.read(one, cursor) for one, cursor in cursors.items()]
 
 
 async def test_ahead_are_the_signals_of_the_classes_and_the_cursor_stays(site: Site) -> None:
