@@ -8,7 +8,7 @@ open questions, and the next page. The sweep makes up for lost notifications.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any, NamedTuple, Protocol, TypeVar
 
