@@ -285,7 +285,10 @@ class Plane:
         """Read as ``read_alike``, but for this request alone where that costs less than to gather others."""
         if not self.database.reads_inline or self._rush.note():
             return await self.read_alike(function, item)
-        return await self.database.work_read(one_of, function, item)
+        try:
+            return await self.database.work_read(one_of, function, item)
+        except DatabaseLockedError:  # wait for the other process, as all others do
+            return await self.database.work(one_of, function, item)
 
     async def change_alike(self, function: Callable[[Sequence[A]], Sequence[T | ErrorResponse]], item: A) -> T:
         """Run one unit of work for the items of several requests; see ``Gathering.work_alike``."""

@@ -20,7 +20,7 @@ from certctrl.plane.core import Plane
 from certctrl.plane.devices.devices import DeviceFacts
 from certctrl.plane.devices.reports import Ack
 from certctrl.plane.devices.sessions import DeviceSession
-from certctrl.plane.errors import ErrorResponse, conflict
+from certctrl.plane.errors import DatabaseLockedError, ErrorResponse, conflict
 from certctrl.plane.polls import Poll
 from certctrl.plane.storage.database import Database
 from certctrl.plane.storage.gathering import _TRANSACTIONS, MOMENT, MOST_TOGETHER, RUSH, Gathering, Rush
@@ -439,6 +439,22 @@ async def test_a_wave_is_read_with_few_statements(plane: Plane, monkeypatch: pyt
             await plane.work(change)
     assert {len(page.signals) for page in pages.values()} == {1} and len(pages) == len(devices)
     assert len([sql for sql in statements if "FROM devices" in sql or "FROM wanted" in sql]) == alone + 1
+
+
+async def test_a_woken_poll_waits_for_a_lock_of_another_process(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would wait for its next wake otherwise."""
+    device_id, _ = await registered(plane)
+    cursor = (await plane.work(plane.stream.read, device_id, None, 1)).cursor
+
+    async def locked(*args: Any) -> None:
+        raise DatabaseLockedError("locked", path="plane.db")
+
+    with plane.stream.waiter(device_id) as waiter, trio.fail_after(60):
+        begun = await plane.work(plane.polls.begin, DeviceSession(device_id, 1, 1), Poll(cursor=cursor, wait=30))
+        await plane.work(plane.stream.append, device_id, "cert.renewed", {"cert_id": 1})
+        monkeypatch.setattr(plane.database, "work_read", locked)
+        page = await plane.polls.finish(begun, waiter, lambda: trio.sleep(0))
+    assert len(page.signals) == 1
 
 
 async def test_only_many_requests_within_a_moment_are_a_rush(autojump_clock: trio.testing.MockClock) -> None:
