@@ -33,7 +33,7 @@ from certctrl.plane.devices.grants import Grants
 from certctrl.plane.devices.key_proofs import KeyProofs
 from certctrl.plane.devices.reports import Reports
 from certctrl.plane.devices.sessions import Sessions
-from certctrl.plane.errors import ErrorResponse
+from certctrl.plane.errors import DatabaseLockedError, ErrorResponse
 from certctrl.plane.health.census import Census
 from certctrl.plane.health.counters import PlaneCounters
 from certctrl.plane.health.problems import ProblemName, Problems

@@ -453,7 +453,7 @@ async def test_a_woken_poll_waits_for_a_lock_of_another_process(plane: Plane, mo
         begun = await plane.work(plane.polls.begin, DeviceSession(device_id, 1, 1), Poll(cursor=cursor, wait=30))
         await plane.work(plane.stream.append, device_id, "cert.renewed", {"cert_id": 1})
         monkeypatch.setattr(plane.database, "work_read", locked)
-        page = await plane.polls.finish(begun, waiter, lambda: trio.sleep(0))
+        page = await plane.polls.finish(begun, waiter, trio.lowlevel.checkpoint)
     assert len(page.signals) == 1
 
 
