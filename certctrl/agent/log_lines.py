@@ -9,8 +9,9 @@ as ``1 signal`` or ``2 signals``. A missing field prints as ``?``, so that no lo
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from enum import Enum
+from functools import cache
 from logging import CRITICAL, DEBUG, ERROR, INFO, WARNING
 from string import Formatter
 from typing import Any
@@ -287,26 +288,22 @@ class Line(Enum):
 # fmt: on
 
 
-class _LineFormatter(Formatter):
-    """Formats the texts, with nouns after their numbers and ``?`` for missing fields."""
-
-    def get_value(self, key: int | str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Return a field."""
-        return kwargs.get(str(key), "?")
-
-    def format_field(self, value: Any, format_spec: str) -> str:
-        """Return a value as text; a format of several letters is the noun of a number."""
-        if len(format_spec) > 1 and format_spec[0].isalpha():
-            return counted(value, format_spec)
-        return str(super().format_field(value, format_spec))
-
-
-_FORMATTER = _LineFormatter()
+@cache
+def _parts(text: str) -> tuple[tuple[str, str | None, str], ...]:
+    """Return a text in parts: literal text, the name of the field after it, and its format."""
+    return tuple((literal, name, form or "") for literal, name, form, _ in Formatter().parse(text))
 
 
 def filled(text: str, fields: Mapping[str, Any]) -> str:
-    """Return a text with its fields."""
-    return _FORMATTER.vformat(text, (), fields)
+    """Return a text with its fields; a format of several letters is the noun of a number."""
+    words: list[str] = []
+    for literal, name, form in _parts(text):
+        words.append(literal)
+        if name is not None:
+            value = fields.get(name, "?")
+            is_noun = len(form) > 1 and form[0].isalpha()
+            words.append(counted(value, form) if is_noun else format(value, form))
+    return "".join(words)
 
 
 def log_line(log: logging.Logger, line: Line, /, routine: bool = False, **fields: Any) -> None:
@@ -319,7 +316,6 @@ def log_line(log: logging.Logger, line: Line, /, routine: bool = False, **fields
     """
     logger = log if log.name.rpartition(".")[2] == line.category else log.getChild(line.category)
     level = DEBUG if routine else line.level
-    if logger.isEnabledFor(level):
-        logger.log(
-            level, "%s", filled(line.text, fields), extra={"line_key": line.key, "line_fields": fields}, stacklevel=2
-        )
+    if logger.isEnabledFor(level):  # the record is made here, because `Logger.log` looks up the file of its caller
+        extra = {"line_key": line.key, "line_fields": fields}
+        logger.handle(logger.makeRecord(logger.name, level, "", 0, filled(line.text, fields), (), None, extra=extra))

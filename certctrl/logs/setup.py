@@ -11,6 +11,7 @@ import json
 import logging
 import sys
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TextIO
 
 from certctrl.logs.redact import redact
@@ -65,6 +66,12 @@ def _place(trace: Any) -> str:
     return f"{trace.tb_frame.f_globals.get('__name__', '?')}:{trace.tb_lineno}" if trace is not None else "?"
 
 
+@lru_cache(maxsize=1)
+def _second(epoch: int) -> str:
+    """Return a time in UTC as text; a burst writes hundreds of lines a second."""
+    return datetime.fromtimestamp(epoch, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
 class TextFormatter(logging.Formatter):
     """Text lines; ``journald`` adds the prefix ``<priority>`` (SyslogLevelPrefix=)."""
 
@@ -76,7 +83,7 @@ class TextFormatter(logging.Formatter):
         """Return one line without a newline."""
         line: str | None = getattr(record, "certctrl_line", None)  # formatted once for file and stderr
         if line is None:
-            moment = datetime.fromtimestamp(int(record.created), UTC).strftime("%Y-%m-%d %H:%M:%S")
+            moment = _second(int(record.created))
             category = record.name.rpartition(".")[2]
             line = one_line(f"[{moment}] [{level_name(record.levelno)}] [{category}] {message_of(record)}", None)
             record.certctrl_line = line

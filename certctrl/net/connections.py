@@ -7,6 +7,7 @@ until the answer has been read. The connection is used again if it is idle then,
 
 from __future__ import annotations
 
+import math
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
@@ -138,23 +139,77 @@ def _proxy(proxy: httpx.Proxy) -> httpcore.Proxy:
     return httpcore.Proxy(where, auth=proxy.raw_auth, headers=proxy.headers.raw)
 
 
-class _Backend(httpcore.TrioBackend):
-    """The library's network backend, except that a cancelled TLS handshake closes its socket."""
+class _Backend(httpcore.AsyncNetworkBackend):
+    """TCP by Trio. Unlike the library's own, it closes the socket of a cancelled TLS handshake.
 
-    async def connect_tcp(self, *args: Any, **kwargs: Any) -> httpcore.AsyncNetworkStream:
-        stream = await super().connect_tcp(*args, **kwargs)
-        handshake = stream.start_tls
+    It has no time limits for reading and writing, since each exchange has one; they cost a cancel scope per call.
+    """
 
-        async def start_tls(*args: Any, **kwargs: Any) -> httpcore.AsyncNetworkStream:
-            try:
-                return await handshake(*args, **kwargs)
-            except BaseException:
-                with trio.CancelScope(shield=True, deadline=trio.current_time() + _CLOSE_SECONDS):
-                    await stream.aclose()
-                raise
+    async def connect_tcp(  # the library passes the time limits
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,  # noqa: ASYNC109
+        local_address: str | None = None,
+        socket_options: Any = None,
+    ) -> httpcore.AsyncNetworkStream:
+        try:
+            with trio.fail_after(math.inf if timeout is None else timeout):
+                return _Stream(await trio.open_tcp_stream(host, port, local_address=local_address))
+        except trio.TooSlowError as error:
+            raise httpcore.ConnectTimeout(error) from error
+        except OSError as error:
+            raise httpcore.ConnectError(error) from error
 
-        stream.start_tls = start_tls  # type: ignore[method-assign]
-        return stream
+
+class _Stream(httpcore.AsyncNetworkStream):
+    def __init__(self, stream: trio.SocketStream | trio.SSLStream[trio.SocketStream]) -> None:
+        self._stream = stream
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
+        try:
+            return bytes(await self._stream.receive_some(max_bytes))
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise httpcore.ReadError(error) from error
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
+        if not buffer:
+            return
+        try:
+            await self._stream.send_all(buffer)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise httpcore.WriteError(error) from error
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> httpcore.AsyncNetworkStream:
+        secured = trio.SSLStream(self._socket, ssl_context, server_hostname=server_hostname, https_compatible=True)
+        try:
+            with trio.fail_after(math.inf if timeout is None else timeout):
+                await secured.do_handshake()
+        except BaseException as error:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + _CLOSE_SECONDS):
+                await self.aclose()
+            if isinstance(error, trio.TooSlowError):
+                raise httpcore.ConnectTimeout(error) from error
+            if isinstance(error, trio.BrokenResourceError):
+                raise httpcore.ConnectError(error) from error
+            raise
+        return _Stream(secured)
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._socket.socket.is_readable() if info == "is_readable" else None
+
+    @property
+    def _socket(self) -> trio.SocketStream:
+        stream = self._stream
+        return stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
 
 
 class RequestBody:

@@ -8,6 +8,8 @@ from typing import Generic, Protocol, TypeVar
 import trio
 
 RECYCLE_SECONDS = 600.0
+CHECK_SECONDS = 1.0
+"""Seconds for which a pool that works is not compared with a new one: a burst has hundreds of requests in that time."""
 
 
 class Closable(Protocol):
@@ -27,6 +29,8 @@ class Pool(Generic[T]):
     def __init__(self, transport: T) -> None:
         self.transport = transport
         self.born = trio.current_time()
+        self.checked = self.born
+        """When it was last compared with a new one; minus infinity: it has to be now, because a request has failed."""
         self.users = 0
         self.retired = False
 
@@ -44,7 +48,7 @@ class Pools(Generic[T]):
     async def lease(self) -> Pool[T]:
         """Return the pool for one request, a new one if the current pool is too old; call ``release`` after it."""
         old = self._current
-        if old is not None and (trio.current_time() - old.born > RECYCLE_SECONDS or self._outdated()):
+        if old is not None and self._is_over(old, trio.current_time()):
             self.retire(old)
             old.users += 1
             await self.release(old)
@@ -53,6 +57,14 @@ class Pools(Generic[T]):
             self._all.add(self._current)
         self._current.users += 1
         return self._current
+
+    def _is_over(self, pool: Pool[T], now: float) -> bool:
+        if now - pool.born > RECYCLE_SECONDS:
+            return True
+        if now - pool.checked < CHECK_SECONDS:
+            return False
+        pool.checked = now
+        return self._outdated()
 
     async def release(self, pool: Pool[T]) -> None:
         """Return a pool after a request; the last request of a retired pool closes it."""

@@ -11,6 +11,7 @@ nested streams took a tenth of a burst's time.
 from __future__ import annotations
 
 import logging
+import math
 import ssl
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -104,7 +105,8 @@ class HttpxHttp:
         answer: Answer | None = None
         progress = Progress()
         with trio.move_on_after(deadline):
-            async with self._slots:
+            await self._take_slot()
+            try:
                 for last_try in (False, True):
                     progress = Progress()
                     request = self._build(method, target_of(path, query), headers, json)
@@ -115,6 +117,8 @@ class HttpxHttp:
                         stale = not progress.is_new and error.maybe_sent and not isinstance(error, BadAnswerError)
                         if last_try or not stale or method not in _REPEATABLE:
                             raise
+            finally:
+                self._slots.release()
         if answer is None:  # an answer that arrived with the deadline counts
             from certctrl.net import explain  # here and below: only failures need it
 
@@ -156,6 +160,12 @@ class HttpxHttp:
     async def aclose(self) -> None:
         """Close every connection, even under running requests."""
         await self._pools.aclose()
+
+    async def _take_slot(self) -> None:
+        try:
+            self._slots.acquire_nowait()  # without the pass through the event loop that `acquire` makes
+        except trio.WouldBlock:
+            await self._slots.acquire()
 
     async def _upgraded(
         self, connection: Connection, request: httpcore.Request, progress: Progress
@@ -211,6 +221,7 @@ class HttpxHttp:
         try:
             return await pool.transport.exchange(request, partial(_read, cap=cap, place=self.origin.place), progress)
         except (*BROKEN, httpcore.ProxyError) as error:
+            pool.checked = -math.inf
             raise self._explained(error, progress) from None
         finally:
             await self._pools.release(pool)

@@ -12,7 +12,7 @@ import trustme
 from certctrl import __version__
 from certctrl.errors import DeadlineError, TransportError
 from certctrl.net import pools
-from certctrl.net.tls import PlaneCa
+from certctrl.net.tls import PlaneCa, Trust
 
 CAP = 1 << 20
 
@@ -210,6 +210,27 @@ async def test_a_connection_is_recycled_after_ten_minutes(start, connect, monkey
     await trio.testing.wait_all_tasks_blocked(0.05)
     assert site.open_now == 1, "the old connection is closed"
     assert first not in http._pools._all
+
+
+async def test_the_ca_files_are_examined_once_a_second(start, connect, monkeypatch) -> None:
+    looks = 0
+
+    def context(trust: Trust) -> ssl.SSLContext:
+        nonlocal looks
+        looks += 1
+        return trust._context
+
+    site = await start()
+    http = connect(site.url)
+    monkeypatch.setattr(Trust, "context", context)
+    for _ in range(20):
+        await http.request("GET", "/", deadline=5, cap=CAP)
+    (pool,) = http._pools._all
+    assert looks == 1, "only for the new connection"
+    pool.checked -= pools.CHECK_SECONDS
+    for _ in range(20):
+        await http.request("GET", "/", deadline=5, cap=CAP)
+    assert looks == 2
 
 
 async def test_a_running_request_survives_the_recycling_of_its_pool(start, connect, reply) -> None:

@@ -73,7 +73,9 @@ def parse_json(body: bytes | str) -> Any:
     except ValueError:  # including UnicodeDecodeError, and integers beyond Python's digit limit
         raise BadAnswerError("the answer is not valid JSON") from None
     _check_depth(value)
-    return _scrubbed(value) if _SURROGATE.search(text) else value
+    # decoding from UTF-8 leaves escaped surrogates only, and this search is slow
+    may_have_any = not isinstance(body, bytes) or "\\u" in text
+    return _scrubbed(value) if may_have_any and _SURROGATE.search(text) else value
 
 
 def _no_constant(name: str) -> NoReturn:
