@@ -66,7 +66,7 @@ class Batches:
     def add(self, ready: ReadyCertificate) -> None:
         """Add a certificate to the batch that leaves next."""
         self._open.waiting.append(ready)
-        self._burst.certificate_ready()
+        self._burst.certificate_ready(first=len(self._open.waiting) == 1)
 
     def take_out(self, resource: str) -> ReadyCertificate | None:
         """Remove a certificate from the batch that leaves next, and return it; None if it is not in there."""

@@ -34,7 +34,10 @@ class BurstWatch:
         self._last_fact_at = 0.0
         self._longest_gap = 0.0
         self.changed = RepeatedEvent()
-        """Set when `leaves_at` may have a new answer."""
+        """Set when a certificate is the first of its batch, and when `leaves_at` may be earlier than before.
+
+        Not with each fact of a burst: a task that waits for the batch looks again when it would leave.
+        """
 
     @property
     def more_pages(self) -> bool:
@@ -44,13 +47,13 @@ class BurstWatch:
     def full_page(self) -> None:
         """Note that a poll returned a full page: another one may follow."""
         self._more_pages = True
-        self.changed.set()
 
     def last_page(self) -> None:
         """Note that no page follows; the handlers of the last one have started."""
         if self._more_pages:
             self._more_pages = False
             self._note()
+            self.changed.set()
 
     def fetch_queued(self) -> None:
         """Note that the handler of a renewal runs or waits for its turn."""
@@ -60,13 +63,17 @@ class BurstWatch:
         """Note that such a handler ended, with or without a certificate."""
         self._fetching -= 1
         self._note()
+        if not self._fetching and not self._more_pages:
+            self.changed.set()
 
-    def certificate_ready(self) -> None:
-        """Note that a certificate joined the batch."""
+    def certificate_ready(self, *, first: bool = False) -> None:
+        """Note that a certificate joined the batch; ``first``: there is no other in it now."""
         if self._collecting_since is None:
             self._collecting_since = self._last_fact_at = self._clock()
             self._longest_gap = 0.0
         self._note()
+        if first:
+            self.changed.set()
 
     def batch_left(self) -> None:
         """Note that the batch left; the next certificate starts another one."""
@@ -86,4 +93,3 @@ class BurstWatch:
         now = self._clock()
         self._longest_gap = max(self._longest_gap, now - self._last_fact_at)
         self._last_fact_at = now
-        self.changed.set()

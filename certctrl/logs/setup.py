@@ -141,6 +141,7 @@ class Logs:
 
     def configure(self, config: LogConfig) -> None:
         """Replace the handlers by those of ``config``. Raises ConfigError for an invalid file name."""
+        logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # no format shows them
         fresh = self._handlers_of(config)
         root = logging.getLogger()
         self.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+from trio_util import RepeatedEvent
 
 from certctrl.agent.burst import PAGE_SECONDS, SLOWEST_GAPS, BurstWatch
 
@@ -108,3 +109,32 @@ def test_the_gap_between_two_batches_does_not_slow_the_second(burst: Burst) -> N
     burst.watch.fetch_queued()
     burst.fetched(60.0)
     assert burst.leaves_in == QUIET
+
+
+class Woken(RepeatedEvent):
+    """An event that counts."""
+
+    times = 0
+
+    def set(self) -> None:
+        self.times += 1
+        super().set()
+
+
+def test_facts_that_can_only_delay_a_batch_wake_nobody(burst: Burst) -> None:
+    """Otherwise each certificate of a burst would wake the task that waits for it."""
+    woken = burst.watch.changed = Woken()
+    burst.watch.full_page()
+    for _ in range(100):
+        burst.watch.fetch_queued()
+    burst.after(0.1).certificate_ready(first=True)
+    assert woken.times == 1
+    for _ in range(100):
+        burst.fetched(0.01)
+    assert woken.times == 1, "the page behind the full one may bring more"
+    burst.watch.fetch_queued()
+    burst.watch.last_page()
+    assert woken.times == 2, "it waits no longer for the page"
+    burst.watch.fetch_ended()
+    assert woken.times == 3
+    assert burst.leaves_in == 0
