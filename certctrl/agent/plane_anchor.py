@@ -93,10 +93,11 @@ class PlaneAnchor:
         return tuple(dict.fromkeys(found))
 
     def _take(self, pem: str) -> None:
-        new = fingerprints(pem.encode("ascii", "replace"))
-        if not pem.isascii() or len(new) != 1 or not _is_ca(pem):
+        der = only_ca(pem)
+        new = "" if der is None else hashlib.sha256(der).hexdigest()
+        if der is None:
             self._report_refusal("it is not one CA certificate in PEM")
-        elif new[0] in self._trusted():
+        elif new in self._trusted():
             self._last_refusal = ""
         elif self._layout.plane_ca.name not in self._config.httpclient.ca_files:
             if self._config.httpclient.ca_files:  # the system's trust store: a public CA in front of the plane
@@ -109,7 +110,7 @@ class PlaneAnchor:
             except DiskError as error:
                 self._report_refusal(str(error))
             else:
-                log_line(self._log, Line.PLANE_ANCHOR_STORED, sha256=new[0])
+                log_line(self._log, Line.PLANE_ANCHOR_STORED, sha256=new)
 
     def _is_waiting(self) -> bool:
         config = self._config
@@ -141,11 +142,21 @@ class PlaneAnchor:
 
 def fingerprints(pem: bytes) -> tuple[str, ...]:
     """Return the SHA-256, in hex, of each certificate in a PEM text."""
+    return tuple(hashlib.sha256(der).hexdigest() for der in _certificates(pem))
+
+
+def only_ca(pem: str) -> bytes | None:
+    """Return the DER of the only certificate in a PEM text; None if it is not one CA certificate."""
+    found = _certificates(pem.encode("ascii", "replace"))
+    return found[0] if pem.isascii() and len(found) == 1 and _is_ca(pem) else None
+
+
+def _certificates(pem: bytes) -> list[bytes]:
     found = []
     for block in _BLOCK.findall(pem):
         with suppress(ValueError):
-            found.append(hashlib.sha256(ssl.PEM_cert_to_DER_cert(block.decode("ascii", "replace"))).hexdigest())
-    return tuple(found)
+            found.append(ssl.PEM_cert_to_DER_cert(block.decode("ascii", "replace")))
+    return found
 
 
 def _is_ca(pem: str) -> bool:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 DEFAULT_DIRECTORY = "/etc/cert-ctrl"
 DIRECTORY_VARIABLE = "CERTCTRL_CONFIG_DIR"
-_SERVER_URL = "CERTCTRL_SERVER_URL"
+SERVER_VARIABLE = "CERTCTRL_SERVER_URL"
 """The only required setting; if the environment has it, an empty config directory is valid."""
 
 
@@ -60,7 +60,7 @@ class Invocation:
         become_owner(root)
         if must_exist:
             _require_directory(root)
-            if not (is_present(layout.application) or is_present(layout.state) or _SERVER_URL in os.environ):
+            if not (is_present(layout.application) or is_present(layout.state) or SERVER_VARIABLE in os.environ):
                 fix = f"give another directory with -c, or run cert-ctrl -c {root} init --server URL"
                 raise ConfigError("is not a config directory: no application.json", file=str(root), fix=fix)
         return layout

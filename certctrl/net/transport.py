@@ -54,10 +54,12 @@ class HttpxHttp:
         root: Path,
         wall_now: Callable[[], float] | None = None,
         backend: httpcore.AsyncNetworkBackend | None = None,
+        verified: bool = True,
     ) -> None:
         """Check URL, proxy, CA files and client certificate; raises ConfigError if one cannot be used.
 
-        ``root``: the config directory; ``wall_now``: for messages about validity; ``backend``: the network, in tests.
+        ``root``: the config directory; ``wall_now``: for messages about validity; ``backend``: the network, in tests;
+        ``verified=False``: accept any server and present no certificate, to fetch what is verified in another way.
         """
         logging.getLogger("httpcore").setLevel(logging.WARNING)  # its DEBUG lines contain headers of answers
         application, settings = config.application, config.httpclient
@@ -74,7 +76,7 @@ class HttpxHttp:
         self._own_ca = bool(settings.ca_files)
         self._wall_now = wall_now
         self._slots = trio.Semaphore(settings.max_connections)
-        self._trust = Trust(settings, root) if self.origin.scheme == "https" else None
+        self._trust = Trust(settings, root) if self.origin.scheme == "https" and verified else None
         self._context: ssl.SSLContext | None = None
         """The context of the newest pool."""
         self._connections = partial(

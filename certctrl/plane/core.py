@@ -236,8 +236,9 @@ class Plane:
 
     def write_cas(self) -> None:
         """Write the anchor that agents pin, and the CA of their certificates, to the data directory."""
+        anchor = self.anchor.ca.root_pem  # loads it: later it is served from memory
         if self.data is not None:
-            keep_file(self.data.ca, self.anchor.ca.root_pem.encode(), mode=0o644)
+            keep_file(self.data.ca, anchor.encode(), mode=0o644)
             keep_file(self.data.issuing_ca, self.ca.root_pem.encode(), mode=0o644)
 
     def close(self) -> None:

@@ -58,6 +58,8 @@ class PlaneAddress:
     """Address at which CAs find the answers of http-01; empty: off."""
     http_url: str = ""
     """Address of the listener without TLS; empty: off."""
+    ca_fingerprint: str = ""
+    """SHA-256 of the root CA in lower-case hex, by which operators recognise it."""
 
     @property
     def issuing_ca_file(self) -> Path:
@@ -113,7 +115,7 @@ async def serve_plane(
                     await nursery.start(_run_server, plane, serving(make_plain_app(plane), without_tls, None))
                 _start_tasks(nursery, plane, certificate, reload)
                 _log_start(plane, url)
-                task_status.started(_address(url, plane.data, *urls, _http_url(without_tls)))
+                task_status.started(_address(url, plane, *urls, _http_url(without_tls)))
 
 
 async def _opened(opening: Callable[[], Plane], wait_seconds: float) -> Plane:
@@ -282,9 +284,10 @@ async def _replace_anchor(plane: Plane, certificate: ServerCertificate) -> None:
         log.info("the control plane's own certificate is from its own CA now: %s", plane.anchor.own.root_fingerprint)
 
 
-def _address(url: str, data: DataDir, metrics_url: str, acme_http_url: str, http_url: str) -> PlaneAddress:
-    files = data.ca.absolute(), data.operator_key.absolute()
-    return PlaneAddress(url, *files, metrics_url, acme_http_url, http_url)
+def _address(url: str, plane: Plane, metrics_url: str, acme_http_url: str, http_url: str) -> PlaneAddress:
+    assert plane.data is not None
+    files = plane.data.ca.absolute(), plane.data.operator_key.absolute()
+    return PlaneAddress(url, *files, metrics_url, acme_http_url, http_url, plane.anchor.ca.root_fingerprint)
 
 
 def _http_url(without_tls: socket.socket | None) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from certctrl.cli.first_contact import ca_with_fingerprint, check_ca_file, check_fingerprint
 from certctrl.cli.invocation import invocation, is_present
 from certctrl.cli.output import write_error, write_json, write_line
 from certctrl.errors import ConfigError, UsageError
@@ -16,6 +17,12 @@ if TYPE_CHECKING:
     from certctrl.store.layout import ConfigDir
 
 MAX_CA_BYTES = 1 << 20
+CA_FINGERPRINT = typer.Option(
+    "--ca-fingerprint",
+    metavar="SHA256",
+    help="Fetch the CA from the control plane and use it if this is its fingerprint, or the start of it: 8 to 64 "
+    "digits, better 16 or more. `plane serve` prints it.",
+)
 
 
 def init(
@@ -28,8 +35,9 @@ def init(
     ] = None,
     ca: Annotated[
         Path | None,
-        typer.Option("--ca", metavar="FILE", help="PEM file with the CA of the control plane's certificate."),
+        typer.Option("--ca", metavar="FILE", help="PEM file with the CA of the control plane's certificate; -: stdin."),
     ] = None,
+    ca_fingerprint: Annotated[str | None, CA_FINGERPRINT] = None,
     name: Annotated[
         str | None, typer.Option("--name", metavar="NAME", help="Name of this device; default: the host name.")
     ] = None,
@@ -41,19 +49,28 @@ def init(
     certificates and logs. Running it again with the same options changes nothing; with --ca or --name, it adds
     them to a configuration without. It never overwrites a different configuration.
 
+    Without --ca and --ca-fingerprint, the control plane's certificate must be from a CA that this host trusts.
+
     \b
     cert-ctrl -c /etc/cert-ctrl init --server https://plane.example.com \\
         --name web-1
     cert-ctrl -c /etc/cert-ctrl init --server https://10.0.0.5:8443 \\
         --ca plane-ca.pem
+    cert-ctrl -c /etc/cert-ctrl init --server https://10.0.0.5:8443 \\
+        --ca-fingerprint 9f86d081884c7d65
     cert-ctrl -c /etc/cert-ctrl init --ca plane-ca.pem
     """
     from certctrl.store.config.files import init_config_dir
     from certctrl.store.disk.fs import RealFs
 
+    digits = None if ca_fingerprint is None else check_fingerprint(ca_fingerprint)
     ca_pem = None if ca is None else read_ca(ca)  # before root becomes the owner of the directory
     layout = invocation(ctx).layout(must_exist=False)
     url = _configured(layout) if server is None else server.rstrip("/")
+    if digits is not None and ca_pem is not None:
+        check_ca_file(ca_pem, digits, ca)
+    elif digits is not None:
+        ca_pem = ca_with_fingerprint(layout, url, digits)
     init_config_dir(RealFs(), layout, server_url=url, ca_pem=ca_pem, name=name)
     registered = layout.device_secret_key.exists()
     following = "restart a running daemon to use it" if registered else f"next: cert-ctrl -c {layout.root} register"
@@ -80,7 +97,7 @@ def read_ca(path: Path) -> bytes:
     import ssl
 
     try:
-        with path.open("rb") as file:
+        with open(0 if str(path) == "-" else path, "rb", closefd=str(path) != "-") as file:
             pem = file.read(MAX_CA_BYTES)
     except OSError as error:
         raise UsageError(f"cannot read --ca {path}: {error.strerror}", fix="give a readable PEM file") from None

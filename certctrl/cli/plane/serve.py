@@ -346,11 +346,13 @@ def _announce(address: Any, approval_url: str, *, as_json: bool) -> None:
     files = {name: str(getattr(address, name)) for name in names}
     more = {name: getattr(address, name) for name in _LISTENERS if getattr(address, name)}
     if as_json:
-        write_json({"url": address.url, "approval_url": approval_url, **files, **more}, pretty=False)
+        about = {"url": address.url, "approval_url": approval_url, "ca_sha256": address.ca_fingerprint}
+        write_json(about | files | more, pretty=False)
     else:
         write_line(f"control plane  {address.url}")
         write_line(f"approve hosts  {approval_url}")
         write_line(f"CA file        {address.ca_file}")
+        write_line(f"CA fingerprint {address.ca_fingerprint}")
         write_line(f"operator key   {address.operator_key_file}")
         for name, url in more.items():
             write_line(f"{_LISTENERS[name]:<13}  {url}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from starlette.routing import Router
 
 from certctrl.plane.core import Plane
+from certctrl.plane.http.anchor_api import AnchorApi
 from certctrl.plane.http.ca_api import CaApi
 from certctrl.plane.http.crl_api import CrlApi
 from certctrl.plane.http.device_api import DeviceApi
@@ -31,6 +32,7 @@ def make_app(plane: Plane, *, faults: Faults | None = None) -> App:
     of_devices = [*DeviceApi(plane).routes(), *push.device_routes()]
     routes = [
         *Health(plane).routes(),
+        *AnchorApi(plane).routes(),
         *CrlApi(plane).routes(),
         *of_devices,
         *OperatorApi(plane).routes(),
