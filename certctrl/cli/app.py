@@ -37,6 +37,7 @@ class Entry:
 
 
 COMMANDS: dict[str, Entry] = {
+    "setup": Entry("commands.setup", "Set this host up: directory, configuration, registration, service."),
     "init": Entry("commands.init", "Create a config directory for a control plane."),
     "register": Entry("commands.register", "Register this host with the control plane."),
     "status": Entry("commands.status", "Show the status of the agent; the exit status reflects its health."),
@@ -201,8 +202,7 @@ def _root(
     """Keep this host's certificates current: fetch, deploy, reload, and verify what is served.
 
     \b
-    Set up:    cert-ctrl -c /etc/cert-ctrl init --server https://plane.example.com
-               cert-ctrl -c /etc/cert-ctrl register
+    Set up:    cert-ctrl setup
     Run:       cert-ctrl -c /etc/cert-ctrl --keep-running
     Check:     cert-ctrl -c /etc/cert-ctrl status
     Try out:   cert-ctrl sandbox

@@ -143,14 +143,14 @@ def find_token(file: Path | None, argument: str | None, environ: Mapping[str, st
     if file is not None and argument is not None:
         raise UsageError("two enrolment tokens", fix="give either --enrolment-token-file or --enrolment-token")
     if file is not None:
-        return _plain(_read(file), f"--enrolment-token-file {file}")
+        return checked_token(_read(file), f"--enrolment-token-file {file}")
     if argument is not None:
         write_error("warning: other users can read --enrolment-token in the process list; use --enrolment-token-file")
-        return _plain(argument, "--enrolment-token")
+        return checked_token(argument, "--enrolment-token")
     if environ.get(TOKEN_VARIABLE):
-        return _plain(environ[TOKEN_VARIABLE], TOKEN_VARIABLE)
+        return checked_token(environ[TOKEN_VARIABLE], TOKEN_VARIABLE)
     credential = Path(environ.get("CREDENTIALS_DIRECTORY", "/nonexistent")) / CREDENTIAL
-    return _plain(_read(credential), f"credential {CREDENTIAL}") if credential.is_file() else None
+    return checked_token(_read(credential), f"credential {CREDENTIAL}") if credential.is_file() else None
 
 
 def _read(path: Path) -> str:
@@ -163,7 +163,8 @@ def _read(path: Path) -> str:
         ) from None
 
 
-def _plain(text: str, source: str) -> str:
+def checked_token(text: str, source: str) -> str:
+    """Return a token without white space around it. Raises UsageError if it cannot be one."""
     token = text.strip()
     if not token or len(token) > MAX_TOKEN_BYTES or not token.isascii() or any(c.isspace() for c in token):
         raise UsageError(f"{source} does not contain an enrolment token", fix="give one token on one line")

@@ -31,6 +31,7 @@ from certctrl.cli.plane.orders import orders
 from certctrl.cli.plane.renewing import renew
 from certctrl.cli.plane.revocation import revoke
 from certctrl.cli.plane.serve import serve
+from certctrl.cli.plane.setup import setup
 from certctrl.cli.plane.status import status
 from certctrl.cli.plane.tags import NewTags, OfTag, tag_devices, tagged
 from certctrl.cli.plane.tls import tls
@@ -38,6 +39,7 @@ from certctrl.cli.plane.together import together
 from certctrl.errors import ExitStatus, UsageError
 
 plane = typer.Typer(help="Run and operate the reference control plane.", **GROUP)
+plane.command("setup")(setup)
 plane.command("serve")(serve)
 plane.command("migrate-to")(migrate_to)
 plane.command("backup")(backup)
