@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from certctrl import lean
-from certctrl.cli.output import write_line
+from certctrl.cli.output import write_json, write_line
 from certctrl.cli.owner import name_of
 from certctrl.errors import CommandError, ConfigError
 from certctrl.install.process.programs import SYSTEM_PATH, find_program, run_program
@@ -85,13 +85,22 @@ def find_unit(name: str) -> Unit | None:
 class Host:
     """The changes of one set-up."""
 
-    def __init__(self, *, dry_run: bool) -> None:
-        self.dry_run = dry_run
+    def __init__(self, *, dry_run: bool, as_json: bool = False) -> None:
+        self.dry_run, self.as_json = dry_run, as_json
         self.is_root = os.geteuid() == 0
+        self._reported: list[dict[str, str]] = []
 
     def report(self, label: str, done: str, planned: str = "") -> None:
-        """Print a line: what was done, or in a dry run what would be."""
-        write_line(f"{label:<{_LABEL_WIDTH}} {planned if self.dry_run and planned else done}")
+        """Print a line: what was done, or in a dry run what would be; with JSON, keep it for `finish`."""
+        text = planned if self.dry_run and planned else done
+        self._reported.append({"about": label, "what": text})
+        if not self.as_json:
+            write_line(f"{label:<{_LABEL_WIDTH}} {text}")
+
+    def finish(self, **facts: str) -> None:
+        """Print everything as one JSON object, if JSON is wanted."""
+        if self.as_json:
+            write_json({"dry_run": self.dry_run, "steps": self._reported} | facts, pretty=False)
 
     def make_place(self, place: Place, unit: Unit | None) -> None:
         """Create user and directory of a unit; without the unit, an existing directory keeps its owner.

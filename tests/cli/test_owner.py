@@ -98,6 +98,7 @@ COMMANDS = [
     "renew --domain a.example", "rollback --domain a.example", "forget --domain a.example --yes", "config show", "config check", "policy show",
     "policy allow path /srv/x --yes", "trust show", "init --name web-1",
     "keystore-password --domain a.example --from-file /proc/sys/kernel/ostype",
+    "setup --server https://127.0.0.1:1 --system-ca --token-file /proc/sys/kernel/ostype",
 ]  # fmt: skip
 
 

@@ -11,8 +11,8 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import attrs
@@ -20,7 +20,7 @@ import typer
 
 from certctrl import lean
 from certctrl.cli.commands.init import CA_FINGERPRINT, read_ca
-from certctrl.cli.commands.register import TOKEN_VARIABLE, checked_token, find_token, show_prompt
+from certctrl.cli.commands.register import TOKEN_VARIABLE, checked_token, find_token, show_prompt, show_prompt_as_json
 from certctrl.cli.invocation import Invocation, invocation
 from certctrl.cli.output import write_error
 from certctrl.errors import ExitStatus, UsageError
@@ -33,31 +33,40 @@ TRIES = 3
 _NO_CA = "add --ca-fingerprint SHA256, --ca FILE, or --system-ca"
 
 
+Server = Annotated[
+    str | None, typer.Option("--server", metavar="URL", help="URL of the control plane, https://…; default: asked for.")
+]
+Ca = Annotated[
+    Path | None, typer.Option("--ca", metavar="FILE", help="PEM file with the CA of the control plane; -: stdin.")
+]
+SystemCa = Annotated[
+    bool, typer.Option("--system-ca", help="The control plane's certificate is from a CA that this host trusts.")
+]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--token-file", metavar="FILE", help="Read an enrolment token from FILE; -: stdin. Default: asked for."
+    ),
+]
+Name = Annotated[
+    str | None, typer.Option("--name", metavar="NAME", help="Name of this device; default: the host name.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done; change and ask nothing.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object per line: a code to approve, then what was done.")
+]
+
+
 def setup(
     ctx: typer.Context,
-    server: Annotated[
-        str | None,
-        typer.Option("--server", metavar="URL", help="URL of the control plane, https://…; default: asked for."),
-    ] = None,
+    server: Server = None,
     ca_fingerprint: Annotated[str | None, CA_FINGERPRINT] = None,
-    ca: Annotated[
-        Path | None, typer.Option("--ca", metavar="FILE", help="PEM file with the CA of the control plane; -: stdin.")
-    ] = None,
-    system_ca: Annotated[
-        bool, typer.Option("--system-ca", help="The control plane's certificate is from a CA that this host trusts.")
-    ] = False,
-    token_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--token-file", metavar="FILE", help="Read an enrolment token from FILE; -: stdin. Default: asked for."
-        ),
-    ] = None,
-    name: Annotated[
-        str | None, typer.Option("--name", metavar="NAME", help="Name of this device; default: the host name.")
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would be done; change and ask nothing.")
-    ] = False,
+    ca: Ca = None,
+    system_ca: SystemCa = False,
+    token_file: TokenFile = None,
+    name: Name = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
 ) -> int:
     """Set this host up: directory, configuration, registration, service.
 
@@ -73,12 +82,12 @@ def setup(
 
     \b
     cert-ctrl setup
-    cert-ctrl setup --server https://plane.example.com:8443 \\
+    cert-ctrl -c /etc/cert-ctrl setup --server https://plane.example.com:8443 \\
         --ca-fingerprint 9f86d081884c7d65 --token-file /root/token
     """
     from certctrl.cli.host import Host, place_of
 
-    invoked, host = invocation(ctx), Host(dry_run=dry_run)
+    invoked, host = invocation(ctx), Host(dry_run=dry_run, as_json=as_json)
     if system_ca and (ca is not None or ca_fingerprint is not None):
         raise UsageError("--system-ca cannot be combined with another CA", fix="leave one of them out")
     place = place_of(invoked.directory) if invoked.directory else None
@@ -137,7 +146,7 @@ class _Steps:
     def run(self, *words: str, given: bytes = b"", quiet: bool = False, show: Any = None) -> tuple[int, dict[str, Any]]:
         """Run a command that prints JSON; return its exit status and its last JSON object.
 
-        ``show`` gets the earlier ones.
+        ``show`` gets that of a code to approve.
         """
         from certctrl.install.process.programs import run_program
 
@@ -146,7 +155,7 @@ class _Steps:
         def on_line(line: str) -> None:
             lines.append(line)
             if show is not None and (found := _object(line)).keys() >= {"user_code"}:
-                show(found)
+                show(SimpleNamespace(**found))
 
         status = run_program([*self._program, *words], given=given, on_line=on_line, environ=self._environ, quiet=quiet)
         return status, _object("\n".join(lines)) or _object(lines[-1] if lines else "")
@@ -277,6 +286,7 @@ def _carry_out(
     host.start(unit, place, command, restart=registered_now)
     if not host.dry_run and unit is not None and unit.is_installed:
         host.report("next", f"see {steps.text('status')}")
+    host.finish()
     return ExitStatus.DONE
 
 
@@ -298,7 +308,8 @@ def _register(steps: _Steps, token: _Token) -> int:
     if steps.host.dry_run:
         steps.host.report("device", "", f"would be registered: {steps.text('register')}")
         return ExitStatus.DONE
-    status, done = steps.run(*words, given=token.text.encode("ascii"), show=_show_code)
+    show = show_prompt_as_json if steps.host.as_json else show_prompt
+    status, done = steps.run(*words, given=token.text.encode("ascii"), show=show)
     if status != 0:
         return status
     steps.host.report(
@@ -307,9 +318,3 @@ def _register(steps: _Steps, token: _Token) -> int:
     for setting, value in done.items():
         steps.host.report("setting", f"{setting} is {value}, as the control plane recommends")
     return ExitStatus.DONE
-
-
-def _show_code(found: Mapping[str, Any]) -> None:
-    from types import SimpleNamespace
-
-    show_prompt(SimpleNamespace(**found))

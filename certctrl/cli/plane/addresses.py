@@ -29,7 +29,8 @@ def parse_listen(text: str, option: str = "--listen") -> tuple[str, int]:
     """Return host and port of ``HOST:PORT``, ``[::1]:PORT`` or ``:PORT`` (all addresses). Raises UsageError."""
     host, colon, port = text.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
-    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65_535 or (":" in host and not bracketed):
+    is_port = port.isascii() and port.isdigit() and int(port) <= 65_535
+    if not colon or not is_port or (":" in host and not bracketed) or any(map(str.isspace, host)):
         example = DEFAULT_LISTEN if option == "--listen" else "0.0.0.0:80"
         raise UsageError(f"{option} {text!r} is not HOST:PORT", fix=f"use for example {option} {example}")
     return host.strip("[]") or "0.0.0.0", int(port)

@@ -49,30 +49,31 @@ class _Serving:
         return f"https://{host_for_url(host, self.hostnames)}:{port}"
 
 
+Data = Annotated[
+    str | None,
+    typer.Option("--data", metavar="DIR", help=f"Data directory; also ${DATA_VARIABLE}; default: that of the unit."),
+]
+Hostnames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--hostname", metavar="NAME", help="DNS name or address that hosts use; may be repeated; default: asked for."
+    ),
+]
+Listen = Annotated[
+    str | None, typer.Option("--listen", metavar="HOST:PORT", help=f"Address to listen on; default: {ALL_ADDRESSES}.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done; change and ask nothing.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print what was done, URL and fingerprint as JSON.")]
+
+
 def setup(
-    data: Annotated[
-        str | None,
-        typer.Option(
-            "--data", metavar="DIR", help=f"Data directory; also ${DATA_VARIABLE}; default: that of the unit."
-        ),
-    ] = None,
-    hostname: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--hostname",
-            metavar="NAME",
-            help="DNS name or address that hosts use; may be repeated; default: asked for.",
-        ),
-    ] = None,
-    listen: Annotated[
-        str | None,
-        typer.Option("--listen", metavar="HOST:PORT", help=f"Address to listen on; default: {ALL_ADDRESSES}."),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would be done; change and ask nothing.")
-    ] = False,
+    data: Data = None,
+    hostname: Hostnames = None,
+    listen: Listen = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Set a control plane up on this machine: user, directory, host name, service.
+    """Set a control plane up on this machine.
 
     Run by root, creates the user cert-ctrl-plane and /var/lib/cert-ctrl-plane, writes /etc/default/cert-ctrl-plane, and
     enables and starts cert-ctrl-plane.service. Without systemd, or with --data for another directory, prints the command
@@ -83,19 +84,20 @@ def setup(
 
     \b
     cert-ctrl plane setup --hostname plane.example.com
-    cert-ctrl plane setup --data ./plane --hostname localhost --listen 127.0.0.1:8443
+    cert-ctrl plane setup --data ./plane --hostname localhost \\
+        --listen 127.0.0.1:8443
     """
     from certctrl.cli.host import PLANES_DIRECTORY, Host, find_unit, place_of
 
     with needed_modules("plane"):
-        import certctrl.plane.core as _plane  # noqa: F401 - before anything is changed
+        import certctrl.plane.core  # noqa: F401 - before anything is changed
 
-    host, directory = Host(dry_run=dry_run), os.path.abspath(data or os.environ.get(DATA_VARIABLE) or PLANES_DIRECTORY)
+    host = Host(dry_run=dry_run, as_json=as_json)
+    directory = os.path.abspath(data or os.environ.get(DATA_VARIABLE) or PLANES_DIRECTORY)
     place = place_of(directory) if directory == PLANES_DIRECTORY else None
     if place is not None and not host.is_root and not dry_run:
-        raise UsageError(
-            f"only root can set up {directory}", fix="run as root, or choose another directory with --data"
-        )
+        fix = "run as root, or choose another directory with --data"
+        raise UsageError(f"only root can set up {directory}", fix=fix)
     unit = None if place is None else find_unit(place.unit)
     kept = _kept_options() if unit is not None and unit.is_installed else None
     serving = _chosen(host, hostname or (), listen, kept)
@@ -184,6 +186,7 @@ def _print_line(host: Host, directory: str, serving: _Serving) -> None:
     token = shlex.join(["cert-ctrl", "plane", "enrolment-token", "--data", directory])
     host.report("hosts", f"paste on each: {shlex.join(words)}")
     host.report("", f"it asks for a token ({token}), or shows a code to approve at {serving.url()}/device")
+    host.finish(url=serving.url(), ca_sha256=fingerprint)
 
 
 def _fingerprint(data: Path) -> str:
