@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import subprocess
@@ -108,6 +109,25 @@ def test_a_host_without_a_token_is_approved_by_its_code(host: PrivateHost, plane
 def approve_next(operator: Operator) -> None:
     waiting = wait_for(lambda: operator.call("GET", "/apiv1/device-grants"), "a request for approval")
     operator.call("POST", f"/apiv1/device-grants/{waiting[0]['user_code']}", {"approve": True, "user_id": 1})
+
+
+def test_ctrl_c_while_a_code_waits_for_approval(host: PrivateHost, plane: Plane, token: str, flags: list[str]) -> None:
+    host.boots(UNIT)
+    done = host.talk([(QUESTIONS[2], "\n"), ("Waiting for approval", "\x03")], *flags[:-2])
+    assert done.status == 130 and "Traceback" not in done.out and not is_registered(host), done.out
+    assert done.out.count("cert-ctrl: interrupted") == 1
+    again = host.run("setup", "--token-file", "/etc/token")
+    assert again.status == 0 and is_registered(host), "URL and CA are configured"
+
+
+def test_the_result_as_json(host: PrivateHost, plane: Plane, token: str, flags: list[str]) -> None:
+    host.boots(UNIT)
+    done = host.run(*flags, "--json")
+    assert done.status == 0
+    found = json.loads(done.out)
+    assert found["dry_run"] is False
+    assert [step["about"] for step in found["steps"]][:5] == ["user", "directory", "plane", "config", "device"]
+    assert {"about": "service", "what": f"{UNIT} enabled and started"} in found["steps"]
 
 
 def test_too_few_digits_are_asked_for_again(host: PrivateHost, plane: Plane) -> None:

@@ -90,7 +90,9 @@ def setup(
     invoked, host = invocation(ctx), Host(dry_run=dry_run, as_json=as_json)
     if system_ca and (ca is not None or ca_fingerprint is not None):
         raise UsageError("--system-ca cannot be combined with another CA", fix="leave one of them out")
-    place = place_of(invoked.directory) if invoked.directory else None
+    if not invoked.directory:
+        invoked.layout()  # raises the error for an empty -c
+    place = place_of(invoked.directory)
     _require_rights(host, place)
     steps = _Steps(invoked, host)
     found = steps.configured()
