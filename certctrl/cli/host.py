@@ -26,7 +26,7 @@ _INSTANCE = re.compile(r"[a-z0-9_-]+")
 _LABEL_WIDTH = 10
 _ENVIRON = {"PATH": SYSTEM_PATH, "LANG": "C"}
 """Of the system's programs: nothing of the operator's, such as a token."""
-_NO_LOGIN = "/usr/sbin/nologin"
+_USERADD = ("useradd", "--system", "--user-group", "--no-create-home", "--shell", "/usr/sbin/nologin")
 
 
 class Place(NamedTuple):
@@ -121,17 +121,7 @@ class Host:
         if _ids_of(name) is not None:
             self.report("user", f"{name} exists")
             return
-        argv = [
-            "useradd",
-            "--system",
-            "--user-group",
-            "--no-create-home",
-            "--home-dir",
-            home,
-            "--shell",
-            _NO_LOGIN,
-            name,
-        ]
+        argv = [*_USERADD, "--home-dir", home, name]
         if not self.dry_run:
             self.run(argv, fix=f"create the system user {name} with the home directory {home}")
         self.report("user", f"{name} created", f"would be created: {shlex.join(argv)}")
@@ -174,15 +164,15 @@ class Host:
         if unit.is_enabled and unit.is_active and not restart:
             self.report("service", f"{unit.name} is running")
             return
-        argv = ["systemctl", "restart" if unit.is_enabled and unit.is_active else "enable", unit.name]
-        argv[2:2] = ["--now"] if argv[1] == "enable" else []
+        restarts = unit.is_enabled and unit.is_active
+        argv = ["systemctl", *(["restart"] if restarts else ["enable", "--now"]), unit.name]
         if not self.is_root:
             self.report("service", f"run as root: {shlex.join(argv)}")
             return
         if not self.dry_run:
             self.run(argv, fix=f"journalctl -u {unit.name}")
-        done = "restarted" if "restart" in argv else "enabled and started"
-        self.report("service", f"{unit.name} {done}", f"would be started: {shlex.join(argv)}")
+        done = "restarted" if restarts else "enabled and started"
+        self.report("service", f"{unit.name} {done}", f"would be {done}: {shlex.join(argv)}")
 
     def run(self, argv: Sequence[str], *, fix: str) -> None:
         """Run a program of the system. Raises CommandError if it fails or is missing."""

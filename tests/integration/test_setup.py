@@ -223,7 +223,7 @@ def test_a_dry_run_changes_asks_and_sends_nothing(host: PrivateHost, plane: Plan
         done = host.run(*words, "--dry-run")
         assert done.status == 0 and done.out.count("would be") == 6, done.out
     assert f"init --server {plane.url} --ca-fingerprint {fingerprint(plane.ca)}" in done.out
-    assert "would be started: systemctl enable --now cert-ctrl.service" in done.out
+    assert "would be enabled and started: systemctl enable --now cert-ctrl.service" in done.out
     assert (host.place / "etc" / "passwd").read_bytes() == before and not host.agent.exists() and host.calls() == []
 
 

@@ -100,7 +100,7 @@ def setup(
     known = found if found.url == url else _Configured()
     chosen = _chosen_ca(host, url, known, ca, ca_fingerprint, system_ca)
     token = None if known.is_registered else _token(host, token_file)
-    return _carry_out(steps, place, chosen.words(url, name), chosen, token, known)
+    return _carry_out(steps, place, chosen.words(url, name), chosen, token)
 
 
 @lean.frozen(kw_only=True)
@@ -266,9 +266,7 @@ def _token(host: Host, file: Path | None) -> _Token:
     return _Token(text=checked_token(typed, "the answer") if typed.strip() else "")
 
 
-def _carry_out(
-    steps: _Steps, place: Place | None, init: list[str], ca: _Ca, token: _Token | None, known: _Configured
-) -> int:
+def _carry_out(steps: _Steps, place: Place | None, init: list[str], ca: _Ca, token: _Token | None) -> int:
     """Make the place, write the configuration, register, start; return the exit status."""
     from certctrl.cli.host import find_unit
 
@@ -283,9 +281,7 @@ def _carry_out(
         status = _register(steps, token)
     if status != 0:
         return status
-    registered_now = token is not None
-    command = steps.text("--keep-running")
-    host.start(unit, place, command, restart=registered_now)
+    host.start(unit, place, steps.text("--keep-running"), restart=token is not None)
     if not host.dry_run and unit is not None and unit.is_installed:
         host.report("next", f"see {steps.text('status')}")
     host.finish()

@@ -172,9 +172,11 @@ def _write_options(host: Host, serving: _Serving) -> None:
     from certctrl.store.disk.fs import RealFs
     from certctrl.store.layout import PUBLIC_MODE
 
-    line = f"{VARIABLE}={' '.join(serving.options())}"
+    fs, line = RealFs(), f"{VARIABLE}={' '.join(serving.options())}"
     if not host.dry_run:
-        write_atomic(RealFs(), OPTIONS_FILE, f"{line}\n".encode(), mode=PUBLIC_MODE)
+        if fs.lstat(OPTIONS_FILE.parent) is None:
+            fs.mkdir(OPTIONS_FILE.parent, 0o755)
+        write_atomic(fs, OPTIONS_FILE, f"{line}\n".encode(), mode=PUBLIC_MODE)
     host.report("options", f"{OPTIONS_FILE}: {line}", f"{OPTIONS_FILE} would be written: {line}")
 
 

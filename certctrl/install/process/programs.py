@@ -15,6 +15,8 @@ from certctrl.errors import CommandError
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 """Searched after the operator's: an unprivileged user's lacks the programs of administrators."""
+INTERRUPTED = 130
+"""Exit status of a program that has handled Ctrl-C."""
 _OWN_END_SECONDS = 15.0
 """Seconds for a program that was interrupted together with this one."""
 _TERM_SECONDS = 5.0
@@ -36,7 +38,8 @@ def run_program(
     """Run a program to its end and return its exit status, negative for a signal.
 
     ``given`` is its standard input; ``on_line`` gets each line of its output, which is discarded otherwise; ``quiet``
-    discards its errors. Raises CommandError if it cannot be started. When interrupted, waits for the program's end.
+    discards its errors. Raises CommandError if it cannot be started. When interrupted, waits for the program's end,
+    and returns its status if it has handled the interruption.
     """
     pipe, null = subprocess.PIPE, subprocess.DEVNULL
     try:
@@ -53,8 +56,10 @@ def run_program(
         try:
             _talk(child, given, on_line)
             return child.wait()
-        except BaseException:
+        except BaseException as error:
             _end(child)
+            if isinstance(error, KeyboardInterrupt) and child.returncode == INTERRUPTED:
+                return INTERRUPTED  # it has reported that
             raise
 
 
