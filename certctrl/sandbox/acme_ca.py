@@ -13,7 +13,6 @@ import os
 import shutil
 import ssl
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from certctrl import lean
 from certctrl.agent.clock import wall_now
 from certctrl.errors import CommandError, UsageError
 from certctrl.plane.ca.x509 import key_pem, new_intermediate, new_key, new_root, pem_of, sign_leaf
-from certctrl.sandbox.servers import HOST, end_process, free_port
+from certctrl.sandbox.servers import HOST, end_process, free_port, module_argv
 
 PEBBLE, ARI = "pebble", "ari"
 KINDS = (PEBBLE, ARI)
@@ -114,7 +113,7 @@ async def _pebble(folder: Path, guard: Guard) -> AsyncIterator[AcmeCa]:
 async def _acme2certifier(folder: Path, guard: Guard) -> AsyncIterator[AcmeCa]:
     port = free_port()
     await trio.to_thread.run_sync(_write_acme2certifier, folder)
-    argv = [sys.executable, "-m", "certctrl.sandbox.acme2certifier", str(port)]
+    argv = module_argv("certctrl.sandbox.acme2certifier", str(port))
     environment = {
         "ACME_SRV_CONFIGFILE": str(folder / "acme_srv.cfg"),
         "ACME2CERTIFIER_BASE_DIR": str(folder),

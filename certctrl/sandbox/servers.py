@@ -126,6 +126,12 @@ def find_nginx(kind: str) -> str | None:
     return nginx
 
 
+def module_argv(name: str, *arguments: str) -> tuple[str, ...]:
+    """Return the command that runs a module with the libraries of this process, wherever it found them."""
+    code = f"import runpy, sys; sys.path[:] = {sys.path!r}; runpy.run_module({name!r}, run_name='__main__', alter_sys=True)"
+    return (sys.executable, "-c", code, *arguments)
+
+
 def free_port() -> int:
     """Return a free port."""
     with socket.create_server((HOST, 0)) as listener:
@@ -141,7 +147,7 @@ def _builtin(folder: Path, sites: Mapping[str, str]) -> Server:
         kind="built-in",
         folder=folder,
         port=port,
-        argv=(sys.executable, "-m", "certctrl.sandbox.service", str(settings)),
+        argv=module_argv("certctrl.sandbox.service", str(settings)),
         # By pid file: the policy allows the exact argv, which must survive a restart of the service.
         reload_argv=("/bin/sh", "-c", f"kill -HUP $(cat {shlex.quote(str(pid_file))})"),
         check_argv=(sys.executable, "-I", script, "--check", "{staged}"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import trio
 
 from certctrl import lean
 from certctrl.errors import CommandError
-from certctrl.sandbox.servers import end_process
+from certctrl.sandbox.servers import end_process, module_argv
 
 _FIX = "run with --dir DIR and read DIR/service/witness.log"
 
@@ -74,7 +73,7 @@ async def running_witness(log: Path) -> AsyncIterator[WitnessClient]:
     """Run a witness during the block; its standard error goes to ``log``."""
     with log.open("ab") as errors:
         process = await trio.lowlevel.open_process(
-            (sys.executable, "-m", "certctrl.sandbox.witness"),
+            module_argv("certctrl.sandbox.witness"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
