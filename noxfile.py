@@ -23,6 +23,7 @@ SUPPORTED = ("3.11", "3.12", "3.13")
 HERE = platform.python_version().rpartition(".")[0]
 PYTHONS = [*SUPPORTED, *([HERE] if HERE not in SUPPORTED else [])]
 WORKERS = str(min(4, os.cpu_count() or 1))
+LOCKS = Path("deploy/packages/requirements")
 HANGS = ("--timeout-method", "thread")
 """Timeouts end the worker: after a signal, hypothesis would run a property that hangs once more."""
 ONCE = [
@@ -184,15 +185,39 @@ def soak(session: nox.Session) -> None:
 
 
 @nox.session
-def package(session: nox.Session) -> None:
-    """Build sdist and wheel, install the wheel and run it."""
-    out = Path(session.create_tmp()) / "dist"
-    session.install("build")
-    session.run("python", "-m", "build", "--outdir", str(out), silent=True)
-    wheel = max(out.glob("*.whl"), key=lambda path: path.stat().st_mtime)
-    session.install("--force-reinstall", str(wheel))
-    session.chdir(out)
-    session.run("cert-ctrl", "--version")
+def packages(session: nox.Session) -> None:
+    """Build .deb, .rpm, wheel and sdist into dist/."""
+    session.install("-r", str(LOCKS / "build.txt"))
+    session.run("python", "-m", "hatchling", "build", "-d", "dist", silent=True)
+    session.run("python", str(LOCKS.parent / "build.py"), "dist")
+
+
+@nox.session
+def locks(session: nox.Session) -> None:
+    """Write the requirement files of the packages anew, with the newest releases that ``pyproject.toml`` allows."""
+    session.install("uv")
+    common = [
+        "--python-platform",
+        "linux",
+        "--python-version",
+        SUPPORTED[0],
+        "--generate-hashes",
+        "--no-emit-index-url",
+        "--upgrade",
+    ]
+    common += ["--custom-compile-command", "nox -s locks", "--no-annotate", "--quiet"]
+    # twofish is a source only, for keystores that certctrl does not make; psycopg finds the libpq of the distribution.
+    without = ["--no-emit-package", "twofish", "--no-emit-package", "psycopg-binary"]
+    compile_ = ("uv", "pip", "compile", "pyproject.toml", *common)
+    agent, plane, build = (str(LOCKS / f"{name}.txt") for name in ("agent", "plane", "build"))
+    session.run("uv", "pip", "compile", *common, "--group", "packages", "-o", build, silent=True)
+    extras = ["--extra", "metrics", "--extra", "jks"]
+    session.run(*compile_, *extras, *without, "-o", agent, silent=True)
+    for line in Path(agent).read_text(encoding="utf-8").splitlines():
+        if "==" in line:
+            without += ["--no-emit-package", line.partition("==")[0]]
+    extras += ["--extra", "plane-postgres", "--constraint", agent]
+    session.run(*compile_, *extras, *without, "-o", plane, silent=True)
 
 
 def requirements(extra: str) -> list[str]:

