@@ -39,6 +39,15 @@ class CertctrlError(Exception):
         return self.what
 
 
+PACKAGED = "/usr/lib/cert-ctrl/"
+"""Where the distribution packages have the program and its libraries."""
+
+
+def install_extra(extra: str, program: str = __file__) -> str:
+    """Return how to install the libraries of an extra, as a fix: for packages, all others are in cert-ctrl itself."""
+    return "install the package cert-ctrl-plane" if program.startswith(PACKAGED) else f"pip install 'certctrl[{extra}]'"
+
+
 # --- this host: the operator's input or the set-up ----------------------------------------------------
 
 

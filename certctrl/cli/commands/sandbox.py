@@ -65,7 +65,7 @@ def run_sandbox_command(
     cert-ctrl sandbox --acme
     cert-ctrl sandbox --duration 300 --certs 5 --dir /tmp/box
     """
-    from certctrl.errors import UsageError
+    from certctrl.errors import UsageError, install_extra
 
     try:
         from certctrl.sandbox.engine import SandboxOptions, run_sandbox
@@ -74,7 +74,7 @@ def run_sandbox_command(
             raise
         raise UsageError(
             f"the sandbox needs the control plane's libraries: {error.name} is not installed",
-            fix="pip install 'certctrl[plane]'",
+            fix=install_extra("plane"),
         ) from None
     if directory is not None:
         become_owner(directory)

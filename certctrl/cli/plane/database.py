@@ -15,7 +15,7 @@ import typer
 from certctrl.cli.output import write_json, write_line
 from certctrl.cli.owner import become_owner
 from certctrl.cli.plane.secrets import OperatorKeyFile, StorageKeyFile, given_keys, read_secret
-from certctrl.errors import ConfigError, UsageError
+from certctrl.errors import ConfigError, UsageError, install_extra
 from certctrl.text import counted
 
 _SCHEMES = ("postgresql", "postgres")
@@ -115,9 +115,7 @@ def needed_modules(extra: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"the Python module {error.name} is not installed", fix=f"pip install 'certctrl[{extra}]'"
-        ) from None
+        raise ConfigError(f"the Python module {error.name} is not installed", fix=install_extra(extra)) from None
 
 
 def connector(

@@ -13,7 +13,7 @@ from typing import Any
 
 import attrs
 
-from certctrl.errors import ConfigError
+from certctrl.errors import ConfigError, install_extra
 from certctrl.plane.challenges.chosen import Rule
 from certctrl.plane.challenges.fields import Fields
 from certctrl.plane.challenges.shared import SharedSolver
@@ -34,7 +34,7 @@ def kind_named(name: str) -> SolverKind:
         if error.name != "dns":
             raise
         what = f"challenges of type {name} need the Python package dnspython"
-        raise ConfigError(what, fix="pip install 'certctrl[plane]'") from None
+        raise ConfigError(what, fix=install_extra("plane")) from None
 
 
 def _kind(name: str) -> SolverKind:

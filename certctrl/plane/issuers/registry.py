@@ -17,7 +17,7 @@ from typing import Any
 import attrs
 
 from certctrl import lean
-from certctrl.errors import CertctrlError, ConfigError
+from certctrl.errors import CertctrlError, ConfigError, install_extra
 from certctrl.plane.clock import when
 from certctrl.plane.errors import bad_request, conflict, not_found
 from certctrl.plane.issuers.issuer import BUILTIN, AccountHolder, Issuer, IssuerContext, IssuerError, IssuerKind
@@ -69,7 +69,7 @@ def installed_kinds() -> dict[str, IssuerKind]:
         try:
             found[entry.name] = entry.load()
         except ImportError as error:
-            log.warning("issuers of kind %s cannot be used: %s; pip install 'certctrl[plane]'", entry.name, error)
+            log.warning("issuers of kind %s cannot be used: %s; %s", entry.name, error, install_extra("plane"))
         except Exception as error:  # a bug in another package must not end the plane
             log.error(
                 "issuers of kind %s cannot be used: unexpected %s", entry.name, type(error).__name__, exc_info=error
