@@ -58,7 +58,7 @@ def main() -> None:
     """Build what the command line says; print the path of each package."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("out", type=Path, help="directory for the packages")
-    parser.add_argument("--release", default="1", help="number of this build of the same version")
+    parser.add_argument("--release", action="append", help="number of this build of the same version; default: 1")
     parser.add_argument("--maintainer", default=MAINTAINER, help="name and address in the packages")
     parser.add_argument("--bare", action="store_true", help="leave out the libraries, to test everything else")
     given = parser.parse_args()
@@ -67,8 +67,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="cert-ctrl-packages-") as scratch:
         build = Path(scratch)
         fill(build, given.bare)
-        for path in pack(build, given.out, given.release, given.maintainer):
-            print(path)
+        for release in given.release or ["1"]:
+            for path in pack(build, given.out, release, given.maintainer):
+                print(path)
 
 
 def fill(build: Path, bare: bool = False) -> None:

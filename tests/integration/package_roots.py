@@ -16,21 +16,21 @@ class Builds:
     def __init__(self, folder: Path, *options: str) -> None:
         self.folder = folder
         self._options = options
-        for release in ("1", "2"):
-            self.build(release, folder / release)
+        self.build(folder / "first", "1", "2")
 
-    def build(self, release: str, out: Path) -> None:
-        """Build one release."""
-        argv = [sys.executable, str(BUILD), str(out), "--release", release, *self._options]
+    def build(self, out: Path, *releases: str) -> None:
+        """Build releases into a directory."""
+        words = [word for release in releases for word in ("--release", release)]
+        argv = [sys.executable, str(BUILD), str(out), *words, *self._options]
         subprocess.run(argv, check=True, timeout=1800, stdout=subprocess.PIPE)
 
     def debs(self, release: str) -> list[Path]:
         """Return the Debian packages of a release, that of the agent first."""
-        return sorted((self.folder / release).rglob("*.deb"), key=lambda path: "-plane" in path.name)
+        return sorted((self.folder / "first").rglob(f"*-{release}_*.deb"), key=lambda path: "-plane" in path.name)
 
     def rpms(self, release: str) -> list[Path]:
         """Return the RPM packages of a release, that of the agent first."""
-        return sorted((self.folder / release).rglob("*.rpm"), key=lambda path: "-plane" in path.name)
+        return sorted((self.folder / "first").rglob(f"*-{release}.*.rpm"), key=lambda path: "-plane" in path.name)
 
 
 def recording_systemctl(folder: Path, calls: Path, *, seen_as: str = "") -> Path:
