@@ -286,7 +286,7 @@ async def _serve(
         async with trio.open_nursery() as nursery:
             address = await nursery.start(partial(serving, settings=settings, reload=reload))
             garbage.look_at_new_objects_only()
-            nursery.start_soon(garbage.look_at_all_daily)
+            nursery.start_soon(garbage.look_at_all_hourly)
             if worker is None or worker.number == 1:
                 _announce(address, f"{public_url.rstrip('/') or address.url}/device", as_json=as_json)
             notifier.ready(f"serving {address.url}")

@@ -4,7 +4,7 @@ By itself, Python looks for it once there are many more objects than before, amo
 time. That does not bound their number: while each poll takes the place of one that has ended, there are never more, and
 with 10 000 held polls, the next look came upon a million objects and held up the event loop for half a second.
 Requests leave no cyclic garbage, so that the objects of held polls and open connections need not be looked at again;
-once a day, all are.
+once an hour, all are.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TOGETHER = 16
 _MOST_NEW = 20_000
 """Objects that one unit of work can make before they are looked at."""
 _NEVER = 1_000_000_000
-_DAY = 86_400.0
+_HOUR = 3600.0
 
 
 class Requests:
@@ -46,8 +46,8 @@ def look_at_new_objects_only() -> None:
     gc.set_threshold(_MOST_NEW, _NEVER, _NEVER)
 
 
-async def look_at_all_daily() -> None:
-    """Look at all objects once a day, forever."""
+async def look_at_all_hourly() -> None:
+    """Look at all objects once an hour, forever: with 10 000 held polls, for half a second."""
     while True:
-        await trio.sleep(_DAY)
+        await trio.sleep(_HOUR)
         gc.collect()

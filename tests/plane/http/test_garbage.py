@@ -83,7 +83,7 @@ async def test_each_request_of_a_connection_counts(monkeypatch: pytest.MonkeyPat
 async def test_held_polls_leave_no_cyclic_garbage(
     build: Callable[..., Any], autojump_clock: trio.abc.Clock, by_hand: None
 ) -> None:
-    """Otherwise it would stay for a day, because what has survived a look is not looked at again."""
+    """Otherwise it would stay for an hour, because what has survived a look is not looked at again."""
     world = build(virtual=True)
     device = await world.device()
 
