@@ -80,8 +80,10 @@ def test_other_options_are_kept_and_contradictions_refused(host: PrivateHost) ->
 
 def test_the_name_is_asked_for_on_a_terminal(host: PrivateHost) -> None:
     host.boots(UNIT, user=USER)
+    comment = "# Options, for example:\n#PLANE_OPTIONS=--listen 0.0.0.0:1"
+    options(host).write_text(comment)
     done = host.talk([("]: ", f"{NAME}\n")], "plane", "setup")
-    assert done.status == 0 and options(host).read_text() == OPTIONS, done.out
+    assert done.status == 0 and options(host).read_text() == f"{comment}\n{OPTIONS}", done.out
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ class _Steps:
             *(["--debug"] if invoked.debug else []),
             *([] if not invoked.verbosity else ["-v" if invoked.verbosity > 0 else "-q"]),
         ]
-        self._program = [sys.executable, "-P", "-m", "certctrl", "-c", invoked.directory, *flags]
+        self._words = ["-c", invoked.directory, *flags]
         self._environ = {key: text for key, text in os.environ.items() if key != TOKEN_VARIABLE}
 
     def run(self, *words: str, given: bytes = b"", quiet: bool = False, show: Any = None) -> tuple[int, dict[str, Any]]:
@@ -150,7 +150,7 @@ class _Steps:
 
         ``show`` gets that of a code to approve.
         """
-        from certctrl.install.process.programs import run_program
+        from certctrl.install.process.programs import own_program, run_program
 
         lines: list[str] = []
 
@@ -159,7 +159,9 @@ class _Steps:
             if show is not None and (found := _object(line)).keys() >= {"user_code"}:
                 show(SimpleNamespace(**found))
 
-        status = run_program([*self._program, *words], given=given, on_line=on_line, environ=self._environ, quiet=quiet)
+        status = run_program(
+            own_program(*self._words, *words), given=given, on_line=on_line, environ=self._environ, quiet=quiet
+        )
         return status, _object("\n".join(lines)) or _object(lines[-1] if lines else "")
 
     def configured(self) -> _Configured:

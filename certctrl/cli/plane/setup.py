@@ -168,7 +168,7 @@ def _start(
 
 
 def _write_options(host: Host, serving: _Serving) -> None:
-    from certctrl.store.disk.atomic import write_atomic
+    from certctrl.store.disk.atomic import read_bytes, write_atomic
     from certctrl.store.disk.fs import RealFs
     from certctrl.store.layout import PUBLIC_MODE
 
@@ -176,7 +176,9 @@ def _write_options(host: Host, serving: _Serving) -> None:
     if not host.dry_run:
         if fs.lstat(OPTIONS_FILE.parent) is None:
             fs.mkdir(OPTIONS_FILE.parent, 0o755)
-        write_atomic(fs, OPTIONS_FILE, f"{line}\n".encode(), mode=PUBLIC_MODE)
+        before = read_bytes(fs, OPTIONS_FILE, _MAX_BYTES) or b""  # other variables, and the comments of a package
+        before += b"" if before.endswith(b"\n") or not before else b"\n"
+        write_atomic(fs, OPTIONS_FILE, before + f"{line}\n".encode(), mode=PUBLIC_MODE, keep_attributes=True)
     host.report("options", f"{OPTIONS_FILE}: {line}", f"{OPTIONS_FILE} would be written: {line}")
 
 

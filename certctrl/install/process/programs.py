@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
@@ -25,6 +26,12 @@ _TERM_SECONDS = 5.0
 def find_program(name: str) -> str | None:
     """Return the path of a program; None if it is not installed."""
     return shutil.which(name, path=f"{os.environ.get('PATH', '')}:{SYSTEM_PATH}".lstrip(":"))
+
+
+def own_program(*words: str) -> list[str]:
+    """Return the command line of another `cert-ctrl`, with the libraries of this one, wherever it found them."""
+    code = f"import sys; sys.path[:] = {sys.path!r}; from certctrl.__main__ import program; program()"
+    return [sys.executable, "-I", "-c", code, *words]
 
 
 def run_program(

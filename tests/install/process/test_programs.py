@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+import certctrl
 from certctrl.errors import CommandError
 from certctrl.install.process import programs
-from certctrl.install.process.programs import find_program, run_program
+from certctrl.install.process.programs import find_program, own_program, run_program
 
 
 def sh(text: str) -> list[str]:
@@ -46,6 +47,16 @@ def test_a_program_that_cannot_be_started(tmp_path: Path) -> None:
     (tmp_path / "text").touch(0o600)
     with pytest.raises(CommandError, match="Permission denied"):
         run_program([str(tmp_path / "text")])
+
+
+def test_another_program_has_the_libraries_of_this_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A package has them where no other Python looks; a folder of the working directory must not replace them."""
+    (tmp_path / "certctrl").mkdir()
+    (tmp_path / "certctrl" / "__init__.py").write_text("raise SystemExit(9)\n")
+    monkeypatch.chdir(tmp_path)
+    lines: list[str] = []
+    assert run_program(own_program("--version"), environ={}, on_line=lines.append) == 0
+    assert lines == [f"cert-ctrl {certctrl.__version__}"]
 
 
 def interrupt(_line: str) -> None:
