@@ -186,10 +186,13 @@ def soak(session: nox.Session) -> None:
 
 @nox.session
 def packages(session: nox.Session) -> None:
-    """Build .deb, .rpm, wheel and sdist into dist/."""
+    """Build .deb, .rpm, wheel and sdist into dist/; install, upgrade, remove and purge them in a fresh Debian (needs root)."""
+    session.install("-e", ".[dev]")
     session.install("-r", str(LOCKS / "build.txt"))
     session.run("python", "-m", "hatchling", "build", "-d", "dist", silent=True)
     session.run("python", str(LOCKS.parent / "build.py"), "dist")
+    args = session.posargs or ["-s", "--timeout", "3600"]
+    session.run("pytest", "tests/integration/test_packages_installed.py", "-m", "campaign", *args)
 
 
 @nox.session

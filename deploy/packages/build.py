@@ -41,7 +41,7 @@ MAINTAINER = "The certctrl team <certctrl@example.com>"
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 COPYRIGHT = """\
 Files: certctrl
-Copyright: The certctrl team
+Copyright: {year} The certctrl team
 License: Apache-2.0; on Debian systems, its text is /usr/share/common-licenses/Apache-2.0
 
 The libraries below /usr/lib/cert-ctrl have other authors. Their copyright notices and licences are in
@@ -82,7 +82,8 @@ def fill(build: Path, bare: bool = False) -> None:
         if not bare:
             add_libraries(package, HERE / "requirements" / f"{lock}.txt", root, build)
         lines = [f"  {name_of(one)}: {licence_of(one)}" for one in libraries(modules)]
-        tree.write(root / "doc/copyright", COPYRIGHT.format(package=package, libraries="\n".join(lines)))
+        text = COPYRIGHT.format(package=package, year=time.gmtime(date).tm_year, libraries="\n".join(lines))
+        tree.write(root / "doc/copyright", text)
     agent, plane = (build / package for package in PACKAGES)
     compressed(PROJECT / "CHANGELOG.md", agent / "doc/changelog.gz")
     manual(agent, plane, "" if bare else str(agent / tree.LIBRARIES.lstrip("/")))
