@@ -96,6 +96,8 @@ class Agent:
     items_unread: bool = False
     """Whether the disk failed at their last reload, so that they may be outdated."""
 
+    sent_requests: dict[int, int] = attrs.field(factory=dict)
+    """Certificate id -> the newest order whose signing request this process has sent (``host_keys.py``)."""
     challenges: Answers = attrs.field(factory=Answers)
     """This host's answers to challenges of certificate authorities (``challenges.py``)."""
 

@@ -44,7 +44,10 @@ async def on_csr_wanted(agent: Agent, signal: Signal) -> Outcome:
     summary = await find_certificate(agent, signal.cert_id)
     order = None if summary is None else summary.order
     if summary is None or order is None or order.id < signal.order_id:
-        if summary is None or not is_current(summary, signal):
+        known = (
+            agent.sent_requests.get(signal.cert_id, 0) >= signal.order_id
+        )  # such as after the comparison at the start
+        if not known and (summary is None or not is_current(summary, signal)):
             require_arrival(agent, signal, f"the plane announced order {signal.order_id}, but does not show it")
         return Outcome(kind=OutcomeKind.UNCHANGED, detail=f"order {signal.order_id} has ended")
     if not order.wants_csr:
@@ -109,6 +112,7 @@ async def _send(agent: Agent, summary: CertificateSummary, order: CsrOrder, csr:
         if error.status in GONE:
             return Outcome(kind=OutcomeKind.UNCHANGED, detail=f"order {order.id} has ended")
         return await _request_new_key(agent, summary.id, f"order {order.id} has a key that is not on this host")
+    agent.sent_requests[summary.id] = max(order.id, agent.sent_requests.get(summary.id, 0))
     log_line(agent.log, Line.CSR_SENT, cert_id=summary.id, name=summary.domain_name, order_id=order.id)
     return Outcome(kind=OutcomeKind.APPLIED, detail=f"sent the signing request of order {order.id}")
 

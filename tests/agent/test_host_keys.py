@@ -173,6 +173,21 @@ async def test_an_order_that_is_not_shown_may_only_lag(
     assert (staged(scene), scene.plane.csrs) == ((), [])
 
 
+@pytest.mark.parametrize("shown", [None, attrs.evolve(THERE, updated_at=BEFORE)])
+async def test_an_order_that_this_process_has_served_does_not_lag(
+    scene: World, shown: CertificateSummary | None
+) -> None:
+    """The comparison at the start may be faster than the signal, and both within one second."""
+    scene.shows(OPEN)
+    await on_csr_wanted(scene.agent, WANTED)
+    scene.shows(shown)
+    outcome = await on_csr_wanted(scene.agent, WANTED)
+    assert (outcome.kind, outcome.detail) == (UNCHANGED, "order 7 has ended")
+    with pytest.raises(LaggingError):
+        await on_csr_wanted(scene.agent, attrs.evolve(WANTED, order_id=8))
+    assert len(scene.plane.csrs) == 1
+
+
 async def test_a_newer_order_counts(scene: World) -> None:
     orders(scene, id=9)
     await on_csr_wanted(scene.agent, WANTED)
