@@ -18,6 +18,7 @@ nox.options.reuse_venv = "yes"
 nox.options.error_on_missing_interpreters = False  # one installed Python is enough, even under CI=true
 nox.options.sessions = ["lint", "types", "tests", "integration"]
 os.environ.setdefault("UV_PYTHON_DOWNLOADS", "never")
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each of thousands of processes would compile all modules again
 
 SUPPORTED = ("3.11", "3.12", "3.13")
 HERE = platform.python_version().rpartition(".")[0]
