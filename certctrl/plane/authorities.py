@@ -129,7 +129,7 @@ def _ca_certificate(pem: str) -> x509.Certificate:
         if len(certificates) != 1:
             raise bad_request("ca_certificate_pem must contain one certificate", field="ca_certificate_pem")
         basic = certificates[0].extensions.get_extension_for_class(x509.BasicConstraints).value
-    except (ValueError, x509.ExtensionNotFound):
+    except (ValueError, x509.ExtensionNotFound, x509.InvalidVersion):
         raise bad_request("ca_certificate_pem is not a CA certificate in PEM", field="ca_certificate_pem") from None
     if not basic.ca:
         raise bad_request("This is not a CA certificate", field="ca_certificate_pem")

@@ -104,7 +104,7 @@ class ServerCertificate:
     def _certificate(self) -> x509.Certificate | None:
         try:
             return x509.load_pem_x509_certificate(self._data.tls_certificate.read_bytes())
-        except (OSError, ValueError):
+        except (OSError, ValueError, x509.InvalidVersion):
             return None
 
     def _note_end(self) -> None:
@@ -132,7 +132,7 @@ class ServerCertificate:
             certificate = x509.load_pem_x509_certificate(self._data.tls_certificate.read_bytes())
             key = serialization.load_pem_private_key(self._data.tls_key.read_bytes(), None)
             sans = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        except (OSError, ValueError, TypeError, x509.ExtensionNotFound):
+        except (OSError, ValueError, TypeError, x509.ExtensionNotFound, x509.InvalidVersion):
             return True
         covered = {str(name.value) for name in sans}
         begin = certificate.not_valid_before_utc.timestamp()

@@ -113,7 +113,7 @@ def _pair_fault(key_pem: bytes, chain_pem: bytes, record: CertRecord) -> str:
     try:
         leaf = x509.load_pem_x509_certificates(chain_pem)[0]
         key = load_pem_private_key(key_pem, None, unsafe_skip_rsa_key_validation=True)
-    except (ValueError, TypeError, IndexError):
+    except (ValueError, TypeError, IndexError, x509.InvalidVersion):
         return "the key or certificate on disk cannot be parsed"
     form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     if key.public_key().public_bytes(*form) != leaf.public_key().public_bytes(*form):

@@ -36,7 +36,7 @@ LEAST_RSA_BITS = 2048
 GOOD_CURVES = frozenset({"secp256r1", "secp384r1", "secp521r1"})
 BRAINPOOL_CURVES = frozenset({"brainpoolP256r1", "brainpoolP384r1", "brainpoolP512r1"})
 """For TLS by RFC 7027 and RFC 8734; browsers do not know them."""
-UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm, OverflowError)
+UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm, OverflowError, x509.InvalidVersion)
 """What `cryptography` raises for malformed bytes."""
 
 _AGAIN = "register this device again: cert-ctrl -c DIR register"

@@ -52,7 +52,7 @@ def kind_of(leaf: bytes) -> KeyKind | None:
     """Return the kind of key of a certificate (DER); None if it cannot be read."""
     try:
         algorithm = x509.load_der_x509_certificate(leaf).public_key_algorithm_oid
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):
         return None
     return KeyKind.RSA if algorithm in _RSA else KeyKind.ECDSA
 

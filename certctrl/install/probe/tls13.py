@@ -51,7 +51,15 @@ async def leaf_of_kind(stream: trio.abc.Stream, server_name: str | None, kind: K
     """Return the leaf (DER) that the server presents and proves. Raises ProbeError, trio.BrokenResourceError."""
     try:
         return await _Client(stream).leaf(server_name, kind)
-    except (InvalidSignature, InvalidTag, UnsupportedAlgorithm, ValueError, IndexError, KeyError, TypeError):
+    except (
+        InvalidSignature,
+        InvalidTag,
+        UnsupportedAlgorithm,
+        x509.InvalidVersion,
+        ValueError,
+        LookupError,
+        TypeError,
+    ):
         raise ProbeError("TLS: the handshake is malformed", fault=ProbeFault.NO_TLS) from None
 
 

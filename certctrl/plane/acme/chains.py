@@ -48,7 +48,7 @@ def read_chain(body: bytes) -> Chain:
         raise invalid_answer("certificate", f"it has {len(parts)} certificates; 1 to {MAX_CHAIN + 1} are read")
     try:
         found = [x509.load_pem_x509_certificate(_BEGIN + part.partition(_END)[0] + _END + b"\n") for part in parts]
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):
         raise invalid_answer("certificate", "it is not PEM") from None
     chain, rest = [found[0]], found[1:]
     while (above := next((one for one in rest if _issued(chain[-1], one)), None)) is not None:

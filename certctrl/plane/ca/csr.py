@@ -51,7 +51,7 @@ def der_of_pem(pem: str) -> bytes:
         raise csr_refused("the text does not contain exactly one request in PEM", "malformed", "send one request")
     try:
         return x509.load_pem_x509_csr(pem.encode()).public_bytes(serialization.Encoding.DER)
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise _unreadable(error) from None
 
 
@@ -73,7 +73,7 @@ def check_csr(
     try:
         request = x509.load_der_x509_csr(csr_der)
         public_key = request.public_key()
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise _unreadable(error) from None
     if not isinstance(public_key, PublicKey):
         raise _bad_key("is neither an EC, an RSA nor an Ed25519 key", "key-type")

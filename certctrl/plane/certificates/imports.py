@@ -55,7 +55,7 @@ from certctrl.plane.storage.database import Database, Row
 MAX_BYTES = 512 * 1024
 """Bytes of one file, and of one field of a request."""
 MAX_RSA_BITS = 8192
-_UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm, OverflowError)
+_UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm, OverflowError, x509.InvalidVersion)
 _EXPORT_KEY = "openssl pkey -in FILE -out NEW-FILE"
 
 

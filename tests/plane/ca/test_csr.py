@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from csrs import csr, rsa_key
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from certctrl.plane.ca.csr import MAX_CSR_BYTES, check_csr, der_of_pem, key_digest
@@ -249,6 +249,7 @@ def test_any_bytes_are_refused_with_a_reason(data: bytes) -> None:
 
 
 @given(position=st.integers(0, len(GOOD) - 1), bits=st.integers(1, 255))
+@example(position=9, bits=1)  # another version
 def test_no_changed_byte_gets_a_certificate(position: int, bits: int) -> None:
     changed = bytearray(GOOD)
     changed[position] ^= bits
