@@ -49,7 +49,7 @@ def ca_with_fingerprint(layout: ConfigDir, url: str, digits: str) -> bytes:
     _check_url(url)
     here, _ = PlaneCa.below(layout.root).in_use()  # perhaps one that the control plane has announced since
     configured, used = (read_bytes(RealFs(), path, SIZE_LIMIT) for path in (layout.plane_ca, here))
-    if configured is not None and used is not None and _matches(used, digits):
+    if configured is not None and any(pem is not None and _matches(pem, digits) for pem in (used, configured)):
         return configured
     return run(_fetch, layout, url, digits)
 

@@ -60,6 +60,8 @@ class Unit:
     """The user that it runs as; empty: not installed."""
     is_enabled: bool
     is_active: bool
+    environment: str = ""
+    """The variables that the unit and its drop-ins set, as systemd shows them."""
 
 
 def find_unit(name: str) -> Unit | None:
@@ -68,7 +70,7 @@ def find_unit(name: str) -> Unit | None:
     if systemctl is None:
         return None
     lines: list[str] = []
-    argv = [systemctl, "show", "--property=LoadState,User,UnitFileState,ActiveState", name]
+    argv = [systemctl, "show", "--property=LoadState,User,UnitFileState,ActiveState,Environment", name]
     if run_program(argv, on_line=lines.append, environ=_ENVIRON, quiet=True) != 0:
         return None
     facts = dict(line.split("=", 1) for line in lines if "=" in line)
@@ -79,6 +81,7 @@ def find_unit(name: str) -> Unit | None:
         user=(facts.get("User") or "root") if is_installed else "",
         is_enabled=facts.get("UnitFileState") == "enabled",
         is_active=facts.get("ActiveState") == "active",
+        environment=facts.get("Environment", ""),
     )
 
 
@@ -130,7 +133,8 @@ class Host:
         """Create a directory of a user, mode 0700. Raises ConfigError if it belongs to another one, DiskError."""
         fs = RealFs()
         ids, found = _ids_of(user), fs.lstat(path)
-        if found is not None and not self._is_half_made(path, found):
+        is_given = found is not None and ids is not None and found.uid == ids[0]
+        if found is not None and (is_given or not self._is_half_made(path, found)):
             _require_owner(path, found, user, ids)
             self.report("directory", f"{path} exists")
             return
@@ -141,13 +145,17 @@ class Host:
             with closing(fs, fs.open_dir(path)) as handle:
                 fs.chmod(handle, DIR_MODE)
                 fs.chown(handle, *ids)
+                if fs.listdir(handle):  # its former owner was faster
+                    raise ConfigError("is no longer empty", file=str(path), fix="move it away")
         self.report(
             "directory", f"{path} created for user {user}", f"{path} would be created for user {user}, mode 0700"
         )
 
     def _is_half_made(self, path: Path, found: Stat) -> bool:
-        """Return whether a run that was interrupted may have left the directory: root's, and empty."""
-        if found.kind is not FileKind.DIR or found.uid != 0 or not self.is_root:
+        """Return whether an interrupted run, or a package, may have made the directory: empty, of root or the usual user."""
+        usual = _ids_of(AGENT)
+        owners = (0, 0 if usual is None else usual[0])
+        if found.kind is not FileKind.DIR or found.uid not in owners or not self.is_root:
             return False
         with closing(RealFs(), RealFs().open_dir(path)) as handle:
             return not RealFs().listdir(handle)
@@ -166,6 +174,8 @@ class Host:
             return
         restarts = unit.is_enabled and unit.is_active
         argv = ["systemctl", *(["restart"] if restarts else ["enable", "--now"]), unit.name]
+        if unit.is_active and restart and not unit.is_enabled and self.is_root and not self.dry_run:
+            self.run(["systemctl", "restart", unit.name], fix=f"journalctl -u {unit.name}")
         if not self.is_root:
             self.report("service", f"run as root: {shlex.join(argv)}")
             return

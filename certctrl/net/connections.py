@@ -54,8 +54,9 @@ class KeptConnections:
         proxy: httpx.Proxy | None = None,
         backend: httpcore.AsyncNetworkBackend | None = None,
     ) -> None:
-        """``keepalive_seconds``: how long an idle connection is kept; ``backend``: the network, in tests."""
+        """``context`` None: without TLS; ``keepalive_seconds``: how long an idle connection is kept; ``backend``: the network, in tests."""
         self.keepalive_seconds = keepalive_seconds
+        self._has_tls = context is not None
         self._opener = httpcore.AsyncConnectionPool(
             ssl_context=context,
             proxy=None if proxy is None else _proxy(proxy),
@@ -77,6 +78,8 @@ class KeptConnections:
 
     def new(self, origin: httpcore.Origin) -> Connection:
         """Return a connection that is not kept: the caller closes it."""
+        if origin.scheme == b"https" and not self._has_tls:
+            raise ValueError("https needs a context: the library's own would trust other CAs")
         return self._opener.create_connection(origin)
 
     async def exchange(
@@ -189,8 +192,8 @@ class _Stream(httpcore.AsyncNetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> httpcore.AsyncNetworkStream:
-        secured = trio.SSLStream(self._socket, ssl_context, server_hostname=server_hostname, https_compatible=True)
         try:
+            secured = trio.SSLStream(self._socket, ssl_context, server_hostname=server_hostname, https_compatible=True)
             with trio.fail_after(math.inf if timeout is None else timeout):
                 await secured.do_handshake()
         except BaseException as error:

@@ -145,6 +145,14 @@ def client_context(ca_files: Sequence[Path], certificate: Path | None, key: Path
     return context
 
 
+def unverified_context() -> ssl.SSLContext:
+    """Return a client context that accepts any server, for what is verified in another way."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
+
+
 def _load_ca(context: ssl.SSLContext, path: Path) -> None:
     fix = "set it to a readable PEM file (cert-ctrl init --ca FILE writes one)"
     try:

@@ -31,7 +31,7 @@ from certctrl.net.connections import BROKEN, Connection, KeptConnections, Progre
 from certctrl.net.http import Http, json_bytes, target_of
 from certctrl.net.pools import Pools
 from certctrl.net.stream import Stream
-from certctrl.net.tls import Trust
+from certctrl.net.tls import Trust, unverified_context
 from certctrl.text import one_line
 
 __all__ = ["Http", "HttpxHttp", "read_answer"]
@@ -76,7 +76,9 @@ class HttpxHttp:
         self._own_ca = bool(settings.ca_files)
         self._wall_now = wall_now
         self._slots = trio.Semaphore(settings.max_connections)
-        self._trust = Trust(settings, root) if self.origin.scheme == "https" and verified else None
+        is_tls = self.origin.scheme == "https"
+        self._trust = Trust(settings, root) if is_tls and verified else None
+        self._unverified = unverified_context() if is_tls and not verified else None
         self._context: ssl.SSLContext | None = None
         """The context of the newest pool."""
         self._connections = partial(
@@ -139,7 +141,7 @@ class HttpxHttp:
         handshake, progress = Handshake(subprotocol), Progress()
         request = self._build("GET", target_of(path), {**headers, **handshake.headers()}, None)
         progress.on_new(request)
-        connection = self._connections(context=self._trust.context() if self._trust else None).new(request.url.origin)
+        connection = self._connections(context=self._tls()).new(request.url.origin)
         opened: Stream | Answer | None = None
         try:
             with trio.move_on_after(deadline):
@@ -190,8 +192,12 @@ class HttpxHttp:
         return self._explained(error, progress)
 
     def _pool(self) -> KeptConnections:
-        self._context = None if self._trust is None else self._trust.context()
+        self._context = self._tls()
         return self._connections(context=self._context)
+
+    def _tls(self) -> ssl.SSLContext | None:
+        """Return the context for new connections; None: without TLS."""
+        return self._unverified if self._trust is None else self._trust.context()
 
     def _has_other_trust(self) -> bool:
         return self._trust is not None and self._trust.context() is not self._context

@@ -54,9 +54,8 @@ def lay_out(project: Path, package: str, root: Path, python: str) -> None:
     deploy = project / "deploy"
     for name in UNIT_FILES[package]:
         write(root / UNITS / name, as_packaged((deploy / name).read_text(encoding="utf-8")))
-    for kind in ("sysusers.d", "tmpfiles.d"):
-        for path in (deploy / kind).glob(f"{package}.conf"):
-            write(root / "usr/lib" / kind / path.name, path.read_text(encoding="utf-8"))
+    users = deploy / "sysusers.d" / f"{package}.conf"
+    write(root / "usr/lib/sysusers.d" / users.name, users.read_text(encoding="utf-8"))
     for name in EXAMPLES[package]:
         _copy(deploy / name, root / "doc/examples" / name)
     if package == "cert-ctrl":

@@ -64,7 +64,7 @@ class DebianRoot:
 
 @pytest.fixture
 def debian(tmp_path: Path, need: Callable[[str], str]) -> DebianRoot:
-    for program in ("dpkg", "systemd-sysusers", "systemd-tmpfiles"):
+    for program in ("dpkg", "systemd-sysusers"):
         need(program)
     return DebianRoot(tmp_path)
 
@@ -105,6 +105,35 @@ def test_upgrading_restarts_what_runs_once(builds: Builds, debian: DebianRoot) -
         "// edited\n",
         "certs/.generations/www/1/private.key",
     )
+
+
+def test_a_directory_of_root_stays_so(builds: Builds, debian: DebianRoot) -> None:
+    """The root variant of the unit: an agent that is not root could not read it any more."""
+    directory = debian.path / "etc/cert-ctrl"
+    directory.mkdir(mode=0o755)
+    for release in ("1", "2"):
+        debian.dpkg("-i", *builds.debs(release))
+        assert (directory.stat().st_uid, directory.stat().st_mode & 0o777) == (0, 0o755)
+
+
+def test_services_that_do_not_start_or_stop_do_not_stop_dpkg(builds: Builds, debian: DebianRoot) -> None:
+    debian.dpkg("-i", *builds.debs("1"))
+    failing = debian.tools / "systemctl"
+    failing.write_text(f"{failing.read_text()}exit 1\n")
+    said = debian.dpkg("-i", *builds.debs("2"))
+    assert "an agent did not start again: see journalctl -u cert-ctrl" in said
+    debian.dpkg("-r", "cert-ctrl-plane", "cert-ctrl")
+
+
+def test_purging_keeps_the_passwords_of_keystores(builds: Builds, debian: DebianRoot) -> None:
+    debian.dpkg("-i", *builds.debs("1"))
+    directory = configured(debian.path)
+    (directory / "state/passwords").mkdir()
+    (directory / "state/passwords/www.txt").write_text("word")
+    said = debian.dpkg("--purge", "cert-ctrl-plane", "cert-ctrl")
+    assert sorted(path.name for path in directory.iterdir()) == ["certs", "state"]
+    assert [path.name for path in (directory / "state").iterdir()] == ["passwords"]
+    assert "/etc/cert-ctrl/state/passwords stays" in said
 
 
 def test_removing_keeps_everything_that_the_agent_made(builds: Builds, debian: DebianRoot) -> None:

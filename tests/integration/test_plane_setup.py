@@ -78,6 +78,22 @@ def test_other_options_are_kept_and_contradictions_refused(host: PrivateHost) ->
     assert options(host).read_text() == text
 
 
+def test_options_of_a_drop_in_are_not_overridden(host: PrivateHost) -> None:
+    host.boots(UNIT, user=USER)
+    unit = host.tools / "units" / UNIT
+    unit.write_text(unit.read_text() + 'Environment=A=b "PLANE_OPTIONS=--database postgresql://db/plane"\n')
+    done = host.run("plane", "setup", "--hostname", NAME)
+    assert done.status == 78 and "a drop-in of cert-ctrl-plane.service sets PLANE_OPTIONS" in done.err
+    assert not options(host).exists() and host.calls() == []
+
+
+def test_the_printed_url_is_the_one_that_is_served(host: PrivateHost) -> None:
+    host.boots(UNIT, user=USER)
+    options(host).write_text("PLANE_OPTIONS=--hostname plane.example --public-url https://certs.example/\n")
+    done = host.run("plane", "setup")
+    assert done.status == 0 and line_of(done.out)[3] == "https://certs.example"
+
+
 def test_the_name_is_asked_for_on_a_terminal(host: PrivateHost) -> None:
     host.boots(UNIT, user=USER)
     comment = "# Options, for example:\n#PLANE_OPTIONS=--listen 0.0.0.0:1"

@@ -246,6 +246,28 @@ def test_a_unit_of_root_has_a_directory_of_root(host: PrivateHost, token: str, f
     assert is_registered(host) and host.agent.stat().st_uid == 0 and host.uid("cert-ctrl") is None
 
 
+def test_a_package_may_have_made_the_directory_for_the_unprivileged_unit(
+    host: PrivateHost, token: str, flags: list[str]
+) -> None:
+    with (host.place / "etc" / "passwd").open("a") as file:
+        file.write("cert-ctrl:x:990:990::/etc/cert-ctrl:/usr/sbin/nologin\n")
+    host.agent.mkdir(mode=0o700)
+    os.chown(host.agent, 990, 990)
+    host.boots(UNIT, user="")
+    assert host.run(*flags).status == 0
+    assert is_registered(host) and host.agent.stat().st_uid == 0
+
+
+def test_a_changed_configuration_restarts_what_runs(host: PrivateHost, token: str, flags: list[str]) -> None:
+    host.boots(UNIT)
+    assert host.run(*flags).status == 0
+    unit = host.tools / "units" / UNIT
+    unit.write_text(unit.read_text().replace("disabled", "enabled").replace("inactive", "active"))
+    assert host.run("setup").status == 0
+    assert host.run("setup", "--name", "another").status == 0
+    assert host.calls() == [START, f"restart {UNIT}"]
+
+
 def test_an_instance_has_its_own_user_and_unit(host: PrivateHost, token: str, flags: list[str]) -> None:
     host.boots("cert-ctrl@edge.service", user="cert-ctrl-edge")
     done = host.run("-c", "/etc/cert-ctrl-edge", *flags)

@@ -100,7 +100,7 @@ def setup(
     known = found if found.url == url else _Configured()
     chosen = _chosen_ca(host, url, known, ca, ca_fingerprint, system_ca)
     token = None if known.is_registered else _token(host, token_file)
-    return _carry_out(steps, place, chosen.words(url, name), chosen, token)
+    return _carry_out(steps, place, chosen.words(url, name), chosen, token, found.settings)
 
 
 @lean.frozen(kw_only=True)
@@ -110,6 +110,8 @@ class _Configured:
     url: str = ""
     has_ca: bool = False
     is_registered: bool = False
+    settings: str = ""
+    """All settings, to compare."""
 
 
 @lean.frozen(kw_only=True)
@@ -176,6 +178,7 @@ class _Steps:
             url=settings["application.server_url"]["value"].rstrip("/"),
             has_ca=bool(settings["httpclient.ca_files"]["value"]),
             is_registered=registered in (ExitStatus.DONE, ExitStatus.FAILED, ExitStatus.NOT_RUNNING),
+            settings=json.dumps(settings, sort_keys=True),
         )
 
     def text(self, *words: str) -> str:
@@ -268,8 +271,10 @@ def _token(host: Host, file: Path | None) -> _Token:
     return _Token(text=checked_token(typed, "the answer") if typed.strip() else "")
 
 
-def _carry_out(steps: _Steps, place: Place | None, init: list[str], ca: _Ca, token: _Token | None) -> int:
-    """Make the place, write the configuration, register, start; return the exit status."""
+def _carry_out(
+    steps: _Steps, place: Place | None, init: list[str], ca: _Ca, token: _Token | None, settings: str
+) -> int:
+    """Make the place, write the configuration, register, start; return the exit status. ``settings``: those before."""
     from certctrl.cli.host import find_unit
 
     host = steps.host
@@ -283,7 +288,8 @@ def _carry_out(steps: _Steps, place: Place | None, init: list[str], ca: _Ca, tok
         status = _register(steps, token)
     if status != 0:
         return status
-    host.start(unit, place, steps.text("--keep-running"), restart=token is not None)
+    changed = token is not None or (not host.dry_run and steps.configured().settings != settings)
+    host.start(unit, place, steps.text("--keep-running"), restart=changed)
     if not host.dry_run and unit is not None and unit.is_installed:
         host.report("next", f"see {steps.text('status')}")
     host.finish()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import socket
 import sys
@@ -15,7 +16,7 @@ import typer
 
 from certctrl import lean
 from certctrl.cli.owner import become_owner
-from certctrl.cli.plane.addresses import parse_listen
+from certctrl.cli.plane.addresses import DEFAULT_LISTEN, parse_listen
 from certctrl.cli.plane.connection import DATA_VARIABLE
 from certctrl.cli.plane.database import needed_modules
 from certctrl.errors import ConfigError, UsageError
@@ -35,6 +36,8 @@ class _Serving:
 
     listen: str
     hostnames: tuple[str, ...]
+    public_url: str = ""
+    """The URL for hosts, if the options have another one than follows from the rest."""
 
     def options(self) -> list[str]:
         """Return the options of `plane serve`."""
@@ -43,6 +46,8 @@ class _Serving:
 
     def url(self) -> str:
         """Return the URL for hosts."""
+        if self.public_url:
+            return self.public_url.rstrip("/")
         from certctrl.plane.tls import host_for_url
 
         host, port = parse_listen(self.listen)
@@ -147,8 +152,12 @@ def _kept_options() -> _Serving | None:
     if not lines:
         return None
     words = lines[-1].strip("\"' ").replace("=", " ").split()
-    values = {name: [b for a, b in pairwise(words) if a == name] for name in ("--listen", "--hostname")}
-    return _Serving(listen=(values["--listen"] or [ALL_ADDRESSES])[-1], hostnames=tuple(values["--hostname"]))
+    values = {name: [b for a, b in pairwise(words) if a == name] for name in ("--listen", "--hostname", "--public-url")}
+    return _Serving(
+        listen=(values["--listen"] or [DEFAULT_LISTEN])[-1],
+        hostnames=tuple(values["--hostname"]),
+        public_url=(values["--public-url"] or [""])[-1],
+    )
 
 
 def _start(
@@ -157,6 +166,9 @@ def _start(
     """Write the options of the unit and start it; without a unit, print the command."""
     words = ["cert-ctrl", "plane", "serve", "--data", directory, *serving.options()]
     if unit is not None and unit.is_installed:
+        if kept is None and re.search(rf'{VARIABLE}=[^\s"]', unit.environment):
+            fix = f"move them to {OPTIONS_FILE}, in a line {VARIABLE}=…"
+            raise ConfigError(f"a drop-in of {unit.name} sets {VARIABLE}", file=str(OPTIONS_FILE), fix=fix)
         if kept is None:
             _write_options(host, serving)
         elif kept != serving:

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Collection
 from functools import partial
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import SplitResult, urlsplit
 
 import attrs
@@ -86,7 +86,8 @@ class HttpCa:
         answer: Answer | None = None
         with trio.move_on_after(REQUEST_SECONDS):
             async with self._slots:
-                answer = await self._exchange(httpx.Request(method, url, headers=headers, content=body), place)
+                request = httpx.Request(method, url, headers=headers, content=body, extensions=_as_named(url))
+                answer = await self._exchange(request, place)
         if answer is None:
             raise IssuerError(
                 f"no complete answer from {place} within {REQUEST_SECONDS:g} s",
@@ -127,12 +128,13 @@ class _Transport(httpx.AsyncBaseTransport):
         url, content = request.url, request.content
         sent = httpcore.Request(
             request.method,
-            httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
+            httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=request.extensions["target"]),
             headers=request.headers.raw,
             content=RequestBody(content) if content else None,
             extensions={"timeout": {"connect": _CONNECT_SECONDS}},
         )
-        read = partial(read_answer, cap=MAX_ANSWER, place=url.netloc.decode("ascii"))
+        place = url.netloc.decode("ascii")
+        read = partial(read_answer, cap=MAX_ANSWER, place=place)
         progress = Progress()
         try:
             answer = await self._connections.exchange(sent, read, progress)
@@ -143,7 +145,7 @@ class _Transport(httpx.AsyncBaseTransport):
         if 300 <= answer.status < 400:
             where = one_line(answer.headers.get("location", "nowhere"), ascii_only=True)
             raise IssuerError(
-                f"{url.netloc.decode('ascii')} redirects {url.path} to {where} ({answer.status}), which is not followed",
+                f"{place} redirects {one_line(url.path, ascii_only=True)} to {where} ({answer.status}), which is not followed",
                 fix="set directory_url to the URL of the directory itself",
             )
         return httpx.Response(answer.status, headers=answer.headers, content=answer.body)
@@ -151,6 +153,14 @@ class _Transport(httpx.AsyncBaseTransport):
     async def aclose(self) -> None:
         """Close all connections."""
         await self._connections.aclose()
+
+
+def _as_named(url: str) -> dict[str, Any]:
+    """Return the extension that requests a URL as the CA named it, which is signed; the library would normalize it."""
+    parts = urlsplit(url)
+    return {
+        "target": parts._replace(scheme="", netloc="", path=parts.path or "/", fragment="").geturl().encode("ascii")
+    }
 
 
 class CaPlaces:

@@ -34,6 +34,8 @@ _REQUESTS = 10_000
 """Most requests of one connection."""
 _SEND_SECONDS = 20.0
 """Seconds that sending may block before the connection is dropped."""
+_MOST_SKIPPED = 3
+"""Parts of a body that are read, and dropped, while a poll is held."""
 _MAX_RECEIVED = 64 * 1024
 """Bytes of later requests that are read during a response, to notice when the client disconnects."""
 _ASGI = {"version": "3.0", "spec_version": "2.3"}
@@ -282,11 +284,14 @@ class _Exchange:
         return {"type": "http.request", "body": b"", "more_body": False}
 
     async def gone(self) -> None:
-        """Return when the client has left; a body is skipped."""
+        """Return when the client has left; a short body is skipped, and of a long one no more is read."""
         self._read = self._read or self._connection.take_end()
         message = await (self._disconnect() if self._read else self.receive())
-        while message["type"] != "http.disconnect":
+        for _ in range(_MOST_SKIPPED):
+            if message["type"] == "http.disconnect":
+                return
             message = await self.receive()
+        await trio.sleep_forever()
 
     async def _disconnect(self) -> Message:
         try:

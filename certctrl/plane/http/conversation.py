@@ -85,6 +85,8 @@ class Conversation:
             if self._greeted:
                 self._push.leave(self._opened)
             self._plane.counters.push_closed(self._socket.closed or ABNORMAL)
+            del self._opened  # its peer is this conversation: a cycle would wait for the hourly look at all objects
+            garbage.closed.note()
 
     async def _step(self) -> None:
         """Send what is due, otherwise wait for a message or a wake."""

@@ -50,7 +50,7 @@ def _converter() -> Converter:
 
 
 def identify(files: Mapping[str, str], facts: Mapping[str, Any]) -> str:
-    """Return the id of a generation, a hash of its files' hashes and its facts."""
+    """Return the id of a generation, a hash of its files' hashes and its facts; ValueError for facts that JSON lacks."""
     plain = {"files": dict(files), "facts": dict(facts)}
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -166,7 +166,10 @@ class GenerationFiles:
             found: _Written = structure(_Written, raw, converter=_converter())
         except Mismatch as mismatch:
             raise decode.corrupt(path, str(mismatch), _FIX) from None
-        hashed = identify(found.files, found.facts)
+        try:
+            hashed = identify(found.files, found.facts)
+        except ValueError as error:
+            raise decode.corrupt(path, str(error), _FIX) from None
         if hashed != generation.partition(".")[0] or not all(map(is_plain_name, found.files)):
             raise decode.corrupt(path, "it does not match its directory", _FIX)
         return attrs.asdict(found, recurse=False) | {"id": generation}

@@ -188,7 +188,7 @@ class GenerationStore:
         for one in fresh:
             self._fs.rename(str(one.path), f"{self._layout.generations}/{one.name}/{one.id}")
             self._files.note_settled(one.name, one.number, one.id)
-            self._pending[one.name].pop(one.id, None)
+            self._pending.get(one.name, {}).pop(one.id, None)
         self._files.sync_homes({one.name: None for one in (*fresh, *unsynced)}.keys())
         self._durable.update((one.name, one.id) for one in staged)
 
@@ -271,6 +271,8 @@ class GenerationStore:
             self._files.clear_up()  # left by an earlier try
             self._fs.fsync(home)
         self._files.forget_all(name)
+        with self._lock:
+            self._pending.pop(name, None)
         self._durable = {item for item in self._durable if item[0] != name}
         self._verified = {item for item in self._verified if item[0] != name}
 

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 import trio
 from memory_stream import memory_streams
+from push_client import pushed
 
 from certctrl.plane.http import garbage
 from certctrl.plane.http.connection import Connection
-from certctrl.plane.http.garbage import TOGETHER, Requests
+from certctrl.plane.http.garbage import TOGETHER, Looks
 
 LOOK = """
 import gc
@@ -50,7 +51,7 @@ def by_hand() -> Iterator[None]:
 
 
 def test_what_a_few_requests_leave_is_looked_at_once(by_hand: None) -> None:
-    requests, waiting, cycles = Requests(), list[Any](), list[weakref.ref[Cycle]]()
+    requests, waiting, cycles = Looks(), list[Any](), list[weakref.ref[Cycle]]()
     for number in range(1, 3 * TOGETHER + 1):
         waiting.append([object()])
         cycles.append(weakref.ref(Cycle()))
@@ -61,7 +62,7 @@ def test_what_a_few_requests_leave_is_looked_at_once(by_hand: None) -> None:
 
 
 async def test_each_request_of_a_connection_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Noted(Requests):
+    class Noted(Looks):
         count = 0
 
         def note(self) -> None:
@@ -109,6 +110,47 @@ async def test_held_polls_leave_no_cyclic_garbage(
     gc.collect()
     left = Counter(f"{type(one).__module__}.{type(one).__qualname__}" for one in gc.garbage)
     assert not left, left
+
+
+async def test_a_closed_push_socket_leaves_cycles_of_the_library_only(
+    build: Callable[..., Any], autojump_clock: trio.abc.Clock, by_hand: None
+) -> None:
+    world = build(virtual=True)
+    device = await world.device()
+
+    async def open_and_close() -> None:
+        async with pushed(world, device):
+            await world.operator("POST", f"{device.home}/resync", {})
+        async with pushed(world, device) as client:
+            await client.text("no JSON")
+            await trio.sleep(1)
+
+    await open_and_close()
+    gc.collect()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    await open_and_close()
+    gc.collect()
+    left = Counter(type(one).__module__.partition(".")[0] for one in gc.garbage if not isinstance(one, dict))
+    assert not {
+        name for name in left if name not in ("wsproto", "builtins", "collections", "h11", "_codecs", "codecs")
+    }, left
+
+
+def test_many_closed_sockets_have_all_objects_looked_at() -> None:
+    looks = Looks(3, 2)
+    gc.collect()
+    gc.disable()
+    try:
+        cycle = Cycle()
+        gone = weakref.ref(cycle)
+        gc.collect(0), gc.collect(1)  # it is old now
+        del cycle
+        looks.note(), looks.note()
+        assert gone() is not None
+        looks.note()
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_a_serving_plane_looks_at_new_objects_only() -> None:

@@ -158,6 +158,15 @@ def test_names_that_are_paths_are_refused(store: GenerationStore, name: str) -> 
         store.stage(name, material(1), FACTS)
 
 
+def test_one_that_was_withdrawn_meanwhile_does_not_fail_the_others(store: GenerationStore) -> None:
+    """Forgotten by the operator while a batch collects."""
+    gone, other = store.stage("gone.example", material(1), FACTS), store.stage(NAME, material(2), FACTS)
+    store.withdraw("gone.example")
+    store.settle([gone, other])
+    store.switch({NAME: other.id})
+    assert store.live_id(NAME) == other.id
+
+
 # --- damage -------------------------------------------------------------------------------------------------
 
 
@@ -205,8 +214,12 @@ def test_a_damaged_live_generation_is_replaced_under_another_id(layout: ConfigDi
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"\0" * 9, b"{}", b"garbage", b'{"state_version":1,"files":{},"facts":{},"number":1}']
-)
+    "body",
+    [
+        b"", b"\0" * 9, b"{}", b"garbage", b'{"state_version":1,"files":{},"facts":{},"number":1}',
+        b'{"state_version":1,"files":{},"facts":{"not_after":NaN},"number":1,"name":"example.com"}',
+    ],
+)  # fmt: skip
 def test_a_damaged_manifest_is_not_a_generation(layout: ConfigDir, store: GenerationStore, body: bytes) -> None:
     first = publish(store, 1)
     (store.path(NAME, first.id) / "manifest.json").write_bytes(body)
