@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import attrs
 import typer
 
 from certctrl import lean
@@ -116,9 +117,11 @@ def _chosen(host: Host, hostnames: Sequence[str], listen: str | None, kept: _Ser
     """Return the options given, kept in the file of the unit, or the operator's answers. Raises UsageError."""
     parse_listen(listen or ALL_ADDRESSES)
     if kept is not None and not hostnames:
-        return _Serving(listen=listen or kept.listen, hostnames=kept.hostnames)
+        return attrs.evolve(kept, listen=listen or kept.listen)
     names = tuple(map(_checked_name, hostnames or [_asked_name(host)]))
-    return _Serving(listen=listen or (ALL_ADDRESSES if kept is None else kept.listen), hostnames=names)
+    if kept is not None:
+        return attrs.evolve(kept, listen=listen or kept.listen, hostnames=names)
+    return _Serving(listen=listen or ALL_ADDRESSES, hostnames=names)
 
 
 def _asked_name(host: Host) -> str:
