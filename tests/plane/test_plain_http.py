@@ -125,7 +125,8 @@ def test_the_address_is_printed(tmp_path: Path, as_json: bool) -> None:
         if as_json:
             url = json.loads(process.stdout.readline())["http_url"]
         else:
-            url = [process.stdout.readline() for _ in range(5)][-1].removeprefix("without TLS    ").strip()
+            (line,) = [one for one in (process.stdout.readline() for _ in range(6)) if one.startswith("without TLS")]
+            url = line.removeprefix("without TLS    ").strip()
         answer = httpx.get(f"{url}/crl/{'0' * 40}.crl")
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
