@@ -1,7 +1,7 @@
 """Get the CA of a control plane by its fingerprint, before anything of that control plane can be verified.
 
-The connection is not verified and carries one request without credentials. Whoever answers it can only send the right
-CA: another one has another fingerprint. The next connection is verified by that CA.
+The connection is not verified and carries one request without credentials. An attacker who answers it cannot pass off
+another CA, because that has another fingerprint. The next connection is verified by the CA.
 """
 
 from __future__ import annotations

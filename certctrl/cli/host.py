@@ -172,17 +172,18 @@ class Host:
         if unit.is_enabled and unit.is_active and not restart:
             self.report("service", f"{unit.name} is running")
             return
-        restarts = unit.is_enabled and unit.is_active
-        argv = ["systemctl", *(["restart"] if restarts else ["enable", "--now"]), unit.name]
-        if unit.is_active and restart and not unit.is_enabled and self.is_root and not self.dry_run:
-            self.run(["systemctl", "restart", unit.name], fix=f"journalctl -u {unit.name}")
+        restarts, is_complete = unit.is_active and restart, unit.is_enabled and unit.is_active
+        argvs = [["systemctl", "restart", unit.name]] if restarts else []
+        argvs += [] if is_complete else [["systemctl", "enable", "--now", unit.name]]
+        commands = " && ".join(map(shlex.join, argvs))
         if not self.is_root:
-            self.report("service", f"run as root: {shlex.join(argv)}")
+            self.report("service", f"run as root: {commands}")
             return
         if not self.dry_run:
-            self.run(argv, fix=f"journalctl -u {unit.name}")
-        done = "restarted" if restarts else "enabled and started"
-        self.report("service", f"{unit.name} {done}", f"would be {done}: {shlex.join(argv)}")
+            for argv in argvs:
+                self.run(argv, fix=f"journalctl -u {unit.name}")
+        done = "restarted" if is_complete else "enabled and started"
+        self.report("service", f"{unit.name} {done}", f"would be {done}: {commands}")
 
     def run(self, argv: Sequence[str], *, fix: str) -> None:
         """Run a program of the system. Raises CommandError if it fails or is missing."""

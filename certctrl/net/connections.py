@@ -2,7 +2,8 @@
 
 The library's pool examines all its connections, under locks, for each request. And a request that is cancelled at the
 wrong moment leaves a connection in it that is neither idle nor closed, forever. Here, an exchange owns its connection
-until the answer has been read. The connection is used again if it is idle then, and closed otherwise, whatever happened.
+until the answer has been read. The connection is used again if it is idle then, and closed otherwise, also after an error
+or a cancellation.
 """
 
 from __future__ import annotations

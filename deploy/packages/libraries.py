@@ -1,6 +1,6 @@
 """Install the pinned libraries below one directory, with their licences and a bill of materials.
 
-The wheels are chosen for the oldest glibc that the packages support, whatever the machine that builds has.
+The wheels are chosen for the oldest glibc that the packages support, not for that of the machine that builds.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ OTHER_UNITS = ("cert-ctrl-root.service", "cert-ctrl-plain.service")
 """Units that an operator installs instead of cert-ctrl.service."""
 LAUNCHER = '''\
 #!/usr/bin/python{python} -IS
-"""Run cert-ctrl with its own libraries, whatever else is installed for this Python."""
+"""Run cert-ctrl with its own libraries, not with others that are installed for this Python."""
 
 import sys
 
@@ -82,7 +82,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def settle(root: Path, date: int) -> None:
-    """Give all files the modes that they have on a host, whatever the umask of the build, and one time."""
+    """Give all files the modes that they have on a host, independent of the umask, and one time stamp."""
     for path in root.rglob("*"):
         program = path.is_dir() or (path.stat().st_mode & 0o100 and path.suffix != ".so")
         path.chmod(0o755 if program else 0o644)

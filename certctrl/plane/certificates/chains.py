@@ -23,7 +23,8 @@ MAX_GIVEN = 100
 LEAST_RSA_BITS = 2048
 GOOD_CURVES = frozenset({"secp256r1", "secp384r1", "secp521r1"})
 GOOD_HASHES = frozenset({"sha256", "sha384", "sha512", "sha3-256", "sha3-384", "sha3-512"})
-_UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm, OverflowError, x509.InvalidVersion)
+UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm, OverflowError, x509.InvalidVersion)
+"""What `cryptography` raises for malformed bytes."""
 
 
 @lean.frozen(kw_only=True)
@@ -59,7 +60,7 @@ def certificates_of(text: str) -> list[x509.Certificate]:
         try:
             certificate = x509.load_pem_x509_certificate(pem.encode("ascii"))
             certificate.public_key(), certificate.extensions
-        except _UNREADABLE:
+        except UNREADABLE:
             what = f"certificate {number} cannot be read"
             raise MaterialError(what, reason="certificate", fix="export it again as PEM") from None
         found.setdefault(certificate.public_bytes(Encoding.DER), certificate)
@@ -108,7 +109,7 @@ def _signed_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
         return False
     try:
         certificate.verify_directly_issued_by(issuer)
-    except (InvalidSignature, *_UNREADABLE):
+    except (InvalidSignature, *UNREADABLE):
         return False
     return True
 

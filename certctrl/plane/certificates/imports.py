@@ -18,7 +18,7 @@ from typing import Any
 
 import attrs
 from cryptography import x509
-from cryptography.exceptions import InternalError, InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.serialization import (
@@ -37,6 +37,7 @@ from certctrl.plane.ca.issuer import Issued
 from certctrl.plane.ca.x509 import fingerprint, pem_of, serial_text
 from certctrl.plane.certificates.certificates import MAX_VALIDITY, MIN_VALIDITY, Certificates, IssuingParts
 from certctrl.plane.certificates.chains import (
+    UNREADABLE,
     Chain,
     certificates_of,
     chain_of,
@@ -55,7 +56,6 @@ from certctrl.plane.storage.database import Database, Row
 MAX_BYTES = 512 * 1024
 """Bytes of one file, and of one field of a request."""
 MAX_RSA_BITS = 8192
-_UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm, OverflowError, x509.InvalidVersion)
 _EXPORT_KEY = "openssl pkey -in FILE -out NEW-FILE"
 
 
@@ -98,7 +98,7 @@ def from_pkcs12(data: bytes, password: bytes) -> ImportRequest:
     """Return the contents of a PKCS#12 file. Raises MaterialError."""
     try:
         found = load_pkcs12(data, password or None)
-    except _UNREADABLE:
+    except UNREADABLE:
         what = "the PKCS#12 file cannot be opened: it is damaged, or the password is wrong"
         raise MaterialError(what, reason="pkcs12", fix="check it: openssl pkcs12 -in FILE -info -noout") from None
     if found.key is None or found.cert is None:
@@ -119,7 +119,7 @@ def private_key(data: bytes, password: bytes = b"") -> Any:
             return private_key(data)
         what = "the private key is encrypted"
         raise MaterialError(what, reason="password", fix="give its password: --password-file FILE") from None
-    except _UNREADABLE:
+    except UNREADABLE:
         what = "the private key cannot be read" + (", or the password is wrong" if password else "")
         raise MaterialError(what, reason="key", fix=f"export it as PKCS#8: {_EXPORT_KEY}") from None
 
@@ -159,7 +159,7 @@ def _require_usable(key: Any) -> None:
     try:
         signature = key.sign(b"certctrl", padding.PKCS1v15(), hashes.SHA256())
         key.public_key().verify(signature, b"certctrl", padding.PKCS1v15(), hashes.SHA256())
-    except (InvalidSignature, InternalError, *_UNREADABLE):
+    except (InvalidSignature, InternalError, *UNREADABLE):
         what = "the private key is damaged: its signatures are not valid"
         raise MaterialError(what, reason="key", fix="restore the key, or get a certificate for a new one") from None
 
@@ -202,7 +202,7 @@ def system_roots() -> tuple[x509.Certificate, ...]:
     with contextlib.suppress(OSError), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a few old roots have serial numbers that RFC 5280 forbids
         for block in Path(file).read_text(encoding="ascii", errors="replace").split("-----BEGIN CERTIFICATE-----")[1:]:
-            with contextlib.suppress(*_UNREADABLE):
+            with contextlib.suppress(*UNREADABLE):
                 roots.append(x509.load_pem_x509_certificate(f"-----BEGIN CERTIFICATE-----{block}".encode()))
     return tuple(roots)
 

@@ -284,7 +284,7 @@ class _Exchange:
         return {"type": "http.request", "body": b"", "more_body": False}
 
     async def gone(self) -> None:
-        """Return when the client has left; a short body is skipped, and of a long one no more is read."""
+        """Return when the client has left. A short body is skipped; a long one is not read further."""
         self._read = self._read or self._connection.take_end()
         message = await (self._disconnect() if self._read else self.receive())
         for _ in range(_MOST_SKIPPED):

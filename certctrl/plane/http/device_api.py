@@ -168,10 +168,8 @@ class DeviceApi:
             return empty_answer()
         events = report.events
 
-        if len(events) > FEW_EVENTS:
-            self._plane.polls.take_costly(
-                device_id
-            )  # here: a long unit of work runs in a thread, which has no Trio clock
+        if len(events) > FEW_EVENTS:  # counted here: a long unit of work runs in a thread, which has no Trio clock
+            self._plane.polls.take_costly(device_id)
 
         def store(session: DeviceSession) -> None:
             self._plane.reports.store(session.device_id, events)

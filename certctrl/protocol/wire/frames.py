@@ -9,7 +9,6 @@ _TEXT = 0x81
 """First byte of a text frame that is a whole message."""
 _SHORT, _MEDIUM, _LONG = 125, 126, 127
 """The longest length in one byte; the marks of lengths in two and eight bytes."""
-_MASKED = 0x80
 
 
 def text_frame(text: str) -> bytes:
