@@ -25,6 +25,7 @@ import attrs
 from fleet import PATIENCE, ROOT, clean_environment
 
 PROGRAM = "/opt/tools/cert-ctrl"
+CTRL_C = "\x03"
 SYSTEMCTL = """#!/bin/sh
 # records its arguments; a unit is a file with the lines that `show` prints
 printf '%s\\n' "$*" >> /opt/tools/calls
@@ -154,19 +155,25 @@ class PrivateHost:
 
 
 def talk(argv: Sequence[str], environ: Mapping[str, str], answers: Iterable[tuple[str, str]]) -> Ended:
-    """Run a program on a terminal of its own; type each answer, with its newline, after its question."""
+    """Run a program on a terminal of its own; type each answer, with its newline, after its question.
+
+    Ctrl-C as the last answer is pressed again until the program ends, as a person does: Python begins to read a moment
+    after it has shown the question, and a signal between the two is noticed at the next key only.
+    """
     master, slave = pty.openpty()
     child = subprocess.Popen(
         argv, env=dict(environ), stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
         preexec_fn=_as_a_shell_starts_it,
     )  # fmt: skip
     os.close(slave)
-    shown, at, waiting = "", 0, list(answers)
+    shown, at, waiting, last = "", 0, list(answers), ""
     until = time.monotonic() + PATIENCE
     try:
         while True:
             assert time.monotonic() < until, f"waiting for {waiting}: {shown}"
-            if not select.select([master], [], [], 0.5)[0]:
+            if not select.select([master], [], [], 5)[0]:
+                if last == CTRL_C and not waiting and "interrupted" not in shown:
+                    os.write(master, last.encode())
                 continue
             try:
                 part = os.read(master, 65_536)
@@ -177,7 +184,8 @@ def talk(argv: Sequence[str], environ: Mapping[str, str], answers: Iterable[tupl
             shown += part.decode(errors="replace").replace("\r\n", "\n")
             if waiting and (found := shown.find(waiting[0][0], at)) >= 0:
                 at = found + len(waiting[0][0])
-                os.write(master, waiting.pop(0)[1].encode())
+                last = waiting.pop(0)[1]
+                os.write(master, last.encode())
     finally:
         os.close(master)
         if child.poll() is None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from fleet import Operator, Plane, clean_environment, run_cli, wait_for
 from middleman import middleman
-from private_host import PrivateHost, json_of, talk
+from private_host import CTRL_C, PrivateHost, json_of, talk
 from syscall_trace import PUBLIC
 from test_first_contact import OTHER, fingerprint
 
@@ -113,7 +113,7 @@ def approve_next(operator: Operator) -> None:
 
 def test_ctrl_c_while_a_code_waits_for_approval(host: PrivateHost, plane: Plane, token: str, flags: list[str]) -> None:
     host.boots(UNIT)
-    done = host.talk([(QUESTIONS[2], "\n"), ("Waiting for approval", "\x03")], *flags[:-2])
+    done = host.talk([(QUESTIONS[2], "\n"), ("Waiting for approval", CTRL_C)], *flags[:-2])
     assert done.status == 130 and "Traceback" not in done.out and not is_registered(host), done.out
     assert done.out.count("cert-ctrl: interrupted") <= 1, "not for each of the two processes"
     again = host.run("setup", "--token-file", "/etc/token")
@@ -315,5 +315,5 @@ def test_another_directory_is_the_callers_and_needs_no_unit(plane: Plane, tmp_pa
 def test_ctrl_c_at_a_question_changes_nothing(plane: Plane, tmp_path: Path) -> None:
     root = tmp_path / "agent"
     argv = [sys.executable, "-m", "certctrl", "-c", str(root), "setup", "--server", plane.url]
-    done = talk(argv, clean_environment(), [("(at least 8): ", "\x03")])
+    done = talk(argv, clean_environment(), [("(at least 8): ", CTRL_C)])
     assert done.status == 130 and "cert-ctrl: interrupted" in done.out and not root.exists()
