@@ -59,7 +59,9 @@ def _lean_init(made: Any) -> Any:
     names = {name: made.__globals__[name] for name in code.co_names if name in made.__globals__}
     shared = _global_names.setdefault(tuple((name, id(value)) for name, value in names.items()), names)
     shared.setdefault("__builtins__", made.__globals__["__builtins__"])
-    lean: Any = FunctionType(code.replace(co_filename="<attrs>"), shared, "__init__", made.__defaults__, made.__closure__)
+    lean: Any = FunctionType(
+        code.replace(co_filename="<attrs>"), shared, "__init__", made.__defaults__, made.__closure__
+    )
     lean.__kwdefaults__ = made.__kwdefaults__
     return lean
 
