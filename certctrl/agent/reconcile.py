@@ -164,7 +164,7 @@ async def plan_resync(agent: Agent, why: str, *, new_stream: bool = False) -> in
     await check_disk(agent)
     await recognise_plane(agent)
     changed, behind = await _refreshed_items(agent)
-    ts_ms = int(agent.wall_now() * 1000)
+    ts_ms = agent.plane.own_signal_ms()
     here = {cert_id for cert_id, record in agent.installer.records.items() if record.generation}
     staged_keys = agent.store.staged_keys.all()
     listed = await list_certificates(agent)

@@ -124,5 +124,5 @@ async def _retry(agent: Agent, due: Collection[int]) -> None:
         errors = [one.last_error if one is not None else "" for one in (retry_before, retry)]
         if switched or errors[0] != errors[1]:  # the same failure is reported once
             # its signal was answered when it was staged, or failed first
-            signal = CertRenewed(ts_ms=int(agent.wall_now() * 1000), cert_id=cert_id)
+            signal = CertRenewed(ts_ms=agent.plane.own_signal_ms(), cert_id=cert_id)
             await write_or_report(agent, agent.inbox.report(ack_event(signal, outcome, milliseconds)))

@@ -95,6 +95,13 @@ class PlaneClient:
         """Return the plane's time, or this host's before the first answer."""
         return self._wall_now() + (self.server_skew or 0.0)
 
+    def own_signal_ms(self) -> int:
+        """Return the ``ts_ms`` of a signal that this host makes itself: not after signals that the plane makes later.
+
+        By it, signals of one resource supersede each other; a host's clock that is ahead would hide those of the plane.
+        """
+        return int((self.server_now() - 1) * 1000)  # the plane's clock is known to half a second
+
     async def _send(
         self,
         method: str,

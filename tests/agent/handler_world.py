@@ -101,6 +101,9 @@ class FakePlane:
     def server_now(self) -> float:
         return self.now
 
+    def own_signal_ms(self) -> int:
+        return int(self.now * 1000)
+
     async def _called(self, name: str) -> None:
         await trio.lowlevel.checkpoint()
         self.calls.append(name)

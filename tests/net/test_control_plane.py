@@ -234,5 +234,6 @@ async def test_the_planes_clock_is_read_from_every_answer() -> None:
     await plane.poll("t", Poll(None, 20, 0))
     assert plane.server_skew == 3600.5
     assert plane.server_now() == WALL + 3600.5
+    assert plane.own_signal_ms() == (WALL + 3599.5) * 1000, "not after the plane's time, which is between 3600 and 3601"
     await plane.poll("t", Poll(None, 20, 0))
     assert plane.server_skew == 3600.5, "an invalid date is ignored"

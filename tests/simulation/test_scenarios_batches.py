@@ -14,7 +14,7 @@ from simulation.disk import file_in
 from simulation.history import innermost
 from simulation.journal import Violation
 from simulation.operators import VALIDITY
-from simulation.scene import QUIET, Scene, play
+from simulation.scene import DAY, QUIET, Scene, play
 from simulation.world import DEVICE, USER
 
 from certctrl.agent import handlers
@@ -359,3 +359,23 @@ def test_keys_that_are_made_on_the_host_are_switched_together() -> None:
         assert {row["signal"]["ref"]["batch"]["id"] for row in rows} == {batch} and len(rows) == 2
 
     plays_with_orders(scenario)
+
+
+def test_a_batch_is_not_hidden_by_comparisons_while_the_clock_was_ahead() -> None:
+    async def scenario(scene: Scene) -> None:
+        ids = await three(scene)
+        scene.world.services.failing = lambda: True
+        for one in ids:
+            await scene.plane.certificates.renew(USER, one)
+        await scene.until(lambda: all(scene.retry(one).failures > 2 for one in ids))
+        scene.world.clock.error = 3650 * DAY
+        scene.agent.reconcile_requested.value = True
+        await trio.sleep(120)
+        scene.world.clock.error = 0.0
+        await trio.sleep(120)
+        scene.world.services.failing = lambda: False
+        batch = await together(scene, ids)
+        await scene.until(lambda: all(served(scene, one) for one in ids), 1200)
+        assert sorted(acks(scene, "applied")) == ids and not acks(scene, "superseded"), batch
+
+    play(scenario, QUIET)
