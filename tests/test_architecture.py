@@ -88,10 +88,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "plane.push": (*IN_PLANE, "plane.devices", "plane.health.counters", "plane.planes"),
     "plane.challenges": (
         *IN_PLANE, "plane.commands", "plane.ca", "plane.devices.features", "plane.health.problems",
-        "plane.issuers.issuer",
+        "plane.issuers.issuer", "plane.setting_hooks",
     ),
     "plane.issuers": (
-        *IN_PLANE, "plane.commands", "plane.acme", "plane.ca", "plane.challenges", "plane.certificates.chains",
+        *IN_PLANE, "plane.commands", "plane.setting_hooks", "plane.acme", "plane.ca", "plane.challenges", "plane.certificates.chains",
     ),
     "plane.certificates": ISSUING,
     "plane.orders": ISSUING,

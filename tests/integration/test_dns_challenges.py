@@ -13,9 +13,6 @@ import trio
 from dns_servers import DnsServerProcess, Key, Servers, dns_servers, zone_text
 from shared_solver import shared
 
-from certctrl.plane.challenges.dns_lookup import DnsLookup
-from certctrl.plane.challenges.dns_network import RealDnsNetwork, server_of
-from certctrl.plane.challenges.fields import Fields
 from certctrl.plane.challenges.rfc2136 import Rfc2136Settings, Rfc2136Solver
 from certctrl.plane.challenges.rfc2136_entry import Rfc2136Kind, read_keys
 from certctrl.plane.challenges.solver import Proof, dns_record_value
@@ -38,13 +35,12 @@ def solver(primary: DnsServerProcess, key: Key | None = KEY, **fields: Any) -> R
     """Return the solver of an entry as an operator writes it, with the server as its only resolver."""
     given = {"tsig_key": key.file.encode()} if key else {}
     entry = {"resolvers": [primary.place], "port": primary.port, "propagation_seconds": 20, **fields}
-    checked = Rfc2136Kind().check(Fields(entry, "challenges[0]"), given)
+    checked = Rfc2136Kind().check(entry, "challenges[0]", given)
     settings = Rfc2136Settings(
-        server=checked["server"], zone=checked["zone"], ttl=checked["ttl"],
-        authoritative=tuple(map(server_of, checked["authoritative"])), propagation_seconds=checked["propagation_seconds"],
+        server=checked.server, zone=checked.zone, ttl=checked.ttl,
+        authoritative=checked.authoritative_servers, propagation_seconds=checked.propagation_seconds,
     )  # fmt: skip
-    lookup = DnsLookup(RealDnsNetwork(), tuple(map(server_of, checked["resolvers"])), checked["port"])
-    return Rfc2136Solver(settings, read_keys(checked["keys"], given), lookup)
+    return Rfc2136Solver(settings, read_keys(checked.keys, given), checked.lookup)
 
 
 @pytest.fixture(scope="module")

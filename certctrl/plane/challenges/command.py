@@ -13,15 +13,16 @@ from certctrl import lean
 from certctrl.errors import CertctrlError, ConfigError
 from certctrl.plane.challenges.dns_lookup import DnsLookup, name_of
 from certctrl.plane.challenges.dns_network import DnsServer
+from certctrl.plane.challenges.entry import entry_class
 from certctrl.plane.challenges.explain import explain_dns
 from certctrl.plane.challenges.explain_http import explain_http
-from certctrl.plane.challenges.fields import Fields
 from certctrl.plane.challenges.propagation import wait_until_published
-from certctrl.plane.challenges.rfc2136_entry import authoritative_of, check_waiting, make_lookup
+from certctrl.plane.challenges.rfc2136_entry import WAITING_HOOKS, WaitingEntry
 from certctrl.plane.challenges.solver import DNS_01, HTTP_01, Failures, Proof, dns_record_name, dns_record_value
 from certctrl.plane.challenges.solver_kind import SolverParts
 from certctrl.plane.commands import check_program, check_secret_name, run_program
 from certctrl.plane.issuers.issuer import IssuerError
+from certctrl.plane.setting_hooks import choice, field_error, number, texts
 from certctrl.text import one_line
 
 DEFAULT_SECONDS = 120
@@ -141,56 +142,74 @@ def environment(action: str, proof: Proof, proofs: Sequence[Proof], left: int) -
     }
 
 
-class CommandKind:
-    """Checks the fields of ``"type": "command"`` and makes the solver."""
+@lean.frozen(kw_only=True)
+class CommandEntry(WaitingEntry):
+    """An entry with a program."""
 
-    def check(self, fields: Fields, secrets: Mapping[str, bytes]) -> dict[str, Any]:
-        """Return the fields in full. Raises ConfigError."""
-        checked: dict[str, Any] = {
-            "challenge": fields.choice("challenge", (DNS_01, HTTP_01), DNS_01),
-            "command": _program(fields, "command"),
-            "cleanup_command": _program(fields, "cleanup_command", required=False),
-            "arguments": fields.choice("arguments", ("append", "none"), "append"),
-            "timeout_seconds": fields.number("timeout_seconds", DEFAULT_SECONDS, 1, MAX_SECONDS),
-            "secrets": fields.texts("secrets"),
-            "propagation": fields.choice("propagation", ("authoritative", "none"), "authoritative"),
-            **check_waiting(fields),
-        }
-        fields.finish()
-        for name in checked["secrets"]:
+    challenge: str = DNS_01
+    command: tuple[str, ...] = ()
+    cleanup_command: tuple[str, ...] = ()
+    arguments: str = "append"
+    timeout_seconds: float = DEFAULT_SECONDS
+    secrets: tuple[str, ...] = ()
+    propagation: str = "authoritative"
+
+
+_ENTRY = entry_class(
+    CommandEntry,
+    {
+        "challenge": choice((DNS_01, HTTP_01)),
+        "command": texts,
+        "cleanup_command": texts,
+        "arguments": choice(("append", "none")),
+        "timeout_seconds": number(1, MAX_SECONDS),
+        "secrets": texts,
+        "propagation": choice(("authoritative", "none")),
+        **WAITING_HOOKS,
+    },
+)
+
+
+class CommandKind:
+    """Checks entries of ``"type": "command"`` and makes their solver."""
+
+    def check(self, given: Mapping[str, Any], path: str, secrets: Mapping[str, bytes]) -> CommandEntry:
+        """Return the entry. Raises ConfigError."""
+        entry = _ENTRY.given(given, path)
+        _check_program(entry.command, path, "command")
+        if entry.cleanup_command:
+            _check_program(entry.cleanup_command, path, "cleanup_command")
+        for name in entry.secrets:
             check_secret_name(name)
             if name not in secrets:
-                raise fields.error("secrets", f"names {name}, which is not given", f"give the issuer the secret {name}")
-        return checked
+                what, fix = f"names {name}, which is not given", f"give the issuer the secret {name}"
+                raise field_error(path, "secrets", what, fix)
+        return entry
 
     def make(self, settings: Mapping[str, Any], secrets: Mapping[str, bytes], parts: SolverParts) -> CommandSolver:
         """Return the solver. Raises ConfigError if a secret is missing."""
-        missing = [name for name in settings["secrets"] if name not in secrets]
+        entry = _ENTRY.stored(settings)
+        missing = [name for name in entry.secrets if name not in secrets]
         if missing:
             raise ConfigError("is not given", path=missing[0], fix=f"give the issuer the secret {missing[0]}")
         chosen = CommandSettings(
-            kind=settings["challenge"],
-            argv=tuple(settings["command"]),
-            cleanup_argv=tuple(settings["cleanup_command"]),
-            hook=settings["arguments"] == "none",
-            seconds=settings["timeout_seconds"],
-            waits=settings["propagation"] == "authoritative",
-            authoritative=authoritative_of(settings),
-            propagation_seconds=settings["propagation_seconds"],
+            kind=entry.challenge,
+            argv=entry.command,
+            cleanup_argv=entry.cleanup_command,
+            hook=entry.arguments == "none",
+            seconds=entry.timeout_seconds,
+            waits=entry.propagation == "authoritative",
+            authoritative=entry.authoritative_servers,
+            propagation_seconds=entry.propagation_seconds,
         )
-        return CommandSolver(chosen, {name: secrets[name] for name in settings["secrets"]}, make_lookup(settings))
+        return CommandSolver(chosen, {name: secrets[name] for name in entry.secrets}, entry.lookup)
 
 
-def _program(fields: Fields, field: str, *, required: bool = True) -> list[str]:
-    argv = fields.texts(field)
-    if not argv and not required:
-        return []
+def _check_program(argv: Sequence[str], path: str, field: str) -> None:
     if not 0 < len(argv) <= _MAX_ARGUMENTS:
-        raise fields.error(
-            field, "is not a command", f"give the path of a program and its arguments, 1 to {_MAX_ARGUMENTS}"
-        )
+        fix = f"give the path of a program and its arguments, 1 to {_MAX_ARGUMENTS}"
+        raise field_error(path, field, "is not a command", fix)
     try:
         check_program(argv[0])
     except ConfigError as error:
-        raise fields.error(field, error.reason, error.fix or "install the program") from None
-    return argv
+        raise field_error(path, field, error.reason, error.fix or "install the program") from None

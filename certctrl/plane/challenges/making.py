@@ -7,7 +7,6 @@ only if an entry uses it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from ipaddress import ip_network
 from secrets import token_hex
 from typing import Any
 
@@ -15,12 +14,13 @@ import attrs
 
 from certctrl.errors import ConfigError, install_extra
 from certctrl.plane.challenges.chosen import Rule
-from certctrl.plane.challenges.fields import Fields
+from certctrl.plane.challenges.entry import EXAMPLE
 from certctrl.plane.challenges.shared import SharedSolver
 from certctrl.plane.challenges.solver import HTTP_01, TLS_ALPN_01
 from certctrl.plane.challenges.solver_kind import SolverKind, SolverParts
 from certctrl.plane.issuers.issuer import CertificateRequest
-from certctrl.text import ascii_name, is_name, kind_of, one_line
+from certctrl.plane.setting_hooks import Unfit, choice, field_error, to_store
+from certctrl.text import kind_of, one_line
 
 MAX_ENTRIES = 50
 TYPES = ("rfc2136", "command", "plane-http", "agent-http", "agent-tls-alpn")
@@ -90,19 +90,10 @@ def make_solver(
 
 
 def _check_entry(entry: Any, path: str, secrets: Mapping[str, bytes]) -> dict[str, Any]:
-    fields = Fields(entry, path)
-    name = fields.choice("type", TYPES)
-    domains = [_check_pattern(fields, text) for text in fields.texts("domains")]
-    return {"type": name, "domains": domains} | kind_named(name).check(fields, secrets)
-
-
-def _check_pattern(fields: Fields, text: str) -> str:
-    pattern = ascii_name(text.strip().rstrip(".").lower()).lower()
+    if not isinstance(entry, Mapping):
+        raise ConfigError(f"is {kind_of(entry)}", path=path, fix=f"use an object such as {EXAMPLE}")
     try:
-        return str(ip_network(pattern, strict=False))
-    except ValueError:
-        pass
-    if pattern != "*" and not is_name(pattern.removeprefix("*.")):
-        fix = "use for example example.com, *.example.com, 192.0.2.0/24 or *"
-        raise fields.error("domains", f"contains {one_line(text, 60)!r}", fix)
-    return pattern
+        name = choice(TYPES)(entry.get("type", ""), str)
+    except Unfit as unfit:
+        raise field_error(path, "type", unfit.what, unfit.fix) from None
+    return to_store(kind_named(name).check(entry, path, secrets))

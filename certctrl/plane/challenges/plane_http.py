@@ -15,7 +15,7 @@ import trio
 
 from certctrl.errors import CertctrlError
 from certctrl.net.challenge_listener import answer_http01
-from certctrl.plane.challenges.fields import Fields
+from certctrl.plane.challenges.entry import Entry, entry_class
 from certctrl.plane.challenges.solver import HTTP_01, Failures, Proof
 from certctrl.plane.challenges.solver_kind import SolverParts
 from certctrl.plane.storage.database import Database
@@ -79,13 +79,15 @@ class PlaneHttpSolver:
             self._db.run("DELETE FROM http_challenges WHERE token = ?", proof.token)
 
 
-class PlaneHttpKind:
-    """Checks the fields of ``"type": "plane-http"`` and makes the solver."""
+_ENTRY = entry_class(Entry, {})
 
-    def check(self, fields: Fields, secrets: Mapping[str, bytes]) -> dict[str, Any]:
-        """Return no fields: there are none. Raises ConfigError."""
-        fields.finish()
-        return {}
+
+class PlaneHttpKind:
+    """Checks entries of ``"type": "plane-http"`` and makes their solver."""
+
+    def check(self, given: Mapping[str, Any], path: str, secrets: Mapping[str, bytes]) -> Entry:
+        """Return the entry, which has no fields of its own. Raises ConfigError."""
+        return _ENTRY.given(given, path)
 
     def make(self, settings: Mapping[str, Any], secrets: Mapping[str, bytes], parts: SolverParts) -> PlaneHttpSolver:
         """Return the solver."""

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import attrs
+
+from certctrl import lean
 from certctrl.errors import ConfigError
 from certctrl.plane.challenges.dns_lookup import DnsLookup, name_of
 from certctrl.plane.challenges.dns_network import DnsServer, RealDnsNetwork, server_of
-from certctrl.plane.challenges.fields import Fields
+from certctrl.plane.challenges.entry import Entry, entry_class
 from certctrl.plane.challenges.rfc2136 import Rfc2136Settings, Rfc2136Solver
 from certctrl.plane.challenges.solver_kind import SolverParts
 from certctrl.plane.challenges.tsig_keys import TsigKey, read_key
-from certctrl.text import is_name, one_line
+from certctrl.plane.setting_hooks import Hook, SettingsClass, line, number, text_like, texts_like, whole
+from certctrl.text import is_name
 
 DEFAULT_KEY = "tsig_key"
 """The secret to use if ``keys`` is not set."""
@@ -20,109 +24,130 @@ _MAX_PORT = 65_535
 PROPAGATION_SECONDS = 120
 
 
-class Rfc2136Kind:
-    """Checks the fields and makes the solver."""
+@lean.frozen(kw_only=True)
+class WaitingEntry(Entry):
+    """The fields of the propagation check: which servers are asked, and for how long."""
 
-    def check(self, fields: Fields, secrets: Mapping[str, bytes]) -> dict[str, Any]:
-        """Return the fields in full. Raises ConfigError."""
-        checked: dict[str, Any] = {
-            "server": _server(fields),
-            "zone": _zone(fields, "zone", fields.text("zone")),
-            "keys": [_check_key(entry) for entry in fields.objects("keys")],
-            "ttl": fields.whole("ttl", 60, 0, 86_400),
-            **check_waiting(fields),
-        }
-        fields.finish()
-        if not checked["keys"] and DEFAULT_KEY in secrets:
-            checked["keys"] = [{"secret": DEFAULT_KEY, "name": "", "algorithm": "", "zones": []}]
+    resolvers: tuple[str, ...] = ()
+    authoritative: tuple[str, ...] = ()
+    """The servers that must have a record; empty: those of the zone."""
+    port: int = 53
+    propagation_seconds: float = PROPAGATION_SECONDS
+
+    @property
+    def lookup(self) -> DnsLookup:
+        """The lookup through its resolvers."""
+        return DnsLookup(RealDnsNetwork(), tuple(map(server_of, self.resolvers)), self.port)
+
+    @property
+    def authoritative_servers(self) -> tuple[DnsServer, ...]:
+        """The servers that must have a record, parsed."""
+        return tuple(map(server_of, self.authoritative))
+
+
+@lean.frozen(kw_only=True)
+class KeyEntry:
+    """One of ``keys``."""
+
+    secret: str = DEFAULT_KEY
+    name: str = ""
+    algorithm: str = ""
+    zones: tuple[str, ...] = ()
+
+
+@lean.frozen(kw_only=True)
+class Rfc2136Entry(WaitingEntry):
+    """An entry whose records are made by DNS updates."""
+
+    server: str = ""
+    zone: str = ""
+    keys: tuple[KeyEntry, ...] = ()
+    ttl: int = 60
+
+
+class Rfc2136Kind:
+    """Checks entries and makes their solver."""
+
+    def check(self, given: Mapping[str, Any], path: str, secrets: Mapping[str, bytes]) -> Rfc2136Entry:
+        """Return the entry. Raises ConfigError."""
+        entry = _ENTRY.given(given, path)
+        if not entry.keys and DEFAULT_KEY in secrets:
+            entry = attrs.evolve(entry, keys=(KeyEntry(),))
         try:
-            read_keys(checked["keys"], secrets)
+            read_keys(entry.keys, secrets)
         except ConfigError as error:
-            raise ConfigError(error.reason, path=f"{fields.path}: secret {error.path}", fix=error.fix) from None
-        return checked
+            raise ConfigError(error.reason, path=f"{path}: secret {error.path}", fix=error.fix) from None
+        return entry
 
     def make(self, settings: Mapping[str, Any], secrets: Mapping[str, bytes], parts: SolverParts) -> Rfc2136Solver:
         """Return the solver."""
+        entry = _ENTRY.stored(settings)
         chosen = Rfc2136Settings(
-            server=settings["server"],
-            zone=settings["zone"],
-            authoritative=authoritative_of(settings),
-            ttl=settings["ttl"],
-            propagation_seconds=settings["propagation_seconds"],
+            server=entry.server,
+            zone=entry.zone,
+            authoritative=entry.authoritative_servers,
+            ttl=entry.ttl,
+            propagation_seconds=entry.propagation_seconds,
         )
-        return Rfc2136Solver(chosen, read_keys(settings["keys"], secrets), make_lookup(settings))
+        return Rfc2136Solver(chosen, read_keys(entry.keys, secrets), entry.lookup)
 
 
-def check_waiting(fields: Fields) -> dict[str, Any]:
-    """Return the fields of the propagation check: which servers are asked, and for how long."""
-    return {
-        "resolvers": _servers(fields, "resolvers"),
-        "authoritative": _servers(fields, "authoritative"),
-        "port": fields.whole("port", 53, 1, _MAX_PORT),
-        "propagation_seconds": fields.number("propagation_seconds", PROPAGATION_SECONDS, 1, 3600),
-    }
-
-
-def make_lookup(settings: Mapping[str, Any]) -> DnsLookup:
-    """Return the lookup of fields of ``check_waiting``."""
-    return DnsLookup(RealDnsNetwork(), tuple(map(server_of, settings["resolvers"])), settings["port"])
-
-
-def authoritative_of(settings: Mapping[str, Any]) -> tuple[DnsServer, ...]:
-    """Return the servers of fields of ``check_waiting`` that must have a record."""
-    return tuple(map(server_of, settings["authoritative"]))
-
-
-def read_keys(entries: list[dict[str, Any]], secrets: Mapping[str, bytes]) -> list[TsigKey]:
+def read_keys(entries: Sequence[KeyEntry], secrets: Mapping[str, bytes]) -> list[TsigKey]:
     """Return the keys. Raises ConfigError if a secret is missing or not a key."""
     keys = []
     for entry in entries:
-        name = entry["secret"]
+        name = entry.secret
         if name not in secrets:
             raise ConfigError("is not given", path=name, fix=f"give the issuer the secret {name} as a file")
-        key = read_key(
-            secrets[name], secret_name=name, name=entry["name"], algorithm=entry["algorithm"], zones=entry["zones"]
-        )
+        key = read_key(secrets[name], secret_name=name, name=entry.name, algorithm=entry.algorithm, zones=entry.zones)
         keys.append(key)
     return keys
 
 
-def _check_key(fields: Fields) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "secret": fields.text("secret", DEFAULT_KEY),
-        "name": _zone(fields, "name", fields.text("name")),
-        "algorithm": fields.text("algorithm"),
-        "zones": [_zone(fields, "zones", zone) for zone in fields.texts("zones")],
-    }
-    fields.finish()
-    return found
+# --- hooks ---------------------------------------------------------------------------------------------------------
 
 
-def _server(fields: Fields) -> str:
-    """Return the primary: an address with or without a port, or a host name."""
-    text = fields.text("server")
-    if not text or is_name(text):
-        return text
-    return _servers(Fields({"server": [text]}, fields.path), "server")[0]
+def _server(text: str) -> str:
+    server_of(text)
+    return text
 
 
-def _servers(fields: Fields, field: str) -> list[str]:
-    found = fields.texts(field)
-    for text in found:
-        try:
-            server_of(text)
-        except ValueError:
-            fix = "use an address such as 192.0.2.53, 192.0.2.53:5353 or [2001:db8::53]:5353"
-            raise fields.error(field, f"contains {one_line(text, 60)!r}", fix) from None
-    return found
+def _primary(text: str) -> str:
+    """Return an address with or without a port, or a host name."""
+    return text if not text or is_name(text) else _server(text)
 
 
-def _zone(fields: Fields, field: str, text: str) -> str:
-    """Return a domain name in lower case. Raises ConfigError."""
+def _zone(text: str) -> str:
+    """Return a domain name in lower case."""
     plain = text.rstrip(".").lower().removeprefix("*.")
-    try:
-        if plain:
-            name_of(plain)
-    except ValueError:
-        raise fields.error(field, f"contains {one_line(text, 60)!r}", "use a domain name") from None
+    if plain:
+        name_of(plain)
     return plain
+
+
+def _line_like(check: Any, fix: str) -> Hook:
+    return lambda value, _: text_like(check, fix, line()(value, str))
+
+
+_ADDRESS = "use an address such as 192.0.2.53, 192.0.2.53:5353 or [2001:db8::53]:5353"
+_NAME = "use a domain name"
+WAITING_HOOKS: Mapping[str, Hook] = {
+    "resolvers": texts_like(_server, _ADDRESS),
+    "authoritative": texts_like(_server, _ADDRESS),
+    "port": whole(1, _MAX_PORT),
+    "propagation_seconds": number(1, 3600),
+}
+_KEY = SettingsClass(
+    KeyEntry,
+    {"secret": line(), "name": _line_like(_zone, _NAME), "algorithm": line(), "zones": texts_like(_zone, _NAME)},
+    unknown="is not a field of this type",
+)
+_ENTRY = entry_class(
+    Rfc2136Entry,
+    {
+        "server": _line_like(_primary, _ADDRESS),
+        "zone": _line_like(_zone, _NAME),
+        "ttl": whole(0, 86_400),
+        **WAITING_HOOKS,
+    },
+)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from certctrl import lean
-from certctrl.plane.challenges.fields import Fields
+from certctrl.plane.challenges.entry import Entry
 from certctrl.plane.challenges.published import PublishedProofs
 from certctrl.plane.challenges.solver import Solver
 from certctrl.plane.storage.database import Database
@@ -31,10 +31,10 @@ class SolverParts:
 class SolverKind(Protocol):
     """One type of entry."""
 
-    def check(self, fields: Fields, secrets: Mapping[str, bytes]) -> dict[str, Any]:
-        """Return the fields in full, without ``type`` and ``domains``. Raises ConfigError."""
+    def check(self, given: Mapping[str, Any], path: str, secrets: Mapping[str, bytes]) -> Entry:
+        """Return the entry that an operator gives at ``path`` of the settings. Raises ConfigError."""
         ...
 
     def make(self, settings: Mapping[str, Any], secrets: Mapping[str, bytes], parts: SolverParts) -> Solver:
-        """Return the solver of checked fields."""
+        """Return the solver of an entry that was checked and stored."""
         ...

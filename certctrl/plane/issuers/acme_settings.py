@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import attrs
+
 from certctrl import lean
 from certctrl.errors import ConfigError
 from certctrl.plane.acme.accounts import Binding
@@ -15,7 +17,8 @@ from certctrl.plane.acme.http import Proxy, check_directory_url, check_proxy_url
 from certctrl.plane.acme.jws import read_hmac_key
 from certctrl.plane.challenges.making import check_challenges
 from certctrl.plane.issuers.acme_budget import Budget, read_budget
-from certctrl.text import kind_of, nearest, one_line
+from certctrl.plane.setting_hooks import SettingsClass, Unfit, flag, line, to_store, unread
+from certctrl.text import kind_of, one_line
 
 DIRECTORIES: Mapping[str, str] = {
     "letsencrypt": "https://acme-v02.api.letsencrypt.org/directory",
@@ -27,10 +30,6 @@ DIRECTORIES: Mapping[str, str] = {
 HMAC_KEY, PROXY_LOGIN = "eab_hmac_key", "proxy_login"
 DEFAULT_BUDGET = "300/3h"
 """Let's Encrypt's limit for new orders."""
-_KNOWN = (
-    "directory_url", "contact", "terms_agreed", "profile", "preferred_chain", "eab_kid", "ca_file", "other_hosts", "proxy",
-    "budget", "challenges",
-)  # fmt: skip
 _MAIL = re.compile(r"[^\s@,;:<>\"']{1,64}@[^\s@,;:<>\"']{1,190}")
 _PROFILE = re.compile(r"[A-Za-z0-9._-]{0,64}")
 _HOST = re.compile(r"[A-Za-z0-9.-]{1,253}(:[0-9]{1,5})?")
@@ -58,51 +57,58 @@ class AcmeSettings:
     @classmethod
     def of(cls, checked: Mapping[str, Any], secrets: Mapping[str, bytes]) -> AcmeSettings:
         """Return the settings that `checked_settings` has returned."""
-        kid = checked["eab_kid"]
+        found = _SETTINGS.stored(checked)
         return cls(
-            directory_url=checked["directory_url"],
-            contact=tuple(f"mailto:{one}" for one in checked["contact"]),
-            terms_agreed=checked["terms_agreed"],
-            profile=checked["profile"],
-            preferred_chain=checked["preferred_chain"],
-            ca_file=Path(checked["ca_file"]) if checked["ca_file"] else None,
-            other_hosts=tuple(checked["other_hosts"]),
-            proxy=_proxy(checked.get("proxy", ""), secrets),
-            budget=read_budget(checked["budget"]),
-            binding=Binding(kid, read_hmac_key(secrets[HMAC_KEY])) if kid else None,
-            challenges=checked["challenges"],
+            directory_url=found.directory_url,
+            contact=tuple(f"mailto:{one}" for one in found.contact),
+            terms_agreed=found.terms_agreed,
+            profile=found.profile,
+            preferred_chain=found.preferred_chain,
+            ca_file=Path(found.ca_file) if found.ca_file else None,
+            other_hosts=found.other_hosts,
+            proxy=_proxy(found.proxy, secrets),
+            budget=read_budget(found.budget),
+            binding=Binding(found.eab_kid, read_hmac_key(secrets[HMAC_KEY])) if found.eab_kid else None,
+            challenges=found.challenges,
         )
+
+
+@lean.frozen(kw_only=True)
+class _Settings:
+    """The settings as an operator writes them."""
+
+    directory_url: str = ""
+    contact: tuple[str, ...] = ()
+    terms_agreed: bool = False
+    profile: str = ""
+    preferred_chain: str = ""
+    eab_kid: str = ""
+    ca_file: str = ""
+    other_hosts: tuple[str, ...] = ()
+    proxy: str = ""
+    budget: str = DEFAULT_BUDGET
+    challenges: Any = attrs.field(factory=list)
 
 
 def checked_settings(settings: Mapping[str, Any], secrets: Mapping[str, bytes]) -> dict[str, Any]:
     """Return all settings with their defaults; raises ConfigError, which names the field."""
-    for name in settings:
-        if name not in _KNOWN:
-            meant = nearest(name, _KNOWN)
-            fix = f"write {meant}" if meant else f"use one of {', '.join(_KNOWN)}"
-            raise ConfigError("unknown setting", path=one_line(name, 40), fix=fix)
-    url = _text(settings, "directory_url")
+    found = _SETTINGS.given(settings)
+    url = found.directory_url
     if not url:
         fix = f"set it to the URL of the CA's directory, or to one of {', '.join(DIRECTORIES)}"
         raise ConfigError("is not set", path="directory_url", fix=fix)
-    checked: dict[str, Any] = {
-        "directory_url": check_directory_url(DIRECTORIES.get(url, url)),
-        "contact": _contact(settings.get("contact", [])),
-        "terms_agreed": _flag(settings, "terms_agreed"),
-        "profile": _matching(settings, "profile", _PROFILE, "the name of a profile"),
-        "preferred_chain": _text(settings, "preferred_chain"),
-        "eab_kid": _text(settings, "eab_kid"),
-        "ca_file": _text(settings, "ca_file"),
-        "other_hosts": _hosts(settings.get("other_hosts", [])),
-        "proxy": check_proxy_url(proxy) if (proxy := _text(settings, "proxy")) else "",
-        "budget": _text(settings, "budget") or DEFAULT_BUDGET,
-        "challenges": check_challenges(settings.get("challenges", []), secrets),
-    }
-    _check_binding(checked["eab_kid"], secrets)
-    _check_ca_file(checked["ca_file"])
-    read_budget(checked["budget"])
-    _proxy(checked["proxy"], secrets)
-    return checked
+    found = attrs.evolve(
+        found,
+        directory_url=check_directory_url(DIRECTORIES.get(url, url)),
+        proxy=check_proxy_url(found.proxy) if found.proxy else "",
+        budget=found.budget or DEFAULT_BUDGET,
+        challenges=check_challenges(found.challenges, secrets),
+    )
+    _check_binding(found.eab_kid, secrets)
+    _check_ca_file(found.ca_file)
+    read_budget(found.budget)
+    _proxy(found.proxy, secrets)
+    return to_store(found)
 
 
 def _proxy(url: str, secrets: Mapping[str, bytes]) -> Proxy | None:
@@ -151,44 +157,53 @@ def _check_ca_file(name: str) -> None:
         raise ConfigError(f"{one_line(name)} contains no PEM certificate", path="ca_file", fix="name a PEM file")
 
 
-def _contact(value: Any) -> list[str]:
+# --- hooks ---------------------------------------------------------------------------------------------------------
+
+
+def _contact(value: Any, _: Any = None) -> tuple[str, ...]:
     entries = [value] if isinstance(value, str) else value
     if not isinstance(entries, list) or len(entries) > 10:
-        raise ConfigError(f"expected mail addresses, got {kind_of(value)}", path="contact", fix="write one address")
+        raise Unfit(f"expected mail addresses, got {kind_of(value)}", "write one address")
     plain = [one.removeprefix("mailto:") if isinstance(one, str) else "" for one in entries if one != ""]
     for one in plain:
         if not _MAIL.fullmatch(one):
-            raise ConfigError(
-                f"{one_line(one, 80) or 'an entry'} is not a mail address", path="contact", fix="write name@example.com"
-            )
-    return plain
+            raise Unfit(f"{one_line(one, 80) or 'an entry'} is not a mail address", "write name@example.com")
+    return tuple(plain)
 
 
-def _hosts(value: Any) -> list[str]:
+def _hosts(value: Any, _: Any = None) -> tuple[str, ...]:
     entries = [value] if isinstance(value, str) and value else value or []
     if not isinstance(entries, list) or not all(isinstance(one, str) and _HOST.fullmatch(one) for one in entries):
-        raise ConfigError("expected a list of hosts", path="other_hosts", fix="write HOST or HOST:PORT")
-    return [one.lower() for one in entries[:_MAX_ENTRIES]]
+        raise Unfit("expected a list of hosts", "write HOST or HOST:PORT")
+    return tuple(one.lower() for one in entries[:_MAX_ENTRIES])
 
 
-def _text(settings: Mapping[str, Any], name: str) -> str:
-    value = settings.get(name, "")
-    if not isinstance(value, str) or len(value) > 2000 or not value.isprintable():
-        raise ConfigError(f"expected one line of text, got {kind_of(value)}", path=name, fix="write text in quotes")
-    return value.strip()
-
-
-def _matching(settings: Mapping[str, Any], name: str, pattern: re.Pattern[str], what: str) -> str:
-    text = _text(settings, name)
-    if not pattern.fullmatch(text):
-        raise ConfigError(f"{one_line(text, 80)} is not {what}", path=name, fix=f"write {what}, as the CA announces it")
+def _profile(value: Any, _: Any = None) -> str:
+    text: str = line()(value, str)
+    if not _PROFILE.fullmatch(text):
+        what, fix = (
+            f"{one_line(text, 80)} is not the name of a profile",
+            "write the name of a profile, as the CA announces it",
+        )
+        raise Unfit(what, fix)
     return text
 
 
-def _flag(settings: Mapping[str, Any], name: str) -> bool:
-    value = settings.get(name, False)
-    if value in ("true", "false"):
-        return bool(value == "true")
-    if not isinstance(value, bool):
-        raise ConfigError(f"expected true or false, got {kind_of(value)}", path=name, fix="write true or false")
-    return value
+_line = line(2000)
+_SETTINGS = SettingsClass(
+    _Settings,
+    {
+        "directory_url": _line,
+        "contact": _contact,
+        "terms_agreed": flag,
+        "profile": _profile,
+        "preferred_chain": _line,
+        "eab_kid": _line,
+        "ca_file": _line,
+        "other_hosts": _hosts,
+        "proxy": _line,
+        "budget": _line,
+        "challenges": unread,
+    },
+    unknown="unknown setting",
+)

@@ -12,7 +12,7 @@ a signal and the time limit count as temporary failures.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from cryptography import x509
@@ -24,6 +24,7 @@ from certctrl.plane.ca.domains import is_address
 from certctrl.plane.certificates.chains import certificates_of, chain_of, key_bytes
 from certctrl.plane.commands import Finished, check_program, check_secret_name, run_program
 from certctrl.plane.issuers.issuer import CertificateRequest, IssuedChain, IssuerContext, IssuerError, RenewalWindow
+from certctrl.plane.setting_hooks import SettingsClass, Unfit, to_store, whole
 from certctrl.text import kind_of, one_line
 
 NOT_YET = 75
@@ -142,52 +143,54 @@ class CommandIssuer:
         return IssuedChain(certificate_pem=chain.certificate_pem, chain_pem=chain.chain_pem)
 
 
+@lean.frozen(kw_only=True)
+class _Settings:
+    command: tuple[str, ...] = ()
+    timeout_seconds: int = DEFAULT_SECONDS
+
+
 class CommandKind:
     """The entry point ``command``."""
 
     def check_settings(self, settings: Mapping[str, Any], secrets: Mapping[str, bytes]) -> dict[str, Any]:
         """Return ``command`` and ``timeout_seconds``; ConfigError for anything else."""
-        for name in settings:
-            if name not in ("command", "timeout_seconds"):
-                fix = "use command and timeout_seconds"
-                raise ConfigError("is not a setting of this kind", path=one_line(name), fix=fix)
-        argv = _argv(settings.get("command"))
+        found = _SETTINGS.given(settings)
+        if not found.command:
+            raise ConfigError("is not set", path="command", fix=_COMMAND)
         try:
-            check_program(argv[0])
+            check_program(found.command[0])
         except ConfigError as error:
             raise ConfigError(error.reason, path="command", fix=error.fix) from None
         _check_secrets(secrets)
-        return {"command": argv, "timeout_seconds": _seconds(settings.get("timeout_seconds", DEFAULT_SECONDS))}
+        return to_store(found)
 
     def make(self, settings: Mapping[str, Any], secrets: Mapping[str, bytes], context: IssuerContext) -> CommandIssuer:
         """Return the issuer."""
-        return CommandIssuer(tuple(settings["command"]), float(settings["timeout_seconds"]), dict(secrets), context)
+        found = _SETTINGS.stored(settings)
+        return CommandIssuer(found.command, float(found.timeout_seconds), dict(secrets), context)
 
 
-def _argv(value: Any) -> list[str]:
-    argv: Sequence[Any] = value.split() if isinstance(value, str) else value if isinstance(value, list) else ()
-    if (
-        not argv
-        or len(argv) > MAX_ARGUMENTS
-        or not all(isinstance(argument, str) and _is_argument(argument) for argument in argv)
-    ):
+def _argv(value: Any, _: Any = None) -> tuple[str, ...]:
+    """Return a program and its arguments: a list of texts, or one text with spaces in between."""
+    argv = value.split() if isinstance(value, str) else value if isinstance(value, list) else ()
+    fits = all(isinstance(one, str) and 0 < len(one) <= MAX_ARGUMENT and one.isprintable() for one in argv)
+    if not 0 < len(argv) <= MAX_ARGUMENTS or not fits:
         given = kind_of(value) if not isinstance(value, list) else "a list"
-        fix = f"give the absolute path of the program and its arguments: 1 to {MAX_ARGUMENTS} texts"
-        raise ConfigError(f"{given} is not a command", path="command", fix=fix)
-    return list(argv)
+        raise Unfit(f"{given} is not a command", _COMMAND)
+    return tuple(argv)
 
 
-def _is_argument(argument: str) -> bool:
-    return 0 < len(argument) <= MAX_ARGUMENT and argument.isprintable()
-
-
-def _seconds(value: Any) -> int:
+def _seconds(value: Any, _: Any = None) -> int:
+    """Return seconds, which may be digits in a text."""
     if isinstance(value, str) and value.isascii() and value.isdigit():
         value = int(value[:9])
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_SECONDS:
-        fix = f"use a whole number from 1 to {MAX_SECONDS}"
-        raise ConfigError("is not a time limit in seconds", path="timeout_seconds", fix=fix)
-    return value
+    return int(whole(1, MAX_SECONDS)(value, int))
+
+
+_COMMAND = f"give the absolute path of the program and its arguments: 1 to {MAX_ARGUMENTS} texts"
+_SETTINGS = SettingsClass(
+    _Settings, {"command": _argv, "timeout_seconds": _seconds}, unknown="is not a setting of this kind"
+)
 
 
 def _check_secrets(secrets: Mapping[str, bytes]) -> None:

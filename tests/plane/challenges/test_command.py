@@ -13,10 +13,10 @@ from shared_solver import shared
 
 from certctrl.plane.challenges.command import CommandKind, CommandSolver
 from certctrl.plane.challenges.dns_lookup import DnsLookup
-from certctrl.plane.challenges.fields import Fields
 from certctrl.plane.challenges.solver import Proof, dns_record_value
 from certctrl.plane.commands import DIRECTORIES_VARIABLE
 from certctrl.plane.issuers.issuer import IssuerError
+from certctrl.plane.setting_hooks import to_store
 from certctrl.plane.storage.sqlite import SqliteDatabase
 
 NAME = "_acme-challenge.www.example.com"
@@ -52,7 +52,7 @@ def make(place: Path, dns: FakeDns) -> Make:
         path.chmod(0o755)
         entry = {"command": [str(path), "own"], "propagation": "none"} | more
         kind, given = CommandKind(), given or {}
-        made = kind.make(kind.check(Fields(entry, "challenges[0]"), given), given, None)  # type: ignore[arg-type]
+        made = kind.make(to_store(kind.check(entry, "challenges[0]", given)), given, None)  # type: ignore[arg-type]
         return CommandSolver(made._settings, made._secrets, DnsLookup(dns, [RESOLVER]))
 
     return build

@@ -83,8 +83,8 @@ def test_short_names() -> None:
         ("challenges", "plane-http", "plane-http"),
         ("challenges", [{"type": "magic"}], "use one of"),
         ("eab_kid", "kid", "HMAC key"),
-        ("directry_url", URL, "write directory_url"),
-        ("zzz", 1, "use one of"),
+        ("directry_url", URL, "use 'directory_url'"),
+        ("zzz", 1, "use directory_url, contact,"),
     ],
 )  # fmt: skip
 def test_a_mistake_names_its_field_and_the_fix(field: str, value: Any, fix: str) -> None:
