@@ -21,6 +21,7 @@ import trio
 
 from certctrl.agent.log_lines import Line, log_line
 from certctrl.errors import CertctrlError, UsageError
+from certctrl.protocol.wire.reader import json_object, or_default, text
 from certctrl.store.disk.atomic import remove_file
 from certctrl.store.disk.fs import Fs
 
@@ -127,13 +128,12 @@ async def perform(line: bytes, operations: Mapping[str, Operation], log: logging
 
 
 def _request(line: bytes) -> tuple[str, dict[str, Any]]:
-    """Return the operation and the request; an empty one if there is none. Raises UsageError."""
+    """Return the operation, empty if there is none, and the request. Raises UsageError."""
     try:
-        request = json.loads(line)
-    except (ValueError, RecursionError):
+        request = json_object(json.loads(line))
+    except (ValueError, RecursionError):  # Misfit is a ValueError
         raise UsageError("not a JSON object") from None
-    name = request.get("op") if isinstance(request, dict) else None
-    return (name, request) if isinstance(name, str) else ("", {})
+    return or_default(text(), "")(request.get("op")), request
 
 
 async def _read_line(stream: trio.SocketStream) -> bytes:

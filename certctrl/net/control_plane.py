@@ -31,6 +31,7 @@ from certctrl.protocol.wire.certificates import (
     materials_from_wire,
 )
 from certctrl.protocol.wire.poll import PollRequest, poll_event
+from certctrl.protocol.wire.reader import object_in
 from certctrl.protocol.wire.signals import report_body
 
 if TYPE_CHECKING:
@@ -148,9 +149,7 @@ class ControlPlane(CertificateChanges):
         if answer.status == 304 and etag:
             return None
         data = await parsed(answer, partial(self._data, answer))
-        if not isinstance(data, dict):
-            raise BadAnswerError("the install config is not an object")
-        return _usable_etag(answer.headers.get("etag")), data
+        return _usable_etag(answer.headers.get("etag")), object_in(data, "install config")
 
     async def fetch_certificates(self, token: str) -> list[CertificateSummary]:
         """Return all certificates assigned to this device, ordered by id.

@@ -6,8 +6,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from certctrl import lean
 from certctrl.errors import BadAnswerError, PlaneError
 from certctrl.net.calls import data_or_error
+from certctrl.protocol.wire.reader import from_answer, integer, object_in, objects_in, wire_class
 
 if TYPE_CHECKING:
     from certctrl.net.http import Http
@@ -108,9 +110,11 @@ class Operator:
         query = {"limit": str(PAGE)} | ({} if tags is None else {"tag": ",".join(tags)})
         while True:
             after = {"after_id": str(found[-1]["id"])} if found else {}
-            page = _rows(await self.call("GET", f"/apiv1/users/{user_id:d}/{kind}", query=query | after))
-            if (found or len(page) >= PAGE) and not all(isinstance(row.get("id"), int) for row in page):
-                raise BadAnswerError("a row of the list has no id")
+            answer = await self.call("GET", f"/apiv1/users/{user_id:d}/{kind}", query=query | after)
+            page = objects_in(answer, "data", MOST_ROWS)
+            if found or len(page) >= PAGE:  # a list without pages may have no ids
+                for number, row in enumerate(page):
+                    from_answer(_read_numbered, row, f"data[{number}]")
             if found and page and page[0]["id"] <= found[-1]["id"]:
                 return found  # an older plane, or a list without pages
             found += page
@@ -146,13 +150,15 @@ def _certificate(user_id: int, cert_id: int) -> str:
     return f"/apiv1/users/{user_id:d}/certificates/{cert_id:d}"
 
 
-def _row(data: Any) -> dict[str, Any]:
-    if not isinstance(data, dict):
-        raise BadAnswerError("the answer is not an object")
-    return data
+def _row(data: object) -> dict[str, Any]:
+    return object_in(data, "data")
 
 
-def _rows(data: Any) -> list[dict[str, Any]]:
-    if not isinstance(data, list) or not all(isinstance(row, dict) for row in data):
-        raise BadAnswerError("the answer is not a list of objects")
-    return data
+@lean.frozen
+class _Numbered:
+    """A row of a list with pages."""
+
+    id: int
+
+
+_read_numbered = wire_class(_Numbered, {"id": integer(digits=False)})

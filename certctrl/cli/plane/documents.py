@@ -48,12 +48,7 @@ def put(
     cert-ctrl plane install-config put --data /var/lib/plane nginx.json \\
         --device web-1
     """
-    body = _json_file(file)
-    items = body.get("installs") if isinstance(body, dict) else body
-    if not isinstance(items, list):
-        raise UsageError(f"{file} does not contain a list of items", fix='write [{"id": …, "type": "copy", …}, …]')
-
-    _check_items(file, items)
+    items = _checked_items(file, _json_file(file))
 
     async def request(api: OperatorApi) -> Any:
         ids = await api.devices(device)
@@ -64,18 +59,24 @@ def put(
     show(ctx, done[0] if len(done) == 1 else done, "; ".join(lines))
 
 
-def _check_items(file: Path, items: list[Any]) -> None:
-    """Check items as the control plane will, before it is asked to store them. Raises UsageError."""
-    from certctrl.protocol.wire.install_config import items_from_operator
+def _checked_items(file: Path, body: object) -> list[Any]:
+    """Return the items, checked as the control plane will, before it is asked to store them. Raises UsageError."""
+    from certctrl.protocol.wire.install_config import items_from_operator, listed_items
     from certctrl.protocol.wire.install_items import unknown_keys
     from certctrl.protocol.wire.reader import Misfit
 
+    try:
+        items = listed_items(body)
+    except Misfit:
+        what, fix = f"{file} does not contain a list of items", 'write [{"id": …, "type": "copy", …}, …]'
+        raise UsageError(what, fix=fix) from None
     try:
         items_from_operator(items)
     except (Misfit, PlanError) as error:
         raise UsageError(f"{file}: {error}", fix=f"correct {file}; docs/items.md describes the items") from None
     for path in unknown_keys(items):
         write_error(f"note: {path} is unknown to this version; it is stored for newer agents")
+    return items
 
 
 @install_config.command("show", cls=OperatorCommand)

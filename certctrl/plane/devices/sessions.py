@@ -21,6 +21,7 @@ from certctrl.plane.errors import ErrorResponse, device_revoked, invalid_token, 
 from certctrl.plane.settings import DAY, PlaneSettings
 from certctrl.plane.storage.database import Database, P, Row, T, marks
 from certctrl.plane.storage.keyring import Keyring, digest
+from certctrl.protocol.wire.reader import Misfit, integer, number, wire_class
 
 _NAME = "certctrl-plane"
 """Issuer and audience of the tokens."""
@@ -55,6 +56,13 @@ class _Claims:
     device_id: int
     session: int
     expires_at: float
+
+
+_read_claims = wire_class(
+    _Claims,
+    {"device_id": integer(digits=False), "session": integer(digits=False), "expires_at": number},
+    names={"expires_at": "exp"},
+)
 
 
 class Sessions:
@@ -196,15 +204,14 @@ class Sessions:
                 raise invalid_token("Access token is not valid")
             # `authenticate` checks the expiry against the plane's clock.
             options: Any = {"verify_exp": False, "verify_iat": False, "require": ["exp", "iat", "sub"]}
-            claims: dict[str, Any] = jwt.decode(
-                token, self._key, algorithms=["HS256"], audience=_NAME, issuer=_NAME, options=options
-            )
-        except (jwt.PyJWTError, RecursionError):  # the latter from PyJWT 2.9, for JSON that nests too deeply
+            claims = jwt.decode(token, self._key, algorithms=["HS256"], audience=_NAME, issuer=_NAME, options=options)
+            return _read_claims(claims)
+        except (
+            jwt.PyJWTError,
+            RecursionError,
+            Misfit,
+        ):  # RecursionError: from PyJWT 2.9, for JSON that nests too deeply
             raise invalid_token("Access token is not valid") from None
-        device_id, session = claims.get("device_id"), claims.get("session")
-        if not isinstance(device_id, int) or not isinstance(session, int):
-            raise invalid_token("Access token is not valid")
-        return _Claims(device_id, session, claims["exp"])
 
     def _access_token(self, device_id: int) -> dict[str, Any]:
         row = self._db.one("SELECT user_id, session FROM devices WHERE id = ?", device_id)

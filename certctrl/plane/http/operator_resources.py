@@ -32,6 +32,8 @@ from certctrl.plane.http.routing import (
     user_and_certificate,
     user_and_device,
 )
+from certctrl.protocol.wire.install_config import listed_items
+from certctrl.protocol.wire.reader import Misfit
 
 _USERS = "/apiv1/users"
 
@@ -83,10 +85,10 @@ class OperatorResources:
     async def put_install_config(self, request: Request) -> Response:
         """Replace the items: ``{"installs": […]}`` or the list itself; ``?unchecked=1`` skips the check."""
         user_id, device_id = user_and_device(request)
-        body = await read_json(request, LARGE_BODY_CAP)
-        items = body.get("installs") if isinstance(body, dict) else body
-        if not isinstance(items, list):
-            raise bad_request('Send {"installs": […]}, a list of items', field="installs")
+        try:
+            items = listed_items(await read_json(request, LARGE_BODY_CAP))
+        except Misfit:
+            raise bad_request('Send {"installs": […]}, a list of items', field="installs") from None
         check = request.query_params.get("unchecked") != "1"
         return data_answer(await self._plane.installs.put(device_id, items, check=check, user_id=user_id))
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
 
 import attrs
 import trio
@@ -23,6 +22,7 @@ from certctrl.plane.acme.jws import AccountKey
 from certctrl.plane.acme.problems import AcmeError
 from certctrl.plane.issuers.acme_settings import AcmeSettings
 from certctrl.plane.issuers.issuer import IssuerContext
+from certctrl.protocol.wire.reader import wire_class
 
 
 @lean.frozen(kw_only=True)
@@ -44,10 +44,12 @@ class StoredAccount:
     def parse(cls, stored: bytes) -> StoredAccount:
         """Return a stored account; raises ConfigError."""
         try:
-            found: Any = json.loads(stored)
-            return cls(**{**found, "contact": tuple(found["contact"])})
-        except (ValueError, TypeError, KeyError):
+            return _read_account(json.loads(stored))
+        except ValueError:  # Misfit is one, too
             raise ConfigError("the stored ACME account is damaged", fix="restore the database") from None
+
+
+_read_account = wire_class(StoredAccount)
 
 
 class AcmeAccount:

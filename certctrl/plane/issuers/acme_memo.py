@@ -10,6 +10,7 @@ import attrs
 
 from certctrl import lean
 from certctrl.plane.challenges.solver import Proof
+from certctrl.protocol.wire.reader import Misfit, bounded_list, texts, wire_class
 
 MAX_AGE = 86_400.0
 """Age in seconds at which an order is abandoned and made again."""
@@ -44,24 +45,30 @@ class Memo:
     def parse(cls, text: str) -> Memo:
         """Return the memo in a text; empty if it cannot be read, such as another issuer's."""
         try:
-            found: Any = json.loads(text) if text else {}
-            proofs = tuple(
-                Proof(kind=str(kind), identifier=str(name), token=str(token), key_authorization=str(authorization))
-                for kind, name, token, authorization in found.get("proofs", [])[:_MAX_PROOFS]
-            )
-            return cls(
-                directory_url=str(found.get("directory", "")),
-                order_url=str(found.get("order", "")),
-                made_at=float(found.get("at", 0.0)),
-                csr_sha256=str(found.get("csr", "")),
-                proofs=proofs,
-            )
-        except (ValueError, TypeError, AttributeError):
+            return _read_memo(json.loads(text or "{}"))
+        except ValueError:  # Misfit is one, too
             return cls()
 
     def with_proofs(self, proofs: tuple[Proof, ...]) -> Memo:
         """Return the memo with more proofs, each once."""
         return attrs.evolve(self, proofs=tuple(dict.fromkeys((*self.proofs, *proofs))))
+
+
+def _proofs(value: Any, _: Any = None) -> tuple[Proof, ...]:
+    rows = [texts(row) for row in bounded_list(value)[:_MAX_PROOFS]]
+    if any(len(row) != 4 for row in rows):
+        raise Misfit("expected four texts for each proof")
+    return tuple(
+        Proof(kind=kind, identifier=name, token=token, key_authorization=authorization)
+        for kind, name, token, authorization in rows
+    )
+
+
+_read_memo = wire_class(
+    Memo,
+    {"proofs": _proofs},
+    names={"directory_url": "directory", "order_url": "order", "made_at": "at", "csr_sha256": "csr"},
+)
 
 
 def csr_digest(csr_der: bytes) -> str:

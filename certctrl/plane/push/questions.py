@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -17,6 +17,7 @@ from certctrl.plane.clock import when
 from certctrl.plane.errors import ErrorResponse, bad_request, conflict, rate_limited, unavailable
 from certctrl.plane.storage.database import Database, Row, marks
 from certctrl.plane.storage.signal_stream import SignalStream
+from certctrl.protocol.wire.reader import json_object, or_default, text, wire_class
 from certctrl.text import one_line
 
 _KEPT_SECONDS = 90 * 86_400.0
@@ -81,21 +82,34 @@ class Reply:
     detail: str = ""
 
 
-def reply_of(data: Any) -> Reply:
+@lean.frozen(kw_only=True)
+class _Refusal:
+    key: str = ""
+    what: str = ""
+
+
+@lean.frozen(kw_only=True)
+class _Message:
+    """The data of an agent's message: one of two."""
+
+    answer: Mapping[str, Any] | None = None
+    error: _Refusal | None = None
+
+
+_read_refusal = wire_class(_Refusal, {"key": or_default(text(), ""), "what": or_default(text(), "")})
+_read_message = wire_class(_Message, {"answer": or_default(json_object), "error": or_default(_read_refusal)})
+
+
+def reply_of(data: object) -> Reply:
     """Return the reply in the ``data`` of an agent's message; anything else counts as a failure to answer."""
-    if not isinstance(data, dict):
+    message: _Message = or_default(_read_message, _Message())(data)
+    if message.error is not None:
+        result = _OF_KEYS.get(message.error.key, Result.FAILED)
+        return Reply(result, detail=one_line(message.error.what, 200))
+    if message.answer is None:
         return Reply(Result.FAILED, detail="the answer is not an object")
-    error = data.get("error")
-    if isinstance(error, dict):
-        what = error.get("what")
-        detail = one_line(what, 200) if isinstance(what, str) else ""
-        return Reply(_OF_KEYS.get(str(error.get("key")), Result.FAILED), detail=detail)
-    if not isinstance(data.get("answer"), dict):
-        return Reply(Result.FAILED, detail="the answer is not an object")
-    text = json.dumps(data["answer"], ensure_ascii=False, separators=(",", ":"))
-    if len(text) > MAX_ANSWER:
-        return Reply(Result.TOO_LONG)
-    return Reply(Result.ANSWERED, text)
+    answer = json.dumps(message.answer, ensure_ascii=False, separators=(",", ":"))
+    return Reply(Result.TOO_LONG) if len(answer) > MAX_ANSWER else Reply(Result.ANSWERED, answer)
 
 
 class Questions:

@@ -107,6 +107,15 @@ def install_config_from_wire(data: object) -> InstallConfig:
     )
 
 
+def listed_items(document: object) -> list[Any]:
+    """Return the raw items of an operator's document: the list, or an object with it as ``installs``. Raises Misfit."""
+    items = document.get("installs") if isinstance(document, dict) else document
+    try:
+        return bounded_list(items)
+    except Misfit as misfit:
+        raise Misfit(misfit.what, "installs") from None
+
+
 def items_from_operator(data: object) -> tuple[InstallItem, ...]:
     """Return the items that an operator gives to the plane, after checking each and their dependencies.
 

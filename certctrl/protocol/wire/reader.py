@@ -322,6 +322,23 @@ def from_answer(read: Read[T], data: object, path: str) -> T:
         raise BadAnswerError(str(misfit)) from None
 
 
+def object_in(data: object, path: str) -> dict[str, Any]:
+    """Return an object in an answer, whose members are read later; raises BadAnswerError with the JSON path."""
+    try:
+        return json_object(data)
+    except Misfit as misfit:
+        raise BadAnswerError(f"{path}: {misfit.what}") from None
+
+
+def objects_in(data: object, path: str, limit: int = MAX_LIST) -> list[dict[str, Any]]:
+    """Return a list of such objects."""
+    try:
+        rows = bounded_list(data, limit)
+    except Misfit as misfit:
+        raise BadAnswerError(f"{path}: {misfit.what}") from None
+    return [object_in(row, f"{path}[{number}]") for number, row in enumerate(rows)]
+
+
 def alias(name: str, other: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """Return a ``prepare`` that reads a field from another name if its own is unset."""
 
