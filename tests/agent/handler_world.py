@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +18,7 @@ from certctrl.agent.counters import Counters
 from certctrl.agent.fetches import Fetches
 from certctrl.agent.inbox import Inbox
 from certctrl.agent.materials import known_etag
-from certctrl.errors import HostKeyMissingError, PlaneError, WrongNamesError
+from certctrl.errors import DiskError, HostKeyMissingError, PlaneError, WrongNamesError
 from certctrl.install.deploy.retry_table import RetryTable, cert_resource
 from certctrl.install.plan.retries import LAGGING_FAILURES, Failure
 from certctrl.model.certificate import DEVICE_KEY, Bundle, CaBundle, CertFacts, CertificateSummary, DeployMaterials
@@ -26,7 +27,7 @@ from certctrl.model.plan import InstallItem, Outcome, OutcomeKind
 from certctrl.model.policy import HostPolicy
 from certctrl.model.records import CertRecord, KnownPlane, Retry, RetryKind, Stage, Standing, retry_key
 from certctrl.model.signals import Signal
-from certctrl.store.disk.fs import RealFs
+from certctrl.store.disk.fs import Handle, RealFs
 from certctrl.store.disk.tree import make_tree
 from certctrl.store.layout import ConfigDir
 from certctrl.store.state.store import StateStore
@@ -284,14 +285,27 @@ class FakeTokens:
         return "another"
 
 
+class FaultyDisk(RealFs):
+    """A real disk that may fail to make changes durable."""
+
+    errno: int = 0
+    """Of each sync; 0: they succeed."""
+
+    def fsync(self, handle: Handle) -> None:
+        if self.errno:
+            raise DiskError(os.strerror(self.errno), path=handle.path, errno=self.errno)
+        super().fsync(handle)
+
+
 class World:
     """An agent with its plane and its installer; the files of its state are real."""
 
     def __init__(self, root: Path) -> None:
         self.now = NOW
         self.layout = ConfigDir(root)
-        make_tree(RealFs(), self.layout)
-        self.store = StateStore(self.layout, RealFs())
+        self.disk = FaultyDisk()
+        make_tree(self.disk, self.layout)
+        self.store = StateStore(self.layout, self.disk)
         self.plane = FakePlane()
         self.installer = FakeInstaller(
             RetryTable(
@@ -319,7 +333,7 @@ class World:
             "fetches": Fetches(
                 cast(Any, self.plane), lambda call: self.agent.authorized(call), lambda number: known_etag(self.agent, number)
             ),
-            "store": self.store, "fs": RealFs(), "burst": None, "batches": None, "session": None,
+            "store": self.store, "fs": self.disk, "burst": None, "batches": None, "session": None,
             "atomic": AtomicBatches(
                 self.installer.retries, limit=lambda: 600.0, clock=trio.current_time, compare=lambda: None
             ),

@@ -227,33 +227,25 @@ async def test_another_conflict_is_retried(scene: World) -> None:
     assert staged(scene) == (KEY,)
 
 
-async def test_nothing_leaves_a_host_that_cannot_store_the_key(scene: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise DiskError("full", errno=errno.ENOSPC)
-
+async def test_nothing_leaves_a_host_that_cannot_store_the_key(scene: World) -> None:
     scene.shows(OPEN)
-    with monkeypatch.context() as patch:
-        patch.setattr("certctrl.store.disk.fs.RealFs.fsync", full)
-        with pytest.raises(DiskError):
-            await on_csr_wanted(scene.agent, WANTED)
+    scene.disk.errno = errno.ENOSPC
+    with pytest.raises(DiskError):
+        await on_csr_wanted(scene.agent, WANTED)
     assert (scene.plane.csrs, staged(scene)) == ([], ())
+    scene.disk.errno = 0
     await on_csr_wanted(scene.agent, WANTED)
     assert len(scene.plane.csrs) == 1
 
 
-async def test_a_key_of_an_earlier_run_is_made_durable_first(scene: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_key_of_an_earlier_run_is_made_durable_first(scene: World) -> None:
     """That run may have been killed between renaming the file and syncing its directory."""
-
-    def broken(*_: object) -> None:
-        raise DiskError("broken", errno=errno.EIO)
-
     scene.agent.store.staged_keys.save(1, 7, "a.example", new_key_pem(KeyType.P256))
     again = World(scene.layout.root)
     again.shows(OPEN)
-    with monkeypatch.context() as patch:
-        patch.setattr("certctrl.store.disk.fs.RealFs.fsync", broken)
-        with pytest.raises(DiskError):
-            await on_csr_wanted(again.agent, WANTED)
+    again.disk.errno = errno.EIO
+    with pytest.raises(DiskError):
+        await on_csr_wanted(again.agent, WANTED)
     assert (again.plane.csrs, staged(again)) == ([], (KEY,))
 
 

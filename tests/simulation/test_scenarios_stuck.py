@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +15,6 @@ from simulation.world import DEVICE, USER
 from certctrl.agent.metric_families import render
 from certctrl.agent.metrics import view_of
 from certctrl.agent.reporter import snapshot
-from certctrl.errors import DiskError
 from certctrl.model.records import RetryKind
 
 SLOW = attrs.evolve(QUIET, interval=600.0, access_seconds=7 * DAY, reconcile=7 * 86_400)
@@ -228,22 +226,19 @@ def test_work_that_waits_for_the_plane_counts_its_attempts_and_needs_no_operator
     play(scenario)
 
 
-def test_a_full_disk_for_certificates_needs_an_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_for_certificates_needs_an_operator() -> None:
     """The state may well be on another one."""
 
-    def full(*_: object) -> None:
-        raise DiskError("no space left on device", path="/x/certs", errno=errno.ENOSPC, fix="make room")
-
     async def scenario(scene: Scene) -> None:
-        with monkeypatch.context() as patch:
-            patch.setattr("certctrl.store.deployments.generations.GenerationStore.stage", full)
-            row = await scene.issue("calm.example")
-            await scene.until(lambda: snapshot(scene.agent)["stuck"])
-            await trio.sleep(600)
-            status = await scene.ask("status")
-            assert (status["health"], status["quarantined"]) == ("degraded", [])
-            assert status["stuck"][0]["attempts"] > 4
-            assert "no space left on device" in status["stuck"][0]["reason"]
+        scene.host.disk.full = str(scene.world.layout.certs)
+        row = await scene.issue("calm.example")
+        await scene.until(lambda: snapshot(scene.agent)["stuck"])
+        await trio.sleep(600)
+        status = await scene.ask("status")
+        assert (status["health"], status["quarantined"]) == ("degraded", [])
+        assert status["stuck"][0]["attempts"] > 4
+        assert "No space left on device" in status["stuck"][0]["reason"]
+        scene.host.disk.full = ""
         await scene.until(lambda: scene.live(row["id"]), 400)
         assert (await scene.ask("status"))["health"] == "healthy"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import stat
+from pathlib import Path
 
 import pytest
 import trio
@@ -28,6 +29,7 @@ from trio.testing import MockClock
 from certctrl.errors import DiskError
 from certctrl.model.plan import CopyAction, ExecAction, OutcomeKind, VerifyCommand
 from certctrl.model.records import Stage
+from certctrl.store.disk.fs import Handle, RealFs
 
 
 async def test_a_failed_reload_rolls_back_to_the_old_pair(clock: MockClock, host: Host) -> None:
@@ -266,9 +268,7 @@ async def test_a_rolled_back_keystore_gets_the_new_password_next(clock: MockCloc
 
 
 @pytest.mark.parametrize("how", ["its command fails", "its service is down", "a copy is refused", "the disk is full"])
-async def test_a_failed_manual_rollback_changes_and_holds_nothing(
-    clock: MockClock, host: Host, monkeypatch: pytest.MonkeyPatch, how: str
-) -> None:
+async def test_a_failed_manual_rollback_changes_and_holds_nothing(clock: MockClock, host: Host, how: str) -> None:
     target = host.out / "a.key"
     items = [*reload(1), CopyAction(id="c", ob_id=1, sources=("private.key",), targets=(str(target),))]
     host.allow(commands=commands(RELOAD))
@@ -285,7 +285,7 @@ async def test_a_failed_manual_rollback_changes_and_holds_nothing(
         target.unlink()
         target.mkdir()
     else:
-        monkeypatch.setattr("certctrl.install.deploy.copies.FileSet.begin", full_disk)
+        host.fill(host.out)
     assert not (await host.installer.rollback("c1.example", None, items)).ok
     record = host.installer.records[1]
     assert (host.live(1) == newest, record.held, record.staged) == (True, False, "")
@@ -293,19 +293,26 @@ async def test_a_failed_manual_rollback_changes_and_holds_nothing(
     assert (record.failing, bool(host.retry(1).attempts)) == (still_fails, still_fails)
 
 
-def full_disk(*_: object) -> None:
-    raise DiskError("no space left", path="/x", errno=errno.ENOSPC, fix="")
+class FixedNames(RealFs):
+    """A disk that renames nothing in one directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory: str | None = str(directory)
+
+    def rename(self, old: str | Path, new: str | Path, at: Handle | None = None) -> None:
+        if at is not None and at.path == self.directory:
+            raise DiskError("no space left", path=str(new), errno=errno.ENOSPC)
+        super().rename(old, new, at)
 
 
-async def test_a_failed_first_delivery_names_the_files_that_stay(
-    clock: MockClock, host: Host, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_failed_first_delivery_names_the_files_that_stay(clock: MockClock, host: Host) -> None:
     items = [*reload(1), CopyAction(id="c", ob_id=1, sources=("private.key",), targets=(str(host.out / "a.key"),))]
     host.allow(commands=commands(RELOAD))
     host.serve(RELOAD, 1, 1001).broken = True
-    with monkeypatch.context() as patch:
-        patch.setattr("certctrl.install.deploy.copies.FileSet.commit", full_disk)
-        outcome = (await host.deliver(1, items=items))[1]
+    host.fs = disk = FixedNames(host.out)
+    host.start()
+    outcome = (await host.deliver(1, items=items))[1]
+    disk.directory = None
     assert outcome.kind is FAILED and "none of its copies was written" in outcome.detail
     assert not (host.out / "a.key").exists() and host.live(1)
     outcome = (await host.installer.converge((), items, only=[1], due_now=True))[1]
