@@ -22,13 +22,13 @@ from certctrl.agent.batches import ReadyCertificate
 from certctrl.install.deploy.retry_table import RetryTable
 from certctrl.install.plan.retries import ROUNDING
 from certctrl.model.records import RetryKind
-from certctrl.model.signals import MOST_IN_BATCH, CertRenewed, Signal, identity
+from certctrl.model.signals import MAX_IN_BATCH, CertRenewed, Signal, identity
 from certctrl.text import one_line
 
 MAX_WHY = 400
 """Characters of the reason why a batch is incomplete."""
-MOST_NAMED = 3
-MOST_REMEMBERED = 100
+MAX_NAMED = 3
+MAX_REMEMBERED = 100
 """Ended batches whose certificates are remembered."""
 
 
@@ -61,7 +61,7 @@ class _Gathering:
     def note(self, cert_id: int) -> None:
         """Note that the signal of a member has not ended."""
         self.unfinished.add(cert_id)
-        if len(self.seen) < MOST_IN_BATCH:  # a plane may announce more and more
+        if len(self.seen) < MAX_IN_BATCH:  # a plane may announce more and more
             self.seen.add(cert_id)
 
     def take(self) -> list[ReadyCertificate]:
@@ -128,9 +128,9 @@ class AtomicBatches:
         done = [batch for batch, one in self._found.items() if not (one.unfinished or one.held)]
         for batch in done:  # signals of it that were superseded may still arrive
             self._found[batch].ends_at = math.inf
-        for batch in done[:-MOST_REMEMBERED]:
+        for batch in done[:-MAX_REMEMBERED]:
             del self._found[batch]
-        self.may_have_any = len(self._found) > min(len(done), MOST_REMEMBERED)
+        self.may_have_any = len(self._found) > min(len(done), MAX_REMEMBERED)
         return self._overtaken(due)
 
     def _note(self, signal: CertRenewed) -> None:
@@ -185,8 +185,8 @@ class AtomicBatches:
 
     def _missing(self, gathering: _Gathering) -> str:
         missing = sorted(gathering.unfinished - gathering.held.keys())
-        parts = [self._why(cert_id) for cert_id in missing[:MOST_NAMED]]
-        parts += [f"{len(missing) - MOST_NAMED} more"] if len(missing) > MOST_NAMED else []
+        parts = [self._why(cert_id) for cert_id in missing[:MAX_NAMED]]
+        parts += [f"{len(missing) - MAX_NAMED} more"] if len(missing) > MAX_NAMED else []
         if gathering.unknown:
             parts.append(f"{gathering.unknown} of {gathering.size} certificates, which were not announced here")
         return "; ".join(parts)

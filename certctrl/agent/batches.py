@@ -18,7 +18,7 @@ from certctrl.model.plan import Outcome, OutcomeKind
 from certctrl.model.records import InboxEntry
 from certctrl.model.signals import CertRenewed
 
-LONGEST_WAIT = 60.0
+MAX_WAIT = 60.0
 """Seconds until a batch without waiting certificates is checked for new ones."""
 
 
@@ -101,7 +101,7 @@ class Batches:
     async def _finish_late(self, batch: _Batch, finish: Finish) -> None:
         """Finish signals at their deadlines; the batch keeps running."""
         while not batch.ended.is_set():
-            at_most = trio.current_time() + LONGEST_WAIT
+            at_most = trio.current_time() + MAX_WAIT
             with trio.move_on_at(min([at_most, *(one.deadline for one in batch.waiting)])):
                 await batch.ended.wait()
             now = trio.current_time()

@@ -36,7 +36,7 @@ class BurstWatch:
         self.changed = RepeatedEvent()
         """Set when a certificate is the first of its batch, and when `leaves_at` may be earlier than before.
 
-        Not with each fact of a burst: a task that waits for the batch looks again when it would leave.
+        Not with each fact of a burst: a task that waits for the batch asks again when it would leave.
         """
 
     @property

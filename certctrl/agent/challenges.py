@@ -27,7 +27,7 @@ from certctrl.store.disk.fs import closing
 from certctrl.store.disk.token_files import remove_token_file, write_token_file
 from certctrl.store.layout import SECRET_MODE
 
-LONGEST_WAIT = 60.0
+MAX_WAIT = 60.0
 """Seconds until expiry is checked again while there are challenges: wall clocks jump."""
 PROBLEM = "challenges"
 
@@ -106,7 +106,7 @@ def _pause(agent: Agent) -> float:
     if not agent.challenges.active and PROBLEM not in agent.problems:
         return float("inf")
     first = min((one.until for one in agent.challenges.active.values()), default=float("inf"))
-    return min(max(1.0, first - agent.wall_now()), LONGEST_WAIT)
+    return min(max(1.0, first - agent.wall_now()), MAX_WAIT)
 
 
 async def tidy_answers(agent: Agent) -> None:

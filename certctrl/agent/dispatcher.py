@@ -39,7 +39,7 @@ from certctrl.protocol.wire.signals import ack_event
 
 LOG_BATCH = 50
 """Outcomes that are logged without a checkpoint: a few milliseconds."""
-LONGEST_WAIT = 3600.0
+MAX_WAIT = 3600.0
 """Seconds until the dispatcher chooses again even if nothing has changed: wall clocks jump."""
 DISK_PAUSE = 60.0
 """Seconds until an outcome that the disk refused is written again, unless something else is written before."""
@@ -85,11 +85,7 @@ class Dispatcher:
 
     async def _wait(self, next_retry_at: float | None) -> None:
         changed = self.agent.work_changed
-        pause = (
-            LONGEST_WAIT
-            if next_retry_at is None
-            else min(max(0.0, next_retry_at - self.agent.wall_now()), LONGEST_WAIT)
-        )
+        pause = MAX_WAIT if next_retry_at is None else min(max(0.0, next_retry_at - self.agent.wall_now()), MAX_WAIT)
         with trio.move_on_after(pause):
             await changed.wait_value(True)
         changed.value = False

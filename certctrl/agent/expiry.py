@@ -18,7 +18,7 @@ REQUEST_INTERVAL = 6 * 3600.0
 """Seconds between two requested renewals of one serial."""
 REFUSED_REQUEST_INTERVAL = 3600.0
 """The same after the plane refused the request."""
-LONGEST_SLEEP = 3600.0
+MAX_SLEEP = 3600.0
 SHORTEST_SLEEP = 1.0
 
 
@@ -81,7 +81,7 @@ def next_check(records: Iterable[CertRecord], config: ApplicationConfig, now: fl
             moments += [record.facts.not_after - limit, record.facts.not_after - limit / 2, record.facts.not_after]
     # include a moment that has just passed: rounding must not skip it
     ahead = [moment - now for moment in moments if moment > now - SHORTEST_SLEEP]
-    return max(SHORTEST_SLEEP, min([LONGEST_SLEEP, *ahead]))
+    return max(SHORTEST_SLEEP, min([MAX_SLEEP, *ahead]))
 
 
 class RenewalRequests:

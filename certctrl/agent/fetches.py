@@ -22,7 +22,7 @@ from certctrl.errors import BadAnswerError, CertctrlError, NotRegisteredError, T
 from certctrl.model.certificate import DeployMaterials
 from certctrl.model.features import BATCH_FETCH
 from certctrl.net.control_plane import ControlPlane
-from certctrl.protocol.wire.certificates import MOST_FETCHED, Fetched
+from certctrl.protocol.wire.certificates import MAX_FETCHED, Fetched
 
 Authorized = Callable[[Callable[[str], Awaitable[Any]]], Awaitable[Any]]
 """Calls with an access token (``Agent.authorized``)."""
@@ -54,7 +54,7 @@ class Fetches:
         """Wanted certificates that an answer for many lacked; fetched alone, so that no request is repeated forever."""
         self._asking = trio.Lock()
         """One request for many at a time, which bounds their memory."""
-        self._most = MOST_FETCHED
+        self._most = MAX_FETCHED
         self._failures = 0
         self._alone_until = float("-inf")
 
@@ -105,7 +105,7 @@ class Fetches:
             return []
         known = self._found.keys() | self._alone
         others = [number for number in self._wanted if number != cert_id and number not in known]
-        return others[: max(0, min(self._most, MOST_FETCHED - len(self._found)) - 1)]
+        return others[: max(0, min(self._most, MAX_FETCHED - len(self._found)) - 1)]
 
     async def _fetch_many(self, cert_ids: Sequence[int]) -> None:
         try:
@@ -117,7 +117,7 @@ class Fetches:
             self._most = max(2, len(cert_ids) // 2)  # perhaps too many for a slow connection
             self._alone_until = trio.current_time() + grown(FIRST_PAUSE, LAST_PAUSE, self._failures)
             return
-        self._failures, self._most = 0, min(MOST_FETCHED, 2 * self._most)
+        self._failures, self._most = 0, min(MAX_FETCHED, 2 * self._most)
         now = trio.current_time()
         self._found |= {number: _Found(one, now) for number, one in found.items() if number in self._wanted}
         self._alone.update(number for number in cert_ids if number in self._wanted and number not in found)

@@ -26,7 +26,7 @@ from certctrl.agent.announced import (
 )
 from certctrl.agent.context import Agent
 from certctrl.agent.host_keys import forget_withdrawn_keys, on_csr_wanted, replace_lost_key, with_host_key
-from certctrl.agent.install_config import MOST_NAMED, note_idle_items, refresh_install_config, refused_items
+from certctrl.agent.install_config import MAX_NAMED, note_idle_items, refresh_install_config, refused_items
 from certctrl.agent.log_lines import Line, log_line
 from certctrl.agent.materials import changed_materials
 from certctrl.agent.reconcile import plan_resync
@@ -100,7 +100,7 @@ async def on_install_updated(agent: Agent, signal: Signal) -> Outcome:
     elif outcome.ok:
         log_line(agent.log, Line.INSTALL_UNCHANGED, version=version)
     if idle := await note_idle_items(agent):
-        said = "; ".join(f"item {one_line(item, 80)} is idle: {why}" for item, why in [*idle.items()][:MOST_NAMED])
+        said = "; ".join(f"item {one_line(item, 80)} is idle: {why}" for item, why in [*idle.items()][:MAX_NAMED])
         outcome = attrs.evolve(outcome, detail=one_line("; ".join(filter(None, (outcome.detail, said))), MAX_DETAIL))
     if outcome.ok and (missing := missing_install_config(signal, stored)):
         require_arrival(agent, signal, missing)

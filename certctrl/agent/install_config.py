@@ -21,7 +21,7 @@ from certctrl.store.layout import ConfigDir
 from certctrl.store.state.installed import InstalledState, StoredInstallConfig
 from certctrl.text import one_line
 
-MOST_NAMED = 5
+MAX_NAMED = 5
 """Refused items that status and outcomes name."""
 
 
@@ -223,6 +223,6 @@ def refused_items(items: Sequence[InstallItem]) -> str:
     refused = [item for item in items if item.refused and item.enabled]
     if not refused:
         return ""
-    named = "; ".join(f"item {one_line(item.id, 80)}: {item.refused}" for item in refused[:MOST_NAMED])
-    more = f"; and {len(refused) - MOST_NAMED} more" if len(refused) > MOST_NAMED else ""
+    named = "; ".join(f"item {one_line(item.id, 80)}: {item.refused}" for item in refused[:MAX_NAMED])
+    more = f"; and {len(refused) - MAX_NAMED} more" if len(refused) > MAX_NAMED else ""
     return f"this version cannot carry out {named}{more}"

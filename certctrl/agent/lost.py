@@ -13,7 +13,7 @@ from certctrl.errors import DiskError
 from certctrl.model.records import Stage
 
 LOST = "lost-certificates"
-MOST_NAMED = 5
+MAX_NAMED = 5
 """Most certificates that the problem names."""
 
 
@@ -60,5 +60,5 @@ def _report(agent: Agent, names: Sequence[str]) -> None:
 
 
 def _named(names: Collection[str]) -> str:
-    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    return ", ".join([*names][:MOST_NAMED]) + more
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return ", ".join([*names][:MAX_NAMED]) + more

@@ -32,7 +32,7 @@ MAX_OUTCOMES = 20
 """Outcomes of one message; larger batches are sent as requests, which may be larger."""
 _ABSENT = (404, 405, 501)
 _OWN = (events.TokenExpired, events.DeviceRevoked, events.CursorExpired, events.ServerBusy, events.NoUpdates)
-"""Answers of the plane that end a socket, but are no failure of push."""
+"""Answers of the plane that end a socket, but do not count as failures of push."""
 
 
 class Push:

@@ -38,7 +38,7 @@ from certctrl.install.installer import in_use
 from certctrl.model.certificate import CertificateSummary
 from certctrl.model.records import CertRecord, Stage, Standing
 from certctrl.model.signals import (
-    MOST_IN_BATCH,
+    MAX_IN_BATCH,
     AtomicBatch,
     CaAssigned,
     CertRenewed,
@@ -108,7 +108,7 @@ def _with_batches(signals: Sequence[Signal], listed: Sequence[CertificateSummary
 
     def with_batch(signal: Signal) -> Signal:
         size = sizes[batches.get(signal.cert_id, "")] if isinstance(signal, CertRenewed) else 0
-        if not isinstance(signal, CertRenewed) or not 2 <= size <= MOST_IN_BATCH:
+        if not isinstance(signal, CertRenewed) or not 2 <= size <= MAX_IN_BATCH:
             return signal
         batch = batches[signal.cert_id]
         return attrs.evolve(signal, batch=AtomicBatch(id=batch, size=size))

@@ -1,7 +1,7 @@
 """Decide what an unassignment, or a plane that does not know this host's certificates, may do.
 
-Another plane, another device or an emptied database does not know the certificates here; that is no reason to remove
-them. Only an explicit, confirmed ``cert.unassigned`` from the plane and the stream that this host follows
+Another plane, another device or an emptied database does not know the certificates here; that is not a reason to
+remove them. Only an explicit, confirmed ``cert.unassigned`` from the plane and the stream that this host follows
 removes one, after a grace time. Everything else stays in use, is reported, and waits for `cert-ctrl forget`.
 """
 
@@ -29,7 +29,7 @@ DAY = 86_400.0
 FEW = 3
 """Unassignments within a day that are never a mass."""
 ASK_AGAIN_SECONDS = 3600.0
-MOST_NAMED = 5
+MAX_NAMED = 5
 """Certificates that a problem names."""
 
 
@@ -221,8 +221,8 @@ def _too_many(records: Sequence[CertRecord]) -> tuple[str, str]:
 
 
 def _named(records: Sequence[CertRecord]) -> str:
-    names = ", ".join(_name(record) for record in records[:MOST_NAMED])
-    more = f" and {len(records) - MOST_NAMED} more" if len(records) > MOST_NAMED else ""
+    names = ", ".join(_name(record) for record in records[:MAX_NAMED])
+    more = f" and {len(records) - MAX_NAMED} more" if len(records) > MAX_NAMED else ""
     return f"{names}{more}"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from certctrl import lean
 from certctrl.protocol.wire.reader import integer, or_default, wire_class
 
-LONGEST_TOKEN = 8192
+MAX_TOKEN = 8192
 """Characters; longer tokens are used but not parsed."""
 _YEAR_9999 = 253_402_300_799
 
@@ -36,7 +36,7 @@ class Claims:
 
 def read_claims(token: str) -> Claims:
     """Return the claims of a token; empty if it is not a readable JWT. Never raises."""
-    if not token or len(token) > LONGEST_TOKEN:
+    if not token or len(token) > MAX_TOKEN:
         return Claims()
     try:
         return _read_claims(_payload(token))

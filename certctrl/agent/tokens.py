@@ -36,9 +36,9 @@ WARN_SECONDS = 60.0
 YOUNG_SECONDS = 2.0
 """A token this young is not refreshed again, even if expired by our clock; only if the plane rejects it as well."""
 FIRST_BACKOFF, LAST_BACKOFF = 2.0, 30.0
-"""Seconds between refreshes that a request waits for; refreshes ahead of expiry back off up to `LONGEST_PAUSE`. A lost
+"""Seconds between refreshes that a request waits for; refreshes ahead of expiry back off up to `MAX_PAUSE`. A lost
 answer is requested twice immediately, so an outage costs fourteen requests per minute at most."""
-LONGEST_PAUSE = 300.0
+MAX_PAUSE = 300.0
 """Seconds between two checks of the clock; wall clocks jump."""
 SAVE_AGAIN_SECONDS = 10.0
 SAVE_LAST_SECONDS = 0.5
@@ -179,19 +179,19 @@ class TokenKeeper:
             return SAVE_AGAIN_SECONDS
         remaining = self._remaining()
         if remaining is None:
-            return LONGEST_PAUSE
+            return MAX_PAUSE
         ahead, warn = self._thresholds()
         if remaining <= warn and not self._warned:
             self._warned = True
             log_line(self._log, Line.TOKEN_EXPIRING, seconds=max(round(remaining), 0))
         if remaining > ahead:
-            return min(remaining - (ahead if self._warned else max(ahead, warn)), LONGEST_PAUSE)
+            return min(remaining - (ahead if self._warned else max(ahead, warn)), MAX_PAUSE)
         try:
             await self.refresh(self.seen())
         except NotRegisteredError:
             raise
         except CertctrlError as error:
-            pause = jittered(grown(FIRST_BACKOFF, LONGEST_PAUSE, self._failures), self._random())
+            pause = jittered(grown(FIRST_BACKOFF, MAX_PAUSE, self._failures), self._random())
             delay = max(self._retry_at - trio.current_time(), pause, FIRST_BACKOFF)
             log_line(self._log, Line.TOKEN_REFRESH_FAILED, why=error, delay=round(delay))
             return delay

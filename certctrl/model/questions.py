@@ -18,5 +18,5 @@ MAX_OPEN = 4
 """Open questions of a device."""
 MAX_ANSWER = 200 * 1024
 """Bytes of an answer as JSON."""
-LONGEST_SECONDS = 25
+MAX_SECONDS = 25
 """Time limit that an operator may set; less than that of the operator's request."""

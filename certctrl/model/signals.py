@@ -20,7 +20,7 @@ class SentAs:
     ref: Mapping[str, Any]
 
 
-MOST_IN_BATCH = 100
+MAX_IN_BATCH = 100
 """Certificates of an atomic batch."""
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 DEADLINE_SECONDS = 30.0
 PAGE = 500
 """Rows of one page of a list."""
-MOST_ROWS = 1_000_000
+MAX_ROWS = 1_000_000
 """Rows of a list."""
 CAP = 4 * 1024 * 1024
 """Bytes of one answer."""
@@ -111,15 +111,15 @@ class Operator:
         while True:
             after = {"after_id": str(found[-1]["id"])} if found else {}
             answer = await self.call("GET", f"/apiv1/users/{user_id:d}/{kind}", query=query | after)
-            page = objects_in(answer, "data", MOST_ROWS)
+            page = objects_in(answer, "data", MAX_ROWS)
             if found or len(page) >= PAGE:  # a list without pages may have no ids
                 for number, row in enumerate(page):
                     from_answer(_read_numbered, row, f"data[{number}]")
             if found and page and page[0]["id"] <= found[-1]["id"]:
                 return found  # an older plane, or a list without pages
             found += page
-            if len(found) > MOST_ROWS:
-                raise BadAnswerError(f"the list has more than {MOST_ROWS} rows")
+            if len(found) > MAX_ROWS:
+                raise BadAnswerError(f"the list has more than {MAX_ROWS} rows")
             if len(page) < PAGE:
                 return found
 

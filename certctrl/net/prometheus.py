@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 
 from certctrl.model.duration import Duration
 
-LONGEST_LABEL = 200
+MAX_LABEL = 200
 
 
 class Families:
@@ -90,4 +90,4 @@ def _buckets(duration: Duration) -> list[tuple[str, float]]:
 
 def _label(text: str) -> str:
     """Return a label value of limited length for any text from elsewhere."""
-    return text if len(text) <= LONGEST_LABEL else f"{text[: LONGEST_LABEL - 1]}…"
+    return text if len(text) <= MAX_LABEL else f"{text[: MAX_LABEL - 1]}…"

@@ -14,7 +14,7 @@ from certctrl.plane.errors import conflict
 from certctrl.plane.issuers.issuer import BUILTIN
 from certctrl.plane.storage.database import Database
 
-_MOST_NAMED = 100
+_MAX_NAMED = 100
 
 
 class IssuingCa:
@@ -60,4 +60,4 @@ class IssuingCa:
         sql = "SELECT id, sans FROM certificates WHERE status = 'active' AND issuer = ? ORDER BY id"
         rows = self._db.all(sql, BUILTIN)
         outside = [row["id"] for row in rows if constraints.forbidden(json.loads(row["sans"]))]
-        return self.show() | {"outside": outside[:_MOST_NAMED], "outside_count": len(outside)}
+        return self.show() | {"outside": outside[:_MAX_NAMED], "outside_count": len(outside)}

@@ -16,7 +16,7 @@ from certctrl.plane.storage.database import Database
 
 FURTHEST_SECONDS = 8.0 * DAY
 """No job is scheduled further ahead, so one that is was scheduled before the clock was set back."""
-LONGEST_LEASE_SECONDS = 3600.0
+MAX_LEASE_SECONDS = 3600.0
 
 
 @lean.frozen
@@ -64,7 +64,7 @@ class Jobs:
         rows = self._db.all_unlocked(
             "SELECT id, kind, job_key, due FROM jobs WHERE kind = ? AND (due <= ? OR due > ?) AND (lease <= ? OR lease > ?)"
             f"{f' AND {only}' if only else ''} ORDER BY due, id LIMIT ?",
-            *(kind, now, now + FURTHEST_SECONDS, now, now + lease_seconds + LONGEST_LEASE_SECONDS, *parameters, limit),
+            *(kind, now, now + FURTHEST_SECONDS, now, now + lease_seconds + MAX_LEASE_SECONDS, *parameters, limit),
         )
         lease = now + lease_seconds
         for row in rows:

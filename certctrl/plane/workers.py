@@ -24,7 +24,7 @@ from certctrl.plane.storage.data_dir import DataDir, disk_errors, keep_file, mak
 
 _HEALTHY_SECONDS = 30.0
 """A worker that has run for so long is restarted immediately."""
-_LONGEST_PAUSE = 30.0
+_MAX_PAUSE = 30.0
 _STOP_SECONDS = STOP_SECONDS + 3.0  # each worker logs that it has not stopped in time
 _AWAITED = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP)
 
@@ -168,7 +168,7 @@ class _Supervisor:
         now, number = time.monotonic(), process.number
         lived = now - process.started_at
         self._failures[number] = 0 if lived >= _HEALTHY_SECONDS else self._failures.get(number, 0) + 1
-        pause = grown(1.0, _LONGEST_PAUSE, self._failures[number]) if self._failures[number] else 0.0
+        pause = grown(1.0, _MAX_PAUSE, self._failures[number]) if self._failures[number] else 0.0
         self._due[number] = now + pause
         ending = os.waitstatus_to_exitcode(status)
         how = f"signal {-ending}" if ending < 0 else f"status {ending}"

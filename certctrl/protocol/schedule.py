@@ -35,7 +35,7 @@ _RETURN_SPREAD = 25.0
 """Seconds over which retries after a lost connection are spread, at least, unless polls are held."""
 _HELD = 1.0
 """Seconds from which a poll that failed was certainly held before."""
-_MOST_CUT = 2
+_MAX_CUT = 2
 """Held polls in a row that failed, after which the server answers the next one immediately."""
 
 
@@ -109,8 +109,8 @@ class Schedule:
         that failed. After any other failure, a poll that is not held would only be followed by a second one.
         """
         wait = 0
-        if self._cut >= _MOST_CUT:
-            self._cut = _MOST_CUT - 1
+        if self._cut >= _MAX_CUT:
+            self._cut = _MAX_CUT - 1
         elif self._may_be_held(now) and not self._quick:
             wait = self._hold()
         self.note_request(now)

@@ -13,7 +13,7 @@ import trio
 import trio.testing
 from handler_world import LIVE, World
 
-from certctrl.agent.fetches import FIRST_PAUSE, FRESH_SECONDS, MOST_FETCHED, Fetches
+from certctrl.agent.fetches import FIRST_PAUSE, FRESH_SECONDS, MAX_FETCHED, Fetches
 from certctrl.agent.materials import known_etag
 from certctrl.errors import BadAnswerError, CertctrlError, PlaneError, TransportError
 from certctrl.model.certificate import DeployMaterials
@@ -111,7 +111,7 @@ async def test_at_most_a_hundred_are_fetched_together(batches: Batches) -> None:
     batches.expect(*ids)
     for one in ids:
         assert await batches.fetch(one) == {one: str(one)}
-    assert [len(one) for one in batches.asked] == [MOST_FETCHED, MOST_FETCHED, 50]
+    assert [len(one) for one in batches.asked] == [MAX_FETCHED, MAX_FETCHED, 50]
 
 
 async def test_an_item_that_is_refused_fails_alone(batches: Batches) -> None:
@@ -221,7 +221,7 @@ async def test_what_is_kept_is_bounded(batches: Batches) -> None:
     batches.expect(*range(1, 301))
     await batches.fetch(1)
     await batches.fetch(300)  # not in the order of their arrival
-    assert len(batches.fetches._found) < MOST_FETCHED
+    assert len(batches.fetches._found) < MAX_FETCHED
 
 
 async def test_what_a_request_did_not_answer_is_not_asked_for_together_again(batches: Batches) -> None:

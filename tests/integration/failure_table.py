@@ -20,7 +20,7 @@ from certctrl.model.records import RetryKind
 from certctrl.sandbox.servers import HOST
 from certctrl.sandbox.witness import plain_serial
 
-LONGEST_PAUSE = {RetryKind.REFUSED: 900.0, RetryKind.DOWN: 300.0}
+MAX_PAUSE = {RetryKind.REFUSED: 900.0, RetryKind.DOWN: 300.0}
 """Seconds until the next try, before a certificate is quarantined."""
 
 
@@ -81,7 +81,7 @@ def prove_row(trial: Trial, row: Row, faults: Faults) -> None:
         assert outcome == row.outcome and all(part in why for part in _reasons(trial, row, faults)), (outcome, why)
         retry = trial.retry()
         assert retry.kind is row.retry, retry
-        assert retry.next_try_at <= time.time() + LONGEST_PAUSE[row.retry], retry
+        assert retry.next_try_at <= time.time() + MAX_PAUSE[row.retry], retry
         if row.new_files:
             assert trial.on_disk() != before and trial.deployed() == plain_serial(serial)
         elif row.failure is Failure.CHECK:

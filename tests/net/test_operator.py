@@ -201,7 +201,7 @@ async def test_a_page_of_rows_without_ids_is_no_answer(rows: list[dict[str, Any]
 
 
 async def test_lists_without_end_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("certctrl.net.operator.MOST_ROWS", 2 * PAGE)
+    monkeypatch.setattr("certctrl.net.operator.MAX_ROWS", 2 * PAGE)
     with pytest.raises(BadAnswerError, match="more than 1000"):
         await Operator(Pages(3 * PAGE), "key", wall_now=wall).fetch_devices(1)  # type: ignore[arg-type]
     assert len(await Operator(Pages(2 * PAGE), "key", wall_now=wall).fetch_devices(1)) == 2 * PAGE  # type: ignore[arg-type]

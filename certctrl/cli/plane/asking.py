@@ -10,7 +10,7 @@ import typer
 from certctrl.cli.output import write_json, write_line, write_problems
 from certctrl.cli.plane.connection import OperatorApi, call_plane, shared_options, show
 from certctrl.errors import UsageError
-from certctrl.model.questions import LONGEST_SECONDS, QuestionKind
+from certctrl.model.questions import MAX_SECONDS, QuestionKind
 from certctrl.text import counted, nearest
 
 
@@ -20,7 +20,7 @@ def ask(
     question: Annotated[str, typer.Argument(metavar="QUESTION", help=f"One of {', '.join(QuestionKind)}.")],
     timeout: Annotated[
         int,
-        typer.Option("--timeout", metavar="SECONDS", min=1, max=LONGEST_SECONDS, help="Time limit for the answer."),
+        typer.Option("--timeout", metavar="SECONDS", min=1, max=MAX_SECONDS, help="Time limit for the answer."),
     ] = 15,
 ) -> None:
     """Ask the live agent of a device about its host.

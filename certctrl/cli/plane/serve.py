@@ -285,8 +285,8 @@ async def _serve(
     with trio.open_signal_receiver(*PLANE) as signals:
         async with trio.open_nursery() as nursery:
             address = await nursery.start(partial(serving, settings=settings, reload=reload))
-            garbage.look_at_new_objects_only()
-            nursery.start_soon(garbage.look_at_all_hourly)
+            garbage.collect_new_objects_only()
+            nursery.start_soon(garbage.collect_all_hourly)
             if worker is None or worker.number == 1:
                 _announce(address, f"{public_url.rstrip('/') or address.url}/device", as_json=as_json)
             notifier.ready(f"serving {address.url}")
@@ -326,7 +326,7 @@ async def _reloading(signals: AsyncIterator[int], worker: Any, reload: Any, noti
 
 
 async def _asked_to_stop(signals: AsyncIterator[int], worker: Any) -> None:
-    """Return at a stop signal, and in a worker also when its supervisor has ended."""
+    """Return at a stop signal; a worker also returns when its supervisor has ended."""
     import trio
 
     async with trio.open_nursery() as nursery:

@@ -20,7 +20,7 @@ from certctrl.errors import CertctrlError, MaterialError
 from certctrl.install.deploy.context import Context
 from certctrl.install.deploy.observe import destination_of, system_trust_store
 from certctrl.install.deploy.record_store import audit_entry
-from certctrl.install.material.private_key import LEAST_RSA_BITS, UNREADABLE, check_curve
+from certctrl.install.material.private_key import MIN_RSA_BITS, UNREADABLE, check_curve
 from certctrl.install.plan.policy import explain
 from certctrl.install.plan.refusals import no_trust_store
 from certctrl.model.paths import path_fault
@@ -43,7 +43,7 @@ def checked_ca(pem: str, now: float, *, brainpool: bool = False) -> tuple[str, s
         key = found.public_key()
     except (*UNREADABLE, x509.ExtensionNotFound, x509.DuplicateExtension):
         raise MaterialError("this is not a single CA certificate in PEM", reason="ca-unreadable") from None
-    weak = isinstance(key, rsa.RSAPublicKey) and key.key_size < LEAST_RSA_BITS
+    weak = isinstance(key, rsa.RSAPublicKey) and key.key_size < MIN_RSA_BITS
     try:
         if isinstance(key, ec.EllipticCurvePublicKey):
             check_curve(key.curve, brainpool=brainpool)

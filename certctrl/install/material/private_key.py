@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey
 
-LEAST_RSA_BITS = 2048
+MIN_RSA_BITS = 2048
 GOOD_CURVES = frozenset({"secp256r1", "secp384r1", "secp521r1"})
 BRAINPOOL_CURVES = frozenset({"brainpoolP256r1", "brainpoolP384r1", "brainpoolP512r1"})
 """For TLS by RFC 7027 and RFC 8734; browsers do not know them."""
@@ -175,7 +175,7 @@ def _check_key(key: PrivateKey, leaf: x509.Certificate) -> None:
     if not same:
         raise MaterialError("the private key does not belong to the certificate", reason="key-mismatch")
     if isinstance(key, rsa.RSAPrivateKey):
-        if key.key_size < LEAST_RSA_BITS:
+        if key.key_size < MIN_RSA_BITS:
             raise MaterialError(f"an RSA key of {key.key_size} bits is too weak", reason="key-weak")
         _check_rsa_numbers(key)
 

@@ -24,7 +24,7 @@ ADDRESS_SECONDS = 5.0
 """Longest probe of one address."""
 STRAGGLER_SECONDS = 1.0
 """Time for the other addresses once one has answered."""
-FIRST_PAUSE, LONGEST_PAUSE = 0.02, 0.5
+FIRST_PAUSE, MAX_PAUSE = 0.02, 0.5
 """Seconds between probes; servers reload asynchronously, so the first ones follow quickly."""
 STEADY_SECONDS = 0.25
 """Seconds that the answer must stay right: old nginx workers accept connections for another 100 ms."""
@@ -71,7 +71,7 @@ async def probe_tls(
         if hopeless or now + pause > deadline:
             raise _complaint(verify, last, wanted)
         await trio.sleep(pause)
-        pause = min(LONGEST_PAUSE, pause * 1.6)
+        pause = min(MAX_PAUSE, pause * 1.6)
 
 
 def _with_kinds(wanted: Wanted | Collection[str]) -> Wanted:
@@ -123,7 +123,7 @@ async def after_removal(
         if now + pause > deadline:
             return True, f"{_where(verify)} still serves it from memory"
         await trio.sleep(pause)
-        pause = min(LONGEST_PAUSE, pause * 1.6)
+        pause = min(MAX_PAUSE, pause * 1.6)
 
 
 async def is_down(host: str, port: int) -> bool:

@@ -29,9 +29,9 @@ SHORT_PAUSE = 20.0
 _BUSY_TRIES = 3
 _SOONEST, _LATEST = 60.0, 3600.0
 """Bounds, in seconds, of the pause before an order that takes long continues."""
-_LONGEST_ASKED = 60.0
+_MAX_ASKED = 60.0
 """Longest Retry-After that polling follows: ZeroSSL requests a day where it needs seconds, with proofs published."""
-_FIRST_PAUSE, _LONGEST_PAUSE, _PAUSE_GROWTH = 0.05, 10.0, 1.6
+_FIRST_PAUSE, _MAX_PAUSE, _PAUSE_GROWTH = 0.05, 10.0, 1.6
 
 
 @lean.define
@@ -142,7 +142,7 @@ class Polling:
 
     async def pause(self, asked: float | None) -> None:
         """Wait as long as the CA asks, up to a minute, otherwise for a growing time; IssuerError if the time is up."""
-        seconds = self._pause if asked is None else min(max(asked, _FIRST_PAUSE), _LONGEST_ASKED)
+        seconds = self._pause if asked is None else min(max(asked, _FIRST_PAUSE), _MAX_ASKED)
         if trio.current_time() + seconds > self._deadline:
             later = min(max(asked or 0.0, _SOONEST), _LATEST)
             raise IssuerError(
@@ -150,5 +150,5 @@ class Polling:
                 fix="wait; the same order continues later",
                 retry_after=later,
             )
-        self._pause = min(self._pause * _PAUSE_GROWTH, _LONGEST_PAUSE)
+        self._pause = min(self._pause * _PAUSE_GROWTH, _MAX_PAUSE)
         await trio.sleep(seconds)

@@ -14,8 +14,8 @@ from certctrl.plane.errors import ErrorResponse
 from certctrl.plane.orders.orders import OrderRequest
 from certctrl.plane.storage.database import Database
 
-MOST_CHECKED = 100
-MOST_RENEWED = 1000
+MAX_CHECKED = 100
+MAX_RENEWED = 1000
 _TOGETHER = 10
 """Certificates per unit of work, so that other requests are answered in between."""
 

@@ -20,7 +20,7 @@ from certctrl.text import one_line
 MAX_CHAIN = 10
 """Certificates of a chain, without the leaf."""
 MAX_GIVEN = 100
-LEAST_RSA_BITS = 2048
+MIN_RSA_BITS = 2048
 GOOD_CURVES = frozenset({"secp256r1", "secp384r1", "secp521r1"})
 GOOD_HASHES = frozenset({"sha256", "sha384", "sha512", "sha3-256", "sha3-384", "sha3-512"})
 UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm, OverflowError, x509.InvalidVersion)
@@ -180,7 +180,7 @@ def weakness_of(key: PublicKeyTypes) -> str:
     """Return why a key must not be used; empty if it is good."""
     match key:
         case rsa.RSAPublicKey():
-            return f"an RSA key of {key.key_size} bits" if key.key_size < LEAST_RSA_BITS else ""
+            return f"an RSA key of {key.key_size} bits" if key.key_size < MIN_RSA_BITS else ""
         case ec.EllipticCurvePublicKey():
             return "" if key.curve.name in GOOD_CURVES else f"a key on the curve {key.curve.name}"
         case ed25519.Ed25519PublicKey() | ed448.Ed448PublicKey():

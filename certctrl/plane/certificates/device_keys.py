@@ -27,7 +27,7 @@ CSR_SECONDS = 7 * DAY
 """Seconds that an order waits for its device before a new order replaces it."""
 CSR_CONFLICT = "CSR_CONFLICT"
 _EXPIRED_TOGETHER = 100
-_LONGEST_NAMES = 2000
+_MAX_NAMES = 2000
 """Characters of the names in a signal; longer ones are in the certificate's detail only."""
 _UPDATE = "update certctrl on the host; the order then continues"
 
@@ -73,7 +73,7 @@ class DeviceKeys:
             self._orders.accept_csr(order_id, known)
         else:
             wanted = wanted_csr(order, certificate)
-            if len(certificate["sans"]) > _LONGEST_NAMES:
+            if len(certificate["sans"]) > _MAX_NAMES:
                 del wanted["names"]
             ref = {"cert_id": certificate["id"], "order_id": order_id} | {
                 name: wanted[name] for name in ("expires_ms", "key_type", "names") if name in wanted

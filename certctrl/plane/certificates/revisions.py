@@ -15,10 +15,10 @@ from typing import Self
 
 from certctrl import lean
 
-MOST_PARTS = 128
+MAX_PARTS = 128
 _DIGEST = 8
 """Bytes of a part's digest."""
-LONGEST_REVISION = 2048
+MAX_REVISION = 2048
 """Characters."""
 
 
@@ -49,14 +49,14 @@ class Revision:
     @classmethod
     def parse(cls, text: str) -> Self | None:
         """Return the revision that a device has sent; None for any other text."""
-        if not text or len(text) > LONGEST_REVISION or not text.isascii():
+        if not text or len(text) > MAX_REVISION or not text.isascii():
             return None
         try:
             raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
         except ValueError:
             return None
         parts, rest = divmod(len(raw), _DIGEST)
-        if rest or not 1 <= parts <= MOST_PARTS:
+        if rest or not 1 <= parts <= MAX_PARTS:
             return None
         return cls(tuple(raw[start : start + _DIGEST] for start in range(0, len(raw), _DIGEST)))
 
@@ -103,4 +103,4 @@ def changes(rows: Sequence[ListedRow], since: str, *, after_id: int, limit: int)
 
 def _parts_for(count: int) -> int:
     """Return the number of parts for a list: a power of two, about the number of its certificates."""
-    return min(MOST_PARTS, 1 << max(count - 1, 0).bit_length())
+    return min(MAX_PARTS, 1 << max(count - 1, 0).bit_length())

@@ -34,7 +34,7 @@ MAX_DEVICES = 100
 SKEW_SECONDS = 3600.0
 """Allowed clock difference between planes on one database; signal times, which are compared, only grow."""
 FIRST_PAUSE = 0.05
-LONGEST_PAUSE = 1.0
+MAX_PAUSE = 1.0
 _MAX_NAMED = 5
 
 START = {HTTP_01: AcmeHttp01Start.type, TLS_ALPN_01: AcmeTlsAlpn01Start.type}
@@ -105,7 +105,7 @@ class HostSolver:
                 raise self._silent(waiting)
             if waiting:
                 await trio.sleep(min(pause, left))
-                pause = min(pause * 1.5, LONGEST_PAUSE)
+                pause = min(pause * 1.5, MAX_PAUSE)
 
     async def clean_up(self, proofs: Sequence[Proof]) -> Failures:
         """Stop the answers."""

@@ -12,7 +12,7 @@ from certctrl.plane.challenges.solver import HTTP_01, Proof
 from certctrl.plane.challenges.solver_kind import SolverParts
 from certctrl.plane.setting_hooks import number, texts
 
-LONGEST_WAIT = 3600.0
+MAX_WAIT = 3600.0
 
 
 @lean.frozen(kw_only=True)
@@ -24,7 +24,7 @@ class HostEntry(Entry):
     wait_seconds: float = WAIT_SECONDS
 
 
-_ENTRY = entry_class(HostEntry, {"devices": texts, "wait_seconds": number(1, LONGEST_WAIT)})
+_ENTRY = entry_class(HostEntry, {"devices": texts, "wait_seconds": number(1, MAX_WAIT)})
 
 
 class HostKind:

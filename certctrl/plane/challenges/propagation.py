@@ -24,7 +24,7 @@ from certctrl.plane.issuers.issuer import IssuerError
 from certctrl.text import one_line
 
 FIRST_PAUSE = 0.5
-LONGEST_PAUSE = 5.0
+MAX_PAUSE = 5.0
 MAX_SERVERS = 32
 SILENT_ATTEMPTS = 2
 """Failed attempts after which a server is no longer waited for."""
@@ -139,7 +139,7 @@ async def wait_until_published(
                 published.add(name)
                 return
             await trio.sleep(pause)
-            pause = min(LONGEST_PAUSE, pause * 1.5)
+            pause = min(MAX_PAUSE, pause * 1.5)
 
     with trio.move_on_after(seconds):
         async with trio.open_nursery() as nursery:

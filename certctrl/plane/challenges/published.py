@@ -24,7 +24,7 @@ HOLD_SECONDS = DAY + 3600.0
 REMOVAL_SECONDS = 180.0
 """How long a removal may take; then another plane tries it."""
 FIRST_PAUSE = 60.0
-LONGEST_PAUSE = 6 * 3600.0
+MAX_PAUSE = 6 * 3600.0
 GIVE_UP_SECONDS = 7.0 * DAY
 TOGETHER = 200
 FOREVER = 1e15
@@ -156,7 +156,7 @@ class PublishedProofs:
             self._delete(row["answer"])
             log.error("%s; given up after %d attempts: remove it by hand", what, attempts)
             return
-        pause = grown(FIRST_PAUSE, LONGEST_PAUSE, attempts)
+        pause = grown(FIRST_PAUSE, MAX_PAUSE, attempts)
         self._db.run(
             "UPDATE published_proofs SET attempts = ?, failed_at = ?, problem = ?, due = ?, busy_until = 0 WHERE answer = ?",
             *(attempts, failed_at, problem, now + pause, row["answer"]),

@@ -22,7 +22,7 @@ from certctrl.plane.storage.signal_stream import SignalStream
 FIRST_USER = 1
 """The user that every plane starts with."""
 
-LONGEST_PAGE = 500
+MAX_PAGE = 500
 """Devices read together."""
 
 RECENT_SECONDS = 86_400.0
@@ -224,7 +224,7 @@ class Devices:
     def show_all(self, user_id: int) -> list[dict[str, Any]]:
         """Return all devices of a user as operators see them."""
         shown: list[dict[str, Any]] = []
-        while page := self.page(user_id, shown[-1]["id"] if shown else 0, LONGEST_PAGE):
+        while page := self.page(user_id, shown[-1]["id"] if shown else 0, MAX_PAGE):
             shown += page
         return shown
 

@@ -19,7 +19,7 @@ _LETTERS = "BCDFGHJKLMNPQRSTVWXZ"
 """No vowels, so no words, and no letters that look like digits (RFC 8628 §6.1)."""
 _SLOW_DOWN_SECONDS = 5.0
 """Added permanently to the interval by each ``slow_down``."""
-_LONGEST_INTERVAL = 60.0
+_MAX_INTERVAL = 60.0
 """No interval grows beyond this, so that a hasty device still learns the decision before its grant expires."""
 _PENDING_SHARE = 10
 """Share of all pending grants that one address may have, so that it cannot keep out devices of others."""
@@ -117,7 +117,7 @@ class Grants:
         too_early = polled_at is not None and 0 <= now - polled_at < row["interval"] - _TOLERANCE_SECONDS
         interval = row["interval"]
         if too_early:
-            interval = max(interval, min(interval + _SLOW_DOWN_SECONDS, _LONGEST_INTERVAL))
+            interval = max(interval, min(interval + _SLOW_DOWN_SECONDS, _MAX_INTERVAL))
         self._db.run("UPDATE grants SET polled_at = ?, interval = ? WHERE id = ?", now, interval, row["id"])
         return {"status": "slow_down" if too_early else "authorization_pending"}
 

@@ -19,7 +19,7 @@ from certctrl.text import counted, one_line
 MAX_TAGS = 32
 """Tags of one device, of one enrolment token, and of one request."""
 MAX_CHARACTERS = 64
-MOST_CHANGED = 1000
+MAX_CHANGED = 1000
 """Devices of one request."""
 _WORD = r"[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?"
 _TAG = re.compile(rf"{_WORD}(?:={_WORD})?")

@@ -34,7 +34,7 @@ _REQUESTS = 10_000
 """Most requests of one connection."""
 _SEND_SECONDS = 20.0
 """Seconds that sending may block before the connection is dropped."""
-_MOST_SKIPPED = 3
+_MAX_SKIPPED = 3
 """Parts of a body that are read, and dropped, while a poll is held."""
 _MAX_RECEIVED = 64 * 1024
 """Bytes of later requests that are read during a response, to notice when the client disconnects."""
@@ -287,7 +287,7 @@ class _Exchange:
         """Return when the client has left. A short body is skipped; a long one is not read further."""
         self._read = self._read or self._connection.take_end()
         message = await (self._disconnect() if self._read else self.receive())
-        for _ in range(_MOST_SKIPPED):
+        for _ in range(_MAX_SKIPPED):
             if message["type"] == "http.disconnect":
                 return
             message = await self.receive()

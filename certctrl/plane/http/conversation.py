@@ -85,7 +85,7 @@ class Conversation:
             if self._greeted:
                 self._push.leave(self._opened)
             self._plane.counters.push_closed(self._socket.closed or ABNORMAL)
-            del self._opened  # its peer is this conversation: a cycle would wait for the hourly look at all objects
+            del self._opened  # its peer is this conversation: a cycle would wait for the hourly collection
             garbage.closed.note()
 
     async def _step(self) -> None:

@@ -15,7 +15,7 @@ from certctrl.plane.devices.enrolment import Proof
 from certctrl.plane.errors import bad_request
 from certctrl.plane.http.structure import AtMost, Between, DeviceId, Id, Line, Name, Secret, Table, Text
 from certctrl.plane.polls import DEFAULT_LIMIT, MAX_SIGNALS
-from certctrl.protocol.wire.certificates import MOST_FETCHED
+from certctrl.protocol.wire.certificates import MAX_FETCHED
 
 
 class GrantAction(StrEnum):
@@ -145,13 +145,13 @@ class SigningRequest:
 class WantedMaterials:
     """Certificates that a device fetches together, and the ETags of what it has, by id."""
 
-    cert_ids: Annotated[tuple[Id, ...], AtMost(MOST_FETCHED, required=True)]
+    cert_ids: Annotated[tuple[Id, ...], AtMost(MAX_FETCHED, required=True)]
     etags: Annotated[dict[str, Any], Table()] = attrs.field(factory=dict)
 
     def checked(self) -> list[tuple[int, str]]:
         """Return the ids with their ETags; ErrorResponse 400 if there are none, or one of them twice."""
         if not 0 < len(set(self.cert_ids)) == len(self.cert_ids):
-            raise bad_request(f"cert_ids must be 1 to {MOST_FETCHED} different numbers", field="cert_ids")
+            raise bad_request(f"cert_ids must be 1 to {MAX_FETCHED} different numbers", field="cert_ids")
         known = {key: etag for key, etag in self.etags.items() if isinstance(etag, str)}
         return [(cert_id, known.get(str(cert_id), "")) for cert_id in self.cert_ids]
 

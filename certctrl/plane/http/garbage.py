@@ -1,10 +1,9 @@
-"""Garbage: look for cyclic garbage after every few requests, among what these have made, and never in all that waits.
+"""Garbage: collect cyclic garbage often among new objects, rarely among those of held polls and open connections.
 
-By itself, Python looks for it once there are many more objects than before, among those that are new since the last
-time. That does not bound their number: while each poll takes the place of one that has ended, there are never more, and
-with 10 000 held polls, the next look came upon a million objects and held up the event loop for half a second.
-Requests leave no cyclic garbage, so that the objects of held polls and open connections need not be looked at again;
-once an hour, all are, and after many closed push sockets, of which the library leaves cycles.
+Python's own collector starts when the number of objects has grown. While each new poll replaces one that has ended, it
+does not grow; with 10 000 held polls, the next collection found a million objects and blocked the event loop for half a
+second. Requests leave no cycles, so new objects are examined after every few requests and not again. All objects are
+examined once an hour, and after many closed push sockets, whose library leaves cycles.
 """
 
 from __future__ import annotations
@@ -15,20 +14,20 @@ from functools import partial
 import trio
 
 CLOSED_TOGETHER = 5000
-"""Closed push sockets after which all objects are looked at: they leave some 15 MiB."""
+"""Closed push sockets between two full collections: they leave some 15 MiB."""
 TOGETHER = 16
-"""Requests after which their objects are looked at: about two thousand, which takes less than a millisecond."""
-_MOST_NEW = 20_000
-"""Objects that one unit of work can make before they are looked at."""
+"""Requests between two collections of new objects: about two thousand objects, in less than a millisecond."""
+_MAX_NEW = 20_000
+"""New objects at which Python collects by itself: more than one unit of work makes."""
 _NEVER = 1_000_000_000
 _HOUR = 3600.0
 
 
-class Looks:
-    """Looks for cyclic garbage after a number of events."""
+class Collections:
+    """Collects cyclic garbage after every few events."""
 
     def __init__(self, together: int = TOGETHER, generation: int = 0) -> None:
-        """``generation``: the oldest one that is looked at."""
+        """``together``: events between two collections. ``generation``: the oldest one that is examined."""
         self._together = self._left = together
         self._collect = partial(gc.collect, generation)
 
@@ -40,20 +39,20 @@ class Looks:
             self._collect()
 
 
-answered = Looks()
+answered = Collections()
 """Counts the requests of all connections, and what wakes push sockets."""
-closed = Looks(CLOSED_TOGETHER, 2)
+closed = Collections(CLOSED_TOGETHER, 2)
 """Counts the push sockets that have closed."""
 
 
-def look_at_new_objects_only() -> None:
-    """Leave out of later looks all objects that exist now, and those that survive a look."""
+def collect_new_objects_only() -> None:
+    """Exclude from later collections all objects that exist now, and those that survive one."""
     gc.freeze()
-    gc.set_threshold(_MOST_NEW, _NEVER, _NEVER)
+    gc.set_threshold(_MAX_NEW, _NEVER, _NEVER)
 
 
-async def look_at_all_hourly() -> None:
-    """Look at all objects once an hour, forever: with 10 000 held polls, for half a second."""
+async def collect_all_hourly() -> None:
+    """Examine all objects once an hour, forever: with 10 000 held polls, for half a second."""
     while True:
         await trio.sleep(_HOUR)
         gc.collect()

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from certctrl.plane.core import Plane
-from certctrl.plane.devices.devices import LONGEST_PAGE
+from certctrl.plane.devices.devices import MAX_PAGE
 from certctrl.plane.http.answers import json_answer, json_of
 from certctrl.plane.http.reading import whole_number
 from certctrl.plane.http.routing import number
@@ -27,17 +27,17 @@ async def listed(plane: Plane, request: Request, page_of: Page) -> Response:
     user_id, asked = number(request, "uid"), request.query_params
     after_id = whole_number(asked.get("after_id", "0"), "after_id", 0)
     if "limit" in asked:
-        limit = whole_number(asked["limit"], "limit", 1, LONGEST_PAGE)
+        limit = whole_number(asked["limit"], "limit", 1, MAX_PAGE)
         run = plane.database.work_read if limit <= SHORT_PAGE else plane.work_long
         _, text = await run(_read, page_of, user_id, after_id, limit)
         return json_answer(b'{"data":' + text + b"}")
     texts = []
     while True:
-        page, text = await plane.work_long(_read, page_of, user_id, after_id, LONGEST_PAGE)
+        page, text = await plane.work_long(_read, page_of, user_id, after_id, MAX_PAGE)
         if page:
             texts.append(text[1:-1])
             after_id = page[-1]["id"]
-        if len(page) < LONGEST_PAGE:
+        if len(page) < MAX_PAGE:
             break
         await trio.lowlevel.checkpoint()
     return json_answer(b'{"data":[' + b",".join(texts) + b"]}")

@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 import attrs
 
 from certctrl import lean
-from certctrl.plane.certificates.bulk import MOST_CHECKED, MOST_RENEWED
+from certctrl.plane.certificates.bulk import MAX_CHECKED, MAX_RENEWED
 from certctrl.plane.certificates.imports import MAX_BYTES
 from certctrl.plane.certificates.table import KEY_AT_PLANE
-from certctrl.plane.devices.tags import MOST_CHANGED
+from certctrl.plane.devices.tags import MAX_CHANGED
 from certctrl.plane.http.structure import AtMost, Id, Line, Name, Reason, Table, Tags, Text, Whole
 from certctrl.plane.settings import DAY
 
@@ -81,7 +81,7 @@ class NewEnrolmentToken:
 class TagChange:
     """Tags to add to devices, and to remove."""
 
-    device_ids: Annotated[tuple[Id, ...], AtMost(MOST_CHANGED, required=True)]
+    device_ids: Annotated[tuple[Id, ...], AtMost(MAX_CHANGED, required=True)]
     add: Tags = ()
     remove: Tags = ()
 
@@ -122,14 +122,14 @@ class CertificateImport:
 class CertificateChecks:
     """Certificates to check."""
 
-    certificates: Annotated[tuple[NewCertificate, ...], AtMost(MOST_CHECKED, required=True)]
+    certificates: Annotated[tuple[NewCertificate, ...], AtMost(MAX_CHECKED, required=True)]
 
 
 @lean.frozen
 class Renewals:
     """Certificates to renew."""
 
-    cert_ids: Annotated[tuple[Id, ...], AtMost(MOST_RENEWED, required=True)]
+    cert_ids: Annotated[tuple[Id, ...], AtMost(MAX_RENEWED, required=True)]
     reason: Reason = ""
     together: bool = False
     """Whether devices receive all of them in one batch."""
@@ -140,7 +140,7 @@ class CertificateSet:
     """Certificates that are always renewed together; none: the set ends."""
 
     name: Annotated[str, Line(64)]
-    cert_ids: Annotated[tuple[Id, ...], AtMost(MOST_RENEWED)] = ()
+    cert_ids: Annotated[tuple[Id, ...], AtMost(MAX_RENEWED)] = ()
 
 
 @lean.frozen

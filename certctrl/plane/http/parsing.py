@@ -14,8 +14,8 @@ import httptools
 from certctrl import lean
 
 LARGEST_HEAD = 16 * 1024
-MOST_HEADERS = 100
-_LONGEST_KNOWN = 2048
+MAX_HEADERS = 100
+_MAX_KNOWN = 2048
 """Bytes of a request that are remembered, for each connection; those of agents have about 500."""
 _REQUEST_LINE = 32
 """More bytes than a request line has without its target."""
@@ -115,7 +115,7 @@ class RequestParser:
             self._quiet = self._quiet + len(data) if len(self._events) == before else 0
             if self._quiet > LARGEST_HEAD:
                 self._refuse(431 if self.in_head else 400)
-            elif began_between and self._is_between and len(data) <= _LONGEST_KNOWN:
+            elif began_between and self._is_between and len(data) <= _MAX_KNOWN:
                 self._remember(data, before)
 
     def _remember(self, data: bytes, before: int) -> None:
@@ -198,7 +198,7 @@ class RequestParser:
             elif name == b"upgrade":
                 request.is_websocket = request.is_websocket or value.lower() == b"websocket"
                 request.keep_alive = request.keep_alive and not request.is_websocket
-        if size > LARGEST_HEAD or len(request.headers) > MOST_HEADERS:
+        if size > LARGEST_HEAD or len(request.headers) > MAX_HEADERS:
             self._stop(431)
         if hosts > 1 or (not hosts and request.version not in ("0.9", "1.0")):
             self._stop(400)

@@ -28,7 +28,7 @@ _V2_LOCAL = 0x20
 _V2_ADDRESSES = {0x11: ("!4s4sHH", IPv4Address), 0x21: ("!16s16sHH", IPv6Address)}
 _V1_ADDRESSES = {b"TCP4": IPv4Address, b"TCP6": IPv6Address}
 _FORWARDED_FOR = b"x-forwarded-for"
-_MOST_FORWARDED = 64
+_MAX_FORWARDED = 64
 """Addresses of ``X-Forwarded-For`` that are read, from the end."""
 
 Address = tuple[str, int]
@@ -66,7 +66,7 @@ class Proxies:
         Addresses before it in ``forwarded_for`` come from the client and are not trusted.
         """
         client = peer
-        for text in reversed(forwarded_for.split(",")[-_MOST_FORWARDED:]):
+        for text in reversed(forwarded_for.split(",")[-_MAX_FORWARDED:]):
             if not self.forwards(client):
                 break
             address = _without_port(text.strip())

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import trio
 
-MOST_BYTES = 64 * 1024 * 1024
+MAX_BYTES = 64 * 1024 * 1024
 
 
 class Unread:
@@ -28,7 +28,7 @@ class Unread:
         self._waiting[scope] = count
         self.used += count
         for oldest in list(self._waiting):
-            if self.used <= MOST_BYTES:
+            if self.used <= MAX_BYTES:
                 break
             self._drop(oldest)
             oldest.cancel()

@@ -23,7 +23,7 @@ from certctrl.plane.issuers.acme_order import AcmeOrder
 from certctrl.plane.issuers.acme_settings import AcmeSettings, checked_settings
 from certctrl.plane.issuers.issuer import CertificateRequest, IssuedChain, IssuerContext, IssuerError, RenewalWindow
 
-LONGEST_BLOCK = 3600.0
+MAX_BLOCK = 3600.0
 """Most seconds that a rate limit stops all orders of an issuer; many limits are about one name only."""
 DEFAULT_BLOCK = 900.0
 _TOO_MANY, _NOT_FOUND = 429, 404
@@ -132,7 +132,7 @@ class AcmeIssuer:
             if error.problem.kind == "rateLimited" or error.problem.status == _TOO_MANY:
                 error.retry_after = DEFAULT_BLOCK if error.retry_after is None else error.retry_after
                 error.is_permanent = False
-                await self._block(min(error.retry_after, LONGEST_BLOCK))
+                await self._block(min(error.retry_after, MAX_BLOCK))
             raise
 
     def _anonymous(self, http: CaHttp) -> AcmeClient:
@@ -148,7 +148,7 @@ class AcmeIssuer:
 
     async def _require_open(self) -> None:
         blocked, now = await self._blocked_until(), self._context.wall_now()
-        if now < blocked <= now + LONGEST_BLOCK:  # a clock that was set back does not block for longer
+        if now < blocked <= now + MAX_BLOCK:  # a clock that was set back does not block for longer
             raise IssuerError(
                 f"the CA of {self._context.name} has asked for a pause until {_time(blocked)}",
                 fix="wait; the order is tried again then",

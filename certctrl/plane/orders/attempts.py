@@ -26,15 +26,15 @@ from certctrl.plane.storage.database import Row
 from certctrl.text import one_line
 
 FIRST_PAUSE = 30.0
-LONGEST_PAUSE = 6 * 3600.0
+MAX_PAUSE = 6 * 3600.0
 REFUSED_PAUSE = float(DAY)
 """Longest pause after a refused renewal."""
 REFUSED_SHARE = 1 / 16
 """Share of a certificate's life that this pause takes at first, so that short-lived ones get several attempts."""
 NEW_KEY_SHARE = 1 / 8
 """Share of a certificate's life that the pause grows to while each new key of its device is refused."""
-LONGEST_NEW_KEY_PAUSE = 7.0 * DAY
-LONGEST_RETRY_AFTER = 7.0 * DAY
+MAX_NEW_KEY_PAUSE = 7.0 * DAY
+MAX_RETRY_AFTER = 7.0 * DAY
 GIVE_UP_SECONDS = 7.0 * DAY
 """Seconds for which a first order is retried."""
 MAX_PROBLEM = 500
@@ -214,15 +214,15 @@ class Attempts:
         ``life`` is that of the certificate if the order was refused, ``keys`` how many a device has made in vain.
         """
         if life is None:
-            grows = grown(FIRST_PAUSE, LONGEST_PAUSE, attempt.attempts)
+            grows = grown(FIRST_PAUSE, MAX_PAUSE, attempt.attempts)
         else:
             least = min(life * REFUSED_SHARE, REFUSED_PAUSE)
             grows = max(least, grown(FIRST_PAUSE, REFUSED_PAUSE, attempt.attempts))
             if keys:
-                most = min(life * NEW_KEY_SHARE, LONGEST_NEW_KEY_PAUSE)
+                most = min(life * NEW_KEY_SHARE, MAX_NEW_KEY_PAUSE)
                 grows = max(grows, grown(least, max(least, most), keys))
         pause = jittered(grows, self._random())
-        after = min(getattr(error, "retry_after", None) or 0.0, LONGEST_RETRY_AFTER)
+        after = min(getattr(error, "retry_after", None) or 0.0, MAX_RETRY_AFTER)
         return max(pause, after * (1 + 0.05 * self._random()))
 
     def _rows(self, order_id: int) -> tuple[Row | None, Row | None]:

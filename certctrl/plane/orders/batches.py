@@ -21,7 +21,7 @@ import attrs
 from certctrl import lean
 from certctrl.model.features import ATOMIC_BATCH
 from certctrl.model.priority import Priority
-from certctrl.model.signals import MOST_IN_BATCH
+from certctrl.model.signals import MAX_IN_BATCH
 from certctrl.plane.ca.issuer import Issued
 from certctrl.plane.certificates.table import KEY_AT_DEVICE, CertificateTable
 from certctrl.plane.clock import when
@@ -35,7 +35,7 @@ from certctrl.plane.storage.database import Database, Row, marks
 from certctrl.plane.storage.keyring import Keyring
 from certctrl.plane.storage.signal_stream import SignalStream
 
-MOST_ORDERED = 1000
+MAX_ORDERED = 1000
 """Certificates that are ordered together, including those that were made from templates."""
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 _RELEASED_TOGETHER = 20
@@ -72,8 +72,8 @@ class Batches:
         require_user(self._db, user_id)
         if not _NAME.fullmatch(name):
             raise bad_request("A set's name has 1 to 64 of the characters A-Z a-z 0-9 . _ -", field="name")
-        if len(set(cert_ids)) == 1 or len(set(cert_ids)) > MOST_IN_BATCH:
-            raise bad_request(f"A set has 2 to {MOST_IN_BATCH} certificates", field="cert_ids")
+        if len(set(cert_ids)) == 1 or len(set(cert_ids)) > MAX_IN_BATCH:
+            raise bad_request(f"A set has 2 to {MAX_IN_BATCH} certificates", field="cert_ids")
         self._db.run("UPDATE certificates SET together = '' WHERE user_id = ? AND together = ?", user_id, name)
         for cert_id in sorted(set(cert_ids)):
             self._table.locked(user_id, cert_id)
@@ -97,8 +97,8 @@ class Batches:
         none is ordered.
         """
         ids = self._expanded(user_id, cert_ids)
-        if not 2 <= len(ids) <= MOST_ORDERED or len(set(cert_ids)) > MOST_IN_BATCH:
-            raise bad_request(f"A batch has 2 to {MOST_IN_BATCH} certificates, not {len(ids)}", field="cert_ids")
+        if not 2 <= len(ids) <= MAX_ORDERED or len(set(cert_ids)) > MAX_IN_BATCH:
+            raise bad_request(f"A batch has 2 to {MAX_IN_BATCH} certificates, not {len(ids)}", field="cert_ids")
         rows, reserved = [self._table.locked(user_id, cert_id) for cert_id in ids], self._reserved.all()
         for row in rows:
             refuse_reserved(json.loads(row["sans"]), reserved)
@@ -115,9 +115,9 @@ class Batches:
         request of a device is only for certificates that share hosts with its own.
         """
         ids = self._ids_of_set(certificate)
-        if len(ids) > MOST_ORDERED:
+        if len(ids) > MAX_ORDERED:
             what = "certificate %d is renewed alone: its set has %d certificates, more than %d"
-            log.warning(what, certificate["id"], len(ids), MOST_ORDERED)
+            log.warning(what, certificate["id"], len(ids), MAX_ORDERED)
             return {}
         rows, reserved = [self._table.locked_by_id(cert_id) for cert_id in ids], self._reserved.all()
         good = [row for row in rows if row is not None and self._is_renewable(row, reserved)]

@@ -14,7 +14,7 @@ from certctrl.plane.jobs import Job, Jobs
 from certctrl.plane.orders.orders import BACKGROUND_JOB, JOB
 from certctrl.plane.storage.database import Database, marks
 
-TOGETHER = 200
+MAX_CONCURRENT = 200
 """Orders that one plane works on at a time, except for the first one of each issuer; budgets of issuers are lower."""
 CLAIMED_TOGETHER = 10
 """Orders claimed at a time, and background orders claimed ahead: each is a task that starts."""
@@ -51,8 +51,8 @@ class OrderClaims:
 
     async def claim(self) -> tuple[list[Job], float]:
         """Claim orders that are due; return them with the seconds until the next call has some, unless one is woken."""
-        full = crowded(Counter(self._issuers.values()), TOGETHER)
-        limit = CLAIMED_TOGETHER if len(self._issuers) < TOGETHER else 1
+        full = crowded(Counter(self._issuers.values()), MAX_CONCURRENT)
+        limit = CLAIMED_TOGETHER if len(self._issuers) < MAX_CONCURRENT else 1
         ahead = max(0, min(limit, CLAIMED_TOGETHER - len(self._ahead)))
         claimed, pause = await self._db.work_long(self._claim, full, limit, ahead)
         for job, issuer in claimed:

@@ -37,12 +37,12 @@ PLAN_SECONDS = 30.0
 LEASE_SECONDS = 120.0
 PLANNED_TOGETHER = 100
 ORDERED_TOGETHER = 5
-MOST_WAITING = 40
+MAX_WAITING = 40
 """Most renewals of an issuer that are ordered but not begun, so that a fleet that is due together does not queue up."""
 BUSY_PAUSE = 0.1
 """Seconds between two rounds while more certificates are due."""
 FULL_PAUSE = 0.5
-"""Seconds between two rounds while an issuer has ``MOST_WAITING``."""
+"""Seconds between two rounds while an issuer has ``MAX_WAITING``."""
 ASKED_TOGETHER = 10
 ASK_SECONDS = 60.0
 WITHOUT_WINDOWS = "command"
@@ -166,7 +166,7 @@ class Renewals:
             " AND state = 'ready' AND action = 'renew' AND attempts = 0 GROUP BY issuer"
         )
         waiting = Counter({row["issuer"]: int(row["n"]) for row in rows})
-        excluded = [IMPORT, *(issuer for issuer, count in waiting.items() if count >= MOST_WAITING)]
+        excluded = [IMPORT, *(issuer for issuer, count in waiting.items() if count >= MAX_WAITING)]
         rows = self._db.all(
             "SELECT c.id, c.issuer FROM certificates c WHERE c.renew_at <= ? AND c.status = 'active' AND c.serial_number != ''"
             f" AND c.issuer NOT IN ({marks(excluded)}) AND EXISTS ({_USED}) AND NOT EXISTS ({_OPEN})"
@@ -174,7 +174,7 @@ class Renewals:
             *(now, *excluded, ORDERED_TOGETHER),
         )
         for row in rows:
-            if waiting[row["issuer"]] >= MOST_WAITING:
+            if waiting[row["issuer"]] >= MAX_WAITING:
                 continue
             waiting[row["issuer"]] += 1
             certificate = self._table.locked_by_id(row["id"])
@@ -184,7 +184,7 @@ class Renewals:
                     self._orders.start(certificate, request)
         if len(rows) == ORDERED_TOGETHER:
             return BUSY_PAUSE
-        return FULL_PAUSE if max(waiting.values(), default=0) >= MOST_WAITING else self._until_next(now)
+        return FULL_PAUSE if max(waiting.values(), default=0) >= MAX_WAITING else self._until_next(now)
 
     def _until_next(self, now: float) -> float:
         row = self._db.one("SELECT min(renew_at) AS at FROM certificates WHERE renew_at > ? AND status = 'active'", now)

@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Any
 
 from certctrl import lean
-from certctrl.model.questions import LONGEST_SECONDS, MAX_ANSWER, MAX_OPEN, QuestionKind
+from certctrl.model.questions import MAX_ANSWER, MAX_OPEN, MAX_SECONDS, QuestionKind
 from certctrl.plane.clock import when
 from certctrl.plane.errors import ErrorResponse, bad_request, conflict, rate_limited, unavailable
 from certctrl.plane.storage.database import Database, Row, marks
@@ -124,8 +124,8 @@ class Questions:
         """Store a question, and wake the socket of its device; ErrorResponse 400 and 429."""
         if kind not in tuple(QuestionKind):
             raise bad_request(f"question must be one of {', '.join(QuestionKind)}", field="question")
-        if not 1 <= seconds <= LONGEST_SECONDS:
-            raise bad_request(f"timeout_seconds must be 1 to {LONGEST_SECONDS}", field="timeout_seconds")
+        if not 1 <= seconds <= MAX_SECONDS:
+            raise bad_request(f"timeout_seconds must be 1 to {MAX_SECONDS}", field="timeout_seconds")
         now = self._wall_now()
         # The row of the stream is locked, so that the limit holds whichever processes ask.
         self._db.one_locked("SELECT device_id FROM streams WHERE device_id = ?", device_id)

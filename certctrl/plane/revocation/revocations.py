@@ -28,13 +28,13 @@ WAITING, DUE, DONE, MANUAL = "waiting", "due", "done", "manual"
 JOB = "revocation"
 KEY_COMPROMISE = "keyCompromise"
 FIRST_PAUSE = 30.0
-LONGEST_PAUSE = 6 * 3600.0
+MAX_PAUSE = 6 * 3600.0
 REFUSED_PAUSE = float(DAY)
-LONGEST_RETRY_AFTER = 2.0 * DAY
+MAX_RETRY_AFTER = 2.0 * DAY
 MAX_PROBLEM = 500
 _KEPT_SECONDS = 30 * DAY
 """Seconds for which revocations are kept after their certificates have expired."""
-_LONGEST_LIFE = 366 * DAY
+_MAX_LIFE = 366 * DAY
 _SERIAL = re.compile(r"[0-9a-f]{1,64}", re.ASCII)
 
 
@@ -161,8 +161,8 @@ class Revocations:
         row, now = self._row(cert_id, serial), self._wall_now()
         attempts = 1 if row is None else row["attempts"] + 1
         refused = getattr(error, "is_permanent", False)
-        pause = jittered(REFUSED_PAUSE if refused else grown(FIRST_PAUSE, LONGEST_PAUSE, attempts), self._random())
-        after = min(getattr(error, "retry_after", None) or 0.0, LONGEST_RETRY_AFTER)
+        pause = jittered(REFUSED_PAUSE if refused else grown(FIRST_PAUSE, MAX_PAUSE, attempts), self._random())
+        after = min(getattr(error, "retry_after", None) or 0.0, MAX_RETRY_AFTER)
         due = now + max(pause, after)
         if self._jobs.reschedule(job, due):
             self._db.run(
@@ -223,7 +223,7 @@ class Revocations:
         issue = self._db.one(sql, certificate["id"], serial)
         if issue is None or issue["at"] is None:
             raise not_found("This certificate never had that serial number")
-        return "", "", BUILTIN, issue["at"] + _LONGEST_LIFE
+        return "", "", BUILTIN, issue["at"] + _MAX_LIFE
 
     def _begin(self, row: Row) -> None:
         """Revoke at the CA: now if it is the built-in one, otherwise by a job."""

@@ -73,7 +73,7 @@ def restore(
     """Replace all data of a stopped plane by those of a backup, completely or not at all.
 
     The replaced database file is kept as ``plane.db.before-restore``; a server keeps nothing. Raises BusyError while a
-    plane serves the data, and ConfigError for a file that is no backup, is of a newer release, or belongs to another
+    plane serves the data, and ConfigError for a file that is not a backup, is of a newer release, or belongs to another
     ``storage.key``.
     """
     if not file.is_file():

@@ -21,10 +21,10 @@ from certctrl.plane.storage.database import Database, P, T
 A = TypeVar("A")
 RunAlike = Callable[[Callable[[Sequence[Any]], Sequence[Any]], Any], Awaitable[Any]]
 """Runs a unit of work for an item, shared with like ones; see ``Gathering.work_alike``."""
-MOST_TOGETHER = 32
+MAX_UNITS = 32
 """Units per transaction: on SQLite, they hold up the event loop together."""
-MOST_LONG_TOGETHER = 8
-"""As `MOST_TOGETHER`, for long units: requests wait for their transaction."""
+MAX_LONG_UNITS = 8
+"""As `MAX_UNITS`, for long units: requests wait for their transaction."""
 
 MOMENT = 0.05
 """Seconds in which reads are counted, to distinguish a rush from the usual load."""
@@ -82,7 +82,7 @@ class Gathering:
         self._database = database
         self._long = long
         self._reads = reads
-        self._most = MOST_LONG_TOGETHER if long else MOST_TOGETHER
+        self._most = MAX_LONG_UNITS if long else MAX_UNITS
         self._waiting: list[_Unit] = []
         self._transactions = trio.CapacityLimiter(1 if long else _TRANSACTIONS)
 

@@ -24,8 +24,8 @@ from certctrl.text import one_line
 CHANNEL = "certctrl_signals"
 SWEEP_SECONDS = 10.0
 _GATHER_SECONDS = 0.005
-_MOST_DEVICES = 900
-_LONGEST_PAYLOAD = 7900
+_MAX_DEVICES = 900
+_MAX_PAYLOAD = 7900
 """Bytes; PostgreSQL accepts fewer than 8000."""
 _LISTEN_SECONDS = 1.0
 """Longest delay until the listener notices that it should end."""
@@ -126,7 +126,7 @@ def payloads(sender: str, devices: Iterable[int]) -> Iterator[str]:
     batch: list[str] = []
     length = 0
     for text in map(str, sorted(devices)):
-        if len(batch) == _MOST_DEVICES or length + len(text) + 1 > _LONGEST_PAYLOAD:
+        if len(batch) == _MAX_DEVICES or length + len(text) + 1 > _MAX_PAYLOAD:
             yield f"{sender}:{','.join(batch)}"
             batch, length = [], 0
         batch.append(text)

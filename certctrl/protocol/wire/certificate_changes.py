@@ -27,8 +27,8 @@ from certctrl.protocol.wire.reader import (
     wire_class,
 )
 
-MOST_PARTS = 4096
-LONGEST_REVISION = 4096
+MAX_PARTS = 4096
+MAX_REVISION = 4096
 """Characters."""
 _UNUSED = ("certificate_pem", "chain_pem")
 """Fields of a detail, which are never used from a list."""
@@ -42,11 +42,11 @@ class Replaced:
     parts: frozenset[int]
 
 
-_part = integer(le=MOST_PARTS - 1)
+_part = integer(le=MAX_PARTS - 1)
 
 
 def _parts(value: Any, _: Any = None) -> frozenset[int]:
-    return frozenset(map(_part, bounded_list(value, MOST_PARTS)))
+    return frozenset(map(_part, bounded_list(value, MAX_PARTS)))
 
 
 def _checked(replaced: Replaced) -> Replaced:
@@ -57,7 +57,7 @@ def _checked(replaced: Replaced) -> Replaced:
 
 _read_replaced = wire_class(
     Replaced,
-    {"divisor": integer(ge=1, le=MOST_PARTS), "parts": _parts},
+    {"divisor": integer(ge=1, le=MAX_PARTS), "parts": _parts},
     names={"divisor": "of"},
     check=_checked,
 )
@@ -118,7 +118,7 @@ def is_unchanged(answer: Answer, known: KnownList) -> bool:
 
 def revision_of(answer: Answer) -> str:
     """Return the revision in the ETag of an answer; empty if there is none that can be sent."""
-    return plain_etag(answer.headers.get("etag"), LONGEST_REVISION)
+    return plain_etag(answer.headers.get("etag"), MAX_REVISION)
 
 
 def list_page_from_wire(answer: Answer, most: int) -> ListPage:

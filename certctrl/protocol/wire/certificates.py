@@ -157,7 +157,7 @@ def materials_from_wire(data: object) -> DeployMaterials:
     return materials
 
 
-MOST_FETCHED = 100
+MAX_FETCHED = 100
 """Certificates of one request for many materials."""
 Fetched = DeployMaterials | CertctrlError | None
 """The material of one certificate, its error, or None: this host has it (304)."""

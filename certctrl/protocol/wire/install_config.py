@@ -236,13 +236,13 @@ def check_local_dependencies(rows: Sequence[InstallItem], planes: Iterable[str])
 
 
 _NO_PLANES = "none from the plane (its install config may not have been fetched yet)"
-_MOST_NAMED = 20
+_MAX_NAMED = 20
 
 
 def _named(ids: Sequence[str]) -> str:
     """Return ids as the local file contains them."""
-    more = ", …" if len(ids) > _MOST_NAMED else ""
-    return ", ".join(one_line(one.removeprefix(LOCAL_PREFIX), 80) for one in ids[:_MOST_NAMED]) + more
+    more = ", …" if len(ids) > _MAX_NAMED else ""
+    return ", ".join(one_line(one.removeprefix(LOCAL_PREFIX), 80) for one in ids[:_MAX_NAMED]) + more
 
 
 def install_order(items: Iterable[InstallItem]) -> tuple[tuple[InstallItem, ...], ...]:

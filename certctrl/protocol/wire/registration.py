@@ -16,7 +16,7 @@ from certctrl.protocol.wire.reader import from_answer, integer, json_object, or_
 from certctrl.protocol.wire.tokens import SESSION, features
 from certctrl.text import one_line
 
-_LONGEST_WAIT = 30
+_MAX_WAIT = 30
 
 
 @lean.frozen(kw_only=True)
@@ -104,7 +104,7 @@ _read_advice = wire_class(
     _Advice,
     {
         "poll_mode": or_default(text(64), ""),
-        "poll_wait_seconds": or_default(integer(1, _LONGEST_WAIT, digits=False)),
+        "poll_wait_seconds": or_default(integer(1, _MAX_WAIT, digits=False)),
     },
 )
 _read_registered = wire_class(_Registered, {"features": features, "recommended": _advice})

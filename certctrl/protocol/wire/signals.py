@@ -15,7 +15,7 @@ from certctrl.model.plan import Outcome
 from certctrl.model.priority import priority_named
 from certctrl.model.signals import (
     IDENTITY_FIELDS,
-    MOST_IN_BATCH,
+    MAX_IN_BATCH,
     AcmeHttp01Start,
     AcmeHttp01Stop,
     AcmeTlsAlpn01Start,
@@ -67,7 +67,7 @@ def _batch_id(value: Any, _: Any = None) -> str:
     return value
 
 
-atomic_batch = wire_class(AtomicBatch, {"id": _batch_id, "size": integer(ge=2, le=MOST_IN_BATCH)})
+atomic_batch = wire_class(AtomicBatch, {"id": _batch_id, "size": integer(ge=2, le=MAX_IN_BATCH)})
 """Reads the reference to a batch; strict: a renewal of a batch that cannot be read must not be switched alone."""
 
 

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator
 
 from certctrl.store.disk.acl import lists_of, other_writers
 
-_MOST_LINKS = 40
+_MAX_LINKS = 40
 
 
 def steps_to(path: str) -> Iterator[tuple[str, os.stat_result]]:
@@ -36,7 +36,7 @@ def steps_to(path: str) -> Iterator[tuple[str, os.stat_result]]:
             here = step
             continue
         links += 1
-        if links > _MOST_LINKS:
+        if links > _MAX_LINKS:
             raise OSError(errno.ELOOP, "too many symbolic links", step)
         target = os.readlink(step)
         todo = target.split("/") + todo

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from certctrl.plane.certificates.revisions import LONGEST_REVISION, MOST_PARTS, Changes, ListedRow, Revision, changes
+from certctrl.plane.certificates.revisions import MAX_PARTS, MAX_REVISION, Changes, ListedRow, Revision, changes
 
 Rows = dict[int, bytes]
 
@@ -59,8 +59,8 @@ def test_changes_may_be_followed_for_ever(first: Rows, later: list[Rows]) -> Non
 def test_one_change_among_many_sends_one_part() -> None:
     content = dict.fromkeys(range(1, 1001), b"x" * 300)
     found = ask(content | {500: b"new"}, ask(content).revision)
-    assert found.parts == (500 % MOST_PARTS,) and found.divisor == MOST_PARTS
-    assert {row.id for row in found.rows} == {number for number in content if number % MOST_PARTS == 500 % MOST_PARTS}
+    assert found.parts == (500 % MAX_PARTS,) and found.divisor == MAX_PARTS
+    assert {row.id for row in found.rows} == {number for number in content if number % MAX_PARTS == 500 % MAX_PARTS}
     removed = ask({number: text for number, text in content.items() if number != 500}, ask(content).revision)
     assert removed.parts == found.parts and 500 not in {row.id for row in removed.rows}
 
@@ -81,8 +81,8 @@ def test_more_changes_than_fit_mean_the_whole_list() -> None:
 
 @pytest.mark.parametrize(
     "revision",
-    ["", "x", "AAAA", "é" * 11, "A" * 11 + "\n", "A" * 10 + "=", "A" * (LONGEST_REVISION + 1), "AAAAAAAAAAA.", "*",
-     "A" * (11 * MOST_PARTS + 11), "A" * 12],
+    ["", "x", "AAAA", "é" * 11, "A" * 11 + "\n", "A" * 10 + "=", "A" * (MAX_REVISION + 1), "AAAAAAAAAAA.", "*",
+     "A" * (11 * MAX_PARTS + 11), "A" * 12],
 )  # fmt: skip
 def test_any_other_text_is_an_unknown_revision(revision: str) -> None:
     found = ask({1: b"a"}, revision)
@@ -93,7 +93,7 @@ def test_any_other_text_is_an_unknown_revision(revision: str) -> None:
 def test_a_made_up_revision_gets_the_present_list(raw: bytes) -> None:
     made = Revision(tuple(raw[start : start + 8] for start in range(0, len(raw), 8)))
     parsed = Revision.parse(made.text)
-    assert parsed == (made if len(made.digests) <= MOST_PARTS else None)
+    assert parsed == (made if len(made.digests) <= MAX_PARTS else None)
     content = {1: b"a", 2: b"b", 7: b"c"}
     assert applied({}, ask(content, made.text)) == content
 

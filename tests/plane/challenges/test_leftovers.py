@@ -16,7 +16,7 @@ from certctrl.plane.challenges.published import (
     FIRST_PAUSE,
     GIVE_UP_SECONDS,
     HOLD_SECONDS,
-    LONGEST_PAUSE,
+    MAX_PAUSE,
     REMOVAL_SECONDS,
 )
 from certctrl.plane.challenges.solver import Proof
@@ -50,10 +50,10 @@ async def test_a_refused_removal_is_tried_again_with_growing_pauses(
         assert await fleet.leftovers(fleet.other).run_once() == 1
         assert fleet.other.problems and ProblemName.PROOFS in fleet.other.problems
     assert pauses[:3] == pytest.approx([FIRST_PAUSE, 2 * FIRST_PAUSE, 4 * FIRST_PAUSE])
-    assert max(pauses) == pytest.approx(LONGEST_PAUSE) and fleet.texts()
+    assert max(pauses) == pytest.approx(MAX_PAUSE) and fleet.texts()
     fleet.refuse(False)
     again = fleet.started()  # it survives a restart
-    fleet.now += LONGEST_PAUSE
+    fleet.now += MAX_PAUSE
     assert await fleet.leftovers(again).run_once() == 1
     assert fleet.texts() == [] and not await fleet.rows()
     await fleet.leftovers(fleet.other).run_once()

@@ -152,7 +152,7 @@ async def test_orders_of_two_planes_never_lose_an_answer(
     """Even if an order gives its proofs back twice, as after a crash. The clock stands still: no removal takes too long."""
     monkeypatch.setattr("certctrl.plane.challenges.shared.PAUSE", 0.01)
     monkeypatch.setattr(module, "FIRST_PAUSE", 0.0)
-    monkeypatch.setattr(module, "LONGEST_PAUSE", 0.0)
+    monkeypatch.setattr(module, "MAX_PAUSE", 0.0)
     random = Random(seed)
     dns, proofs = SlowAnswers(random), [proof(f"t{number}") for number in range(4)]
     lost: list[Proof] = []

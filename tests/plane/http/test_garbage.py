@@ -18,12 +18,12 @@ from push_client import pushed
 
 from certctrl.plane.http import garbage
 from certctrl.plane.http.connection import Connection
-from certctrl.plane.http.garbage import TOGETHER, Looks
+from certctrl.plane.http.garbage import TOGETHER, Collections
 
 LOOK = """
 import gc
 from certctrl.plane.http import garbage
-garbage.look_at_new_objects_only()
+garbage.collect_new_objects_only()
 most, *older = gc.get_threshold()
 waiting = [[object()] for _ in range(10 * most)]
 assert gc.get_freeze_count() > 1000
@@ -51,7 +51,7 @@ def by_hand() -> Iterator[None]:
 
 
 def test_what_a_few_requests_leave_is_looked_at_once(by_hand: None) -> None:
-    requests, waiting, cycles = Looks(), list[Any](), list[weakref.ref[Cycle]]()
+    requests, waiting, cycles = Collections(), list[Any](), list[weakref.ref[Cycle]]()
     for number in range(1, 3 * TOGETHER + 1):
         waiting.append([object()])
         cycles.append(weakref.ref(Cycle()))
@@ -62,7 +62,7 @@ def test_what_a_few_requests_leave_is_looked_at_once(by_hand: None) -> None:
 
 
 async def test_each_request_of_a_connection_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Noted(Looks):
+    class Noted(Collections):
         count = 0
 
         def note(self) -> None:
@@ -137,7 +137,7 @@ async def test_a_closed_push_socket_leaves_cycles_of_the_library_only(
 
 
 def test_many_closed_sockets_have_all_objects_looked_at() -> None:
-    looks = Looks(3, 2)
+    collections = Collections(3, 2)
     gc.collect()
     gc.disable()
     try:
@@ -145,9 +145,9 @@ def test_many_closed_sockets_have_all_objects_looked_at() -> None:
         gone = weakref.ref(cycle)
         gc.collect(0), gc.collect(1)  # it is old now
         del cycle
-        looks.note(), looks.note()
+        collections.note(), collections.note()
         assert gone() is not None
-        looks.note()
+        collections.note()
         assert gone() is None
     finally:
         gc.enable()

@@ -307,7 +307,7 @@ async def test_responses_that_nobody_reads_are_bounded_together(
     build: Callable[..., World], autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Found by review: a device could open any number of connections, and each kept a whole answer for 20 s."""
-    monkeypatch.setattr(unread, "MOST_BYTES", 100_000)
+    monkeypatch.setattr(unread, "MAX_BYTES", 100_000)
     world = build(virtual=True, poll_rate=1000.0, poll_burst=1000)
     device, most = await world.device(), 0
     for number in range(40):
@@ -344,7 +344,7 @@ async def test_responses_that_nobody_reads_are_bounded_together(
 async def test_a_response_that_is_larger_than_all_may_be_ends_its_own_connection(
     build: Callable[..., World], autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unread, "MOST_BYTES", 100)
+    monkeypatch.setattr(unread, "MAX_BYTES", 100)
     world = build(virtual=True)
     device = await world.device()
     await world.plane.certificates.issue(1, ["a.example"], device_ids=[device.id])

@@ -320,7 +320,7 @@ async def test_odd_values_in_a_report_are_tolerated(world: World) -> None:
 
 @pytest.mark.parametrize("kind", ["devices", "certificates"])
 async def test_lists_come_in_pages_or_all_at_once(world: World, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    monkeypatch.setattr("certctrl.plane.http.listing.LONGEST_PAGE", 2)
+    monkeypatch.setattr("certctrl.plane.http.listing.MAX_PAGE", 2)
     path = f"/apiv1/users/1/{kind}"
     bodies: list[dict[str, str]] = [
         {"device_public_id": f"{n:08}-0000-4000-8000-000000000000", "domain_name": f"n{n}.example"} for n in range(5)

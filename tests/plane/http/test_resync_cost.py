@@ -35,7 +35,7 @@ from certctrl.store.layout import ConfigDir
 pytestmark = pytest.mark.integration
 
 MANY = 1000
-MOST_REQUESTS, MOST_BYTES = 3, 20 * 1024
+MOST_REQUESTS, MAX_BYTES = 3, 20 * 1024
 
 
 @attrs.define
@@ -169,12 +169,12 @@ async def test_a_host_in_step_costs_three_small_requests(tmp_path: Path) -> None
             assert len(agent.installer.records) == MANY
             print(f"in step: {len(counted.requests)} requests, {counted.sent} + {counted.received} bytes")
             assert len(counted.requests) <= MOST_REQUESTS, counted.requests
-            assert counted.bytes <= MOST_BYTES
+            assert counted.bytes <= MAX_BYTES
             listed = await agent.authorized(agent.plane.fetch_certificates)
         async with agent_of(tmp_path, address, session, counted) as restarted:
             in_step(restarted, listed)
             counted.begin()
             await plan_resync(restarted, "start")
             assert len(counted.requests) <= MOST_REQUESTS, "a restart remembers the list"
-            assert counted.bytes <= MOST_BYTES, "with the handshake"
+            assert counted.bytes <= MAX_BYTES, "with the handshake"
         nursery.cancel_scope.cancel()

@@ -343,7 +343,7 @@ async def test_a_set_that_has_grown_too_large_is_renewed_one_by_one(
     from certctrl.plane.orders import batches
 
     await site.plane.work(site.plane.batches.mark, 1, "shop", site.ids)
-    monkeypatch.setattr(batches, "MOST_ORDERED", 2)
+    monkeypatch.setattr(batches, "MAX_ORDERED", 2)
     await site.plane.certificates.renew(1, site.ids[0])
     await site.run()
     (ref,) = await site.new_signals()

@@ -95,7 +95,7 @@ class Scene:
 
 @pytest.fixture
 def scene(open_database: Callable[[], Database], monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(claims, "TOGETHER", 8)
+    monkeypatch.setattr(claims, "MAX_CONCURRENT", 8)
     monkeypatch.setattr(claims, "CLAIMED_TOGETHER", 2)
     monkeypatch.setattr(claims, "SWEEP_SECONDS", 0.1)
     monkeypatch.setattr("certctrl.plane.orders.runner.DRAIN_SECONDS", 0.1)
@@ -163,7 +163,7 @@ async def test_an_operator_brings_a_renewal_forward(scene: Scene) -> None:
 async def test_an_issuer_with_many_renewals_that_wait_delays_those_of_no_other(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("certctrl.plane.orders.renewals.MOST_WAITING", 3)
+    monkeypatch.setattr("certctrl.plane.orders.renewals.MAX_WAITING", 3)
     await scene.add("first", "le")
     device = await new_device(scene.plane)
     for issuer in ("first", "le"):

@@ -174,7 +174,7 @@ async def test_requests_of_agents_and_renewals_of_the_plane_do_not_double(fleet:
 
 async def test_a_fleet_that_is_due_at_once_is_ordered_bit_by_bit(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(renewals, "ORDERED_TOGETHER", 3)
-    monkeypatch.setattr(renewals, "MOST_WAITING", 5)
+    monkeypatch.setattr(renewals, "MAX_WAITING", 5)
     for number in range(8):
         await fleet.issue(f"{number}.example")
     fleet.clock.wall += 61 * DAY
@@ -321,7 +321,7 @@ async def test_the_first_round_is_planned_again_if_the_clock_was_set_back(fleet:
 
 async def test_the_next_round_comes_soon_while_there_is_more(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even if so many orders wait that none is added: they may be done in a moment."""
-    monkeypatch.setattr(renewals, "MOST_WAITING", 1)
+    monkeypatch.setattr(renewals, "MAX_WAITING", 1)
     for number in range(2):
         await fleet.issue(f"{number}.example")
     assert await fleet.round() > 1

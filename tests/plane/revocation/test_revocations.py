@@ -13,7 +13,7 @@ from certctrl.plane.ca.crl import REASONS
 from certctrl.plane.certificates.imports import ImportRequest
 from certctrl.plane.health.problems import ProblemName
 from certctrl.plane.issuers.issuer import IssuerError
-from certctrl.plane.revocation.revocations import FIRST_PAUSE, LONGEST_PAUSE, clean_serial
+from certctrl.plane.revocation.revocations import FIRST_PAUSE, MAX_PAUSE, clean_serial
 from certctrl.plane.settings import DAY
 
 
@@ -72,7 +72,7 @@ async def test_a_ca_that_fails_is_asked_again_for_days_and_the_failure_is_shown(
     assert "the CA is away" in scene.plane.problems.now()[0].what
     assert ProblemName.REVOCATIONS in scene.plane.problems
     assert scene.now - WALL > 3 * DAY
-    scene.now += LONGEST_PAUSE
+    scene.now += MAX_PAUSE
     await scene.run_revocations()
     assert revocation_states(await scene.certificate(row["id"])) == [(row["serial_number"], "done")]
     assert ProblemName.REVOCATIONS not in scene.plane.problems

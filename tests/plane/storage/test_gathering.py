@@ -22,7 +22,7 @@ from certctrl.plane.devices.sessions import DeviceSession
 from certctrl.plane.errors import DatabaseLockedError, ErrorResponse, conflict
 from certctrl.plane.polls import Poll
 from certctrl.plane.storage.database import Database
-from certctrl.plane.storage.gathering import _TRANSACTIONS, MOMENT, MOST_TOGETHER, RUSH, Gathering, Rush
+from certctrl.plane.storage.gathering import _TRANSACTIONS, MAX_UNITS, MOMENT, RUSH, Gathering, Rush
 from certctrl.plane.storage.postgres import CONNECTIONS
 from certctrl.plane.storage.signal_stream import Page
 from certctrl.plane.storage.sqlite import SqliteDatabase
@@ -70,8 +70,8 @@ async def test_units_that_come_together_share_a_transaction(plane: Plane) -> Non
     calls = [lambda number=number: plane.devices.add_user(f"user-{number}")["name"] for number in range(5)]
     results, transactions = await together(*calls, plane=plane)
     assert (results, transactions) == ([f"user-{number}" for number in range(5)], 1)
-    results, transactions = await together(*[lambda: 7] * (MOST_TOGETHER + 1), plane=plane)
-    assert (results, transactions) == ([7] * (MOST_TOGETHER + 1), 2)
+    results, transactions = await together(*[lambda: 7] * (MAX_UNITS + 1), plane=plane)
+    assert (results, transactions) == ([7] * (MAX_UNITS + 1), 2)
 
 
 async def test_a_refused_unit_does_not_fail_the_others(plane: Plane) -> None:
@@ -240,7 +240,7 @@ async def test_a_list_shows_each_device_as_it_is_shown_alone(plane: Plane) -> No
 
 
 async def test_pages_of_devices(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("certctrl.plane.devices.devices.LONGEST_PAGE", 2)
+    monkeypatch.setattr("certctrl.plane.devices.devices.MAX_PAGE", 2)
     devices = [await new_device(plane, f"device-{number}") for number in range(5)]
     other = await plane.work(plane.devices.add_user, "other")
     await plane.work(plane.devices.expect, other["id"], DeviceFacts(device_public_id="foreign"))
@@ -310,7 +310,7 @@ async def test_many_streams_are_read_as_one(plane: Plane) -> None:
 
 async def test_a_wave_is_read_with_few_statements(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = RUSH - 1 if plane.database.reads_inline else 0
-    devices = [(await registered(plane, f"device-{number}"))[0] for number in range(alone + MOST_TOGETHER)]
+    devices = [(await registered(plane, f"device-{number}"))[0] for number in range(alone + MAX_UNITS)]
     pages: dict[int, Page] = {}
     held = 0
 
@@ -376,7 +376,7 @@ async def test_only_many_requests_within_a_moment_are_a_rush(autojump_clock: tri
     assert not rush.note(), "it is over"
 
 
-@pytest.mark.parametrize("devices", [1, RUSH - 1 + 2 * MOST_TOGETHER])
+@pytest.mark.parametrize("devices", [1, RUSH - 1 + 2 * MAX_UNITS])
 async def test_polls_of_a_rush_share_their_reads(
     devices: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:

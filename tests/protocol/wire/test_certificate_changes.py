@@ -10,8 +10,8 @@ import pytest
 from certctrl.errors import BadAnswerError
 from certctrl.model.answer import Answer
 from certctrl.protocol.wire.certificate_changes import (
-    LONGEST_REVISION,
-    MOST_PARTS,
+    MAX_PARTS,
+    MAX_REVISION,
     KnownList,
     ListPage,
     Replaced,
@@ -64,7 +64,7 @@ def test_a_plane_that_does_not_say_whether_the_list_is_complete_has_no_revisions
 @pytest.mark.parametrize(
     "replaced",
     [None, [], "x", {}, {"of": 4}, {"parts": []}, {"of": 0, "parts": []}, {"of": -1, "parts": []}, {"of": True, "parts": []},
-     {"of": 4.0, "parts": []}, {"of": "4", "parts": []}, {"of": MOST_PARTS + 1, "parts": []}, {"of": 4, "parts": {}},
+     {"of": 4.0, "parts": []}, {"of": "4", "parts": []}, {"of": MAX_PARTS + 1, "parts": []}, {"of": 4, "parts": {}},
      {"of": 4, "parts": [4]}, {"of": 4, "parts": [-1]}, {"of": 4, "parts": ["x"]}, {"of": 4, "parts": [True]},
      {"of": 4, "parts": [0]}],
 )  # fmt: skip
@@ -88,7 +88,7 @@ def test_one_row_that_does_not_fit_fails_the_page() -> None:
 @pytest.mark.parametrize(
     ("etag", "revision"),
     [('"r2"', "r2"), ("r2", "r2"), ('W/"r2"', "r2"), (None, ""), ("", ""), ('"a b"', ""), ('"a"b"', ""), ("é", ""),
-     ("x" * LONGEST_REVISION, "x" * LONGEST_REVISION), ("x" * (LONGEST_REVISION + 1), "")],
+     ("x" * MAX_REVISION, "x" * MAX_REVISION), ("x" * (MAX_REVISION + 1), "")],
 )  # fmt: skip
 def test_only_a_revision_that_can_be_sent_back_is_kept(etag: str | None, revision: str) -> None:
     assert list_page_from_wire(answer({"data": [], "complete": True}, etag=etag), 9).revision == revision
