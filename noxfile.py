@@ -45,8 +45,8 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Check types with strict mypy."""
-    session.install("-e", ".[plane-postgres,metrics,jks,types]")
+    """Check types with strict mypy, also of the fakes and helpers of tests."""
+    session.install("-e", ".[dev,types]")
     session.run("mypy")
 
 

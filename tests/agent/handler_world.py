@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import attrs
 import trio
@@ -147,7 +147,7 @@ class FakePlane:
             raise refused(404)
         return "etag", self.config
 
-    def _one(self, found: Mapping[int, Any], number: int) -> Any:
+    def _one(self, found: Mapping[int, T], number: int) -> T:
         if number not in found:
             raise refused(self.gone)
         return found[number]
@@ -283,6 +283,9 @@ class FakeTokens:
 
     async def refresh(self, _token: str) -> str:
         return "another"
+
+
+T = TypeVar("T")
 
 
 class FaultyDisk(RealFs):

@@ -110,7 +110,7 @@ def b64(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-def seal(raw_key: bytes, device_public: bytes) -> dict[str, str]:
+def seal(raw_key: bytes, device_public: bytes) -> dict[str, Any]:
     """Return the five key fields of ``deploy-materials`` around some private key bytes."""
     data_key, nonce = os.urandom(32), os.urandom(12)
     sealed = AESGCM(data_key).encrypt(nonce, raw_key, None)

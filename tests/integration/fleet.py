@@ -243,7 +243,7 @@ class Agent:
         shutil.rmtree(self.layout.root)
         self.layout = ConfigDir(root)
 
-    def start(self, *options: str, ready: bool = True, **extra: str) -> Child:
+    def start(self, *options: str, ready: bool = True, **extra: Any) -> Child:
         """Start the daemon; ``ready`` waits for its log line."""
         self._starts += 1
         argv = [*PROGRAM, *options, "-c", str(self.layout.root), "--keep-running"]
@@ -415,7 +415,12 @@ class Fleet:
         if plane.url not in self._tokens:
             self._tokens[plane.url] = plane.operator.enrolment_token()
         made.enrol(self._tokens[plane.url])
-        hasty = {"poll_mode": "long-poll", "poll_interval_ms": 50, "first_poll_spread_seconds": 0, "debounce_ms": 0}
+        hasty: dict[str, Any] = {
+            "poll_mode": "long-poll",
+            "poll_interval_ms": 50,
+            "first_poll_spread_seconds": 0,
+            "debounce_ms": 0,
+        }
         made.configure(**hasty | settings)
         return made
 

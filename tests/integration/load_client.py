@@ -219,7 +219,8 @@ class Load:
     def _open(self) -> Line:
         line = Line(self._target, self._context)
         try:
-            BEGIN.get(self._kind, lambda _: None)(line)
+            if self._kind in BEGIN:
+                BEGIN[self._kind](line)
         except BaseException:
             line.close()
             raise

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import trustme
-from fleet import HOST
+
+from certctrl.sandbox.servers import HOST
 
 SECONDS = 20
 

@@ -63,7 +63,12 @@ def by_names(certs: Path, name: str) -> str:
 def main(certs: Path, names: list[str]) -> None:
     os.nice(19)  # leave the processor to the processes under test
     ended = threading.Event()
-    threading.Thread(target=lambda: (sys.stdin.buffer.read(), ended.set()), daemon=True).start()
+
+    def wait_for_parent() -> None:
+        sys.stdin.buffer.read()
+        ended.set()
+
+    threading.Thread(target=wait_for_parent, daemon=True).start()
     seen: Counter[str] = Counter()
     generations: set[str] = set()
     while not ended.is_set():

@@ -12,6 +12,7 @@ from typing import Any
 
 from certctrl.cli.invocation import Invocation
 from certctrl.cli.plane import serve as command
+from certctrl.cli.plane.addresses import parse_listen
 from certctrl.cli.runtime import run
 from certctrl.plane.serve import serve_plane
 from certctrl.plane.settings import PlaneSettings
@@ -20,7 +21,7 @@ from certctrl.plane.settings import PlaneSettings
 def main(data: str, listen: str, settings: str) -> None:
     chosen = PlaneSettings(**json.loads(settings))
 
-    host, port = command.parse_listen(listen)
+    host, port = parse_listen(listen)
 
     async def serve(**options: Any) -> None:
         await serve_plane(Path(data), host=host, port=port, **options | {"settings": chosen})

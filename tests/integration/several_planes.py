@@ -7,6 +7,7 @@ import re
 import shutil
 import socket
 from pathlib import Path
+from typing import Any
 
 from fleet import PROGRAM, Child, Fleet, Operator, Plane, run_cli, wait_for
 
@@ -92,9 +93,11 @@ class Planes(Plane):
             shutil.copy(self.data / key, credentials / f"certctrl-{key.replace('.', '-')}")
 
     def _serve(self, place: Path, port: str) -> Child:
-        options = ["--data", place, "--listen", f"{HOST}:{port}", "--database", self._database]
+        options: list[str | Path] = ["--data", place, "--listen", f"{HOST}:{port}", "--database", self._database]
         self._logs += 1
-        extra = {} if place in self._places[:2] else {"CREDENTIALS_DIRECTORY": str(self._fleet.root / "credentials")}
+        extra: dict[str, Any] = (
+            {} if place in self._places[:2] else {"CREDENTIALS_DIRECTORY": str(self._fleet.root / "credentials")}
+        )
         return self._fleet.child([*PROGRAM, "plane", "serve", *options], f"{place.name}.{self._logs}.log", **extra)
 
     def _balance(self, haproxy: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
@@ -10,6 +11,7 @@ import attrs
 from certctrl.model.answer import Answer
 from certctrl.model.config import AgentConfig, ApplicationConfig, HttpClientConfig
 from certctrl.net.control_plane import ControlPlane
+from certctrl.net.stream import Stream
 
 WALL = 1_790_000_000.0
 HTML = Answer(200, {"content-type": "text/html"}, b"<html>Please sign in</html>")
@@ -28,10 +30,14 @@ class Sent:
     cap: int
 
 
+Scripted = Answer | Exception | Callable[[], Answer]
+"""An answer, an error to raise, or a function that returns or raises one."""
+
+
 class FakeHttp:
     """Answer by path, or from a list in order; record the requests."""
 
-    def __init__(self, *answers: Any, by_path: dict[str, Any] | None = None) -> None:
+    def __init__(self, *answers: Scripted, by_path: dict[str, Scripted] | None = None) -> None:
         self.answers = list(answers)
         self.by_path = by_path or {}
         self.sent: list[Sent] = []
@@ -41,8 +47,8 @@ class FakeHttp:
         method: str,
         path: str,
         *,
-        query: Any = None,
-        headers: Any = None,
+        query: Mapping[str, str | int] | None = None,
+        headers: Mapping[str, str] | None = None,
         json: Any = None,
         deadline: float,
         cap: int,
@@ -52,6 +58,11 @@ class FakeHttp:
         if isinstance(answer, Exception):
             raise answer
         return answer() if callable(answer) else answer
+
+    async def open_stream(
+        self, path: str, *, subprotocol: str, headers: Mapping[str, str], deadline: float, cap: int
+    ) -> Stream | Answer:
+        raise AssertionError("these tests open no socket")
 
     async def aclose(self) -> None:
         pass

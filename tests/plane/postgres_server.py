@@ -167,7 +167,15 @@ def copy(need: Callable[[str], str], primary: PostgresServer, root: Path, become
     become = become or _become(need)[0]
     shutil.rmtree(root / "data", ignore_errors=True)
     source = f"host={primary.root} user={primary.user} application_name=standby"
-    options = ["-D", root / "data", "-d", source, "--write-recovery-conf", "--no-sync", "--checkpoint=fast"]
+    options: list[str | Path] = [
+        "-D",
+        root / "data",
+        "-d",
+        source,
+        "--write-recovery-conf",
+        "--no-sync",
+        "--checkpoint=fast",
+    ]
     _run([*become, find_program(need, "pg_basebackup"), *options])
     with (root / "data" / "postgresql.conf").open("a") as settings:
         settings.write(f"unix_socket_directories = '{root}'\n")

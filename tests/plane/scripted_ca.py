@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, cast
 
 import jwt
 from cryptography import x509
@@ -22,7 +22,7 @@ from cryptography.x509.oid import NameOID
 
 from certctrl.model.answer import Answer
 from certctrl.plane.acme.http import CaPlaces
-from certctrl.plane.ca.x509 import Authority, new_intermediate, new_root, sign_leaf
+from certctrl.plane.ca.x509 import Authority, PublicKey, new_intermediate, new_root, sign_leaf
 
 BASE = "https://ca.test"
 DIRECTORY_URL = f"{BASE}/directory"
@@ -261,7 +261,11 @@ class ScriptedCa:
             csr = x509.load_der_x509_csr(order["csr"])
             names = [one["value"] for one in order["identifiers"]]
             self.certificates[key] = sign_leaf(
-                self.issuers[index], csr.public_key(), names, not_before=self.now - 60, not_after=self.now + 90 * 86_400
+                self.issuers[index],
+                cast(PublicKey, csr.public_key()),
+                names,
+                not_before=self.now - 60,
+                not_after=self.now + 90 * 86_400,
             )
         return self.certificates[key]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextvars
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from certctrl.plane.core import Plane
 
@@ -18,7 +18,7 @@ class Units:
     def __init__(self, plane: Plane) -> None:
         self.of: Counter[str] = Counter()
         """Method and path -> units of work since the last ``clear``."""
-        self._database: Any = plane.database
+        self._database = cast(Any, plane.database)
         for name in ("one", "all", "run", "insert"):
             setattr(self._database, name, self._checked(getattr(self._database, name)))
         work, read = self._database._once, self._database._read

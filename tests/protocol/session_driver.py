@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import attrs
 
 from certctrl.model.config import ApplicationConfig
@@ -18,7 +20,7 @@ S = State
 class Driver:
     """A session with its clock and its path through the states; ``random()`` is 0.5, so that there is no jitter."""
 
-    def __init__(self, *, cursor: str | None = None, token_valid: bool = True, start: bool = True, **settings: object):
+    def __init__(self, *, cursor: str | None = None, token_valid: bool = True, start: bool = True, **settings: Any):
         config = attrs.evolve(ApplicationConfig(first_poll_spread_seconds=0), **settings)
         self.session = Session(config, cursor=cursor, random=lambda: 0.5)
         self.now = 1000.0

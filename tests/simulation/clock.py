@@ -75,8 +75,8 @@ class VirtualClock(trio.abc.Clock):
 def run_seeded(seed: int, main: Callable[..., Awaitable[Any]], *args: Any) -> Any:
     """Run ``main`` under virtual time with the interleaving of a seed."""
     before = scheduler._ALLOW_DETERMINISTIC_SCHEDULING, scheduler._r
-    scheduler._ALLOW_DETERMINISTIC_SCHEDULING, scheduler._r = True, random.Random(seed)
+    scheduler._ALLOW_DETERMINISTIC_SCHEDULING, scheduler._r = True, random.Random(seed)  # type: ignore[misc]
     try:
         return trio.run(main, *args, clock=VirtualClock())
     finally:
-        scheduler._ALLOW_DETERMINISTIC_SCHEDULING, scheduler._r = before
+        scheduler._ALLOW_DETERMINISTIC_SCHEDULING, scheduler._r = before  # type: ignore[misc]

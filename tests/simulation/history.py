@@ -155,7 +155,7 @@ def logged_to_journal(world: World) -> Iterator[None]:
 def stand_ins(more: Mapping[str, Any] = MappingProxyType({})) -> Iterator[None]:
     """Replace what needs sockets, OS signals or threads, and lengthen intervals that cost time in a week-long history."""
     with contextlib.ExitStack() as stack:
-        for name, value in (STAND_INS | more).items():
+        for name, value in {**STAND_INS, **more}.items():
             stack.enter_context(patch(name, value))
         numbers = count(1)  # random names would make each run of a seed another one
         stack.enter_context(patch("certctrl.plane.orders.batches._new_name", lambda: f"b-{next(numbers):016x}"))

@@ -112,7 +112,7 @@ class NetworkFaults:
         try:
             await trio.sleep(self._a_while())
         finally:
-            network.app = network.app or self.app
+            network.app = network.app or self.app  # type: ignore[redundant-expr]  # it may have been set meanwhile
 
     async def plane_restarts(self) -> None:
         """Stop the plane in order, which answers its polls, and start it again."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import trio
 from memory_stream import ClientEnd, ServerEnd, memory_streams
@@ -21,6 +21,7 @@ from certctrl.net.http import json_bytes
 from certctrl.net.stream import Closed, Ping, Pong
 from certctrl.net.websocket import Handshake, WebSocket
 from certctrl.plane.http.connection import Connection
+from certctrl.plane.http.plain_stream import PlainStream
 from certctrl.protocol.wire import push as wire
 from certctrl.protocol.wire.poll import UPDATES_PATH
 
@@ -209,7 +210,7 @@ async def open_socket(
 
 async def _serve(app: ASGIApp, server: ServerEnd) -> None:
     try:
-        await Connection(app, server, ("192.0.2.7", 12345), {}).run()
+        await Connection(app, cast(PlainStream, server), ("192.0.2.7", 12345), {}).run()
     finally:
         server.close()
 

@@ -275,8 +275,8 @@ class EarlierFailures(FailedSignals):
 
     def prepare(self, fs: ModelFs) -> None:
         super().prepare(fs)
-        failed = {"attempts": 4, "last_error": "reload failed", "next_try_at": 500.0}
-        renewed, revoked, fresh = ({"signal": to_wire(signal)} for signal in self.before)
+        failed: dict[str, object] = {"attempts": 4, "last_error": "reload failed", "next_try_at": 500.0}
+        renewed, revoked, fresh = (dict[str, object](signal=to_wire(signal)) for signal in self.before)
         renewed |= {"attempts": 2, "last_error": "check failed", "next_try_at": 900.0}
         revoked |= {"attempts": 0, "last_error": "no route", "next_try_at": 70.0}
         pending = {"cert_id": 8, "name": "8.example", "last_outcome": "applied", "owed": ["r"], "generation": "g"}
