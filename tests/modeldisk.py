@@ -81,7 +81,7 @@ class ModelFs:
     def _count_from(self, top: int) -> None:
         self._next, self._clock, self._tokens = itertools.count(top), itertools.count(top), itertools.count(top)
 
-    def promise(self, **facts: Any) -> None:
+    def promise(self, **facts: object) -> None:
         """Record what was reported to the outside world: it must be true after any later crash."""
         self.promises |= facts
 

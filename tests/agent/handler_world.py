@@ -326,7 +326,7 @@ class World:
         self.store.installed.save_retries([*self.installer.retries.rows().values()])
 
     def _agent(self) -> Agent:
-        async def offload(call: Callable[..., Any], *args: Any) -> Any:
+        async def offload(call: Callable[..., Any], *args: object) -> Any:
             await trio.lowlevel.checkpoint()
             return call(*args)
 

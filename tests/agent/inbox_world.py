@@ -28,7 +28,7 @@ class Disk:
         self.writes = 0
         self.full = False
 
-    async def __call__(self, call: Callable[..., Any], *args: Any) -> Any:
+    async def __call__(self, call: Callable[..., Any], *args: object) -> Any:
         await trio.sleep(0.01)
         if self.full:
             raise DiskError("disk full")

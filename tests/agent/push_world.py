@@ -46,7 +46,7 @@ class FakeStream:
         self._inbox: deque[Any] = deque()
         self._arrived = trio.Event()
 
-    def push(self, *messages: Any) -> None:
+    def push(self, *messages: object) -> None:
         """Let messages arrive: dicts, texts, control frames, or exceptions to raise."""
         self._inbox.extend(messages)
         self._arrived.set()
@@ -141,10 +141,10 @@ class FakeTokens:
         self.changed.set()
 
 
-def make_agent(**fields: Any) -> Any:
+def make_agent(**fields: object) -> Any:
     """Return what push mode needs of an agent."""
 
-    async def offload(call: Callable[..., Any], *args: Any) -> Any:
+    async def offload(call: Callable[..., Any], *args: object) -> Any:
         await trio.lowlevel.checkpoint()
         return call(*args)
 
@@ -173,7 +173,7 @@ def page_of_a_proxy(status: int) -> Answer:
 class Scene:
     """An agent in push mode with its plane."""
 
-    def __init__(self, nursery: trio.Nursery, **fields: Any) -> None:
+    def __init__(self, nursery: trio.Nursery, **fields: object) -> None:
         self.agent = make_agent(**fields)
         self.plane: FakePlane = self.agent.plane
         self.push = Push(self.agent, nursery)

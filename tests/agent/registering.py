@@ -55,7 +55,7 @@ class FakePlane:
     forms: list[dict[str, Any]] = attrs.field(factory=list)
     at_post: Callable[[dict[str, Any]], None] = lambda form: None
 
-    async def start_grant(self, scopes: Any, *, name: str, platform: str, device_public_id: str) -> GrantStarted:
+    async def start_grant(self, scopes: object, *, name: str, platform: str, device_public_id: str) -> GrantStarted:
         assert name and platform, "the approval page shows both"
         self.asked.append(device_public_id)
         return self.started

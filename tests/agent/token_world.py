@@ -22,7 +22,7 @@ WALL = 1_790_000_000.0
 KEY = "k" * 32
 
 
-async def inline(call: Callable[..., Any], *args: Any) -> Any:
+async def inline(call: Callable[..., Any], *args: object) -> Any:
     return call(*args)
 
 

@@ -167,7 +167,7 @@ def opened(maker: Maker, materials: DeployMaterials, now: float, *expected: str,
     )  # fmt: skip
 
 
-def reason(maker: Maker, materials: DeployMaterials, now: float, *expected: str, **options: Any) -> str:
+def reason(maker: Maker, materials: DeployMaterials, now: float, *expected: str, **options: object) -> str:
     with pytest.raises(MaterialError) as caught:
         opened(maker, materials, now, *expected, **options)
     return caught.value.reason

@@ -73,7 +73,7 @@ class ScriptedFs:
     def __getattr__(self, name: str) -> Callable[..., Any]:
         real = getattr(self.fs, name)
 
-        def call(*args: Any, **how: Any) -> Any:
+        def call(*args: object, **how: object) -> Any:
             self.counts[name] = self.counts.get(name, 0) + 1
             if name == self.verb and self.counts[name] == self.fails_at:
                 raise DiskError(f"cannot {name}", path="x", errno=28)
@@ -182,7 +182,7 @@ class FakeProc:
     async def prepare(self, count: int = 1) -> None:
         """Start nothing."""
 
-    async def run(self, argv: Sequence[str], **how: Any) -> CommandResult:
+    async def run(self, argv: Sequence[str], **how: object) -> CommandResult:
         """Note the call and return the status of its effect."""
         self.calls.append(tuple(argv))
         self.asked.append(how)
@@ -191,7 +191,7 @@ class FakeProc:
         return CommandResult(argv=tuple(argv), status=status, output="it says no" if status else "")
 
 
-async def inline(call: Callable[..., Any], *args: Any) -> Any:
+async def inline(call: Callable[..., Any], *args: object) -> Any:
     """Stand in for a thread."""
     return call(*args)
 

@@ -145,7 +145,7 @@ class Operator:
         self._context = ssl.create_default_context(cafile=str(ca))
         self._headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
 
-    def call(self, method: str, path: str, body: Any = None) -> Any:
+    def call(self, method: str, path: str, body: object = None) -> Any:
         """Return ``data`` of the answer. Raises AssertionError for an error answer, OSError without one."""
         connection = http.client.HTTPSConnection(self._address, timeout=30, context=self._context)
         with contextlib.closing(connection):
@@ -155,7 +155,7 @@ class Operator:
             assert answer.status < 300, f"{method} {path}: {answer.status} {text!r}"
         return json.loads(text)["data"] if text else None
 
-    def issue(self, domain: str, *device_ids: int, **fields: Any) -> dict[str, Any]:
+    def issue(self, domain: str, *device_ids: int, **fields: object) -> dict[str, Any]:
         """Issue a certificate and assign it to devices."""
         body = {"domain_name": domain, "device_ids": list(device_ids), **fields}
         return dict(self.call("POST", f"/apiv1/users/{USER}/certificates", body))
@@ -227,7 +227,7 @@ class Agent:
         self.layout = ConfigDir(fleet.root / name)
         self.device_id = 0
 
-    def configure(self, section: str = "application.json", **settings: Any) -> None:
+    def configure(self, section: str = "application.json", **settings: object) -> None:
         """Merge settings into a configuration file."""
         path = self.layout.root / section
         path.write_text(json.dumps(json.loads(path.read_text()) | settings), encoding="utf-8")
@@ -405,11 +405,11 @@ class Fleet:
         self._children.append(started)
         return started
 
-    def plane(self, **settings: Any) -> Plane:
+    def plane(self, **settings: object) -> Plane:
         """Start a plane: the command line itself, or with `PlaneSettings` the same code in `plane_process.py`."""
         return Plane(self, settings)
 
-    def agent(self, plane: Plane, name: str = "agent", **settings: Any) -> Agent:
+    def agent(self, plane: Plane, name: str = "agent", **settings: object) -> Agent:
         """Make a registered agent with short intervals; ``settings`` go into its application.json."""
         made = Agent(self, plane, name)
         if plane.url not in self._tokens:

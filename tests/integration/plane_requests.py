@@ -14,7 +14,7 @@ from plane_world import PUBLIC_ID, REGISTER
 from proving import answered, registration
 
 
-def ask(data: Path, method: str, path: str, body: Any = None, token: str = "") -> tuple[int, Any]:
+def ask(data: Path, method: str, path: str, body: object = None, token: str = "") -> tuple[int, Any]:
     """Send a request to the plane of a data directory; return status and JSON."""
     context = ssl.create_default_context(cafile=str(data / "ca.pem"))
     address = (data / "address").read_text().strip().rpartition("/")[2]

@@ -219,7 +219,7 @@ class Trial:
         daemon.says(reported, count=before + 1)  # a new configuration ends with a resync
 
     @contextlib.contextmanager
-    def allowing(self, **settings: Any) -> Iterator[None]:
+    def allowing(self, **settings: object) -> Iterator[None]:
         """Change the host's policy during the block."""
         text = self.agent.layout.policy.read_text(encoding="utf-8")
         self.agent.layout.policy.write_text(json.dumps(json.loads(text) | settings), encoding="utf-8")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from typing import Any
 
 from certctrl.__main__ import program
 from certctrl.agent.systemd import Notifier
@@ -16,7 +15,7 @@ from certctrl.agent.systemd import Notifier
 STUCK_SECONDS = 1.0
 
 
-def block(*_: Any) -> None:
+def block(*_: object) -> None:
     notifier = Notifier(os.environ)
     notifier.send("STUCK=1")
     time.sleep(STUCK_SECONDS)

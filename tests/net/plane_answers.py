@@ -49,7 +49,7 @@ class FakeHttp:
         *,
         query: Mapping[str, str | int] | None = None,
         headers: Mapping[str, str] | None = None,
-        json: Any = None,
+        json: object = None,
         deadline: float,
         cap: int,
     ) -> Answer:
@@ -68,11 +68,11 @@ class FakeHttp:
         pass
 
 
-def ok(data: Any, status: int = 200, **headers: str) -> Answer:
+def ok(data: object, status: int = 200, **headers: str) -> Answer:
     return Answer(status, {"content-type": "application/json", **headers}, json.dumps({"data": data}).encode())
 
 
-def refusal(status: int, key: str = "", what: str = "no", **params: Any) -> Answer:
+def refusal(status: int, key: str = "", what: str = "no", **params: object) -> Answer:
     body = {"error": {"code": status * 10, "what": what, "key": key, "params": params}}
     return Answer(status, {"content-type": "application/json"}, json.dumps(body).encode())
 

@@ -80,7 +80,7 @@ class AcmeWorld:
     """Used instead if it is given."""
     memos: list[str] = attrs.field(factory=list)
 
-    def issuer(self, secrets: Mapping[str, bytes] | None = None, **settings: Any) -> AcmeIssuer:
+    def issuer(self, secrets: Mapping[str, bytes] | None = None, **settings: object) -> AcmeIssuer:
         """Return an issuer, as a process makes it that has just started."""
         given = {"directory_url": DIRECTORY_URL, "terms_agreed": True, "challenges": CHALLENGES} | settings
         checked = KIND.check_settings(given, secrets or {})

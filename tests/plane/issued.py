@@ -12,7 +12,7 @@ from plane_world import Device, World
 CERTIFICATES = "/apiv1/users/1/certificates"
 
 
-async def issue(world: World, *domains: str, **more: Any) -> dict[str, Any]:
+async def issue(world: World, *domains: str, **more: object) -> dict[str, Any]:
     reply = await world.operator("POST", CERTIFICATES, {"domain_name": domains[0], "sans": domains[1:], **more})
     assert reply.status == 201, reply.body
     data: dict[str, Any] = reply.data

@@ -46,7 +46,7 @@ class Scene:
     async def issue(self, *names: str, issuer: str = "le", **more: Any) -> dict[str, Any]:
         return await self.plane.certificates.issue(1, names or ["www.example.com"], issuer=issuer, **more)
 
-    async def issued(self, *names: str, issuer: str = "le", **more: Any) -> dict[str, Any]:
+    async def issued(self, *names: str, issuer: str = "le", **more: object) -> dict[str, Any]:
         """Issue a certificate, and run its order if there is one."""
         row = await self.issue(*names, issuer=issuer, **more)
         if row["status"] == "pending":

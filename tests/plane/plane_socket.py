@@ -42,7 +42,7 @@ class Connection:
     token: str = ""
     buffer: bytes = b""
 
-    async def ask(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
+    async def ask(self, method: str, path: str, body: object = None, **headers: str) -> Answer:
         data = b"" if body is None else json.dumps(body).encode()
         lines = [f"{method} {path} HTTP/1.1", "Host: plane"]
         lines += [f"Authorization: Bearer {self.token}"] if self.token else []

@@ -78,7 +78,7 @@ class Client:
         self,
         method: str,
         path: str,
-        json_body: Any = None,
+        json_body: object = None,
         *,
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,

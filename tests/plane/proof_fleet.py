@@ -58,7 +58,7 @@ class Fleet:
     def published(self, plane: Plane) -> PublishedProofs:
         return PublishedProofs(plane.database, lambda: self.now)
 
-    def leftovers(self, plane: Plane, issuer: Any = None) -> Leftovers:
+    def leftovers(self, plane: Plane, issuer: object = None) -> Leftovers:
         async def issuer_of(name: str) -> Issuer:
             assert name == "le"
             return issuer or DnsIssuer(self, plane)  # type: ignore[return-value]

@@ -96,7 +96,7 @@ class PushClient:
     async def text(self, text: str) -> None:
         await self.event(TextMessage(text))
 
-    async def send(self, type_: str, data: Any = None, name: str | None = None) -> None:
+    async def send(self, type_: str, data: object = None, name: str | None = None) -> None:
         value = {"type": type_} | ({} if name is None else {"id": name}) | ({} if data is None else {"data": data})
         await self.text(json.dumps(value))
 

@@ -33,7 +33,7 @@ Hook = Callable[[str, str, Any], Reply | None]
 """Called with method, path and payload; returns an answer that replaces the CA's, or None."""
 
 
-def problem(kind: str, detail: str = "", status: int = 400, **more: Any) -> Reply:
+def problem(kind: str, detail: str = "", status: int = 400, **more: object) -> Reply:
     """Return the answer of a refusal."""
     body = {"type": f"{PREFIX}{kind}", "detail": detail, "status": status} | more
     return status, {"content-type": "application/problem+json"}, body
@@ -85,7 +85,7 @@ class ScriptedCa:
         data = found if isinstance(found, bytes) else json.dumps(found).encode()
         return Answer(status, headers, data)
 
-    def _answered(self, method: str, path: str, payload: Any, usual: Callable[[], Reply]) -> Reply:
+    def _answered(self, method: str, path: str, payload: object, usual: Callable[[], Reply]) -> Reply:
         self.requests.append((method, path, payload))
         self.count[path.split("/")[1]] += 1
         for hook in list(self.hooks):
@@ -139,7 +139,7 @@ class ScriptedCa:
         payload = json.loads(_unbase(outer["payload"])) if outer["payload"] else None
         return self._answered("POST", path, payload, lambda: self._post(path, payload, header))
 
-    def _post(self, path: str, payload: Any, header: dict[str, Any]) -> Reply:
+    def _post(self, path: str, payload: object, header: dict[str, Any]) -> Reply:
         head, _, rest = path[1:].partition("/")
         method = {
             "newAccount": self._new_account, "acct": self._account, "newOrder": self._new_order, "order": self._order,
@@ -213,11 +213,11 @@ class ScriptedCa:
                 order["status"], order["certificate"] = "valid", url.replace("/order/", "/cert/")
         return {name: value for name, value in order.items() if name not in ("payload", "polls", "csr")}
 
-    def _order(self, rest: str, payload: Any, header: dict[str, Any]) -> Reply:
+    def _order(self, rest: str, payload: object, header: dict[str, Any]) -> Reply:
         url = f"{BASE}/order/{rest}"
         return (200, {}, self._shown(url)) if url in self.orders else problem("malformed", "no such order", 404)
 
-    def _authorization(self, rest: str, payload: Any, header: dict[str, Any]) -> Reply:
+    def _authorization(self, rest: str, payload: object, header: dict[str, Any]) -> Reply:
         found = self.authorizations[f"{BASE}/authz/{rest}"]
         answered = next((one for one in found["challenges"] if one["status"] == "processing"), None)
         if answered is not None:
@@ -229,7 +229,7 @@ class ScriptedCa:
                     answered["error"] = error
         return 200, {}, {name: value for name, value in found.items() if name != "polls"}
 
-    def _challenge(self, rest: str, payload: Any, header: dict[str, Any]) -> Reply:
+    def _challenge(self, rest: str, payload: object, header: dict[str, Any]) -> Reply:
         assert payload == {}
         kind, _, number = rest.partition("/")
         found = self.authorizations[f"{BASE}/authz/{number}"]
@@ -244,7 +244,7 @@ class ScriptedCa:
         order |= {"status": "processing", "polls": 0, "csr": _unbase(payload["csr"])}
         return 200, {}, {**self._shown(f"{BASE}/order/{rest}")}
 
-    def _certificate(self, rest: str, payload: Any, header: dict[str, Any]) -> Reply:
+    def _certificate(self, rest: str, payload: object, header: dict[str, Any]) -> Reply:
         number, _, chain = rest.partition("/")
         order = self.orders[f"{BASE}/order/{number}"]
         index = int(chain or 0)

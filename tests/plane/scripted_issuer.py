@@ -46,7 +46,7 @@ class ScriptedCa:
         return self.signed(request)
 
     def signed(
-        self, request: CertificateRequest, *, names: tuple[str, ...] = (), by: Authority | None = None, **more: Any
+        self, request: CertificateRequest, *, names: tuple[str, ...] = (), by: Authority | None = None, **more: object
     ) -> IssuedChain:
         """Return a chain for a request, or with something else in it."""
         csr, by = x509.load_der_x509_csr(request.csr_der), by or self.authority

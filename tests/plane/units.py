@@ -23,11 +23,11 @@ class Units:
             setattr(self._database, name, self._checked(getattr(self._database, name)))
         work, read = self._database._once, self._database._read
 
-        async def counted(*args: Any, **kwargs: Any) -> Any:
+        async def counted(*args: object, **kwargs: object) -> Any:
             self.of[_request.get()] += 1
             return await work(*args, **kwargs)
 
-        def counted_read(*args: Any) -> Any:
+        def counted_read(*args: object) -> Any:
             self.of[_request.get()] += not self._database._connection.in_transaction
             return read(*args)
 
@@ -46,7 +46,7 @@ class Units:
         return watched
 
     def _checked(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        def checked(sql: str, *parameters: Any) -> Any:
+        def checked(sql: str, *parameters: object) -> Any:
             in_unit = self._database._connection.in_transaction or self._database._reading
             if _request.get() and not in_unit and sql != "BEGIN":
                 raise AssertionError(f"outside of a unit of work: {sql}")

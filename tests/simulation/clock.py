@@ -72,7 +72,7 @@ class VirtualClock(trio.abc.Clock):
         self._now += seconds
 
 
-def run_seeded(seed: int, main: Callable[..., Awaitable[Any]], *args: Any) -> Any:
+def run_seeded(seed: int, main: Callable[..., Awaitable[Any]], *args: object) -> Any:
     """Run ``main`` under virtual time with the interleaving of a seed."""
     before = scheduler._ALLOW_DETERMINISTIC_SCHEDULING, scheduler._r
     scheduler._ALLOW_DETERMINISTIC_SCHEDULING, scheduler._r = True, random.Random(seed)  # type: ignore[misc]

@@ -76,7 +76,7 @@ class Director:
         if process is None or process.agent is None or process.over.is_set() or "forget" not in process.operations:
             return
 
-        async def ask(operation: str, **request: Any) -> Any:
+        async def ask(operation: str, **request: object) -> Any:
             self.world.auditor.excused = True
             return await process.operations[operation](request)
 

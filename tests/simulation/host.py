@@ -82,7 +82,7 @@ class Host:
 
     # --- one process ----------------------------------------------------------------------------------------
 
-    async def _offload(self, call: Callable[..., Any], *args: Any) -> Any:
+    async def _offload(self, call: Callable[..., Any], *args: object) -> Any:
         """Stand in for a thread: other tasks run before and after it, and it cannot be cancelled half-way."""
         await trio.lowlevel.checkpoint_if_cancelled()
         if self.chance.random() < DELAYS:

@@ -65,7 +65,7 @@ def in_list(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Tamper:
     return lists(changed)
 
 
-def as_changes(data: Callable[[list[Any]], list[Any]], of: Any = 1, parts: Any = (0,)) -> Tamper:
+def as_changes(data: Callable[[list[Any]], list[Any]], of: object = 1, parts: object = (0,)) -> Tamper:
     """Return a change of each list into changes of some parts."""
 
     def changed(exchange: Exchange, answer: Answer) -> Answer:

@@ -43,7 +43,7 @@ def only(wanted: Callable[[Exchange], bool], change: Tamper) -> Tamper:
     return lambda exchange, answer: change(exchange, answer) if wanted(exchange) else answer
 
 
-def with_body(answer: Answer, body: Any, status: int = 200, **headers: str) -> Answer:
+def with_body(answer: Answer, body: object, status: int = 200, **headers: str) -> Answer:
     """Return an answer with another body, as JSON."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     kept = {name: value for name, value in answer.headers.items() if name not in ("content-length",)}
@@ -67,7 +67,7 @@ def in_data(change: Callable[[Any], Any]) -> Tamper:
 def in_pages(change: Callable[[list[dict[str, Any]]], list[Any]]) -> Tamper:
     """Return a change of the signals of each page, all together."""
 
-    def changed(data: Any) -> Any:
+    def changed(data: object) -> Any:
         return data | {"signals": change(data["signals"])} if isinstance(data, dict) and "signals" in data else data
 
     return in_data(changed)
@@ -76,7 +76,7 @@ def in_pages(change: Callable[[list[dict[str, Any]]], list[Any]]) -> Tamper:
 def in_signals(change: Callable[[int, dict[str, Any]], Any]) -> Tamper:
     """Return a change of each signal of a page."""
 
-    def changed(data: Any) -> Any:
+    def changed(data: object) -> Any:
         if not isinstance(data, dict) or "signals" not in data:
             return data
         return data | {"signals": [change(number, one) for number, one in enumerate(data["signals"])]}
@@ -228,7 +228,7 @@ def batches() -> dict[str, Tamper]:
 
         return polls(in_signals(marked))
 
-    def doubled(first: Any, second: Any) -> Tamper:
+    def doubled(first: object, second: object) -> Tamper:
         """Announce each renewal twice, a millisecond apart."""
 
         def both(signals: list[dict[str, Any]]) -> list[Any]:

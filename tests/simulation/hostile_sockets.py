@@ -22,7 +22,7 @@ REASONS = ("", "x" * 123, '{"retry_after": 1}', '{"retry_after": -1}', '{"retry_
 def instead_of(kind: str, change: Callable[[dict[str, Any]], list[Any]]) -> Meddle:
     """Return a change of the messages of one type into others: objects, texts or ends."""
 
-    def meddle(received: Any) -> list[Any]:
+    def meddle(received: object) -> list[Any]:
         message = json.loads(received) if isinstance(received, str) else {}
         if message.get("type") != kind:
             return [received]
@@ -35,11 +35,11 @@ def pages(change: Callable[[dict[str, Any]], list[Any]]) -> Meddle:
     return instead_of(wire.SIGNALS, change)
 
 
-def with_data(message: dict[str, Any], **data: Any) -> dict[str, Any]:
+def with_data(message: dict[str, Any], **data: object) -> dict[str, Any]:
     return message | {"data": message["data"] | data}
 
 
-def error(status: Any, key: str = "", **more: Any) -> dict[str, Any]:
+def error(status: object, key: str = "", **more: object) -> dict[str, Any]:
     body = {"code": status, "what": "simulated", "key": key, "params": more}
     return {"type": wire.ERROR, "data": {"status": status, "error": body}}
 

@@ -199,7 +199,7 @@ class SimulatedHttp:
             raise DeadlineError(f"no answer within {deadline:g} s")
         return opened
 
-    async def _within(self, deadline: float, exchange: Exchange, headers: Any) -> Answer:
+    async def _within(self, deadline: float, exchange: Exchange, headers: object) -> Answer:
         connections = self.network.connections
         with trio.move_on_after(deadline) as connection:
             connections.add(connection)
@@ -211,7 +211,7 @@ class SimulatedHttp:
             raise TransportError("the connection broke")
         raise DeadlineError(f"no answer within {deadline:g} s")
 
-    async def _exchange(self, exchange: Exchange, headers: Any) -> Answer:
+    async def _exchange(self, exchange: Exchange, headers: object) -> Answer:
         network, fault = self.network, exchange.fault
         await trio.sleep(network.chance.random() * LATENCY)
         kind = fault.kind if fault is not None else ""

@@ -89,7 +89,7 @@ class Scene:
         record = self.agent.installer.records.get(cert_id)
         return record is not None and bool(record.generation)
 
-    async def ask(self, operation: str, **request: Any) -> Any:
+    async def ask(self, operation: str, **request: object) -> Any:
         """Call an operation of the control socket, as a one-shot command does."""
         assert self.host.process is not None
         self.world.auditor.excused = True

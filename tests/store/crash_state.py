@@ -302,7 +302,7 @@ def run_apart(work: Callable[[], Awaitable[None]]) -> None:
         thread.submit(trio.run, work).result()
 
 
-async def inline(call: Callable[..., Any], *args: Any) -> Any:
+async def inline(call: Callable[..., Any], *args: object) -> Any:
     await trio.lowlevel.checkpoint()
     return call(*args)
 
