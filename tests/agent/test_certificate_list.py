@@ -51,7 +51,7 @@ class Scripted:
     async def authorized(self, call: Callable[[str], Awaitable[Any]]) -> Any:
         return await call("token")
 
-    async def offload(self, call: Callable[..., Any], *args: Any) -> Any:
+    async def offload(self, call: Callable[..., Any], *args: object) -> Any:
         return call(*args)
 
     async def fetch_changes(self, _token: str, known: KnownList | None) -> KnownList | None:

@@ -85,7 +85,7 @@ async def test_a_retry_stays_while_its_outcome_is_being_written(
     await agent.inbox.secure()
     offload = agent.inbox._offload
 
-    async def slow(call: Callable[..., Any], *args: Any) -> Any:
+    async def slow(call: Callable[..., Any], *args: object) -> Any:
         await written.wait()
         return await offload(call, *args)
 

@@ -50,7 +50,7 @@ class Scene:
         self._answers, self._comes = list(answers), comes
 
     async def converge(
-        self, prepared: Sequence[Any], items: Any, *, only: Collection[int], lasting: bool, together: Any = None
+        self, prepared: Sequence[Any], items: object, *, only: Collection[int], lasting: bool, together: object = None
     ) -> dict[int, Outcome]:
         assert not lasting, "the outcomes that follow see to it"
         self.calls.append((tuple(prepared), items, tuple(only)))
@@ -195,10 +195,10 @@ class FetchScene(LocalScene):
         self.outcome = UNCHANGED
         self.plane = self.tokens = self.installer = self
 
-    async def converge_all(self, items: Any, *, lasting: bool) -> Outcome:
+    async def converge_all(self, items: object, *, lasting: bool) -> Outcome:
         return self.outcome
 
-    async def waiting_items(self, items: Any) -> dict[str, str]:
+    async def waiting_items(self, items: object) -> dict[str, str]:
         return {}
 
     async def identity(self) -> tuple[int, int]:
@@ -207,7 +207,7 @@ class FetchScene(LocalScene):
     async def authorized(self, call: Any) -> Any:
         return await call("token")
 
-    async def fetch_install_config(self, *_: Any) -> Any:
+    async def fetch_install_config(self, *_: object) -> Any:
         return None if self.is_known else ("etag", self.answer)
 
     async def offload(self, call: Any, *args: Any) -> Any:
@@ -216,7 +216,7 @@ class FetchScene(LocalScene):
     def retry_now(self) -> None:
         pass
 
-    async def fetch(self, items: list[dict[str, Any]], **more: Any) -> bool:
+    async def fetch(self, items: list[dict[str, Any]], **more: object) -> bool:
         answer = {"id": 9, "version": 1, "installs": items, "installs_hash_b64": installs_hash(items)} | more
         self.answer = {name: value for name, value in answer.items() if value is not ...}
         return await refresh_install_config(self)  # type: ignore[arg-type]
@@ -294,7 +294,7 @@ async def test_unknown_fields_of_an_install_config_are_not_stored(tmp_path: Path
 
 
 @pytest.mark.parametrize("spelling", [None, "", "0", 0, "007", ...])
-async def test_versions_count_however_the_id_is_spelled(tmp_path: Path, spelling: Any) -> None:
+async def test_versions_count_however_the_id_is_spelled(tmp_path: Path, spelling: object) -> None:
     scene = FetchScene(tmp_path)
     more = {"id": spelling}
     await scene.fetch([ITEM], version=3, **more)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import pytest
 import trio
@@ -20,7 +20,7 @@ PAGE = events.Updates("2-0", (), False)
 def agent_that_hears(*answers: events.Event) -> Agent:
     left = list(answers)
 
-    async def authorized(_call: Any) -> events.Event:
+    async def authorized(_call: object) -> events.Event:
         await trio.lowlevel.checkpoint()
         return left.pop(0)
 

@@ -53,7 +53,7 @@ class Host:
         self.connections.append(config.httpclient)
         return self
 
-    async def request(self, method: str, path: str, **options: Any) -> Answer:
+    async def request(self, method: str, path: str, **options: object) -> Answer:
         assert (method, path) == ("GET", "/health")
         (name,) = self.connections[-1].ca_files
         if not (self.layout.root / name).read_text().endswith(self.serves):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import trio
 from push_world import CUT, Scene, signals
@@ -32,7 +30,7 @@ def scene(nursery: trio.Nursery) -> Scene:
     ],
 )
 async def test_the_end_of_a_socket_is_the_answer_to_the_poll(
-    scene: Scene, code: int, reason: str, event: Any, autojump_clock: MockClock
+    scene: Scene, code: int, reason: str, event: object, autojump_clock: MockClock
 ) -> None:
     stream = scene.stream()
     await scene.poll("1-1")

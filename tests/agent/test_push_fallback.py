@@ -31,7 +31,7 @@ def scene(nursery: trio.Nursery) -> Scene:
     ],
 )
 async def test_the_plane_s_refusal_is_that_of_a_poll(
-    scene: Scene, status: int, key: str, event: Any, autojump_clock: MockClock
+    scene: Scene, status: int, key: str, event: object, autojump_clock: MockClock
 ) -> None:
     scene.plane.opens.append(refusal(status, key, **{"retry-after": "9"}))
     assert await scene.poll("1-1") == event
@@ -50,7 +50,7 @@ async def test_a_plane_that_cannot_be_reached_is_not_polled_as_well(scene: Scene
 @pytest.mark.parametrize("opened", [page_of_a_proxy(400), page_of_a_proxy(403), page_of_a_proxy(502), refusal(404), refusal(403, "NO"),
     BadAnswerError("not HTTP"), TransportError("closed")], ids=str)  # fmt: skip
 async def test_where_the_upgrade_is_blocked_the_same_poll_is_a_request(
-    scene: Scene, opened: Any, autojump_clock: MockClock
+    scene: Scene, opened: object, autojump_clock: MockClock
 ) -> None:
     scene.plane.opens.append(opened)
     assert await scene.poll("1-1") == events.NoUpdates("9-9")

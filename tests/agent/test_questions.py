@@ -19,11 +19,11 @@ from certctrl.protocol.wire import push as wire
 from certctrl.protocol.wire.push import Envelope
 
 
-def question(name: Any = "status", **data: Any) -> Envelope:
+def question(name: object = "status", **data: object) -> Envelope:
     return Envelope(wire.QUESTION, "q1", {"question": name} | data)
 
 
-def answering(value: Any = None, seconds: float = 0.0) -> Any:
+def answering(value: object = None, seconds: float = 0.0) -> Any:
     async def answer(name: str) -> Any:
         await trio.sleep(seconds)
         if isinstance(value, Exception):
@@ -59,7 +59,7 @@ async def test_the_policy_refuses_all_questions(caplog: pytest.LogCaptureFixture
 
 @pytest.mark.parametrize("name", ["reload", "", "status ", None, 7, "x" * 10_000, "a\nb"])
 async def test_an_unknown_question_is_refused_and_keeps_the_log_clean(
-    name: Any, caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
+    name: object, caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
 ) -> None:
     agent = make_agent(questions=answering())
     assert await key_of(agent, question(name)) == "UNKNOWN_QUESTION"
@@ -67,7 +67,7 @@ async def test_an_unknown_question_is_refused_and_keeps_the_log_clean(
 
 
 @pytest.mark.parametrize("data", [None, [], "status", {}])
-async def test_a_question_without_data_is_unknown(data: Any, autojump_clock: MockClock) -> None:
+async def test_a_question_without_data_is_unknown(data: object, autojump_clock: MockClock) -> None:
     agent = make_agent(questions=answering())
     assert await key_of(agent, Envelope(wire.QUESTION, "q1", data)) == "UNKNOWN_QUESTION"
 
@@ -98,7 +98,7 @@ async def test_the_plane_may_shorten_the_limit(left_ms: int, seconds: float, aut
 
 
 @pytest.mark.parametrize("expires", ["soon", 0, -1, 1e30, True, None])
-async def test_an_odd_limit_is_the_usual_one(expires: Any, autojump_clock: MockClock) -> None:
+async def test_an_odd_limit_is_the_usual_one(expires: object, autojump_clock: MockClock) -> None:
     assert "answer" in await answer_question(make_agent(questions=answering(seconds=29)), question(expires_ms=expires))
 
 

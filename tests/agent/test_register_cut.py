@@ -55,7 +55,7 @@ class ModelPlane:
     fs: ModelFs
     features: frozenset[str] = frozenset()
 
-    async def register(self, *, public_key: bytes, device_public_id: str, **form: Any) -> Registration:
+    async def register(self, *, public_key: bytes, device_public_id: str, **form: object) -> Registration:
         number = int(self.fs.promises.get("session", 0)) + 1
         self.fs.promise(session=number, public_key=public_key, public_id=device_public_id)
         return Registration(
@@ -136,7 +136,7 @@ def refresh_on(fs: ModelFs) -> None:
     store = SessionState(ROOT, fs)
     config = AgentConfig(application=ApplicationConfig(server_url=URL))
 
-    async def inline(call: Callable[..., Any], *args: Any) -> Any:
+    async def inline(call: Callable[..., Any], *args: object) -> Any:
         return call(*args)
 
     async def main() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-from typing import Any
 
 import jwt
 import pytest
@@ -16,10 +15,10 @@ from certctrl.agent.token_claims import MAX_TOKEN, Claims, read_claims
 KEY = "k" * 32
 
 
-def token(payload: Any, header: Any = None) -> str:
+def token(payload: object, header: object = None) -> str:
     """Return an unsigned token with any header and payload."""
 
-    def part(value: Any) -> str:
+    def part(value: object) -> str:
         raw = value if isinstance(value, bytes) else json.dumps(value).encode()
         return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
 
@@ -39,13 +38,13 @@ def test_the_specs_example_names_no_device() -> None:
 
 
 @pytest.mark.parametrize("exp", ["soon", "1759471255", -1, 0, 1e308, float("inf"), True, None, [], {}, 2**70, 10**400])
-def test_a_nonsensical_expiry_is_unknown(exp: Any) -> None:
+def test_a_nonsensical_expiry_is_unknown(exp: object) -> None:
     claims = read_claims(token({"exp": exp, "iat": exp, "sub": "14"}))
     assert (claims.expires_at, claims.lifetime, claims.user_id) == (None, None, 14)
 
 
 @pytest.mark.parametrize("sub", ["x", "", "-1", "1" * 30, "٣", 0, -5, 2**64, True, 1.0, None, []])
-def test_a_nonsensical_id_is_none(sub: Any) -> None:
+def test_a_nonsensical_id_is_none(sub: object) -> None:
     assert read_claims(token({"sub": sub, "device_id": sub})) == Claims()
 
 
@@ -73,7 +72,7 @@ PAYLOADS = st.recursive(
 
 
 @given(st.one_of(PAYLOADS, st.fixed_dictionaries({"exp": PAYLOADS, "iat": PAYLOADS, "sub": PAYLOADS})))
-def test_any_payload_gives_claims_that_can_be_used(payload: Any) -> None:
+def test_any_payload_gives_claims_that_can_be_used(payload: object) -> None:
     claims = read_claims(token(payload))
     assert claims.expires_at is None or 0 < claims.expires_at < 1e12
     assert claims.lifetime is None or 0 < claims.lifetime < 1e12

@@ -52,7 +52,7 @@ async def test_tokens_that_cannot_be_saved_stay_in_memory(
     keeper = world.keeper()
     broken = True
 
-    async def offload(call: Callable[..., Any], *args: Any) -> Any:
+    async def offload(call: Callable[..., Any], *args: object) -> Any:
         if broken and getattr(call, "__name__", "") in ("commit", "save_tokens"):
             raise full()
         return call(*args)
@@ -79,7 +79,7 @@ async def test_a_token_in_memory_is_used_next_and_saved_at_a_stop(world: World, 
     keeper = world.keeper()
     broken = True
 
-    async def offload(call: Callable[..., Any], *args: Any) -> Any:
+    async def offload(call: Callable[..., Any], *args: object) -> Any:
         if broken and getattr(call, "__name__", "") in ("commit", "save_tokens"):
             raise full()
         return call(*args)
@@ -102,7 +102,7 @@ async def test_a_new_registration_replaces_tokens_in_memory(world: World, autoju
     world.stored(old)
     keeper = world.keeper()
 
-    async def offload(call: Callable[..., Any], *args: Any) -> Any:
+    async def offload(call: Callable[..., Any], *args: object) -> Any:
         if getattr(call, "__name__", "") in ("commit", "save_tokens"):
             raise full()
         return call(*args)

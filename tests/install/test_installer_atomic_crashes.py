@@ -30,7 +30,7 @@ class KilledFs:
         if name != self.verb:
             return real
 
-        def call(*args: Any, **how: Any) -> Any:
+        def call(*args: object, **how: object) -> Any:
             self.left -= 1
             if self.left < 0:
                 raise Killed

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 from pathlib import Path
-from typing import Any
 
 import pytest
 from install_host import (
@@ -94,7 +93,7 @@ async def test_a_permanent_disk_failure_at_the_switch_is_an_outcome(
 ) -> None:
     """Found by failing all syscalls from one on: the second failure propagated and ended the daemon."""
 
-    def refuse(*_: Any, **__: Any) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise DiskError("cannot write: No space left on device", path="/x", errno=errno.ENOSPC, fix="free space")
 
     prepared = [await host.installer.stage(host.bundle(1), ())]

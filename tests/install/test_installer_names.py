@@ -94,7 +94,7 @@ async def test_a_name_passes_to_the_successor_in_one_instant(
         def __getattr__(self, verb: str) -> Callable[..., Any]:
             call = getattr(real, verb)
 
-            def watched(*args: Any, **how: Any) -> Any:
+            def watched(*args: object, **how: object) -> Any:
                 result = call(*args, **how)
                 if verb in ("rename", "unlink", "symlink", "rmdir"):
                     seen.append(found_at(host, "www.example"))

@@ -41,7 +41,7 @@ def refuse(host: Host, *names: str, verb: str = "create") -> None:
             if attribute != verb:
                 return act
 
-            def refusing(name: Any, *args: Any, **how: Any) -> Any:
+            def refusing(name: object, *args: object, **how: object) -> Any:
                 # not within a word: the random part of a temporary name may end with "bad"
                 if any(re.search(rf"\b{re.escape(one)}\.", f"{name} {args}") for one in names):
                     raise DiskError(f"cannot {verb}", path=str(name), errno=30)

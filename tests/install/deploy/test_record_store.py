@@ -30,7 +30,7 @@ class Slow:
     def __init__(self) -> None:
         self.writes, self.fails = 0, 0
 
-    async def __call__(self, call: Callable[..., Any], *args: Any) -> Any:
+    async def __call__(self, call: Callable[..., Any], *args: object) -> Any:
         self.writes += 1
         await trio.sleep(1)
         if self.fails:

@@ -99,7 +99,7 @@ async def test_a_file_that_cannot_be_read_is_not_forgotten(
 ) -> None:
     await host.installer.import_ca(3, "Private CA", pem)
 
-    def broken(path: Any, at: Any = None) -> Any:
+    def broken(path: object, at: object = None) -> Any:
         raise DiskError("Input/output error", path=str(path), errno=errno.EIO)
 
     with monkeypatch.context() as patch:

@@ -196,7 +196,7 @@ async def test_a_revoked_key_next_to_its_placeholder_is_removed_by_the_next_run(
     await host.deliver(1, items=items)
     host.proc.calls.clear()
 
-    def refuse(*_: Any, **__: Any) -> int:
+    def refuse(*_: object, **__: object) -> int:
         raise DiskError("cannot remove", path="/x", errno=errno.EIO, fix="check the disk")
 
     with monkeypatch.context() as patch:

@@ -244,7 +244,7 @@ def test_a_negative_serial_number(maker: Maker, now: float) -> None:
         assert reason(maker, attrs.evolve(materials, serial_number=told), now) == "serial-mismatch"
 
 
-def with_serial(maker: Maker, key: Any, serial: bytes) -> x509.Certificate:
+def with_serial(maker: Maker, key: object, serial: bytes) -> x509.Certificate:
     """Return a leaf with four bytes as its serial number, which the library would not write."""
     mark = 0x11223344
     builder = builder_of(maker.issuer.leaf(key, ("example.com",), serial=mark))

@@ -239,7 +239,7 @@ def test_a_key_without_a_traditional_form_says_so(maker: Maker, now: float) -> N
     assert (caught.value.reason, caught.value.fix) == ("key-format", "use private.key")
 
 
-def opened(maker: Maker, now: float, key: Any) -> Bundle:
+def opened(maker: Maker, now: float, key: object) -> Bundle:
     return open_bundle(
         1, "a.example", maker.materials("a.example", key=key), maker.secret,
         allow_plaintext=False, now=now, expected_domains=("a.example",),

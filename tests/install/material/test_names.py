@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 import pytest
 from bundle_maker import Maker, build, builder_of, opened, reason
@@ -48,7 +47,7 @@ def test_the_work_grows_with_the_number_of_names_and_not_with_its_square(maker: 
     names = [f"h{number}.example" for number in range(1000)]
     materials, calls = maker.materials(*names), 0
 
-    def count(frame: Any, event: str, _: Any) -> None:
+    def count(frame: object, event: str, _: object) -> None:
         nonlocal calls
         calls += event == "call"
 

@@ -77,7 +77,7 @@ def work(of: Callable[[], Any]) -> int:
     """Return how many functions a call calls: its work, independent of the load of the machine."""
     calls = 0
 
-    def count(_: Any, event: str, __: Any) -> None:
+    def count(_: object, event: str, __: object) -> None:
         nonlocal calls
         calls += event in ("call", "c_call")
 

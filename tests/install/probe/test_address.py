@@ -42,7 +42,7 @@ def leaf(maker: Maker, tmp_path: Path, an_rsa_key: rsa.RSAPrivateKey) -> Callabl
     return make
 
 
-def server(*leaves: Leaf, **settings: Any) -> ssl.SSLContext:
+def server(*leaves: Leaf, **settings: object) -> ssl.SSLContext:
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     for _, path in leaves:
         made.load_cert_chain(path)

@@ -51,14 +51,14 @@ class Resolver(trio.abc.HostnameResolver):
     def __init__(self, port: int, *hosts: str) -> None:
         self.port, self.hosts = port, hosts
 
-    async def getaddrinfo(self, *args: Any) -> list[Any]:
+    async def getaddrinfo(self, *args: object) -> list[Any]:
         return [
             (trio.socket.AF_INET6 if ":" in host else trio.socket.AF_INET, trio.socket.SOCK_STREAM, 6, "",
              (host, self.port, 0, 0)[: 4 if ":" in host else 2])
             for host in self.hosts
         ]  # fmt: skip
 
-    async def getnameinfo(self, *args: Any) -> tuple[str, str]:
+    async def getnameinfo(self, *args: object) -> tuple[str, str]:
         raise NotImplementedError
 
 
@@ -289,7 +289,7 @@ async def test_a_service_that_does_not_answer_is_not_down(autojump_clock: MockCl
     """Its packets may be dropped on the way."""
 
     class Deaf(Resolver):
-        async def getaddrinfo(self, *args: Any) -> list[Any]:
+        async def getaddrinfo(self, *args: object) -> list[Any]:
             await trio.sleep(3600)
             return []
 

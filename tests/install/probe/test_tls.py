@@ -36,7 +36,7 @@ class Script:
     def __init__(self, *shows: tuple[Seen, ...], seconds: float = 0.0) -> None:
         self.shows, self.probes, self.seconds = list(shows), 0, seconds
 
-    async def __call__(self, verify: VerifyTls, kinds: Any = (), anywhere: bool = False) -> tuple[Seen, ...]:
+    async def __call__(self, verify: VerifyTls, kinds: object = (), anywhere: bool = False) -> tuple[Seen, ...]:
         await trio.sleep(self.seconds)
         self.probes += 1
         return self.shows.pop(0) if len(self.shows) > 1 else self.shows[0]
@@ -80,7 +80,7 @@ async def test_a_confirmation_that_fails_after_the_deadline_is_a_failure(
 async def test_a_confirmation_that_hangs_ends_in_time(autojump_clock: trio.testing.MockClock) -> None:
     probes = iter([0.0, 1e9])
 
-    async def script(verify: VerifyTls, kinds: Any, anywhere: bool) -> tuple[Seen, ...]:
+    async def script(verify: VerifyTls, kinds: object, anywhere: bool) -> tuple[Seen, ...]:
         await trio.sleep(next(probes))
         return (at("a", NEW),)
 
