@@ -35,9 +35,12 @@ EXAMPLE = '{"type": "rfc2136"}'
 def _pattern(text: str) -> str:
     """Return a name, a wildcard, a network or ``*``, in its usual form. Raises ValueError."""
     pattern = ascii_name(text.strip().rstrip(".").lower()).lower()
-    if pattern == "*" or is_name(pattern.removeprefix("*.")):
-        return pattern
-    return str(ip_network(pattern, strict=False))
+    try:
+        return str(ip_network(pattern, strict=False))
+    except ValueError:
+        if pattern != "*" and not is_name(pattern.removeprefix("*.")):
+            raise
+    return pattern
 
 
 _HOOKS: Mapping[str, Hook] = {
