@@ -102,7 +102,8 @@ def line(limit: int = MAX_LINE) -> Hook:
 
     def structure(value: Any, _: Any = None) -> str:
         if not isinstance(value, str) or len(value) > limit or not value.isprintable():
-            raise Unfit(f"is {kind_of(value)}", f"use a text of one line, at most {limit} characters")
+            what = "is too long, or not one line" if isinstance(value, str) else f"is {kind_of(value)}"
+            raise Unfit(what, f"use a text of one line, at most {limit} characters")
         return value.strip()
 
     return structure
@@ -123,27 +124,27 @@ def choice(choices: Collection[str]) -> Hook:
 
 def number(low: float, high: float) -> Hook:
     """Return a hook for a number within bounds."""
-
-    def structure(value: Any, _: Any = None) -> float:
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not low <= value <= high:
-            shown = f"{value:g}" if is_number else kind_of(value)
-            raise Unfit(f"is {shown}", f"use a number from {low:g} to {high:g}")
-        found: float = value
-        return found
-
-    return structure
+    return _within(low, high, "a number")
 
 
 def whole(low: int, high: int) -> Hook:
     """Return a hook for a whole number within bounds."""
-    within = number(low, high)
+    within = _within(low, high, "a whole number")
 
     def structure(value: Any, _: Any = None) -> int:
-        found = within(value, None)
-        if found != int(found):
-            raise Unfit(f"is {found:g}", "use a whole number")
-        return int(found)
+        return int(within(value, int))
+
+    return structure
+
+
+def _within(low: float, high: float, what: str) -> Hook:
+    def structure(value: Any, kind: Any = None) -> float:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not low <= value <= high or (kind is int and value != int(value)):
+            shown = f"{value:g}" if is_number else kind_of(value)
+            raise Unfit(f"is {shown}", f"use {what} from {low:g} to {high:g}")
+        found: float = value
+        return found
 
     return structure
 

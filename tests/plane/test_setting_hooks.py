@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from certctrl import lean
@@ -50,11 +48,11 @@ def test_fields_of_a_later_release_are_ignored_as_stored_and_refused_as_given() 
         ({"name": []}, "x.name", "is unknown", "use 'names'"),
         ({"parts": {}}, "x.parts", "is an object", "use a list of at most 100 objects"),
         ({"parts": [{"name": "a"}, 7]}, "x.parts[1]", "is a whole number", "use an object such as {}"),
-        ({"parts": [{"name": "a", "size": 10}]}, "x.parts[0].size", "is 10", "use a number from 1 to 9"),
+        ({"parts": [{"name": "a", "size": 10}]}, "x.parts[0].size", "is 10", "use a whole number from 1 to 9"),
         ({"parts": [{}]}, "x.parts[0].name", "is not set", "set it"),
     ],
 )
-def test_a_mistake(given: Any, path: str, what: str, fix: str) -> None:
+def test_a_mistake(given: object, path: str, what: str, fix: str) -> None:
     with pytest.raises(ConfigError) as caught:
         WHOLE.given(given, "x")
     assert (caught.value.path, caught.value.reason, caught.value.fix) == (path, what, fix)

@@ -141,6 +141,7 @@ _KEY = SettingsClass(
     KeyEntry,
     {"secret": line(), "name": _line_like(_zone, _NAME), "algorithm": line(), "zones": texts_like(_zone, _NAME)},
     unknown="is not a field of this type",
+    example='{"secret": "tsig_key"}',
 )
 _ENTRY = entry_class(
     Rfc2136Entry,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 from fake_dns import PRIMARY, RESOLVER, FakeDns
@@ -46,7 +45,7 @@ def dns() -> FakeDns:
 def make(place: Path, dns: FakeDns) -> Make:
     """Return ``make(script, fields…)``: a solver whose program is a shell script that knows its directory as HERE."""
 
-    def build(script: str, *, given: dict[str, bytes] | None = None, **more: Any) -> CommandSolver:
+    def build(script: str, *, given: dict[str, bytes] | None = None, **more: object) -> CommandSolver:
         path = place / "hook"
         path.write_text(f"#!/bin/sh\nHERE={place}\n{script}\n")
         path.chmod(0o755)

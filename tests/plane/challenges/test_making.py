@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 from engine_plane import plane_on
@@ -84,13 +83,13 @@ def test_solvers_of_all_types(program: str, memory: SqliteDatabase) -> None:
             "keys": [{"secret": "tsig_key", "zones": ["example.com"]}], "ttl": 0, "propagation_seconds": 1.5,
         },
         {"type": "command", "command": [program, "--zone", "x"], "secrets": ["api_token"], "challenge": "http-01"},
-        {"type": "plane-http", "domains": ["192.0.2.17/24", "*"]},
+        {"type": "plane-http", "domains": ["192.0.2.17/24", "192.0.2.17", "*"]},
         {"type": "agent-http", "devices": ["web-1", "7"], "wait_seconds": 30},
         {"type": "agent-tls-alpn"},
     ]  # fmt: skip
     checked = check_challenges(entries, SECRETS)
     assert checked[0]["domains"] == ["example.com", "*.xn--bcher-kva.example"]
-    assert checked[2]["domains"] == ["192.0.2.0/24", "*"]
+    assert checked[2]["domains"] == ["192.0.2.0/24", "192.0.2.17/32", "*"]
     chosen = make_solver(parts_of(plane, memory), checked, SECRETS)
     solvers = [type(rule.solver) for rule in chosen._rules]
     assert solvers == [Rfc2136Solver, CommandSolver, PlaneHttpSolver, HostSolver, HostSolver]
@@ -119,9 +118,9 @@ def test_solvers_of_all_types(program: str, memory: SqliteDatabase) -> None:
         ([{"type": "agent-http", "wait_seconds": 0}], "challenges[0].wait_seconds: is 0", "use a number from 1 to 3600"),
         ([{"type": "agent-tls-alpn", "devices": 7}], "challenges[0].devices: is a whole number", "use a list of texts"),
         ([{"type": "agent-http", "device": "x"}], "challenges[0].device: is not a field of this type", "use 'devices'"),
-        ([{"type": "rfc2136", "ttl": -1}], "challenges[0].ttl: is -1", "use a number from 0 to 86400"),
-        ([{"type": "rfc2136", "ttl": 1.5}], "challenges[0].ttl: is 1.5", "use a whole number"),
-        ([{"type": "rfc2136", "ttl": True}], "challenges[0].ttl: is true or false", "use a number from 0 to 86400"),
+        ([{"type": "rfc2136", "ttl": -1}], "challenges[0].ttl: is -1", "use a whole number from 0 to 86400"),
+        ([{"type": "rfc2136", "ttl": 1.5}], "challenges[0].ttl: is 1.5", "use a whole number from 0 to 86400"),
+        ([{"type": "rfc2136", "ttl": True}], "challenges[0].ttl: is true or false", "use a whole number from 0 to 86400"),
         (
             [{"type": "rfc2136", "server": "ns1.example.com:x"}], "challenges[0].server: contains 'ns1.example.com:x'",
             "use an address such as 192.0.2.53, 192.0.2.53:5353 or [2001:db8::53]:5353",
@@ -130,6 +129,11 @@ def test_solvers_of_all_types(program: str, memory: SqliteDatabase) -> None:
             [{"type": "rfc2136", "resolvers": ["dns.example"]}], "challenges[0].resolvers: contains 'dns.example'",
             "use an address such as 192.0.2.53, 192.0.2.53:5353 or [2001:db8::53]:5353",
         ),
+        (
+            [{"type": "rfc2136", "zone": "a" * 501}], "challenges[0].zone: is too long, or not one line",
+            "use a text of one line, at most 500 characters",
+        ),
+        ([{"type": "rfc2136", "keys": [7]}], "challenges[0].keys[0]: is a whole number", 'use an object such as {"secret": "tsig_key"}'),
         ([{"type": "rfc2136", "zone": "a..b"}], "challenges[0].zone: contains 'a..b'", "use a domain name"),
         (
             [{"type": "rfc2136", "keys": [{"secret": "other"}]}], "challenges[0]: secret other: is not given",
@@ -159,7 +163,7 @@ def test_solvers_of_all_types(program: str, memory: SqliteDatabase) -> None:
         ),
     ],
 )  # fmt: skip
-def test_a_mistake(entries: Any, what: str, fix: str, program: str) -> None:
+def test_a_mistake(entries: object, what: str, fix: str, program: str) -> None:
     given = json.loads(json.dumps(entries).replace("PROGRAM", program))
     with pytest.raises(ConfigError) as caught:
         check_challenges(given, SECRETS)
