@@ -303,7 +303,7 @@ def test_a_repeated_switch_is_harmless(layout: ConfigDir, ran: Callable[..., Ran
     assert ran("-c", layout.root, "list-certs", "--json", "--json") == (0, "[]\n", "")
 
 
-def leaves(command: Any, name: str) -> Iterator[tuple[str, Any]]:
+def leaves(command: object, name: str) -> Iterator[tuple[str, Any]]:
     if not hasattr(command, "commands"):
         yield name, command
     for inner, found in getattr(command, "commands", {}).items():

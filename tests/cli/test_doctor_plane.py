@@ -21,7 +21,7 @@ from .doctor_helpers import CONFIG, found, register
 class FakeHttp:
     """Answers /health with a Date, and the poll with a given result."""
 
-    def __init__(self, poll: Answer | Exception | None = None, *, health: Any = None, skew: float = 0.0) -> None:
+    def __init__(self, poll: Answer | Exception | None = None, *, health: object = None, skew: float = 0.0) -> None:
         self.poll = poll or Answer(204, {"etag": "1-5"}, b"")
         self.health = health or Answer(200, {"date": formatdate(NOW + skew, usegmt=True)}, b"")
         self.closed = False
@@ -120,7 +120,7 @@ async def test_plain_http_is_a_warning(context: CheckContext) -> None:
 
 
 async def test_an_unresolvable_name(context: CheckContext, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def nothing(*_args: Any, **_named: Any) -> Any:
+    async def nothing(*_args: object, **_named: object) -> Any:
         raise trio.socket.gaierror(-2, "Name or service not known")
 
     monkeypatch.setattr(trio.socket, "getaddrinfo", nothing)
@@ -131,7 +131,7 @@ async def test_an_unresolvable_name(context: CheckContext, monkeypatch: pytest.M
 async def test_a_resolver_that_hangs(
     context: CheckContext, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
 ) -> None:
-    async def never(*_args: Any, **_named: Any) -> Any:
+    async def never(*_args: object, **_named: object) -> Any:
         await trio.sleep_forever()
 
     monkeypatch.setattr(trio.socket, "getaddrinfo", never)

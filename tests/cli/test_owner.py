@@ -10,7 +10,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from acl import set_acl
@@ -221,7 +220,7 @@ def test_the_sandbox_runs_as_the_owner_of_its_directory(ends: Ends, place: Path)
 def test_root_that_may_not_become_the_owner_prints_the_command(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     give(place)
 
-    def refused(*_ids: Any) -> None:
+    def refused(*_ids: object) -> None:
         raise PermissionError(1, "Operation not permitted")
 
     for call in ("setgroups", "setegid", "seteuid", "setresgid", "setresuid"):

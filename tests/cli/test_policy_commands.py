@@ -47,7 +47,7 @@ def policy_of(layout: ConfigDir) -> dict[str, Any]:
     ],
 )
 def test_allow_adds_one_entry_and_is_idempotent(
-    words: list[str], key: str, value: Any, layout: ConfigDir, ran: Run
+    words: list[str], key: str, value: object, layout: ConfigDir, ran: Run
 ) -> None:
     before = policy_of(layout)
     done = ran("-c", layout.root, "policy", "allow", "--yes", *words)
@@ -202,7 +202,7 @@ def test_allow_continues_with_refusals_that_appear_later(
     }
     layout.policy.write_text('{"remote_commands": "off"}')
 
-    def plan(_invoked: Any) -> dict[str, Any]:
+    def plan(_invoked: object) -> dict[str, Any]:
         if policy_of(layout)["remote_commands"] == "off":
             return {"refusals": [switch]}
         return {"refusals": [] if policy_of(layout)["commands"] else REFUSALS[2:3]}

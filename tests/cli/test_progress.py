@@ -77,7 +77,7 @@ def test_the_line_fits_a_terminal() -> None:
 def test_a_command_shows_progress_unless_told_otherwise(
     options: list[str], shows: bool, layout: ConfigDir, ran: Run, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def slow(_layout: object, op: str, **_how: Any) -> Any:
+    def slow(_layout: object, op: str, **_how: object) -> Any:
         if op != "status":
             terminal.drawn.wait(60 if shows else 0.2)
         return type("Reply", (), {"data": {"queue_depth": 3, "poll": "204 No Content", "cursor": "1"}})

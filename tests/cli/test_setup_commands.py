@@ -203,7 +203,7 @@ def registers(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
             async def aclose(self) -> None:
                 seen["closed"] = True
 
-        async def register(given: ConfigDir, *_args: Any, **named: Any) -> Registered:
+        async def register(given: ConfigDir, *_args: object, **named: object) -> Registered:
             seen.update(named, root=given.root)
             return Registered(recommended=recommended)
 
@@ -304,7 +304,7 @@ def test_no_recommendation_of_a_hostile_plane_breaks_the_configuration(
 def test_a_recommendation_that_cannot_be_written_does_not_fail_the_registration(
     layout: ConfigDir, ran: Run, registers: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_args: Any) -> None:
+    def full(*_args: object) -> None:
         raise DiskError("no space left", path="application.json", errno=28)
 
     monkeypatch.setattr("certctrl.store.config.files.add_settings", full)

@@ -37,7 +37,7 @@ Last Signal: 2h 15m ago (install.updated)
 """
 
 
-def status_answer(**changes: Any) -> Answer:
+def status_answer(**changes: object) -> Answer:
     return lambda request: (
         {"ok": True, "data": running_status(**changes)} if request["op"] == "status" else {"ok": False}
     )
@@ -56,7 +56,7 @@ def test_the_block_of_the_specification(
     assert ("Certificates: none deployed" in rest) == ("--daemon" not in argv)
 
 
-def with_transport(**changes: Any) -> dict[str, Any]:
+def with_transport(**changes: object) -> dict[str, Any]:
     transport = {"uses": "long-poll", "since": NOW - 61, "why": "", "next_try_at": None} | changes
     return {"poll": {**running_status()["poll"], "transport": transport}}
 

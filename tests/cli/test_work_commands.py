@@ -25,7 +25,7 @@ Run = Callable[..., Ran]
 Daemon = Callable[[Answer], FakeDaemon]
 
 
-def answers(data: Any) -> Answer:
+def answers(data: object) -> Answer:
     return lambda _request: {"ok": True, "data": data}
 
 
@@ -33,10 +33,10 @@ def answers(data: Any) -> Answer:
 def local(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
     """``local(name, result)`` replaces a function of agent/oneshot.py and returns the list of its calls."""
 
-    def put(name: str, result: Any) -> list[Any]:
+    def put(name: str, result: object) -> list[Any]:
         calls: list[Any] = []
 
-        async def one_shot(*args: Any, **named: Any) -> Any:
+        async def one_shot(*args: object, **named: object) -> Any:
             calls.append((*args, named) if named else args)
             if isinstance(result, Exception):
                 raise result
@@ -89,7 +89,7 @@ PLAN = {
     ],
 )  # fmt: skip
 def test_a_running_daemon_does_the_work(
-    argv: list[str], request_: dict[str, Any], data: Any, status: int, out: str,
+    argv: list[str], request_: dict[str, Any], data: object, status: int, out: str,
     layout: ConfigDir, daemon: Daemon, ran: Run,
 ) -> None:  # fmt: skip
     fake = daemon(answers(data))
@@ -261,7 +261,7 @@ def test_invalid_items_are_not_treated_as_missing(name: str, layout: ConfigDir, 
     assert name.rpartition("/")[2] in done.err and "\nfix: " in done.err
 
 
-def entry(at: float, name: str, **more: Any) -> dict[str, Any]:
+def entry(at: float, name: str, **more: object) -> dict[str, Any]:
     return {
         "at": at, "asked_by": "plane", "cert_id": 7, "name": name, "outcome": "applied", "from": "", "to": "g1",
         "live": "g1", "serial": "04:ab", "fingerprint_sha256": "ab", "targets": [], "detail": "",
@@ -300,10 +300,10 @@ def test_history_order_limit_and_filter(
 def agent(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[Any]]:
     """``agent(ending)`` makes the daemon return a Stop or raise."""
 
-    def put(ending: Any) -> list[Any]:
+    def put(ending: object) -> list[Any]:
         calls: list[Any] = []
 
-        async def run_agent(config_dir: Path, *, seams: Any) -> Any:
+        async def run_agent(config_dir: Path, *, seams: object) -> Any:
             calls.append((config_dir, seams))
             if isinstance(ending, Exception):
                 raise ending
@@ -366,7 +366,7 @@ def test_the_sandbox_receives_its_options(ran: Run, monkeypatch: pytest.MonkeyPa
 
     seen: list[Any] = []
 
-    async def run_sandbox(options: Any) -> int:
+    async def run_sandbox(options: object) -> int:
         seen.append(options)
         return 1
 

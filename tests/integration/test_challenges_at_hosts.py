@@ -39,7 +39,7 @@ class Scene:
         body = {"name": "le", "kind": "acme", "settings": settings, "replace": True}
         self.plane.operator.call("POST", "/apiv1/issuers", body)
 
-    def agent(self, name: str, **acme: Any) -> Agent:
+    def agent(self, name: str, **acme: object) -> Agent:
         """Return a running agent with a policy for challenges, once the plane knows what it can do."""
         agent = self.fleet.agent(self.plane, name)
         (agent.layout.root / "policy.json").write_text(json.dumps({"acme": acme}))

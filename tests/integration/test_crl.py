@@ -43,7 +43,7 @@ class Rig:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         return done.returncode, done.stdout + done.stderr
 
-    def revoke(self, cert_id: int, **body: Any) -> Any:
+    def revoke(self, cert_id: int, **body: object) -> Any:
         return self.operator.call("POST", f"{CERTIFICATES}/{cert_id}/revoke", body)
 
     def issue(self, *names: str) -> tuple[int, Path]:

@@ -6,7 +6,6 @@ import shutil
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from typing import Any
 
 import pytest
 import trio
@@ -31,7 +30,7 @@ def proof(identifier: str = "www.example.com", token: str = "t1") -> Proof:
     return Proof(kind="dns-01", identifier=identifier, token=token, key_authorization=f"{token}.account")
 
 
-def solver(primary: DnsServerProcess, key: Key | None = KEY, **fields: Any) -> Rfc2136Solver:
+def solver(primary: DnsServerProcess, key: Key | None = KEY, **fields: object) -> Rfc2136Solver:
     """Return the solver of an entry as an operator writes it, with the server as its only resolver."""
     given = {"tsig_key": key.file.encode()} if key else {}
     entry = {"resolvers": [primary.place], "port": primary.port, "propagation_seconds": 20, **fields}

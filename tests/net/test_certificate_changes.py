@@ -21,7 +21,7 @@ MATERIALS = f"{LIST}/4/deploy-materials"
 SEALED = {"certificate_pem": "PEM", "chain_pem": "", "serial_number": "0a", "enc_scheme": "aes256gcm"}
 
 
-def row(number: int, **fields: Any) -> dict[str, Any]:
+def row(number: int, **fields: object) -> dict[str, Any]:
     return {"id": number, "domain_name": f"c{number}.example", **fields}
 
 
@@ -29,7 +29,7 @@ def known(*numbers: int, revision: str = "r1") -> KnownList:
     return KnownList(revision, {number: json.dumps(row(number)) for number in numbers})
 
 
-def listed(*numbers: int, revision: str = "r2", **body: Any) -> Answer:
+def listed(*numbers: int, revision: str = "r2", **body: object) -> Answer:
     whole = {"data": [row(number) for number in numbers], "complete": True} | body
     return Answer(200, {"content-type": "application/json", "etag": f'"{revision}"'}, json.dumps(whole).encode())
 

@@ -39,7 +39,7 @@ def connections(seconds: float = 60.0) -> KeptConnections:
 async def test_concurrent_exchanges_have_their_own_connections_and_keep_them(start) -> None:
     let_go = trio.Event()
 
-    async def script(seen: Any, stream: Any) -> bytes:
+    async def script(seen: object, stream: object) -> bytes:
         await let_go.wait()
         return OK
 

@@ -18,7 +18,7 @@ from certctrl.net.control_plane import MAX_CERTIFICATES
 LIST = "/apiv1/devices/self/certificates"
 
 
-def row(number: int, **fields: Any) -> dict[str, Any]:
+def row(number: int, **fields: object) -> dict[str, Any]:
     return {"id": number, "domain_name": f"c{number}.example", **fields}
 
 

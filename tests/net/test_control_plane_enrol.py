@@ -61,7 +61,7 @@ async def test_registration_sends_the_public_half_and_one_credential(by_token: b
     assert sent["app_version"] in sent["user_agent"]
 
 
-def registering(**more: Any) -> dict[str, Any]:
+def registering(**more: object) -> dict[str, Any]:
     facts = {"device_public_id": "uuid", "name": "web-1", "platform": "linux", "model": "m", "enrolment_token": "et"}
     return facts | {"public_key": bytes(range(32))} | more
 

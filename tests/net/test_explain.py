@@ -53,7 +53,7 @@ def blocking_server(context: ssl.SSLContext) -> Iterator[str]:
         thread.join()
 
 
-async def failure(http: Http, **options: Any) -> TransportError:
+async def failure(http: Http, **options: object) -> TransportError:
     with pytest.raises(TransportError) as caught:
         await http.request("GET", "/", headers={"authorization": "Bearer canary"}, deadline=5, cap=CAP)
     error = caught.value

@@ -19,15 +19,15 @@ PATH = "/apiv1/devices/self/deploy-materials"
 SEALED = {"enc_scheme": "aes256gcm", "enc_privkey_b64": "c2VjcmV0", "certificate_pem": "PEM", "chain_pem": "C"}
 
 
-def good(cert_id: int, **changes: Any) -> dict[str, Any]:
+def good(cert_id: int, **changes: object) -> dict[str, Any]:
     return {"cert_id": cert_id, "status": 200, "data": SEALED | changes}
 
 
-def bad(cert_id: int, status: Any, key: str = "", **params: Any) -> dict[str, Any]:
+def bad(cert_id: int, status: object, key: str = "", **params: object) -> dict[str, Any]:
     return {"cert_id": cert_id, "status": status, "error": {"code": 1, "what": "no", "key": key, "params": params}}
 
 
-async def fetched(*items: Any, wanted: tuple[int, ...] = (1, 2, 3)) -> dict[int, Fetched]:
+async def fetched(*items: object, wanted: tuple[int, ...] = (1, 2, 3)) -> dict[int, Fetched]:
     return await plane_of(FakeHttp(ok([*items]))).fetch_many_materials("t", dict.fromkeys(wanted, ""))
 
 
@@ -68,7 +68,7 @@ async def test_etags_are_sent_and_kept() -> None:
     ],
     ids=str,
 )  # fmt: skip
-async def test_what_is_not_final_is_left_to_a_request_of_its_own(item: Any) -> None:
+async def test_what_is_not_final_is_left_to_a_request_of_its_own(item: object) -> None:
     assert set(await fetched(item, good(2))) == {2}
 
 
@@ -83,7 +83,7 @@ async def test_material_that_does_not_fit_fails_alone() -> None:
 
 
 @pytest.mark.parametrize("items", [[good(4)], [good(1), good(1)], [{}], [None], [good(True)], [good(1)] * 4, "x", {}])
-async def test_answers_about_something_else_are_unusable(items: Any) -> None:
+async def test_answers_about_something_else_are_unusable(items: object) -> None:
     with pytest.raises(BadAnswerError, match="materials"):
         await plane_of(FakeHttp(ok(items))).fetch_many_materials("t", {1: "", 2: "", 3: ""})
 

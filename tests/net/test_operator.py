@@ -152,7 +152,7 @@ async def test_the_fix_for_a_wrong_key_names_the_key_file(world: World) -> None:
 @pytest.mark.parametrize("body", [b'{"data": []}', b'{"data": "x"}', b'{"data": null}'])
 async def test_a_row_is_an_object(body: bytes) -> None:
     class Fixed:
-        async def request(self, *args: Any, **kwargs: Any) -> Answer:
+        async def request(self, *args: object, **kwargs: object) -> Answer:
             return Answer(200, {"content-type": "application/json"}, body)
 
         async def aclose(self) -> None: ...
@@ -173,7 +173,7 @@ class Pages:
         self._is_old = is_old
         self.queries: list[dict[str, str]] = []
 
-    async def request(self, method: str, path: str, *, query: dict[str, str], **_: Any) -> Answer:
+    async def request(self, method: str, path: str, *, query: dict[str, str], **_: object) -> Answer:
         self.queries.append(query)
         after, limit = int(query.get("after_id", "0")), int(query["limit"])
         rows = self._rows if self._is_old else [row for row in self._rows if row["id"] > after][:limit]
@@ -193,7 +193,7 @@ async def test_lists_are_read_by_page(count: int, is_old: bool) -> None:
 @pytest.mark.parametrize("rows", [[{}] * PAGE, [{"id": "x"}] * PAGE, [{"id": None}] * PAGE])
 async def test_a_page_of_rows_without_ids_is_no_answer(rows: list[dict[str, Any]]) -> None:
     class Fixed:
-        async def request(self, *args: Any, **kwargs: Any) -> Answer:
+        async def request(self, *args: object, **kwargs: object) -> Answer:
             return Answer(200, {"content-type": "application/json"}, json.dumps({"data": rows}).encode())
 
     with pytest.raises(BadAnswerError, match="id"):

@@ -239,7 +239,7 @@ async def test_nothing_listening_fails_with_the_words_of_a_request(start, connec
 
 
 async def test_an_upgrade_that_is_never_answered_ends_at_the_deadline(start, connect) -> None:
-    async def script(seen: Any, stream: trio.abc.Stream) -> None:
+    async def script(seen: object, stream: trio.abc.Stream) -> None:
         await stream.receive_some(10)
 
     site = await start(script)
@@ -252,7 +252,7 @@ async def test_an_upgrade_that_is_never_answered_ends_at_the_deadline(start, con
 
 
 async def test_a_cancelled_handshake_leaves_nothing_open(start, connect) -> None:
-    async def script(seen: Any, stream: trio.abc.Stream) -> None:
+    async def script(seen: object, stream: trio.abc.Stream) -> None:
         await stream.receive_some(10)
 
     site = await start(script)

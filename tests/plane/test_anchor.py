@@ -207,7 +207,7 @@ async def test_a_refresh_hands_out_the_anchor_and_confirms_it(build: Callable[..
     world.plane.anchor.switched = False
     device = await world.device()
 
-    async def refresh(**more: Any) -> Any:
+    async def refresh(**more: object) -> Any:
         body = {"refresh_token": device.refresh_token, "device_public_id": device.public_id} | more
         return (await device("POST", "/auth/token/refresh", body)).data
 

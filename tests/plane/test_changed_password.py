@@ -73,7 +73,7 @@ def test_a_new_connection_uses_the_password_of_now(
 
 
 def test_a_new_password_may_contain_brackets(
-    own_postgres: PostgresServer, database: Any, file: Path, contents: str
+    own_postgres: PostgresServer, database: object, file: Path, contents: str
 ) -> None:
     """They have a meaning in URLs, which the parser of libpq does not need to know in a password."""
     own_postgres.sql("ALTER ROLE app PASSWORD 'sec[ond'")
@@ -82,7 +82,7 @@ def test_a_new_password_may_contain_brackets(
 
 
 def test_a_file_that_cannot_be_read_again_leaves_the_former_password(
-    database: Any, file: Path, contents: str, caplog: pytest.LogCaptureFixture
+    database: object, file: Path, contents: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     file.unlink()
     for _ in range(2):

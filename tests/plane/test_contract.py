@@ -40,7 +40,7 @@ class InProcess:
         *,
         query: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
-        json: Any = None,
+        json: object = None,
         deadline: float,
         cap: int,
     ) -> Answer:

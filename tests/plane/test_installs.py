@@ -26,7 +26,7 @@ def hashed(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-async def put(world: World, device: Device, items: Any, query: str = "") -> Any:
+async def put(world: World, device: Device, items: object, query: str = "") -> Any:
     return await world.operator("PUT", f"{device.home}/install-config{query}", {"installs": items})
 
 
@@ -131,7 +131,7 @@ async def test_a_bare_list_is_accepted(world: World) -> None:
         ([COPY | {"id": "local:x"}], "reserved for the host"),
     ],
 )
-async def test_invalid_items_are_refused_and_change_nothing(world: World, items: Any, expected: str) -> None:
+async def test_invalid_items_are_refused_and_change_nothing(world: World, items: object, expected: str) -> None:
     device = await world.device()
     reply = await put(world, device, items)
     assert (reply.status, reply.key) == (400, "BAD_REQUEST")

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -137,7 +136,7 @@ def test_both_forms_are_read_alike(rows: list[list[str]]) -> None:
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(list(FIELDS)), inner),
     )
 )
-def test_any_json_is_read_or_refused(value: Any) -> None:
+def test_any_json_is_read_or_refused(value: object) -> None:
     try:
         entries, errors = entries_of(json.dumps([value], indent=1))
     except ValueError:

@@ -172,7 +172,7 @@ async def test_401_when_the_token_has_expired(world: World) -> None:
     assert reply.headers["www-authenticate"].startswith("Bearer")
 
 
-def forged(device: Device, **changes: Any) -> str:
+def forged(device: Device, **changes: object) -> str:
     claims = jwt.decode(device.token, options={"verify_signature": False}) | changes
     return jwt.encode(claims, b"x" * 32, algorithm="HS256")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from certctrl.model.answer import Answer
 from certctrl.model.config import AgentConfig
@@ -26,8 +25,8 @@ class ExpiredToken:
         path: str,
         *,
         headers: Mapping[str, str] | None = None,
-        json: Any = None,
-        **_options: Any,
+        json: object = None,
+        **_options: object,
     ) -> Answer:
         if path.endswith("/updates"):
             if (headers or {})["authorization"] != "Bearer new":
@@ -40,7 +39,7 @@ class ExpiredToken:
         pass
 
 
-def answer(status: int, body: Any) -> Answer:
+def answer(status: int, body: object) -> Answer:
     return Answer(status, {"content-type": "application/json", "etag": '"1-0"'}, json.dumps(body).encode())
 
 

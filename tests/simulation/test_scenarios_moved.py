@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import attrs
 import trio
@@ -54,7 +53,7 @@ async def move(scene: Scene) -> None:
 
 
 @contextmanager
-def policy_with(**rules: Any) -> Iterator[None]:
+def policy_with(**rules: object) -> Iterator[None]:
     policy = template().root / "policy.json"
     before = policy.read_text()
     policy.write_text(json.dumps(json.loads(before) | rules))

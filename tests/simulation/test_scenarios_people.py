@@ -182,7 +182,7 @@ def test_status_shows_failing_and_waiting_work_with_its_next_attempt() -> None:
         await scene.until(lambda: scene.live(row["id"]) and not scene.agent.inbox.depth)
         took, took_changed = scene.agent.plane.fetch_materials, scene.agent.plane.fetch_changed_materials
 
-        async def pending(*_args: Any) -> Any:
+        async def pending(*_args: object) -> Any:
             raise PlaneError("WRAP_PENDING", status=409)
 
         scene.agent.plane.fetch_materials = scene.agent.plane.fetch_changed_materials = pending

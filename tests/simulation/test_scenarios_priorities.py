@@ -271,7 +271,7 @@ def test_a_restart_keeps_the_classes() -> None:
 # --- seeded mistakes: each lets its scenario fail --------------------------------------------------------------------
 
 
-async def no_look(self: Any, *classes: Any) -> None:
+async def no_look(self: object, *classes: object) -> None:
     await trio.lowlevel.checkpoint()
 
 

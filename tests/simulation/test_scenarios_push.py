@@ -167,7 +167,7 @@ def test_pages_that_come_twice_do_no_harm() -> None:
 # --- mistakes ------------------------------------------------------------------------------------------------------
 
 
-async def forever(self: Any) -> None:
+async def forever(self: object) -> None:
     await trio.sleep_forever()
 
 
@@ -199,11 +199,11 @@ def noting(self: Any, page: Any) -> None:
     TAKE_PAGE(self, page)
 
 
-async def only_push(self: Any, token: str, step: Any, why: str, *, absent: bool = False) -> Any:
+async def only_push(self: object, token: str, step: object, why: str, *, absent: bool = False) -> Any:
     return events.TransportFailed(why)
 
 
-async def never_post(self: Any, notices: Any) -> bool:
+async def never_post(self: object, notices: object) -> bool:
     return True
 
 

@@ -33,7 +33,7 @@ def counted(scene: Scene) -> list[float]:
     return times
 
 
-async def served(scene: Scene, **more: Any) -> int:
+async def served(scene: Scene, **more: object) -> int:
     """Deploy a certificate with a service and return its id; ``more`` is merged into its items."""
     row = await scene.issue("calm.example")
     cert_id = int(row["id"])

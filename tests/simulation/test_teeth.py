@@ -39,7 +39,7 @@ HISTORIES = 150
 class Mistake:
     """A patch of the agent, and the settings under which it shows."""
 
-    def __init__(self, name: str, value: Any, **emphasis: float) -> None:
+    def __init__(self, name: str, value: object, **emphasis: float) -> None:
         self.name, self.value, self.emphasis = name, value, emphasis
 
 
@@ -149,7 +149,7 @@ async def never(agent: Agent) -> None:
     await trio.sleep_forever()
 
 
-async def fragile_status(agent: Agent, status: Any) -> None:
+async def fragile_status(agent: Agent, status: object) -> None:
     await agent.offload(agent.store.installed.save_status, status)
 
 
@@ -161,7 +161,7 @@ async def kept_fetch(self: Any, cert_id: int) -> Any:
     return kept[cert_id]
 
 
-def any_key(der: bytes, leaf: Any) -> bytes:
+def any_key(der: bytes, leaf: object) -> bytes:
     from cryptography.hazmat.primitives.serialization import (
         Encoding,
         NoEncryption,

@@ -238,7 +238,7 @@ def earlier_failures_not_written_at_the_start(patch: pytest.MonkeyPatch) -> None
 
 
 def written_in_place(patch: pytest.MonkeyPatch) -> None:
-    def write(fs: Fs, path: Path, data: bytes, **_: Any) -> None:
+    def write(fs: Fs, path: Path, data: bytes, **_: object) -> None:
         with closing(fs, fs.open_lock(path, SECRET_MODE)) as handle:
             fs.truncate(handle, 0)
             fs.write(handle, data)

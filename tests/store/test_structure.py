@@ -85,7 +85,7 @@ WRONG: list[tuple[Any, Any, str, str]] = [
 
 
 @pytest.mark.parametrize(("kind", "raw", "path", "what"), WRONG, ids=[f"{w[2] or w[0]}: {w[3]}" for w in WRONG])
-def test_a_mismatch_is_reported_with_its_path(kind: Any, raw: Any, path: str, what: str) -> None:
+def test_a_mismatch_is_reported_with_its_path(kind: object, raw: object, path: str, what: str) -> None:
     with pytest.raises(Mismatch) as caught:
         structure(kind, raw, converter=tolerant_converter())
     assert caught.value.path == path
@@ -217,7 +217,7 @@ def test_choices_are_found_in_lists_and_objects() -> None:
 
 
 @pytest.mark.parametrize("value", [(), {}, {"a": (1,)}])
-def test_values_without_facts_round_trip(value: Any) -> None:
+def test_values_without_facts_round_trip(value: object) -> None:
     kind = tuple[str, ...] if value == () else Mapping[str, tuple[int, ...]]
     assert structure(kind, tolerant_converter().unstructure(value)) == value
 

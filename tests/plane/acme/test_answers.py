@@ -66,7 +66,7 @@ def test_any_object(reader: Callable[[Any], Any], found: dict[str, Any]) -> None
 
 @settings(max_examples=at_most(50))
 @given(ANY, st.integers(0, 999))
-def test_any_problem_document(document: Any, status: int) -> None:
+def test_any_problem_document(document: object, status: int) -> None:
     error = refusal("the order", read_problem(document, status))
     assert str(error).isprintable() and len(str(error)) < 4000 and error.fix
 
@@ -95,7 +95,7 @@ def test_an_order() -> None:
 
 
 def test_challenges_that_are_unknown_are_kept_and_those_that_cannot_be_read_left_out() -> None:
-    def challenge(**more: Any) -> dict[str, Any]:
+    def challenge(**more: object) -> dict[str, Any]:
         return {"type": "dns-01", "url": f"{BASE}/chall/1", "status": "pending", "token": "abc"} | more
 
     found = {

@@ -93,7 +93,7 @@ async def test_a_revocation_wins_over_a_concurrent_renewal() -> None:
     from certctrl.plane.core import Plane
     from certctrl.plane.devices.devices import DeviceFacts
 
-    async def offload(function: Callable[..., Any], *args: Any) -> Any:
+    async def offload(function: Callable[..., Any], *args: object) -> Any:
         if issued and function is new_key:
             await plane.certificates.revoke(1, issued[0])
         return function(*args)

@@ -28,7 +28,7 @@ async def ca(site: Site) -> Any:
         yield kind.ca
 
 
-async def renewed(site: Site, ca: ScriptedCa, **options: Any) -> tuple[int, int, int]:
+async def renewed(site: Site, ca: ScriptedCa, **options: object) -> tuple[int, int, int]:
     """Return device, certificate and the open order of its renewal, for which the device has sent a request."""
     device = await site.device()
     row = await site.issue(device, issuer="le", **options)

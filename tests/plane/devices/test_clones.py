@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 from plane_world import Device, World
@@ -88,7 +87,7 @@ async def test_polls_write_only_when_the_agent_changes(world: World, monkeypatch
     """Two copies that poll each second are confirmed once a minute."""
     device, run, written = await world.device(), world.plane.database.run, list[int]()
 
-    def counted(sql: str, *parameters: Any) -> int:
+    def counted(sql: str, *parameters: object) -> int:
         if not sql.startswith(("BEGIN", "COMMIT")):
             written.append(int(world.clock.steady))
         return run(sql, *parameters)
@@ -106,7 +105,7 @@ async def test_a_poll_succeeds_when_the_database_takes_no_changes(
     device, run = await world.device(), world.plane.database.run
     await copies(device, "a")
 
-    def full(sql: str, *parameters: Any) -> int:
+    def full(sql: str, *parameters: object) -> int:
         if sql.startswith("UPDATE"):
             raise DiskError("disk full", path="plane.db")
         return run(sql, *parameters)

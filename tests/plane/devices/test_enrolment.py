@@ -16,7 +16,7 @@ PUBLIC_ID = "23229bf7-5172-02c7-59a2-76d5b4a40090"
 START = {"action": "device_start", "scopes": ["updates"], "name": "web-1", "platform": "linux"}
 
 
-async def start(world: World, **more: Any) -> dict[str, Any]:
+async def start(world: World, **more: object) -> dict[str, Any]:
     reply = await world.stranger("POST", "/auth/device", START | more)
     data: dict[str, Any] = reply.data
     return data

@@ -15,7 +15,7 @@ REFRESH = "/auth/token/refresh"
 # --- enrolment tokens -----------------------------------------------------------------------------------------------
 
 
-async def token_for(world: World, **options: Any) -> dict[str, Any]:
+async def token_for(world: World, **options: object) -> dict[str, Any]:
     reply = await world.operator("POST", "/apiv1/users/1/enrolment-tokens", options)
     assert reply.status == 201
     data: dict[str, Any] = reply.data

@@ -207,7 +207,7 @@ async def test_many_devices_are_changed_with_a_few_statements(plane: Plane, monk
     await change(plane, *devices[:20], add=["web", "env=test", "old"])
     run, statements = plane.database.run, []
 
-    def counted(sql: str, *parameters: Any) -> int:
+    def counted(sql: str, *parameters: object) -> int:
         statements.append(sql)
         return run(sql, *parameters)
 

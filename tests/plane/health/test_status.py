@@ -42,7 +42,7 @@ def stopped(tmp_path: Path) -> Path:
     return tmp_path / "plane"
 
 
-def running(**changes: Any) -> dict[str, Any]:
+def running(**changes: object) -> dict[str, Any]:
     job = {"scheduled": 1, "due": 0, "overdue": 0, "running": 0}
     database = {
         "engine": "PostgreSQL", "schema": 7, "schema_known": 7, "bytes": 3 * 2**20, "jobs": {"housekeeping": job},

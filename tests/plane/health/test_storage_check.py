@@ -8,7 +8,6 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import trio
@@ -48,7 +47,7 @@ async def test_a_failed_change_is_a_problem_until_one_is_stored(
     check.note_failure(DiskError("x", errno=number))
     run = database.run
 
-    def full(sql: str, *parameters: Any) -> int:
+    def full(sql: str, *parameters: object) -> int:
         if "settings" in sql:
             raise DiskError("full", errno=number)
         return run(sql, *parameters)

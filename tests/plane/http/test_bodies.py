@@ -153,7 +153,7 @@ async def test_an_unexpected_error_is_a_500_with_an_id_and_no_detail(
 
 
 async def test_a_full_disk_is_a_503(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*args: Any) -> int:
+    def full(*args: object) -> int:
         raise DiskError("/data/plane.db: database or disk is full")
 
     monkeypatch.setattr(world.plane.database, "insert", full)

@@ -101,7 +101,7 @@ async def test_what_a_stream_does_not_take_at_once_is_sent_later() -> None:
 
 
 async def test_one_response_is_one_write() -> None:
-    async def app(scope: Any, receive: Any, send: Send) -> None:
+    async def app(scope: object, receive: object, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
         await send({"type": "http.response.body", "body": b"ab"})
 
@@ -109,7 +109,7 @@ async def test_one_response_is_one_write() -> None:
 
 
 async def test_a_response_in_parts_is_chunked() -> None:
-    async def app(scope: Any, receive: Any, send: Send) -> None:
+    async def app(scope: object, receive: object, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200})
         for part in (b"ab", b"", b"c"):
             await send({"type": "http.response.body", "body": part, "more_body": True})
@@ -128,7 +128,7 @@ FAILED = [b"HTTP/1.1 500 \r\ncontent-length: 0\r\nconnection: close\r\n\r\n"]
 async def test_a_header_with_the_end_of_a_line_is_not_sent(
     headers: list[tuple[bytes, bytes]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def app(scope: Any, receive: Any, send: Send) -> None:
+    async def app(scope: object, receive: object, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": b"ab", "more_body": True})
 
@@ -137,7 +137,7 @@ async def test_a_header_with_the_end_of_a_line_is_not_sent(
 
 
 async def test_an_exception_before_the_response_is_a_500(caplog: pytest.LogCaptureFixture) -> None:
-    async def app(scope: Any, receive: Any, send: Send) -> None:
+    async def app(scope: object, receive: object, send: Send) -> None:
         raise LookupError("nothing")
 
     assert (await served(app, [GET + GET])).writes == FAILED
@@ -145,7 +145,7 @@ async def test_an_exception_before_the_response_is_a_500(caplog: pytest.LogCaptu
 
 
 async def test_no_response_is_a_500() -> None:
-    async def app(scope: Any, receive: Any, send: Send) -> None:
+    async def app(scope: object, receive: object, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200})
 
     assert (await served(app, [GET])).writes == FAILED
@@ -153,7 +153,7 @@ async def test_no_response_is_a_500() -> None:
 
 @pytest.mark.parametrize("later", [b"abc", b""])
 async def test_a_response_that_breaks_off_ends_the_connection(later: bytes, caplog: pytest.LogCaptureFixture) -> None:
-    async def app(scope: Any, receive: Any, send: Send) -> None:
+    async def app(scope: object, receive: object, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"3")]})
         await send({"type": "http.response.body", "body": b"a", "more_body": True})
         await send({"type": "http.response.body", "body": later})
@@ -163,7 +163,7 @@ async def test_a_response_that_breaks_off_ends_the_connection(later: bytes, capl
 
 
 async def test_nothing_is_sent_after_the_end_of_a_response(caplog: pytest.LogCaptureFixture) -> None:
-    async def app(scope: Any, receive: Any, send: Send) -> None:
+    async def app(scope: object, receive: object, send: Send) -> None:
         await send({"type": "http.response.start", "status": 204})
         await send({"type": "http.response.body"})
         await send({"type": "http.response.body", "body": b"HTTP/1.1 200 \r\n\r\n"})
@@ -175,7 +175,7 @@ async def test_nothing_is_sent_after_the_end_of_a_response(caplog: pytest.LogCap
 # --- what the application does not read, and the end of a connection ---------------------------------------------------
 
 
-async def unread(scope: Any, receive: Any, send: Send) -> None:
+async def unread(scope: object, receive: object, send: Send) -> None:
     await send({"type": "http.response.start", "status": 204})
     await send({"type": "http.response.body"})
 
@@ -257,7 +257,7 @@ async def test_a_stop_ends_an_idle_connection_without_an_answer(data: bytes, cap
 async def test_a_stop_lets_a_response_end_and_takes_no_other_request() -> None:
     begun, may_end = trio.Event(), trio.Event()
 
-    async def app(scope: Any, receive: Any, send: Send) -> None:
+    async def app(scope: object, receive: object, send: Send) -> None:
         begun.set()
         await may_end.wait()
         await unread(scope, receive, send)

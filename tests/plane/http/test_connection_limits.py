@@ -53,7 +53,7 @@ async def announced(address: PlaneAddress, header: bytes, token: str = "") -> As
         await trio.aclose_forcefully(secure)
 
 
-async def nothing(scope: Any, receive: Any, send: Any) -> None:
+async def nothing(scope: object, receive: object, send: object) -> None:
     """Answer nothing."""
 
 

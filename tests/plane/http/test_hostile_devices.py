@@ -68,7 +68,7 @@ async def site_on(database: Database, **settings: Any) -> Site:
     return Site(plane, app, Client(app, hostile), Client(app, other), (hostile_id, other_id), own, theirs)
 
 
-def wanted(*ids: Any, **more: Any) -> bytes:
+def wanted(*ids: object, **more: object) -> bytes:
     return json.dumps({"cert_ids": list(ids), **more}).encode()
 
 
@@ -173,7 +173,7 @@ async def test_the_list_of_a_device_has_its_certificates_whatever_revision_it_se
     await site.require_others_unaffected()
 
 
-def ack(number: int, **more: Any) -> dict[str, Any]:
+def ack(number: int, **more: object) -> dict[str, Any]:
     signal = {"type": "cert.renewed", "ts_ms": number, "ref": {"cert_id": number}}
     return {"type": "signal.ack", "signal": signal, "outcome": "applied"} | more
 

@@ -29,7 +29,7 @@ async def added(world: World) -> None:
     assert (await world.operator("POST", ISSUERS, LE)).status == 201
 
 
-async def pending(world: World, *names: str, **more: Any) -> dict[str, Any]:
+async def pending(world: World, *names: str, **more: object) -> dict[str, Any]:
     reply = await world.operator(
         "POST", "/apiv1/users/1/certificates", {"domain_name": names[0], "sans": names[1:], "issuer": "le", **more}
     )

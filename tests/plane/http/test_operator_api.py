@@ -220,12 +220,12 @@ async def test_invalid_ca_certificates_are_refused(world: World) -> None:
 # --- reports -------------------------------------------------------------------------------------------------------
 
 
-def ack(cert_id: int = 1, ts_ms: int = 1_790_000_000_000, outcome: str = "applied", **more: Any) -> dict[str, Any]:
+def ack(cert_id: int = 1, ts_ms: int = 1_790_000_000_000, outcome: str = "applied", **more: object) -> dict[str, Any]:
     signal = {"type": "cert.renewed", "ts_ms": ts_ms, "ref": {"cert_id": cert_id}}
     return {"type": "signal.ack", "signal": signal, "outcome": outcome, "duration_ms": 12} | more
 
 
-async def report(device: Device, *events: Any) -> Any:
+async def report(device: Device, *events: object) -> Any:
     return await device("POST", NOTIFY, {"schema": SCHEMA, "events": list(events)})
 
 
@@ -301,7 +301,7 @@ async def test_outcomes_are_bounded_per_device(build: Callable[..., Any]) -> Non
         {"schema": SCHEMA, "events": [ack(number) for number in range(101)]},
     ],
 )  # fmt: skip
-async def test_a_batch_is_stored_whole_or_not_at_all(world: World, body: Any) -> None:
+async def test_a_batch_is_stored_whole_or_not_at_all(world: World, body: object) -> None:
     device = await world.device()
     reply = await device("POST", NOTIFY, body)
     assert (reply.status, reply.key) == (400, "BAD_REQUEST")

@@ -23,7 +23,7 @@ def browser(world: World) -> Browser:
     return Browser(world.stranger)
 
 
-async def start(world: World, **more: Any) -> dict[str, Any]:
+async def start(world: World, **more: object) -> dict[str, Any]:
     body = {"action": "device_start", "name": "web-1", "platform": "linux", **more}
     data: dict[str, Any] = (await world.stranger("POST", "/auth/device", body)).data
     return data

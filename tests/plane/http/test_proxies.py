@@ -52,7 +52,7 @@ async def parsed(data: bytes, after: bytes = b"") -> Any:
         (SIGNATURE + b"\x21\x31\0\x03abc", None),
     ],
 )
-async def test_a_header_names_the_client_and_leaves_the_rest(header: bytes, client: Any) -> None:
+async def test_a_header_names_the_client_and_leaves_the_rest(header: bytes, client: object) -> None:
     assert await parsed(header, b"\x16\x03\x01TLS") == client
 
 

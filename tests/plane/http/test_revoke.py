@@ -9,7 +9,7 @@ from issued import CERTIFICATES, issue, signals
 from plane_world import World
 
 
-async def revoke(world: World, cert_id: int, **body: Any) -> Any:
+async def revoke(world: World, cert_id: int, **body: object) -> Any:
     return await world.operator("POST", f"{CERTIFICATES}/{cert_id}/revoke", body)
 
 

@@ -171,7 +171,7 @@ async def test_a_client_that_leaves_frees_its_connection(served: PlaneAddress, f
 
 
 async def test_its_own_certificate_is_renewed_while_it_serves(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: Any
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: object
 ) -> None:
     monkeypatch.setattr("certctrl.plane.serve._CERTIFICATE_CHECK_SECONDS", 0.1)
     async with trio.open_nursery() as nursery:

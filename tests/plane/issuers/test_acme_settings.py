@@ -19,7 +19,7 @@ CHALLENGES = [{"type": "plane-http"}]
 HMAC = {"eab_hmac_key": b"zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W"}
 
 
-def checked(secrets: Mapping[str, bytes] | None = None, **settings: Any) -> dict[str, Any]:
+def checked(secrets: Mapping[str, bytes] | None = None, **settings: object) -> dict[str, Any]:
     return checked_settings({"directory_url": URL, "challenges": CHALLENGES} | settings, secrets or {})
 
 

@@ -204,7 +204,7 @@ async def test_a_bug_of_a_kind_is_a_problem_and_ends_nothing(
     plane = planes[0]
     await put(plane)
 
-    def fail(*args: Any) -> None:
+    def fail(*args: object) -> None:
         raise KeyError("proxy")
 
     monkeypatch.setattr(ScriptedKind, "make", fail)

@@ -120,7 +120,7 @@ async def test_bad_bytes_before_the_hello_end_the_socket(virtual: World, autojum
         {"limit": True}, {"limit": "5"}, {"cursor": "a" * 1025},
     ],
 )  # fmt: skip
-async def test_an_invalid_hello_gets_an_error(virtual: World, autojump_clock: trio.abc.Clock, data: Any) -> None:
+async def test_an_invalid_hello_gets_an_error(virtual: World, autojump_clock: trio.abc.Clock, data: object) -> None:
     device = await virtual.device()
     async with memory_client(virtual.app, device.token) as client:
         await client.upgrade()

@@ -231,7 +231,7 @@ async def test_a_woken_socket_reads_with_one_statement(planes: list[Plane], monk
         statements: list[str] = []
         read = plane.database.all
 
-        def counted(sql: str, *parameters: Any) -> Any:
+        def counted(sql: str, *parameters: object) -> Any:
             statements.append(sql)
             return read(sql, *parameters)
 

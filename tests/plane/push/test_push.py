@@ -190,7 +190,7 @@ async def test_a_read_that_failed_is_tried_again(
     async with pushed(virtual, device) as client:
         await quiet(client, 1)
 
-        async def fails(*_: Any) -> Any:
+        async def fails(*_: object) -> Any:
             monkeypatch.undo()
             raise DatabaseAwayError("away")
 
@@ -231,7 +231,7 @@ async def test_an_announcement_is_stored(virtual: World, autojump_clock: trio.ab
     "data", [None, [], {}, {"schema": "x", "events": []}, {"schema": "certctrl.device.notify.v1", "events": [{}] * 101}]
 )
 async def test_invalid_outcomes_get_an_error_with_their_id(
-    virtual: World, autojump_clock: trio.abc.Clock, data: Any
+    virtual: World, autojump_clock: trio.abc.Clock, data: object
 ) -> None:
     device = await virtual.device()
     async with pushed(virtual, device) as client:

@@ -22,11 +22,11 @@ async def able(world: World) -> Device:
     return device
 
 
-async def ask(world: World, device: Device, question: str = "status", **more: Any) -> Reply:
+async def ask(world: World, device: Device, question: str = "status", **more: object) -> Reply:
     return await world.operator("POST", f"{device.home}/questions", {"question": question} | more)
 
 
-async def answered(client: PushClient, data: Any, *, after: float = 0.0) -> dict[str, Any]:
+async def answered(client: PushClient, data: object, *, after: float = 0.0) -> dict[str, Any]:
     """Answer the next question; return it."""
     message = await client.expect("ask.question")
     await trio.sleep(after)
@@ -88,7 +88,7 @@ async def test_the_record_stays_without_the_answer(
     ids=lambda value: str(value)[:40],
 )  # fmt: skip
 async def test_a_refusal_is_an_error_of_one_line(
-    virtual: World, autojump_clock: trio.abc.Clock, data: Any, status: int, key: str, words: str
+    virtual: World, autojump_clock: trio.abc.Clock, data: object, status: int, key: str, words: str
 ) -> None:
     device = await able(virtual)
     async with pushed(virtual, device) as client, trio.open_nursery() as nursery:
@@ -157,7 +157,7 @@ async def test_a_revoked_or_unknown_device_is_refused(virtual: World, autojump_c
 @pytest.mark.parametrize(
     "body", [{}, {"question": "shell"}, {"question": 1}, {"question": "status", "timeout_seconds": 0}, {"question": "status", "timeout_seconds": 26}]
 )  # fmt: skip
-async def test_invalid_questions_get_400(virtual: World, autojump_clock: trio.abc.Clock, body: Any) -> None:
+async def test_invalid_questions_get_400(virtual: World, autojump_clock: trio.abc.Clock, body: object) -> None:
     device = await able(virtual)
     async with pushed(virtual, device):
         assert (await virtual.operator("POST", f"{device.home}/questions", body)).status == 400

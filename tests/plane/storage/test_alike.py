@@ -36,11 +36,11 @@ def ack(number: int, outcome: OutcomeKind = OutcomeKind.APPLIED) -> Ack:
     return Ack(type="cert.renewed", ts_ms=number, ref={"cert_id": 1}, outcome=outcome)
 
 
-async def statements(plane: Plane, function: Callable[..., Any], *args: Any) -> tuple[Any, int]:
+async def statements(plane: Plane, function: Callable[..., Any], *args: object) -> tuple[Any, int]:
     """Return the result of a unit of work that reads, and the number of its statements."""
     count, read = 0, plane.database.all
 
-    def counted(sql: str, *parameters: Any) -> Any:
+    def counted(sql: str, *parameters: object) -> Any:
         nonlocal count
         count += 1
         return read(sql, *parameters)

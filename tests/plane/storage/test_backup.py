@@ -269,7 +269,7 @@ async def test_a_crash_of_a_restore_leaves_one_of_the_two_databases(
     for module, name in calls:
         with monkeypatch.context() as patch:
 
-            def crash(*_: Any) -> None:
+            def crash(*_: object) -> None:
                 raise Crash
 
             patch.setattr(module, name, crash)

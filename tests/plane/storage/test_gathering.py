@@ -125,7 +125,7 @@ async def test_a_unit_that_is_refused_after_changing_no_row_does_not_repeat_the_
 
 
 async def test_a_failing_database_fails_all_units(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def full(*args: Any) -> None:
+    async def full(*args: object) -> None:
         raise DiskError("no space", path="x")
 
     gathering = Gathering(plane.database)
@@ -326,7 +326,7 @@ async def test_a_wave_is_read_with_few_statements(plane: Plane, monkeypatch: pyt
     statements: list[str] = []
     read = plane.database.all
 
-    def counted(sql: str, *parameters: Any) -> Any:
+    def counted(sql: str, *parameters: object) -> Any:
         statements.append(sql)
         return read(sql, *parameters)
 
@@ -350,7 +350,7 @@ async def test_a_woken_poll_waits_for_a_lock_of_another_process(plane: Plane, mo
     device_id, _ = await registered(plane)
     cursor = (await plane.work(plane.stream.read, device_id, None, 1)).cursor
 
-    async def locked(*args: Any) -> None:
+    async def locked(*args: object) -> None:
         raise DatabaseLockedError("locked", path="plane.db")
 
     with plane.stream.waiter(device_id) as waiter, trio.fail_after(60):

@@ -154,7 +154,7 @@ def store_nothing(world: World, monkeypatch: pytest.MonkeyPatch, error: Exceptio
     """Make each change fail, but not transactions and reads."""
     run = world.plane.database.run
 
-    def fail(sql: str, *parameters: Any) -> int:
+    def fail(sql: str, *parameters: object) -> int:
         if sql.startswith(TRANSACTIONS):
             return run(sql, *parameters)
         raise error

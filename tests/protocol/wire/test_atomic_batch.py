@@ -12,7 +12,7 @@ from certctrl.protocol.wire.certificates import certificate_from_wire
 from certctrl.protocol.wire.signals import ack_event, signal_from_wire
 
 
-def wire(batch: Any, **ref: Any) -> dict[str, Any]:
+def wire(batch: object, **ref: object) -> dict[str, Any]:
     return {"type": "cert.renewed", "ts_ms": 5, "ref": {"cert_id": 3, "serial": "0A", "batch": batch} | ref}
 
 
@@ -44,7 +44,7 @@ def test_a_batch_is_not_part_of_the_identity() -> None:
     {"id": "a b", "size": 2}, {"id": "../x", "size": 2}, {"id": "b\n", "size": 2}, {"id": "é", "size": 2},
     {"id": 7, "size": 2}, {"id": None, "size": 2}, [], "b", 7, True,
 ])  # fmt: skip
-def test_a_renewal_with_an_unreadable_batch_is_malformed(batch: Any) -> None:
+def test_a_renewal_with_an_unreadable_batch_is_malformed(batch: object) -> None:
     """It must not be switched alone: the next comparison announces it again."""
     assert isinstance(signal_from_wire(wire(batch)), MalformedSignal)
 
@@ -58,6 +58,6 @@ def test_null_means_no_batch() -> None:
     ({"id": "b", "size": 2}, AtomicBatch(id="b", size=2)), (None, None), ({"id": "b", "size": 1}, None), ("b", None),
     ([], None), ({"size": 3}, None),
 ])  # fmt: skip
-def test_the_list_has_batches_and_survives_unreadable_ones(batch: Any, read: AtomicBatch | None) -> None:
+def test_the_list_has_batches_and_survives_unreadable_ones(batch: object, read: AtomicBatch | None) -> None:
     row = {"id": 3, "domain_name": "www.example", "batch": batch}
     assert certificate_from_wire(row).batch == read

@@ -88,7 +88,7 @@ def test_numbers_of_the_rfc(bits: str, text: str) -> None:
          '{"\\r":3,"1":4,"\x80":6,"é":5,"€":7,"😀":2,"\ufb33":1}'),
     ],
 )  # fmt: skip
-def test_values(value: Any, text: str) -> None:
+def test_values(value: object, text: str) -> None:
     assert canonical_json(value) == text
 
 
@@ -108,7 +108,7 @@ def test_values(value: Any, text: str) -> None:
         ([{"a": {1, 2}}], "JSON has no set"),
     ],
 )
-def test_values_without_a_canonical_form(value: Any, why: str) -> None:
+def test_values_without_a_canonical_form(value: object, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         canonical_json(value)
 
@@ -121,7 +121,7 @@ def test_deep_nesting_is_a_value_error() -> None:
 
 
 @given(JSON)
-def test_canonical_text_is_json_and_stable(value: Any) -> None:
+def test_canonical_text_is_json_and_stable(value: object) -> None:
     text = canonical_json(value)
     assert canonical_json(json.loads(text)) == text
     assert canonical_json(json.loads(json.dumps(value))) == text

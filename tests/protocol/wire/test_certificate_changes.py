@@ -22,16 +22,16 @@ from certctrl.protocol.wire.certificate_changes import (
 KNOWN = KnownList("r1", {n: json.dumps({"id": n, "domain_name": f"c{n}.example"}) for n in (1, 2, 3, 5)})
 
 
-def row(number: int, **fields: Any) -> dict[str, Any]:
+def row(number: int, **fields: object) -> dict[str, Any]:
     return {"id": number, "domain_name": f"c{number}.example", **fields}
 
 
-def answer(body: Any, status: int = 200, etag: str | None = '"r2"') -> Answer:
+def answer(body: object, status: int = 200, etag: str | None = '"r2"') -> Answer:
     headers = {"content-type": "application/json"} | ({"etag": etag} if etag is not None else {})
     return Answer(status, headers, json.dumps(body).encode())
 
 
-def page_of(**body: Any) -> ListPage:
+def page_of(**body: object) -> ListPage:
     return list_page_from_wire(answer({"data": []} | body), 100)
 
 
@@ -55,7 +55,7 @@ def test_the_texts_of_a_detail_are_not_kept() -> None:
 
 
 @pytest.mark.parametrize("complete", [None, 0, "false", [], "absent"])
-def test_a_plane_that_does_not_say_whether_the_list_is_complete_has_no_revisions(complete: Any) -> None:
+def test_a_plane_that_does_not_say_whether_the_list_is_complete_has_no_revisions(complete: object) -> None:
     body = {} if complete == "absent" else {"complete": complete}
     found = page_of(data=[row(1)], replaced={"of": 1, "parts": []}, **body)
     assert (found.by_revision, found.replaced, {*found.rows}) == (False, None, {1})
@@ -68,7 +68,7 @@ def test_a_plane_that_does_not_say_whether_the_list_is_complete_has_no_revisions
      {"of": 4, "parts": [4]}, {"of": 4, "parts": [-1]}, {"of": 4, "parts": ["x"]}, {"of": 4, "parts": [True]},
      {"of": 4, "parts": [0]}],
 )  # fmt: skip
-def test_changes_that_do_not_fit_fail_as_a_whole(replaced: Any) -> None:
+def test_changes_that_do_not_fit_fail_as_a_whole(replaced: object) -> None:
     """In the last one, the certificate is not in the part that is said to have changed."""
     with pytest.raises(BadAnswerError):
         page_of(data=[row(1)], complete=False, replaced=replaced)

@@ -117,7 +117,7 @@ def test_names_of_cas_that_do_not_fit(rows: object, why: str) -> None:
 
 
 @given(JSON | st.fixed_dictionaries({}, optional=dict.fromkeys((*ROW, *SEALED, "private_key_pem"), JSON)))
-def test_any_value_is_accepted_or_refused(data: Any) -> None:
+def test_any_value_is_accepted_or_refused(data: object) -> None:
     for read in (certificate_from_wire, materials_from_wire, ca_from_wire):
         try:
             read(data)

@@ -57,7 +57,7 @@ def test_hash_spellings(spell: Any) -> None:
     "wrong",
     ["", None, "x", "!!!!", "AAAA", base64.b64encode(bytes(32)).decode(), "é", "A" * 300, installs_hash([]) + "A"],
 )
-def test_a_wrong_hash_refuses_everything(wrong: Any) -> None:
+def test_a_wrong_hash_refuses_everything(wrong: object) -> None:
     assert refusal(config([COPY], installs_hash_b64=wrong)).reason in ("hash", "schema")
     text = json.dumps([COPY])
     assert refusal(config([COPY], installs_json=text, installs_hash_b64=wrong)).reason in ("hash", "schema")
@@ -88,7 +88,7 @@ REFUSALS: list[tuple[Any, str, str]] = [
 
 
 @pytest.mark.parametrize(("data", "reason", "why"), REFUSALS)
-def test_a_refused_config_says_why(data: Any, reason: str, why: str) -> None:
+def test_a_refused_config_says_why(data: object, reason: str, why: str) -> None:
     error = refusal(data)
     assert (error.reason, why in str(error)) == (reason, True)
 

@@ -418,7 +418,7 @@ def test_items_of_an_operator() -> None:
         ([{"id": 1, "type": "import_ca"}], "installs[0].ob_id: expected the id of a CA"),
     ],
 )
-def test_an_item_of_an_operator_that_does_not_fit(items: Any, why: str) -> None:
+def test_an_item_of_an_operator_that_does_not_fit(items: object, why: str) -> None:
     with pytest.raises(Misfit) as caught:
         items_from_operator(items)
     assert str(caught.value) == why
@@ -439,7 +439,7 @@ def test_an_item_of_an_operator_that_does_not_fit(items: Any, why: str) -> None:
         ([CA | {"id": "local:1"}], "schema", "reserved"),
     ],
 )
-def test_items_of_an_operator_that_do_not_fit_together(items: Any, reason: str, why: str) -> None:
+def test_items_of_an_operator_that_do_not_fit_together(items: object, reason: str, why: str) -> None:
     with pytest.raises(PlanError, match=why) as caught:
         items_from_operator(items)
     assert caught.value.reason == reason

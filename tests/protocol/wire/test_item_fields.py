@@ -126,7 +126,7 @@ KEPT: list[tuple[dict[str, Any], Any]] = [
 
 
 @pytest.mark.parametrize(("item", "kept"), KEPT)
-def test_of_a_refused_item_the_fields_that_fit_are_kept(item: dict[str, Any], kept: Any) -> None:
+def test_of_a_refused_item_the_fields_that_fit_are_kept(item: dict[str, Any], kept: object) -> None:
     """Its dependents still find it, and its files are still removed."""
     refused = item_or_refused(item, "installs[0]")
     assert refused.refused

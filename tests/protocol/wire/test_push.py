@@ -17,7 +17,7 @@ from certctrl.protocol.wire.push import Envelope
 RENEWED = {"type": "cert.renewed", "ts_ms": 1, "ref": {"cert_id": 7}}
 
 
-def page(**data: Any) -> Envelope:
+def page(**data: object) -> Envelope:
     return Envelope(push.SIGNALS, "9-1", {"cursor": "9-1", "signals": [RENEWED], "more": False} | data)
 
 
@@ -69,7 +69,7 @@ def test_a_page_without_signals_or_cursor_is_refused(data: dict[str, Any]) -> No
 
 
 @pytest.mark.parametrize("data", [None, [], "x", 7])
-def test_a_page_without_data_is_refused(data: Any) -> None:
+def test_a_page_without_data_is_refused(data: object) -> None:
     with pytest.raises(BadAnswerError):
         push.page_event(Envelope(push.SIGNALS, "9-1", data), 20)
 
@@ -92,7 +92,7 @@ def test_the_ping_interval_is_bounded(asked: float, used: float) -> None:
 @pytest.mark.parametrize(
     "data", [{"ping_seconds": "25"}, {"ping_seconds": True}, {"resume_token": 7}, {"resume_token": "a\nb"}, None]
 )
-def test_an_odd_greeting_is_refused(data: Any) -> None:
+def test_an_odd_greeting_is_refused(data: object) -> None:
     with pytest.raises(BadAnswerError):
         push.greeting_from_wire(Envelope(push.HELLO_ACK, "", data))
 
@@ -115,7 +115,7 @@ def test_a_greeting_may_have_no_position() -> None:
         (400, {"code": 1, "what": "no", "key": "BAD"}, events.Refused(400, "BAD", 1, "no")),
     ],
 )
-def test_a_refused_hello_is_the_event_of_a_refused_poll(status: int, error: Any, event: events.PollAnswer) -> None:
+def test_a_refused_hello_is_the_event_of_a_refused_poll(status: int, error: object, event: events.PollAnswer) -> None:
     assert push.refusal_event(Envelope(push.ERROR, "", {"status": status, "error": error})) == event
 
 
@@ -130,7 +130,7 @@ def test_a_refused_hello_is_the_event_of_a_refused_poll(status: int, error: Any,
         {"status": 409, "error": 7},
     ],
 )
-def test_an_odd_refusal_is_a_bad_answer(data: Any) -> None:
+def test_an_odd_refusal_is_a_bad_answer(data: object) -> None:
     assert isinstance(push.refusal_event(Envelope(push.ERROR, "", data)), events.BadAnswer)
 
 

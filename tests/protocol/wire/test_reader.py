@@ -47,7 +47,7 @@ def test_any_bytes_parse_or_are_a_bad_answer(body: bytes) -> None:
 
 
 @given(JSON)
-def test_valid_json_comes_back_as_it_was(value: Any) -> None:
+def test_valid_json_comes_back_as_it_was(value: object) -> None:
     text = json.dumps(value)
     assert parse_json(text.encode()) == json.loads(text) or "\\ud" in text.lower()
 
@@ -192,7 +192,7 @@ read = wire_class(Row, {"c": text(9), "t": moment}, names={"renamed": "from"}, p
 
 
 @given(st.sampled_from(["c", "n", "l", "f", "t", "o", "from"]), JSON)
-def test_a_misfit_names_the_path_and_not_the_value(name: str, value: Any) -> None:
+def test_a_misfit_names_the_path_and_not_the_value(name: str, value: object) -> None:
     try:
         read({"c": "x", name: value}, "top")
     except Misfit as misfit:

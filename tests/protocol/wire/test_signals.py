@@ -261,7 +261,7 @@ def test_a_reference_cannot_name_the_class() -> None:
 
 
 @given(RAW)
-def test_any_signal_survives_the_inbox(wire: Any) -> None:
+def test_any_signal_survives_the_inbox(wire: object) -> None:
     signal = signal_from_wire(wire)
     kept = signal_from_wire(json.loads(json.dumps(to_wire(signal))))
     assert type(kept) is type(signal)
@@ -270,7 +270,7 @@ def test_any_signal_survives_the_inbox(wire: Any) -> None:
 
 
 @given(RAW, st.sampled_from(OutcomeKind), st.integers(-5, 10**9))
-def test_every_signal_can_be_acked(wire: Any, kind: OutcomeKind, duration: int) -> None:
+def test_every_signal_can_be_acked(wire: object, kind: OutcomeKind, duration: int) -> None:
     signal = signal_from_wire(wire)
     event = json.loads(json.dumps(ack_event(signal, Outcome(kind=kind, detail="why"), duration)))
     assert event["outcome"] == kind.value

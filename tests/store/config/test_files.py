@@ -62,7 +62,7 @@ WRONG: list[tuple[str, Any, str, str]] = [
 
 
 @pytest.mark.parametrize(("key", "value", "what", "fix"), WRONG, ids=[f"{w[0]}={str(w[1])[:24]!r}" for w in WRONG])
-def test_a_mistake_is_reported(layout: ConfigDir, key: str, value: Any, what: str, fix: str) -> None:
+def test_a_mistake_is_reported(layout: ConfigDir, key: str, value: object, what: str, fix: str) -> None:
     layout.application.write_text(json.dumps({"server_url": URL} | {key: value}))
     error = refused(layout)
     assert what in str(error)

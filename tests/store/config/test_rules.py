@@ -18,7 +18,7 @@ LISTEN = "expected ADDRESS:PORT"
 DIGEST = "0123456789abcdef" * 4
 
 
-def config(section: str, **values: Any) -> AgentConfig:
+def config(section: str, **values: object) -> AgentConfig:
     base = attrs.evolve(AgentConfig(), application=attrs.evolve(AgentConfig().application, server_url=URL))
     return attrs.evolve(base, **{section: attrs.evolve(getattr(base, section), **values)})
 

@@ -33,7 +33,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def put(root: Path, name: str, **body: Any) -> None:
+def put(root: Path, name: str, **body: object) -> None:
     (root / "state" / name).write_text(json.dumps({"state_version": 1, **body}))
 
 

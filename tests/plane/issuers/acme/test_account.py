@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from acme_world import AcmeWorld, CrashError, once, refused
 from scripted_ca import BASE, DIRECTORY_URL, ScriptedCa, problem
@@ -37,7 +35,7 @@ async def test_a_new_account_key_also_after_a_crash(
     assert second != before
     for crash_after in (False, True):  # before the CA has changed it, and after
 
-        def crash(method: str, path: str, payload: Any, after: bool = crash_after) -> None:
+        def crash(method: str, path: str, payload: object, after: bool = crash_after) -> None:
             if path == "/keyChange":
                 if after:
                     ca._key_change("", payload, {"kid": f"{BASE}/acct/1"})

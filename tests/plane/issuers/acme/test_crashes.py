@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
 
 import attrs
 import pytest
@@ -31,7 +30,7 @@ async def test_a_crash_at_any_request_or_memo_loses_nothing(
         csr = new_csr(("a.test", "*.a.test"))
         steps = iter(range(1, 10_000))
 
-        def crash(method: str, path: str, payload: Any, steps: Iterator[int] = steps, at: int = crash_at) -> None:
+        def crash(method: str, path: str, payload: object, steps: Iterator[int] = steps, at: int = crash_at) -> None:
             if next(steps) >= at:
                 world.solver.dead = True
                 raise CrashError

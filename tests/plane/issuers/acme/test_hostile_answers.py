@@ -26,7 +26,7 @@ WRONG = [b"", b"<html>", b"\xff", [], None, 7, "text", {}, {"status": "valid"}, 
 )
 @pytest.mark.parametrize("body", WRONG, ids=repr)
 async def test_an_answer_of_the_wrong_shape(
-    world: AcmeWorld, ca: ScriptedCa, autojump_clock: MockClock, path: str, body: Any
+    world: AcmeWorld, ca: ScriptedCa, autojump_clock: MockClock, path: str, body: object
 ) -> None:
     """An empty answer to newAccount is none: CAs may leave out the object."""
     ca.hooks.append(always(path, (200, {"Location": f"{BASE}/acct/9"}, body)))
@@ -41,7 +41,7 @@ async def test_an_answer_of_the_wrong_shape(
      "//evil.test/x", "https://ca.test\r\nX: y/", "https://[::1", "https://" + "a" * 5000, "", 7],
 )  # fmt: skip
 async def test_urls_at_other_hosts_are_not_requested(
-    world: AcmeWorld, ca: ScriptedCa, autojump_clock: MockClock, url: Any
+    world: AcmeWorld, ca: ScriptedCa, autojump_clock: MockClock, url: object
 ) -> None:
     for path, change in (
         ("/newOrder", {"finalize": url}),
@@ -58,7 +58,7 @@ async def test_urls_at_other_hosts_are_not_requested(
 
 
 async def test_an_order_for_other_names(world: AcmeWorld, ca: ScriptedCa, autojump_clock: MockClock) -> None:
-    def other(method: str, path: str, payload: Any) -> Reply | None:
+    def other(method: str, path: str, payload: object) -> Reply | None:
         if path != "/newOrder":
             return None
         status, headers, order = ca._new_order("", payload, {})
@@ -102,7 +102,7 @@ async def test_a_certificate_for_other_names(world: AcmeWorld, ca: ScriptedCa, a
 
 
 async def test_an_order_that_the_ca_ends(world: AcmeWorld, ca: ScriptedCa, autojump_clock: MockClock) -> None:
-    def end(method: str, path: str, payload: Any) -> Reply | None:
+    def end(method: str, path: str, payload: object) -> Reply | None:
         if not path.startswith("/order/") or not any("csr" in one for one in ca.orders.values()):
             return None
         order = ca._shown(f"{BASE}{path}")
@@ -144,7 +144,7 @@ class ChangingCa(ScriptedCa):
         self.changes = {change[0]: change for change in changes}
         self.answered = -1
 
-    def _answered(self, method: str, path: str, payload: Any, usual: Callable[[], Reply]) -> Reply:
+    def _answered(self, method: str, path: str, payload: object, usual: Callable[[], Reply]) -> Reply:
         status, headers, found = super()._answered(method, path, payload, usual)
         self.answered += 1
         change = self.changes.get(self.answered)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import trio
 from acme_world import AcmeWorld, always, once, refused
@@ -110,7 +108,7 @@ async def test_the_pause_that_a_ca_asks_for(
     """WALL is 14:13:20 UTC of that day."""
     times: list[float] = []
 
-    def note(method: str, path: str, payload: Any) -> Reply | None:
+    def note(method: str, path: str, payload: object) -> Reply | None:
         if not path.startswith("/authz/") or not world.solver.published:
             return None
         times.append(trio.current_time())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
 
 import pytest
 import trio
@@ -46,7 +45,7 @@ async def test_the_proof_is_the_token_with_the_thumbprint_of_the_account_key(
 async def test_what_is_proven_already_is_not_proven_again(
     world: AcmeWorld, ca: ScriptedCa, autojump_clock: MockClock
 ) -> None:
-    def prove(method: str, path: str, payload: Any) -> None:
+    def prove(method: str, path: str, payload: object) -> None:
         for found in ca.authorizations.values():
             found["status"] = "valid"
 
@@ -78,7 +77,7 @@ async def test_a_changed_contact_is_sent_to_the_ca(world: AcmeWorld, ca: Scripte
 async def test_a_wildcard_that_the_ca_leaves_in_the_name(
     world: AcmeWorld, ca: ScriptedCa, autojump_clock: MockClock
 ) -> None:
-    def shown(method: str, path: str, payload: Any) -> Reply | None:
+    def shown(method: str, path: str, payload: object) -> Reply | None:
         if not path.startswith("/authz/"):
             return None
         status, headers, found = ca._authorization(path.removeprefix("/authz/"), payload, {})
@@ -92,7 +91,7 @@ async def test_a_wildcard_that_the_ca_leaves_in_the_name(
 async def test_the_pause_after_the_certificate_request(
     world: AcmeWorld, ca: ScriptedCa, autojump_clock: MockClock
 ) -> None:
-    def slow(method: str, path: str, payload: Any) -> Reply | None:
+    def slow(method: str, path: str, payload: object) -> Reply | None:
         if not path.startswith("/finalize/"):
             return None
         ca.polls_until_issued = 2

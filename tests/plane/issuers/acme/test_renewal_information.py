@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import trio
 from acme_world import AcmeWorld, always
@@ -66,7 +64,7 @@ async def test_a_certificate_that_ari_does_not_know(
      {"suggestedWindow": {"start": "2026-01-02T00:00:00", "end": "2026-01-03T00:00:00"}}],
 )  # fmt: skip
 async def test_renewal_information_that_cannot_be_used(
-    world: AcmeWorld, ca: ScriptedCa, autojump_clock: MockClock, body: Any
+    world: AcmeWorld, ca: ScriptedCa, autojump_clock: MockClock, body: object
 ) -> None:
     first = await world.issuer().issue(world.request("a.test"))
     ca.hooks.append(always("/renewalInfo/", (200, {}, body)))
