@@ -104,7 +104,7 @@ class FakePlane:
         self.tokens: list[str] = []
         self.polls: list[Poll] = []
         self.posted: list[Any] = []
-        self.answer: Any = events.NoUpdates("9-9")
+        self.answer: events.PollAnswer = events.NoUpdates("9-9")
         self.copies_suspected = False
 
     def server_now(self) -> float:
@@ -118,7 +118,7 @@ class FakePlane:
             raise opened
         return opened
 
-    async def poll(self, token: str, step: Poll) -> Any:
+    async def poll(self, token: str, step: Poll) -> events.PollAnswer:
         await trio.lowlevel.checkpoint()
         self.polls.append(step)
         if step.wait and isinstance(self.answer, events.NoUpdates):

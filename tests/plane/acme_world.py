@@ -121,7 +121,7 @@ def make_world(wall_now: Callable[[], float], plane: Plane | None = None) -> Acm
     return AcmeWorld(plane, wall_now)
 
 
-async def refused(world: AcmeWorld, *names: str, issuer: Any = None, **more: Any) -> IssuerError:
+async def refused(world: AcmeWorld, *names: str, issuer: AcmeIssuer | None = None, **more: Any) -> IssuerError:
     """Return the error of an order."""
     with pytest.raises(IssuerError) as caught:
         await (issuer or world.issuer()).issue(world.request(*(names or ("a.test",)), **more))

@@ -6,13 +6,13 @@ import logging
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 from postgres_server import PostgresServer
 
 from certctrl.cli.plane.database import connector, database_address
 from certctrl.plane.errors import DatabaseAwayError
+from certctrl.plane.storage.postgres import PostgresDatabase
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def contents(request: pytest.FixtureRequest, url: str) -> str:
 
 
 @pytest.fixture
-def database(url: str, file: Path, contents: str) -> Iterator[Any]:
+def database(url: str, file: Path, contents: str) -> Iterator[PostgresDatabase]:
     """The database, opened as ``plane serve`` does."""
     file.write_text(contents.format("first"))
     read = partial(database_address, url if contents == "{}" else "", str(file), {})
@@ -54,14 +54,14 @@ def database(url: str, file: Path, contents: str) -> Iterator[Any]:
     database.close()
 
 
-def reconnect(database: Any) -> None:
+def reconnect(database: PostgresDatabase) -> None:
     database.close()
     with database.transaction():
         assert database.schema_version()
 
 
 def test_a_new_connection_uses_the_password_of_now(
-    own_postgres: PostgresServer, database: Any, file: Path, contents: str
+    own_postgres: PostgresServer, database: PostgresDatabase, file: Path, contents: str
 ) -> None:
     reconnect(database)
     own_postgres.sql("ALTER ROLE app PASSWORD 'second'")
@@ -73,7 +73,7 @@ def test_a_new_connection_uses_the_password_of_now(
 
 
 def test_a_new_password_may_contain_brackets(
-    own_postgres: PostgresServer, database: object, file: Path, contents: str
+    own_postgres: PostgresServer, database: PostgresDatabase, file: Path, contents: str
 ) -> None:
     """They have a meaning in URLs, which the parser of libpq does not need to know in a password."""
     own_postgres.sql("ALTER ROLE app PASSWORD 'sec[ond'")
@@ -82,7 +82,7 @@ def test_a_new_password_may_contain_brackets(
 
 
 def test_a_file_that_cannot_be_read_again_leaves_the_former_password(
-    database: object, file: Path, contents: str, caplog: pytest.LogCaptureFixture
+    database: PostgresDatabase, file: Path, contents: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     file.unlink()
     for _ in range(2):

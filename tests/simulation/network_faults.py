@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -29,7 +30,7 @@ class NetworkFaults:
 
     def __init__(self, world: World, chance: random.Random) -> None:
         self.world, self.chance = world, chance
-        self.app: Any = None
+        self.app: Callable[..., Any] | None = None
 
     def actions(self) -> list[Action]:
         """Return the possible actions with their weights."""
