@@ -10,6 +10,7 @@ import gc
 import importlib
 import json
 import os
+import pkgutil
 import signal
 import sys
 import traceback
@@ -30,10 +31,17 @@ LONGEST = 60
 BUG = 2
 
 
+PACKAGES = ("agent", "install", "model", "net", "protocol", "store")
+LAZY = ("jwt", "nacl.public", "http.client", "cryptography.hazmat.backends.openssl.backend", "ctypes")
+
+
 def warm() -> None:
-    """Import the product's lazy modules, and keep shared objects out of the garbage collector."""
-    for name in ("jwt", "nacl.public", "http.client", "cryptography.hazmat.backends.openssl.backend", "ctypes"):
-        importlib.import_module(name)
+    """Import the product's lazy modules, so that no fault hits an import; keep shared objects out of the collector."""
+    rooms = (importlib.import_module(f"certctrl.{name}") for name in PACKAGES)
+    modules = [one.name for room in rooms for one in pkgutil.walk_packages(room.__path__, f"{room.__name__}.")]
+    for name in (*LAZY, *modules):
+        with suppress(ModuleNotFoundError):  # of an extra
+            importlib.import_module(name)
     gc.collect()
     gc.freeze()
 
