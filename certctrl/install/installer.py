@@ -18,7 +18,7 @@ import attrs
 
 from certctrl.errors import CertctrlError, CommandError, DiskError, UsageError
 from certctrl.install.deploy import atomic, preview, recovery, staging
-from certctrl.install.deploy.candidates import live_bundle, next_try_at, to_switch
+from certctrl.install.deploy.candidates import live_bundle, next_try_at, prune_unused, to_switch
 from certctrl.install.deploy.context import Context, Locks
 from certctrl.install.deploy.converge import Convergence
 from certctrl.install.deploy.groups import Group, bound_now, groups_of
@@ -100,6 +100,24 @@ class Installer(InstalledCerts):
         """Remove generations that will not be used, and files that a failing disk did not remove. Raises DiskError."""
         if self._context.left or self._context.generations.has_leftovers:
             await self._context.offload(recovery.clear_up, self._context)
+        await self.prune()
+
+    async def prune(self) -> None:
+        """Remove generations of switched certificates that are no longer kept. Raises DiskError.
+
+        Those on which another call works are left to the next call; so are all of them after a failure.
+        """
+        outdated = self._context.outdated
+        mine = {f"cert:{i}": i for i in outdated if self._locks.try_acquire({f"cert:{i}"})}
+        outdated.difference_update(ids := list(mine.values()))
+        try:
+            if ids:
+                await self._context.shared_offload(prune_unused, self._context, ids)
+        except BaseException:
+            outdated.update(ids)
+            raise
+        finally:
+            self._locks.release(mine.keys())
 
     async def lost(self) -> list[CertRecord]:
         """Return the certificates that are live by their records, but not on disk."""
@@ -171,14 +189,13 @@ class Installer(InstalledCerts):
 
         ``only``: these certificates (and ``prepared``) only; None with nothing prepared: all certificates.
         ``due_now``: also retry failures that are not due yet. ``asked_by``: audit-log actor; empty: that of this run.
-        ``lasting``: False if the caller makes the outcomes durable next (see `RecordStore.save`).
+        ``lasting``: False if the caller makes the outcomes durable next (see `RecordStore.save`), and then calls `prune`.
         ``together``: certificate id -> atomic batch, of prepared ones: all of a batch, or none, are switched.
         The outcomes are by certificate id, for all named and all changed ones; 0: items that concern no certificate.
         """
-        context, everything = self._context, only is None and not prepared
+        context, everything, who = self._context, only is None and not prepared, asked_by or self.asked_by
         concerned = frozenset(one.cert_id for one in prepared) | frozenset(only or ())
         lasting = lasting or context.config().application.keep_generations < 1  # an old record must have its generation
-        who = asked_by or self.asked_by
         results = Results(context=context, asked_by=who, concerned=concerned, lasting=lasting, together=together)
         due = frozenset(self.records if due_now and everything else concerned if due_now else ())
         not_due = self._items_not_due(all_due=everything and due_now)
@@ -238,6 +255,9 @@ class Installer(InstalledCerts):
         except DiskError as error:
             fail = partial(attrs.evolve, kind=OutcomeKind.FAILED, detail=str(error), transient=True)
             return {cert_id: fail(one) if one.ok else one for cert_id, one in results.outcomes.items()}
+        if results.lasting:
+            with suppress(DiskError):  # `clear_up` tries again, and its caller reports it
+                await self.prune()
         return results.outcomes
 
     async def converge_all(

@@ -180,6 +180,8 @@ class FakeInstaller:
     """Whether a converge would do something."""
     missing: set[int] = attrs.field(factory=set)
     """Certificates that are not on disk."""
+    left: DiskError | None = None
+    """Why old generations cannot be removed."""
     host_keys: dict[int, dict[str, bytes]] = attrs.field(factory=dict)
     """Certificate id -> hash of the public half -> key, of all its generations, the live one last."""
 
@@ -239,6 +241,10 @@ class FakeInstaller:
 
     async def save_retries(self) -> None:
         await self.secure()
+
+    async def prune(self) -> None:
+        if self.left is not None:
+            raise self.left
 
     async def import_ca(self, ca_id: int, name: str, pem: str, _items: Sequence[InstallItem]) -> Outcome:
         self.calls.append(("import", ca_id, name, pem))

@@ -13,7 +13,7 @@ from handler_world import APPLIED, LIVE, NOW, THERE, TS, World, refused
 from trio.testing import MockClock
 
 from certctrl.agent.dispatcher import Dispatcher
-from certctrl.errors import PlaneError
+from certctrl.errors import DiskError, PlaneError
 from certctrl.install.plan.retries import is_quarantined
 from certctrl.model.certificate import CaBundle
 from certctrl.model.plan import Outcome, OutcomeKind
@@ -159,3 +159,11 @@ async def test_what_waits_for_its_grace_time_is_reported_when_it_is_done(scene: 
     scene.now += 3600
     await handled(scene)
     assert scene.installer.retries.signals() == [] and [kind for kind, _ in outcomes(scene)] == [APPLIED.value]
+
+
+async def test_old_generations_that_cannot_be_removed_are_a_problem_and_no_failure(scene: World) -> None:
+    scene.plane.cas[3] = CA
+    scene.installer.left = DiskError("cannot remove it", path="/x", errno=5, fix="check the disk")
+    assert await handled(scene, SIGNAL) is None
+    assert [kind for kind, _ in outcomes(scene)] == [APPLIED.value]
+    assert "cannot remove it" in str(scene.agent.problems["disk"])

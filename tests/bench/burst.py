@@ -73,12 +73,12 @@ class _Side:
         before, synced_before, stat = self.daemon.usage(), self.daemon.synced, self.plane.obey("stat")
         began = self.plane.obey("publish", ids=list(range(1, count + 1)), version=version)["at"]
         self.walls.append(self.daemon.until_done(count) - began)
-        self.cpus.append(self.daemon.usage().total - before.total)
         self.synced = self.daemon.synced - synced_before
         self.switches.append(self.daemon.switches)
         self.passed.append(_passed(stat, self.plane.wait_acks(stat["acks"] + count)))
         time.sleep(SETTLE)
-        self.memory.append(self.daemon.usage().uss)
+        self.cpus.append((after := self.daemon.usage()).total - before.total)  # with what follows the outcomes
+        self.memory.append(after.uss)
 
 
 def _side(stack: contextlib.ExitStack, work: Path, material: Material, name: str, features: frozenset[str]) -> _Side:

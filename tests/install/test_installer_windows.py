@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -11,7 +13,7 @@ from cryptography.hazmat.primitives import hashes
 from install_host import APPLIED, RELOAD, ROLLED_BACK, Host, commands, kinds, reload
 from trio.testing import MockClock
 
-from certctrl.errors import UsageError
+from certctrl.errors import DiskError, UsageError
 from certctrl.install.plan.render import plan_lines
 from certctrl.model.plan import CopyAction
 from certctrl.model.policy import MaintenanceWindow
@@ -193,6 +195,48 @@ async def test_older_generations_are_pruned(clock: MockClock, host: Host) -> Non
     for _ in range(6):
         await host.deliver(1)
     assert len(host.installer._context.generations.ids("c1.example")) == 1 + host.config.application.keep_generations
+
+
+async def test_older_generations_stay_until_the_outcomes_are_durable(clock: MockClock, host: Host) -> None:
+    kept, ids = 1 + host.config.application.keep_generations, host.installer._context.generations.ids
+    for _ in range(kept + 2):
+        prepared = [await host.installer.stage(host.bundle(1), ())]
+        assert kinds(await host.installer.converge(prepared, (), lasting=False)) == {1: APPLIED}
+    assert len(ids("c1.example")) == kept + 2
+    host.installer._locks.try_acquire({"cert:1"})
+    await host.installer.prune()
+    assert len(ids("c1.example")) == kept + 2, "another call works on it"
+    host.installer._locks.release({"cert:1"})
+    await host.installer.prune()
+    assert len(ids("c1.example")) == kept
+    assert not host.installer._locks._taken
+
+
+async def test_a_generation_that_cannot_be_removed_is_no_failure_of_its_certificate(
+    clock: MockClock, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generations, kept = host.installer._context.generations, 1 + host.config.application.keep_generations
+    for cert_id in (1, 2):
+        for _ in range(kept):
+            await host.deliver(cert_id)
+    real, refused = generations.prune, list[str]()
+
+    def refuse(name: str, keep: int, **options: Any) -> int:
+        if name == "c1.example":
+            refused.append(name)
+            raise DiskError("cannot remove", path="/x", errno=errno.EIO, fix="check the disk")
+        return real(name, keep, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(generations, "prune", refuse)
+        prepared = [await host.installer.stage(host.bundle(one), ()) for one in (1, 2)]
+        assert kinds(await host.installer.converge(prepared, ())) == {1: APPLIED, 2: APPLIED}
+        assert refused and len(generations.ids("c1.example")) == kept + 1
+        assert len(generations.ids("c2.example")) == kept, "it keeps no other from being removed"
+        with pytest.raises(DiskError, match="cannot remove"):
+            await host.installer.clear_up()
+    await host.installer.clear_up()
+    assert len(generations.ids("c1.example")) == kept
 
 
 async def test_the_next_try_without_a_window_needs_no_import(

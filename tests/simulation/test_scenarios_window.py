@@ -62,7 +62,7 @@ def test_a_failure_in_the_window_is_reported_and_retried_with_backoff() -> None:
             "the window is closed: when it opens"
         )
         assert scene.outcomes()[:-reported] == [("cert.renewed", "rolled_back")], "the same failure is reported once"
-        scene.world.services.failing = lambda: False
+        scene.world.services.refusing.clear()
         await trio.sleep(SATURDAY + 7 * DAY + 1200 - scene.world.clock.now())
         assert scene.record(cert_id).facts.serial != record.facts.serial
         assert scene.outcomes()[0] == ("cert.renewed", "applied")

@@ -195,11 +195,19 @@ def not_waiting(
 
 
 def prune_unused(context: Context, cert_ids: Collection[int]) -> None:
-    """Remove old generations of some certificates, except those kept for a rollback. Blocks on the disk."""
-    keep = context.config().application.keep_generations
+    """Remove old generations of some certificates, except those kept for a rollback. Blocks on the disk.
+
+    Tries all, then raises the first DiskError.
+    """
+    keep, first = context.config().application.keep_generations, None
     for record in filter(None, map(context.records.certificates.get, cert_ids)):
         used = {record.generation, record.activated, record.staged} - {""}
-        context.generations.prune(record.name, keep, also_keep=used)
+        try:
+            context.generations.prune(record.name, keep, also_keep=used)
+        except DiskError as error:
+            first = first or error
+    if first is not None:
+        raise first
 
 
 async def with_missing_files(

@@ -53,6 +53,8 @@ class Context:
     indexer: Indexer = attrs.field(factory=Indexer)
     public: dict[int, str] = attrs.field(factory=dict)
     """Public names of certificates that differ from their directories' (`names.publish`)."""
+    outdated: set[int] = attrs.field(factory=set)
+    """Certificates that may have more generations than are kept (`Installer.prune`)."""
     left: set[str] = attrs.field(factory=set)
     """Journals of ended deployments whose files a failing disk did not remove (`recovery.clear_up`)."""
 

@@ -10,7 +10,7 @@ A power cut may follow each step:
    disagree, so it runs the pending commands and verifications;
 5. the staged files are renamed into place;
 6. commands, verifications, then markers and records in one write: ACTIVATED;
-7. old generations are pruned only after that.
+7. old generations are pruned only after that, by the caller if the outcomes are to be durable first (`Installer.prune`).
 
 Groups are worked on concurrently; a hanging reload or slow probe of one delays no other. A group that fails is rolled
 back as a whole, because a service reads all its certificates on one reload. On the next try each of its certificates is
@@ -20,7 +20,7 @@ did not concern are tried again immediately. An atomic batch is one group, and i
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 
 import trio
@@ -28,7 +28,7 @@ import trio
 from certctrl import lean
 from certctrl.errors import BatchRefusedError, CertctrlError, DiskError
 from certctrl.install.deploy import atomic
-from certctrl.install.deploy.candidates import may_make, prune_unused, with_missing_files
+from certctrl.install.deploy.candidates import may_make, with_missing_files
 from certctrl.install.deploy.context import Context, Locks
 from certctrl.install.deploy.executor import Executor
 from certctrl.install.deploy.groups import Group, SwitchedPlan, has_files, stale_markers
@@ -269,9 +269,7 @@ class Convergence:
                 if number % RECORD_BATCH == RECORD_BATCH - 1:
                     await trio.lowlevel.checkpoint()
             await self.results.save()
-            failed: dict[Group, CertctrlError] = await self.context.offload(_prune, self.context, done) if done else {}
-            for group, error in failed.items():
-                self._record_failure([group], error)
+            self.context.outdated.update(cert_id for group in done for cert_id in group.cert_ids)
         except CertctrlError as error:
             self._record_failure(groups, error)
         finally:
@@ -347,14 +345,3 @@ class Convergence:
         ids = frozenset[int]().union(*(group.cert_ids for group in groups))
         for cert_id in sorted(ids & (self.results.concerned | self.candidates.keys())):
             self.results.failed(cert_id, error, staged=self.candidates.get(cert_id))
-
-
-def _prune(context: Context, switched: Collection[Group]) -> dict[Group, CertctrlError]:
-    """Remove old generations; return the groups for which this failed."""
-    failed: dict[Group, CertctrlError] = {}
-    for group in switched:
-        try:
-            prune_unused(context, group.cert_ids)
-        except CertctrlError as error:
-            failed[group] = error
-    return failed

@@ -10,7 +10,6 @@ import trio
 from certctrl import lean
 from certctrl.errors import CertctrlError, DiskError
 from certctrl.install.deploy import atomic
-from certctrl.install.deploy.candidates import prune_unused
 from certctrl.install.deploy.context import Context
 from certctrl.install.deploy.executor import Executor, Tolerated
 from certctrl.install.deploy.observe import ObservedState, observe_and_plan
@@ -60,7 +59,7 @@ class Transaction:
             broken = frozenset()
             self._record_unswitched(self.fault)
         await self.results.save()
-        await self.context.shared_offload(prune_unused, self.context, list(self.batch))
+        self.context.outdated.update(self.batch)
         return broken.union(*(one.cert_ids for one in self.executor.unrelated))
 
     async def _perform(self) -> frozenset[int]:
