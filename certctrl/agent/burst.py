@@ -44,6 +44,11 @@ class BurstWatch:
         """Whether another page of the burst may follow."""
         return self._more_pages
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether one handler runs, and neither a ready certificate nor another page waits with it."""
+        return self._fetching == 1 and not self._more_pages and self._collecting_since is None
+
     def full_page(self) -> None:
         """Note that a poll returned a full page: another one may follow."""
         self._more_pages = True

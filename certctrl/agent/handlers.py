@@ -188,7 +188,8 @@ async def _stage_fetched(agent: Agent, cert_id: int, materials: DeployMaterials)
     materials = await with_host_key(agent, cert_id, materials)
     if record is not None and record.facts.domains:
         try:
-            return await agent.installer.stage(_opener(agent, cert_id, record.facts.domains, materials), agent.items)
+            opener = _opener(agent, cert_id, record.facts.domains, materials)
+            return await agent.installer.stage(opener, agent.items, alone=agent.burst.is_alone)
         except WrongNamesError:
             pass
     summary: CertificateSummary = await agent.authorized(lambda token: agent.plane.fetch_certificate(token, cert_id))

@@ -164,14 +164,17 @@ class Installer(InstalledCerts):
             with suppress(CommandError):  # optional: a command without a prepared supervisor starts one
                 await self._context.proc.prepare(checks + reloads)
 
-    async def stage(self, source: Bundle | Callable[[], Bundle], items: Sequence[InstallItem]) -> Candidate:
+    async def stage(
+        self, source: Bundle | Callable[[], Bundle], items: Sequence[InstallItem], *, alone: bool = False
+    ) -> Candidate:
         """Write a checked bundle next to the live one and run the plan's checks on it; nothing live changes.
 
         ``source``: a bundle, or a function that opens one (see `opener`), called in the same thread. The candidate
-        survives a crash only after `converge` has settled it. Raises DiskError, CommandError (a check refuses it),
-        PolicyRefusedError (a check may not run here), MaterialError (a format cannot be made).
+        survives a crash only after `converge` has settled it. ``alone``: whether no other is expected to be switched
+        with it. Raises DiskError, CommandError (a check refuses it), PolicyRefusedError (a check may not run here),
+        MaterialError (a format cannot be made).
         """
-        return await staging.stage(self._context, source, items)
+        return await staging.stage(self._context, source, items, alone=alone)
 
     async def converge(
         self,

@@ -13,6 +13,7 @@ import trio
 from wire_items import installs_hash
 
 from certctrl.agent.atomic_batches import AtomicBatches
+from certctrl.agent.burst import BurstWatch
 from certctrl.agent.context import Agent
 from certctrl.agent.counters import Counters
 from certctrl.agent.fetches import Fetches
@@ -217,7 +218,9 @@ class FakeInstaller:
     async def prepare_commands(self, cert_id: int, _items: Sequence[InstallItem]) -> None:
         self.calls.append(("prepare", cert_id))
 
-    async def stage(self, source: Callable[[], Bundle], _items: Sequence[InstallItem]) -> Bundle:
+    async def stage(
+        self, source: Callable[[], Bundle], _items: Sequence[InstallItem], *, alone: bool = False
+    ) -> Bundle:
         """Return the bundle in place of a candidate."""
         bundle = source()
         self.calls.append(("stage", bundle.facts.cert_id))
@@ -342,7 +345,7 @@ class World:
             "fetches": Fetches(
                 cast(Any, self.plane), lambda call: self.agent.authorized(call), lambda number: known_etag(self.agent, number)
             ),
-            "store": self.store, "fs": self.disk, "burst": None, "batches": None, "session": None,
+            "store": self.store, "fs": self.disk, "burst": BurstWatch(debounce=lambda: (0.5, 5.0), clock=trio.current_time), "batches": None, "session": None,
             "atomic": AtomicBatches(
                 self.installer.retries, limit=lambda: 600.0, clock=trio.current_time, compare=lambda: None
             ),

@@ -50,6 +50,22 @@ def test_a_lone_certificate_leaves_immediately(burst: Burst) -> None:
     assert burst.leaves_in == 0
 
 
+def test_a_renewal_is_alone_while_nothing_else_is_expected(burst: Burst) -> None:
+    watch = burst.watch
+    assert not watch.is_alone, "nothing is fetched"
+    watch.fetch_queued()
+    assert watch.is_alone
+    watch.full_page()
+    assert not watch.is_alone, "another page follows"
+    watch.last_page()
+    watch.fetch_queued()
+    assert not watch.is_alone, "another one is fetched"
+    burst.fetched(0.1)
+    assert not watch.is_alone, "another one is ready"
+    watch.batch_left()
+    assert watch.is_alone
+
+
 def test_a_certificate_without_a_queued_fetch_leaves_immediately(burst: Burst) -> None:
     burst.watch.certificate_ready()
     assert burst.leaves_in == 0

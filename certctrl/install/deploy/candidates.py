@@ -21,6 +21,7 @@ from certctrl.model.certificate import Bundle, CertFacts
 from certctrl.model.plan import InstallItem
 from certctrl.model.policy import MaintenanceWindow
 from certctrl.model.records import CertRecord, Retry
+from certctrl.store.deployments import generations
 
 
 @lean.define(eq=False)
@@ -118,7 +119,7 @@ async def to_switch(
     Raises CertctrlError; then nothing is switched.
     """
     newest = {one.cert_id: one for one in prepared}
-    await context.offload(context.generations.settle, [one.staged for one in newest.values()])
+    await _settle(context, [one.staged for one in newest.values() if one.staged is not None])
     _note_staged(context, newest, results.together)
     due = atomic.with_siblings(context, results.concerned.union(due_now))
     candidates = await _with_staged(context, newest, due, everything, results)
@@ -127,6 +128,14 @@ async def to_switch(
         with suppress(DiskError):
             await context.shared_offload(prune_unused, context, list(results.waiting))
     return now
+
+
+async def _settle(context: Context, staged: Sequence[generations.Staged]) -> None:
+    """Make generations durable; those of a lone renewal are already, and need no thread."""
+    if context.generations.are_durable(staged):
+        context.generations.settle(staged)
+    else:
+        await context.offload(context.generations.settle, staged)
 
 
 async def _with_staged(

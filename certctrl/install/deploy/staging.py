@@ -83,15 +83,17 @@ async def stage(
     *,
     placeholder: bool = False,
     check: bool = True,
+    alone: bool = False,
 ) -> Candidate:
     """Write a bundle's files to a staging directory and run the checks of its copy items on them.
 
-    Not durable until `GenerationStore.settle`, which settles many together. Raises DiskError; CommandError if a check
-    fails, and PolicyRefusedError if this host does not allow it (unchecked material never goes live).
+    Not durable until `GenerationStore.settle`, which settles many together; unless no other comes with it (``alone``)
+    and nothing checks it, which saves a thread job. Raises DiskError; CommandError if a check fails, and
+    PolicyRefusedError if this host does not allow it (unchecked material never goes live).
     """
     bundle: Bundle
     index = context.indexer.of(items)
-    bundle, staged = await context.shared_offload(_write, context, source, index, placeholder)
+    bundle, staged = await context.shared_offload(_write, context, source, index, placeholder, alone)
     if check:
         try:
             await _check(context, bundle, staged, index.copies(bundle.facts))
@@ -102,7 +104,7 @@ async def stage(
 
 
 def _write(
-    context: Context, source: Bundle | Callable[[], Bundle], index: ItemIndex, placeholder: bool
+    context: Context, source: Bundle | Callable[[], Bundle], index: ItemIndex, placeholder: bool, alone: bool
 ) -> tuple[Bundle, Staged]:
     bundle = source if isinstance(source, Bundle) else source()
     wanted = index.files(bundle.facts)
@@ -113,7 +115,8 @@ def _write(
         facts["passwords"] = {kind: password_mark(password) for kind, password in passwords.items()}
     salted = _salted_files(context, bundle, kinds, facts)
     files = virtual_files(bundle, wanted - salted.keys(), passwords.__getitem__) | salted
-    return bundle, context.generations.stage(bundle.facts.name, files, facts)
+    durable = alone and not any(item.check for item in index.copies(bundle.facts))
+    return bundle, context.generations.stage(bundle.facts.name, files, facts, durable=durable)
 
 
 def password_mark(password: bytes) -> str:

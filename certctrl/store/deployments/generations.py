@@ -24,6 +24,8 @@ from threading import Lock
 from typing import Any
 from weakref import ref
 
+import attrs
+
 from certctrl import lean
 from certctrl.errors import DiskError, StateCorruptError
 from certctrl.store.deployments.generation_files import TEMP, GenerationFiles, Manifest, identify, sync_all
@@ -35,12 +37,12 @@ from certctrl.store.layout import ALIAS, ConfigDir
 
 @lean.frozen(kw_only=True)
 class Staged:
-    """A generation that has been written; durable once settled. Its files are removed when the object is garbage."""
+    """A generation that has been written; durable once settled. Its files are removed if the object is garbage before."""
 
     name: str
     id: str
     path: Path
-    """The directory for checks; no longer valid once settled."""
+    """The directory for checks; a temporary one is no longer valid once settled."""
     unchanged: bool
     """Whether this generation already is live."""
     files: tuple[str, ...]
@@ -50,7 +52,7 @@ class Staged:
 
     @property
     def is_temporary(self) -> bool:
-        """Whether it still has to be settled."""
+        """Whether it was not durable under its id when it was staged."""
         return self.path.name.startswith(TEMP)
 
 
@@ -91,10 +93,13 @@ class GenerationStore:
 
     # --- staging ------------------------------------------------------------------------------------------
 
-    def stage(self, name: str, files: Mapping[str, bytes], facts: Mapping[str, Any]) -> Staged:
-        """Write a generation next to the others, not yet durable; an existing equal one is reused.
+    def stage(
+        self, name: str, files: Mapping[str, bytes], facts: Mapping[str, Any], *, durable: bool = False
+    ) -> Staged:
+        """Write a generation next to the others; an existing equal one is reused.
 
-        ``files``: file name -> bytes. ``facts``: JSON, part of the identity.
+        ``files``: file name -> bytes. ``facts``: JSON, part of the identity. ``durable``: make it durable under its id
+        now; `settle` then has nothing to do, but until it is called, the generation is removed with the object.
         """
         hashes = {file: hashlib.sha256(data).hexdigest() for file, data in sorted(files.items())}
         wanted = identify(hashes, facts)
@@ -112,6 +117,10 @@ class GenerationStore:
         self._verified.add((name, found))
         staged = Staged(name=name, id=found, path=path, unchanged=False, files=tuple(hashes), number=number)
         self._pending.setdefault(name, {})[found] = (path, ref(staged))
+        if durable:
+            self.settle([staged])
+            staged = attrs.evolve(staged, path=self.path(name, found))
+            self._pending.setdefault(name, {})[found] = (staged.path, ref(staged))
         return staged
 
     def _still_wanted(self, name: str, wanted: str) -> Staged | None:
@@ -160,7 +169,7 @@ class GenerationStore:
 
     def discard(self, staged: Staged) -> None:
         """Remove a generation that was staged but will not be settled."""
-        if staged.is_temporary:
+        if staged.id in self._pending.get(staged.name, ()):
             with closing(self._fs, self._fs.open_dir(staged.path.parent)) as home:
                 self._files.remove(staged.path, home)
             self._forget(staged.name, staged.id)
@@ -178,6 +187,10 @@ class GenerationStore:
         self._give_up()
         self._files.clear_up()
 
+    def are_durable(self, staged: Sequence[Staged]) -> bool:
+        """Return whether `settle` would not need the disk for these generations."""
+        return not any(one.is_temporary or (one.name, one.id) not in self._durable for one in staged)
+
     def settle(self, staged: Sequence[Staged]) -> None:
         """Make generations durable under their ids, so that they survive a crash; one syncfs for any number."""
         new = [one for one in {(one.name, one.id): one for one in staged}.values() if one.is_temporary]
@@ -188,9 +201,10 @@ class GenerationStore:
         for one in fresh:
             self._fs.rename(str(one.path), f"{self._layout.generations}/{one.name}/{one.id}")
             self._files.note_settled(one.name, one.number, one.id)
-            self._pending.get(one.name, {}).pop(one.id, None)
         self._files.sync_homes({one.name: None for one in (*fresh, *unsynced)}.keys())
-        self._durable.update((one.name, one.id) for one in staged)
+        for one in staged:
+            self._pending.get(one.name, {}).pop(one.id, None)
+            self._durable.add((one.name, one.id))
 
     # --- switching ----------------------------------------------------------------------------------------
 

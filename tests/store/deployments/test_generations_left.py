@@ -87,6 +87,44 @@ def test_clearing_up_removes_only_unreferenced_generations(fs: ModelFs, store: G
     assert (temporary(fs), store.has_leftovers) == ([], False)
 
 
+def lone(store: GenerationStore, serial: int) -> Staged:
+    return store.stage("a", {"private.key": b"key %d" % serial}, {"serial": serial}, durable=True)
+
+
+def test_a_generation_that_is_durable_when_staged_needs_nothing_more(fs: ModelFs, store: GenerationStore) -> None:
+    publish(store, "a", serial=1)
+    staged = lone(store, 2)
+    assert (temporary(fs), fs.pending, staged.path) == ([], [], store.path("a", staged.id))
+    assert store.has_leftovers, "it is removed unless it is settled"
+    fs.trace.clear()
+    assert store.are_durable([staged])
+    store.settle([staged])
+    assert (fs.trace, store.has_leftovers) == ([], False)
+    store.switch({"a": staged.id})
+    assert GenerationStore(LAYOUT, fs).live_id("a") == staged.id
+
+
+def test_a_durable_generation_that_is_not_settled_is_removed_like_any_other(
+    fs: ModelFs, store: GenerationStore
+) -> None:
+    live = publish(store, "a", serial=1)["a"]
+    lone(store, 2)
+    store.clear_up()
+    assert (store.ids("a"), store.has_leftovers) == ([live], False)
+    staged = lone(store, 3)
+    assert lone(store, 3) is staged, "it is held"
+    store.discard(staged)
+    assert (store.ids("a"), store.has_leftovers) == ([live], False)
+    lone(store, 4)
+    (newer,) = stage(store, "a", serial=5)
+    store.settle([newer])
+    assert store.ids("a") == [live, newer.id]
+
+
+def stage_durably_in_vain(store: GenerationStore) -> None:
+    lone(store, 3)
+
+
 def stage_and_discard(store: GenerationStore) -> None:
     (staged,) = stage(store, "a", serial=3)
     store.discard(staged)
@@ -106,7 +144,7 @@ def withdraw(store: GenerationStore) -> None:
             store.withdraw("a")
 
 
-@pytest.mark.parametrize("work", [stage_in_vain, stage_and_discard, prune, withdraw])
+@pytest.mark.parametrize("work", [stage_in_vain, stage_durably_in_vain, stage_and_discard, prune, withdraw])
 def test_a_disk_that_fails_at_any_operation_leaves_no_key_for_long(work: Callable[[GenerationStore], None]) -> None:
     left_once, after = False, 0
     while True:
