@@ -149,6 +149,8 @@ def test_a_revocation_does_not_wait_for_a_renewal_of_its_certificate(stage: str)
         scene.world.network.fault_for = fault_for  # type: ignore[method-assign]
         await renew_all(scene, renewed)
         await trio.sleep(0.5)
+        if stage == "ready for its batch":
+            await scene.until(lambda: doomed in [one.prepared.cert_id for one in scene.agent.batches._open.waiting], 10)
         await scene.plane.certificates.revoke(USER, doomed)
         await gone_within(scene, doomed, PROMPT)
         await trio.sleep(600)
