@@ -61,7 +61,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *GROUND, "model", "net.connections", "net.explain", "net.http", "net.pools", "net.stream", "net.tls",
         "net.websocket",
     ),
-    "net.connections": (),
+    "net.connections": ("net.reused",),
+    "net.reused": (),
     "net.metrics_listener": (),
     "net.admission": (),
     "net.challenge_listener": ("model.challenges", "net.admission"),
@@ -106,11 +107,14 @@ LAZY_FOR_CLI = ("plane", "sandbox")
 
 ONLY_IN: dict[str, tuple[str, ...]] = {
     "httpx": ("certctrl.net.connections", "certctrl.net.transport", "certctrl.plane.acme.http"),
-    "httpcore": ("certctrl.net.connections", "certctrl.net.transport", "certctrl.plane.acme.http"),
+    "httpcore": (
+        "certctrl.net.connections", "certctrl.net.reused", "certctrl.net.transport", "certctrl.plane.acme.http",
+    ),
     "typer": ("certctrl.cli",),
     "rich": ("certctrl.cli", "certctrl.sandbox.live_table"),
     "h11": (
-        "certctrl.net.challenge_listener", "certctrl.net.metrics_listener", "certctrl.plane.challenges.explain_http",
+        "certctrl.net.challenge_listener", "certctrl.net.metrics_listener", "certctrl.net.reused",
+        "certctrl.plane.challenges.explain_http",
     ),
     "httptools": ("certctrl.plane.http.parsing",),
     "wsproto": ("certctrl.net.websocket", "certctrl.plane.http.upgrade", "certctrl.plane.http.websocket"),

@@ -4,6 +4,9 @@ The library's pool examines all its connections, under locks, for each request. 
 wrong moment leaves a connection in it that is neither idle nor closed, forever. Here, an exchange owns its connection
 until the answer has been read. The connection is used again if it is idle then, and closed otherwise, also after an error
 or a cancellation.
+
+The library opens connections, which includes TLS and proxies, and makes the first exchange. The others on the same
+connection are made here with its parser (`reused.py`): its locks and traces cost as much as the parser.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ from typing import Any, TypeVar
 import httpcore
 import httpx
 import trio
+
+from certctrl.net.reused import ReusedConnection
 
 BROKEN = (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError, httpcore.UnsupportedProtocol)
 """The library's exceptions for a connection that could not be opened, or that broke."""
@@ -65,6 +70,7 @@ class KeptConnections:
             network_backend=backend or _Backend(),
         )
         """Only creates connections; it is the library's interface to those through a proxy."""
+        self._is_direct = proxy is None
         self._idle: list[Connection] = []
         """The one that was used last is the last."""
         self._busy: set[Connection] = set()
@@ -103,7 +109,7 @@ class KeptConnections:
             found = await read(response)
             await response.aclose()
             if connection.is_idle():
-                self._idle.append(connection)
+                self._idle.append(self._reused(connection, response))
                 return found
         except BaseException:
             await close(connection)
@@ -112,6 +118,14 @@ class KeptConnections:
             self._busy.discard(connection)
         await close(connection)
         return found
+
+    def _reused(self, connection: Connection, response: httpcore.Response) -> Connection:
+        """Return an idle connection for its next exchange; a proxy may need more than the request."""
+        if isinstance(connection, ReusedConnection):
+            connection.used_at = trio.current_time()
+        elif self._is_direct:
+            return ReusedConnection(connection, response.extensions["network_stream"], self.keepalive_seconds)
+        return connection
 
     async def aclose(self) -> None:
         """Close all connections, even those in use."""
