@@ -186,8 +186,9 @@ class Poller:
     async def _look_ahead(self, *classes: Priority) -> None:
         """Request signals of these classes ahead of the cursor, at most once a second and if the inbox has room."""
         agent = self.agent
-        wanted = [one for one in agent.inbox.classes_with_room() if one in classes]
-        if PRIORITY not in agent.plane.features or not wanted or trio.current_time() < self._ahead_at:
+        if PRIORITY not in agent.plane.features or trio.current_time() < self._ahead_at:
+            return  # before the inbox counts its signals, which takes milliseconds in a burst
+        if not (wanted := [one for one in agent.inbox.classes_with_room() if one in classes]):
             return
         try:
             token = await agent.tokens.current()

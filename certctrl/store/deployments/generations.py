@@ -198,8 +198,10 @@ class GenerationStore:
         unsynced = [one for one in staged if not one.is_temporary and (one.name, one.id) not in self._durable]
         if fresh:
             self._files.sync_contents([one.path for one in fresh])
+        generations = str(self._layout.generations)
         for one in fresh:
-            self._fs.rename(str(one.path), f"{self._layout.generations}/{one.name}/{one.id}")
+            home = f"{generations}/{one.name}"  # as text: a thousand paths cost more than their renames
+            self._fs.rename(f"{home}/{one.path.name}", f"{home}/{one.id}")
             self._files.note_settled(one.name, one.number, one.id)
         self._files.sync_homes({one.name: None for one in (*fresh, *unsynced)}.keys())
         for one in staged:

@@ -173,7 +173,7 @@ def read_bytes(
             )
         if judge is not None:
             judge(handle, found)
-        return fs.read(handle, limit)
+        return fs.read(handle, found.size or limit)  # not one call more to learn that it ends; some sizes are unknown
 
 
 def sweep_temps(fs: Fs, directory: Path) -> int:
