@@ -165,6 +165,25 @@ def spread(directory: str) -> None:
         subprocess.run(["chattr", "+T", directory], stderr=subprocess.DEVNULL, check=False)
 
 
+def file_system(directory: Path) -> str:
+    """Return the kind of a directory's file system; for ext4, whether it has a journal.
+
+    Without one, ext4 skips the inodes that were removed in the last seconds one by one: a file made soon after removals takes
+    up to forty times as long, in the product and in its floor.
+    """
+    device = directory.stat().st_dev
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        words = line.split()
+        if words[2] == f"{os.major(device)}:{os.minor(device)}":
+            kind, source = words[words.index("-") + 1 :][:2]
+            if kind != "ext4":
+                return kind
+            journals = Path("/proc/fs/jbd2")
+            has_journal = any(one.name.startswith(f"{Path(source).name}-") for one in journals.glob("*"))
+            return "ext4" if has_journal else "ext4 without a journal"
+    return "an unknown file system"
+
+
 def now() -> str:
     """Return the date and time of a report."""
     return time.strftime("%Y-%m-%d %H:%M:%S")

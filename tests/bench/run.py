@@ -32,7 +32,7 @@ import renewals
 import signing
 import startup
 import urgent
-from measure import load, now, spread
+from measure import file_system, load, now, spread
 
 import certctrl
 
@@ -127,17 +127,22 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer rounds: six minutes instead of half an hour")
     parser.add_argument("--only", choices=tuple(PARTS), action="append", help="one part; may be given again")
+    parser.add_argument(
+        "--work", type=Path, help="a directory on the file system to measure on; default: that of $TMPDIR"
+    )
     parser.add_argument("json", nargs="?", type=Path, default=Path("build/bench.json"), help="where the JSON goes")
     options = parser.parse_args(argv)
     compile_packages()
     report: dict[str, Any] = {"at": now(), "python": platform.python_version(), "machine": platform.platform()}
     report |= {"quick": options.quick, "load_per_core": round(load(), 2)}
+    report["file_system"] = file_system(options.work or Path(tempfile.gettempdir()))
+    print(f"Work on {report['file_system']}.\n")
     if load() > 0.5:
         print(f"The machine is busy (load {load():.1f} per core): ratios are less sure than they look.\n")
     for name, (title, part) in PARTS.items():
         if options.only is None or name in options.only:
             began = time.monotonic()
-            with tempfile.TemporaryDirectory(prefix="cert-ctrl-bench-") as work:
+            with tempfile.TemporaryDirectory(prefix="cert-ctrl-bench-", dir=options.work) as work:
                 spread(work)
                 report[name] = list(part(Path(work), options.quick))
             print(f"{title}\n{table(report[name])}\n({time.monotonic() - began:.0f} s)\n", flush=True)
