@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,37 @@ def test_the_tools_of_attrs_and_cattrs_work() -> None:
         LEAN["Counter"]().other = 1  # slots
     assert cattrs.unstructure(point) == {"x": 1, "y": 0, "z": 2}
     assert LEAN["Further"].__match_args__ == ("x", "y", "z")
+
+
+def test_generated_methods_share_their_code_and_global_names() -> None:
+    @lean.frozen
+    class Place:
+        x: int
+        y: int = 0
+
+    one, other = LEAN["Point"].__init__, Place.__init__
+    assert one.__code__ is other.__code__
+    assert one.__globals__ is other.__globals__
+
+
+def test_a_class_compared_by_its_base_ignores_its_own_fields() -> None:
+    for place in (lean, attrs):
+        base = classes(place)["Point"]
+        further: Any = place.frozen(eq=False)(type("Further", (base,), {"__annotations__": {"z": "int"}, "z": 0}))
+        assert further(1, 2, 3) == further(1, 2, 4)
+        assert base(1, 2) == base(1, 2)
+        assert base(1, 2) != base(1, 3)
+
+
+def test_weak_references_are_made_on_request() -> None:
+    @lean.frozen(weakref_slot=True)
+    class Held:
+        x: int
+
+    held = Held(1)
+    assert weakref.ref(held)() is held
+    with pytest.raises(TypeError, match="weak reference"):
+        weakref.ref(LEAN["Point"](1))
 
 
 def test_every_class_of_the_project_is_lean() -> None:

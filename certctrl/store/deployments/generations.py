@@ -35,7 +35,7 @@ from certctrl.store.disk.fs import FileKind, Fs, Handle, closing
 from certctrl.store.layout import ALIAS, ConfigDir
 
 
-@lean.frozen(kw_only=True)
+@lean.frozen(kw_only=True, weakref_slot=True)
 class Staged:
     """A generation that has been written; durable once settled. Its files are removed if the object is garbage before."""
 
