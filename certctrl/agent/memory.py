@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import gc
 import linecache
+import sys
 from collections.abc import Callable
 from functools import cache
 from typing import Any
+
+from certctrl.store.structure import strict_converter
 
 _M_ARENA_MAX = -8
 """mallopt(3), ``malloc.h``."""
@@ -26,9 +29,12 @@ def share_one_heap() -> None:
 def release_memory() -> None:
     """Collect garbage and return free pages to the system, if the C library can.
 
-    Also drops the source text that attrs and cattrs keep for debuggers of each method they generate.
+    Also drops what is made again when needed: the source text that attrs and cattrs keep for debuggers of each method
+    they generate, the import system's lists of directories, and the converter of the operator's files and journals.
     """
     linecache.clearcache()
+    sys.path_importer_cache.clear()
+    strict_converter.cache_clear()
     gc.collect()
     if (trim := _glibc("malloc_trim")) is not None:
         import ctypes
