@@ -62,9 +62,10 @@ def test_status_and_list_certs_import_nothing_heavy(command: str, tmp_path: Path
     assert not loaded, "not even rich: standard output is not a terminal here"
 
 
-def test_the_daemon_imports_neither_challenges_nor_makers_of_keys() -> None:
-    """Most hosts have neither, and what an idle daemon needs of memory has a limit (tests/bench/idle.py)."""
+def test_the_daemon_imports_neither_challenges_nor_makers_of_keys_nor_of_copies() -> None:
+    """Many hosts have none of them, and what an idle daemon needs of memory has a limit (tests/bench/idle.py)."""
     names = ["agent.challenges", "net.challenge_listener", "net.tls_alpn", "install.material.key_request"]
+    names += ["store.deployments.file_set", "store.deployments.journal", "store.disk.safe_path"]
     code = f"import certctrl.agent.run, sys; print(*sorted({{'certctrl.' + n for n in {names}}} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60)
     assert done.stdout == "\n"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import attrs
 
@@ -17,7 +18,9 @@ from certctrl.errors import CertctrlError
 from certctrl.install.deploy.context import Context
 from certctrl.install.material.formats import ca_files
 from certctrl.install.plan.values import DesiredCert, GroupPlan, Write
-from certctrl.store.deployments.file_set import FileSet, FileWrite
+
+if TYPE_CHECKING:
+    from certctrl.store.deployments.file_set import FileSet, FileWrite
 
 
 @lean.frozen
@@ -68,7 +71,7 @@ class Copies:
         """Write the files next to their destinations, durably; nothing live changes. Idempotent."""
         if part in self._staged:
             return
-        files = FileSet(self.context.layout, self.context.fs, left=self.context.left)
+        files = self._file_set()
         files.begin([self._file(write) for write in part.writes])
         self._staged[part] = files
 
@@ -86,7 +89,7 @@ class Copies:
         """Return all files of each certificate or CA of which at least one file cannot be written."""
         failed = set[str]()
         for node in dict.fromkeys(write.node for write in writes):
-            trial = FileSet(self.context.layout, self.context.fs, left=self.context.left)
+            trial = self._file_set()
             try:
                 trial.begin([self._file(write) for write in writes if write.node == node])
                 trial.close()
@@ -124,7 +127,14 @@ class Copies:
             return False
         return not self.certs[write.cert_id].live or write.item in self.plan.unserved
 
+    def _file_set(self) -> FileSet:
+        from certctrl.store.deployments.file_set import FileSet  # here and below: many groups copy no files
+
+        return FileSet(self.context.layout, self.context.fs, left=self.context.left)
+
     def _file(self, write: Write) -> FileWrite:
+        from certctrl.store.deployments.file_set import FileWrite
+
         if write.cert_id is not None:
             cert = self.certs[write.cert_id]
             data = self.context.generations.read(cert.name, cert.generation, write.source)

@@ -33,7 +33,6 @@ from certctrl.model.plan import CopyAction, ExecAction, InstallItem, ObjectType,
 from certctrl.model.policy import HostPolicy, TrustStore
 from certctrl.model.records import CaRecord, CertRecord
 from certctrl.store.disk.acl import ACCESS
-from certctrl.store.disk.safe_path import destination_facts
 from certctrl.text import one_line
 
 _T = TypeVar("_T")
@@ -249,6 +248,8 @@ def destination_of(
     """
     if fault := path_fault(path):
         return Destination(refusal=fault)
+    from certctrl.store.disk.safe_path import destination_facts  # here: many hosts copy no files
+
     try:
         found = destination_facts(path, roots, fs=context.fs, owner=owner, in_place=in_place)
     except DiskError as error:

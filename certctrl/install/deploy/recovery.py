@@ -17,8 +17,6 @@ from certctrl.install.deploy.names import publish
 from certctrl.install.deploy.results import with_facts
 from certctrl.install.deploy.staging import Candidate, with_chain_end
 from certctrl.model.records import CertRecord, Stage
-from certctrl.store.deployments.recovery import clear_up as clear_up_deployments
-from certctrl.store.deployments.recovery import recover as recover_deployments
 from certctrl.store.disk.fs import closing
 from certctrl.store.layout import ALIAS
 from certctrl.store.state.files import sweep_leftovers
@@ -31,10 +29,7 @@ def recover(context: Context) -> None:
 
     Raises DiskError, StateCorruptError (unreadable records never count as "nothing here").
     """
-    policy = context.policy()
-    roots = (*policy.write_roots, str(context.layout.certs), *filter(None, (policy.trust_store.directory,)))
-    for fault in recover_deployments(context.layout, context.fs, roots).failed:
-        context.log.error("Interrupted copies could be neither finished nor undone: %s", fault)
+    _finish_copies(context)
     context.generations.sweep()
     with suppress(DiskError):  # half-written state files may contain secrets; nothing depends on them
         sweep_leftovers(context.layout, context.fs)
@@ -56,12 +51,27 @@ def recover(context: Context) -> None:
     publish(context, always=True)
 
 
+def _finish_copies(context: Context) -> None:
+    with closing(context.fs, context.fs.open_dir(context.layout.journal)) as journals:
+        if not context.fs.listdir(journals):
+            return
+    from certctrl.store.deployments.recovery import recover as recover_copies  # here: few starts have copies to finish
+
+    policy = context.policy()
+    roots = (*policy.write_roots, str(context.layout.certs), *filter(None, (policy.trust_store.directory,)))
+    for fault in recover_copies(context.layout, context.fs, roots).failed:
+        context.log.error("Interrupted copies could be neither finished nor undone: %s", fault)
+
+
 def clear_up(context: Context) -> None:
     """Remove staged generations that will not be used, and files that could not be removed on a failing disk.
 
     Blocks on the disk; raises DiskError if a generation has to stay.
     """
-    context.left.difference_update(clear_up_deployments(context.layout, context.fs, tuple(context.left)))
+    if context.left:
+        from certctrl.store.deployments.recovery import clear_up as clear_up_copies  # here: only failing disks need it
+
+        context.left.difference_update(clear_up_copies(context.layout, context.fs, tuple(context.left)))
     context.generations.clear_up()
 
 
