@@ -73,6 +73,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "install.material": ("errors", "text", "lean", "model"),
     "install.process": ("errors", "text", "lean", "model.commands", "store.disk.path_walk"),
     "install.probe": ("errors", "text", "lean", "model"),
+    "install.adopt": ("errors", "text", "lean", "model", "store.layout", "install.material"),
     "install.plan": (*GROUND, "model", "install.material"),
     "install.deploy": (
         *BELOW_STORE, "store", "install.material", "install.process", "install.probe", "install.plan",

@@ -41,6 +41,7 @@ COMMANDS: dict[str, Entry] = {
     "init": Entry("commands.init", "Create a config directory for a control plane."),
     "register": Entry("commands.register", "Register this host with the control plane."),
     "status": Entry("commands.status", "Show the status of the agent; the exit status reflects its health."),
+    "adopt": Entry("commands.adopt", "Find certificates in use on this host, and propose items that take them over."),
     "poll-now": Entry("commands.poll_now", "Poll immediately, print the result, and close an open breaker."),
     "list-certs": Entry("commands.list_certs", "List the certificates on this host."),
     "renew": Entry("commands.renew", "Request a new certificate from the control plane."),

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from acl import set_acl
+from adopt_files import certificate, private_key
 
 from certctrl.cli.app import COMMANDS as TABLE
 from certctrl.cli.owner import become_owner
@@ -95,7 +96,7 @@ def ends() -> Iterator[Ends]:
 COMMANDS = [
     "status", "list-certs", "plan", "apply", "poll-now", "history", "doctor", "register", "--keep-running",
     "renew --domain a.example", "rollback --domain a.example", "forget --domain a.example --yes", "config show", "config check", "policy show",
-    "policy allow path /srv/x --yes", "trust show", "init --name web-1",
+    "policy allow path /srv/x --yes", "trust show", "init --name web-1", "adopt --dry-run --config certbot=/usr",
     "keystore-password --domain a.example --from-file /proc/sys/kernel/ostype",
     "setup --server https://127.0.0.1:1 --system-ca --token-file /proc/sys/kernel/ostype",
 ]  # fmt: skip
@@ -113,6 +114,27 @@ def test_every_command_of_root_runs_as_the_owner_of_the_directory(ends: Ends, pl
         assert (uids, gids, groups) == ([USER] * 3, [USER] * 3, []), command
     owners = {path: path.lstat().st_uid for path in layout.root.rglob("*")}
     assert set(owners.values()) == {USER}, owners
+
+
+@pytest.mark.root
+def test_adopt_searches_as_root_and_judges_and_writes_as_the_owner(ends: Ends, place: Path) -> None:
+    layout = agent_in(place / "agent")
+    give(layout.root)
+    tls, conf = place / "tls", place / "nginx.conf"
+    tls.mkdir(mode=0o700)
+    (tls / "c.pem").write_bytes(certificate("www.example.com"))
+    (tls / "c.key").write_bytes(private_key())
+    conf.write_text(
+        f"http {{ server {{ listen 443 ssl; ssl_certificate {tls}/c.pem; ssl_certificate_key {tls}/c.key; }} }}"
+    )
+    conf.chmod(0o600)
+    argv = ["-c", str(layout.root), "adopt", "--yes", "--config", f"nginx={conf}"]
+    ((status, uids, *_),) = ends(argv)
+    assert (status, uids) == (1, [USER] * 3), "it is found, but the agent could not write it"
+    assert not layout.local_installs.exists()
+    give(tls)
+    ((status, uids, *_),) = ends(argv)
+    assert (status, uids, layout.local_installs.stat().st_uid) == (0, [USER] * 3, USER)
 
 
 @pytest.mark.root

@@ -185,10 +185,12 @@ class Transaction:
         """Restore files and links, run the commands for them, and record it; return the certificates not served."""
         back = {} if self.forward_only else {i: self.previous[i] for i in self.batch if i in self.previous}
         why, broken, facts = str(error), frozenset[int](), dict[int, Candidate]()
+        restored = False
         self._defer(executor)
         if back or (executor.copies.undoable and not self.forward_only):
             with trio.CancelScope(shield=True):  # short, and must not stop half-way
                 fault = await self._restore(executor, back)
+            restored = not fault
             if fault:
                 why, back = f"{why}; the rollback failed: {fault}", {}
             fault, broken, facts = await self._serve_previous(executor, set(back))
@@ -212,22 +214,27 @@ class Transaction:
                     pending=pending if cert_id in broken else (),
                 )
             else:
-                self.results.failed(
-                    cert_id, why, kept=candidate, stays=self._what_stays(executor, cert_id), pending=pending
-                )
+                stays = self._what_stays(executor, cert_id, restored=restored)
+                self.results.failed(cert_id, why, kept=candidate, stays=stays, pending=pending)
         unrelated = self._record_unrelated(executor)
         for cert_id in self._failed_for(executor) - set(self.batch) - unrelated:
             self.results.failed(cert_id, why, pending=pending)
         return broken
 
-    def _what_stays(self, executor: Executor, cert_id: int) -> str:
-        """Return which files of a certificate without a rollback stay in place, and why."""
+    def _what_stays(self, executor: Executor, cert_id: int, *, restored: bool) -> str:
+        """Return which files of a certificate without a rollback stay in place, and why.
+
+        ``restored``: files that its copies replaced, which are of another origin, are back.
+        """
         if self.forward_only:
             return "it stays in place: what it replaces must not return"
         if cert_id in self.previous:
             return "so the new files stay"
         wanted = any(write.cert_id == cert_id for step in self.group_plan.steps for write in step.writes)
-        if wanted and not any(write.cert_id == cert_id for write in executor.copies.written):
+        mine = [write for write in executor.copies.written if write.cert_id == cert_id]
+        if restored and any(not write.is_new for write in mine):
+            return "there is no earlier generation, so it stays below certs/; the files that were replaced are back"
+        if wanted and not mine:
             return "none of its copies was written; there is no earlier generation, so it stays below certs/"
         return "there is no earlier generation, so the new files stay"
 

@@ -7,7 +7,7 @@ to its default silently. Environment variables override single settings.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,14 @@ def load_local_installs(layout: ConfigDir) -> tuple[dict[str, Any], ...]:
         return ()
     items: tuple[dict[str, Any], ...] = _structured(tuple[dict[str, Any], ...], raw, layout.local_installs, path)
     return items
+
+
+def save_local_installs(fs: Fs, layout: ConfigDir, items: Sequence[Mapping[str, Any]]) -> None:
+    """Write the items of ``installs.local.json``, in the form and with the mode that the file has. Raises as loading."""
+    raw, found = _read(layout.local_installs, _refuse_foreign), fs.lstat(layout.local_installs)
+    body = {**raw, "installs": list(items)} if isinstance(raw, dict) else list(items)
+    mode = PUBLIC_MODE if found is None else found.mode & PUBLIC_MODE
+    write_atomic(fs, layout.local_installs, _pretty(body), mode=mode, keep_attributes=True)
 
 
 def init_config_dir(
@@ -241,5 +249,5 @@ def _without_nulls(value: Any) -> Any:
     return value
 
 
-def _pretty(body: Mapping[str, Any]) -> bytes:
+def _pretty(body: Mapping[str, Any] | Sequence[Any]) -> bytes:
     return (json.dumps(body, indent=2, ensure_ascii=False) + "\n").encode()
