@@ -22,6 +22,10 @@ def main(argv: "list[str] | None" = None) -> int:
 
         sys.stdout.write(f"cert-ctrl {__version__}\n")
         return 0
+    if arguments[:1] == ["helper"]:  # runs as root, and so without all that it does not need
+        from certctrl.helper.serve import main as serve
+
+        return serve(arguments[1:])
     from certctrl.cli.main import run_command
 
     return run_command(arguments)

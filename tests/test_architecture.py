@@ -69,6 +69,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "net.prometheus": ("model.duration",),
     "net.tls": ("errors", "text", "lean", "model"),
     "logs": ("errors", "text", "lean", "model", "store"),
+    "helper": ("errors", "text", "lean", "model.paths", "store.config", "store.deployments", "store.disk", "store.structure"),
     "install": (),
     "install.material": ("errors", "text", "lean", "model"),
     "install.process": ("errors", "text", "lean", "model.commands", "store.disk.path_walk"),
@@ -80,8 +81,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "install.installed_certs": (*BELOW_STORE, "store", "install.deploy", "install.plan"),
     "install.installer": (*BELOW_STORE, "store", "install"),
-    "agent": (*BELOW_STORE, "store", "net", "logs", "install"),
-    "cli": (*BELOW_STORE, "store", "net", "logs", "install", "agent"),
+    "agent": (*BELOW_STORE, "store", "helper.client", "net", "logs", "install"),
+    "cli": (*BELOW_STORE, "store", "helper.client", "helper.messages", "net", "logs", "install", "agent"),
     "plane": BELOW_PLANE,
     "plane.storage": (*BELOW_PLANE, "plane.errors", "plane.devices.features", "plane.health.counters"),
     "plane.ca": IN_PLANE,
@@ -101,7 +102,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "plane.health": (*IN_PLANE, "plane.core", "plane.planes"),
     "plane.http": (*BELOW_PLANE, "plane"),
     "sandbox": (*BELOW_STORE, "store", "net", "logs", "install", "agent", "plane"),
-    "__main__": ("errors", "cli", "agent.early_signals"),
+    "__main__": ("errors", "cli", "agent.early_signals", "helper.serve"),
 }  # fmt: skip
 LAZY_FOR_CLI = ("plane", "sandbox")
 """What `cli` may import inside functions only: a command that is not run costs nothing."""
@@ -123,7 +124,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "sqlite3": ("certctrl.plane",),
     "dns": ("certctrl.plane.challenges",),
     "prometheus_client": ("certctrl.agent", "certctrl.net.prometheus", "certctrl.plane"),
-    "subprocess": ("certctrl.install.process", "certctrl.plane", "certctrl.sandbox"),
+    "subprocess": ("certctrl.helper.units", "certctrl.install.process", "certctrl.plane", "certctrl.sandbox"),
 }  # fmt: skip
 """Library -> the only places that may import it."""
 
@@ -135,7 +136,7 @@ PURE = (
 IMPURE = {
     "trio", "os", "time", "random", "secrets", "logging", "socket", "ssl", "shutil", "tempfile", "threading",
 }  # fmt: skip
-SYNCHRONOUS = (*PURE, "certctrl.store", "certctrl.logs", "certctrl.install.material")
+SYNCHRONOUS = (*PURE, "certctrl.helper", "certctrl.store", "certctrl.logs", "certctrl.install.material")
 """Code that never waits: Trio is not imported."""
 
 # --- one door each --------------------------------------------------------------------------------------------------

@@ -30,6 +30,8 @@ from certctrl.agent.plane_anchor import PlaneAnchor
 from certctrl.agent.push_mode import Questions
 from certctrl.agent.tokens import TokenKeeper
 from certctrl.errors import NotRegisteredError
+from certctrl.helper.client import HelperClient
+from certctrl.install.deploy.context import Helper
 from certctrl.install.installer import Installer
 from certctrl.install.probe.interface import Probe, TlsProbe
 from certctrl.install.process import Proc
@@ -76,6 +78,12 @@ def real_http(config: AgentConfig, layout: ConfigDir) -> Http:
     return HttpxHttp.for_agent(config, layout.root, wall_now)
 
 
+def root_helper(config: AgentConfig) -> Helper | None:
+    """Return the client of the root helper; None for an agent of root, which needs none, or without its socket's path."""
+    path = config.application.helper_socket
+    return HelperClient.at(path) if path and os.geteuid() != 0 else None
+
+
 @lean.frozen(kw_only=True)
 class Seams:
     """Access to time, disk, network, processes and randomness; tests replace them one by one."""
@@ -88,6 +96,7 @@ class Seams:
     random: Callable[[], float] = random_module.random
     proc: Proc = attrs.field(factory=Proc)
     probe: Probe = attrs.field(factory=TlsProbe)
+    helper: Callable[[AgentConfig], Helper | None] = root_helper
     environ: Mapping[str, str] = attrs.field(factory=lambda: dict(os.environ))
     questions: Questions | None = None
     """Answers the plane's questions, as the command line does."""
@@ -153,7 +162,7 @@ def _assemble(
     def current() -> Agent:
         return agent  # its configuration, policy and items are replaced by a reload
 
-    installer = _installer(layout, store, seams, log, current)
+    installer = _installer(layout, config, store, seams, log, current)
     burst = BurstWatch(debounce=lambda: _debounce(agent.config.application), clock=trio.current_time)
     agent = Agent(
         layout=layout,
@@ -218,7 +227,12 @@ def _token_keeper(
 
 
 def _installer(
-    layout: ConfigDir, store: StateStore, seams: Seams, log: logging.Logger, agent: Callable[[], Agent]
+    layout: ConfigDir,
+    config: AgentConfig,
+    store: StateStore,
+    seams: Seams,
+    log: logging.Logger,
+    agent: Callable[[], Agent],
 ) -> Installer:
     return Installer(
         layout=layout,
@@ -234,4 +248,5 @@ def _installer(
         offload=seams.offload,
         log=log,
         random=seams.random,
+        helper=seams.helper(config),
     )

@@ -19,7 +19,7 @@ import attrs
 from certctrl.errors import CertctrlError, CommandError, DiskError, UsageError
 from certctrl.install.deploy import atomic, preview, recovery, staging
 from certctrl.install.deploy.candidates import live_bundle, next_try_at, prune_unused, to_switch
-from certctrl.install.deploy.context import Context, Locks
+from certctrl.install.deploy.context import Context, Helper, Locks
 from certctrl.install.deploy.converge import Convergence
 from certctrl.install.deploy.groups import Group, bound_now, groups_of
 from certctrl.install.deploy.names import settle_names
@@ -68,6 +68,7 @@ class Installer(InstalledCerts):
         offload: Callable[..., Awaitable[Any]],
         log: logging.Logger,
         random: Callable[[], float] = lambda: 1.0,
+        helper: Helper | None = None,
     ) -> None:
         super().__init__(
             Context.of(
@@ -84,6 +85,7 @@ class Installer(InstalledCerts):
                 wall_now=wall_now,
                 offload=offload,
                 log=log,
+                helper=helper,
             )
         )
         self._locks = Locks()
@@ -294,6 +296,7 @@ class Installer(InstalledCerts):
         config: AgentConfig,
         wall_now: Callable[[], float],
         offload: Callable[..., Awaitable[Any]],
+        helper: Helper | None = None,
     ) -> InstallPlan:
         """Return the plan that an agent would carry out now, for a caller without its lock; changes nothing.
 
@@ -312,6 +315,7 @@ class Installer(InstalledCerts):
             steady_now=wall_now,  # not used to wait
             offload=offload,
             log=logging.getLogger("certctrl"),
+            helper=helper,
         )
         return await installer.plan(items)
 

@@ -1,4 +1,4 @@
-"""Which words of a command name the script that its program runs, as far as the text shows. Pure.
+"""Which words of a command name the script that its program runs, or a unit, as far as the text shows. Pure.
 
 An interpreter runs the file that another word names, so a user who may change that file decides what runs, as with the
 program itself. ``sh -c LINE``, ``python -m MODULE`` and the like have no such file.
@@ -59,3 +59,22 @@ def _operands(words: Sequence[str], inline: str) -> list[str]:
         if word.startswith("/"):
             break
     return found
+
+
+_SYSTEMCTL = ("/usr/bin/systemctl", "/bin/systemctl")
+_TEMPLATE = "cert-ctrl-reload@"
+
+
+def unit_of(argv: Sequence[str]) -> tuple[str, str] | None:
+    """Return the verb and the unit of a command that only reloads or restarts one unit; None for any other command.
+
+    A start of ``cert-ctrl-reload@NAME.service`` reloads NAME.service.
+    """
+    if len(argv) != 3 or argv[0] not in _SYSTEMCTL:
+        return None
+    _, verb, unit = argv
+    if verb == "start" and unit.startswith(_TEMPLATE):
+        verb, unit = "reload", unit.removeprefix(_TEMPLATE)
+    if verb not in ("reload", "restart") or unit.startswith("-"):
+        return None
+    return verb, unit if unit.endswith(".service") else f"{unit}.service"

@@ -110,6 +110,10 @@ class ApplicationConfig:
     reconcile_interval_seconds: int = setting(
         21_600, "compare this host with the plane this often, even without signals", ge=60, le=604_800
     )
+    helper_socket: str = setting(
+        "/run/cert-ctrl-helper.sock",
+        "socket of the root helper, for files and units that this agent's user cannot change; empty: do not use it",
+    )
     stop_grace_seconds: float = setting(10.0, "time for running work to finish after SIGTERM", ge=0, le=300)
     keep_generations: int = setting(2, "previous generations kept per certificate", ge=0, le=50)
     expiry_warn_fraction: float = setting(

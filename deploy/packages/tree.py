@@ -24,11 +24,25 @@ program()
 '''
 
 UNIT_FILES = {
-    "cert-ctrl": ("cert-ctrl.service", "cert-ctrl@.service", "cert-ctrl-reload@.service"),
+    "cert-ctrl": (
+        "cert-ctrl.service",
+        "cert-ctrl@.service",
+        "cert-ctrl-reload@.service",
+        "cert-ctrl-helper.service",
+        "cert-ctrl-helper.socket",
+    ),
     "cert-ctrl-plane": ("cert-ctrl-plane.service", "cert-ctrl-plane.socket"),
 }
 EXAMPLES = {
-    "cert-ctrl": ("alerts", "config", "services", "grafana/cert-ctrl.json", "prometheus/alerts.yml", *OTHER_UNITS),
+    "cert-ctrl": (
+        "alerts",
+        "config",
+        "services",
+        "grafana/cert-ctrl.json",
+        "prometheus/alerts.yml",
+        "cert-ctrl-helper.json",
+        *OTHER_UNITS,
+    ),
     "cert-ctrl-plane": ("issuers", "grafana/cert-ctrl-plane.json", "prometheus/plane-alerts.yml"),
 }
 OPTIONS = """\

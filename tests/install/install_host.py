@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from certctrl.errors import DiskError, ProbeError
+from certctrl.install.deploy.context import Helper
 from certctrl.install.deploy.retry_table import cert_resource
 from certctrl.install.installer import Installer
 from certctrl.install.material.bundle import open_bundle
@@ -210,6 +211,8 @@ class Host:
     policy: HostPolicy = attrs.field(factory=HostPolicy)
     config: AgentConfig = attrs.field(factory=AgentConfig)
     fs: Fs = attrs.field(factory=RealFs)
+    helper: Helper | None = None
+    """The root helper, for destinations and units that its policy names."""
     served: dict[tuple[str, int], Service] = attrs.field(factory=dict)
     """(host, port) -> the service there."""
     probe: Probe = attrs.field(default=attrs.Factory(lambda self: FakeProbe(self.served), takes_self=True))
@@ -240,6 +243,7 @@ class Host:
             steady_now=lambda: self.clock - self.steps,
             offload=inline,
             log=logging.getLogger("test"),
+            helper=self.helper,
         )
         return self.installer
 

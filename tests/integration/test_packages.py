@@ -18,7 +18,7 @@ from package_roots import PROJECT, Builds, recorded, recording_systemctl
 
 pytestmark = [pytest.mark.integration, pytest.mark.root]
 RELOAD = "daemon-reload"
-RESTART_AGENTS = "try-restart cert-ctrl.service cert-ctrl@*.service"
+RESTART_AGENTS = "try-restart cert-ctrl-helper.service cert-ctrl.service cert-ctrl@*.service"
 COMPLETIONS = {
     "bash": "bash-completion/completions/cert-ctrl",
     "zsh": "zsh/vendor-completions/_cert-ctrl",
@@ -144,7 +144,7 @@ def test_removing_keeps_everything_that_the_agent_made(builds: Builds, debian: D
     said = debian.dpkg("-r", "cert-ctrl-plane", "cert-ctrl")
     assert debian.called() == [
         "disable --now cert-ctrl-plane.socket cert-ctrl-plane.service", RELOAD,
-        "disable --now cert-ctrl.service", "stop cert-ctrl@*.service", "disable cert-ctrl@.service", RELOAD,
+        "disable --now cert-ctrl.service cert-ctrl-helper.socket", "stop cert-ctrl@*.service", "disable cert-ctrl@.service", RELOAD,
     ]  # fmt: skip
     assert sorted(directory.rglob("*")) == before
     assert "removing keeps configuration, keys and certificates in /etc/cert-ctrl" in said
@@ -189,7 +189,7 @@ def test_a_purge_does_not_follow_links(builds: Builds, debian: DebianRoot, tmp_p
         ("cert-ctrl.postinstall", "1", [RELOAD]),
         ("cert-ctrl.postinstall", "2", [RELOAD, RESTART_AGENTS]),
         ("cert-ctrl.preremove", "1", []),
-        ("cert-ctrl.preremove", "0", ["disable --now cert-ctrl.service", "stop cert-ctrl@*.service", "disable cert-ctrl@.service"]),
+        ("cert-ctrl.preremove", "0", ["disable --now cert-ctrl.service cert-ctrl-helper.socket", "stop cert-ctrl@*.service", "disable cert-ctrl@.service"]),
         ("cert-ctrl.postremove", "1", []),
         ("cert-ctrl.postremove", "0", [RELOAD]),
         ("cert-ctrl-plane.postinstall", "1", [RELOAD]),

@@ -166,7 +166,7 @@ def test_installed_used_upgraded_removed_and_purged(root: Root, builds: Builds) 
             calls = root.dpkg("-i", *builds.debs("2"))
             assert calls == [
                 "daemon-reload",
-                "try-restart cert-ctrl.service cert-ctrl@*.service",
+                "try-restart cert-ctrl-helper.service cert-ctrl.service cert-ctrl@*.service",
                 "daemon-reload",
                 "try-restart cert-ctrl-plane.service",
             ]

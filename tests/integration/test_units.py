@@ -16,6 +16,7 @@ EXPOSURE = {  # highest exposure level of systemd-analyze security, from 0 to 10
     "cert-ctrl.service": 1.5,
     "cert-ctrl@.service": 1.5,
     "cert-ctrl-reload@.service": 1.5,
+    "cert-ctrl-helper.service": 1.5,
     "cert-ctrl-root.service": 2.8,
     "cert-ctrl-plane.service": 1.5,
 }

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import attrs
 from crash_protocol import (
     LAYOUT,
     NAME,
+    ROOTS,
     SECRET,
     Protocol,
     generations_of,
@@ -16,11 +19,14 @@ from crash_protocol import (
     material,
     publish,
 )
+from helper_world import POLICY, helper_on, me
 from modeldisk import ModelFs
 
 from certctrl.errors import DiskError
 from certctrl.store.deployments.file_set import FileSet, FileWrite
+from certctrl.store.deployments.recovery import recover
 from certctrl.store.disk.atomic import read_bytes
+from certctrl.store.state.files import sweep_leftovers
 from certctrl.store.state.store import StateStore
 
 
@@ -150,10 +156,13 @@ class Copies(Protocol):
         fs.promise(copies="new")
 
     def put(self, fs: ModelFs, contents: Mapping[str, bytes]) -> None:
-        copies = FileSet(LAYOUT, fs)
+        copies = self.file_set(fs)
         copies.begin(self.writes(contents))
         copies.commit()
         copies.close()
+
+    def file_set(self, fs: ModelFs) -> FileSet:
+        return FileSet(LAYOUT, fs)
 
     def found(self, fs: ModelFs) -> dict[str, bytes]:
         found = {path: read_bytes(fs, path, 1000) for path in self.new}
@@ -188,12 +197,25 @@ class CopiesUndone(Copies):
 
     def act(self, fs: ModelFs) -> None:
         fs.promises.pop("copies", None)  # the deployment is retried
-        copies = FileSet(LAYOUT, fs)
+        copies = self.file_set(fs)
         copies.begin(self.writes(self.new))
         copies.commit()
         copies.undo()
         if self.found(fs) == self.new:  # a crash had completed it: deploy the old files again
             self.put(fs, self.old)
+        fs.promise(copies="old")
+
+
+class CopiesDropped(Copies):
+    """Staged, and then not put in place, because the switch failed."""
+
+    name = "file set: staged, then dropped"
+    old: Mapping[str, bytes] = {"/srv/a/site.pem": b"LEAF 1", "/srv/b/site.key": b"SECRET-KEY 1"}
+
+    def act(self, fs: ModelFs) -> None:
+        copies = self.file_set(fs)
+        copies.begin(self.writes(self.new))
+        copies.close()
         fs.promise(copies="old")
 
 
@@ -257,6 +279,64 @@ class CopiesInPlaceUndone(CopiesInPlace, CopiesUndone):
     name = "file set: write in place, then undo"
     old = CopiesInPlace.old
     new = CopiesInPlace.new
+
+
+class CopiesHelped(Copies):
+    """The root helper writes the key, for another user, and a new file; the agent writes the certificate."""
+
+    name = "file set: with the root helper"
+    old: Mapping[str, bytes] = {"/srv/a/site.pem": b"LEAF 1", "/srv/b/site.key": b"SECRET-KEY 1"}
+    new: Mapping[str, bytes] = {
+        "/srv/a/site.pem": b"LEAF 2 and more",
+        "/srv/b/site.key": b"SECRET-KEY 2",
+        "/srv/b/more.key": b"SECRET-KEY 3",
+    }
+    policy: Mapping[str, Any] = {
+        "files": [
+            {"path": "/srv/b/site.key", "owner": "33", "group": "33", "mode": "0600"},
+            {"path": "/srv/b/more*.key", "owner": "1000", "group": "1000", "mode": "0600"},
+        ]
+    }
+
+    def prepare(self, fs: ModelFs) -> None:
+        super().prepare(fs)
+        fs.put(POLICY, json.dumps({me(): self.policy}).encode(), 0o644)
+
+    def writes(self, contents: Mapping[str, bytes]) -> list[FileWrite]:
+        return [
+            attrs.evolve(
+                one,
+                helper=True,
+                uid=33 if one.path.name == "site.key" else 1000,
+                gid=33 if one.path.name == "site.key" else 1000,
+            )
+            if one.path.suffix == ".key"
+            else one
+            for one in super().writes(contents)
+        ]
+
+    def file_set(self, fs: ModelFs) -> FileSet:
+        return FileSet(LAYOUT, fs, helper=helper_on(fs))
+
+    def recover(self, fs: ModelFs) -> None:
+        report = recover(LAYOUT, fs, ROOTS, helper=helper_on(fs))
+        assert not report.failed, report
+        sweep_leftovers(LAYOUT, fs)
+
+    def recovered(self, fs: ModelFs) -> None:
+        super().recovered(fs)
+        if self.found(fs) == self.new:
+            assert (fs.tree()["/srv/b/site.key"].uid, fs.tree()["/srv/b/more.key"].uid) == (33, 1000)
+
+
+class CopiesHelpedUndone(CopiesHelped, CopiesUndone):
+    name = "file set: with the root helper, then undo"
+    old: Mapping[str, bytes] = {
+        "/srv/a/site.pem": b"LEAF 1",
+        "/srv/b/site.key": b"SECRET-KEY 1",
+        "/srv/b/more.key": b"SECRET-KEY 1",
+    }
+    new = CopiesHelped.new
 
 
 class RenewWithCopies(Copies):

@@ -11,6 +11,7 @@ from crash_exploration import explore
 from crash_protocols import (
     Copies,
     CopiesEach,
+    CopiesHelped,
     CopiesInPlace,
     CopiesInPlaceEach,
     CopiesUndone,
@@ -29,9 +30,10 @@ from modeldisk import ModelFs
 
 from certctrl.agent.inbox import Inbox
 from certctrl.errors import CertctrlError
+from certctrl.helper import files as helper_files
 from certctrl.install.deploy.record_store import RecordStore
 from certctrl.store import decode
-from certctrl.store.deployments import file_set, generation_files, generations, in_place, journal, recovery
+from certctrl.store.deployments import file_set, generation_files, generations, helped, in_place, journal, recovery
 from certctrl.store.disk.fs import Fs, Handle, closing
 from certctrl.store.layout import SECRET_MODE
 from certctrl.store.state import files, session
@@ -163,6 +165,35 @@ def written_over_without_the_journal(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(journal, "_is_ours", lambda fs, place, found: place.entry.is_new(found) or place.entry.is_old(found))
 
 
+def helper_drops_without_sync(patch: pytest.MonkeyPatch) -> None:
+    def drop(self: Any, path: str, temp: str, backup: str) -> None:
+        with closing(self._fs, self._parent(path, temp, backup)) as parent:
+            self._drop(parent, (temp, backup))
+
+    patch.setattr(helper_files.Files, "drop", drop)
+
+
+def helper_puts_before_the_journal_is_armed(patch: pytest.MonkeyPatch) -> None:
+    real = journal.Journal.arm
+
+    def put_first(self: Any, places: Any) -> None:
+        self._helped().put_new()
+        real(self._journal)
+        journal.sync_parents(self._fs, [place.side for place in places])
+
+    patch.setattr(file_set.FileSet, "_sync_names", put_first)
+    patch.setattr(journal.Journal, "arm", lambda self: None)
+
+
+def helper_files_not_in_the_journal(patch: pytest.MonkeyPatch) -> None:
+    real = journal.Journal.plan
+    patch.setattr(journal.Journal, "plan", lambda self, entries: real(self, [one for one in entries if not one.helper]))
+
+
+def helper_files_not_recovered(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(helped.Helped, "put_new", lambda self: None)
+
+
 def access_token_first(patch: pytest.MonkeyPatch) -> None:
     def save(self: Any, tokens: Any) -> None:
         self._files.save_text(self.layout.access_token, tokens.access_token, "access token")
@@ -275,6 +306,10 @@ MUTANTS: list[tuple[Mutate, type[Protocol]]] = [
     (no_file_fsync, CopiesInPlaceEach),
     (rights_narrowed_late, CopiesInPlace),
     (written_over_without_the_journal, CopiesInPlace),
+    (helper_drops_without_sync, CopiesHelped),
+    (helper_puts_before_the_journal_is_armed, CopiesHelped),
+    (helper_files_not_in_the_journal, CopiesHelped),
+    (helper_files_not_recovered, CopiesHelped),
     (access_token_first, Register),
     (public_half_first, Register),
     (cursor_first, Signals),

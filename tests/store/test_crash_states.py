@@ -10,7 +10,17 @@ import random
 
 import pytest
 from crash_exploration import Tally, explore
-from crash_protocols import PROTOCOLS, Copies, FailedSignals, Protocol, Refresh, Renew, RenewEach, Signals
+from crash_protocols import (
+    PROTOCOLS,
+    Copies,
+    CopiesDropped,
+    FailedSignals,
+    Protocol,
+    Refresh,
+    Renew,
+    RenewEach,
+    Signals,
+)
 from modeldisk import ModelFs
 
 from certctrl.errors import CertctrlError
@@ -45,6 +55,11 @@ def test_recovery_syncs_the_journal_first() -> None:
     assert len(killed) == 2, "plan and armed"
     for one in killed:
         protocol.check_deep(one)
+
+
+def test_recovery_makes_the_removal_of_dropped_files_durable() -> None:
+    """Found by a campaign: killed after the removal of staged files, then a power cut: they were back, unknown to all."""
+    assert two_faults(CopiesDropped(), every=1) >= 10
 
 
 def two_faults(protocol: Protocol, *, every: int) -> int:

@@ -42,20 +42,23 @@ async def check_plan(context: CheckContext, report: Report) -> None:
 
 async def _refusals(context: CheckContext) -> list[dict[str, Any]]:
     from certctrl.agent.install_config import active_items
+    from certctrl.agent.setup import root_helper
     from certctrl.install.installer import Installer
     from certctrl.install.plan.render import plan_json
     from certctrl.model.config import AgentConfig
     from certctrl.store.config.files import load_policy
 
+    config = context.config or AgentConfig()
     plan = await Installer.preview(
         active_items(context.layout, context.store.installed),
         layout=context.layout,
         fs=context.fs,
         state=context.store.installed,
         policy=load_policy(context.layout),
-        config=context.config or AgentConfig(),
+        config=config,
         wall_now=context.now,
         offload=trio.to_thread.run_sync,
+        helper=root_helper(config),
     )
     return list(plan_json(plan)["refusals"])
 

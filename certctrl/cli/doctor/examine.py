@@ -76,8 +76,10 @@ def findings_json(invoked: Invocation, findings: list[Finding]) -> list[dict[str
 def _on_disk(context: CheckContext) -> Iterator[Finding]:
     from certctrl.cli.doctor.certs import certificate_findings
     from certctrl.cli.doctor.daemon import daemon_findings
+    from certctrl.cli.doctor.helper import helper_findings
     from certctrl.cli.doctor.host import host_findings
 
     yield from host_findings(context)
+    yield from guarded("helper", lambda: helper_findings(context))
     yield from certificate_findings(context)
     yield from guarded("daemon", lambda: daemon_findings(context))

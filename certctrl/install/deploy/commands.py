@@ -5,20 +5,22 @@ The environment contains paths, never secrets.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from itertools import count
 from pathlib import Path
 
 import trio
 
 from certctrl.backoff import grown
-from certctrl.errors import CertctrlError, DiskError, ProbeError
+from certctrl.errors import CertctrlError, CommandError, DiskError, ProbeError
 from certctrl.install.deploy.context import Context
 from certctrl.install.material.formats import base_of, password_kind, pem_to_der
 from certctrl.install.plan.policy import Grant, Refusal, may_probe_anywhere
 from certctrl.install.plan.values import DesiredCert, InstallPlan, Verification
 from certctrl.install.process.vetting import is_script, scripts_of, sha256_of, vet_command
 from certctrl.model.certificate import KeyKind
+from certctrl.model.commands import unit_of
 from certctrl.model.plan import COMMAND_VARIABLES, VerifyTls
 from certctrl.store.disk.atomic import read_bytes
 from certctrl.store.disk.fs import Fs
@@ -48,6 +50,10 @@ async def run_granted(context: Context, grant: Grant, certs: Sequence[DesiredCer
         return *environment(context, certs), checked_pin(context, grant)
 
     env, secrets, pin = await context.offload(ready)
+    if context.helper is not None and grant.run_as in (None, "root") and (asked := unit_of(grant.argv)) is not None:
+        act = partial(context.helper.act, *asked, grant.timeout)
+        if await trio.to_thread.run_sync(_named, what, act, abandon_on_cancel=True):
+            return
     result = await context.proc.run(
         grant.argv,
         run_as=grant.run_as,
@@ -57,6 +63,14 @@ async def run_granted(context: Context, grant: Grant, certs: Sequence[DesiredCer
         secrets=secrets,
     )
     result.check(what)
+
+
+def _named(what: str, act: Callable[[], bool]) -> bool:
+    """Act on a unit; return whether the root helper may. Raises CommandError, named ``what``."""
+    try:
+        return act()
+    except CommandError as error:
+        raise CommandError(f"{what}: {error}", fix=error.fix) from None
 
 
 def checked_pin(context: Context, grant: Grant) -> str | None:

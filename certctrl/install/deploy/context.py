@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import attrs
 import trio
@@ -26,8 +26,19 @@ from certctrl.model.policy import HostPolicy
 from certctrl.model.records import CertRecord
 from certctrl.store.deployments.generations import GenerationStore
 from certctrl.store.disk.fs import Fs
+from certctrl.store.disk.helper import FileHelper
 from certctrl.store.layout import ConfigDir
 from certctrl.store.state.installed import InstalledState
+
+
+class Helper(FileHelper, Protocol):
+    """The root helper."""
+
+    def act(self, verb: str, unit: str, seconds: float) -> bool:
+        """Reload or restart a unit; False if there is no helper or root's policy does not name it.
+
+        Blocks. Raises CommandError.
+        """
 
 
 @lean.frozen(kw_only=True, eq=False)
@@ -50,6 +61,8 @@ class Context:
     log: logging.Logger
     records: RecordStore
     identity: AgentIdentity
+    helper: Helper | None = None
+    """The root helper, for files and units that only root can change; None for an agent of root."""
     indexer: Indexer = attrs.field(factory=Indexer)
     public: dict[int, str] = attrs.field(factory=dict)
     """Public names of certificates that differ from their directories' (`names.publish`)."""

@@ -130,7 +130,8 @@ class Copies:
     def _file_set(self) -> FileSet:
         from certctrl.store.deployments.file_set import FileSet  # here and below: many groups copy no files
 
-        return FileSet(self.context.layout, self.context.fs, left=self.context.left)
+        context = self.context
+        return FileSet(context.layout, context.fs, left=context.left, helper=context.helper)
 
     def _file(self, write: Write) -> FileWrite:
         from certctrl.store.deployments.file_set import FileWrite
@@ -148,4 +149,5 @@ class Copies:
             uid=write.uid,
             gid=write.gid,
             in_place=write.in_place,
+            helper=write.helper,
         )

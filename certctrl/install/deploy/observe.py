@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import attrs
 
 from certctrl import lean
-from certctrl.errors import CommandError, DiskError
+from certctrl.errors import CertctrlError, CommandError, DiskError
 from certctrl.install.deploy.context import Context
 from certctrl.install.deploy.retry_table import cert_resource
 from certctrl.install.deploy.staging import Candidate
@@ -25,14 +25,15 @@ from certctrl.install.plan.inputs import DEBIAN, RED_HAT, Host
 from certctrl.install.plan.planner import commands_of, plan_for, programs
 from certctrl.install.plan.policy import is_local
 from certctrl.install.plan.retries import without_not_due
-from certctrl.install.plan.values import DesiredCa, DesiredCert, Destination, InstallPlan
+from certctrl.install.plan.values import DesiredCa, DesiredCert, Destination, GivenRights, InstallPlan
 from certctrl.install.process.vetting import file_of, scripts_of, vet_executable, vet_scripts
 from certctrl.model.certificate import CertFacts
-from certctrl.model.paths import path_fault
+from certctrl.model.paths import is_below, path_fault
 from certctrl.model.plan import CopyAction, ExecAction, InstallItem, ObjectType, WriteMethod
 from certctrl.model.policy import HostPolicy, TrustStore
 from certctrl.model.records import CaRecord, CertRecord
 from certctrl.store.disk.acl import ACCESS
+from certctrl.store.disk.helper import FileHelper, FileRule, rule_for
 from certctrl.text import one_line
 
 _T = TypeVar("_T")
@@ -202,13 +203,58 @@ def _destinations(
     allowed: Mapping[str | tuple[int, int], str],
 ) -> dict[str, Destination]:
     found: dict[str, Destination] = {}
+    rules = helper_rules(context) if copies else ()
     for item in copies:
         roots = roots_for(context, policy, item.id)
         for number, path in enumerate(item.targets):
-            if path not in found:
+            if path in found:
+                continue
+            if context.helper is not None and (rule := rule_for(rules, path)) is not None:
+                found[path] = helped_destination(context.helper, path, roots, rule, allowed)
+            else:
                 owner, in_place = users.get(item.owner_of(number) or ""), item.write is WriteMethod.IN_PLACE
                 found[path] = destination_of(context, path, roots, owner, allowed, in_place=in_place)
     return found
+
+
+def helper_rules(context: Context) -> tuple[FileRule, ...]:
+    """Return the files that the root helper writes for this agent; none if it does not answer, which is logged."""
+    if context.helper is None:
+        return ()
+    try:
+        return context.helper.rules()
+    except CertctrlError as error:
+        context.log.warning("The root helper is not used: %s", error)
+        return ()
+
+
+def helped_destination(
+    helper: FileHelper,
+    path: str,
+    roots: Sequence[str],
+    rule: FileRule,
+    allowed: Mapping[str | tuple[int, int], str] = MappingProxyType({}),
+) -> Destination:
+    """Return the state of a destination that the root helper writes; arguments as for `destination_of`."""
+    if not any(is_below(path, root) for root in roots):
+        return Destination(refusal="it is not below an allowed directory")
+    if (program := allowed.get(path)) is not None:
+        return Destination(refusal=f"it is the program of the allowed command {one_line(program)}")
+    if rule.uid is None or rule.gid is None:
+        why = f"the root helper would give it to {one_line(rule.owner)}:{one_line(rule.group)}, which this host lacks"
+        return Destination(refusal=why)
+    try:
+        found, _ = helper.observe(path)
+    except CertctrlError as error:
+        return Destination(refusal=str(error))
+    return Destination(
+        sha256=found.sha256,
+        mode=found.mode or 0,
+        uid=found.uid or 0,
+        gid=found.gid or 0,
+        refusal=f"the root helper: {found.refusal}" if found.refusal else "",
+        given=GivenRights(owner=rule.owner, group=rule.group, uid=rule.uid, gid=rule.gid, mode=rule.mode),
+    )
 
 
 def _run_files(items: Sequence[InstallItem], policy: HostPolicy) -> list[str]:
@@ -294,6 +340,11 @@ def system_trust_store() -> TrustStore:
 def uid_of(name: str | None) -> int | None:
     """Return a user's id; None without a name, or if there is no such user."""
     return _ids_of({name}, lambda one: pwd.getpwnam(one).pw_uid).get(name or "")
+
+
+def gid_of(name: str | None) -> int | None:
+    """Return a group's id; None without a name, or if there is no such group."""
+    return _ids_of({name}, lambda one: grp.getgrnam(one).gr_gid).get(name or "")
 
 
 def _ids_of(names: Collection[str | None], find: Any) -> dict[str, int]:

@@ -59,7 +59,7 @@ def _finish_copies(context: Context) -> None:
 
     policy = context.policy()
     roots = (*policy.write_roots, str(context.layout.certs), *filter(None, (policy.trust_store.directory,)))
-    for fault in recover_copies(context.layout, context.fs, roots).failed:
+    for fault in recover_copies(context.layout, context.fs, roots, helper=context.helper).failed:
         context.log.error("Interrupted copies could be neither finished nor undone: %s", fault)
 
 
@@ -71,7 +71,8 @@ def clear_up(context: Context) -> None:
     if context.left:
         from certctrl.store.deployments.recovery import clear_up as clear_up_copies  # here: only failing disks need it
 
-        context.left.difference_update(clear_up_copies(context.layout, context.fs, tuple(context.left)))
+        left = tuple(context.left)
+        context.left.difference_update(clear_up_copies(context.layout, context.fs, left, helper=context.helper))
     context.generations.clear_up()
 
 

@@ -23,7 +23,7 @@ from certctrl.install.deploy.context import Context, Locks
 from certctrl.install.deploy.converge import Convergence
 from certctrl.install.deploy.groups import Group, bound_now, groups_of
 from certctrl.install.deploy.names import publish, settle_names
-from certctrl.install.deploy.observe import uid_of
+from certctrl.install.deploy.observe import helper_rules, uid_of
 from certctrl.install.deploy.record_store import audit_entry
 from certctrl.install.deploy.results import Results
 from certctrl.install.deploy.retry_table import cert_resource
@@ -37,6 +37,7 @@ from certctrl.model.policy import Retirement
 from certctrl.model.records import CertRecord, Retry, RetryKind, Stage, Standing
 from certctrl.store.deployments.file_set import CHANGED, remove_unchanged
 from certctrl.store.disk.fs import FileKind
+from certctrl.store.disk.helper import rule_for
 from certctrl.text import one_line
 
 
@@ -228,6 +229,8 @@ class Withdrawal:
         refusal = refuse_path(context.policy(), path, context.identity, local=is_local(item.id))
         if refusal is None:
             try:
+                if context.helper is not None and rule_for(helper_rules(context), path) is not None:
+                    return context.helper.remove(path, digest)
                 return remove_unchanged(context.fs, path, digest, uid_of(owner))
             except PolicyRefusedError as refused:
                 why = str(refused)
@@ -237,7 +240,10 @@ class Withdrawal:
 
     def _is_there(self, path: str) -> bool:
         """Return whether a copy still is there; a bind-mounted file can only be emptied."""
-        found = self.context.fs.lstat(path)
+        context = self.context
+        if context.helper is not None and rule_for(helper_rules(context), path) is not None:
+            return context.helper.observe(path)[0].kind is not FileKind.MISSING
+        found = context.fs.lstat(path)
         return found is not None and (found.kind is not FileKind.FILE or found.size > 0)
 
     def _concerns_it(self, item: InstallItem) -> bool:

@@ -174,6 +174,8 @@ def _writes(inputs: PlanInputs, item: CopyAction, file_group: FileGroup) -> tupl
         uid = inputs.host.users[owner] if owner is not None else None
         gid = inputs.host.groups[group] if group is not None else None
         mode = _mode(item.mode_of(number), name, there)
+        if there.given is not None:
+            uid, gid, mode = there.given.uid, there.given.gid, there.given.mode
         if why := _difference(there, source_files[name], mode, uid, gid):
             found.append(
                 Write(
@@ -188,6 +190,7 @@ def _writes(inputs: PlanInputs, item: CopyAction, file_group: FileGroup) -> tupl
                     file_group=file_group.name,
                     tolerant=file_group.tolerant,
                     in_place=item.write is WriteMethod.IN_PLACE,
+                    helper=there.given is not None,
                     uid=uid if uid is not None or there.sha256 is None else there.uid,
                     gid=gid if gid is not None or there.sha256 is None else there.gid,
                 )

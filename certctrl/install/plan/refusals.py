@@ -6,10 +6,11 @@ from collections.abc import Collection, Sequence
 
 import attrs
 
-from certctrl.install.material.formats import is_virtual
+from certctrl.install.material.formats import has_key, is_virtual
 from certctrl.install.plan.copy_items import is_whole
 from certctrl.install.plan.inputs import PlanInputs
 from certctrl.install.plan.policy import (
+    KEY_MODES,
     AgentIdentity,
     Grant,
     Refusal,
@@ -19,8 +20,8 @@ from certctrl.install.plan.policy import (
     refuse_owner,
     refuse_path,
 )
-from certctrl.install.plan.values import Destination
-from certctrl.model.plan import CA_FILES, CopyAction, ExecAction, InstallItem, ObjectType, VerifyCommand
+from certctrl.install.plan.values import Destination, GivenRights
+from certctrl.model.plan import CA_FILES, CopyAction, ExecAction, InstallItem, ObjectType, VerifyCommand, WriteMethod
 from certctrl.model.policy import HostPolicy, TrustStore
 from certctrl.text import one_line
 
@@ -84,7 +85,8 @@ def _refuse_copy(inputs: PlanInputs, item: CopyAction) -> Refusal | None:
     for path in item.targets:
         if refusal := refuse_path(policy, path, identity, local=is_local(item.id)):
             return refusal
-        if fault := inputs.destinations.get(path, Destination()).refusal:
+        there = inputs.destinations.get(path, Destination())
+        if fault := there.refusal or _other_rights(item, path, there.given):
             return Refusal(what=f"write {one_line(path)}", why=fault)
     if refusal := refuse_owner(policy, item, identity):
         return refusal
@@ -93,6 +95,24 @@ def _refuse_copy(inputs: PlanInputs, item: CopyAction) -> Refusal | None:
             owner = absent[0]
             return Refusal(what=f"give files to {one_line(owner)}", why="there is no such user or group on this host")
     return _refuse_grant(inputs, judge_argv(policy, item.id, item.check, identity)) if item.check else None
+
+
+def _other_rights(item: CopyAction, path: str, given: GivenRights | None) -> str:
+    """Return how the rights that an item asks for differ from those that the root helper gives; empty: they do not."""
+    if given is None:
+        return ""
+    if item.write is WriteMethod.IN_PLACE:
+        return "the root helper writes no file in place"
+    number = item.targets.index(path)
+    owner, group, mode = item.owner_of(number), item.group_of(number), item.mode_of(number)
+    gives = f"the root helper gives it {given.owner}:{given.group} {given.mode:04o}, but"
+    if has_key(item.sources[number]) and given.mode & ~KEY_MODES:
+        return f"{gives} a private key may have at most {KEY_MODES:04o}"
+    if owner not in (None, given.owner, str(given.uid)):
+        return f"{gives} the item wants owner {one_line(owner or '')}"
+    if group not in (None, given.group, str(given.gid)):
+        return f"{gives} the item wants group {one_line(group or '')}"
+    return f"{gives} the item wants mode {mode:04o}" if mode not in (None, given.mode) else ""
 
 
 def collisions(items: Sequence[InstallItem], refused: Collection[str]) -> list[Refusal]:

@@ -62,6 +62,17 @@ class DesiredCa:
 
 
 @lean.frozen(kw_only=True)
+class GivenRights:
+    """Rights of a file by the policy of the root helper."""
+
+    owner: str
+    group: str
+    uid: int
+    gid: int
+    mode: int
+
+
+@lean.frozen(kw_only=True)
 class Destination:
     """The state of one destination path."""
 
@@ -74,6 +85,8 @@ class Destination:
     """Whether the file has an access control list; the group bits of ``mode`` are then its mask."""
     refusal: str = ""
     """Why nothing may be written there even if the policy allows it (symlinks, other-writable parents, …)."""
+    given: GivenRights | None = None
+    """The rights that the root helper gives the file; None if the agent writes it."""
 
 
 @lean.frozen(kw_only=True)
@@ -98,6 +111,8 @@ class Write:
     """Whether all items of the group say ``continue_on_error``."""
     in_place: bool = False
     """Whether an existing file is written over, not replaced."""
+    helper: bool = False
+    """Whether the root helper writes it."""
 
     @property
     def node(self) -> str:

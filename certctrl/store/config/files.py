@@ -230,6 +230,11 @@ def _parse(data: bytes, path: Path) -> Any:
         raise _config_error(Mismatch("", "is not JSON in UTF-8"), path) from None
 
 
+def structured(kind: Any, data: bytes, file: Path) -> Any:
+    """Return the value in the bytes of an operator's file. Raises ConfigError."""
+    return _structured(kind, _parse(data, file), file)
+
+
 def _structured(kind: Any, raw: Any, file: Path, path: str = "") -> Any:
     try:
         return structure(kind, raw, path)

@@ -25,11 +25,12 @@ from certctrl import lean
 from certctrl.errors import DiskError, PolicyRefusedError
 from certctrl.store.deployments import journal
 from certctrl.store.deployments.generation_files import MANY
+from certctrl.store.deployments.helped import Helped, planned
 from certctrl.store.deployments.in_place import empty
 from certctrl.store.deployments.journal import Entry, FileState, Journal, Place
-from certctrl.store.disk.acl import give_attributes
-from certctrl.store.disk.atomic import temp_name
+from certctrl.store.disk.atomic import temp_name, write_new
 from certctrl.store.disk.fs import FileKind, Fs, Handle, closing
+from certctrl.store.disk.helper import FileHelper
 from certctrl.store.disk.safe_path import (
     SIZE_LIMIT,
     DestinationFact,
@@ -56,6 +57,8 @@ class FileWrite:
     gid: int | None = None
     in_place: bool = False
     """Whether an existing file is written over, not replaced."""
+    helper: bool = False
+    """Whether the root helper writes it; ``uid`` and ``gid`` are then those of its rule."""
 
 
 class _PlannedFile(NamedTuple):
@@ -72,10 +75,13 @@ class FileSet:
     switch.
     """
 
-    def __init__(self, layout: ConfigDir, fs: Fs, *, left: set[str] | None = None) -> None:
+    def __init__(
+        self, layout: ConfigDir, fs: Fs, *, left: set[str] | None = None, helper: FileHelper | None = None
+    ) -> None:
         """``left`` collects the names of journals whose files a failing disk did not remove (`clear_up`)."""
         self._layout = layout
         self._fs = fs
+        self._helper = helper
         self._left = set[str]() if left is None else left
         self._stack = ExitStack()
         self._parents: dict[Path, Handle] = {}
@@ -89,16 +95,16 @@ class FileSet:
         DiskError; then nothing is left behind.
         """
         try:
-            files = [file for write in writes if (file := self._plan_file(write)) is not None]
-            if len({file.place.entry.path for file in files}) != len(files):
+            files = [file for write in writes if not write.helper and (file := self._plan_file(write)) is not None]
+            helped = [(entry, write) for write in writes if write.helper and (entry := self._plan_helped(write))]
+            entries = [*(file.place.entry for file in files), *(entry for entry, _ in helped)]
+            if len({entry.path for entry in entries}) != len(entries):
                 raise ValueError("a destination occurs twice in one deployment")
-            if files:
+            if entries:
                 self._journal = Journal(self._fs, self._layout, f"{self._fs.token()}{journal.SUFFIX}")
-                self._journal.plan([file.place.entry for file in files])
-                self._entries = [file.place.entry for file in files]
-                for file in files:
-                    self._stage(file)
-                self._sync_staged()
+                self._journal.plan(entries)
+                self._entries = entries
+                self._stage_all(files, helped)
             self._close_parents()
         except BaseException:
             self._abandon()
@@ -107,7 +113,8 @@ class FileSet:
     def is_current(self) -> bool:
         """Return whether all destinations still are as `begin` found them. Raises DiskError, PolicyRefusedError."""
         try:
-            return all(place.entry.is_old(journal.observe(self._fs, place)) for place in self._places())
+            old = all(place.entry.is_old(journal.observe(self._fs, place)) for place in self._places())
+            return old and self._helped().are_old()
         finally:
             self._close_parents()
 
@@ -122,6 +129,7 @@ class FileSet:
             places = self._places()
             self._journal.arm()
             journal.put_new(self._fs, places)
+            self._helped().put_new()
             self._sync_names(places)
         except BaseException:
             self._abandon()
@@ -133,6 +141,7 @@ class FileSet:
         Raises DiskError if some cannot be restored; the journal then stays for `recover`.
         """
         places, faults = self._reachable()
+        faults += self._helped().restore_old()
         faults += journal.restore_old(self._fs, places[::-1])
         try:
             if places and not faults:
@@ -154,6 +163,7 @@ class FileSet:
             dropped = [journal.drop_leftovers(self._fs, place.entry, place.side) for place in places]
             if any(dropped):
                 self._sync_names(places)  # otherwise a key could outlive its journal
+            faults += self._helped().drop_leftovers()
             if faults:
                 raise faults[0]
             if self._journal is not None:
@@ -163,7 +173,10 @@ class FileSet:
             self._release()
 
     def _places(self) -> list[Place]:
-        return [self._place(entry) for entry in self._entries]
+        return [self._place(entry) for entry in self._entries if not entry.helper]
+
+    def _helped(self) -> Helped:
+        return Helped(self._helper, self._entries)
 
     def _place(self, entry: Entry) -> Place:
         """Return an entry with its directories, open. Raises PolicyRefusedError, DiskError."""
@@ -173,7 +186,7 @@ class FileSet:
     def _reachable(self) -> tuple[list[Place], list[DiskError]]:
         """Return the entries whose directories exist, and the errors of those that cannot be opened."""
         found, faults = list[Place](), list[DiskError]()
-        for entry in self._entries:
+        for entry in (one for one in self._entries if not one.helper):
             try:
                 found.append(self._place(entry))
             except NoDirectoryError:
@@ -222,6 +235,10 @@ class FileSet:
         )
         return _PlannedFile(self._place(entry), write.data, found)
 
+    def _plan_helped(self, write: FileWrite) -> Entry | None:
+        assert self._helper is not None and write.uid is not None and write.gid is not None
+        return planned(self._fs, self._helper, write.path, write.data, write.mode, write.uid, write.gid)
+
     def _parent(self, path: Path, owner: int | None) -> Handle:
         """Return the open directory of a destination. Raises PolicyRefusedError, DiskError."""
         if path.parent not in self._parents:
@@ -244,6 +261,14 @@ class FileSet:
             uid, gid = old.uid, old.gid
         return (uid if write.uid is None else write.uid), (gid if write.gid is None else write.gid)
 
+    def _stage_all(self, files: Sequence[_PlannedFile], helped: Sequence[tuple[Entry, FileWrite]]) -> None:
+        for file in files:
+            self._stage(file)
+        self._sync_staged()
+        for entry, write in helped:
+            assert self._helper is not None
+            self._helper.stage(entry.path, entry.temp, entry.backup, write.data)
+
     def _stage(self, file: _PlannedFile) -> None:
         (entry, _, side), old = file.place, file.found
         if entry.in_place:
@@ -259,19 +284,7 @@ class FileSet:
     def _write(
         self, parent: Handle, name: str, data: bytes, wanted: FileState, kept: Mapping[str, bytes] | None
     ) -> None:
-        """Write a private file; the owner is set before the mode, so that access is never wider than intended.
-
-        ``kept``: attributes of the file that it replaces; None if there was none.
-        """
-        with closing(self._fs, self._fs.create(name, SECRET_MODE, at=parent)) as handle:
-            self._fs.write(handle, data)
-            made = self._fs.fstat(handle)
-            if (made.uid, made.gid) != (wanted.uid, wanted.gid):
-                self._fs.chown(handle, wanted.uid, wanted.gid)
-            if kept is not None:
-                give_attributes(self._fs, handle, kept, wanted.mode)
-            elif wanted.mode != SECRET_MODE:
-                self._fs.chmod(handle, wanted.mode)
+        write_new(self._fs, parent, name, data, mode=wanted.mode, uid=wanted.uid, gid=wanted.gid, kept=kept)
 
     def _sync_staged(self) -> None:
         """Make all files and their names durable: one syncfs per file system, or one fsync each."""

@@ -68,6 +68,8 @@ class Entry:
     """The user who may own the directory, besides root and the current user."""
     in_place: bool = False
     """Whether the old file is overwritten instead of replaced."""
+    helper: bool = False
+    """Whether the root helper writes the file, because the agent cannot."""
 
     @property
     def is_sound(self) -> bool:
@@ -102,7 +104,7 @@ class Journal:
     def plan(self, entries: Sequence[Entry]) -> None:
         """Record the entries durably."""
         rows: list[dict[str, Any]] = strict_converter().unstructure(list(entries))
-        record = {"plan": [row if row["in_place"] else _without(row, "in_place") for row in rows]}
+        record = {"plan": [_for_earlier_releases(row) for row in rows]}
         with closing(self._fs, self._fs.open_dir(self._layout.journal)) as parent:
             with closing(self._fs, self._fs.create(self.name, SECRET_MODE, at=parent)) as handle:
                 self._fs.write(handle, decode.to_json(record))
@@ -153,9 +155,9 @@ def _is_armed(rest: bytes) -> bool:
         return False  # torn before it was durable: nothing was renamed after it
 
 
-def _without(row: dict[str, Any], key: str) -> dict[str, Any]:
-    """Return a row as earlier releases read it."""
-    return {name: value for name, value in row.items() if name != key}
+def _for_earlier_releases(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row without the keys that they do not know, if they need not know them."""
+    return {name: value for name, value in row.items() if value or name not in ("in_place", "helper")}
 
 
 # --- steps of a running deployment and of recovery ---------------------------------------------------------

@@ -10,8 +10,10 @@ from certctrl import lean
 from certctrl.errors import DiskError, PolicyRefusedError, StateCorruptError
 from certctrl.model.paths import is_below
 from certctrl.store.deployments import journal
+from certctrl.store.deployments.helped import Helped
 from certctrl.store.deployments.journal import Entry, Journal, Place
 from certctrl.store.disk.fs import Fs, closing
+from certctrl.store.disk.helper import FileHelper
 from certctrl.store.disk.safe_path import NoDirectoryError
 from certctrl.store.layout import ConfigDir
 
@@ -28,7 +30,9 @@ class RecoveryReport:
     """One line per failed deployment; its journal stays for the next start."""
 
 
-def recover(layout: ConfigDir, fs: Fs, roots: Sequence[str | Path]) -> RecoveryReport:
+def recover(
+    layout: ConfigDir, fs: Fs, roots: Sequence[str | Path], *, helper: FileHelper | None = None
+) -> RecoveryReport:
     """Complete every unfinished deployment or roll it back, durably, and remove its leftovers.
 
     It is completed if every destination has its new file or can get it; otherwise it is rolled back. A destination that
@@ -43,7 +47,7 @@ def recover(layout: ConfigDir, fs: Fs, roots: Sequence[str | Path]) -> RecoveryR
         try:
             if armed:
                 one.sync()
-            is_completed = _recover_one(layout, fs, entries, roots, armed=armed)
+            is_completed = _recover_one(layout, fs, Helped(helper, entries), entries, roots, armed=armed)
         except (DiskError, PolicyRefusedError) as error:
             failed.append(f"{entries[0].path} and its set: {error}")
             continue
@@ -53,41 +57,44 @@ def recover(layout: ConfigDir, fs: Fs, roots: Sequence[str | Path]) -> RecoveryR
     return RecoveryReport(completed=tuple(completed), rolled_back=tuple(rolled_back), failed=tuple(failed))
 
 
-def clear_up(layout: ConfigDir, fs: Fs, names: Iterable[str]) -> set[str]:
+def clear_up(layout: ConfigDir, fs: Fs, names: Iterable[str], *, helper: FileHelper | None = None) -> set[str]:
     """Remove leftovers of deployments that ended on a failing disk; return the names of the removed journals.
 
     For the process that made them: a new file with a private key must not stay until the next start. Changes of
     destinations are left to `recover`. Never raises DiskError.
     """
-    return {name for name in names if _is_cleared(layout, fs, name)}
+    return {name for name in names if _is_cleared(layout, fs, name, helper)}
 
 
-def _is_cleared(layout: ConfigDir, fs: Fs, name: str) -> bool:
+def _is_cleared(layout: ConfigDir, fs: Fs, name: str, helper: FileHelper | None) -> bool:
     try:
         if fs.lstat(layout.journal / name) is None:
             return True
         one = Journal(fs, layout, name)
         entries, armed = one.load()
+        helped = Helped(helper, entries)
         with _opened(layout, fs, entries) as here:
             if armed:
-                if not _is_settled(fs, here):
+                if not _is_settled(fs, here, helped):
                     return False
                 journal.sync_in_place(fs, here)
             for place in here:
                 journal.drop_leftovers(fs, place.entry, place.side)
             journal.sync_parents(fs, [place.side for place in here])
+            if helped.drop_leftovers():
+                return False
         one.remove()
     except (DiskError, PolicyRefusedError, StateCorruptError):
         return False
     return True
 
 
-def _is_settled(fs: Fs, here: Sequence[Place]) -> bool:
+def _is_settled(fs: Fs, here: Sequence[Place], helped: Helped) -> bool:
     """Return whether all destinations or none have their new file, so that none has to change."""
     found = [(place.entry, journal.observe(fs, place)) for place in here]
     if any(entry.in_place and not (entry.is_new(facts) or entry.is_old(facts)) for entry, facts in found):
         return False  # perhaps half-written
-    return len({entry.is_new(facts) for entry, facts in found}) <= 1
+    return len({*(entry.is_new(facts) for entry, facts in found), *helped.are_new()}) <= 1
 
 
 @contextmanager
@@ -96,7 +103,7 @@ def _opened(layout: ConfigDir, fs: Fs, entries: Sequence[Entry]) -> Iterator[lis
     with ExitStack() as stack:
         here: list[Place] = []
         aside = stack.enter_context(closing(fs, fs.open_dir(layout.journal)))
-        for entry in entries:
+        for entry in (one for one in entries if not one.helper):
             try:
                 parent = stack.enter_context(closing(fs, journal.parent_of(fs, entry)))
             except NoDirectoryError:
@@ -108,19 +115,28 @@ def _opened(layout: ConfigDir, fs: Fs, entries: Sequence[Entry]) -> Iterator[lis
 
 
 def _recover_one(
-    layout: ConfigDir, fs: Fs, entries: Sequence[Entry], roots: Sequence[str | Path], *, armed: bool
+    layout: ConfigDir,
+    fs: Fs,
+    helped: Helped,
+    entries: Sequence[Entry],
+    roots: Sequence[str | Path],
+    *,
+    armed: bool,
 ) -> bool:
     with _opened(layout, fs, entries) as here:
-        complete = armed and all(_can_be_new(fs, place, roots) for place in here)
+        complete = armed and all(_can_be_new(fs, place, roots) for place in here) and helped.can_be_new(roots)
         if complete:
             journal.put_new(fs, [place for place in here if place.entry.in_place or not _is_new(fs, place)])
-        elif armed and (faults := journal.restore_old(fs, here)):
+            helped.put_new()
+        elif armed and (faults := helped.restore_old() + journal.restore_old(fs, here)):
             raise faults[0]
         if armed:
             journal.sync_parents(fs, [place.side for place in here])
-        dropped = [journal.drop_leftovers(fs, place.entry, place.side) for place in here]
-        if any(dropped):
-            journal.sync_parents(fs, [place.side for place in here])
+        for place in here:
+            journal.drop_leftovers(fs, place.entry, place.side)
+        journal.sync_parents(fs, [place.side for place in here])  # a killed process may have removed them, not durably
+        if faults := helped.drop_leftovers():
+            raise faults[0]
         return complete
 
 

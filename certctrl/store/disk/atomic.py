@@ -12,7 +12,7 @@ files that another process is writing, without pids or clocks.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,6 +25,7 @@ ATTEMPTS = 3
 """Tries per write. After a failed fsync the bytes may be lost: they are written again, not only synced again."""
 _RETRIABLE = (errno.EIO, errno.ENOENT)  # ENOENT: a sweep removed the temporary file before it was locked
 _SUFFIX = ".tmp"
+_LONGEST_TOKEN = 32
 
 
 def write_atomic(
@@ -86,6 +87,35 @@ def _replace(
     fs.close(handle)
 
 
+def write_new(
+    fs: Fs,
+    parent: Handle,
+    name: str,
+    data: bytes,
+    *,
+    mode: int,
+    uid: int,
+    gid: int,
+    kept: Mapping[str, bytes] | None,
+    sync: bool = False,
+) -> None:
+    """Write a new file; the owner is set before the mode, so that access is never wider than intended.
+
+    ``kept``: attributes of the file that it replaces; None if there was none. ``sync``: make its bytes durable.
+    """
+    with closing(fs, fs.create(name, SECRET_MODE, at=parent)) as handle:
+        fs.write(handle, data)
+        made = fs.fstat(handle)
+        if (made.uid, made.gid) != (uid, gid):
+            fs.chown(handle, uid, gid)
+        if kept is not None:
+            give_attributes(fs, handle, kept, mode)
+        elif mode != SECRET_MODE:
+            fs.chmod(handle, mode)
+        if sync:
+            fs.fsync(handle)
+
+
 def temp_name(fs: Fs, name: str) -> str:
     """Return a hidden temporary name with ``name`` and an unguessable part."""
     return f".{name[:180]}.{fs.token()}{_SUFFIX}"
@@ -94,6 +124,13 @@ def temp_name(fs: Fs, name: str) -> str:
 def is_temp(name: str) -> bool:
     """Return whether a name has the form of those from `temp_name`."""
     return name.startswith(".") and name.endswith(_SUFFIX)
+
+
+def is_temp_of(temp: str, name: str) -> bool:
+    """Return whether `temp_name` may have made a name for ``name``."""
+    start = f".{name[:180]}."
+    token = temp.removeprefix(start).removesuffix(_SUFFIX)
+    return temp == f"{start}{token}{_SUFFIX}" and token.isalnum() and token.isascii() and len(token) <= _LONGEST_TOKEN
 
 
 def discard(fs: Fs, handle: Handle, temp: str, parent: Handle) -> None:

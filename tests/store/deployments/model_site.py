@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from modeldisk import ModelFs
 
@@ -23,14 +24,14 @@ def model_site(*, syncfs: bool = True, uid: int = 1000) -> ModelFs:
     return made
 
 
-def writes(*, in_place: bool = False, **how: int) -> list[FileWrite]:
+def writes(*, in_place: bool = False, **how: Any) -> list[FileWrite]:
     return [
         FileWrite(path=PEM, data=b"new leaf, longer", mode=0o644, in_place=in_place, **how),
         FileWrite(path=KEY, data=b"new key", mode=0o600, in_place=in_place, **how),
     ]
 
 
-def begun(fs: ModelFs, *, in_place: bool = False, **how: int) -> FileSet:
+def begun(fs: ModelFs, *, in_place: bool = False, **how: Any) -> FileSet:
     made = FileSet(LAYOUT, fs)
     made.begin(writes(in_place=in_place, **how))
     return made

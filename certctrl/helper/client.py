@@ -1,0 +1,170 @@
+"""The agent's end: ask the root helper. All methods block."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing, suppress
+from io import FileIO
+from pathlib import Path
+from types import MappingProxyType
+
+from certctrl.errors import CommandError, DiskError, PolicyRefusedError
+from certctrl.helper.messages import ANSWER_LIMIT, Answer, Request, Result, Verb, answer_of, encoded
+from certctrl.store.disk.fs import FileKind
+from certctrl.store.disk.helper import FileRule
+from certctrl.store.disk.safe_path import DestinationFact
+from certctrl.store.structure import Mismatch
+
+SECONDS = 30.0
+"""For a request about a file."""
+BUSY_SECONDS = 10.0
+"""How long a request is repeated while the helper has too many."""
+_PAUSE = 0.1
+_SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+_FIX = "systemctl status cert-ctrl-helper.socket cert-ctrl-helper"
+_NO_UNITS: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+
+Ask = Callable[[Request, "bytes | None", float], Answer]
+"""Sends a request, with the bytes of a file, and returns the answer within some seconds. Raises DiskError."""
+
+
+class HelperClient:
+    """Asks the root helper for one agent; `FileHelper` for its files."""
+
+    def __init__(self, ask: Ask, is_there: Callable[[], bool] = lambda: True) -> None:
+        self._ask, self._is_there = ask, is_there
+
+    @classmethod
+    def at(cls, path: str) -> HelperClient:
+        """Return the client of the helper at a socket, which may not exist."""
+        return cls(
+            lambda request, data, seconds: ask_socket(path, request, data, seconds), lambda: os.path.exists(path)
+        )
+
+    @property
+    def is_there(self) -> bool:
+        """Whether its socket exists."""
+        return self._is_there()
+
+    def rules(self) -> tuple[FileRule, ...]:
+        """Return the rules for this user; none if there is no helper. Raises DiskError, PolicyRefusedError."""
+        if not self.is_there:
+            return ()
+        rows = self._done(Request(do=Verb.RULES)).rules
+        return tuple(
+            FileRule(path=row.path, owner=row.owner, group=row.group, mode=row.mode, uid=row.uid, gid=row.gid)
+            for row in rows
+        )
+
+    def units(self) -> Mapping[str, tuple[str, ...]]:
+        """Return unit -> verbs that this user may request; none if there is no helper. Raises as `rules`."""
+        return self._done(Request(do=Verb.RULES)).units if self.is_there else _NO_UNITS
+
+    def act(self, verb: str, unit: str, seconds: float) -> bool:
+        """Reload or restart a unit; False if there is no helper or root's policy does not name it. Raises CommandError."""
+        if not self.is_there:
+            return False
+        try:
+            answer = self._asked(Request(do=Verb(verb), unit=unit), seconds=seconds)
+        except DiskError as error:
+            raise CommandError(str(error), fix=error.fix) from None
+        if answer.result in (Result.DONE, Result.UNNAMED):
+            return answer.result is Result.DONE
+        raise CommandError(f"the root helper: {answer.why}", fix=answer.fix or _FIX)
+
+    def observe(self, path: str, temp: str = "") -> tuple[DestinationFact, str]:
+        """Return the state of a destination without its bytes, and the SHA-256 of its new file, empty if it has none."""
+        facts = self._done(Request(do=Verb.INSPECT, path=path, temp=temp)).facts
+        if facts is None or facts.kind not in tuple(FileKind):
+            raise DiskError("the root helper gives no state", path=path, errno=errno.EPROTO, fix=_FIX)
+        found = DestinationFact(
+            path=Path(path),
+            kind=FileKind(facts.kind),
+            sha256=facts.sha256,
+            mode=facts.mode,
+            uid=facts.uid,
+            gid=facts.gid,
+            refusal=facts.refusal,
+        )
+        return found, facts.staged
+
+    def stage(self, path: str, temp: str, backup: str, data: bytes) -> None:
+        """Write the new file, and a copy of the old one if there is one, next to the destination."""
+        digest = hashlib.sha256(data).hexdigest()
+        self._done(Request(do=Verb.STAGE, path=path, temp=temp, backup=backup, sha256=digest), data)
+
+    def put(self, path: str, temp: str) -> None:
+        """Rename the new file into place."""
+        self._done(Request(do=Verb.PUT, path=path, temp=temp))
+
+    def restore(self, path: str, backup: str, sha256: str) -> None:
+        """Restore the old file, if the destination still has the bytes with this hash; without one, remove it."""
+        self._done(Request(do=Verb.RESTORE, path=path, backup=backup, sha256=sha256))
+
+    def drop(self, path: str, temp: str, backup: str) -> None:
+        """Remove the new file that was not put in place, and the copy of the old one; idempotent."""
+        self._done(Request(do=Verb.DROP, path=path, temp=temp, backup=backup))
+
+    def remove(self, path: str, sha256: str) -> str:
+        """Remove a file if its bytes have this hash; return why it stays, empty if it is gone."""
+        return self._done(Request(do=Verb.REMOVE, path=path, sha256=sha256)).why
+
+    def _done(self, request: Request, data: bytes | None = None) -> Answer:
+        answer = self._asked(request, data)
+        match answer.result:
+            case Result.DONE:
+                return answer
+            case Result.REFUSED | Result.UNNAMED:
+                raise PolicyRefusedError(f"the root helper refuses: {answer.why}", fix=answer.fix or None)
+            case Result.BUSY | Result.FAILED:
+                code = errno.EBUSY if answer.result is Result.BUSY else answer.errno
+                what = f"the root helper: {answer.why}"
+                raise DiskError(what, path=request.path, errno=code, fix=answer.fix or _FIX)
+
+    def _asked(self, request: Request, data: bytes | None = None, *, seconds: float = SECONDS) -> Answer:
+        """Return the answer; while the helper has too many requests, ask again."""
+        until, pause = time.monotonic() + BUSY_SECONDS, _PAUSE
+        while True:
+            answer = self._ask(request, data, seconds)
+            if answer.result is not Result.BUSY or time.monotonic() + pause > until:
+                return answer
+            time.sleep(pause)
+            pause *= 2
+
+
+def ask_socket(path: str, request: Request, data: bytes | None, seconds: float) -> Answer:
+    """Send a request to the helper at a socket and return its answer. Raises DiskError."""
+    fds: list[int] = []
+    try:
+        with closing(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)) as connection:
+            connection.settimeout(seconds)
+            connection.connect(path)
+            fds += [sealed(data)] if data is not None else []
+            with suppress(BrokenPipeError):  # it has answered already, that it is busy
+                socket.send_fds(connection, [encoded(request)], fds)
+            packet = connection.recv(ANSWER_LIMIT)
+        if not packet:
+            raise DiskError("the root helper ended before it answered", errno=errno.EPIPE, fix=_FIX)
+        return answer_of(packet)
+    except Mismatch as mismatch:
+        raise DiskError(f"the root helper's answer: {mismatch}", errno=errno.EPROTO, fix=_FIX) from None
+    except OSError as error:
+        why = error.strerror or "it does not answer"
+        raise DiskError(f"cannot ask the root helper at {path}: {why}", errno=error.errno or 0, fix=_FIX) from None
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def sealed(data: bytes) -> int:
+    """Return a memory file with these bytes, which can no longer change."""
+    fd = os.memfd_create("cert-ctrl", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    FileIO(fd, "w", closefd=False).write(data)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    return fd

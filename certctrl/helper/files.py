@@ -1,0 +1,146 @@
+"""The steps of a deployment to one file that the policy names. Each is durable and leaves no half-written file.
+
+Every directory on the way must be root's and writable by no one else, and is opened without following links. The new
+file and a copy of the old one are next to the destination, as `certctrl.store.deployments` does it for files that the
+agent can write itself. The contents of files are never returned.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+from contextlib import suppress
+from pathlib import Path
+
+from certctrl.errors import DiskError, PolicyRefusedError
+from certctrl.helper.messages import Facts
+from certctrl.store.deployments.file_set import remove_unchanged
+from certctrl.store.disk.atomic import is_temp, is_temp_of, write_new
+from certctrl.store.disk.fs import FileKind, Fs, Handle, closing
+from certctrl.store.disk.helper import FileRule
+from certctrl.store.disk.safe_path import DestinationFact, NoDirectoryError, facts_at, open_parent, read_at
+
+MOST_TEMPS = 16
+"""New files and copies of old ones next to one destination; a deployment needs two."""
+MOST_FILES = 5000
+"""Entries of a directory in which a pattern makes new files."""
+
+
+class Files:
+    """Writes files by the rules of one user. All methods raise DiskError and PolicyRefusedError."""
+
+    def __init__(self, fs: Fs) -> None:
+        self._fs = fs
+
+    def inspect(self, path: str, temp: str = "") -> Facts:
+        """Return the state of a destination and the hash of its new file."""
+        try:
+            with closing(self._fs, self._parent(path, *filter(None, (temp,)))) as parent:
+                found = facts_at(self._fs, parent, Path(path))
+                staged = self._hash_of(parent, temp) if temp else ""
+        except PolicyRefusedError as refused:
+            return Facts(kind=FileKind.MISSING, refusal=str(refused))
+        return _facts(found, staged)
+
+    def stage(self, rule: FileRule, path: str, temp: str, backup: str, data: bytes) -> None:
+        """Write the new file with the rights of its rule, and a copy of the old one, next to the destination."""
+        if rule.uid is None or rule.gid is None:
+            raise PolicyRefusedError(
+                f"this host has no {rule.owner}:{rule.group}", fix=f"correct the rule of {rule.path}"
+            )
+        with closing(self._fs, self._parent(path, temp, backup)) as parent:
+            old = self._checked(parent, path)
+            self._check_room(parent, path, rule, is_new=old is None)
+            try:
+                if old is not None:
+                    rights = {"mode": old.mode or 0, "uid": old.uid or 0, "gid": old.gid or 0}
+                    write_new(self._fs, parent, backup, old.data, kept=old.attributes, sync=True, **rights)
+                rights = {"mode": rule.mode, "uid": rule.uid, "gid": rule.gid}
+                kept = old.attributes if old is not None else None
+                write_new(self._fs, parent, temp, data, kept=kept, sync=True, **rights)
+                self._fs.fsync(parent)
+            except BaseException:
+                with suppress(DiskError):
+                    self._drop(parent, (temp, backup))
+                raise
+
+    def put(self, rule: FileRule, path: str, temp: str) -> None:
+        """Rename the new file into place, unless its rights are no longer those of the rule."""
+        with closing(self._fs, self._parent(path, temp)) as parent:
+            self._checked(parent, path)
+            new = self._fs.lstat(temp, at=parent)
+            if new is None or new.kind is not FileKind.FILE or new.nlink != 1:
+                raise DiskError(f"the new file of {path} is not there", path=path, errno=errno.ENOENT, fix="try again")
+            if (new.mode, new.uid, new.gid) != (rule.mode, rule.uid, rule.gid):
+                raise PolicyRefusedError(f"the new file of {path} has other rights than its rule", fix="try again")
+            self._fs.rename(temp, Path(path).name, at=parent)
+            self._fs.fsync(parent)
+
+    def restore(self, path: str, backup: str, sha256: str) -> None:
+        """Restore the old file if the destination still has these bytes; remove it if there was none."""
+        with closing(self._fs, self._parent(path, *filter(None, (backup,)))) as parent:
+            name, found = Path(path).name, facts_at(self._fs, parent, Path(path))
+            if found.sha256 != sha256:
+                self._fs.fsync(parent)  # a killed helper may have restored it
+                return
+            if not backup:
+                self._fs.unlink(name, at=parent)
+            elif (old := self._fs.lstat(backup, at=parent)) is not None and old.kind is FileKind.FILE:
+                self._fs.rename(backup, name, at=parent)
+            self._fs.fsync(parent)
+
+    def drop(self, path: str, temp: str, backup: str) -> None:
+        """Remove the new file and the copy of the old one; idempotent, even without their directory."""
+        try:
+            with closing(self._fs, self._parent(path, temp, backup)) as parent:
+                self._drop(parent, (temp, backup))
+                self._fs.fsync(parent)  # even if nothing was there: a killed helper may have removed them
+        except NoDirectoryError:
+            return
+
+    def remove(self, path: str, sha256: str) -> str:
+        """Remove a file if its bytes have this hash; return why it stays, empty if it is gone."""
+        return remove_unchanged(self._fs, path, sha256)
+
+    def _parent(self, path: str, *temps: str) -> Handle:
+        name = Path(path).name
+        if strange := [temp for temp in temps if not is_temp_of(temp, name)]:
+            raise PolicyRefusedError(f"{ascii(strange[0])[:80]} is not the name of a temporary file of {name}")
+        return open_parent(self._fs, Path(path))
+
+    def _checked(self, parent: Handle, path: str) -> DestinationFact | None:
+        """Return the file at a destination; None if there is none."""
+        found = facts_at(self._fs, parent, Path(path))
+        if found.refusal is not None:
+            raise PolicyRefusedError(found.refusal, fix=f"check {path}")
+        return found if found.kind is FileKind.FILE else None
+
+    def _check_room(self, parent: Handle, path: str, rule: FileRule, *, is_new: bool) -> None:
+        names, own = self._fs.listdir(parent), Path(path).name
+        if sum(is_temp(name) and is_temp_of(name, own) for name in names) > MOST_TEMPS - 2:
+            raise PolicyRefusedError(f"there are too many temporary files of {path}", fix=f"ls -la {parent.path}")
+        if is_new and "*" in rule.path and len(names) >= MOST_FILES:
+            raise PolicyRefusedError(f"there are more than {MOST_FILES} files in {parent.path}", fix="remove some")
+
+    def _hash_of(self, parent: Handle, name: str) -> str:
+        found = self._fs.lstat(name, at=parent)
+        if found is None or found.kind is not FileKind.FILE:
+            return ""
+        return hashlib.sha256(read_at(self._fs, parent, name)).hexdigest()
+
+    def _drop(self, parent: Handle, names: tuple[str, ...]) -> None:
+        for name in names:
+            if self._fs.lstat(name, at=parent) is not None:
+                self._fs.unlink(name, at=parent)
+
+
+def _facts(found: DestinationFact, staged: str) -> Facts:
+    return Facts(
+        kind=found.kind,
+        sha256=found.sha256,
+        mode=found.mode,
+        uid=found.uid,
+        gid=found.gid,
+        refusal=found.refusal,
+        staged=staged,
+    )
