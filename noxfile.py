@@ -197,6 +197,18 @@ def packages(session: nox.Session) -> None:
 
 
 @nox.session
+def images(session: nox.Session) -> None:
+    """Build the single file and the container images into dist/; run them, in the Compose example and in pods (needs root)."""
+    session.install("-e", ".[dev]")
+    session.install("-r", str(LOCKS / "build.txt"), "podman-compose")
+    session.run("python", "deploy/singlefile/build.py", "dist")
+    session.run("python", "deploy/images/build.py", "dist/images")
+    args = session.posargs or ["-s", "--timeout", "3600"]
+    session.env["CERTCTRL_TEST_IMAGES"] = str(Path("dist/images").resolve())
+    session.run("pytest", "tests/integration/test_images.py", "-m", "campaign", *args)
+
+
+@nox.session
 def locks(session: nox.Session) -> None:
     """Write the requirement files of the packages anew, with the newest releases that ``pyproject.toml`` allows."""
     session.install("uv")

@@ -9,7 +9,7 @@ import pytest
 from postgres_server import PostgresServer
 
 from certctrl.cli.main import run_command
-from certctrl.cli.plane.database import CREDENTIAL, DatabaseAddress, database_address
+from certctrl.cli.plane.database import CREDENTIAL, DatabaseAddress, database_address, needed_modules
 from certctrl.errors import ConfigError, ExitStatus, UsageError
 from certctrl.plane.core import Plane
 
@@ -112,3 +112,10 @@ def test_a_server_that_is_away_ends_the_start_with_69(
     error = capsys.readouterr().err
     assert str(tmp_path) in error
     assert "check the server" in error
+
+
+def test_a_host_without_libpq_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"psycopg cannot be used: no pq wrapper available\.$") as refused:
+        with needed_modules("plane-postgres"):
+            raise ImportError("no pq wrapper available.\nAttempts made:\n- couldn't import psycopg 'c' implementation")
+    assert refused.value.fix == "install libpq, such as Debian's libpq5"

@@ -111,11 +111,14 @@ def _check_url(option: str, url: str) -> None:
 
 @contextlib.contextmanager
 def needed_modules(extra: str) -> Iterator[None]:
-    """Turn a missing module into ConfigError with the extra that installs it."""
+    """Turn a missing module into ConfigError with the extra that installs it, and a missing libpq likewise."""
     try:
         yield
     except ModuleNotFoundError as error:
         raise ConfigError(f"the Python module {error.name} is not installed", fix=install_extra(extra)) from None
+    except ImportError as error:  # of psycopg, which has several lines about each way to find libpq
+        what = f"psycopg cannot be used: {str(error).strip().partition(chr(10))[0]}"
+        raise ConfigError(what, fix="install libpq, such as Debian's libpq5") from None
 
 
 def connector(
