@@ -193,7 +193,8 @@ def packages(session: nox.Session) -> None:
     session.run("python", "-m", "hatchling", "build", "-d", "dist", silent=True)
     session.run("python", str(LOCKS.parent / "build.py"), "dist")
     args = session.posargs or ["-s", "--timeout", "3600"]
-    session.run("pytest", "tests/integration/test_packages_installed.py", "-m", "campaign", *args)
+    files = [f"tests/integration/test_{name}.py" for name in ("packages_installed", "wheel")]
+    session.run("pytest", *files, "-m", "campaign", *args)
 
 
 @nox.session

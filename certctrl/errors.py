@@ -170,6 +170,12 @@ class StateCorruptError(DiskError):
     """A state file exists but is damaged; it is never treated as a first run."""
 
 
+class LaterStateError(StateCorruptError):
+    """A state file is intact, but of a later release that uses a format unknown to this one."""
+
+    exit_status = ExitStatus.CONFIG
+
+
 # --- the pipeline -------------------------------------------------------------------------------------------
 
 

@@ -265,7 +265,7 @@ EXIT_MEANINGS: dict[ExitStatus, tuple[str, str]] = {
         "Run `cert-ctrl -c DIR register`. systemd does not restart the daemon.",
     ),
     ExitStatus.CONFIG: (
-        "invalid configuration",
+        "invalid configuration, or data of a later release",
         "The message names file, JSON path and expectation. systemd does not restart the daemon.",
     ),
     ExitStatus.INTERRUPTED: ("interrupted with Ctrl-C", "Nothing."),

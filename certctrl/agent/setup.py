@@ -46,6 +46,7 @@ from certctrl.store.disk.lock import lock_daemon
 from certctrl.store.disk.tree import check_modes, make_tree
 from certctrl.store.layout import ConfigDir
 from certctrl.store.state.store import StateStore
+from certctrl.store.state.versions import refuse_later_state
 
 WORKING_THREADS = 3
 """Concurrent threads for disk and crypto work. They compete for the interpreter lock: forty, Trio's default, cost a
@@ -114,6 +115,7 @@ async def open_agent(config_dir: Path, seams: Seams, *, repair: bool = True) -> 
     layout = ConfigDir(config_dir)
     loaded = load_config(layout, seams.environ)
     log = logging.getLogger("certctrl")
+    refuse_later_state(layout, seams.fs)
     if repair:
         make_tree(seams.fs, layout)
         for finding in check_modes(seams.fs, layout):

@@ -11,10 +11,12 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from certctrl.errors import StateCorruptError
+from certctrl.errors import LaterStateError, StateCorruptError
 
 VERSION = 1
+"""Increased by a release whose files the one before cannot read; new keys and files that it may ignore keep it."""
 VERSION_KEY = "state_version"
+"""The first key of every file, so that its first bytes tell the version."""
 TEXT_LIMIT = 64 * 1024
 JSON_LIMIT = 64 * 1024 * 1024
 
@@ -22,6 +24,15 @@ JSON_LIMIT = 64 * 1024 * 1024
 def corrupt(file: str, what: str, fix: str) -> StateCorruptError:
     """Return the error for a state file; ``what`` must not include its contents."""
     return StateCorruptError(f"{file} is damaged: {what}", path=file, fix=fix)
+
+
+def of_later_release(file: str, version: int) -> LaterStateError:
+    """Return the error for a state file of a later version."""
+    return LaterStateError(
+        f"{file} was written by a later cert-ctrl (state version {version}, this one knows {VERSION})",
+        path=file,
+        fix="install that version again; docs/upgrading.md says how to go back",
+    )
 
 
 def fits_text(text: str) -> bool:
@@ -65,11 +76,7 @@ def object_of(data: bytes, file: str, fix: str) -> dict[str, Any]:
     if isinstance(version, bool) or not isinstance(version, int) or version < 1:
         raise corrupt(file, "its state version is missing", fix)
     if version > VERSION:
-        raise StateCorruptError(
-            f"{file} was written by a later cert-ctrl (state version {version}, this one knows {VERSION})",
-            path=file,
-            fix="run that version again, or restore the file from a backup",
-        )
+        raise of_later_release(file, version)
     return raw
 
 

@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from importlib.metadata import Distribution
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,13 @@ def licence_of(folder: Path) -> str:
     return ", ".join(words) or str(found.get("License") or "").strip().partition("\n")[0]
 
 
+def licence_in_bill(folder: Path) -> dict[str, Any]:
+    """Return the licence of a library as CycloneDX has it: an SPDX expression, or a name in words."""
+    if "License-Expression" in Distribution.at(folder).metadata:
+        return {"expression": licence_of(folder)}
+    return {"license": {"name": licence_of(folder)}}
+
+
 def copy_licences(tree: Path, others: Path, into: Path) -> None:
     """Copy the licence files of each library; ``others`` has those of wheels without any.
 
@@ -132,7 +140,7 @@ def bill_of_materials(tree: Path, hashes: dict[str, str], name: str, version: st
         own, found = name_of(folder), Distribution.at(folder).version
         component: dict[str, Any] = {"type": "library", "name": own, "version": found}
         component |= {"bom-ref": f"pkg:pypi/{own}@{found}", "purl": f"pkg:pypi/{own}@{found}"}
-        component |= {"licenses": [{"license": {"name": licence_of(folder)}}]}
+        component |= {"licenses": [licence_in_bill(folder)]}
         if own in hashes:
             component["hashes"] = [{"alg": "SHA-256", "content": hashes[own]}]
         if inner := contained(folder, own):
@@ -140,6 +148,11 @@ def bill_of_materials(tree: Path, hashes: dict[str, str], name: str, version: st
         components.append(component)
     about = {"type": "application", "name": name, "version": version, "licenses": [{"license": {"id": "Apache-2.0"}}]}
     bill = {"bomFormat": "CycloneDX", "specVersion": "1.5", "version": 1, "metadata": {"component": about}}
+    if date := os.environ.get("SOURCE_DATE_EPOCH"):
+        bill["metadata"] = {
+            "component": about,
+            "timestamp": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(int(date))),
+        }
     return json.dumps(bill | {"components": components}, indent=1, sort_keys=True) + "\n"
 
 
@@ -147,7 +160,7 @@ def contained(folder: Path, own: str) -> list[dict[str, Any]]:
     """Return the components in the bills of materials that a wheel has."""
     found = []
     for path in sorted(folder.glob("sboms/*.json")):
-        for part in json.loads(path.read_text(encoding="utf-8"))["components"]:
+        for part in json.loads(path.read_text(encoding="utf-8")).get("components", ()):
             kept = {key: part[key] for key in ("type", "name", "version", "licenses") if part.get(key)}
             purl = part.get("purl", "")
             kept |= {"purl": purl} if purl and "file:" not in purl else {}

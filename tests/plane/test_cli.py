@@ -48,6 +48,10 @@ def test_devices_are_listed_shown_and_revoked(site: PlaneSite, device: str, monk
     assert "active" in line
     assert site("devices", "--outcomes", device).output.split()[0] == "AT"
     assert site("devices", "--outcomes", device, "--json").json == []
+    (known,) = {row["app_version"] for row in site("devices", "--json").json if row["name"] == device}
+    assert device in site("devices", "--agent-version", known).output
+    assert site("devices", "--agent-version", "0.0.9", "--json").json == []
+    assert site("devices", "--agent-version", known, "--outcomes", device).status == ExitStatus.USAGE
     assert "is revoked" in site("revoke-device", device, "--reason", "stolen").output
     (row,) = [row for row in site("devices", "--json").json if row["name"] == device]
     assert (row["status"], row["revoke_reason"]) == ("revoked", "stolen")

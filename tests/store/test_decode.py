@@ -91,7 +91,7 @@ def test_damage_of_a_json_file_is_named(data: bytes, what: str) -> None:
 def test_a_file_of_a_later_release_is_kept() -> None:
     error = refused(decode.object_of, b'{"state_version":2}')
     assert str(error) == "/x was written by a later cert-ctrl (state version 2, this one knows 1)"
-    assert error.fix == "run that version again, or restore the file from a backup"
+    assert error.fix == "install that version again; docs/upgrading.md says how to go back"
 
 
 def test_json_files_are_written_compactly_with_their_version() -> None:

@@ -1,4 +1,4 @@
-"""The host and the plane that an earlier release left behind (`data/`, see `make_data.py`)."""
+"""The host and the plane that release 0.1.0 left behind (`data/0.1.0`, see `make_data.py` there)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ from simulation.world import COPIES, Setting, Template
 from certctrl.install.process.result import CommandResult
 from certctrl.plane.storage.keyring import Keyring
 
-DATA = Path(__file__).with_name("data")
+RELEASES = Path(__file__).with_name("data")
+"""A directory for each release: what it leaves on the disks of its users."""
+DATA = RELEASES / "0.1.0"
 PLACE = "{ROOT}"
 """Placeholder of the configuration directory, in paths and in contents."""
 KEYSTORE, COPIED, BROKEN, TOLERATED, HELD, WAITING, WILD, REVOKED, UNPROVEN, POISON = range(1, 11)

@@ -100,10 +100,12 @@ async def _register(invoked: Invocation, token: str | None, show: Callable[[Any]
     from certctrl.store.disk.fs import RealFs
     from certctrl.store.disk.tree import make_tree
     from certctrl.store.state.session import SessionState
+    from certctrl.store.state.versions import refuse_later_state
 
     log_for_command(debug=invoked.debug, verbosity=invoked.verbosity)
     layout, fs = invoked.layout(), RealFs()
     config = load_config(layout, os.environ).config
+    refuse_later_state(layout, fs)
     make_tree(fs, layout)
     http = real_http(config, layout)
     try:

@@ -84,13 +84,15 @@ def _disk(context: CheckContext) -> Iterator[Finding]:
 
 
 def _state(context: CheckContext) -> Iterator[Finding]:
+    from certctrl.store.state.versions import refuse_later_state
+
     session, installed, bad = context.store.session, context.store.installed, set[str]()
     loads: tuple[Callable[[], Any], ...] = (
         session.load_cursor, session.load_device_id, session.load_device_keys, session.load_tokens, session.load_inbox,
         session.load_outcomes, installed.load_install_config, installed.load_certificates,
         installed.load_retries, installed.load_activations, installed.load_cas, installed.load_pins,
     )  # fmt: skip
-    for load in loads:
+    for load in (lambda: refuse_later_state(context.layout, context.fs), *loads):
         try:
             load()
         except CertctrlError as error:

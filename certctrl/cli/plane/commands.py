@@ -143,24 +143,32 @@ def devices(
         str | None, typer.Option("--outcomes", metavar="ID|NAME", help="Show the outcomes that this device reported.")
     ] = None,
     tag: OfTag = None,
+    agent_version: Annotated[
+        str | None,
+        typer.Option("--agent-version", metavar="VERSION", help="Only devices whose agent has this version."),
+    ] = None,
 ) -> None:
     """List the devices, or the outcomes of one device.
 
-    Shows who is online (a push socket is open now, or the last poll was within its wait), tags, last contact, waiting
-    signals and the outcomes of the last day.
+    Shows who is online (a push socket is open now, or the last poll was within its wait), the version that the agent had
+    at its last start, tags, last contact, waiting signals and the outcomes of the last day. plane status counts the
+    versions.
 
     \b
     cert-ctrl plane devices --data /var/lib/plane
     cert-ctrl plane devices --data /var/lib/plane --tag web --tag env=prod
+    cert-ctrl plane devices --data /var/lib/plane --agent-version 0.1.0
     cert-ctrl plane devices --data /var/lib/plane --outcomes web-1
     """
-    if outcomes is not None and tag:
-        raise UsageError("--outcomes shows one device, --tag lists several", fix="leave one of them out")
+    if outcomes is not None and (tag or agent_version is not None):
+        several = "--tag lists" if tag else "--agent-version lists"
+        raise UsageError(f"--outcomes shows one device, {several} several", fix="leave one of them out")
 
     async def request(api: OperatorApi) -> Any:
         if outcomes is not None:
             return await api.call("GET", f"devices/{await api.device(outcomes)}/outcomes")
-        return await tagged(api, "devices", tag)
+        found = await tagged(api, "devices", tag)
+        return [row for row in found if agent_version in (None, row["app_version"] or "unknown")]
 
     rows = call_plane(ctx, request)
     show(ctx, rows, lambda: _outcomes(rows) if outcomes is not None else _devices(rows))

@@ -112,6 +112,8 @@ def _of_database(database: Mapping[str, Any] | None) -> Iterator[tuple[str, str]
         return
     devices, certificates = database["devices"], database["certificates"]
     yield "devices", ", ".join(f"{devices[state]} {state}" for state in ("active", "silent", "expected", "revoked"))
+    if database.get("agents"):  # an older control plane does not count them
+        yield "versions", ", ".join(f"{count} of {version}" for version, count in database["agents"].items())
     ending = f"{certificates['ending']} near their end, {certificates['ended']} expired on devices"
     yield "certificates", f"{certificates['active']} active, {ending}"
     for kind, job in database["jobs"].items():

@@ -75,9 +75,11 @@ class Reports:
                     case Ack():
                         self._insert([self._row(device_id, event)])
                     case AgentVersion(version, features):
+                        said = (version, stored(features))
                         self._db.run(
-                            "UPDATE devices SET app_version = ?, features = ? WHERE id = ?",
-                            *(version, stored(features), device_id),
+                            "UPDATE devices SET app_version = ?, features = ?"
+                            " WHERE id = ? AND (app_version != ? OR features != ?)",
+                            *(*said, device_id, *said),
                         )
                         self.on_announced(device_id)
                     case OtherEvent():

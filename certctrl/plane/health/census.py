@@ -1,4 +1,4 @@
-"""Census: count devices, certificates, orders and jobs by state, for metrics and ``plane status``."""
+"""Census: count devices, agents, certificates, orders and jobs, for metrics and ``plane status``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ _ENDING_LIFE = 0.2
 """Remaining share of a certificate's life below which its renewal is late."""
 OVERDUE_SECONDS = 60.0
 _KINDS = 50
+MOST_VERSIONS = 20
+"""Versions of agents that are counted one by one: agents say theirs, so there could be any number of them."""
+UNKNOWN, OTHER = "unknown", "other"
+"""Counts of agents that have said no version, and of those with less common ones than the others."""
 
 
 class Census:
@@ -24,9 +28,13 @@ class Census:
         self._wall_now = wall_now
 
     def counts(self) -> dict[str, Any]:
-        """Return ``devices``, ``certificates``, ``orders`` and ``jobs`` by state, and ``issuers``; in the caller's unit of work."""
+        """Return ``devices``, ``certificates``, ``orders`` and ``jobs`` by state, ``agents`` by version, and ``issuers``.
+
+        In the caller's unit of work.
+        """
         return {
             "devices": self._devices(),
+            "agents": self._agents(),
             "certificates": self._certificates(),
             "orders": self._orders(),
             "issuers": self._issuers(),
@@ -53,6 +61,19 @@ class Census:
             self._wall_now() - SILENT_SECONDS,
         )
         return counts | {"silent": int(silent["n"]) if silent is not None else 0}
+
+    def _agents(self) -> dict[str, int]:
+        """Count the agents of active devices by version, the most common first."""
+        counts: dict[str, int] = {}
+        rows = self._db.all(
+            "SELECT app_version, count(*) AS n FROM devices WHERE status = 'active'"
+            " GROUP BY app_version ORDER BY n DESC, app_version"
+        )
+        for row in rows:
+            version = row["app_version"] or UNKNOWN
+            name = version if version in counts or len(counts) < MOST_VERSIONS else OTHER
+            counts[name] = counts.get(name, 0) + int(row["n"])
+        return counts
 
     def _certificates(self) -> dict[str, int]:
         """Count active certificates, and of those that a device has, those that end soon or have ended."""

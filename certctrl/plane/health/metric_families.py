@@ -114,6 +114,8 @@ def _present(view: View) -> Iterator[Metric]:
     devices, certificates = view.census.get("devices", {}), view.census.get("certificates", {})
     about = "Devices by state; `silent`: active, but without a poll for 15 minutes."
     yield _FAMILIES.gauge("devices", about, _by("state", devices))
+    about = "Agents of active devices by version; `other`: less common ones than 20."
+    yield _FAMILIES.gauge("agents", about, _by("version", view.census.get("agents", {})))
     about = (
         "Active certificates; `ending`: on a device with less than a fifth of their life left; `ended`: expired there."
     )

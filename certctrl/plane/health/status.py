@@ -16,7 +16,7 @@ from certctrl.plane.health.census import Census
 from certctrl.plane.planes import Planes
 from certctrl.plane.storage.data_dir import DataDir
 from certctrl.plane.storage.database import Reader
-from certctrl.plane.storage.schema import SCHEMA
+from certctrl.plane.storage.schema import SCHEMA, scripts_to_run
 from certctrl.plane.storage.sqlite_file import SqliteFile
 
 
@@ -51,14 +51,16 @@ def stopped_status(
 ) -> dict[str, Any]:
     """Return the status of a stopped plane, without changing anything.
 
-    Raises ConfigError, DiskError and DatabaseAwayError if its database cannot be read.
+    Raises ConfigError, DiskError and DatabaseAwayError if its database cannot be read, or only by a newer release.
     """
     if connect is None:
         with closing(SqliteFile(data.database)) as file:
+            scripts_to_run(file.schema_version(), str(data.database))
             file.refuse_moved()
             database = stored(file, wall_now)
     else:
         with closing(connect()) as server, server.snapshot():
+            scripts_to_run(server.schema_version(), server.name)
             database = stored(server, wall_now)
     return {"status": "stopped", "time": rfc3339(wall_now()), "disk": disk_of(data.root), "database": database}
 

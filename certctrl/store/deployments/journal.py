@@ -138,7 +138,10 @@ class Journal:
         with closing(self._fs, self._fs.open_file(path)) as handle:
             first, _, rest = self._fs.read(handle, _LIMIT).partition(b"\n")
         try:
-            plan = structure(tuple[Entry, ...], json.loads(first)["plan"])
+            raw = json.loads(first)
+            if raw[decode.VERSION_KEY] > decode.VERSION:
+                raise decode.of_later_release(path, raw[decode.VERSION_KEY])
+            plan = structure(tuple[Entry, ...], raw["plan"])
             if not all(entry.is_sound for entry in plan):
                 raise StateCorruptError(f"{path} names files that the agent does not write", path=path, fix=fix)
         except (ValueError, TypeError, KeyError, Mismatch, RecursionError):

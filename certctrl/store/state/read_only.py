@@ -9,16 +9,18 @@ import errno
 import os
 from typing import Any
 
-from certctrl.errors import DiskError, StateCorruptError
+from certctrl.errors import DiskError, LaterStateError, StateCorruptError
 from certctrl.store import decode
 
 _REBUILD = "stop the agent and remove it; the agent then reconciles this host with the plane once"
 
 
 def read_status(root: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """Return the daemon's last status; None if never written or damaged by a power cut. Raises DiskError."""
+    """Return the daemon's last status; None if never written or damaged by a power cut. Raises DiskError, LaterStateError."""
     try:
         raw = _json(root, "status.json")
+    except LaterStateError:
+        raise
     except StateCorruptError:
         return None
     return None if raw is None else {key: raw[key] for key in raw if key != decode.VERSION_KEY}

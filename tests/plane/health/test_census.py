@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from engine_plane import WALL, new_device, plane_on, registered
@@ -11,7 +12,9 @@ from engine_plane import WALL, new_device, plane_on, registered
 from certctrl.errors import DiskError
 from certctrl.plane.clock import rfc3339
 from certctrl.plane.core import Plane
+from certctrl.plane.devices.reports import AgentVersion
 from certctrl.plane.errors import DatabaseAwayError, conflict
+from certctrl.plane.health.census import MOST_VERSIONS, OTHER, UNKNOWN
 from certctrl.plane.planes import plane_name
 from certctrl.plane.storage.database import Database
 
@@ -38,6 +41,45 @@ async def test_the_counts_by_state(open_database: Callable[[], Database]) -> Non
     assert taken["certificates"] == {"active": 2, "ending": 1, "ended": 0}, f"{row['id']}: only where it is used"
     clock[0] += 30 * 86_400
     assert (await plane.work(plane.census.counts))["certificates"] == {"active": 2, "ending": 0, "ended": 1}
+
+
+async def test_agents_are_counted_by_version(open_database: Callable[[], Database]) -> None:
+    plane = plane_on(open_database())
+    devices = [(await registered(plane, f"device-{number}"))[0] for number in range(MOST_VERSIONS + 3)]
+    await new_device(plane, "expected")
+    assert (await plane.work(plane.census.counts))["agents"] == {UNKNOWN: MOST_VERSIONS + 3}
+
+    def announce() -> None:
+        for number, device_id in enumerate(devices):
+            plane.reports.store(device_id, [AgentVersion("1.0" if number < 3 else f"2.{number:02}")])
+
+    await plane.work(announce)
+    counts = (await plane.work(plane.census.counts))["agents"]
+    assert list(counts.items())[:3] == [("1.0", 3), ("2.03", 1), ("2.04", 1)]
+    assert (len(counts), counts[OTHER], sum(counts.values())) == (MOST_VERSIONS + 1, 1, len(devices))
+    await plane.work(plane.devices.revoke, 1, devices[0], "lost")
+    assert (await plane.work(plane.census.counts))["agents"]["1.0"] == 2
+
+
+async def test_a_version_that_is_known_is_not_written_again(
+    open_database: Callable[[], Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plane = plane_on(open_database())
+    device_id, _ = await registered(plane)
+    run, written = plane.database.run, list[int]()
+
+    def counted(sql: str, *parameters: Any) -> int:
+        changed = run(sql, *parameters)
+        if sql.startswith("UPDATE devices SET app_version"):
+            written.append(changed)
+        return changed
+
+    monkeypatch.setattr(plane.database, "run", counted)
+    for event in [AgentVersion("1.0", ("csr",))] * 2 + [AgentVersion("1.1", ("csr",)), AgentVersion("1.1")]:
+        await plane.work(plane.reports.store, device_id, [event])
+        shown = await plane.work(plane.devices.show, 1, device_id)
+        assert (shown["app_version"], shown["features"]) == (event.version, list(event.features))
+    assert written == [1, 0, 1, 1]
 
 
 async def test_planes_see_each_other(open_database: Callable[[], Database]) -> None:

@@ -36,6 +36,7 @@ async def test_a_scrape_shows_what_was_done_and_what_there_is(world: World) -> N
     assert found["requests_total"]["204", "GET", UPDATES] == 1
     assert found["request_duration_seconds_count"][UPDATES,] == 1
     assert found["devices"] == {("expected",): 0, ("active",): 1, ("revoked",): 0, ("silent",): 0}
+    assert found["agents"] == {("0.1.0",): 1}
     assert found["certificates"]["active",] == 1
     assert found["jobs"]["housekeeping", "overdue"] == 1
     assert found["sightings_waiting"] == {(): 1}

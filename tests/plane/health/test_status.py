@@ -46,7 +46,7 @@ def running(**changes: object) -> dict[str, Any]:
     job = {"scheduled": 1, "due": 0, "overdue": 0, "running": 0}
     database = {
         "engine": "PostgreSQL", "schema": 7, "schema_known": 7, "bytes": 3 * 2**20, "jobs": {"housekeeping": job},
-        "devices": {"active": 50, "silent": 1, "expected": 2, "revoked": 3},
+        "devices": {"active": 50, "silent": 1, "expected": 2, "revoked": 3}, "agents": {"0.2.0": 47, "0.1.0": 3},
         "certificates": {"active": 9, "ending": 1, "ended": 0},
         "ending": [{"id": 4, "user_id": 1, "domain_name": "a.example", "not_after": "2026-12-01T00:00:00Z"}],
         "planes": [
@@ -72,12 +72,13 @@ def test_a_running_control_plane_is_shown(cli: Cli, monkeypatch: pytest.MonkeyPa
         "agents         waiting polls: 20, connections: 21",
         "database       PostgreSQL, schema 7, 3.0 MiB",
         "devices        50 active, 1 silent, 2 expected, 3 revoked",
+        "versions       47 of 0.2.0, 3 of 0.1.0",
         "certificates   9 active, 1 near their end, 0 expired on devices",
         "jobs           housekeeping: 1 scheduled, 0 due, 0 overdue, 0 running",
         "jobs done      7 ok, 1 failed, since the start",
         "disk           5.0 GiB of 10.0 GiB free in the data directory",
         "",
-        *out.splitlines()[9:],
+        *out.splitlines()[10:],
     ]
     assert "this one" in out and "not running" in out and "a.example" in out
     assert json.loads(cli("--json")[1]) == running()

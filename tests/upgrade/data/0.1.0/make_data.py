@@ -1,4 +1,4 @@
-"""Make ``data/``: the host and the plane of a release whose state formats users have on their disks.
+"""Make the data of 0.1.0: the host and the plane of a release whose state formats users have on their disks.
 
 This script runs only at commit 4eb9de0, whose agent, plane and simulation it drives; it is kept to show how the data
 was made. In a clone of that commit, with the commit's requirements installed:

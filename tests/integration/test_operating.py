@@ -1,0 +1,222 @@
+"""The commands of docs/operating.md and docs/upgrading.md, with a control plane and an agent that run as services."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from os import kill
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA256
+from fleet import wait_for
+from pages import DOCS, Terminal, blocks, free_address
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
+FINGERPRINT, CODE, DEVICE_ID = "9f86d081884c7d65", "CTRX-GKVD", "23229bf7-5172-02c7-59a2-76d5b4a40090"
+SYSTEMCTL = """#!%s
+import os, signal, subprocess, sys, time
+from pathlib import Path
+
+units = Path(%r)
+verb, *names = [word for word in sys.argv[1:] if not word.startswith("-")]
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def stop(name):
+    pid = units / f"{name}.pid"
+    if pid.exists() and is_running(pid.read_text()):
+        os.kill(int(pid.read_text()), signal.SIGTERM)
+        while is_running(pid.read_text()):
+            time.sleep(0.02)
+
+
+def start(name):
+    log = units / f"{name}.log"
+    with log.open("w") as sink:
+        argv = (units / name).read_text().split()
+        started = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, start_new_session=True)
+    (units / f"{name}.pid").write_text(str(started.pid))
+    while not any(word in log.read_text() for word in ("Ready: poll mode", "operator key")):
+        if started.poll() is not None:
+            sys.exit(f"{name} ended with {started.returncode}: {log.read_text()}")
+        time.sleep(0.02)
+
+
+for name in names:
+    if verb in ("stop", "disable", "restart"):
+        stop(name)
+    if verb in ("start", "enable", "restart"):
+        start(name)
+"""
+
+
+class Site:
+    """The machines of the page, in one directory: a control plane, and a host with an agent."""
+
+    def __init__(self, root: Path, page: str) -> None:
+        address, user = free_address(), getpass.getuser()
+        self.etc, self.data, self.units = root / "etc/cert-ctrl", root / "var/plane", root / "units"
+        self.root, self.words = root, {
+            "/etc/cert-ctrl": str(self.etc), "/var/lib/cert-ctrl-plane": str(self.data), "/backup": f"{root}/backup",
+            "/safe": f"{root}/safe", "/root/": f"{root}/", "-o cert-ctrl-plane": f"-o {user}", "chown -R cert-ctrl:": f"chown -R {user}:",
+            "plane.example.com:8443": address, "--hostname plane.example.com": "--hostname 127.0.0.1",
+        }  # fmt: skip
+        self.terminal = Terminal(
+            root, self.words, CERTCTRL_PLANE_DATA=str(self.data), CERTCTRL_CONFIG_DIR=str(self.etc),
+            CERTCTRL_FIRST_POLL_SPREAD_SECONDS="0",
+        )  # fmt: skip
+        self.terminal.tool("systemctl", SYSTEMCTL % (sys.executable, str(self.units)))
+        self.units.mkdir()
+        program = f"{self.terminal.tools}/cert-ctrl"
+        (self.units / "cert-ctrl").write_text(f"{program} -c {self.etc} --keep-running")
+        (self.units / "cert-ctrl-plane").write_text(f"{program} plane serve --data {self.data} --listen {address}")
+        self.type = self.terminal.type
+        self.sections: dict[str, list[tuple[list[str], list[str]]]] = {}
+        found = blocks(page)
+        for part in re.split(r"^##+ ", (DOCS / page).read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
+            self.sections[part.partition("\n")[0]] = [next(found) for _ in range(part.count("```sh\n"))]
+
+    def prepare(self) -> None:
+        """Serve the control plane, register the host as web-1, and issue a certificate for it and one for others."""
+        self.type("systemctl start cert-ctrl-plane")
+        self.type(f"cert-ctrl init --server https://plane.example.com:8443 --name web-1 --ca {self.data}/ca.pem")
+        self.type("cert-ctrl plane enrolment-token > token && cert-ctrl register --enrolment-token-file token")
+        self.type("systemctl start cert-ctrl")
+        self.type("cert-ctrl plane issue www.example.com --device web-1 --key plane")
+        self.type("cert-ctrl plane issue other.example.com --key plane")
+        self.arrives("www.example.com")
+
+    def arrives(self, name: str, but: str = "") -> str:
+        """Wait until a certificate of a name is live, with another serial than ``but``; return its serial."""
+
+        def live() -> str:
+            path = self.etc / f"certs/{name}.crt"
+            found = x509.load_pem_x509_certificate(path.read_bytes()).serial_number if path.exists() else 0
+            return f"{found:x}" if found and f"{found:x}" != but else ""
+
+        return wait_for(live, f"{name} to arrive")
+
+    def run(self, heading: str, block: int | None = None, **statuses: tuple[int, ...]) -> None:
+        """Run the blocks of a section and check what the page says they print; ``statuses`` by the last word."""
+        for commands, quoted in [self.sections[heading][block]] if block is not None else self.sections[heading]:
+            said = "".join(
+                self.type(one, statuses=statuses.get(one.split()[-1].replace("-", "_"), (0,))) for one in commands
+            )
+            self.terminal.check(quoted, said)
+
+    def close(self) -> None:
+        for pid in self.units.glob("*.pid"):
+            try:
+                kill(int(pid.read_text()), signal.SIGTERM)
+            except ProcessLookupError:
+                continue
+        self.terminal.close()
+
+
+@pytest.fixture
+def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
+    made = Site(tmp_path, request.param)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("site", ["operating.md"], indirect=True)
+def test_every_command_of_operating_works(site: Site) -> None:
+    site.prepare()
+    used = [
+        "Backups", "Restore the control plane", "Move the control plane to another machine",
+        "Move an agent to another directory or disk", "A service serves an old or expired certificate",
+        "A renewal broke a service", "Hosts do not reach the control plane", "Replace a host", "Retire a host",
+        "A key or a host is in foreign hands", "The operator key is in foreign hands",
+    ]  # fmt: skip
+    assert {heading for heading, found in site.sections.items() if found} == set(used)
+    site.run("Backups")
+    site.run("Restore the control plane")
+    move_the_plane(site)
+    site.run("Move an agent to another directory or disk")
+    before = site.arrives("www.example.com")
+    site.run("A service serves an old or expired certificate")
+    site.arrives("www.example.com", but=before)
+    site.run("A renewal broke a service")
+    assert site.arrives("www.example.com") == before
+    site.type("cert-ctrl rollback --domain www.example.com --release")
+    site.run("Hosts do not reach the control plane")
+    replace_the_host(site)
+    site.run("A key or a host is in foreign hands")
+    site.run("Retire a host")
+    key = (site.data / "operator.key").read_text()
+    site.run("The operator key is in foreign hands")
+    assert (site.data / "operator.key").read_text() != key
+
+
+def move_the_plane(site: Site) -> None:
+    """Run both blocks; the second one without the directory of the first, as on another machine."""
+    heading = "Move the control plane to another machine"
+    site.run(heading, 0)
+    site.data.rename(site.root / "old-machine")
+    site.run(heading, 1)
+    site.type("systemctl start cert-ctrl-plane")
+    site.type("cert-ctrl poll-now")
+
+
+def replace_the_host(site: Site) -> None:
+    """Run both blocks; the second one without the directory of the agent, as on another machine."""
+    heading = "Replace a host"
+    (device,) = json.loads(site.type(site.sections[heading][0][0][0]))
+    site.type("systemctl stop cert-ctrl")
+    old = site.root / "old-host"
+    site.etc.rename(old)
+    agent = f"cert-ctrl -c {old} --keep-running"
+    site.terminal.leave_running(agent, r"Ready: poll mode")
+    anchor = x509.load_pem_x509_certificate((site.data / "ca.pem").read_bytes())
+    site.words |= {
+        FINGERPRINT: anchor.fingerprint(SHA256()).hex()[:16], DEVICE_ID: device["device_public_id"],
+    }  # fmt: skip
+    commands, quoted = site.sections[heading][1]
+    *prepare, register, approve, start = commands
+    for command in prepare:
+        site.type(command)
+    read = site.terminal.leave_running(register, r"\b[A-Z0-9]{4}-[A-Z0-9]{4}\b")
+    registering = site.terminal.running.pop()[0]
+    code = re.search(r"\b[A-Z0-9]{4}-[A-Z0-9]{4}\b", read())
+    assert code is not None
+    site.words[CODE] = code[0]
+    site.type(approve)
+    assert registering.wait(60) == 0, read()
+    site.terminal.check(quoted, read())
+    former = site.terminal.running.pop()[0]
+    assert former.wait(60) == 77
+    site.type(start)
+    site.arrives("www.example.com")
+    (again,) = json.loads(site.type("cert-ctrl plane devices --json"))
+    assert (again["id"], again["name"], again["tags"]) == (device["id"], device["name"], device["tags"])
+
+
+@pytest.mark.parametrize("site", ["upgrading.md"], indirect=True)
+def test_every_command_of_upgrading_works(site: Site) -> None:
+    site.prepare()
+    assert {heading for heading, found in site.sections.items() if found} == {"Upgrade", "Downgrade"}
+    site.run("Upgrade")
+    serial = site.arrives("www.example.com")
+    site.type("systemctl stop cert-ctrl")
+    status = site.etc / "state/status.json"
+    status.write_text(status.read_text().replace('"state_version":1', '"state_version":2', 1))
+    site.type("systemctl start cert-ctrl", statuses=(1,))
+    assert "ended with 78" in site.terminal.transcript[-1] and "later cert-ctrl" in site.terminal.transcript[-1]
+    site.run("Downgrade")
+    assert site.arrives("www.example.com") == serial
+    assert json.loads(site.type("cert-ctrl status --json"))["health"] == "healthy"
+    site.type("cert-ctrl plane renew www.example.com")
+    site.arrives("www.example.com", but=serial)
