@@ -25,6 +25,11 @@ HERE = platform.python_version().rpartition(".")[0]
 PYTHONS = [*SUPPORTED, *([HERE] if HERE not in SUPPORTED else [])]
 WORKERS = str(min(4, os.cpu_count() or 1))
 LOCKS = Path("deploy/packages/requirements")
+FLAVOURS = [
+    *(nox.param(version, False, id=f"python{version}") for version in SUPPORTED),
+    nox.param("3.13", True, id="own"),
+]
+"""The Python that the packages are for, and whether they contain it (deploy/packages/interpreter.py has the version)."""
 HANGS = ("--timeout-method", "thread")
 """Timeouts end the worker: after a signal, hypothesis would run a property that hangs once more."""
 ONCE = [
@@ -186,15 +191,27 @@ def soak(session: nox.Session) -> None:
 
 
 @nox.session
-def packages(session: nox.Session) -> None:
-    """Build .deb, .rpm, wheel and sdist into dist/; install, upgrade, remove and purge them in a fresh Debian (needs root)."""
+@nox.parametrize("python,own", FLAVOURS)
+def packages(session: nox.Session, own: bool) -> None:
+    """Build .deb and .rpm into dist/; set up, upgrade, remove and purge them in a Debian with systemd (needs root).
+
+    One package per Python of a distribution, and one with an interpreter; `nox -s "packages(own)"` makes one of them.
+    CERTCTRL_PACKAGES_CACHE names a directory to keep roots and the interpreter in.
+    """
     session.install("-e", ".[dev]")
     session.install("-r", str(LOCKS / "build.txt"))
     session.run("python", "-m", "hatchling", "build", "-d", "dist", silent=True)
-    session.run("python", str(LOCKS.parent / "build.py"), "dist")
+    made = Path("dist") / ("own-python" if own else f"python{session.python}")
+    cache = Path(os.environ.get("CERTCTRL_PACKAGES_CACHE") or session.create_tmp())
+    env, options = {"CERTCTRL_TEST_PACKAGES": str(made), "CERTCTRL_TEST_TRANSCRIPTS": str(made / "transcripts")}, []
+    if own:
+        env["CERTCTRL_TEST_INTERPRETER"] = str((cache / "interpreter.tar").absolute())
+        session.run("python", str(LOCKS.parent / "interpreter.py"), env["CERTCTRL_TEST_INTERPRETER"])
+        options = ["--interpreter", env["CERTCTRL_TEST_INTERPRETER"]]
+    session.run("python", str(LOCKS.parent / "build.py"), "dist", *options)
     args = session.posargs or ["-s", "--timeout", "3600"]
     files = [f"tests/integration/test_{name}.py" for name in ("packages_installed", "wheel")]
-    session.run("pytest", *files, "-m", "campaign", *args)
+    session.run("pytest", *files, "-m", "campaign", *args, env=env)
 
 
 @nox.session

@@ -23,7 +23,9 @@ PLACEHOLDER = re.compile(r"\b(?:NAME|test_service_NAME)\b")
 
 
 def sessions() -> set[str]:
-    return set(re.findall(r"@nox\.session[^\n]*\ndef (\w+)", (ROOT / "noxfile.py").read_text(encoding="utf-8")))
+    return set(
+        re.findall(r"@nox\.session[^\n]*\n(?:@[^\n]*\n)*def (\w+)", (ROOT / "noxfile.py").read_text(encoding="utf-8"))
+    )
 
 
 def anchors(page: Path) -> set[str]:

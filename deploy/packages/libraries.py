@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from importlib.metadata import Distribution
 from pathlib import Path
 from typing import Any
@@ -58,10 +59,7 @@ def install_program(project: Path, scratch: Path, into: Path) -> None:
 
 
 def prune(tree: Path) -> None:
-    """Remove tests, sources of extension modules, type stubs, and metadata that only pip reads or that was copied.
-
-    Modules lose the line that names an interpreter: none of them is a program here.
-    """
+    """Remove tests, sources of extension modules, type stubs, and metadata that only pip reads or that was copied."""
     for part in UNUSED_PARTS:
         shutil.rmtree(tree / part, ignore_errors=True)
     for path in [path for path in tree.rglob("*") if path.name in UNUSED_DIRECTORIES or path.name.startswith(".")]:
@@ -70,7 +68,14 @@ def prune(tree: Path) -> None:
         metadata = any(part.endswith(".dist-info") for part in path.relative_to(tree).parts)
         if path.suffix in UNUSED_SUFFIXES or (metadata and path.name not in USED_METADATA):
             path.unlink()
-        elif path.suffix == ".py" and (code := path.read_bytes()).startswith(b"#!"):
+    without_programs(tree)
+
+
+def without_programs(tree: Path) -> None:
+    """Remove the mode and the line that make some modules programs: none of them is one here."""
+    for path in tree.rglob("*.py"):
+        path.chmod(0o644)
+        if (code := path.read_bytes()).startswith(b"#!"):
             path.write_bytes(code[code.index(b"\n") :])
 
 
@@ -133,9 +138,14 @@ def copy_licences(tree: Path, others: Path, into: Path) -> None:
             raise ValueError(f"{name} has no licence file: add it to {others}")
 
 
-def bill_of_materials(tree: Path, hashes: dict[str, str], name: str, version: str) -> str:
-    """Return the bill of materials of a package in CycloneDX, with what its wheels say that they contain."""
-    components = []
+def bill_of_materials(
+    tree: Path, hashes: dict[str, str], name: str, version: str, others: Sequence[dict[str, Any]] = ()
+) -> str:
+    """Return the bill of materials of a package in CycloneDX, with what its wheels say that they contain.
+
+    ``others`` are components that are not from wheels.
+    """
+    components = [*others]
     for folder in libraries(tree):
         own, found = name_of(folder), Distribution.at(folder).version
         component: dict[str, Any] = {"type": "library", "name": own, "version": found}

@@ -6,12 +6,14 @@ import os
 from pathlib import Path
 
 LIBRARIES = "/usr/lib/cert-ctrl"
+OWN_PYTHON = f"{LIBRARIES}/python"
+"""The interpreter of the packages that contain one; interpreter.py compiles it for this directory."""
 PLUGINS = "/usr/local/lib/cert-ctrl/python"
 UNITS = "usr/lib/systemd/system"
 OTHER_UNITS = ("cert-ctrl-root.service", "cert-ctrl-plain.service")
 """Units that an operator installs instead of cert-ctrl.service."""
 LAUNCHER = '''\
-#!/usr/bin/python{python} -IS
+#!{interpreter} -IS
 """Run cert-ctrl with its own libraries, not with others that are installed for this Python."""
 
 import sys
@@ -63,8 +65,13 @@ def as_packaged(text: str) -> str:
     return text.replace("/usr/local/bin/cert-ctrl", "/usr/bin/cert-ctrl")
 
 
-def lay_out(project: Path, package: str, root: Path, python: str) -> None:
-    """Write the files of one package below ``root``."""
+def interpreter(python: str, own: bool) -> str:
+    """Return the path of the interpreter that runs the packaged program: its own, or the distribution's."""
+    return f"{OWN_PYTHON if own else '/usr'}/bin/python{python}"
+
+
+def lay_out(project: Path, package: str, root: Path, runs: str) -> None:
+    """Write the files of one package below ``root``; ``runs`` is the path of the interpreter."""
     deploy = project / "deploy"
     for name in UNIT_FILES[package]:
         write(root / UNITS / name, as_packaged((deploy / name).read_text(encoding="utf-8")))
@@ -73,7 +80,7 @@ def lay_out(project: Path, package: str, root: Path, python: str) -> None:
     for name in EXAMPLES[package]:
         _copy(deploy / name, root / "doc/examples" / name)
     if package == "cert-ctrl":
-        launcher = LAUNCHER.format(python=python, libraries=LIBRARIES, plugins=PLUGINS)
+        launcher = LAUNCHER.format(interpreter=runs, libraries=LIBRARIES, plugins=PLUGINS)
         write(root / "usr/bin/cert-ctrl", launcher, 0o755)
         rule = Path("polkit/50-cert-ctrl.rules")
         write(root / "etc/polkit-1/rules.d" / rule.name, (deploy / rule).read_text(encoding="utf-8"))

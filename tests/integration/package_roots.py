@@ -11,26 +11,32 @@ BUILD = PROJECT / "deploy" / "packages" / "build.py"
 
 
 class Builds:
-    """Releases 1 and 2 of the packages below one directory."""
+    """Releases 1 and 2 of the packages below one directory; ``made`` has release 1 already."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path, *options: str, made: Path | None = None) -> None:
         self.folder = folder
         self._options = options
-        self.build(folder / "first", "1", "2")
+        self._made = made or folder / "made"
+        if made is None:
+            self.build(self._made, "--release", "1")
+        self.build(folder / "next", "--release", "2", "--kind", "deb", "--compression", "gzip")
 
-    def build(self, out: Path, *releases: str) -> None:
-        """Build releases into a directory."""
-        words = [word for release in releases for word in ("--release", release)]
-        argv = [sys.executable, str(BUILD), str(out), *words, *self._options]
+    def build(self, out: Path, *options: str) -> None:
+        """Build packages into a directory."""
+        argv = [sys.executable, str(BUILD), str(out), *options, *self._options]
         subprocess.run(argv, check=True, timeout=1800, stdout=subprocess.PIPE)
 
     def debs(self, release: str) -> list[Path]:
         """Return the Debian packages of a release, that of the agent first."""
-        return sorted((self.folder / "first").rglob(f"*-{release}_*.deb"), key=lambda path: "-plane" in path.name)
+        return self._find(f"*-{release}_*.deb")
 
-    def rpms(self, release: str) -> list[Path]:
+    def rpms(self, release: str = "1") -> list[Path]:
         """Return the RPM packages of a release, that of the agent first."""
-        return sorted((self.folder / "first").rglob(f"*-{release}.*.rpm"), key=lambda path: "-plane" in path.name)
+        return self._find(f"*-{release}.*.rpm")
+
+    def _find(self, pattern: str) -> list[Path]:
+        found = [path for folder in (self._made, self.folder / "next") for path in folder.rglob(pattern)]
+        return sorted(found, key=lambda path: "-plane" in path.name)
 
 
 def recording_systemctl(folder: Path, calls: Path, *, seen_as: str = "") -> Path:

@@ -214,17 +214,17 @@ def test_rpm_installs_into_an_empty_root(builds: Builds, need: Callable[[str], s
     rpm, root = need("rpm"), tmp_path / "root"
     root.mkdir()
     argv = [rpm, "--root", str(root), "--nodeps", "--noscripts"]
-    subprocess.run([*argv, "-i", *map(str, builds.rpms("1"))], check=True, timeout=120)
+    subprocess.run([*argv, "-i", *map(str, builds.rpms())], check=True, timeout=120)
     verified = subprocess.run([*argv, "-Va"], capture_output=True, text=True, timeout=120, check=False)
     assert (verified.returncode, verified.stdout) == (0, ""), "every file is as in the package"
-    wanted = subprocess.run([rpm, "-qpR", str(builds.rpms("1")[0])], capture_output=True, text=True, check=True).stdout
+    wanted = subprocess.run([rpm, "-qpR", str(builds.rpms()[0])], capture_output=True, text=True, check=True).stdout
     assert f"/usr/bin/python{sys.version_info.major}.{sys.version_info.minor}\n" in wanted
     assert (root / "usr/share/zsh/site-functions/_cert-ctrl").exists()
 
 
 def test_two_builds_of_one_commit_have_the_same_bytes(builds: Builds) -> None:
-    builds.build(again := builds.folder / "again", "1")
-    for path in (*builds.debs("1"), *builds.rpms("1")):
+    builds.build(again := builds.folder / "again", "--release", "1")
+    for path in (*builds.debs("1"), *builds.rpms()):
         (other,) = again.rglob(path.name)
         assert other.read_bytes() == path.read_bytes(), path.name
 

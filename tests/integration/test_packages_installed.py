@@ -1,204 +1,140 @@
-"""The packages in a fresh Debian: ``nox -s packages``.
+"""The packages in fresh Debian roots with a running systemd: ``nox -s packages``.
 
-systemd does not run in the root: a recording systemctl takes the calls of the maintainer scripts, and this test does what
-systemd would do, with ``ExecStart`` and ``User`` of the installed units. ``CERTCTRL_TEST_ROOT`` may name a tar file that
-``mmdebstrap`` made before.
+They are those for the Python that runs this, or with the interpreter in the tar file CERTCTRL_TEST_INTERPRETER; CERTCTRL_TEST_PACKAGES may have
+release 1 of them. Roots are kept as tar files in the directory CERTCTRL_PACKAGES_CACHE, if it is set. Transcripts go to CERTCTRL_TEST_TRANSCRIPTS.
 """
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import os
-import platform
-import shlex
-import shutil
-import signal
-import socket
 import subprocess
-import time
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
-from package_roots import PROJECT, Builds, recorded, recording_systemctl
+from booted_root import BootedRoot, Transcript
+from package_roots import PROJECT, Builds
+from package_story import Story
+from postgres_server import PostgresServer
 
 pytestmark = [pytest.mark.integration, pytest.mark.root, pytest.mark.campaign]
-SUITE = {"3.11": "bookworm", "3.13": "trixie"}.get(platform.python_version().rpartition(".")[0], "")
-DATA, DIRECTORY, SITE = "/var/lib/cert-ctrl-plane", "/etc/cert-ctrl", "www.example.com"
-PORT = 18443
-OPTIONS = f"--listen 127.0.0.1:{PORT} --hostname localhost"
-MOUNT_AND_ENTER = 'mount -t proc proc "$0/proc" && exec chroot "$@"'
-
-
-def say(text: str) -> None:
-    """Add a line to the transcript."""
-    print(text, flush=True)
-
-
-class Root:
-    """A Debian without a running systemd."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._calls = path / "calls"
-        recording_systemctl(path / "usr/local/sbin", self._calls, seen_as="/calls")
-        (path / "run/systemd/system").mkdir(parents=True, exist_ok=True)
-        (path / "etc/hosts").write_text("127.0.0.1 localhost\n")
-
-    def argv(self, *words: str, user: str = "") -> list[str]:
-        """Return the command that runs a program in the root, with its own /proc."""
-        enter = [f"--userspec={user}:{user}"] if user else []
-        return ["unshare", "--mount", "sh", "-c", MOUNT_AND_ENTER, str(self.path), *enter, str(self.path), *words]
-
-    def run(self, *words: str, status: int = 0, user: str = "") -> str:
-        """Run a program, transcribe what it prints and return that."""
-        say(f"# {shlex.join(words)}")
-        done = subprocess.run(
-            self.argv(*words, user=user), env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False
-        )
-        for line in (done.stdout + done.stderr).splitlines():
-            say(f"  {line}")
-        assert done.returncode == status, done.stderr
-        return done.stdout + done.stderr
-
-    def dpkg(self, *words: str | Path) -> list[str]:
-        """Run dpkg with packages from outside; return the calls of systemctl."""
-        inside = []
-        for word in words:
-            if isinstance(word, Path):
-                shutil.copy(word, self.path / "tmp")
-                inside.append(f"/tmp/{word.name}")
-            else:
-                inside.append(word)
-        self.run("dpkg", *inside)
-        calls = recorded(self._calls)
-        say(f"  systemctl was called with: {calls}")
-        return calls
-
-    def setting(self, unit: str, key: str) -> str:
-        """Return a setting of an installed unit."""
-        lines = (self.path / "usr/lib/systemd/system" / unit).read_text().splitlines()
-        return next(line.partition("=")[2] for line in lines if line.startswith(f"{key}="))
-
-    @contextlib.contextmanager
-    def service(self, unit: str) -> Iterator[subprocess.Popen[bytes]]:
-        """Run a service from its unit until the block ends; it must end with status 0."""
-        user = self.setting(unit, "User")
-        words = self.setting(unit, "ExecStart").replace("$PLANE_OPTIONS", OPTIONS).split()
-        say(f"# (as {user}, from {unit}) {shlex.join(words)}")
-        process = subprocess.Popen(self.argv(*words, user=user), env=ENVIRONMENT, stdin=subprocess.DEVNULL)
-        try:
-            yield process
-            assert process.poll() is None, "it is still running"
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(60) == 0
-        finally:
-            process.kill()
-            process.wait()
-
-
-ENVIRONMENT = {
-    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-    "LC_ALL": "C.UTF-8",
-    "DEBIAN_FRONTEND": "noninteractive",
+INTERPRETER = os.environ.get("CERTCTRL_TEST_INTERPRETER", "")
+FLAVOUR = "own" if INTERPRETER else f"{sys.version_info.major}.{sys.version_info.minor}"
+SUITES = {"3.11": ("bookworm",), "3.13": ("trixie",), "own": ("bullseye",)}.get(FLAVOUR, ())
+"""Releases whose Python the packages need; those with an interpreter are for the oldest."""
+NEEDS = {
+    "bookworm": ("python3.11", "polkitd"),
+    "trixie": ("python3.13", "polkitd"),
+    "bullseye": ("libsqlite3-0", "policykit-1"),
 }
-
-
-def wait_for(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
-    """Wait until a condition holds."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"{what}: not within {seconds} s"
-        time.sleep(0.1)
-
-
-def listening() -> bool:
-    """Return whether the control plane accepts connections."""
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", PORT)):
-        return True
-    return False
+COMMON = ("procps", "systemd", "dbus", "ca-certificates", "libpq5", "nginx")
+WITHOUT_RULES = ("bullseye",)
+"""Releases whose polkit reads no rules in JavaScript: the agent runs as root there."""
 
 
 @pytest.fixture(scope="module")
 def builds(tmp_path_factory: pytest.TempPathFactory) -> Builds:
     """Return two whole builds, of different releases."""
-    return Builds(tmp_path_factory.mktemp("packages"))
+    options, made = ["--interpreter", INTERPRETER] if INTERPRETER else [], os.environ.get("CERTCTRL_TEST_PACKAGES")
+    return Builds(tmp_path_factory.mktemp("packages"), *options, made=Path(made) if made else None)
+
+
+@pytest.fixture(scope="module", params=SUITES)
+def archive(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, need: Callable[[str], str]
+) -> Path:
+    """Return a tar file of a fresh Debian with what the packages depend on."""
+    need("mmdebstrap")
+    folder = os.environ.get("CERTCTRL_PACKAGES_CACHE")
+    tar = (Path(folder) if folder else tmp_path_factory.mktemp("roots")) / f"{request.param}.tar"
+    if not tar.exists():
+        argv = [sys.executable, PROJECT / "deploy/packages/roots.py", request.param, tar]
+        subprocess.run([*argv, *COMMON, *NEEDS[request.param]], check=True)
+    return tar
 
 
 @pytest.fixture
-def root(tmp_path: Path, need: Callable[[str], str], builds: Builds) -> Root:
-    """Return a fresh Debian with what the packages depend on."""
-    path, tar = tmp_path / "root", os.environ.get("CERTCTRL_TEST_ROOT")
-    if tar is None:
-        if not SUITE:
-            pytest.skip("no Debian release has this Python")
-        wanted = f"--include=python{platform.python_version().rpartition('.')[0]},systemd,ca-certificates,libpq5"
-        sources = [str(one) for one in Path("/etc/apt/sources.list.d").glob("debian.sources")]
-        subprocess.run(
-            [need("mmdebstrap"), "--quiet", "--variant=minbase", wanted, SUITE, str(path), *sources],
-            check=True,
-            timeout=1800,
-        )
-    else:
-        path.mkdir()
-        subprocess.run(["tar", "-xf", tar, "-C", str(path)], check=True, timeout=600)
-    return Root(path)
+def root(archive: Path, tmp_path: Path, builds: Builds) -> Path:
+    """Return the directory of a fresh Debian."""
+    (path := tmp_path / "root").mkdir()
+    subprocess.run(["tar", "-xf", archive, "-C", path], check=True, timeout=600)
+    (path / "etc/nginx/sites-enabled/default").unlink()  # it listens on port 80, also outside
+    return path
 
 
-def test_installed_used_upgraded_removed_and_purged(root: Root, builds: Builds) -> None:
-    assert root.dpkg("-i", *builds.debs("1")) == ["daemon-reload", "daemon-reload"]
-    root.run("cert-ctrl", "--version")
-    root.run("cert-ctrl", "status", status=78)
-    data = root.path / DATA.lstrip("/")
-    data.mkdir(mode=0o700)  # as StateDirectory= does
-    shutil.chown(
-        data, *[int(word) for word in root.run("sh", "-c", "id -u cert-ctrl-plane; id -g cert-ctrl-plane").split()]
+def transcript(name: str, archive: Path) -> Transcript:
+    """Return the transcript of a test."""
+    folder = os.environ.get("CERTCTRL_TEST_TRANSCRIPTS")
+    return Transcript(Path(folder) / f"{name}-{archive.stem}.txt" if folder else None)
+
+
+@pytest.fixture
+def host(root: Path, archive: Path, request: pytest.FixtureRequest) -> Iterator[BootedRoot]:
+    """Yield a running system."""
+    name = request.node.originalname.removeprefix("test_")
+    with BootedRoot(root, transcript(name, archive)) as booted:
+        yield booted
+
+
+def test_installed_used_upgraded_removed_and_purged(
+    host: BootedRoot, archive: Path, builds: Builds, tmp_path: Path
+) -> None:
+    story = Story(host, tmp_path)
+    story.install(builds.debs("1"))
+    host.run("cert-ctrl", "--version")
+    host.run("cert-ctrl", "status", status=78)
+    if archive.stem in WITHOUT_RULES:
+        story.run_agent_as_root()
+    story.set_up()
+    story.issue()
+    story.use_recipe()
+    host.run("cert-ctrl", "status")
+    story.upgrade_under_load(builds.debs("2"))
+    story.remove()
+    story.purge()
+
+
+def test_the_control_plane_uses_postgresql(
+    root: Path, archive: Path, builds: Builds, own_postgres: PostgresServer, tmp_path: Path
+) -> None:
+    """The server is outside, behind a Unix socket; psycopg is that of the package, with the libpq of the release."""
+    words = transcript("postgresql", archive)
+    with BootedRoot(root, words, {own_postgres.root: "/srv/postgres"}) as host:
+        story = Story(host, tmp_path)
+        story.install(builds.debs("1"))
+        story.set_up()
+        story.use_database(own_postgres.database().replace(quote(str(own_postgres.root), safe=""), "/srv/postgres"))
+        story.issue()
+        story.renew_certificate()
+
+
+def test_the_sandbox_passes(host: BootedRoot, builds: Builds) -> None:
+    host.dpkg("-i", *builds.debs("1"))
+    host.run("cert-ctrl", "sandbox", "--duration", "10", "--service", "builtin")
+
+
+def test_every_module_of_the_program_is_there(host: BootedRoot, builds: Builds) -> None:
+    """Nothing that it imports is left out, or from another place."""
+    host.dpkg("-i", *builds.debs("1"))
+    code = (
+        "import pkgutil, sys, certctrl, importlib; sys.argv = ['cert-ctrl']\n"
+        "for one in pkgutil.walk_packages(certctrl.__path__, 'certctrl.'):\n"
+        "    if not one.name.endswith('__main__'): importlib.import_module(one.name)\n"
+        "print(sorted({m.__file__ for n, m in sys.modules.items() if n != '__main__' and getattr(m, '__file__', '') and '/usr/lib/' not in m.__file__}))"
     )
-    with root.service("cert-ctrl-plane.service"):
-        wait_for(listening, "the control plane listens")
-        register(root)
-        with root.service("cert-ctrl.service"):
-            served = root.path / DIRECTORY.lstrip("/") / "certs" / f"{SITE}.crt"
-            root.run("cert-ctrl", "plane", "issue", "--data", DATA, SITE, "--device", "web-1")
-            wait_for(served.exists, "the certificate arrives")
-            first = served.read_bytes()
-            calls = root.dpkg("-i", *builds.debs("2"))
-            assert calls == [
-                "daemon-reload",
-                "try-restart cert-ctrl-helper.service cert-ctrl.service cert-ctrl@*.service",
-                "daemon-reload",
-                "try-restart cert-ctrl-plane.service",
-            ]
-            assert served.read_bytes() == first
-    with root.service("cert-ctrl-plane.service"), root.service("cert-ctrl.service"):
-        wait_for(listening, "the upgraded control plane listens")
-        root.run("cert-ctrl", "plane", "renew", "--data", DATA, SITE, "--yes")
-        wait_for(lambda: served.read_bytes() != first, "the renewal arrives")
-        root.run("cert-ctrl", "status")
-    renewed = served.read_bytes()
-    root.dpkg("-r", "cert-ctrl-plane", "cert-ctrl")
-    assert served.read_bytes() == renewed and (root.path / "etc/cert-ctrl/state/refresh_token.txt").exists()
-    root.dpkg("--purge", "cert-ctrl-plane", "cert-ctrl")
-    assert served.read_bytes() == renewed and not data.exists()
-    assert [path.name for path in (root.path / "etc/cert-ctrl").iterdir()] == ["certs"]
-
-
-def register(root: Root) -> None:
-    """Register the agent with a token, as docs/installing.md does."""
-    root.run("sh", "-c", f"umask 077; cert-ctrl plane enrolment-token --data {DATA} > /root/token")
-    root.run("cert-ctrl", "init", "--server", f"https://localhost:{PORT}", "--ca", f"{DATA}/ca.pem", "--name", "web-1")
-    root.run("cert-ctrl", "register", "--enrolment-token-file", "/root/token")
-
-
-def test_the_sandbox_passes(root: Root, builds: Builds) -> None:
-    root.dpkg("-i", *builds.debs("1"))
-    root.run("cert-ctrl", "sandbox", "--duration", "10", "--service", "builtin")
+    launcher = host.file("/usr/bin/cert-ctrl").read_text()
+    head, _, rest = launcher.partition("\nfrom certctrl")
+    assert rest
+    host.file("/root/all").write_text(f"{head}\n{code}\n")
+    assert host.run("sh", "-c", "$(sed -n '1s/^#!//p' /usr/bin/cert-ctrl) /root/all").splitlines() == ["[]"]
 
 
 def test_two_builds_of_one_commit_have_the_same_bytes(builds: Builds) -> None:
-    builds.build(again := builds.folder / "again", "1")
-    for path in (*builds.debs("1"), *builds.rpms("1")):
+    builds.build(again := builds.folder / "again", "--release", "1", "--kind", "deb")
+    for path in builds.debs("1"):
         (other,) = again.rglob(path.name)
         assert other.read_bytes() == path.read_bytes(), path.name
 
@@ -213,15 +149,15 @@ def test_lintian_and_rpmlint_have_no_findings(builds: Builds, need: Callable[[st
     )
     assert (lintian.returncode, lintian.stdout) == (0, "")
     rpmlint = subprocess.run(
-        [need("rpmlint"), "-c", str(config), *map(str, builds.rpms("1"))], capture_output=True, text=True, check=False
+        [need("rpmlint"), "-c", str(config), *map(str, builds.rpms())], capture_output=True, text=True, check=False
     )
     assert rpmlint.returncode == 0 and "0 errors, 0 warnings" in rpmlint.stdout, rpmlint.stdout
 
 
-def test_manual_pages_are_correct(root: Root, builds: Builds, need: Callable[[str], str]) -> None:
-    root.run("sh", "-c", "rm -f /etc/dpkg/dpkg.cfg.d/*")
-    root.dpkg("-i", *builds.debs("1"))
-    pages = sorted((root.path / "usr/share/man").rglob("cert-ctrl*.gz"))
+def test_manual_pages_are_correct(builds: Builds, tmp_path: Path, need: Callable[[str], str]) -> None:
+    for path in builds.debs("1"):
+        subprocess.run([need("dpkg-deb"), "-x", path, tmp_path], check=True)
+    pages = sorted((tmp_path / "usr/share/man").rglob("cert-ctrl*.gz"))
     assert len(pages) >= 20
     for page in pages:
         argv, text = [need("mandoc"), "-Tlint", "-Wwarning"], gzip.decompress(page.read_bytes())
@@ -231,6 +167,6 @@ def test_manual_pages_are_correct(root: Root, builds: Builds, need: Callable[[st
 
 def test_rpm_installs_the_whole_into_an_empty_root(builds: Builds, need: Callable[[str], str], tmp_path: Path) -> None:
     rpm = [need("rpm"), "--root", str(tmp_path), "--nodeps", "--noscripts"]
-    subprocess.run([*rpm, "-i", *map(str, builds.rpms("1"))], check=True, timeout=600)
+    subprocess.run([*rpm, "-i", *map(str, builds.rpms())], check=True, timeout=600)
     verified = subprocess.run([*rpm, "-Va"], capture_output=True, text=True, timeout=600, check=False)
     assert (verified.returncode, verified.stdout) == (0, "")
