@@ -6,6 +6,7 @@ journal and drops unwritten data: names and sizes are new, contents may not be.
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import shutil
@@ -25,6 +26,7 @@ from crash_trials import in_memory, scratch
 SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32)
 OLDEST, NEWEST = 2, 1  # no log flush, log flush
 MOUNTS = 10
+CLONE_NEWNS = 0x00020000
 VARIANTS = {"oldest": OLDEST, "newest": NEWEST}
 EXT4 = ["mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0"]  # initialise everything now
 KINDS = {
@@ -113,6 +115,16 @@ def loop_mounts_work(root: Path, kind: str) -> str:
         image.unlink(missing_ok=True)
 
 
+def have_private_mounts() -> None:
+    """Give this thread and what it starts mounts of their own.
+
+    Any other process that copies the mounts meanwhile would keep a file system that was shut down, until it ends.
+    """
+    if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNS) != 0:
+        raise OSError(ctypes.get_errno(), "unshare")
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True, capture_output=True)
+
+
 @contextmanager
 def stage_on(kind: str, need: Callable[[str], str]) -> Iterator[tuple[Stage, Disk]]:
     """Yield a stage on a separate file system; skip the test on a machine without loop devices."""
@@ -120,6 +132,7 @@ def stage_on(kind: str, need: Callable[[str], str]) -> Iterator[tuple[Stage, Dis
         pytest.skip("this machine has no loop devices")
     need("strace")
     need(KINDS[kind][0][0])
+    have_private_mounts()
     root = Path(tempfile.mkdtemp(prefix="certctrl-power-", dir=in_memory()))
     try:
         if why := loop_mounts_work(root, kind):
