@@ -30,7 +30,6 @@ from certctrl.agent.plane_anchor import PlaneAnchor
 from certctrl.agent.push_mode import Questions
 from certctrl.agent.tokens import TokenKeeper
 from certctrl.errors import NotRegisteredError
-from certctrl.helper.client import HelperClient
 from certctrl.install.deploy.context import Helper
 from certctrl.install.installer import Installer
 from certctrl.install.probe.interface import Probe, TlsProbe
@@ -82,7 +81,11 @@ def real_http(config: AgentConfig, layout: ConfigDir) -> Http:
 def root_helper(config: AgentConfig) -> Helper | None:
     """Return the client of the root helper; None for an agent of root, which needs none, or without its socket's path."""
     path = config.application.helper_socket
-    return HelperClient.at(path) if path and os.geteuid() != 0 else None
+    if not path or os.geteuid() == 0:
+        return None
+    from certctrl.helper.client import HelperClient  # here: an agent of root does not need it
+
+    return HelperClient.at(path)
 
 
 @lean.frozen(kw_only=True)
