@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,21 +74,29 @@ def need_acl() -> Callable[[Path], None]:
 
 
 @pytest.fixture
-def forget_modules(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def forget_modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """``forget_modules("certctrl.plane")`` lets a module and those below it be imported anew, until the test ends.
 
-    Also restores the attribute of the parent package: a later patch by a dotted name follows attributes, and would
-    find the module that this test imported.
+    Then what the test imported is forgotten, too: it refers to other classes than the modules from before. Also restores
+    the attribute of the parent package: a later patch by a dotted name follows attributes, and would find the module
+    that this test imported.
     """
+    forgotten: list[str] = []
+
+    def loaded(prefixes: Iterable[str]) -> list[str]:
+        return [name for name in sys.modules if f"{name}.".startswith(tuple(f"{one}." for one in prefixes))]
 
     def forget(*prefixes: str) -> None:
-        for name in [name for name in sys.modules if f"{name}.".startswith(tuple(f"{one}." for one in prefixes))]:
+        forgotten.extend(prefixes)
+        for name in loaded(prefixes):
             package, _, last = name.rpartition(".")
             if hasattr(sys.modules.get(package), last):
                 monkeypatch.setattr(sys.modules[package], last, sys.modules[name])
             monkeypatch.delitem(sys.modules, name)
 
-    return forget
+    yield forget
+    for name in loaded(forgotten):
+        del sys.modules[name]
 
 
 @pytest.fixture

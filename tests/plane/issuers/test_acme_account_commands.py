@@ -12,7 +12,8 @@ ISSUER = {
 
 
 async def test_a_new_key_and_the_end_of_an_account(world: World, ca: ScriptedCa) -> None:
-    await world.operator("POST", "/apiv1/issuers", ISSUER)
+    made = await world.operator("POST", "/apiv1/issuers", ISSUER)
+    assert made.status < 300, made.body
     assert (await world.operator("POST", "/apiv1/issuers/le/check", {})).data["ok"]
     before = ca.accounts[f"{BASE}/acct/1"]["key"]
     assert (await world.operator("POST", "/apiv1/issuers/le/change-key", {})).data["ok"]
@@ -24,7 +25,8 @@ async def test_a_new_key_and_the_end_of_an_account(world: World, ca: ScriptedCa)
 
 
 async def test_a_ca_that_refuses(world: World, ca: ScriptedCa) -> None:
-    await world.operator("POST", "/apiv1/issuers", ISSUER)
+    made = await world.operator("POST", "/apiv1/issuers", ISSUER)
+    assert made.status < 300, made.body
     ca.hooks.append(
         lambda method, path, payload: problem("serverInternal", "busy", 500) if path == "/keyChange" else None
     )
