@@ -19,6 +19,7 @@ import tarfile
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import tree
 from libraries import (
@@ -85,9 +86,10 @@ def main() -> None:
 
 def unpack(interpreter: Path, folder: Path) -> Path:
     """Extract an interpreter; return its directory."""
+    safely: dict[str, Any] = {"filter": "tar"} if hasattr(tarfile, "tar_filter") else {}  # not in Debian 12's Python
     try:
         with tarfile.open(interpreter) as archive:
-            archive.extractall(folder, filter="tar")
+            archive.extractall(folder, **safely)
     except (OSError, tarfile.TarError) as error:
         raise SystemExit(f"{interpreter} cannot be read: {error}") from None
     if not (folder / tree.interpreter(PYTHON, own=True).lstrip("/")).exists():
