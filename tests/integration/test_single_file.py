@@ -22,8 +22,9 @@ import pytest
 PROJECT = Path(__file__).parents[2]
 BUILD = PROJECT / "deploy" / "singlefile" / "build.py"
 PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"
-MEMORY = "/dev/shm"
-"""Unpacking ends with a sync of the file system, which takes long on a busy disk."""
+MEMORY = Path("/dev/shm")
+NEEDED = 256 * 1024 * 1024
+"""Bytes: the single file wants to see room for the whole program."""
 SYSTEM = "cert-ctrl-program"
 AS_ROOT = '/bin/mount --bind "$0" /var/lib && exec "$@"'
 pytestmark = [pytest.mark.integration, pytest.mark.root]
@@ -36,12 +37,24 @@ def build(out: Path, **options: object) -> Path:
     return Path(done.stdout.strip())
 
 
+def place() -> str | None:
+    """Return a directory in memory, because unpacking ends with a sync, which takes long on a busy disk; None: on the disk.
+
+    In a container, that file system is often small and mounted with noexec.
+    """
+    if not MEMORY.is_dir():
+        return None
+    found = os.statvfs(MEMORY)
+    fits = not found.f_flag & (os.ST_NOEXEC | os.ST_RDONLY) and found.f_bavail * found.f_frsize >= NEEDED
+    return str(MEMORY) if fits else None
+
+
 @pytest.fixture(scope="module")
 def built(need: Callable[[str], str]) -> Iterator[Path]:
     """Return the file, in a directory that all users can read."""
     if shutil.which(PYTHON, path="/usr/bin:/usr/local/bin") is None:
         pytest.skip(f"no user but root may run {PYTHON} here")
-    with tempfile.TemporaryDirectory(prefix="cert-ctrl-file-", dir=MEMORY) as folder:
+    with tempfile.TemporaryDirectory(prefix="cert-ctrl-file-", dir=place()) as folder:
         Path(folder).chmod(0o755)
         yield build(Path(folder))
 
@@ -86,7 +99,7 @@ class Host:
 
 @pytest.fixture
 def host(built: Path) -> Iterator[Host]:
-    with tempfile.TemporaryDirectory(prefix="cert-ctrl-host-", dir=MEMORY) as folder:
+    with tempfile.TemporaryDirectory(prefix="cert-ctrl-host-", dir=place()) as folder:
         Path(folder).chmod(0o755)
         yield Host(Path(folder), built)
 
