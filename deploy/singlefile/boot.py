@@ -82,13 +82,24 @@ def trusted(path):  # type: ignore[no-untyped-def]
         if found.st_uid not in (0, os.geteuid()):
             stop(
                 f"user id {found.st_uid}, the owner of {part}, could replace the program",
-                f"chown {os.geteuid()} {part}",
+                repair(path, part, "chown root"),
             )
         if shared:
-            stop(f"other users may write to {part} and could replace the program", f"chmod go-w {part}")
+            stop(f"other users may write to {part} and could replace the program", repair(path, part, "chmod go-w"))
         if part == "/":
             return real
         part, below = os.path.dirname(part), True
+
+
+def repair(path, part, command):  # type: ignore[no-untyped-def]
+    """Return what makes a directory safe: nothing that others could have written before may run afterwards."""
+    base = os.path.dirname(path) if os.path.basename(path) == NAME else path
+    links = os.path.islink(path) or os.path.islink(base)
+    if links or (part + "/").startswith(os.path.realpath(base) + "/"):
+        return f"rm -r {base}"
+    if base == SYSTEM:
+        return f"{command} {part}"
+    return "set XDG_CACHE_HOME to a directory of your own, or run `cert-ctrl --version` as root once"
 
 
 def stop(what, fix, status=CONFIG):  # type: ignore[no-untyped-def]

@@ -98,6 +98,7 @@ def _check_host(base: str, stop: Callable[..., NoReturn]) -> None:
         stop(f"the libraries need glibc 2.28, and this host has {libc or 'another C library'}", "use a checkout")
     room = os.statvfs(base)
     if room.f_flag & os.ST_NOEXEC:
-        stop(f"{base} is on a file system that is mounted with noexec", "set XDG_CACHE_HOME to another one")
+        fix = "set XDG_CACHE_HOME to another one" if os.geteuid() else "mount it without noexec, or use a checkout"
+        stop(f"{base} is on a file system that is mounted with noexec", fix)
     if room.f_bavail * room.f_frsize < NEEDED:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), base)

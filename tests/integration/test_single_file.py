@@ -147,8 +147,15 @@ def test_root_refuses_a_directory_that_others_may_change(host: Host, how: str) -
         shutil.copytree(host.system, host.home / "copy")
         shutil.rmtree(host.system)
         host.system.symlink_to(host.home / "copy")
+    (planted,) = host.system.glob("*/python/certctrl/__pycache__/__main__.*.pyc")
+    planted.unlink()
+    (planted.parents[1] / "__main__.py").write_text("print('planted')\n")
     status, said = host.run(root=True)
-    assert status == 78 and "could replace the program" in said and "fix: ch" in said, said
+    assert status == 78 and "could replace the program" in said, said
+    fix = said.partition("fix: ")[2].strip()
+    assert fix == f"rm -r /var/lib/{SYSTEM}"
+    host.run("/bin/sh", "-c", fix, root=True)
+    assert version(host.run(root=True)), "and not what was planted"
 
 
 @pytest.mark.parametrize("how", ["owned", "link", "file"])
