@@ -232,8 +232,10 @@ def test_certificates_in_use_are_taken_over_and_given_back(old: Old, fleet: Flee
     # back to the former certificates: the items are disabled first
     items = json.loads(agent.layout.local_installs.read_text())
     agent.layout.local_installs.write_text(json.dumps([item | {"enabled": False} for item in items]))
+    compared = agent.daemon.text.count("Compared with the plane")
     agent.daemon.send(1)
-    agent.daemon.says("Compared with the plane", count=agent.daemon.text.count("Compared with the plane") + 1)
+    agent.daemon.says("Configuration reloaded")
+    agent.daemon.says("Compared with the plane", count=compared + 1)
     for path, (data, _, _) in before.items():
         path.write_bytes(data)
     for argv in old.reloads().values():
