@@ -140,6 +140,7 @@ def test_every_command_of_operating_works(site: Site) -> None:
         "Move an agent to another directory or disk", "A service serves an old or expired certificate",
         "A renewal broke a service", "Hosts do not reach the control plane", "Replace a host", "Retire a host",
         "A key or a host is in foreign hands", "The operator key is in foreign hands",
+        "The control plane's machine is gone",
     ]  # fmt: skip
     assert {heading for heading, found in site.sections.items() if found} == set(used)
     site.run("Backups")
@@ -159,6 +160,24 @@ def test_every_command_of_operating_works(site: Site) -> None:
     key = (site.data / "operator.key").read_text()
     site.run("The operator key is in foreign hands")
     assert (site.data / "operator.key").read_text() != key
+    start_anew(site)
+
+
+def start_anew(site: Site) -> None:
+    """Register the host at a new control plane, and issue its certificate there."""
+    former = site.etc / "certs/www.example.com.crt"
+    before = former.read_bytes()
+    site.type("systemctl stop cert-ctrl-plane")
+    site.data.rename(site.root / "machine-that-is-gone")
+    site.type("systemctl start cert-ctrl-plane")
+    anchor = x509.load_pem_x509_certificate((site.data / "ca.pem").read_bytes())
+    site.words[FINGERPRINT] = anchor.fingerprint(SHA256()).hex()[:16]
+    site.type("cert-ctrl plane enrolment-token > token")
+    site.run("The control plane's machine is gone")
+    assert former.read_bytes() == before
+    serial = site.arrives("www.example.com")
+    site.type("cert-ctrl plane issue www.example.com --device 1 --key plane")
+    site.arrives("www.example.com", but=serial)
 
 
 def move_the_plane(site: Site) -> None:
