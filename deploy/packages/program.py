@@ -63,7 +63,7 @@ def copy_deploy(into: Path) -> None:
     """Copy the units, recipes and examples for hosts."""
     into.mkdir(parents=True)
     for path in sorted((PROJECT / "deploy").iterdir()):
-        if path.suffix in (".service", ".socket"):
+        if path.suffix in (".service", ".socket", ".json"):
             shutil.copy(path, into / path.name)
         elif path.name in DEPLOYED:
             shutil.copytree(path, into / path.name)

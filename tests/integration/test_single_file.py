@@ -121,7 +121,8 @@ def test_a_user_unpacks_it_once_for_itself(host: Host) -> None:
     before = (host.cache / name).stat().st_mtime_ns
     assert version(host.run())
     assert (names(host.cache), (host.cache / name).stat().st_mtime_ns) == ([name], before)
-    assert (host.cache / name / "deploy/cert-ctrl.service").exists() and (host.cache / name / "LICENSE").exists()
+    for path in ("deploy/cert-ctrl.service", "deploy/cert-ctrl-helper.json", "LICENSE"):
+        assert (host.cache / name / path).exists()
 
 
 def test_users_run_the_copy_of_root(host: Host) -> None:
