@@ -73,10 +73,12 @@ class _Compared:
     """Makes the function that returns a class's compared values when it is first needed; most are never."""
 
     def __get__(self, _: Any, kind: Any) -> Any:
-        owner = next(one for one in kind.__mro__ if vars(one).get("__compared__") is self)
+        owner = next(
+            one for one in kind.__mro__ if "__compared__" in vars(one)
+        )  # another thread may have made it by now
         fields = [field.name for field in owner.__attrs_attrs__ if field.eq]
-        owner.__compared__ = attrgetter(*fields) if fields else type
-        return owner.__compared__
+        owner.__compared__ = compared = attrgetter(*fields) if fields else type
+        return compared
 
 
 _COMPARED = _Compared()

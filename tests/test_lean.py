@@ -149,6 +149,24 @@ def test_a_class_compared_by_its_base_ignores_its_own_fields() -> None:
         assert base(1, 2) != base(1, 3)
 
 
+def test_two_threads_may_compare_the_first_values_of_a_class() -> None:
+    """The second one may find that the first has just made the function."""
+
+    @lean.frozen
+    class Base:
+        x: int
+
+    @lean.frozen
+    class Derived(Base):
+        y: int
+
+    maker = vars(Derived)["__compared__"]
+    for kind in (Derived, Base):
+        for _ in range(2):
+            assert maker.__get__(None, kind)(Derived(1, 2)) == ((1, 2) if kind is Derived else 1)
+    assert Derived(1, 2) != Derived(1, 3)
+
+
 def test_weak_references_are_made_on_request() -> None:
     @lean.frozen(weakref_slot=True)
     class Held:
