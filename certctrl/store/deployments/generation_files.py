@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import attrs
@@ -96,6 +97,7 @@ class GenerationFiles:
         """Results of `numbered`, kept current, because listing a directory is slow."""
         self.doomed: set[Path] = set()
         """Directories that `clear_up` removes: their removal failed, or they will not be settled."""
+        self._doomed_lock = Lock()
 
     # --- reading ------------------------------------------------------------------------------------------
 
@@ -176,7 +178,7 @@ class GenerationFiles:
 
     def note_settled(self, name: str, number: int, generation: str) -> None:
         """Remember a generation that now has its final name."""
-        if name in self._known:
+        if name in self._known and (number, generation) not in self._known[name]:
             self._known[name] = [*self._known[name], (number, generation)]
 
     def forget(self, name: str, generation: str) -> None:
@@ -285,18 +287,34 @@ class GenerationFiles:
         failed: DiskError | None = None
         for path in list(self.doomed):
             try:
-                self.doomed.remove(path)
-            except KeyError:  # another thread took it
-                continue
-            try:
-                if self._fs.lstat(path) is not None:
-                    with closing(self._fs, self._fs.open_dir(path.parent)) as parent:
-                        remove_tree(self._fs, parent, path.name)
+                self._clear_up(path)
             except DiskError as error:
-                self.doomed.add(path)
                 failed = error
         if failed is not None:
             raise failed
+
+    def _clear_up(self, path: Path) -> None:
+        with self._doomed_lock:
+            if path not in self.doomed:  # another thread took it, or it is used again
+                return
+            taken = path
+            if not path.name.startswith(TEMP) and self._fs.lstat(path) is not None:
+                taken = path.with_name(f"{TEMP}{self._fs.token()}")
+                self._fs.rename(str(path), str(taken))  # nothing may find half of it by its id
+            self.doomed.remove(path)
+        try:
+            if self._fs.lstat(taken) is not None:
+                with closing(self._fs, self._fs.open_dir(taken.parent)) as parent:
+                    remove_tree(self._fs, parent, taken.name)
+        except DiskError:
+            self.doomed.add(taken)
+            raise
+
+    def keep(self, name: str, generation: str) -> None:
+        """Do not remove a generation that was to be removed, because it is used again."""
+        if self.doomed:
+            with self._doomed_lock:
+                self.doomed.discard(self._layout.generation(name, generation))
 
     def _write_file(self, directory: Handle, file: str, data: bytes) -> None:
         mode = PUBLIC_MODE if file in _PUBLIC else SECRET_MODE

@@ -66,7 +66,9 @@ class GenerationStore:
         self.public = PublicNames(layout, fs)
         self._durable: set[tuple[str, str]] = set()  # settled or swept by this process
         self._verified: set[tuple[str, str]] = set()  # written or verified by this process, not live yet
-        self._pending: dict[str, dict[str, tuple[Path, ref[Staged]]]] = {}  # staged, not settled; by name and id
+        self._pending: dict[
+            str, dict[str, tuple[str, ref[Staged]]]
+        ] = {}  # directory of those not settled, by name and id
         self._lock = Lock()  # of _pending
 
     # --- reading ------------------------------------------------------------------------------------------
@@ -116,12 +118,13 @@ class GenerationStore:
             path = self._files.write(name, home, files, manifest)
         self._verified.add((name, found))
         staged = Staged(name=name, id=found, path=path, unchanged=False, files=tuple(hashes), number=number)
-        self._pending.setdefault(name, {})[found] = (path, ref(staged))
-        if durable:
-            self.settle([staged])
-            staged = attrs.evolve(staged, path=self.path(name, found))
-            self._pending.setdefault(name, {})[found] = (staged.path, ref(staged))
-        return staged
+        self._pending.setdefault(name, {})[found] = (path.name, ref(staged))
+        if not durable:
+            return staged
+        self._make_durable([staged])
+        final = attrs.evolve(staged, path=self.path(name, found))
+        self._pending.setdefault(name, {})[found] = (found, ref(final))
+        return final
 
     def _still_wanted(self, name: str, wanted: str) -> Staged | None:
         """Return the staged generation with this id if still referenced; remove unreferenced ones of this name."""
@@ -135,9 +138,9 @@ class GenerationStore:
         """Mark unreferenced staged generations for removal, of one name or of all."""
         with self._lock:
             for one in list(self._pending) if name is None else [name]:
-                for generation, (path, held) in list(self._pending.get(one, {}).items()):
+                for generation, (directory, held) in list(self._pending.get(one, {}).items()):
                     if held() is None:
-                        self._files.doomed.add(path)
+                        self._files.doomed.add(self._layout.generations / one / directory)
                         self._forget(one, generation)
 
     def _forget(self, name: str, generation: str) -> None:
@@ -152,10 +155,12 @@ class GenerationStore:
         A damaged one is removed, unless it is live and so has readers: then its replacement gets an id with a suffix.
         """
         generation, count = wanted, 0
+        self._files.keep(name, generation)
         while self._fs.lstat(generation, at=home) is not None:
             live = self.live_id(name)
             if (manifest := self._files.manifest_if_whole(name, generation)) is not None:
                 self._verified.add((name, generation))
+                self._files.note_settled(name, int(manifest["number"]), generation)
                 path = self.path(name, generation)
                 return Staged(
                     name=name, id=generation, path=path, unchanged=generation == live, files=(*manifest["files"],)
@@ -165,6 +170,7 @@ class GenerationStore:
                 break
             count += 1
             generation = f"{wanted}.{count}"
+            self._files.keep(name, generation)
         return generation
 
     def discard(self, staged: Staged) -> None:
@@ -193,20 +199,37 @@ class GenerationStore:
 
     def settle(self, staged: Sequence[Staged]) -> None:
         """Make generations durable under their ids, so that they survive a crash; one syncfs for any number."""
-        new = [one for one in {(one.name, one.id): one for one in staged}.values() if one.is_temporary]
-        fresh = [one for one in new if one.id in self._pending.get(one.name, ())]  # others were settled before
-        unsynced = [one for one in staged if not one.is_temporary and (one.name, one.id) not in self._durable]
+        try:
+            self._make_durable(staged)
+        finally:
+            for one in staged:
+                if self._directory(one) == one.id:
+                    self._pending.get(one.name, {}).pop(one.id, None)
+
+    def _make_durable(self, staged: Sequence[Staged]) -> None:
+        distinct = {(one.name, one.id): one for one in staged}
+        fresh = {k: one for k, one in distinct.items() if one.is_temporary and self._directory(one) == one.path.name}
+        others = [one for key, one in distinct.items() if key not in fresh and key not in self._durable]
+        unsynced = [one for one in others if self._has_its_id(one)]  # others were withdrawn
         if fresh:
-            self._files.sync_contents([one.path for one in fresh])
+            self._files.sync_contents([one.path for one in fresh.values()])
         generations = str(self._layout.generations)
-        for one in fresh:
+        for one in fresh.values():
             home = f"{generations}/{one.name}"  # as text: a thousand paths cost more than their renames
             self._fs.rename(f"{home}/{one.path.name}", f"{home}/{one.id}")
             self._files.note_settled(one.name, one.number, one.id)
-        self._files.sync_homes({one.name: None for one in (*fresh, *unsynced)}.keys())
-        for one in staged:
-            self._pending.get(one.name, {}).pop(one.id, None)
-            self._durable.add((one.name, one.id))
+            self._pending.setdefault(one.name, {})[one.id] = (one.id, ref(one))
+        self._files.sync_homes({one.name: None for one in (*fresh.values(), *unsynced)}.keys())
+        self._durable.update(fresh, ((one.name, one.id) for one in unsynced))
+
+    def _has_its_id(self, staged: Staged) -> bool:
+        """Return whether a generation has its id as its name."""
+        return not staged.is_temporary or (staged.number, staged.id) in self._files.known(staged.name)
+
+    def _directory(self, staged: Staged) -> str:
+        """Return the name of the directory of a generation that is not settled; empty: there is none."""
+        directory, _ = self._pending.get(staged.name, {}).get(staged.id, ("", None))
+        return directory
 
     # --- switching ----------------------------------------------------------------------------------------
 
@@ -218,7 +241,12 @@ class GenerationStore:
         """
         before = {name: self.live_id(name) for name in to}
         for name, generation in to.items():
-            if generation is not None and (name, generation) not in self._verified:
+            if generation is None:
+                continue
+            with self._lock:  # it may have been staged in vain, and so be about to be removed
+                self._pending.get(name, {}).pop(generation, None)
+                self._files.keep(name, generation)
+            if (name, generation) not in self._verified:
                 self._need_whole(name, generation)
         try:
             self._switch_links(to, before)
@@ -293,9 +321,12 @@ class GenerationStore:
         self._verified = {item for item in self._verified if item[0] != name}
 
     def prune(self, name: str, keep: int, *, also_keep: Collection[str] = ()) -> int:
-        """Remove generations except the live one, ``also_keep`` and the newest ``keep``; return how many."""
-        live = self.live_id(name)
-        others = [one for _, one in sorted(self._files.known(name)) if one != live and one not in also_keep]
+        """Remove generations except the live one, ``also_keep`` and the newest ``keep``; return how many.
+
+        One that is staged and may be switched to is no old one.
+        """
+        needed = {self.live_id(name), *also_keep, *self._pending.get(name, ())}
+        others = [one for _, one in sorted(self._files.known(name)) if one not in needed]
         if doomed := others[: max(0, len(others) - keep)]:
             self._remove(name, doomed)
         return len(doomed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import random
 from collections.abc import Callable
 from contextlib import suppress
 from weakref import ref
@@ -119,6 +120,75 @@ def test_a_durable_generation_that_is_not_settled_is_removed_like_any_other(
     (newer,) = stage(store, "a", serial=5)
     store.settle([newer])
     assert store.ids("a") == [live, newer.id]
+
+
+def test_a_durable_generation_that_was_not_removed_is_not_removed_once_it_is_live(
+    fs: ModelFs, store: GenerationStore
+) -> None:
+    """A disk that fails for a moment must not cost the live files later."""
+    for verb in ("rename", "unlink", "rmdir"):
+        live = publish(store, "a", serial=1)["a"]
+        lone(store, 2)
+        fs.fault = lambda failing, path, verb=verb: errno.EIO if failing == verb else None
+        with suppress(DiskError):
+            store.clear_up()
+        fs.fault = None
+        again = lone(store, 2)
+        store.settle([again])
+        store.switch({"a": again.id})
+        store.clear_up()
+        assert store.read("a", again.id, "private.key") == b"key 2", verb
+        assert (store.ids("a"), temporary(fs)) == ([live, again.id], [])
+        assert store.prune("a", 0) == 1
+        store.switch({"a": None})
+        assert store.prune("a", 0) == 1
+
+
+def test_a_generation_that_was_staged_in_vain_stays_if_an_operator_chooses_it(
+    fs: ModelFs, store: GenerationStore
+) -> None:
+    publish(store, "a", serial=1)
+    chosen = lone(store, 2).id
+    store.switch({"a": chosen})
+    store.clear_up()
+    assert store.read("a", chosen, "private.key") == b"key 2"
+
+
+def test_a_durable_generation_is_not_pruned_before_it_is_switched_to(store: GenerationStore) -> None:
+    publish(store, "a", serial=1)
+    publish(store, "a", serial=2)
+    staged = lone(store, 3)
+    assert store.prune("a", 0) == 1
+    store.settle([staged])
+    store.switch({"a": staged.id})
+    assert store.prune("a", 0) == 1
+    assert store.ids("a") == [staged.id]
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_a_generation_that_was_renamed_but_not_synced_is_not_forgotten(
+    fs: ModelFs, store: GenerationStore, again: bool
+) -> None:
+    """Its key stayed until the next start, and the next generation got the same number."""
+    publish(store, "a", serial=1)
+    staged = stage(store, "a", serial=2)
+    fs.fault = lambda verb, path: errno.EIO if verb == "fsync" and path.endswith("/a") else None
+    with pytest.raises(DiskError):
+        store.settle(staged)
+    fs.fault = None
+    if again:
+        store.settle(staged)
+        assert all(
+            f"{store.path('a', staged[0].id)}/manifest.json" in crashed.tree()
+            for crashed in fs.crash_states(10, random.Random(1))
+        )
+    staged.clear()
+    gc.collect()
+    newest = publish(store, "a", serial=3)["a"]
+    assert newest is not None
+    assert store.manifest("a", newest)["number"] == 3
+    assert store.prune("a", 0) == 2
+    assert store.ids("a") == [newest]
 
 
 def stage_durably_in_vain(store: GenerationStore) -> None:
