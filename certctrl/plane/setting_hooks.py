@@ -23,6 +23,7 @@ T = TypeVar("T", bound=attrs.AttrsInstance)
 
 MAX_LINE = 500
 MAX_ITEMS = 100
+_HUGE = 10**300
 
 
 class Unfit(ValueError):
@@ -141,7 +142,8 @@ def _within(low: float, high: float, what: str) -> Hook:
     def structure(value: Any, kind: Any = None) -> float:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number or not low <= value <= high or (kind is int and value != int(value)):
-            shown = f"{value:g}" if is_number else kind_of(value)
+            is_huge = isinstance(value, int) and abs(value) > _HUGE  # beyond a float
+            shown = "too large" if is_huge else f"{value:g}" if is_number else kind_of(value)
             raise Unfit(f"is {shown}", f"use {what} from {low:g} to {high:g}")
         found: float = value
         return found

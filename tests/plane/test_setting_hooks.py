@@ -49,6 +49,12 @@ def test_fields_of_a_later_release_are_ignored_as_stored_and_refused_as_given() 
         ({"parts": {}}, "x.parts", "is an object", "use a list of at most 100 objects"),
         ({"parts": [{"name": "a"}, 7]}, "x.parts[1]", "is a whole number", "use an object such as {}"),
         ({"parts": [{"name": "a", "size": 10}]}, "x.parts[0].size", "is 10", "use a whole number from 1 to 9"),
+        (
+            {"parts": [{"name": "a", "size": 10**400}]},
+            "x.parts[0].size",
+            "is too large",
+            "use a whole number from 1 to 9",
+        ),
         ({"parts": [{}]}, "x.parts[0].name", "is not set", "set it"),
     ],
 )
