@@ -6,7 +6,6 @@ The library's own code around the parser, with its locks, traces and generators,
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import suppress
 
 import h11
 import httpcore
@@ -27,6 +26,8 @@ class ReusedConnection(httpcore.AsyncConnectionInterface):
         self._opened = opened
         self._stream = stream
         self._keepalive_seconds = keepalive_seconds
+        self._is_whole = True
+        """Whether the server could read all requests; otherwise it may take the rest of a body for the next one."""
         self._parser = h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEAD_LIMIT)
 
     async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
@@ -35,8 +36,10 @@ class ReusedConnection(httpcore.AsyncConnectionInterface):
             data = [self._parser.send(event) or b"" for event in [event async for event in _events(request)]]
         except h11.LocalProtocolError as error:
             raise httpcore.LocalProtocolError(error) from error
-        with suppress(httpcore.WriteError):  # a server may refuse a request before it has read everything
+        try:
             await self._stream.write(b"".join(data))
+        except httpcore.WriteError:  # a server may refuse a request before it has read everything
+            self._is_whole = False
         while isinstance(event := await self.next_event(), h11.InformationalResponse):
             pass
         if not isinstance(event, h11.Response):
@@ -78,7 +81,7 @@ class ReusedConnection(httpcore.AsyncConnectionInterface):
         return self.is_idle()
 
     def is_idle(self) -> bool:
-        return bool(self._parser.our_state is h11.IDLE) and not self._opened.is_closed()
+        return bool(self._is_whole and self._parser.our_state is h11.IDLE) and not self._opened.is_closed()
 
     def is_closed(self) -> bool:
         return self._opened.is_closed()

@@ -11,6 +11,7 @@ import trio
 import trio.testing
 
 from certctrl.net.connections import KeptConnections, Progress, RequestBody
+from certctrl.net.reused import ReusedConnection
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"
@@ -120,3 +121,25 @@ async def test_an_unsendable_request_is_refused(peer: Peer) -> None:
     with pytest.raises(httpcore.LocalProtocolError):
         await peer.kept.exchange(request, read, Progress())
     assert not peer.kept.open and len(peer.site.seen) == 1
+
+
+class Refusing(httpcore.AsyncNetworkStream):
+    """The stream of a server that answers a request which it has not read."""
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
+        raise httpcore.WriteError
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
+        return b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 2\r\n\r\n{}"
+
+
+async def test_a_request_that_is_refused_before_it_is_sent_ends_the_connection(peer: Peer) -> None:
+    await peer.open()
+    (opened,) = peer.kept.open
+    connection = ReusedConnection(opened, Refusing(), 60)
+    request = httpcore.Request(
+        "POST", peer.site.url, headers={"host": "x", "content-length": "4"}, content=RequestBody(b"body")
+    )
+    assert connection.is_idle()
+    assert await read(await connection.handle_async_request(request)) == (413, b"{}")
+    assert not connection.is_idle()
