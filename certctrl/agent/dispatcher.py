@@ -21,15 +21,15 @@ from typing import Any
 import attrs
 import trio
 
-from certctrl.agent.alerts import report_disk_problem, write_or_report
+from certctrl.agent.alerts import write_or_report
 from certctrl.agent.announced import later_batch, missing_renewal
 from certctrl.agent.batches import ReadyCertificate
 from certctrl.agent.context import Agent
 from certctrl.agent.handlers import find_handler
 from certctrl.agent.log_lines import Line, log_line
+from certctrl.agent.lost import remove_old_generations
 from certctrl.agent.signal_results import Result, explain, log_certificates, result_of
 from certctrl.agent.waiting_signals import WaitingSignals
-from certctrl.errors import DiskError
 from certctrl.install.installer import Candidate
 from certctrl.install.plan.retries import Failure, is_quarantined
 from certctrl.model.plan import Outcome, OutcomeKind
@@ -284,7 +284,7 @@ class Dispatcher:
                     if not _is_done(one, outcome):
                         result = self._not_there_yet(one, outcome) if outcome.ok else result_of(outcome)
                         nursery.start_soon(self._failed, one.entry, result, seconds)
-            await self._prune()
+            await remove_old_generations(self.agent)
         finally:
             self._free(one.entry for one, _, _ in ended)
 
@@ -300,14 +300,7 @@ class Dispatcher:
             await self._done([(entry, result.outcome, seconds)])
         else:
             await self._failed(entry, result, seconds)
-        await self._prune()
-
-    async def _prune(self) -> None:
-        """Remove old generations: after the outcomes, because nothing waits for it."""
-        try:
-            await self.agent.installer.prune()
-        except DiskError as error:
-            report_disk_problem(self.agent, error)
+        await remove_old_generations(self.agent)
 
     async def _handle(self, entry: InboxEntry, started: float) -> ReadyCertificate | Result:
         """Run the handler of a signal; return what it prepared, or how it ended."""

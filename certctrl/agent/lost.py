@@ -1,4 +1,4 @@
-"""Detect deployed certificates that were deleted from disk; they are reported and fetched again."""
+"""Detect deployed certificates that were deleted from disk, which are fetched again; remove what is no longer kept."""
 
 from __future__ import annotations
 
@@ -41,6 +41,14 @@ async def check_disk(agent: Agent, *, change: bool = True) -> bool:
         agent.reconcile_requested.value = True
     report_lost(agent)
     return bool(found)
+
+
+async def remove_old_generations(agent: Agent) -> None:
+    """Remove generations that are no longer kept: after the outcomes, because nothing waits for it."""
+    try:
+        await agent.installer.prune()
+    except DiskError as error:
+        report_disk_problem(agent, error)
 
 
 def report_lost(agent: Agent) -> None:

@@ -13,7 +13,7 @@ from certctrl.agent.alerts import clear_alerts, write_or_report
 from certctrl.agent.context import Agent, wait_for_poll
 from certctrl.agent.install_config import converge_active_items
 from certctrl.agent.log_lines import Line, log_line
-from certctrl.agent.lost import check_disk
+from certctrl.agent.lost import check_disk, remove_old_generations
 from certctrl.install.deploy.retry_table import cert_resource
 from certctrl.model.plan import OutcomeKind
 from certctrl.model.signals import CaAssigned, CertRenewed, InstallUpdated
@@ -126,3 +126,4 @@ async def _retry(agent: Agent, due: Collection[int]) -> None:
             # its signal was answered when it was staged, or failed first
             signal = CertRenewed(ts_ms=agent.plane.own_signal_ms(), cert_id=cert_id)
             await write_or_report(agent, agent.inbox.report(ack_event(signal, outcome, milliseconds)))
+    await remove_old_generations(agent)
