@@ -33,13 +33,15 @@ class Files:
         self._fs = fs
 
     def inspect(self, path: str, temp: str = "") -> Facts:
-        """Return the state of a destination and the hash of its new file."""
+        """Return the state of a destination and the hash of its new file; behind an unsafe directory, it is not known."""
         try:
             with closing(self._fs, self._parent(path, *filter(None, (temp,)))) as parent:
                 found = facts_at(self._fs, parent, Path(path))
                 staged = self._hash_of(parent, temp) if temp else ""
-        except PolicyRefusedError as refused:
+        except NoDirectoryError as refused:
             return Facts(kind=FileKind.MISSING, refusal=str(refused))
+        except PolicyRefusedError as refused:
+            return Facts(kind=FileKind.OTHER, refusal=str(refused))
         return _facts(found, staged)
 
     def stage(self, rule: FileRule, path: str, temp: str, backup: str, data: bytes) -> None:

@@ -222,6 +222,15 @@ async def test_withdrawn_files_are_removed(helped: Helped) -> None:
     assert "remove" in [row["request"] for row in helped.direct.audit]
 
 
+async def test_revoked_files_behind_an_unsafe_directory_do_not_count_as_removed(helped: Helped) -> None:
+    host = helped.host
+    await host.deliver(1, items=helped.items)
+    host.served["127.0.0.1", 1001].served = ""
+    os.chown(host.out, NOBODY, NOBODY)
+    outcome = await host.installer.withdraw(1, revoked=True, items=helped.items)
+    assert helped.key.exists() and str(helped.key) in outcome.detail and "belongs to user 65534" in outcome.detail
+
+
 async def test_units_that_the_helper_does_not_name_are_commands_as_before(helped: Helped) -> None:
     other = ("/usr/bin/systemctl", "reload", "other.service")
     helped.host.allow(commands=commands(other))
