@@ -28,6 +28,8 @@ BUSY_SECONDS = 10.0
 _PAUSE = 0.1
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _FIX = "systemctl status cert-ctrl-helper.socket cert-ctrl-helper"
+_NOT_ASKED = (errno.ENOENT, errno.ECONNREFUSED)
+"""Errors of a connection to a socket that is gone, or on which nothing listens any more."""
 _NO_UNITS: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
 Ask = Callable[[Request, "bytes | None", float], Answer]
@@ -44,12 +46,12 @@ class HelperClient:
     def at(cls, path: str) -> HelperClient:
         """Return the client of the helper at a socket, which may not exist."""
         return cls(
-            lambda request, data, seconds: ask_socket(path, request, data, seconds), lambda: os.path.exists(path)
+            lambda request, data, seconds: ask_socket(path, request, data, seconds), lambda: os.access(path, os.W_OK)
         )
 
     @property
     def is_there(self) -> bool:
-        """Whether its socket exists."""
+        """Whether its socket exists, and this user may connect: it may be there for another agent of this host."""
         return self._is_there()
 
     def rules(self) -> tuple[FileRule, ...]:
@@ -67,14 +69,19 @@ class HelperClient:
         return self._done(Request(do=Verb.RULES)).units if self.is_there else _NO_UNITS
 
     def act(self, verb: str, unit: str, seconds: float) -> bool:
-        """Reload or restart a unit; False if there is no helper or root's policy does not name it. Raises CommandError."""
+        """Reload or restart a unit; False if no helper was asked, or root's policy does not name it for this user.
+
+        Raises CommandError.
+        """
         if not self.is_there:
             return False
         try:
             answer = self._asked(Request(do=Verb(verb), unit=unit), seconds=seconds)
         except DiskError as error:
+            if error.errno in _NOT_ASKED:
+                return False
             raise CommandError(str(error), fix=error.fix) from None
-        if answer.result in (Result.DONE, Result.UNNAMED):
+        if answer.result in (Result.DONE, Result.UNNAMED, Result.REFUSED):  # refused: no entry for this user
             return answer.result is Result.DONE
         raise CommandError(f"the root helper: {answer.why}", fix=answer.fix or _FIX)
 

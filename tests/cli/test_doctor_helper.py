@@ -91,6 +91,30 @@ def test_a_helper_that_does_not_answer_is_a_failure(context: CheckContext, monke
     assert findings(context) == [("FAIL", "cannot ask the root helper: Permission denied", "look")]
 
 
+def test_a_helper_for_another_agent_is_no_failure(
+    context: CheckContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = write_policy(tmp_path / "p.json", {}, user="someone-else")
+    with_helper(monkeypatch, direct(policy=policy).client)
+    assert [kind for kind, _, _ in findings(context)] == ["FAIL"], "its items need one"
+    context.layout.local_installs.write_text("[]")
+    assert findings(context) == []
+
+
+def test_a_socket_of_another_agent_is_named(
+    context: CheckContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    socket = tmp_path / "helper.sock"
+    socket.touch()
+    monkeypatch.setattr(check, "HelperClient", HelperClient)
+    monkeypatch.setattr(HelperClient, "is_there", False)
+    config = attrs.evolve(CONFIG, application=attrs.evolve(CONFIG.application, helper_socket=str(socket)))
+    first = findings(attrs.evolve(context, config=config))[0]
+    assert first[2].startswith(
+        f"let cert-ctrl connect to {socket} (SupplementaryGroups=cert-ctrl in its unit), and in "
+    )
+
+
 def test_without_need_and_without_helper_nothing_is_said(context: CheckContext) -> None:
     context.layout.local_installs.write_text("[]")
     assert findings(context) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -248,6 +249,20 @@ def test_without_a_helper_nothing_is_asked(tmp_path: Path) -> None:
     with pytest.raises(DiskError, match="No such file") as caught:
         client.put("/x/a", ".a.01.tmp")
     assert caught.value.fix
+
+
+def test_a_helper_for_other_agents_leaves_units_to_the_agent(tmp_path: Path) -> None:
+    """A further agent of the host, without an entry or the group of the socket, and one whose helper was stopped."""
+    client = helper_for(tmp_path, units=Recording()).client
+    write_policy(tmp_path / "p.json", {}, user="someone-else")
+    assert not client.act("reload", "nginx.service", 5.0)
+    path = tmp_path / "helper.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(path))
+    assert not HelperClient.at(str(path)).act("reload", "nginx.service", 1.0), "nothing listens any more"
+    path.chmod(0o400)
+    if os.geteuid() != 0:
+        assert not HelperClient.at(str(path)).is_there
 
 
 def test_a_busy_helper_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
