@@ -102,6 +102,8 @@ class Files:
 
     def remove(self, path: str, sha256: str) -> str:
         """Remove a file if its bytes have this hash; return why it stays, empty if it is gone."""
+        with suppress(NoDirectoryError, DiskError), closing(self._fs, self._parent(path)) as parent:
+            self._checked(parent, path)  # a mount point would be emptied
         return remove_unchanged(self._fs, path, sha256)
 
     def _parent(self, path: str, *temps: str) -> Handle:

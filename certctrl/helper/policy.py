@@ -32,7 +32,8 @@ WIDEST_MODE = 0o644
 VERBS = ("reload", "restart")
 _MODE = re.compile(r"0[0-7]{3}", re.ASCII)
 _UNIT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_:.@\\-]{0,200}\.service", re.ASCII)
-_FORBIDDEN = ("/proc", "/sys", "/dev", "/run/systemd", "/etc/systemd", "/usr/lib/systemd")
+_UNITS = ("/run/systemd", "/etc/systemd", "/usr/lib/systemd", "/usr/local/lib/systemd", "/lib/systemd")
+_FORBIDDEN = ("/proc", "/sys", "/dev", *_UNITS)
 
 
 @lean.frozen(kw_only=True)

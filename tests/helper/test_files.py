@@ -16,7 +16,7 @@ from helper_world import Direct, direct, rule, write_policy
 from certctrl.errors import DiskError, PolicyRefusedError
 from certctrl.helper import files
 from certctrl.helper.messages import Request, Result, Verb
-from certctrl.store.disk.fs import FileKind
+from certctrl.store.disk.fs import FileKind, RealFs
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 NOBODY = 65534
@@ -82,6 +82,14 @@ def test_a_file_is_removed_only_with_the_expected_bytes(helper: Direct, tls: Pat
     assert helper.client.remove(str(tls / "a.key"), digest(b"key")) == ""
     assert helper.client.remove(str(tls / "a.key"), digest(b"key")) == "", "idempotent"
     assert os.listdir(tls) == []
+
+
+def test_a_mounted_file_is_not_emptied(helper: Direct, tls: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tls / "a.key").write_bytes(b"key")
+    monkeypatch.setattr(RealFs, "mount", lambda self, handle: hash(handle.path))
+    with pytest.raises(PolicyRefusedError, match="mount point"):
+        helper.client.remove(str(tls / "a.key"), digest(b"key"))
+    assert (tls / "a.key").read_bytes() == b"key"
 
 
 def plant(path: Path, kind: str) -> None:

@@ -43,6 +43,7 @@ def test_a_policy_is_read(tmp_path: Path) -> None:
         ("/a.pem", "too near"),
         ("/proc/sys/kernel/core_pattern", "nothing is written below"),
         ("/etc/systemd/system/a.service", "nothing is written below"),
+        ("/usr/local/lib/systemd/system/a.service", "nothing is written below"),
         ("/etc/x/a\n.pem", "not printable"),
     ],
 )
