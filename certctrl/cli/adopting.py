@@ -9,13 +9,14 @@ import os
 import posixpath
 import shlex
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import attrs
 
 from certctrl import lean
-from certctrl.errors import DiskError, UsageError
+from certctrl.errors import CertctrlError, DiskError, UsageError
 from certctrl.install.adopt.apache import read_apache
 from certctrl.install.adopt.certbot import Lineage, read_certbot
 from certctrl.install.adopt.dovecot import read_dovecot
@@ -29,6 +30,7 @@ from certctrl.install.adopt.postfix import read_postfix
 from certctrl.install.adopt.proposal import HostFacts, Known, Proposal, Target
 from certctrl.install.adopt.sources import Kind, Sources
 from certctrl.install.adopt.uses import Remark, Service
+from certctrl.install.deploy.observe import helped_destination
 from certctrl.install.plan.policy import AgentIdentity, refuse_path
 from certctrl.install.process.programs import find_program
 from certctrl.model.plan import CopyAction, InstallItem
@@ -37,6 +39,7 @@ from certctrl.model.records import Standing
 from certctrl.protocol.wire.install_config import install_config_from_wire, items_from_local
 from certctrl.store.config.files import load_local_installs, load_policy, save_local_installs, save_policy
 from certctrl.store.disk.fs import FileKind, RealFs
+from certctrl.store.disk.helper import FileRule, rule_for
 from certctrl.store.disk.safe_path import destination_facts
 from certctrl.store.state import read_only
 from certctrl.store.state.installed import InstalledState
@@ -157,6 +160,7 @@ def installation(layout: ConfigDir, found: Found, reloads: Mapping[Service, Sequ
     stored = InstalledState(layout, RealFs()).load_install_config()
     planes = install_config_from_wire(stored.raw).items if stored is not None else ()
     identity = AgentIdentity(config_dir=str(layout.root))
+    helped = _helped(layout)
     facts = HostFacts(
         config_dir=str(layout.root),
         items=rows,
@@ -165,7 +169,7 @@ def installation(layout: ConfigDir, found: Found, reloads: Mapping[Service, Sequ
         known=_known(layout),
         reloads={service: reloads.get(service) or _reload(service, found) for service in Service},
         checks=_checks(),
-        target=lambda path: _target(policy, path, identity),
+        target=lambda path: _target(policy, path, identity, helped),
     )
     return Installation(layout=layout, policy=policy, facts=facts, planes=tuple(item.id for item in planes))
 
@@ -212,10 +216,31 @@ def _checks() -> dict[Service, list[str]]:
     return {service: [path, "{staged}"] for service, path in paths.items() if os.access(path, os.X_OK)}
 
 
-def _target(policy: HostPolicy, path: str, identity: AgentIdentity) -> Target:
+def _helped(layout: ConfigDir) -> Callable[[str], Target | None]:
+    """Return what finds a file as the root helper would write it; None if its policy does not name the file."""
+    from certctrl.agent.setup import root_helper
+    from certctrl.store.config.files import load_config
+
+    helper, rules = root_helper(load_config(layout, os.environ).config), tuple[FileRule, ...]()
+    with suppress(CertctrlError):  # `doctor` says why it does not answer
+        rules = helper.rules() if helper is not None else ()
+
+    def target(path: str) -> Target | None:
+        rule = rule_for(rules, path)
+        if helper is None or rule is None:
+            return None
+        fault = helped_destination(helper, path, ("/",), rule).refusal
+        return Target(mode=rule.mode, fault=fault, fix="correct that, or give the service files of its own")
+
+    return target
+
+
+def _target(policy: HostPolicy, path: str, identity: AgentIdentity, helped: Callable[[str], Target | None]) -> Target:
     """Return a file as the agent would find it: this process has the agent's rights now."""
     if refusal := refuse_path(policy, path, identity, local=True):
         return Target(fault=f"{path}: {refusal.why}", fix="give the service files of its own")
+    if (target := helped(path)) is not None:
+        return target
     try:
         found = destination_facts(path, ("/",))
         in_place = found.refusal is not None and destination_facts(path, ("/",), in_place=True).refusal is None
@@ -233,7 +258,8 @@ def _target(policy: HostPolicy, path: str, identity: AgentIdentity) -> Target:
 
 def _not_writable(why: str) -> Target:
     fix = (
-        "run the agent as root (deploy/cert-ctrl-root.service), or have the service read the files in certs/ (recipes)"
+        "let the root helper write it (docs/root-helper.md), run the agent as root (deploy/cert-ctrl-root.service), "
+        "or have the service read the files in certs/ (recipes)"
     )
     return Target(fault=why, fix=fix)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from adopt_files import certificate, private_key
+from helper_world import direct, rule, write_policy
 
 from certctrl.cli import adopting
 from certctrl.store.disk.fs import RealFs
@@ -272,3 +273,22 @@ def test_the_recipes_commands_are_those_of_deploy() -> None:
         unprivileged = adopting.reload_argv(service, is_root=False, is_red_hat=False, systemctl="/usr/bin/systemctl")
         assert commands[f"reload {service}"]["argv"] == unprivileged
     assert os.access(services / "lib" / "check-nginx", os.R_OK)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a directory of another user")
+def test_files_of_the_root_helper_are_taken_over(
+    host: Host, layout: ConfigDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An unprivileged agent may not write there itself; the rights are those of the helper's policy."""
+    tmp_path.chmod(0o755)
+    host.tls.chmod(0o755)
+    key, chain = str(host.tls / "c.key"), str(host.tls / "c.pem")
+    policy = write_policy(tmp_path / "p.json", {"files": [rule(key, mode="0640")]})
+    monkeypatch.setattr("certctrl.agent.setup.root_helper", lambda config: direct(policy=policy).client)
+    monkeypatch.setattr(adopting.os, "access", lambda *args, **more: False)
+    found = adopting.Found(read={}, certificates=(), lineages=(), remarks=())
+    target = adopting.installation(layout, found, {}).facts.target
+    assert (target(key).mode, target(key).fault) == (0o640, "")
+    assert target(chain).fault.endswith(f"cannot write in {host.tls}") and "root helper" in target(chain).fix
+    os.chown(host.tls, 65534, 65534)
+    assert "belongs to user 65534" in target(key).fault
