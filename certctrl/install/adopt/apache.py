@@ -20,6 +20,8 @@ _WORD = re.compile(
 _ESCAPE = re.compile(r"""\\(["'\\])""")
 _VARIABLE = re.compile(r"\$\{(\w{1,100})\}")
 _HTTPS = 443
+MAX_WORD = 4096
+"""Characters of a word with variables; no path is longer."""
 
 
 @lean.define(eq=False)
@@ -102,7 +104,9 @@ class _Reader:
 
     def _expanded(self, word: str) -> str:
         """Return a word with the variables that the configuration itself defines."""
-        return _VARIABLE.sub(lambda found: self._defines.get(found[1], found[0])[:4096], word)
+        if "${" not in word:
+            return word
+        return _VARIABLE.sub(lambda found: self._defines.get(found[1], found[0]), word[:MAX_WORD])[:MAX_WORD]
 
     def _include(self, pattern: str, at: At, *, optional: bool) -> None:
         if "${" in pattern:

@@ -95,14 +95,14 @@ class Sources:
             if self._inclusions == MAX_INCLUSIONS + 1:
                 self.remark(At(path), f"is not read, nor are further files: {MAX_INCLUSIONS} are included before")
             return None
+        if self._bytes > MAX_BYTES:
+            return None
         if real not in self._texts:
             self._texts[real] = self._decoded(path, by)
         text = self._texts[real]
-        was_full = self._bytes > MAX_BYTES
         self._bytes += len(text or "")
         if self._bytes > MAX_BYTES:
-            if not was_full:
-                self.remark(At(path), f"is not read, nor are further files: over {MAX_BYTES} bytes of configuration")
+            self.remark(At(path), f"is not read, nor are further files: over {MAX_BYTES} bytes of configuration")
             return None
         return text
 

@@ -12,6 +12,7 @@ from adopt_files import host
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from certctrl.install.adopt import apache
 from certctrl.install.adopt import sources as limits
 from certctrl.install.adopt.apache import read_apache
 from certctrl.install.adopt.certbot import read_certbot
@@ -73,6 +74,30 @@ def test_more_files_than_the_limit(name: str, monkeypatch: pytest.MonkeyPatch) -
     assert READERS[name](sources, "/etc/main") == []
     assert [str(one.at) for one in sources.remarks] == ["/etc/many/049.conf"]
     assert "50 are included before" in sources.remarks[0].what
+
+
+@EACH_INCLUDE
+def test_no_file_is_opened_after_the_last_byte(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_BYTES", 100)
+    sources = host(
+        {"/etc/main": INCLUDE[name].format("/etc/many/*"), **{f"/etc/many/{n}": "x y\n" * 9 for n in range(9)}}
+    )
+    opened: list[str] = []
+    monkeypatch.setattr(
+        sources, "_decoded", lambda path, by, read=sources._decoded: (opened.append(path), read(path, by))[1]
+    )
+    READERS[name](sources, "/etc/main")
+    assert len(opened) < 5
+    assert ["bytes of configuration" in one.what for one in sources.remarks] == [True]
+
+
+def test_variables_do_not_grow() -> None:
+    sources, begun = (
+        host({"/etc/a": f"Define a {'x' * 4000}\nDefine b {'${a}' * 4000}\nListen {'${b}' * 4000}\n"}),
+        time.process_time(),
+    )
+    assert read_apache(sources, "/etc/a") == [] and time.process_time() - begun < SECONDS
+    assert len(apache._Reader(sources, "/")._expanded("${x}" * 10_000)) == apache.MAX_WORD
 
 
 def test_patterns_compare_a_limited_number_of_names(monkeypatch: pytest.MonkeyPatch) -> None:
