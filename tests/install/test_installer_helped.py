@@ -19,6 +19,10 @@ from certctrl.errors import DiskError
 from certctrl.helper.client import HelperClient
 from certctrl.install.plan.render import plan_lines
 from certctrl.model.plan import CopyAction, ExecAction, InstallItem, VerifyTls, WriteMethod
+from certctrl.store.deployments import journal
+from certctrl.store.deployments.file_set import FileSet, FileWrite
+from certctrl.store.deployments.recovery import recover
+from certctrl.store.disk.fs import RealFs
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="gives files to another user")
 NOBODY = 65534
@@ -282,6 +286,31 @@ async def test_a_crash_between_any_two_requests_is_recovered(helped: Helped) -> 
         assert (key == before[0]) is (chain == before[1]), f"a mixed pair after {number}"
         assert (await host.installer.converge_all(helped.items)).ok
         assert not leftovers(host)
+
+
+def test_a_rule_that_changed_during_a_crash_leaves_a_pair(helped: Helped, tmp_path: Path) -> None:
+    """The file that the agent writes itself must not be new while the helper's stays old."""
+    host, key, chain = helped.host, helped.key, helped.host.out / "own"
+    layout, fs, helper = host.layout, RealFs(), helped.direct.client
+
+    def begun(data: bytes) -> FileSet:
+        mine = FileWrite(path=chain, data=data, mode=0o644, uid=0, gid=0)
+        theirs = FileWrite(path=key, data=data, mode=0o600, uid=NOBODY, gid=NOBODY, helper=True)
+        files = FileSet(layout, fs, helper=helper)
+        files.begin([mine, theirs])
+        return files
+
+    first = begun(b"1")
+    first.commit()
+    first.close()
+    begun(b"2")
+    (one,) = journal.journals(fs, layout)
+    one.arm()
+    write_policy(tmp_path / "helper.json", {"files": [rule(key, str(NOBODY), str(NOBODY), mode="0640")]})
+    report = recover(layout, fs, [str(host.out)], helper=helper)
+    assert (report.failed, set(report.rolled_back)) == ((), {str(chain), str(key)})
+    assert (chain.read_bytes(), key.read_bytes()) == (b"1", b"1")
+    assert sorted(os.listdir(host.out)) == ["a.key", "own"] and not journal.journals(fs, layout)
 
 
 async def requests_of(helped: Helped, act: Callable[[], Any]) -> int:

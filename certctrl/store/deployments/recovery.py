@@ -126,9 +126,13 @@ def _recover_one(
     with _opened(layout, fs, entries) as here:
         complete = armed and all(_can_be_new(fs, place, roots) for place in here) and helped.can_be_new(roots)
         if complete:
-            journal.put_new(fs, [place for place in here if place.entry.in_place or not _is_new(fs, place)])
-            helped.put_new()
-        elif armed and (faults := helped.restore_old() + journal.restore_old(fs, here)):
+            try:
+                helped.put_new()
+            except PolicyRefusedError:  # root's policy has changed since: back, because the files belong together
+                complete = False
+            else:
+                journal.put_new(fs, [place for place in here if place.entry.in_place or not _is_new(fs, place)])
+        if armed and not complete and (faults := helped.restore_old() + journal.restore_old(fs, here)):
             raise faults[0]
         if armed:
             journal.sync_parents(fs, [place.side for place in here])
