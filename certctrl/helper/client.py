@@ -23,9 +23,12 @@ from certctrl.store.structure import Mismatch
 
 SECONDS = 30.0
 """For a request about a file."""
-BUSY_SECONDS = 10.0
-"""How long a request is repeated while the helper has too many."""
-_PAUSE = 0.1
+BUSY_SECONDS = 75.0
+"""How long a request about a file is repeated while the helper has too many: longer than the minute that it counts in, so
+that a deployment of many files waits, and neither it nor its rollback stops half-way."""
+BUSY_ACT_SECONDS = 10.0
+"""The same for a reload."""
+_PAUSE, _LAST_PAUSE = 0.1, 1.0
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _FIX = "systemctl status cert-ctrl-helper.socket cert-ctrl-helper"
 _NOT_ASKED = (errno.ENOENT, errno.ECONNREFUSED)
@@ -76,7 +79,7 @@ class HelperClient:
         if not self.is_there:
             return False
         try:
-            answer = self._asked(Request(do=Verb(verb), unit=unit), seconds=seconds)
+            answer = self._asked(Request(do=Verb(verb), unit=unit), seconds=seconds, busy=BUSY_ACT_SECONDS)
         except DiskError as error:
             if error.errno in _NOT_ASKED:
                 return False
@@ -134,15 +137,17 @@ class HelperClient:
                 what = f"the root helper: {answer.why}"
                 raise DiskError(what, path=request.path, errno=code, fix=answer.fix or _FIX)
 
-    def _asked(self, request: Request, data: bytes | None = None, *, seconds: float = SECONDS) -> Answer:
+    def _asked(
+        self, request: Request, data: bytes | None = None, *, seconds: float = SECONDS, busy: float = BUSY_SECONDS
+    ) -> Answer:
         """Return the answer; while the helper has too many requests, ask again."""
-        until, pause = time.monotonic() + BUSY_SECONDS, _PAUSE
+        until, pause = time.monotonic() + busy, _PAUSE
         while True:
             answer = self._ask(request, data, seconds)
             if answer.result is not Result.BUSY or time.monotonic() + pause > until:
                 return answer
             time.sleep(pause)
-            pause *= 2
+            pause = min(2 * pause, _LAST_PAUSE)
 
 
 def ask_socket(path: str, request: Request, data: bytes | None, seconds: float) -> Answer:

@@ -276,6 +276,20 @@ def test_a_busy_helper_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
         HelperClient(lambda request, data, seconds: Answer(result=Result.BUSY, why="too many")).put("/x/a", ".a.01.tmp")
 
 
+def test_a_deployment_of_more_files_than_fit_into_a_minute_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tls").mkdir(mode=0o755)
+    clock = Clock()
+    entry = {"files": [rule(tmp_path / "tls" / "*")], "requests_per_minute": 20}
+    client = direct(policy=write_policy(tmp_path / "p.json", entry), now=clock).client
+    monkeypatch.setattr(client_module.time, "monotonic", clock)
+    monkeypatch.setattr(client_module.time, "sleep", lambda seconds: setattr(clock, "now", clock.now + seconds))
+    for number in range(100):
+        client.observe(str(tmp_path / "tls" / f"{number}"))
+    assert clock.now - 1000.0 > 4 * 60.0
+
+
 @pytest.mark.parametrize("packet", [b"{}", b"garbage", b'{"result": "maybe"}', b"[]"])
 def test_an_answer_that_is_none_is_an_error(packet: bytes) -> None:
 
