@@ -15,6 +15,7 @@ from certctrl.cli.doctor import helper as check
 from certctrl.cli.doctor.finding import CheckContext
 from certctrl.errors import DiskError
 from certctrl.helper.client import HelperClient
+from certctrl.model.plan import CopyAction
 from certctrl.store.disk.fs import RealFs
 from certctrl.store.layout import ConfigDir
 from certctrl.store.state.store import StateStore
@@ -89,6 +90,18 @@ def test_a_helper_that_does_not_answer_is_a_failure(context: CheckContext, monke
 
     with_helper(monkeypatch, HelperClient(ask))
     assert findings(context) == [("FAIL", "cannot ask the root helper: Permission denied", "look")]
+
+
+def test_no_line_is_named_for_what_the_host_refuses(context: CheckContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A control plane, or who has taken the agent over, may ask for any path; root is not told to allow it."""
+    copies = [
+        CopyAction(id=f"of-the-plane-{n}", ob_id=1, sources=("fullchain.pem",), targets=(path,), owner="daemon")
+        for n, path in enumerate(("/etc/cron.d/job", "/etc/ssl/db/a.pem"))
+    ]
+    monkeypatch.setattr("certctrl.agent.install_config.active_items", lambda layout, installed: copies)
+    context.layout.policy.write_text(json.dumps({"write_roots": ["/etc/ssl/db"]}))
+    (finding,) = findings(context)
+    assert "/etc/ssl/db/a.pem" in finding[1]
 
 
 def test_a_helper_for_another_agent_is_no_failure(

@@ -12,6 +12,7 @@ from certctrl.helper.client import HelperClient
 from certctrl.helper.messages import POLICY
 from certctrl.install.deploy.observe import gid_of, uid_of
 from certctrl.install.material.formats import has_key
+from certctrl.install.plan.policy import AgentIdentity, is_local, refuse_path
 from certctrl.install.process.proc import own_names
 from certctrl.model.commands import unit_of
 from certctrl.model.plan import CopyAction, ExecAction, InstallItem
@@ -29,7 +30,13 @@ def helper_findings(context: CheckContext) -> Iterator[Finding]:
 
     items = [item for item in active_items(context.layout, context.store.installed) if item.enabled]
     policy = load_policy(context.layout)
-    files = {path: (item, number) for one in items for item, number, path in _needing(one)}
+    identity = AgentIdentity(config_dir=str(context.layout.root))
+    files = {
+        path: (item, number)
+        for one in items
+        for item, number, path in _needing(one)
+        if not refuse_path(policy, path, identity, local=is_local(item.id))  # root must not allow what the host refuses
+    }
     units = {unit: (item, verb) for one in items for item, verb, unit in _units(one, policy)}
     socket = context.config.application.helper_socket
     client = HelperClient.at(socket)
