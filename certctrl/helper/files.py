@@ -15,6 +15,7 @@ from pathlib import Path
 from certctrl.errors import DiskError, PolicyRefusedError
 from certctrl.helper.messages import Facts
 from certctrl.store.deployments.file_set import remove_unchanged
+from certctrl.store.disk.acl import ACCESS
 from certctrl.store.disk.atomic import is_temp, is_temp_of, write_new
 from certctrl.store.disk.fs import FileKind, Fs, Handle, closing
 from certctrl.store.disk.helper import FileRule
@@ -58,7 +59,7 @@ class Files:
                     rights = {"mode": old.mode or 0, "uid": old.uid or 0, "gid": old.gid or 0}
                     write_new(self._fs, parent, backup, old.data, kept=old.attributes, sync=True, **rights)
                 rights = {"mode": rule.mode, "uid": rule.uid, "gid": rule.gid}
-                kept = old.attributes if old is not None else None
+                kept = None if old is None else _kept(old, rule.uid)
                 write_new(self._fs, parent, temp, data, kept=kept, sync=True, **rights)
                 self._fs.fsync(parent)
             except BaseException:
@@ -136,6 +137,11 @@ class Files:
         for name in names:
             if self._fs.lstat(name, at=parent) is not None:
                 self._fs.unlink(name, at=parent)
+
+
+def _kept(old: DestinationFact, owner: int) -> dict[str, bytes]:
+    """Return what a new file keeps of the old one: its access control list only if root or the same owner has set it."""
+    return {name: raw for name, raw in old.attributes.items() if name != ACCESS or old.uid in (0, owner)}
 
 
 def _facts(found: DestinationFact, staged: str) -> Facts:

@@ -253,6 +253,19 @@ def test_the_rights_given_by_an_acl_stay(helper: Direct, tls: Path, need_acl: An
     assert shown(tls / "x.pem") == (b"new", 0o644, 0, 0)
 
 
+def test_a_former_owner_keeps_no_rights(helper: Direct, tls: Path, need_acl: Any) -> None:
+    """Its access control list may be its own work: it would read the key of the next owner."""
+    need_acl(tls)
+    (tls / "x.pem").write_bytes(b"old")
+    set_acl(tls / "x.pem", "user::6 user:1234:4 group::0 mask::4 other::4")
+    os.chown(tls / "x.pem", 1234, 1234)
+    helper.client.stage(str(tls / "x.pem"), ".x.pem.01.tmp", ".x.pem.02.tmp", b"new")
+    helper.client.put(str(tls / "x.pem"), ".x.pem.01.tmp")
+    assert acl_of(tls / "x.pem") is None and shown(tls / "x.pem") == (b"new", 0o644, 0, 0)
+    helper.client.restore(str(tls / "x.pem"), ".x.pem.02.tmp", digest(b"new"))
+    assert acl_of(tls / "x.pem") == packed("user::6 user:1234:4 group::0 mask::4 other::4")
+
+
 def test_a_rule_for_a_user_that_is_missing(tmp_path: Path, tls: Path) -> None:
     helper = direct(policy=write_policy(tmp_path / "p.json", {"files": [rule(tls / "a.key", owner="no-such-user")]}))
     with pytest.raises(PolicyRefusedError, match="this host has no no-such-user:0"):
