@@ -19,7 +19,7 @@ REQUEST_INTERVAL = 6 * 3600.0
 REFUSED_REQUEST_INTERVAL = 3600.0
 """The same after the plane refused the request."""
 MAX_SLEEP = 3600.0
-SHORTEST_SLEEP = 1.0
+MIN_SLEEP = 1.0
 
 
 class Urgency(StrEnum):
@@ -80,8 +80,8 @@ def next_check(records: Iterable[CertRecord], config: ApplicationConfig, now: fl
             limit = warn_below(record, config)
             moments += [record.facts.not_after - limit, record.facts.not_after - limit / 2, record.facts.not_after]
     # include a moment that has just passed: rounding must not skip it
-    ahead = [moment - now for moment in moments if moment > now - SHORTEST_SLEEP]
-    return max(SHORTEST_SLEEP, min([MAX_SLEEP, *ahead]))
+    ahead = [moment - now for moment in moments if moment > now - MIN_SLEEP]
+    return max(MIN_SLEEP, min([MAX_SLEEP, *ahead]))
 
 
 class RenewalRequests:
@@ -107,4 +107,4 @@ class RenewalRequests:
     def next_due(self, now: float) -> float:
         """Return the seconds until the first request may be repeated; infinite: none was made."""
         waits = (pause - (now - at) for _, at, pause in self._requested.values() if now - at < pause)
-        return min((max(SHORTEST_SLEEP, wait) for wait in waits), default=math.inf)
+        return min((max(MIN_SLEEP, wait) for wait in waits), default=math.inf)

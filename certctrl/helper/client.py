@@ -61,11 +61,7 @@ class HelperClient:
         """Return the rules for this user; none if there is no helper. Raises DiskError, PolicyRefusedError."""
         if not self.is_there:
             return ()
-        rows = self._done(Request(do=Verb.RULES)).rules
-        return tuple(
-            FileRule(path=row.path, owner=row.owner, group=row.group, mode=row.mode, uid=row.uid, gid=row.gid)
-            for row in rows
-        )
+        return self._done(Request(do=Verb.RULES)).rules
 
     def units(self) -> Mapping[str, tuple[str, ...]]:
         """Return unit -> verbs that this user may request; none if there is no helper. Raises as `rules`."""

@@ -11,6 +11,7 @@ import attrs
 from cattrs import Converter
 
 from certctrl import lean
+from certctrl.store.disk.helper import FileRule
 from certctrl.store.structure import Mismatch, strict_converter, structure, tolerant_converter
 
 POLICY = "/etc/cert-ctrl-helper.json"
@@ -78,18 +79,6 @@ class Facts:
 
 
 @lean.frozen(kw_only=True)
-class RuleRow:
-    """A rule of the policy, with the ids of its accounts."""
-
-    path: str
-    owner: str
-    group: str
-    mode: int
-    uid: int | None = None
-    gid: int | None = None
-
-
-@lean.frozen(kw_only=True)
 class Answer:
     """The answer to a request."""
 
@@ -98,7 +87,7 @@ class Answer:
     fix: str = ""
     errno: int = 0
     facts: Facts | None = None
-    rules: tuple[RuleRow, ...] = ()
+    rules: tuple[FileRule, ...] = ()
     units: dict[str, tuple[str, ...]] = attrs.field(factory=dict)
 
 

@@ -19,7 +19,7 @@ import attrs
 from certctrl import lean
 from certctrl.errors import CertctrlError, DiskError, PolicyRefusedError
 from certctrl.helper.files import Files
-from certctrl.helper.messages import ANSWER_LIMIT, Answer, Request, Result, RuleRow, Verb, encoded, request_of
+from certctrl.helper.messages import ANSWER_LIMIT, Answer, Request, Result, Verb, encoded, request_of
 from certctrl.helper.policy import UserEntry, load_policy, rules_of
 from certctrl.helper.units import Units
 from certctrl.store.disk.fs import Fs
@@ -100,8 +100,8 @@ class Requests:
     ) -> bytes:
         """Return the answer to one packet; ``whole``: nothing of it was cut off.
 
-        ``is_gone``: whether nobody waits for the answer; then no file is changed, because the agent's next request, or
-        its recovery, may have undone this one already.
+        ``is_gone``: whether the client has closed its connection; then no file is changed, because the agent's next
+        request, or its recovery, may have undone this one already.
         """
         request, mismatch = _parsed(packet)
         try:
@@ -156,7 +156,7 @@ class Requests:
                     return Answer(result=Result.UNNAMED, why=f"{self._policy} does not name this file")
                 with self._disk:
                     if is_gone():
-                        return Answer(result=Result.FAILED, why="nobody waits for the answer")
+                        return Answer(result=Result.FAILED, why="the client has closed its connection")
                     return self._write(rule, request, fds)
 
     def _act(self, peer: Peer, entry: UserEntry, request: Request) -> Answer:
@@ -226,11 +226,7 @@ def _digest(text: str) -> str:
 
 
 def _rules(entry: UserEntry) -> Answer:
-    rows = tuple(
-        RuleRow(path=one.path, owner=one.owner, group=one.group, mode=one.mode, uid=one.uid, gid=one.gid)
-        for one in rules_of(entry)
-    )
-    found = Answer(result=Result.DONE, rules=rows, units=dict(entry.units))
+    found = Answer(result=Result.DONE, rules=rules_of(entry), units=dict(entry.units))
     if len(encoded(found)) > ANSWER_LIMIT:
         raise PolicyRefusedError("the policy has too many files for one user", fix="use patterns, such as *.pem")
     return found

@@ -1,6 +1,7 @@
 """Run cert-ctrl from the directory that this file unpacks itself to, once: Python cannot load extension modules from a zip.
 
-Code in that directory runs as the caller. It is used only if nobody but root and the caller can change it, or what leads to it.
+Code in that directory runs as the caller. It is used only if the caller and root alone can change it and the
+directories above it.
 """
 
 # Any Python 3 must be able to read this file, in order to report its version.
@@ -55,9 +56,7 @@ def own(this):  # type: ignore[no-untyped-def]
         cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.environ.get("HOME", ""), ".cache")
         base = os.path.join(cache, "cert-ctrl")
         if not os.path.isabs(base):
-            stop(
-                "there is no directory to unpack the program to", "run `cert-ctrl --version` as root once, or set HOME"
-            )
+            stop("no directory to unpack the program into", "run `cert-ctrl --version` as root once, or set HOME")
     found = unpacked(f"{base}/{NAME}")
     if found is None:
         from unpack import unpack
