@@ -166,8 +166,8 @@ def main(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> i
             return ExitStatus.DONE
         listener = inherited(environ)
     except CertctrlError as error:
-        fix = f"\n  fix: {error.fix}" if error.fix else ""
-        sys.stderr.write(f"cert-ctrl helper: {error}{fix}\n")
+        fix = f"fix: {error.fix}\n" if error.fix else ""
+        sys.stderr.write(f"cert-ctrl: error: {error}\n{fix}")  # as all commands say it
         return error.exit_status
     units = Units(given.systemctl)
     Server(listener, Requests(fs, policy, units, now=time.monotonic, audit=_say)).run()
