@@ -108,7 +108,7 @@ LAZY_FOR_CLI = ("plane", "sandbox")
 """What `cli` may import inside functions only: a command that is not run costs nothing."""
 
 ONLY_IN: dict[str, tuple[str, ...]] = {
-    "httpx": ("certctrl.net.connections", "certctrl.net.transport", "certctrl.plane.acme.http"),
+    "httpx": ("certctrl.plane.acme.http",),
     "httpcore": (
         "certctrl.net.connections", "certctrl.net.reused", "certctrl.net.transport", "certctrl.plane.acme.http",
     ),

@@ -69,3 +69,25 @@ def test_the_daemon_imports_neither_challenges_nor_makers_of_keys_nor_of_copies(
     code = f"import certctrl.agent.run, sys; print(*sorted({{'certctrl.' + n for n in {names}}} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60)
     assert done.stdout == "\n"
+
+
+REFUSED = """
+import httpcore, sys, trio
+from certctrl.net.connections import KeptConnections, Progress
+import certctrl.net.transport
+
+async def refused():
+    kept = KeptConnections(context=None, keepalive_seconds=1.0)
+    try:
+        await kept.exchange(httpcore.Request("GET", "http://127.0.0.1:1/"), None, Progress())
+    except httpcore.ConnectError:
+        print("refused", *sorted({"httpx", "encodings.idna"} & sys.modules.keys()))
+
+trio.run(refused)
+"""
+
+
+def test_a_connection_needs_neither_the_client_for_acme_nor_tables_of_international_names() -> None:
+    """They would take a quarter of what an idle daemon may need of memory."""
+    done = subprocess.run([sys.executable, "-c", REFUSED], check=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "refused\n"

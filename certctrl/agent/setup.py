@@ -73,9 +73,9 @@ _working: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("wor
 
 def real_http(config: AgentConfig, layout: ConfigDir) -> Http:
     """Return the real HTTP client; imported late, because its import is the slowest."""
-    from certctrl.net.transport import HttpxHttp
+    from certctrl.net.transport import HttpcoreHttp
 
-    return HttpxHttp.for_agent(config, layout.root, wall_now)
+    return HttpcoreHttp.for_agent(config, layout.root, wall_now)
 
 
 def root_helper(config: AgentConfig) -> Helper | None:

@@ -74,11 +74,11 @@ def _check_url(url: str) -> None:
 async def _fetch(layout: ConfigDir, url: str, digits: str) -> bytes:
     from certctrl.agent.clock import wall_now
     from certctrl.agent.plane_anchor import only_ca
-    from certctrl.net.transport import HttpxHttp
+    from certctrl.net.transport import HttpcoreHttp
     from certctrl.store.config.files import load_config
 
     config = load_config(layout, dict(os.environ) | {SERVER_VARIABLE: url}).config
-    http = HttpxHttp(config, root=layout.root, wall_now=wall_now, verified=False)
+    http = HttpcoreHttp(config, root=layout.root, wall_now=wall_now, verified=False)
     try:
         answer = await http.request("GET", CA_PATH, deadline=SECONDS, cap=MAX_BYTES)
     finally:

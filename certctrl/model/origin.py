@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from certctrl import lean
 from certctrl.errors import ConfigError
 from certctrl.model.config import is_loopback
+from certctrl.text import ascii_name
 
 _FIX = "write https://HOST[:PORT]"
 _WITHOUT = "expected scheme, host and port, without"
@@ -18,13 +19,18 @@ class Origin:
 
     scheme: str
     host: str
-    """Without brackets, lower-case."""
+    """Without brackets, lower-case; international names as ``xn--``."""
     port: int
 
     def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        default = 443 if self.scheme == "https" else 80
-        return f"{self.scheme}://{host}" + ("" if self.port == default else f":{self.port}")
+        return f"{self.scheme}://{self.netloc}"
+
+    @property
+    def netloc(self) -> str:
+        """The host, with the port if it is not the scheme's own: as in a URL and in the header ``Host``."""
+        if self.port != (443 if self.scheme == "https" else 80):
+            return self.place
+        return f"[{self.host}]" if ":" in self.host else self.host
 
     @property
     def place(self) -> str:
@@ -39,9 +45,8 @@ def parse_origin(url: str, *, allow_http_loopback: bool = False) -> Origin:
     """
     if not url:
         raise _refuse("is not set", "set it to the control plane's URL, such as https://plane.example.com")
-    parts, port = _parsed(url)
-    host = (parts.hostname or "").lower()
-    if parts.scheme not in ("https", "http") or not host or port == 0 or any(c.isspace() for c in host):
+    parts, host, port = _parsed(url)
+    if parts.scheme not in ("https", "http") or not host or port == 0:
         raise _refuse("expected an https URL with a host name")
     if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
         raise _refuse(f"{_WITHOUT} credentials or query")
@@ -64,21 +69,30 @@ def parse_proxy(url: str) -> Origin | None:
     """Return the origin of the configured proxy, without its user; None if there is none."""
     if not url:
         return None
-    parts, port = _parsed(url)
-    if parts.scheme != "http" or not parts.hostname or port == 0 or parts.path not in ("", "/"):
+    parts, host, port = _parsed(url)
+    if parts.scheme != "http" or not host or port == 0 or parts.path not in ("", "/"):
         raise ConfigError(
             "expected the http:// URL of a CONNECT proxy",
             file="httpclient_config.json",
             path="proxy",
             fix='write "http://[USER:PASSWORD@]HOST:PORT", or "" for none',
         )
-    return Origin(parts.scheme, parts.hostname.lower(), port or 80)
+    return Origin(parts.scheme, host, port or 80)
 
 
-def _parsed(url: str) -> tuple[SplitResult, int | None]:
-    """Return the parts of a URL and its port; empty parts and no port if it is not a URL."""
+def proxy_login(url: str) -> tuple[str, str] | None:
+    """Return user and password of the configured proxy; None if it needs none."""
+    parts = urlsplit(url)
+    if not parts.username and not parts.password:
+        return None
+    return unquote(parts.username or ""), unquote(parts.password or "")
+
+
+def _parsed(url: str) -> tuple[SplitResult, str, int | None]:
+    """Return the parts of a URL, its host and its port; the host is empty if there is none that could be connected to."""
     try:
         parts = urlsplit(url)
-        return parts, parts.port
+        host, port = ascii_name((parts.hostname or "").lower()), parts.port
     except ValueError:
-        return urlsplit(""), None
+        return urlsplit(""), "", None
+    return parts, host if host.isascii() and host.isprintable() and " " not in host else "", port

@@ -17,7 +17,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 import httpcore
-import httpx
 import trio
 
 from certctrl.net.reused import ReusedConnection
@@ -57,7 +56,7 @@ class KeptConnections:
         *,
         context: ssl.SSLContext | None,
         keepalive_seconds: float,
-        proxy: httpx.Proxy | None = None,
+        proxy: httpcore.Proxy | None = None,
         backend: httpcore.AsyncNetworkBackend | None = None,
     ) -> None:
         """``context`` None: without TLS; ``keepalive_seconds``: how long an idle connection is kept; ``backend``: the network, in tests."""
@@ -65,7 +64,7 @@ class KeptConnections:
         self._has_tls = context is not None
         self._opener = httpcore.AsyncConnectionPool(
             ssl_context=context,
-            proxy=None if proxy is None else _proxy(proxy),
+            proxy=proxy,
             keepalive_expiry=keepalive_seconds,
             network_backend=backend or _Backend(),
         )
@@ -145,22 +144,22 @@ class KeptConnections:
         return found
 
 
+def connect_proxy(url: str, login: tuple[str, str] | None) -> httpcore.Proxy:
+    """Return the CONNECT proxy at ``url``, ``http://HOST:PORT``, with the user and password that it asks for, if any."""
+    return httpcore.Proxy(url, auth=None if login is None else (login[0].encode(), login[1].encode()))
+
+
 async def close(connection: Connection) -> None:
     """Close a connection in any state, also while being cancelled."""
     with trio.CancelScope(shield=True, deadline=trio.current_time() + _CLOSE_SECONDS):
         await connection.aclose()
 
 
-def _proxy(proxy: httpx.Proxy) -> httpcore.Proxy:
-    url = proxy.url
-    where = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
-    return httpcore.Proxy(where, auth=proxy.raw_auth, headers=proxy.headers.raw)
-
-
 class _Backend(httpcore.AsyncNetworkBackend):
     """TCP by Trio. Unlike the library's own, it closes the socket of a cancelled TLS handshake.
 
-    It has no time limits for reading and writing, since each exchange has one; they cost a cancel scope per call.
+    It has no time limits for reading and writing, since each exchange has one; they cost a cancel scope per call. Host
+    names, which are ASCII, become bytes: Python's codec for international names would be loaded for those of ``str``.
     """
 
     async def connect_tcp(  # the library passes the time limits
@@ -173,7 +172,7 @@ class _Backend(httpcore.AsyncNetworkBackend):
     ) -> httpcore.AsyncNetworkStream:
         try:
             with trio.fail_after(math.inf if timeout is None else timeout):
-                return _Stream(await trio.open_tcp_stream(host, port, local_address=local_address))
+                return _Stream(await trio.open_tcp_stream(host.encode("ascii"), port, local_address=local_address))
         except trio.TooSlowError as error:
             raise httpcore.ConnectTimeout(error) from error
         except OSError as error:
@@ -208,7 +207,8 @@ class _Stream(httpcore.AsyncNetworkStream):
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> httpcore.AsyncNetworkStream:
         try:
-            secured = trio.SSLStream(self._socket, ssl_context, server_hostname=server_hostname, https_compatible=True)
+            name = None if server_hostname is None else server_hostname.encode("ascii")
+            secured = trio.SSLStream(self._socket, ssl_context, server_hostname=name, https_compatible=True)
             with trio.fail_after(math.inf if timeout is None else timeout):
                 await secured.do_handshake()
         except BaseException as error:

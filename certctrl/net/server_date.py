@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import base64
 import ssl
-from urllib.parse import unquote, urlsplit
 
 import trio
 
 from certctrl.errors import ConfigError
 from certctrl.model.config import is_loopback
-from certctrl.model.origin import Origin, parse_origin, parse_proxy
+from certctrl.model.origin import Origin, parse_origin, parse_proxy, proxy_login
 from certctrl.protocol.wire.answer import http_date
 
 SECONDS = 4.0
@@ -52,11 +51,9 @@ async def _date(origin: Origin, proxy: str) -> float | None:
 
 
 def _tunnel(origin: Origin, proxy: str) -> bytes:
-    parts = urlsplit(proxy)
     lines = [f"CONNECT {origin.place} HTTP/1.1", f"Host: {origin.place}"]
-    if parts.username is not None:
-        user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-        lines.append(f"Proxy-Authorization: Basic {base64.b64encode(user.encode()).decode('ascii')}")
+    if (login := proxy_login(proxy)) is not None:
+        lines.append(f"Proxy-Authorization: Basic {base64.b64encode(':'.join(login).encode()).decode('ascii')}")
     return "\r\n".join([*lines, "", ""]).encode()
 
 

@@ -1,11 +1,11 @@
-"""HttpxHttp: HTTP/1.1 over the HTTP library's connections (``connections.py``).
+"""HttpcoreHttp: HTTP/1.1 over the HTTP library's connections (``connections.py``).
 
 The deadline of an exchange is a cancel scope: the library's own timeouts per phase do not help, because a body of one
 byte per second never exceeds them. Exchanges wait at a semaphore that is as wide as ``max_connections``. The
 connections are replaced after ten minutes (``pools.py``), because DNS records change, and when a CA file has changed.
 
-The library's client is not used: it follows redirects and reads ``.netrc``, and parsing the URL, header objects and
-nested streams took a tenth of a burst's time.
+httpx, the client above this library, is not used: it follows redirects and reads ``.netrc``, its URL, header objects and
+nested streams took a tenth of a burst's time, and it takes 2 MiB of memory.
 """
 
 from __future__ import annotations
@@ -19,22 +19,21 @@ from pathlib import Path
 from typing import Any
 
 import httpcore
-import httpx
 import trio
 
 from certctrl import __version__
 from certctrl.errors import BadAnswerError, TransportError
 from certctrl.model.answer import Answer
 from certctrl.model.config import AgentConfig, is_loopback
-from certctrl.model.origin import parse_origin, parse_proxy
-from certctrl.net.connections import BROKEN, Connection, KeptConnections, Progress, RequestBody, close
+from certctrl.model.origin import parse_origin, parse_proxy, proxy_login
+from certctrl.net.connections import BROKEN, Connection, KeptConnections, Progress, RequestBody, close, connect_proxy
 from certctrl.net.http import Http, json_bytes, target_of
 from certctrl.net.pools import Pools
 from certctrl.net.stream import Stream
 from certctrl.net.tls import Trust, unverified_context
 from certctrl.text import one_line
 
-__all__ = ["Http", "HttpxHttp", "read_answer"]
+__all__ = ["Http", "HttpcoreHttp", "read_answer"]
 
 HEADER_CAP = 32 * 1024  # bytes of all answer headers; the parser itself stops at 100 KiB
 _READ_SIZE = 65_536
@@ -44,7 +43,7 @@ _HEADERS = {"user-agent": f"cert-ctrl/{__version__}", "accept": "application/jso
 log = logging.getLogger("certctrl.Http")
 
 
-class HttpxHttp:
+class HttpcoreHttp:
     """Client for the configured origin; may be created outside Trio, but is used within one run."""
 
     def __init__(
@@ -69,9 +68,8 @@ class HttpxHttp:
             log.warning("The proxy %s is not used: %s is a loopback address", proxy.place, self.origin.host)
             proxy = None
         self._proxy = proxy.place if proxy else ""
-        url = httpx.URL(str(self.origin))
-        self._host = url.netloc.decode("ascii")
-        self._url = partial(httpcore.URL, scheme=url.raw_scheme, host=url.raw_host, port=url.port)
+        url = httpcore.URL(str(self.origin))
+        self._url = partial(httpcore.URL, scheme=url.scheme, host=url.host, port=url.port)
         self._connect_seconds = settings.connect_timeout_seconds
         self._own_ca = bool(settings.ca_files)
         self._wall_now = wall_now
@@ -84,13 +82,13 @@ class HttpxHttp:
         self._connections = partial(
             KeptConnections,
             keepalive_seconds=max(settings.keepalive_seconds, 2 * application.poll_interval_ms / 1000 + 30),
-            proxy=httpx.Proxy(settings.proxy) if proxy else None,
+            proxy=None if proxy is None else connect_proxy(str(proxy), proxy_login(settings.proxy)),
             backend=backend,
         )
         self._pools = Pools(self._pool, self._has_other_trust)
 
     @classmethod
-    def for_agent(cls, config: AgentConfig, root: Path, wall_now: Callable[[], float] | None = None) -> HttpxHttp:
+    def for_agent(cls, config: AgentConfig, root: Path, wall_now: Callable[[], float] | None = None) -> HttpcoreHttp:
         """Return the client for the agent in the config directory ``root``."""
         return cls(config, root=root, wall_now=wall_now)
 
@@ -204,7 +202,7 @@ class HttpxHttp:
 
     def _build(self, method: str, target: str, headers: Mapping[str, str] | None, json: Any) -> httpcore.Request:
         content = None if json is None else json_bytes(json)
-        named = {"host": self._host} | _HEADERS | dict(headers or {})
+        named = {"host": self.origin.netloc} | _HEADERS | dict(headers or {})
         if content is not None:
             named |= {"content-type": "application/json", "content-length": str(len(content))}
         try:
@@ -260,7 +258,7 @@ class HttpxHttp:
 class _Upgraded:
     """The bytes of an upgraded connection; the library's exceptions stop here."""
 
-    def __init__(self, owner: HttpxHttp, connection: Connection, response: httpcore.Response) -> None:
+    def __init__(self, owner: HttpcoreHttp, connection: Connection, response: httpcore.Response) -> None:
         self._owner = owner
         self._connection = connection
         self._stream: httpcore.AsyncNetworkStream = response.extensions["network_stream"]

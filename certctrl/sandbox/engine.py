@@ -33,7 +33,7 @@ from certctrl.model.status import StopReason
 from certctrl.model.stop import Stop
 from certctrl.net.control_plane import ControlPlane
 from certctrl.net.operator import Operator
-from certctrl.net.transport import HttpxHttp
+from certctrl.net.transport import HttpcoreHttp
 from certctrl.plane.serve import PlaneAddress, serve_plane
 from certctrl.plane.settings import PlaneSettings
 from certctrl.sandbox.acme_ca import AcmeCa, require_ca, running_ca
@@ -170,7 +170,7 @@ class Sandbox:
     async def _run_with_plane(
         self, address: PlaneAddress, witness: WitnessClient, ca: AcmeCa | None = None
     ) -> Scenario:
-        http = HttpxHttp(operator_config(address), root=self.root, wall_now=wall_now)
+        http = HttpcoreHttp(operator_config(address), root=self.root, wall_now=wall_now)
         try:
             operator = Operator(http, address.operator_key_file.read_text("ascii").strip(), wall_now=wall_now)
             layout = stage_agent(
@@ -196,7 +196,7 @@ class Sandbox:
 
     async def _enrol(self, layout: ConfigDir, operator: Operator) -> int:
         config = load_config(layout, {}).config
-        http = HttpxHttp(config, root=layout.root, wall_now=wall_now)
+        http = HttpcoreHttp(config, root=layout.root, wall_now=wall_now)
         try:
             device_id = await enrol(layout, http, operator)
         finally:
@@ -214,7 +214,7 @@ class Sandbox:
         pair = layout.root / "pair"
         pair.mkdir(mode=0o700)
         config = load_config(layout, {}).config
-        http = HttpxHttp(config, root=layout.root, wall_now=wall_now)
+        http = HttpcoreHttp(config, root=layout.root, wall_now=wall_now)
         try:
             device_id = await enrol(layout, http, operator)
             row = await operator.issue(USER_ID, BASELINE_NAME)
@@ -283,7 +283,7 @@ async def guarded(witness: WitnessClient, pid: int) -> None:
     await witness.send(op="guard", pid=pid)
 
 
-async def enrol(layout: ConfigDir, http: HttpxHttp, operator: Operator) -> int:
+async def enrol(layout: ConfigDir, http: HttpcoreHttp, operator: Operator) -> int:
     """Register the device of a directory with an enrolment token; return the device id."""
     token = await operator.create_enrolment_token(USER_ID)
     config = load_config(layout, {}).config

@@ -18,7 +18,7 @@ from certctrl.agent import token_refresh, tokens
 from certctrl.errors import CertctrlError, NotRegisteredError
 from certctrl.model.config import AgentConfig, ApplicationConfig, HttpClientConfig
 from certctrl.net.control_plane import ControlPlane
-from certctrl.net.transport import HttpxHttp
+from certctrl.net.transport import HttpcoreHttp
 from certctrl.store.disk.fs import RealFs
 from certctrl.store.layout import ConfigDir
 from certctrl.store.state.session import SessionState
@@ -30,7 +30,7 @@ tokens.FIRST_BACKOFF = tokens.LAST_BACKOFF = 0.02
 token_refresh.LOCK_SECONDS = 60.0
 
 
-class Signed(HttpxHttp):
+class Signed(HttpcoreHttp):
     """Identifies the process to the server."""
 
     async def request(self, method: str, path: str, *, headers: Any = None, **options: Any) -> Any:

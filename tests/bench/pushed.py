@@ -29,7 +29,7 @@ from certctrl.agent.push_link import Link
 from certctrl.model.answer import Answer
 from certctrl.model.config import AgentConfig, ApplicationConfig, HttpClientConfig
 from certctrl.net.control_plane import ControlPlane
-from certctrl.net.transport import HttpxHttp
+from certctrl.net.transport import HttpcoreHttp
 from certctrl.protocol.events import NoUpdates, Updates
 from certctrl.protocol.steps import Poll
 
@@ -133,7 +133,7 @@ async def _client(server: Server, work: Path) -> AsyncIterator[ControlPlane]:
         application=ApplicationConfig(server_url=f"https://127.0.0.1:{server.port}"),
         httpclient=HttpClientConfig(ca_files=(str(server.ca),)),
     )
-    http = HttpxHttp(config, root=work)
+    http = HttpcoreHttp(config, root=work)
     try:
         yield ControlPlane(http, config, wall_now=wall_now, instance="bench")
     finally:

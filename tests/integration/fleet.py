@@ -27,7 +27,7 @@ from certctrl.agent.token_claims import read_claims
 from certctrl.cli.control import ask
 from certctrl.model.config import AgentConfig, ApplicationConfig, HttpClientConfig
 from certctrl.net.control_plane import ControlPlane
-from certctrl.net.transport import HttpxHttp
+from certctrl.net.transport import HttpcoreHttp
 from certctrl.sandbox.servers import HOST, Server, choose_server
 from certctrl.store.config.files import init_config_dir
 from certctrl.store.disk.fs import RealFs
@@ -309,7 +309,7 @@ async def _register(layout: ConfigDir, plane: Plane, name: str, token: str) -> i
         application=ApplicationConfig(server_url=plane.url, name=name),
         httpclient=HttpClientConfig(ca_files=(str(plane.ca),)),
     )
-    http_client = HttpxHttp(config, root=layout.root)
+    http_client = HttpcoreHttp(config, root=layout.root)
     try:
         done = await register(
             layout, SessionState(layout, RealFs()), ControlPlane(http_client, config, wall_now=wall_now), config,

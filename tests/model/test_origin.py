@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from certctrl.errors import ConfigError, ExitStatus
 from certctrl.model.config import is_loopback
-from certctrl.model.origin import Origin, parse_origin, parse_proxy
+from certctrl.model.origin import Origin, parse_origin, parse_proxy, proxy_login
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,8 @@ from certctrl.model.origin import Origin, parse_origin, parse_proxy
         ("https://10.0.0.7:8443", Origin("https", "10.0.0.7", 8443), "https://10.0.0.7:8443"),
         ("https://[2001:db8::1]:8443", Origin("https", "2001:db8::1", 8443), "https://[2001:db8::1]:8443"),
         ("https://[::1]", Origin("https", "::1", 443), "https://[::1]"),
+        ("https://Bücher.example", Origin("https", "xn--bcher-kva.example", 443), "https://xn--bcher-kva.example"),
+        ("https://ｐｌａｎｅ.example:1", Origin("https", "plane.example", 1), "https://plane.example:1"),
     ],
 )
 def test_an_https_origin(url: str, origin: Origin, text: str) -> None:
@@ -53,6 +55,10 @@ def test_plain_http_only_on_loopback_and_only_when_allowed(url: str) -> None:
         "https://user:secret@plane.example",
         "https://pla ne.example",
         "https://[::1",
+        "https://pla\x00ne.example",
+        "https://plane\x7f.example",
+        "https://bü<cher.example",
+        "https://\u200d.example",
     ],
 )
 def test_all_other_urls_are_refused_with_a_fix(url: str) -> None:
@@ -73,6 +79,8 @@ def test_any_text_is_accepted_or_refused_as_url(text: str) -> None:
             continue
         assert origin.scheme == "https" or is_loopback(origin.host)
         assert 0 < origin.port < 65536
+        assert origin.netloc.isascii()
+        assert origin.netloc.isprintable()
 
 
 def test_messages_about_a_proxy_omit_its_password() -> None:
@@ -84,3 +92,16 @@ def test_messages_about_a_proxy_omit_its_password() -> None:
         with pytest.raises(ConfigError) as caught:
             parse_proxy(wrong)
         assert "10.0.0.1" not in str(caught.value), "a proxy URL may contain a password"
+
+
+@pytest.mark.parametrize(
+    ("url", "login"),
+    [
+        ("http://10.0.0.1:3128", None),
+        ("http://agent:geheim@10.0.0.1:3128", ("agent", "geheim")),
+        ("http://agent@10.0.0.1", ("agent", "")),
+        ("http://a%40b:p%3A%C3%BC@10.0.0.1", ("a@b", "p:ü")),
+    ],
+)
+def test_the_login_of_a_proxy_is_part_of_its_url(url: str, login: tuple[str, str] | None) -> None:
+    assert proxy_login(url) == login

@@ -14,7 +14,7 @@ import trio
 import trustme
 
 from certctrl.model.config import AgentConfig, ApplicationConfig, HttpClientConfig
-from certctrl.net.transport import HttpxHttp
+from certctrl.net.transport import HttpcoreHttp
 
 WALL = 1_790_000_000.0
 
@@ -149,13 +149,13 @@ async def start(nursery: trio.Nursery, ca: trustme.CA) -> Start:
     return begin
 
 
-Connect = Callable[..., HttpxHttp]
+Connect = Callable[..., HttpcoreHttp]
 
 
 @pytest.fixture
 async def connect(ca_file: Path, tmp_path: Path) -> AsyncIterator[Connect]:
-    """Return ``connect(url, **HttpClientConfig fields)``: an HttpxHttp that trusts the test CA and is closed at the end."""
-    made: list[HttpxHttp] = []
+    """Return ``connect(url, **HttpClientConfig fields)``: an HttpcoreHttp that trusts the test CA and is closed at the end."""
+    made: list[HttpcoreHttp] = []
 
     def make(
         url: str,
@@ -164,7 +164,7 @@ async def connect(ca_file: Path, tmp_path: Path) -> AsyncIterator[Connect]:
         poll_interval_ms: int = 5000,
         backend: Any = None,
         **options: Any,
-    ) -> HttpxHttp:
+    ) -> HttpcoreHttp:
         options.setdefault("ca_files", (str(ca_file),))
         config = AgentConfig(
             application=ApplicationConfig(
@@ -172,7 +172,7 @@ async def connect(ca_file: Path, tmp_path: Path) -> AsyncIterator[Connect]:
             ),
             httpclient=HttpClientConfig(**options),
         )
-        http = HttpxHttp(config, root=tmp_path, wall_now=lambda: WALL, backend=backend)
+        http = HttpcoreHttp(config, root=tmp_path, wall_now=lambda: WALL, backend=backend)
         made.append(http)
         return http
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import httpcore
-import httpx
 import pytest
 import trio
 import trio.testing
@@ -128,7 +127,7 @@ async def test_only_an_exchange_on_a_new_connection_may_be_unsent(start) -> None
 
 async def test_a_login_at_a_proxy_reaches_only_the_proxy(start) -> None:
     site = await start(lambda seen, stream: OK, plain=True)
-    proxy = httpx.Proxy(site.url, auth=("agent", "canary"))
+    proxy = httpcore.Proxy(site.url, auth=("agent", "canary"))
     kept = KeptConnections(context=None, keepalive_seconds=60.0, proxy=proxy)
     assert await exchange(kept, "http://plane.test")
     (seen,) = site.seen

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from certctrl.errors import ExitStatus, TlsError, TransportError
 from certctrl.net.explain import causes, connect_error, deadline_error, exchange_error, utc
 from certctrl.net.http import Http
+from certctrl.text import ascii_name
 
 CAP = 1 << 20
 NOW = dt.datetime.now(dt.UTC)
@@ -188,6 +189,13 @@ async def test_a_proxy_that_refuses_is_named(connect, nursery, reply_line: bytes
     error = await failure(connect("https://plane.example", proxy=f"http://agent:canary@{place}"))
     assert f"the proxy {place}" in str(error)
     assert str(error).isprintable()
+
+
+@pytest.mark.parametrize("host", ["999.1.1.1", "a..invalid", "x" * 70 + ".invalid", "☃.invalid", "a<b.invalid"])
+async def test_a_host_that_cannot_exist_is_named(connect, host: str) -> None:
+    """Some of them were errors of the URL's parser, or of the codec of international names."""
+    error = await failure(connect(f"https://{host}"))
+    assert f"cannot resolve the host of {ascii_name(host)}:443" in str(error)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "no-such-proxy.invalid"])

@@ -18,7 +18,7 @@ from certctrl.model.answer import Answer
 from certctrl.model.config import AgentConfig, ApplicationConfig, HttpClientConfig
 from certctrl.net.control_plane import ControlPlane
 from certctrl.net.operator import PAGE, Operator
-from certctrl.net.transport import HttpxHttp
+from certctrl.net.transport import HttpcoreHttp
 from certctrl.plane.serve import serve_plane
 from certctrl.protocol import events
 from certctrl.protocol.device_flow import GrantDenied, GrantPending, GrantReady
@@ -38,7 +38,7 @@ class World:
 
     operator: Operator
     agent: ControlPlane
-    http: HttpxHttp
+    http: HttpcoreHttp
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ async def world(nursery: trio.Nursery, tmp_path: Path) -> AsyncIterator[World]:
         application=ApplicationConfig(server_url=address.url),
         httpclient=HttpClientConfig(ca_files=(str(address.ca_file),)),
     )
-    http = HttpxHttp(config, root=tmp_path, wall_now=wall)
+    http = HttpcoreHttp(config, root=tmp_path, wall_now=wall)
     key = address.operator_key_file.read_text().strip()
     yield World(Operator(http, key, wall_now=wall), ControlPlane(http, config, wall_now=wall), http)
     await http.aclose()

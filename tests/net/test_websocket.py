@@ -18,7 +18,7 @@ from certctrl.errors import BadAnswerError, DeadlineError, TlsError, TransportEr
 from certctrl.model.answer import Answer
 from certctrl.net import websocket
 from certctrl.net.stream import Closed, Ping, Pong
-from certctrl.net.transport import HttpxHttp
+from certctrl.net.transport import HttpcoreHttp
 from certctrl.net.websocket import WebSocket
 
 CAP = 1 << 20
@@ -33,7 +33,7 @@ def server_context(cert: trustme.LeafCert) -> ssl.SSLContext:
 Talk = Callable[[trio.abc.Stream], Awaitable[Any]]
 
 
-async def open_stream(http: HttpxHttp, deadline: float = 10.0) -> Any:
+async def open_stream(http: HttpcoreHttp, deadline: float = 10.0) -> Any:
     headers = {"authorization": "Bearer canary-token"}
     return await http.open_stream("/stream", subprotocol="certctrl.v1", headers=headers, deadline=deadline, cap=CAP)
 

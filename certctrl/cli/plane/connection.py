@@ -137,13 +137,13 @@ def call_plane(ctx: typer.Context, request: Callable[[OperatorApi], Awaitable[T]
     async def main() -> T:
         from certctrl.model.config import AgentConfig, ApplicationConfig, HttpClientConfig
         from certctrl.net.operator import Operator
-        from certctrl.net.transport import HttpxHttp
+        from certctrl.net.transport import HttpcoreHttp
 
         ca_files = (str(connection.ca),) if connection.ca is not None else ()
         config = AgentConfig(
             application=ApplicationConfig(server_url=connection.server), httpclient=HttpClientConfig(ca_files=ca_files)
         )
-        http = HttpxHttp(config, root=Path.cwd(), wall_now=_wall_now())
+        http = HttpcoreHttp(config, root=Path.cwd(), wall_now=_wall_now())
         try:
             return await request(
                 OperatorApi(Operator(http, connection.key, wall_now=_wall_now()), shared_options(ctx).user)

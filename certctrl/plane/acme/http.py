@@ -24,7 +24,7 @@ from certctrl.errors import ConfigError, TlsError, TransportError
 from certctrl.model.answer import Answer
 from certctrl.model.config import is_loopback
 from certctrl.net import explain
-from certctrl.net.connections import BROKEN, KeptConnections, Progress, RequestBody
+from certctrl.net.connections import BROKEN, KeptConnections, Progress, RequestBody, connect_proxy
 from certctrl.net.tls import client_context
 from certctrl.net.transport import read_answer
 from certctrl.plane.acme.answers import invalid_answer
@@ -234,17 +234,17 @@ async def connected(places: CaPlaces, ca_file: Path | None, proxy: Proxy | None 
     except ConfigError as error:
         raise IssuerError(error.reason, fix="set ca_file to a readable PEM file", is_permanent=True) from None
     used = None if places.are_local else proxy
-    connections = KeptConnections(context=context, keepalive_seconds=_KEPT_SECONDS, proxy=_httpx_proxy(used))
+    connections = KeptConnections(context=context, keepalive_seconds=_KEPT_SECONDS, proxy=_connect_proxy(used))
     cookies = CookieJar(DefaultCookiePolicy(allowed_domains=()))  # ACME has none
     async with httpx.AsyncClient(transport=_Transport(connections), trust_env=False, cookies=cookies) as client:
         yield HttpCa(client, places, used)
 
 
-def _httpx_proxy(proxy: Proxy | None) -> httpx.Proxy | None:
+def _connect_proxy(proxy: Proxy | None) -> httpcore.Proxy | None:
     if proxy is None:
         return None
     user, _, password = proxy.login.partition(":")
-    return httpx.Proxy(proxy.url, auth=(user, password) if proxy.login else None)
+    return connect_proxy(proxy.url, (user, password) if proxy.login else None)
 
 
 def _connect_error(error: httpcore.ConnectError, place: str, proxy: str) -> IssuerError:

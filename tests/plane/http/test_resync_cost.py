@@ -23,7 +23,7 @@ from certctrl.model.certificate import CertFacts, CertificateSummary
 from certctrl.model.features import PLANE_FEATURES
 from certctrl.model.records import CertRecord, Stage
 from certctrl.net.control_plane import ControlPlane
-from certctrl.net.transport import HttpxHttp
+from certctrl.net.transport import HttpcoreHttp
 from certctrl.plane.core import Plane
 from certctrl.plane.devices.devices import FIRST_USER, DeviceFacts
 from certctrl.plane.serve import PlaneAddress, serve_plane
@@ -126,7 +126,7 @@ async def agent_of(root: Path, address: PlaneAddress, session: Session, counted:
         url = f"https://127.0.0.1:{port}"
         init_config_dir(RealFs(), layout, server_url=url, ca_pem=address.ca_file.read_bytes())
         config = load_config(layout, {}).config
-        http = HttpxHttp.for_agent(config, layout.root)
+        http = HttpcoreHttp.for_agent(config, layout.root)
         exchange = http.request
 
         async def counting(method: str, path: str, **more: Any) -> Any:

@@ -18,7 +18,7 @@ from certctrl.agent.setup import in_thread
 from certctrl.agent.tokens import TokenKeeper
 from certctrl.model.config import AgentConfig
 from certctrl.net.control_plane import ControlPlane
-from certctrl.net.transport import HttpxHttp
+from certctrl.net.transport import HttpcoreHttp
 from certctrl.plane.serve import PlaneAddress, serve_plane
 from certctrl.store.config.files import init_config_dir, load_config
 from certctrl.store.disk.fs import RealFs
@@ -34,14 +34,14 @@ class Follower:
 
     layout: ConfigDir
     config: AgentConfig
-    http: HttpxHttp
+    http: HttpcoreHttp
 
     @classmethod
     def made(cls, root: Path, address: PlaneAddress) -> Follower:
         layout = ConfigDir(root)
         init_config_dir(RealFs(), layout, server_url=address.url, ca_pem=address.ca_file.read_bytes())
         config = load_config(layout, {}).config
-        return cls(layout, config, HttpxHttp.for_agent(config, root))
+        return cls(layout, config, HttpcoreHttp.for_agent(config, root))
 
     @property
     def plane(self) -> ControlPlane:
@@ -59,7 +59,7 @@ class Follower:
 
     async def refresh(self) -> None:
         anchor = PlaneAnchor(
-            self.layout, self.config, RealFs(), lambda other: HttpxHttp.for_agent(other, self.layout.root), in_thread
+            self.layout, self.config, RealFs(), lambda other: HttpcoreHttp.for_agent(other, self.layout.root), in_thread
         )
         keeper = TokenKeeper(
             layout=self.layout, store=self.store, plane=self.plane, config=self.config, wall_now=time.time,
