@@ -10,13 +10,14 @@ import logging
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import attrs
 import pytest
 import trio
 from wire_items import installs_hash
 
+from certctrl.agent.context import Agent
 from certctrl.agent.handlers import on_install_updated
 from certctrl.agent.install_config import (
     check_not_replayed,
@@ -45,7 +46,7 @@ class Scene:
 
     def __init__(self, *answers: Outcome, comes: bool) -> None:
         store = SimpleNamespace(staged_keys=SimpleNamespace(all=tuple))
-        self.agent: Any = SimpleNamespace(items=(), installer=self, store=store)
+        self.agent = cast(Agent, SimpleNamespace(items=(), installer=self, store=store))
         self.calls: list[tuple[Any, Any, Any]] = []
         self._answers, self._comes = list(answers), comes
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import trio
@@ -186,6 +186,17 @@ class Operator:
         return str(self.call("POST", f"/apiv1/users/{USER}/enrolment-tokens", {"uses": None})["token"])
 
 
+class Entrance(Protocol):
+    """What agents connect to: a plane, or a proxy before it."""
+
+    url: str
+    operator: Operator
+
+    @property
+    def ca(self) -> Path:
+        """The CA file for agents."""
+
+
 class Plane:
     """`cert-ctrl plane serve` on one port, across stops and kills."""
 
@@ -222,7 +233,7 @@ class Plane:
 class Agent:
     """One config directory and its daemon."""
 
-    def __init__(self, fleet: Fleet, plane: Plane, name: str) -> None:
+    def __init__(self, fleet: Fleet, plane: Entrance, name: str) -> None:
         self._fleet, self.plane, self.name, self._starts = fleet, plane, name, 0
         self.layout = ConfigDir(fleet.root / name)
         self.device_id = 0
@@ -304,7 +315,7 @@ def served(layout: ConfigDir, name: str) -> str:
     return bytes.fromhex(digits.zfill(len(digits) + len(digits) % 2)).hex(":")
 
 
-async def _register(layout: ConfigDir, plane: Plane, name: str, token: str) -> int:
+async def _register(layout: ConfigDir, plane: Entrance, name: str, token: str) -> int:
     config = AgentConfig(
         application=ApplicationConfig(server_url=plane.url, name=name),
         httpclient=HttpClientConfig(ca_files=(str(plane.ca),)),
@@ -409,7 +420,7 @@ class Fleet:
         """Start a plane: the command line itself, or with `PlaneSettings` the same code in `plane_process.py`."""
         return Plane(self, settings)
 
-    def agent(self, plane: Plane, name: str = "agent", **settings: object) -> Agent:
+    def agent(self, plane: Entrance, name: str = "agent", **settings: object) -> Agent:
         """Make a registered agent with short intervals; ``settings`` go into its application.json."""
         made = Agent(self, plane, name)
         if plane.url not in self._tokens:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import trustme
-from fleet import HOST, Agent, Fleet, Plane, wait_for
+from fleet import HOST, Agent, Entrance, Fleet, Plane, wait_for
 
 from certctrl.sandbox.servers import free_port
 
@@ -97,7 +97,7 @@ def renewals_arrive(agent: Agent) -> None:
     agent.catches_up()
 
 
-def begin(fleet: Fleet, plane: Any, **settings: Any) -> Agent:
+def begin(fleet: Fleet, plane: Entrance, **settings: Any) -> Agent:
     agent = fleet.agent(plane, poll_mode="push", **settings)
     plane.operator.issue("push.example.com", agent.device_id)
     agent.start()
