@@ -88,6 +88,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "plane.ca": IN_PLANE,
     "plane.acme": (*BELOW_PLANE, "plane.issuers.issuer"),
     "plane.devices": (*IN_PLANE, "plane.ca", "plane.installs", "plane.limits", "plane.shared_limits"),
+    "plane.profiles": (*IN_PLANE, "plane.devices", "plane.installs"),
+    "plane.rollouts": (*IN_PLANE, "plane.devices", "plane.health.problems", "plane.installs", "plane.profiles"),
     "plane.push": (*IN_PLANE, "plane.devices", "plane.health.counters", "plane.planes"),
     "plane.challenges": (
         *IN_PLANE, "plane.commands", "plane.ca", "plane.devices.features", "plane.health.problems",

@@ -54,6 +54,7 @@ COMMANDS: dict[str, Entry] = {
     "doctor": Entry("commands.doctor", "Check host, control plane, certificates and daemon; print a fix for each problem."),
     "config": Entry("commands.config", "Show or check the configuration.", name="config"),
     "policy": Entry("commands.policy", "Show or extend what the control plane may do on this host.", name="policy"),
+    "schema": Entry("commands.schema", "Print the JSON Schema of files with install items.", own_directory=True),
     "trust": Entry("commands.trust", "Show or reset minimum versions and script pins.", name="trust"),
     "sandbox": Entry("commands.sandbox", "Run a control plane, an agent and a TLS service on this machine.", own_directory=True),
     "plane": Entry("plane.commands", "Run and operate the reference control plane.", name="plane", own_directory=True),

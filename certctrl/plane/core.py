@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -46,10 +47,14 @@ from certctrl.plane.jobs import Jobs
 from certctrl.plane.operators import Operators
 from certctrl.plane.planes import Planes, plane_name
 from certctrl.plane.polls import Polls
+from certctrl.plane.profiles.profiles import Profiles
+from certctrl.plane.profiles.stored import StoredProfiles
 from certctrl.plane.push.hub import Alike, Push
 from certctrl.plane.push.sockets import Sockets
 from certctrl.plane.reserved_names import ReservedNames
 from certctrl.plane.revocation.crls import Crls
+from certctrl.plane.rollouts.rollouts import Rollouts
+from certctrl.plane.rollouts.runner import RolloutRunner
 from certctrl.plane.settings import PlaneSettings
 from certctrl.plane.storage.data_dir import DataDir, GivenKeys, keep_file, locked, make_data_dir
 from certctrl.plane.storage.database import Database, P, T
@@ -104,11 +109,30 @@ class Plane:
         self.authorities = Authorities(db, self.stream, lambda: self.ca.root_pem, wall_now)
         self.reports = Reports(db, settings, wall_now)
         self.reports.on_announced = self.device_keys.announced
-        self.enrolment.on_registered = self.device_keys.registered
+        self._assemble_profiles()
         self.operators = Operators(db, keys, settings, wall_now)
         self._assemble_push(monotonic)
         self._assemble_housekeeping()
         self._closing = contextlib.ExitStack()
+
+    def _assemble_profiles(self) -> None:
+        """Assemble the profiles; whatever a device's config depends on brings it up to date."""
+        stored = StoredProfiles(self.database, self.installs, self.devices.tags)
+        self.profiles = Profiles(self.database, stored, self.installs, self.wall_now)
+        db, devices, wall_now = self.database, self.devices, self.wall_now
+        self.rollouts = Rollouts(db, self.profiles, devices, wall_now)
+        parts = (self.rollouts, self.profiles, stored, devices, self.installs)
+        self.rollout_runner = RolloutRunner(db, *parts, self.problems, wall_now)
+        self.installs.merge = stored.merge_own
+        self.installs.on_created = lambda device_id: stored.refresh([device_id], strict=False)
+        self.devices.tags.on_changed = lambda device_ids, strict: stored.refresh(device_ids, strict=strict)
+        self._certificate_table.on_assigned = partial(stored.refresh, strict=False, certificates_only=True)
+
+        def registered(device_id: int, new_identity: bool) -> None:
+            self.device_keys.registered(device_id, new_identity)
+            stored.refresh([device_id], strict=False)  # its name may have changed
+
+        self.enrolment.on_registered = registered
 
     def _assemble_push(self, monotonic: Callable[[], float]) -> None:
         """Assemble the gathering of units of work, the polls, and the hub of push sockets."""
@@ -173,7 +197,7 @@ class Plane:
         self.issuers, self.orders, self.certificates = made.issuers, made.orders, made.certificates
         self.order_runner, self.revocation_runner = made.order_runner, made.revocation_runner
         self.imports, self.renewals, self.bulk = made.imports, made.renewals, made.bulk
-        self.batches = made.batches
+        self.batches, self._certificate_table = made.batches, made.table
         self.device_keys, self.leftovers = made.device_keys, made.leftovers
 
     def _observe(self) -> None:

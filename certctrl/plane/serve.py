@@ -171,6 +171,8 @@ def _start_tasks(
     nursery.start_soon(plane.order_runner.run, name="orders")
     nursery.start_soon(plane.revocation_runner.run, name="revocations")
     nursery.start_soon(plane.renewals.run, name="renewals")
+    nursery.start_soon(plane.profiles.run, name="profiles")
+    nursery.start_soon(plane.rollout_runner.run, name="rollouts")
     nursery.start_soon(plane.leftovers.run, name="leftovers")
     nursery.start_soon(_renew_forever, plane, certificate)
     if reload is not None:

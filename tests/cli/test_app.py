@@ -46,7 +46,10 @@ def test_each_command_has_the_help_line_of_the_table(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("plane", "config", "policy", "trust")])
 def test_each_help_has_an_example(name: str) -> None:
-    assert f"cert-ctrl {'' if name == 'sandbox' else '-c /etc/cert-ctrl '}{name}" in load(name, COMMANDS[name]).help
+    assert (
+        f"cert-ctrl {'' if COMMANDS[name].own_directory else '-c /etc/cert-ctrl '}{name}"
+        in load(name, COMMANDS[name]).help
+    )
 
 
 def test_help_lists_every_command(ran: Callable[..., Ran]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from certctrl.cli.plane.documents import _json_file
+from certctrl.cli.plane.documents import json_file
 from certctrl.cli.plane.issuers import _settings
 from certctrl.errors import UsageError
 
@@ -25,4 +25,4 @@ def test_a_file_that_is_no_json_is_refused(tmp_path: Path, value: str) -> None:
     with pytest.raises(UsageError, match="is not JSON"):
         _settings(str(file), [])
     with pytest.raises(UsageError, match="is not JSON"):
-        _json_file(file)
+        json_file(file)

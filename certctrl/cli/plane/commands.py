@@ -28,8 +28,10 @@ from certctrl.cli.plane.issuers import issuers
 from certctrl.cli.plane.issuing_ca import constrain, show_ca
 from certctrl.cli.plane.listing import certificates
 from certctrl.cli.plane.orders import orders
+from certctrl.cli.plane.profiles import profile
 from certctrl.cli.plane.renewing import renew
 from certctrl.cli.plane.revocation import revoke
+from certctrl.cli.plane.rollouts import rollout
 from certctrl.cli.plane.serve import serve
 from certctrl.cli.plane.setup import setup
 from certctrl.cli.plane.status import status
@@ -238,6 +240,8 @@ plane.command(cls=OperatorCommand)(deny)
 plane.add_typer(issuers, name="issuers")
 plane.add_typer(orders, name="orders")
 plane.add_typer(install_config, name="install-config")
+plane.add_typer(profile, name="profile")
+plane.add_typer(rollout, name="rollout")
 ca.command("show", cls=OperatorCommand)(show_ca)
 ca.command(cls=OperatorCommand)(constrain)
 plane.add_typer(ca, name="ca")

@@ -39,16 +39,16 @@ def put(
     ],
     device: SomeDevices,
 ) -> None:
-    """Replace the install config of devices and notify them.
+    """Replace the own items of devices and notify them.
 
-    Checks all items first, including spelling; docs/items.md describes them. With several devices, --json prints a
+    Items that they have from profiles stay. Checks all items first, including spelling; docs/items.md describes them. With several devices, --json prints a
     list.
 
     \b
     cert-ctrl plane install-config put --data /var/lib/plane nginx.json \\
         --device web-1
     """
-    items = _checked_items(file, _json_file(file))
+    items = _checked_items(file, json_file(file))
 
     async def request(api: OperatorApi) -> Any:
         ids = await api.devices(device)
@@ -80,15 +80,24 @@ def _checked_items(file: Path, body: object) -> list[Any]:
 
 
 @install_config.command("show", cls=OperatorCommand)
-def show_config(ctx: typer.Context, device: OneDevice) -> None:
+def show_config(
+    ctx: typer.Context,
+    device: OneDevice,
+    own: Annotated[bool, typer.Option("--own", help="Only its own items, which put replaces.")] = False,
+) -> None:
     """Print the install config of a device.
+
+    It contains the items of its profiles and its own ones.
 
     \b
     cert-ctrl plane install-config show --data /var/lib/plane --device web-1
     """
 
     async def request(api: OperatorApi) -> Any:
-        return await api.operator.fetch_install_config(api.user, await api.device(device))
+        device_id = await api.device(device)
+        if own:
+            return await api.call("GET", f"devices/{device_id}/install-config", query={"own": "1"})
+        return await api.operator.fetch_install_config(api.user, device_id)
 
     done = call_plane(ctx, request)
     show(ctx, done, json.dumps(done["installs"], ensure_ascii=True))
@@ -204,13 +213,12 @@ def parsed_json(text: bytes | str) -> Any:
     return found
 
 
-def _json_file(path: Path) -> Any:
+def json_file(path: Path, *, example: str = "docs/getting-started.md") -> Any:
+    """Return the value in a JSON file; ``-``: standard input. Raises UsageError."""
     try:
         return parsed_json(_read(path))
     except ValueError as error:
-        raise UsageError(
-            f"{path} is not JSON: {error}", fix="correct the file; docs/getting-started.md has an example"
-        ) from None
+        raise UsageError(f"{path} is not JSON: {error}", fix=f"correct the file; {example} has an example") from None
 
 
 def _read(path: Path) -> bytes:

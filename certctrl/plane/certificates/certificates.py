@@ -92,7 +92,7 @@ class Certificates(Revoking):
         self._reserved = parts.reserved
         self._keys = parts.keys
         self._batches = parts.batches
-        self._templates = Templates(database, parts.table, parts.orders, parts.keys, stream)
+        self._templates = Templates(database, parts.table, parts.orders, parts.keys)
 
     def reserve(self, names: Collection[str]) -> list[dict[str, Any]]:
         """Reserve canonical names for this plane: no certificate for them is issued or renewed any longer.
@@ -282,9 +282,8 @@ class Certificates(Revoking):
         if row["key_origin"] == KEY_AT_DEVICE:
             self._templates.unassign(device_id, row)
             return
-        if not self._db.run("DELETE FROM assignments WHERE device_id = ? AND cert_id = ?", device_id, cert_id):
+        if not self._table.unassign(device_id, cert_id):
             raise not_found("Not assigned to this device")
-        self._stream.append(device_id, "cert.unassigned", {"cert_id": cert_id})
 
     def delete_expired(self) -> None:
         """Delete expired limits, and the records of expired certificates."""

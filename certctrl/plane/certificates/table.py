@@ -59,6 +59,8 @@ class CertificateTable:
         """Called in the unit of work with the id of a replaced certificate."""
         self.refuse_names: Callable[[Sequence[str]], object] = lambda names: None
         """Called in the unit of work before a certificate for names is stored; ErrorResponse 409 for a name of a plane."""
+        self.on_assigned: Callable[[Sequence[int]], object] = lambda device_ids: None
+        """Called in the unit of work with devices whose assignments have changed."""
 
     def row(self, user_id: int, cert_id: int) -> Row:
         """Return a certificate of a user; ErrorResponse 404."""
@@ -198,8 +200,17 @@ class CertificateTable:
         """Assign a certificate to devices, and signal it to them if it is issued."""
         for device_id in device_ids:
             self._db.run("INSERT INTO assignments VALUES (?, ?, ?)", device_id, cert_id, self._wall_now())
+        self.on_assigned(device_ids)
         if serial:
             self._stream.append_to_all(device_ids, "cert.renewed", {"cert_id": cert_id, "serial": serial})
+
+    def unassign(self, device_id: int, cert_id: int) -> bool:
+        """Unassign a certificate from a device, and signal it; return False if it was not assigned."""
+        if not self._db.run("DELETE FROM assignments WHERE device_id = ? AND cert_id = ?", device_id, cert_id):
+            return False
+        self._stream.append(device_id, "cert.unassigned", {"cert_id": cert_id})
+        self.on_assigned([device_id])
+        return True
 
     def holders(self, cert_id: int) -> list[int]:
         """Return the devices that a certificate is assigned to."""

@@ -14,7 +14,6 @@ from certctrl.plane.certificates.table import KEY_AT_DEVICE, KEY_AT_PLANE, Certi
 from certctrl.plane.errors import bad_request, not_found
 from certctrl.plane.orders.orders import OrderRequest, Orders
 from certctrl.plane.storage.database import Database, Row
-from certctrl.plane.storage.signal_stream import SignalStream
 
 AUTO = "auto"
 _COPIED = "user_id, domain_name, sans, key_type, validity_seconds, issuer, key_origin, profile, must_staple, reuse_key, status"
@@ -29,13 +28,11 @@ class Templates:
         table: CertificateTable,
         orders: Orders,
         keys: DeviceKeys,
-        stream: SignalStream,
     ) -> None:
         self._db = database
         self._table = table
         self._orders = orders
         self._keys = keys
-        self._stream = stream
 
     def origin(self, wanted: str, device_ids: Collection[int]) -> str:
         """Return where the key of a new certificate is made; ErrorResponse 400 for an unknown choice.
@@ -83,10 +80,9 @@ class Templates:
             if found is None or not self._table.is_assigned(device_id, found["id"]):
                 raise not_found("Not assigned to this device")
             row = found
-        self._db.run("DELETE FROM assignments WHERE device_id = ? AND cert_id = ?", device_id, row["id"])
+        self._table.unassign(device_id, row["id"])
         self._db.run("UPDATE certificates SET renew_at = NULL WHERE id = ?", row["id"])
         self._orders.cancel_of(row["id"], "the certificate was unassigned from its device")
-        self._stream.append(device_id, "cert.unassigned", {"cert_id": row["id"]})
 
     def made_from(self, cert_id: int) -> list[int]:
         """Return the certificates made from a template, by id, including those that are no longer assigned."""

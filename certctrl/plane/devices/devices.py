@@ -283,7 +283,7 @@ class Devices:
             return []
         seen = {row["id"]: self._last_seen(row) for row in rows}
         waiting = self._stream.waiting({device_id: sighting.cursor for device_id, sighting in seen.items()})
-        versions = self._installs.versions(list(seen))
+        versions, problems = self._installs.versions(list(seen)), self._installs.problems(list(seen))
         outcomes, tags = self._outcomes(list(seen)), self.tags.of(list(seen))
         opened, polled = self.opened(list(seen)), self._wall_now() - POLLING_SECONDS
         shown = []
@@ -304,6 +304,7 @@ class Devices:
                     "copies_suspected": self._clones.suspected(row["copies_at"]),
                     "signals_waiting": waiting.get(row["id"], 0),
                     "install_version": versions[row["id"]],
+                    "install_problem": problems.get(row["id"], ""),
                     "features": sorted(features.announced(row)),
                     "tags": tags.get(row["id"], []),
                     "outcomes": outcomes.get(row["id"], {}),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import chain, pairwise
 from typing import Any
@@ -31,7 +31,7 @@ def checked_tags(given: Iterable[str], field: str) -> tuple[str, ...]:
     """Return tags in order, each once; ErrorResponse 400 for anything else, too many, and two values of one key."""
     tags = tuple(sorted(set(given)))
     for tag in tags:
-        if len(tag) > MAX_CHARACTERS or not _TAG.fullmatch(tag):
+        if not is_tag(tag):
             what = f"{one_line(tag, MAX_CHARACTERS)!r} is not a tag: use up to {MAX_CHARACTERS} lower-case letters, digits,"
             raise bad_request(f"{what} '-', '_' and '.', such as web or env=prod", field=field)
     if len(tags) > MAX_TAGS:
@@ -40,6 +40,11 @@ def checked_tags(given: Iterable[str], field: str) -> tuple[str, ...]:
         if _key(tag) and _key(tag) == _key(following):
             raise bad_request(f"{tag} and {following} are two values of one key", field=field)
     return tags
+
+
+def is_tag(text: str) -> bool:
+    """Return whether a text is a tag."""
+    return len(text) <= MAX_CHARACTERS and _TAG.fullmatch(text) is not None
 
 
 def carried_by(column: str, tags: Sequence[str]) -> str:
@@ -70,6 +75,8 @@ class DeviceTags:
 
     def __init__(self, database: Database) -> None:
         self._db = database
+        self.on_changed: Callable[[Sequence[int], bool], object] = lambda device_ids, strict: None
+        """Called in the unit of work with devices whose tags have changed, and whether it may refuse that."""
 
     def of(self, device_ids: Sequence[int]) -> dict[int, list[str]]:
         """Return the tags of devices, in order, for those that have any."""
@@ -109,6 +116,7 @@ class DeviceTags:
         tags = self.of(ids)
         shown = [_changed(row, tags.get(row["id"], []), added, removed) for row in rows]
         self._store(shown)
+        self.on_changed([row["id"] for row in shown if row["added"] or row["removed"]], True)
         words = " ".join([*(f"+{tag}" for tag in added), *(f"-{tag}" for tag in removed)])
         self._db.after_commit(partial(log.info, "tags of %s changed: %s", counted(len(ids), "device"), one_line(words)))
         return shown
@@ -135,3 +143,4 @@ class DeviceTags:
             )
         for tag in fitting:
             self._db.run("INSERT INTO device_tags VALUES (?, ?)", device_id, tag)
+        self.on_changed([device_id], False)

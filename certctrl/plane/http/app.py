@@ -17,6 +17,8 @@ from certctrl.plane.http.middleware import App, Middleware
 from certctrl.plane.http.operator_api import OperatorApi
 from certctrl.plane.http.operator_resources import OperatorResources
 from certctrl.plane.http.pages.approval import ApprovalPage
+from certctrl.plane.http.profile_api import ProfileApi
+from certctrl.plane.http.rollout_api import RolloutApi
 from certctrl.plane.http.routing import DirectRoutes
 from certctrl.plane.http.stream_api import StreamApi
 
@@ -40,6 +42,8 @@ def make_app(plane: Plane, *, faults: Faults | None = None) -> App:
         *CaApi(plane).routes(),
         *IssuingApi(plane).routes(),
         *LifecycleApi(plane).routes(),
+        *ProfileApi(plane).routes(),
+        *RolloutApi(plane).routes(),
         *push.operator_routes(),
         *ApprovalPage(plane).routes(),
     ]

@@ -11,7 +11,8 @@ from certctrl.plane.certificates.bulk import MAX_CHECKED, MAX_RENEWED
 from certctrl.plane.certificates.imports import MAX_BYTES
 from certctrl.plane.certificates.table import KEY_AT_PLANE
 from certctrl.plane.devices.tags import MAX_CHANGED
-from certctrl.plane.http.structure import AtMost, Id, Line, Name, Reason, Table, Tags, Text, Whole
+from certctrl.plane.http.structure import AtMost, Between, Id, Line, Name, Raw, Reason, Table, Tags, Text, Whole
+from certctrl.plane.rollouts.plan import DEFAULT_WAVES
 from certctrl.plane.settings import DAY
 
 
@@ -84,6 +85,40 @@ class TagChange:
     device_ids: Annotated[tuple[Id, ...], AtMost(MAX_CHANGED, required=True)]
     add: Tags = ()
     remove: Tags = ()
+
+
+@lean.frozen(kw_only=True)
+class NewProfile:
+    """A version of a profile; what is left out stays as it is."""
+
+    devices: Annotated[str | None, Text(1000, optional=True)] = None
+    """A tag expression."""
+    order: Annotated[int | None, Whole(nullable=True, least=0)] = None
+    installs: Annotated[Any, Raw()] = None
+    note: Reason = ""
+
+
+Texts = Annotated[tuple[Annotated[str, Text(100)], ...], AtMost(20)]
+
+
+@lean.frozen(kw_only=True)
+class NewRollout(NewProfile):
+    """A version of a profile, and the rules of its rollout."""
+
+    profile: Annotated[str, Text(100)]
+    waves: Texts = DEFAULT_WAVES
+    canary: Annotated[str | None, Text(1000, optional=True)] = None
+    max_failures: Annotated[int, Between(0, 1_000_000)] = 0
+    pause_seconds: Annotated[int, Between(0, 2_592_000)] = 0
+    windows: Texts = ()
+    serial: Name = ""
+
+
+@lean.frozen(kw_only=True)
+class Freeze:
+    """Whether rollouts release nothing; without a reason, they do."""
+
+    reason: Reason = ""
 
 
 @lean.frozen(kw_only=True)

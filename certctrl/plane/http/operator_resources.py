@@ -69,13 +69,15 @@ class OperatorResources:
     # --- install configs --------------------------------------------------------------------------------------
 
     async def install_config(self, request: Request) -> Response:
-        """Return a device's install config, to operators and to the device itself."""
+        """Return a device's install config, to operators and to the device itself; ``?own=1``: to operators, its own items."""
         user_id, device_id = user_and_device(request)
 
         def read(session: DeviceSession | None = None) -> Response:
             if session is not None and (session.user_id, session.device_id) != (user_id, device_id):
                 raise forbidden("This belongs to another device")
             self._plane.devices.row(user_id, device_id)
+            if session is None and request.query_params.get("own") == "1":
+                return data_answer({"installs": self._plane.installs.own(device_id)})
             return install_config_answer(self._plane, device_id, request)
 
         if self._authenticator.is_operator(request):

@@ -87,17 +87,22 @@ class DeviceId(Rule):
 
 @lean.frozen
 class Whole(Rule):
-    """A whole number from 1 to 2**53; ``nullable``: null is kept as None."""
+    """A whole number from 1, or ``least``, to 2**53; ``nullable``: null is kept as None."""
 
     nullable: bool = False
-    expected = f"a whole number from 1 to {MAX_ID}"
+    least: int = 1
+
+    @property
+    def expected(self) -> str:
+        """The bounds."""
+        return f"a whole number from {self.least} to {MAX_ID}"
 
     def read(self, value: Any) -> int | None:
         """Return the number; raises ValueError if it is out of bounds, a boolean or not a number."""
         if self.nullable and value is None:
             return None
-        number = value if isinstance(value, int) and not isinstance(value, bool) else 0
-        _require(1 <= number <= MAX_ID)
+        number = value if isinstance(value, int) and not isinstance(value, bool) else -1
+        _require(self.least <= number <= MAX_ID)
         return number
 
 
@@ -155,6 +160,17 @@ class Table(Rule):
         """Return the object; raises ValueError for another type."""
         _require(value is None or isinstance(value, dict))
         return dict(value or {})
+
+
+@lean.frozen
+class Raw(Rule):
+    """Any JSON value, checked elsewhere."""
+
+    expected = "any value"
+
+    def read(self, value: Any) -> Any:
+        """Return the value."""
+        return value
 
 
 @lean.frozen

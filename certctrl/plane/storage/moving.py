@@ -19,6 +19,7 @@ TABLES = (
     "install_configs", "streams", "signals", "outcomes", "jobs", "limits", "planes", "plane_names", "issuers", "issuer_rules",
     "issuer_items", "orders", "revoked_serials", "crls", "former_certificates", "revocations", "http_challenges", "host_challenges", "known_keys",
     "published_proofs", "proof_holds", "device_tags", "sockets", "questions",
+    "profiles", "profile_versions", "profile_pins", "rollouts", "rollout_devices",
 )  # fmt: skip
 """All tables, each after those it refers to."""
 

@@ -263,6 +263,43 @@ CREATE INDEX orders_batch ON orders(batch) WHERE batch != '';
 ALTER TABLE certificates ADD COLUMN together TEXT NOT NULL DEFAULT '';
 ALTER TABLE certificates ADD COLUMN batch TEXT NOT NULL DEFAULT '';
 """,
+    """
+CREATE TABLE profiles (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, user_id INTEGER NOT NULL REFERENCES users(id), name TEXT NOT NULL,
+  version INTEGER NOT NULL, UNIQUE (user_id, name)
+);
+CREATE TABLE profile_versions (
+  profile_id INTEGER NOT NULL REFERENCES profiles(id), version INTEGER NOT NULL, devices TEXT NOT NULL,
+  position INTEGER NOT NULL, items_json TEXT NOT NULL, note TEXT NOT NULL DEFAULT '', created_at REAL NOT NULL,
+  PRIMARY KEY (profile_id, version)
+) WITHOUT ROWID;
+CREATE TABLE profile_pins (
+  profile_id INTEGER NOT NULL REFERENCES profiles(id), device_id INTEGER NOT NULL REFERENCES devices(id),
+  version INTEGER NOT NULL, PRIMARY KEY (profile_id, device_id)
+) WITHOUT ROWID;
+ALTER TABLE install_configs ADD COLUMN own_json TEXT NOT NULL DEFAULT '';
+ALTER TABLE install_configs ADD COLUMN merged_hash_b64 TEXT NOT NULL DEFAULT '';
+ALTER TABLE install_configs ADD COLUMN problem TEXT NOT NULL DEFAULT '';
+ALTER TABLE install_configs ADD COLUMN due INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX install_configs_due ON install_configs(device_id) WHERE due != 0;
+CREATE TABLE rollouts (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, user_id INTEGER NOT NULL REFERENCES users(id),
+  profile_id INTEGER NOT NULL REFERENCES profiles(id), version INTEGER NOT NULL,
+  state TEXT NOT NULL CHECK (state IN ('running', 'paused', 'halted', 'done', 'aborted')),
+  rules TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '', waits TEXT NOT NULL DEFAULT '', note TEXT NOT NULL DEFAULT '',
+  created_at REAL NOT NULL, updated_at REAL NOT NULL, finished_at REAL
+);
+CREATE UNIQUE INDEX rollouts_open ON rollouts(profile_id) WHERE state IN ('running', 'paused', 'halted');
+CREATE INDEX rollouts_user ON rollouts(user_id, id);
+CREATE TABLE rollout_devices (
+  rollout_id INTEGER NOT NULL REFERENCES rollouts(id), device_id INTEGER NOT NULL REFERENCES devices(id),
+  wave INTEGER NOT NULL, serial_group TEXT NOT NULL DEFAULT '',
+  state TEXT NOT NULL CHECK (state IN ('held', 'skipped', 'released', 'proven', 'failed', 'accepted')),
+  config_version INTEGER NOT NULL DEFAULT 0, detail TEXT NOT NULL DEFAULT '', released_at REAL,
+  settled_at REAL NOT NULL DEFAULT 0, PRIMARY KEY (rollout_id, device_id)
+) WITHOUT ROWID;
+CREATE INDEX rollout_devices_device ON rollout_devices(device_id);
+""",
 )
 """One script per schema version, oldest first, in SQLite's dialect; the database counts those that have run.
 

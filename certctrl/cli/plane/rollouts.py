@@ -1,0 +1,265 @@
+"""``plane rollout``: changes of profiles in waves, each released by the proof of the one before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from certctrl.cli.output import table, write_line
+from certctrl.cli.plane.connection import GROUP, OperatorApi, OperatorCommand, Yes, agreed, call_plane, show
+from certctrl.cli.plane.profiles import Devices, DryRun, Earlier, File, Name, Note, Order, print_change, request_body
+from certctrl.errors import ExitStatus, UsageError
+from certctrl.text import counted, one_line
+
+_SHOWN_DEVICES = 20
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_STATES = ("proven", "released", "failed", "accepted", "skipped", "held")
+
+rollout = typer.Typer(help="Change profiles in waves, each released by proof.", **GROUP)
+
+Waves = Annotated[
+    str, typer.Option("--waves", metavar="SIZES", help="Devices or shares of each wave; the rest is the last one.")
+]
+Canary = Annotated[
+    str, typer.Option("--canary", metavar="TAGS", help="Devices with these tags are a wave before all others.")
+]
+MaxFailures = Annotated[
+    int, typer.Option("--max-failures", metavar="N", min=0, help="Failed devices with which it goes on.")
+]
+Pause = Annotated[
+    str, typer.Option("--pause", metavar="TIME", help="Time between proof and the next wave: 90s, 10m, 2h, 1d.")
+]
+Windows = Annotated[
+    list[str] | None,
+    typer.Option("--window", metavar="HH:MM-HH:MM", help="Release only at this time (UTC); may be repeated."),
+]
+Serial = Annotated[
+    str,
+    typer.Option("--serial", metavar="TAG", help="Never two devices with this tag at once; KEY=: for each value."),
+]
+Id = Annotated[int, typer.Argument(metavar="ID", min=1, help="The rollout.")]
+
+
+@rollout.command("start", cls=OperatorCommand)
+def start(
+    ctx: typer.Context,
+    name: Name,
+    file: File = "",
+    devices: Devices = "",
+    order: Order = None,
+    version: Earlier = None,
+    note: Note = "",
+    waves: Waves = "1,10%",
+    canary: Canary = "",
+    max_failures: MaxFailures = 0,
+    pause: Pause = "0s",
+    window: Windows = None,
+    serial: Serial = "",
+    dry_run: DryRun = False,
+) -> None:
+    """Change a profile in waves.
+
+    FILE, --devices, --order and --version are as for plane profile put. The next wave is released once the devices of
+    the ones before report that the change is applied and, where items verify it, served. A failure beyond
+    --max-failures halts the rollout. Devices that have not been heard from for 15 minutes are skipped until they are.
+
+    \b
+    cert-ctrl plane rollout start --data /var/lib/plane nginx nginx.json \\
+        --waves 1,10%,50% --pause 10m --dry-run
+    """
+    rules = {
+        "waves": [one for one in waves.split(",") if one.strip()],
+        "canary": canary,
+        "max_failures": max_failures,
+        "pause_seconds": _seconds(pause),
+        "windows": window or [],
+        "serial": serial,
+    }
+
+    async def request(api: OperatorApi) -> Any:
+        body = await request_body(api, name, file, devices, order, version, note)
+        query = {"dry_run": "1"} if dry_run else None
+        return await api.call("POST", "rollouts", body | rules | {"profile": name}, query=query)
+
+    done = call_plane(ctx, request)
+    show(ctx, done, lambda: _print_start(done))
+
+
+def _seconds(text: str) -> int:
+    number, unit = text[:-1], text[-1:]
+    if not (number.isascii() and number.isdigit() and len(number) < 8 and unit in _SECONDS):
+        raise UsageError(f"{text!r} is not a time", fix="use 90s, 10m, 2h or 1d")
+    return int(number) * _SECONDS[unit]
+
+
+def _print_start(done: Mapping[str, Any]) -> None:
+    print_change(done["changes"])
+    sizes = ", ".join(str(wave["devices"]) for wave in done["waves"])
+    waves = f"{counted(len(done['waves']), 'wave')} of {sizes} devices"
+    if done["dry_run"]:
+        problems = done["changes"]["problems"]
+        refused = f"; it would be refused: {counted(problems, 'device')} would have a problem" if problems else ""
+        write_line(f"a rollout of profile {done['profile']} would have {waves}{refused}")
+        return
+    write_line(f"rollout {done['id']} of profile {done['profile']}, version {done['version']}, has started: {waves}")
+    write_line(f"follow it with: cert-ctrl plane rollout status {done['id']}")
+
+
+@rollout.command("list", cls=OperatorCommand)
+def list_rollouts(
+    ctx: typer.Context,
+    state: Annotated[
+        str, typer.Option("--state", metavar="STATE", help="Only running, paused, halted, done or aborted ones.")
+    ] = "",
+) -> None:
+    """List the rollouts, the newest first.
+
+    \b
+    cert-ctrl plane rollout list --data /var/lib/plane --state halted
+    """
+    if state not in ("", "running", "paused", "halted", "done", "aborted"):
+        raise UsageError(f"{state!r} is not a state", fix="use running, paused, halted, done or aborted")
+
+    async def request(api: OperatorApi) -> Any:
+        return [row for row in await api.call("GET", "rollouts") if state in ("", row["state"])]
+
+    rows = call_plane(ctx, request)
+    show(ctx, rows, lambda: _print_list(rows))
+
+
+def _print_list(rows: Sequence[dict[str, Any]]) -> None:
+    if not rows:
+        write_line("no rollouts")
+        return
+    heads = ("id", "profile", "version", "state", "proven", "started", "why")
+    cells = []
+    for row in rows:
+        counts = _totals(row["waves"])
+        progress = f"{counts['proven']} of {sum(counts.values())}"
+        why = row["reason"] or (f"waits for {row['waits']}" if row["waits"] else "")
+        cells.append(
+            (str(row["id"]), row["profile"], str(row["version"]), row["state"], progress, row["created_at"], why)
+        )
+    table(heads, cells)
+
+
+def _totals(waves: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    return {state: sum(wave["states"].get(state, 0) for wave in waves) for state in _STATES}
+
+
+@rollout.command("status", cls=OperatorCommand)
+def status(ctx: typer.Context, rollout_id: Id) -> int:
+    """Show what a rollout waits for, and its waves.
+
+    Also the devices that are under way, have failed or are skipped, with the words of their agents. Exit status: 0, or 1 if it has halted or was aborted.
+
+    \b
+    cert-ctrl plane rollout status --data /var/lib/plane 3
+    """
+    found = call_plane(ctx, lambda api: api.call("GET", f"rollouts/{rollout_id}"))
+    show(ctx, found, lambda: _print_status(found))
+    return ExitStatus.FAILED if found["state"] in ("halted", "aborted") else ExitStatus.DONE
+
+
+def _print_status(found: Mapping[str, Any]) -> None:
+    why = f": {found['reason']}" if found["reason"] else f", waits for {found['waits']}" if found["waits"] else ""
+    write_line(
+        f"rollout {found['id']} of profile {found['profile']}, version {found['version']}, is {found['state']}{why}"
+    )
+    cells = [
+        (
+            str(wave["wave"]),
+            str(wave["devices"]),
+            ", ".join(f"{wave['states'][one]} {one}" for one in _STATES if one in wave["states"]),
+        )
+        for wave in found["waves"]
+    ]
+    table(("wave", "devices", "states"), cells)
+    devices = sorted(found["devices"], key=lambda one: one["state"] != "failed")
+    for one in devices[:_SHOWN_DEVICES]:
+        since = f" since {one['released_at']}" if one["state"] == "released" else ""
+        detail = f": {one_line(one['detail'])}" if one["detail"] else ""
+        write_line(
+            f"device {one['id']} ({one_line(one['name'], 60)}), wave {one['wave']}: {one['state']}{since}{detail}"
+        )
+    if len(devices) > _SHOWN_DEVICES:
+        write_line(f"… and {len(devices) - _SHOWN_DEVICES} more devices; --json lists all")
+    if found["state"] == "halted":
+        write_line(f"fix: cert-ctrl plane rollout resume {found['id']} accepts the failures; abort ends the rollout")
+
+
+@rollout.command("pause", cls=OperatorCommand)
+def pause_rollout(ctx: typer.Context, rollout_id: Id) -> None:
+    """Release nothing more until the rollout is resumed.
+
+    \b
+    cert-ctrl plane rollout pause --data /var/lib/plane 3
+    """
+    _act(ctx, rollout_id, "pause")
+
+
+@rollout.command("resume", cls=OperatorCommand)
+def resume(ctx: typer.Context, rollout_id: Id, yes: Yes = False) -> int:
+    """Resume a rollout that is paused or has halted.
+
+    After a halt, the failures until then no longer count. Asks for confirmation on a terminal if devices have failed. Exit status: 0 resumed, 1 not confirmed.
+
+    \b
+    cert-ctrl plane rollout resume --data /var/lib/plane 3
+    """
+    found = call_plane(ctx, lambda api: api.call("GET", f"rollouts/{rollout_id}"))
+    failed = _totals(found["waves"])["failed"]
+    if failed and not agreed(ctx, f"Go on although {counted(failed, 'device')} failed?", yes=yes):
+        return ExitStatus.FAILED
+    _act(ctx, rollout_id, "resume")
+    return ExitStatus.DONE
+
+
+@rollout.command("abort", cls=OperatorCommand)
+def abort(ctx: typer.Context, rollout_id: Id, yes: Yes = False) -> int:
+    """End a rollout; devices that have the new version keep it.
+
+    The others keep the former version. plane profile put gives all devices one version again, and so does another rollout.
+    Asks for confirmation on a terminal. Exit status: 0 aborted, 1 not confirmed.
+
+    \b
+    cert-ctrl plane rollout abort --data /var/lib/plane 3
+    """
+    if not agreed(ctx, f"Abort rollout {rollout_id}?", yes=yes):
+        return ExitStatus.FAILED
+    _act(ctx, rollout_id, "abort")
+    return ExitStatus.DONE
+
+
+def _act(ctx: typer.Context, rollout_id: int, action: str) -> None:
+    found = call_plane(ctx, lambda api: api.call("POST", f"rollouts/{rollout_id}/{action}", {}))
+    counts = _totals(found["waves"])
+    released = sum(counts.values()) - counts["held"] - counts["skipped"]
+    of = f"{released} of {counted(sum(counts.values()), 'device')} have version {found['version']}"
+    show(ctx, found, f"rollout {rollout_id} is {found['state']}; {of}")
+
+
+@rollout.command("freeze", cls=OperatorCommand)
+def freeze(
+    ctx: typer.Context,
+    reason: Annotated[str, typer.Argument(metavar="[REASON]", help="Why; shown to all operators.")] = "",
+    end: Annotated[bool, typer.Option("--end", help="End the freeze.")] = False,
+) -> None:
+    """Release nothing in all rollouts, or show or end that.
+
+    \b
+    cert-ctrl plane rollout freeze --data /var/lib/plane "until the fair is over"
+    cert-ctrl plane rollout freeze --data /var/lib/plane --end
+    """
+    if reason and end:
+        raise UsageError("both REASON and --end are given", fix="leave one of them out")
+
+    async def request(api: OperatorApi) -> Any:
+        if not reason and not end:
+            return await api.call("GET", "rollout-freeze")
+        return await api.call("POST", "rollout-freeze", {"reason": reason})
+
+    found = call_plane(ctx, request)
+    show(ctx, found, f"rollouts are frozen: {found['reason']}" if found["frozen"] else "rollouts are not frozen")

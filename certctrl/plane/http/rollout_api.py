@@ -1,0 +1,92 @@
+"""Operator endpoints for rollouts (docs/protocol.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from certctrl.plane.core import Plane
+from certctrl.plane.http import operator_bodies
+from certctrl.plane.http.answers import data_answer
+from certctrl.plane.http.authentication import Authenticator
+from certctrl.plane.http.bodies import read_as
+from certctrl.plane.http.profile_api import is_dry_run
+from certctrl.plane.http.reading import LARGE_BODY_CAP
+from certctrl.plane.http.routing import USER, Endpoint, number, routes_of
+from certctrl.plane.profiles.profiles import ProfileChange
+from certctrl.plane.rollouts.rollouts import RolloutRules
+
+_ROLLOUTS = f"{USER}/rollouts"
+_ROLLOUT = f"{_ROLLOUTS}/{{rid}}"
+_FREEZE = f"{USER}/rollout-freeze"
+
+
+class RolloutApi:
+    """The endpoints, one method each."""
+
+    def __init__(self, plane: Plane) -> None:
+        self._plane = plane
+        self._authenticator = Authenticator(plane)
+
+    def routes(self) -> list[Route]:
+        """Return the routes."""
+        guarded: list[tuple[str, str, Endpoint]] = [
+            ("GET", _ROLLOUTS, self.rollouts), ("POST", _ROLLOUTS, self.start), ("GET", _ROLLOUT, self.rollout),
+            ("POST", f"{_ROLLOUT}/pause", self.pause), ("POST", f"{_ROLLOUT}/resume", self.resume),
+            ("POST", f"{_ROLLOUT}/abort", self.abort), ("GET", _FREEZE, self.frozen), ("POST", _FREEZE, self.freeze),
+        ]  # fmt: skip
+        only = self._authenticator.operators_only
+        return routes_of([(method, path, only(endpoint)) for method, path, endpoint in guarded])
+
+    async def rollouts(self, request: Request) -> Response:
+        """Return a user's rollouts, the newest first, without their devices."""
+        return data_answer(await self._plane.work_long(self._plane.rollouts.show_all, number(request, "uid")))
+
+    async def start(self, request: Request) -> Response:
+        """Start a rollout; the body is an ``operator_bodies.NewRollout``. With ``?dry_run=1``, return its plan."""
+        body = await read_as(operator_bodies.NewRollout, request, LARGE_BODY_CAP)
+        change = ProfileChange(devices=body.devices, order=body.order, installs=body.installs, note=body.note)
+        rules = RolloutRules(
+            waves=body.waves,
+            canary=body.canary or "",
+            max_failures=body.max_failures,
+            pause_seconds=body.pause_seconds,
+            windows=body.windows,
+            serial=body.serial,
+        )
+        user_id, is_plan = number(request, "uid"), is_dry_run(request)
+        started = await self._plane.rollouts.start(user_id, body.profile, change, rules, dry_run=is_plan)
+        return data_answer(started, 200 if is_plan else 201)
+
+    async def rollout(self, request: Request) -> Response:
+        """Return one rollout, with the devices that are under way, are skipped or have failed."""
+        return await self._of_one(request, self._plane.rollouts.show)
+
+    async def pause(self, request: Request) -> Response:
+        """Pause a rollout."""
+        return await self._of_one(request, self._plane.rollouts.pause)
+
+    async def resume(self, request: Request) -> Response:
+        """Resume a rollout, and accept its failures."""
+        return await self._of_one(request, self._plane.rollouts.resume)
+
+    async def abort(self, request: Request) -> Response:
+        """Abort a rollout."""
+        return await self._of_one(request, self._plane.rollouts.abort)
+
+    async def _of_one(self, request: Request, function: Callable[[int, int], dict[str, Any]]) -> Response:
+        return data_answer(await self._plane.work_long(function, number(request, "uid"), number(request, "rid")))
+
+    async def frozen(self, request: Request) -> Response:
+        """Return whether rollouts are frozen, and why."""
+        reason = await self._plane.work(self._plane.rollouts.frozen, number(request, "uid"))
+        return data_answer({"frozen": bool(reason), "reason": reason})
+
+    async def freeze(self, request: Request) -> Response:
+        """Freeze all rollouts: ``{"reason"}``; without a reason, end that."""
+        body = await read_as(operator_bodies.Freeze, request)
+        return data_answer(await self._plane.work(self._plane.rollouts.freeze, number(request, "uid"), body.reason))

@@ -1,0 +1,1 @@
+"""Profiles: install items for all devices with certain tags."""

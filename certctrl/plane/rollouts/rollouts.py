@@ -1,0 +1,290 @@
+"""Rollouts: start, show, pause, resume and abort them. Methods run in the caller's unit of work, except ``start``.
+
+A device that is released gets the new version of the profile by a pin; all others keep the present one, also new devices,
+until the rollout is done.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from certctrl import lean
+from certctrl.plane.clock import when
+from certctrl.plane.devices.devices import Devices, require_user
+from certctrl.plane.errors import bad_request, conflict, not_found
+from certctrl.plane.profiles.expression import ExpressionError, parse
+from certctrl.plane.profiles.profiles import Candidate, ProfileChange, Profiles, refuse_problems
+from certctrl.plane.rollouts.plan import (
+    DEFAULT_WAVES,
+    RulesError,
+    serial_group,
+    wave_sizes,
+    waves_of,
+    windows_of,
+)
+from certctrl.plane.storage.database import Database, Row, marks
+from certctrl.text import counted, one_line
+
+OPEN = ("running", "paused", "halted")
+MAX_PAUSE = 30 * 86_400
+_TOGETHER = 200
+_FROZEN = "rollouts_frozen:"
+"""A setting per user: why nothing is released."""
+
+log = logging.getLogger("certctrl.Plane")
+
+
+@lean.frozen(kw_only=True)
+class RolloutRules:
+    """The rules that an operator gives a rollout."""
+
+    waves: Sequence[str] = DEFAULT_WAVES
+    canary: str = ""
+    """A tag expression; these devices are the first wave."""
+    max_failures: int = 0
+    pause_seconds: int = 0
+    windows: Sequence[str] = ()
+    serial: str = ""
+    """A tag or ``key=``: of its devices, or of those with the same value, never two are under way."""
+
+
+class Rollouts:
+    """The tables of rollouts and their devices."""
+
+    def __init__(self, database: Database, profiles: Profiles, devices: Devices, wall_now: Callable[[], float]) -> None:
+        self._db = database
+        self._profiles = profiles
+        self._devices = devices
+        self._wall_now = wall_now
+        self.on_started: Callable[[], object] = lambda: None
+        """Called after the commit when a rollout may have something to do."""
+
+    # --- start ----------------------------------------------------------------------------------------------------
+
+    async def start(
+        self, user_id: int, name: str, change: ProfileChange, rules: RolloutRules, *, dry_run: bool = False
+    ) -> dict[str, Any]:
+        """Store a version of a profile and start its rollout; return it with ``changes``, as a preview of the profile.
+
+        ErrorResponse 400 as from ``Profiles.put``, and 409 if no config changes, or the profile has an open rollout.
+        """
+        check_rules(rules)
+        candidate, changes = await self._profiles.prepare(user_id, name, change)
+        if not dry_run:
+            refuse_problems(name, changes)
+        chosen = [row["id"] for row in changes["devices"] if not row["problem"]]
+        if not chosen:
+            raise conflict(f"The change of profile {name} changes no config: there is nothing to roll out")
+        planned = await self._db.work_long(self._planned, chosen, rules)
+        summary = {"profile": name, "version": candidate.version.version, "changes": changes, "dry_run": dry_run}
+        if dry_run:
+            return summary | {"id": None, "waves": _wave_counts(planned)}
+        rollout_id = await self._db.work_long(self._start, user_id, candidate, change.note, planned, rules)
+        log.info("rollout %d of profile %s has started, for %s", rollout_id, name, counted(len(planned), "device"))
+        shown = await self._db.work_long(self.show, user_id, rollout_id)
+        return summary | {key: shown[key] for key in ("id", "version", "waves", "state")}
+
+    def _planned(self, device_ids: Sequence[int], rules: RolloutRules) -> list[tuple[int, int, str]]:
+        """Return the wave and the serial group of each device."""
+        tags: dict[int, list[str]] = {}
+        for start in range(0, len(device_ids), _TOGETHER):
+            tags |= self._devices.tags.of(device_ids[start : start + _TOGETHER])
+        canary = parse(rules.canary) if rules.canary else None
+        first = [one for one in device_ids if canary is not None and canary.matches(tags.get(one, ()))]
+        if canary is not None and not first:
+            raise bad_request(f"No device whose config changes matches the canary {canary.text}", field="canary")
+        waves = waves_of(device_ids, wave_sizes(rules.waves), set(first))
+        return [(one, waves[one], serial_group(rules.serial, tags.get(one, ()))) for one in device_ids]
+
+    def _start(
+        self,
+        user_id: int,
+        candidate: Candidate,
+        note: str,
+        planned: Sequence[tuple[int, int, str]],
+        rules: RolloutRules,
+    ) -> int:
+        profile_id, version = self._profiles.store(user_id, candidate, note, current=False)
+        now = self._wall_now()
+        rollout_id = self._db.insert(
+            "INSERT INTO rollouts (user_id, profile_id, version, state, rules, note, created_at, updated_at)"
+            " VALUES (?, ?, ?, 'running', ?, ?, ?, ?)",
+            *(user_id, profile_id, version, _rules_json(rules), note, now, now),
+        )
+        for start in range(0, len(planned), _TOGETHER):
+            some = planned[start : start + _TOGETHER]
+            values = ", ".join(["(?, ?, ?, ?, 'held')"] * len(some))
+            self._db.run(
+                f"INSERT INTO rollout_devices (rollout_id, device_id, wave, serial_group, state) VALUES {values}",
+                *(value for one, wave, group in some for value in (rollout_id, one, wave, group)),
+            )
+        self._db.after_commit(self.on_started)
+        return rollout_id
+
+    # --- shown ----------------------------------------------------------------------------------------------------
+
+    def show_all(self, user_id: int) -> list[dict[str, Any]]:
+        """Return a user's rollouts, the newest first, without their devices."""
+        require_user(self._db, user_id)
+        rows = self._db.all(f"{_ROLLOUTS} WHERE r.user_id = ? ORDER BY r.id DESC LIMIT 500", user_id)
+        counts = self._counts([row["id"] for row in rows])
+        frozen = self.frozen(user_id)
+        return [_shown(row, counts.get(row["id"], {}), frozen) for row in rows]
+
+    def show(self, user_id: int, rollout_id: int) -> dict[str, Any]:
+        """Return a rollout with the devices of each state, except those that are held or have proven the change."""
+        row = self._row(user_id, rollout_id)
+        notable = self._db.all(
+            "SELECT m.device_id, d.name, m.wave, m.state, m.detail, m.released_at FROM rollout_devices m"
+            " JOIN devices d ON d.id = m.device_id WHERE m.rollout_id = ? AND m.state NOT IN ('held', 'proven')"
+            " ORDER BY m.wave, m.device_id",
+            rollout_id,
+        )
+        devices = [
+            {
+                "id": one["device_id"],
+                "name": one["name"],
+                "wave": one["wave"],
+                "state": one["state"],
+                "detail": one["detail"],
+                "released_at": when(one["released_at"]),
+            }
+            for one in notable
+        ]
+        shown = _shown(row, self._counts([rollout_id]).get(rollout_id, {}), self.frozen(user_id))
+        return shown | {"rules": json.loads(row["rules"]), "devices": devices}
+
+    def _counts(self, rollout_ids: Sequence[int]) -> dict[int, dict[int, dict[str, int]]]:
+        """Return rollout -> wave -> state -> number of devices."""
+        found: dict[int, dict[int, dict[str, int]]] = {}
+        sql = (
+            "SELECT rollout_id, wave, state, count(*) AS n FROM rollout_devices"
+            f" WHERE rollout_id IN ({marks(rollout_ids)}) GROUP BY rollout_id, wave, state ORDER BY rollout_id, wave, state"
+        )
+        for row in self._db.all(sql, *rollout_ids) if rollout_ids else ():
+            found.setdefault(row["rollout_id"], {}).setdefault(row["wave"], {})[row["state"]] = int(row["n"])
+        return found
+
+    def _row(self, user_id: int, rollout_id: int) -> Row:
+        row = self._db.one(f"{_ROLLOUTS} WHERE r.user_id = ? AND r.id = ?", user_id, rollout_id)
+        if row is None:
+            raise not_found(f"No such rollout: {rollout_id}")
+        return row
+
+    # --- changes --------------------------------------------------------------------------------------------------
+
+    def pause(self, user_id: int, rollout_id: int) -> dict[str, Any]:
+        """Release nothing more until the rollout is resumed; devices that are released go on. Idempotent."""
+        return self._set_state(user_id, rollout_id, "paused", allowed=("running", "paused"))
+
+    def resume(self, user_id: int, rollout_id: int) -> dict[str, Any]:
+        """Go on after a pause, or after a halt, whose failures are accepted. Idempotent."""
+        self._locked(user_id, rollout_id)
+        self._db.run(
+            "UPDATE rollout_devices SET state = 'accepted' WHERE rollout_id = ? AND state = 'failed'", rollout_id
+        )
+        return self._set_state(user_id, rollout_id, "running", allowed=OPEN)
+
+    def abort(self, user_id: int, rollout_id: int) -> dict[str, Any]:
+        """End a rollout: devices that are released keep the new version, the others the present one. Idempotent."""
+        return self._set_state(user_id, rollout_id, "aborted", allowed=(*OPEN, "aborted"))
+
+    def _set_state(self, user_id: int, rollout_id: int, state: str, *, allowed: Sequence[str]) -> dict[str, Any]:
+        row = self._locked(user_id, rollout_id)
+        if row["state"] not in allowed:
+            raise conflict(f"Rollout {rollout_id} is {row['state']}")
+        if row["state"] != state:
+            now = self._wall_now()
+            finished = now if state == "aborted" else None
+            sql = "UPDATE rollouts SET state = ?, reason = '', waits = '', updated_at = ?, finished_at = ? WHERE id = ?"
+            self._db.run(sql, state, now, finished, rollout_id)
+            log.info("rollout %d is %s", rollout_id, state)
+        self._db.after_commit(self.on_started)
+        return self.show(user_id, rollout_id)
+
+    def _locked(self, user_id: int, rollout_id: int) -> Row:
+        row = self._db.one_locked("SELECT * FROM rollouts WHERE user_id = ? AND id = ?", user_id, rollout_id)
+        if row is None:
+            raise not_found(f"No such rollout: {rollout_id}")
+        return row
+
+    # --- freeze ---------------------------------------------------------------------------------------------------
+
+    def frozen(self, user_id: int) -> str:
+        """Return why no rollout of a user releases anything; empty: they do."""
+        return self._db.setting(f"{_FROZEN}{user_id}")
+
+    def freeze(self, user_id: int, reason: str) -> dict[str, Any]:
+        """Release nothing in all rollouts of a user, for a reason; empty: end that. Idempotent."""
+        require_user(self._db, user_id)
+        self._db.run(
+            "INSERT INTO settings VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+            *(f"{_FROZEN}{user_id}", reason),
+        )
+        log.info("rollouts of user %d are %s", user_id, f"frozen: {one_line(reason)}" if reason else "no longer frozen")
+        self._db.after_commit(self.on_started)
+        return {"frozen": bool(reason), "reason": reason}
+
+
+_ROLLOUTS = "SELECT r.*, p.name AS profile FROM rollouts r JOIN profiles p ON p.id = r.profile_id"
+
+
+def _shown(row: Row, counts: Mapping[int, Mapping[str, int]], frozen: str) -> dict[str, Any]:
+    waits = f"the end of the freeze: {frozen}" if frozen and row["state"] == "running" else row["waits"]
+    return {
+        "id": row["id"],
+        "profile": row["profile"],
+        "version": row["version"],
+        "state": row["state"],
+        "reason": row["reason"],
+        "waits": waits if row["state"] == "running" else "",
+        "note": row["note"],
+        "created_at": when(row["created_at"]),
+        "updated_at": when(row["updated_at"]),
+        "finished_at": when(row["finished_at"]),
+        "waves": [
+            {"wave": wave, "devices": sum(states.values()), "states": dict(states)} for wave, states in counts.items()
+        ],
+    }
+
+
+def _wave_counts(planned: Sequence[tuple[int, int, str]]) -> list[dict[str, Any]]:
+    counts: dict[int, int] = {}
+    for _, wave, _ in planned:
+        counts[wave] = counts.get(wave, 0) + 1
+    return [{"wave": wave, "devices": counts[wave], "states": {"held": counts[wave]}} for wave in sorted(counts)]
+
+
+def check_rules(rules: RolloutRules) -> None:
+    """Raise ErrorResponse 400 for rules that are not valid."""
+    checks: list[tuple[str, Callable[[], object]]] = [
+        ("waves", lambda: wave_sizes(rules.waves)),
+        ("windows", lambda: windows_of(rules.windows)),
+        ("canary", lambda: parse(rules.canary) if rules.canary else None),
+        ("serial", lambda: parse(f"{rules.serial}*" if rules.serial.endswith("=") else rules.serial or "*")),
+    ]
+    for field, check in checks:
+        try:
+            check()
+        except (RulesError, ExpressionError) as error:
+            raise bad_request(f"{field}: {error}", field=field) from None
+    if not 0 <= rules.pause_seconds <= MAX_PAUSE:
+        raise bad_request(f"pause_seconds must be 0 to {MAX_PAUSE}", field="pause_seconds")
+    if " " in rules.serial or rules.serial in ("*", "and", "or", "not"):
+        raise bad_request("serial: use one tag, such as db, or a key, such as cluster=", field="serial")
+
+
+def _rules_json(rules: RolloutRules) -> str:
+    return json.dumps(
+        {
+            "waves": list(rules.waves),
+            "canary": rules.canary,
+            "max_failures": rules.max_failures,
+            "pause_seconds": rules.pause_seconds,
+            "windows": list(rules.windows),
+            "serial": rules.serial,
+        }
+    )

@@ -1,0 +1,262 @@
+"""The runner of rollouts: reads what devices have reported, decides, and releases. Safe with several planes and after kill -9.
+
+Each round of a rollout is one unit of work that locks its row, so that no two planes decide about it at a time; a plane that
+dies leaves either the whole round or nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import trio
+
+from certctrl.errors import CertctrlError
+from certctrl.model.plan import OutcomeKind
+from certctrl.plane.devices.devices import Devices
+from certctrl.plane.health.problems import ProblemName, Problems
+from certctrl.plane.installs import PROFILES_GUARD, Installs
+from certctrl.plane.profiles.profiles import Profiles
+from certctrl.plane.profiles.stored import StoredProfiles
+from certctrl.plane.rollouts.decision import Decision, Member, MemberFacts, Rules, decide
+from certctrl.plane.rollouts.plan import closed, windows_of
+from certctrl.plane.rollouts.rollouts import Rollouts
+from certctrl.plane.storage.database import Database, Row, marks
+from certctrl.text import one_line
+
+STALE_SECONDS = 900.0
+"""A device that was not heard from for so long is skipped; the console calls it stale, too."""
+ROUND_SECONDS = 2.0
+IDLE_SECONDS = 20.0
+"""Without a running rollout; one that another plane starts is noticed then, if not earlier."""
+RELEASED_TOGETHER = 200
+"""Devices that one round releases."""
+_TOGETHER = 500
+_PROOFS = (OutcomeKind.APPLIED, OutcomeKind.UNCHANGED)
+_FAILURES = (OutcomeKind.FAILED, OutcomeKind.ROLLED_BACK)
+_VERSION = re.compile(r"\d{1,16}", re.ASCII)
+_SIGNALS = ("install.updated", "state.resync_required")
+
+log = logging.getLogger("certctrl.Plane")
+
+
+class RolloutRunner:
+    """Runs the rollouts of all users."""
+
+    def __init__(
+        self,
+        database: Database,
+        rollouts: Rollouts,
+        profiles: Profiles,
+        stored: StoredProfiles,
+        devices: Devices,
+        installs: Installs,
+        problems: Problems,
+        wall_now: Callable[[], float],
+    ) -> None:
+        self._db = database
+        self._rollouts = rollouts
+        self._profiles = profiles
+        self._stored = stored
+        self._devices = devices
+        self._installs = installs
+        self._problems = problems
+        self._wall_now = wall_now
+        self._any = trio.Event()
+        rollouts.on_started = self.wake
+
+    def wake(self) -> None:
+        """Run a round soon."""
+        self._any.set()
+
+    async def run(self) -> None:
+        """Run rounds, forever."""
+        while True:
+            running = 1
+            try:
+                running = await self.round()
+            except CertctrlError as error:  # the next round retries
+                log.error("a round of the rollouts failed: %s", error)
+            with trio.move_on_after(ROUND_SECONDS if running else IDLE_SECONDS):
+                await self._any.wait()
+            self._any = trio.Event()
+
+    async def round(self) -> int:
+        """Run one round of each running rollout; return their number."""
+        ids = await self._db.work(self._running)
+        for rollout_id in ids:
+            while await self._db.work_long(self._round, rollout_id):
+                await trio.lowlevel.checkpoint()
+        if ids:
+            await self._profiles.apply()  # of rollouts that are done
+        self._report(await self._db.work(self._halted))
+        return len(ids)
+
+    def _halted(self) -> list[int]:
+        return [row["id"] for row in self._db.all("SELECT id FROM rollouts WHERE state = 'halted' ORDER BY id")]
+
+    def _report(self, halted: Sequence[int]) -> None:
+        if halted:
+            what = f"halted: rollout {', '.join(map(str, halted[:5]))}; see cert-ctrl plane rollout status"
+            self._problems.report(ProblemName.ROLLOUT_HALTED, what)
+        else:
+            self._problems.clear(ProblemName.ROLLOUT_HALTED)
+
+    def _running(self) -> list[int]:
+        return [row["id"] for row in self._db.all("SELECT id FROM rollouts WHERE state = 'running' ORDER BY id")]
+
+    def _round(self, rollout_id: int) -> bool:
+        """Run one round of a rollout, unless another plane does; return whether the next one may release more."""
+        self._db.guard(PROFILES_GUARD, alone=True)
+        found = self._db.all_unlocked("SELECT * FROM rollouts WHERE id = ? AND state = 'running'", rollout_id)
+        if not found:
+            return False
+        rollout, rules = found[0], json.loads(found[0]["rules"])
+        members = self._observed(rollout)
+        now = self._wall_now()
+        limits = Rules(max_failures=rules["max_failures"], pause_seconds=rules["pause_seconds"])
+        decision = decide(members, limits, now, may_release=self._held_back(rollout, rules, now))
+        return self._carry_out(rollout, decision)
+
+    def _held_back(self, rollout: Row, rules: Mapping[str, Any], now: float) -> str:
+        """Return why nothing may be released at present; empty: it may."""
+        if reason := self._rollouts.frozen(rollout["user_id"]):
+            return f"the end of the freeze: {reason}"
+        if closed(windows_of(rules["windows"]), now):
+            return f"the window {', '.join(rules['windows'])} UTC"
+        return ""
+
+    # --- what is known --------------------------------------------------------------------------------------------
+
+    def _observed(self, rollout: Row) -> list[MemberFacts]:
+        """Return the devices of a rollout, after storing what those under way have reported. Revoked ones are left out."""
+        rows = self._db.all(
+            "SELECT m.*, d.last_seen_at, d.registered_at FROM rollout_devices m JOIN devices d ON d.id = m.device_id"
+            " WHERE m.rollout_id = ? AND d.status != 'revoked' ORDER BY m.wave, m.device_id",
+            rollout["id"],
+        )
+        waiting = [row for row in rows if row["state"] in (Member.RELEASED, Member.FAILED, Member.ACCEPTED)]
+        reported = self._reported(waiting)
+        stale_before = self._wall_now() - STALE_SECONDS
+        opened = self._opened([row["device_id"] for row in rows if row["state"] in (Member.HELD, Member.SKIPPED)])
+        found = []
+        for row in rows:
+            state, settled_at = Member(row["state"]), row["settled_at"]
+            if report := reported.get(row["device_id"]):
+                state, settled_at = self._settle(rollout["id"], row, report)
+            last = max(row["last_seen_at"] or 0.0, row["registered_at"] or 0.0)
+            heard = row["device_id"] in opened or last > stale_before
+            facts = MemberFacts(
+                id=row["device_id"],
+                wave=row["wave"],
+                state=state,
+                stale=not heard,
+                group=row["serial_group"],
+                settled_at=settled_at,
+            )
+            found.append(facts)
+        return found
+
+    def _opened(self, device_ids: Sequence[int]) -> Collection[int]:
+        """Return the devices with an open push socket."""
+        found: set[int] = set()
+        for start in range(0, len(device_ids), _TOGETHER):
+            found |= self._devices.opened(device_ids[start : start + _TOGETHER]).keys()
+        return found
+
+    def _reported(self, rows: Sequence[Row]) -> dict[int, Row]:
+        """Return the newest final outcome of each device that is about its released config, or a later one."""
+        released = {row["device_id"]: row for row in rows}
+        ids, found = list(released), {}
+        for start in range(0, len(ids), _TOGETHER):
+            some = ids[start : start + _TOGETHER]
+            sql = (
+                "SELECT device_id, type, ref, outcome, detail, at FROM outcomes"
+                f" WHERE device_id IN ({marks(some)}) AND type IN ({marks(_SIGNALS)}) ORDER BY at, ts_ms"
+            )
+            for outcome in self._db.all(sql, *some, *_SIGNALS):
+                if _is_about(outcome, released[outcome["device_id"]]):
+                    found[outcome["device_id"]] = outcome
+        return found
+
+    def _settle(self, rollout_id: int, row: Row, report: Row) -> tuple[Member, float]:
+        """Store what a device has reported, if it is new; return its state, and when it was settled."""
+        former = Member(row["state"])
+        state = Member.PROVEN if report["outcome"] in _PROOFS else Member.FAILED
+        if state is former or (state is Member.FAILED and former is Member.ACCEPTED):
+            return former, row["settled_at"]
+        at = self._wall_now()
+        self._set([row["device_id"]], rollout_id, state, detail=one_line(report["detail"], 500), settled_at=at)
+        return state, at
+
+    # --- what is done ---------------------------------------------------------------------------------------------
+
+    def _carry_out(self, rollout: Row, decision: Decision) -> bool:
+        """Do what was decided; return whether the next round may release more immediately."""
+        rollout_id = rollout["id"]
+        if decision.halt:
+            self._end(rollout_id, "halted", decision.halt)
+            log.warning("rollout %d has halted: %s", rollout_id, decision.halt)
+            return False
+        if decision.done:
+            self._profiles.make_current(rollout["user_id"], rollout["profile_id"], rollout["version"])
+            self._end(rollout_id, "done", "")
+            log.info("rollout %d is done", rollout_id)
+            return False
+        if decision.skip:
+            self._set(decision.skip, rollout_id, Member.SKIPPED)
+        release = decision.release[:RELEASED_TOGETHER]
+        if release:
+            self._release(rollout, release)
+        if decision.waits != rollout["waits"]:
+            self._db.run("UPDATE rollouts SET waits = ? WHERE id = ?", decision.waits, rollout_id)
+        return bool(decision.skip or release)
+
+    def _end(self, rollout_id: int, state: str, reason: str) -> None:
+        now = self._wall_now()
+        sql = "UPDATE rollouts SET state = ?, reason = ?, waits = '', updated_at = ?, finished_at = ? WHERE id = ?"
+        self._db.run(sql, state, reason, now, now if state == "done" else None, rollout_id)
+
+    def _release(self, rollout: Row, device_ids: Sequence[int]) -> None:
+        """Give devices the new version, and signal them; those whose config cannot be made have failed."""
+        values = ", ".join(["(?, ?, ?)"] * len(device_ids))
+        self._db.run(
+            f"INSERT INTO profile_pins VALUES {values}"
+            " ON CONFLICT (profile_id, device_id) DO UPDATE SET version = excluded.version",
+            *(value for one in device_ids for value in (rollout["profile_id"], one, rollout["version"])),
+        )
+        changed = set(self._stored.refresh(device_ids, strict=False))
+        now, problems = self._wall_now(), self._installs.problems(device_ids)
+        self._db.run(
+            "UPDATE rollout_devices SET state = ?, detail = '', released_at = ?, config_version = (SELECT i.version FROM"
+            " install_configs i WHERE i.device_id = rollout_devices.device_id) WHERE rollout_id = ? AND device_id IN"
+            f" ({marks(device_ids)})",
+            *(Member.RELEASED.value, now, rollout["id"], *device_ids),
+        )
+        for device_id, problem in problems.items():
+            self._set([device_id], rollout["id"], Member.FAILED, detail=problem, settled_at=now)
+        same = [one for one in device_ids if one not in changed and one not in problems]
+        if same:
+            self._set(same, rollout["id"], Member.PROVEN, detail="nothing to change", settled_at=now)
+        self._db.run("UPDATE rollouts SET updated_at = ? WHERE id = ?", now, rollout["id"])
+        log.info("rollout %d: %d devices released", rollout["id"], len(device_ids))
+
+    def _set(self, device_ids: Sequence[int], rollout_id: int, state: Member, **values: Any) -> None:
+        columns = "".join(f", {name} = ?" for name in values)
+        self._db.run(
+            f"UPDATE rollout_devices SET state = ?{columns} WHERE rollout_id = ? AND device_id IN ({marks(device_ids)})",
+            *(state.value, *values.values(), rollout_id, *device_ids),
+        )
+
+
+def _is_about(outcome: Row, released: Row) -> bool:
+    """Return whether an outcome is a final one of the released config, or of a later one."""
+    if outcome["outcome"] not in (*_PROOFS, *_FAILURES):
+        return False
+    if outcome["type"] != _SIGNALS[0]:  # everything was compared, with the config of that time
+        return bool(outcome["at"] > released["released_at"])
+    version = str(json.loads(outcome["ref"]).get("version"))  # whatever the device has sent
+    return _VERSION.fullmatch(version) is not None and int(version) >= released["config_version"]

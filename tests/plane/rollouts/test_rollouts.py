@@ -1,0 +1,318 @@
+"""Rollouts on both engines: waves by proof, halts, pause, abort, freeze, several planes, and kill -9."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import pytest
+import trio
+from engine_plane import WALL, new_device, plane_on
+
+from certctrl.errors import PlaneError
+from certctrl.model.plan import OutcomeKind
+from certctrl.plane.core import Plane
+from certctrl.plane.devices.reports import Ack
+from certctrl.plane.profiles.profiles import ProfileChange
+from certctrl.plane.rollouts.rollouts import RolloutRules
+from certctrl.plane.storage.database import Database
+from certctrl.plane.storage.keyring import Keyring
+
+FILES = {
+    "id": "files", "type": "copy", "ob_name": "www.example.com", "from": ["combined.pem"], "to": ["/etc/tls/www.pem"],
+}  # fmt: skip
+NEW = FILES | {"to": ["/etc/tls/new.pem"]}
+
+
+@attrs.define
+class Fleet:
+    """Devices that have the first version of a profile, and the planes that they use."""
+
+    planes: list[Plane]
+    devices: list[int]
+    now: list[float]
+
+    @property
+    def plane(self) -> Plane:
+        return self.planes[0]
+
+    async def start(self, *waves: str, **rules: Any) -> int:
+        given = RolloutRules(waves=waves or ("1", "10%"), **rules)
+        done = await self.plane.rollouts.start(1, "p", ProfileChange(installs=[NEW]), given)
+        return int(done["id"])
+
+    async def round(self) -> None:
+        for plane in self.planes:
+            await plane.rollout_runner.round()
+
+    async def ack(self, *devices: int, outcome: OutcomeKind = OutcomeKind.APPLIED) -> None:
+        """Report an outcome of the newest config of devices, as their agents do."""
+        for device in devices:
+            version = (await self.plane.work(self.plane.installs.versions, [device]))[device]
+            ack = Ack(
+                type="install.updated", ts_ms=version, ref={"version": version}, outcome=outcome, detail="because"
+            )
+            await self.plane.work(self.plane.reports.store, device, [ack])
+
+    async def heard(self, *devices: int) -> None:
+        for device in devices:
+            self.plane.devices.seen(device, "192.0.2.7", "", self.now[0])
+        await self.plane.work(self.plane.devices.save_sightings)
+
+    async def new(self) -> list[int]:
+        """Return the devices that have the new version, by their place."""
+        found = []
+        for place, device in enumerate(self.devices):
+            document = await self.plane.work(self.plane.installs.document, device)
+            if document["installs"] == [NEW]:
+                found.append(place)
+        return found
+
+    async def show(self, rollout: int) -> dict[str, Any]:
+        return await self.plane.work(self.plane.rollouts.show, 1, rollout)
+
+    async def state(self, rollout: int) -> tuple[str, str]:
+        shown = await self.show(rollout)
+        return shown["state"], shown["reason"] or shown["waits"]
+
+
+@pytest.fixture
+async def fleet(open_database: Callable[[], Database]) -> Fleet:
+    keyring, now = Keyring.open(None), [WALL]
+    planes = [plane_on(open_database(), keyring, wall_now=lambda: now[0]) for _ in range(2)]
+    devices = [await new_device(planes[0], f"d{number}") for number in range(6)]
+    found = Fleet(planes, devices, now)
+    await planes[0].profiles.put(1, "p", ProfileChange(devices="*", installs=[FILES]))
+    await found.heard(*devices)
+    return found
+
+
+async def test_each_wave_is_released_by_the_proof_of_the_one_before(fleet: Fleet) -> None:
+    rollout = await fleet.start("1", "2")
+    assert [(wave["wave"], wave["devices"]) for wave in (await fleet.show(rollout))["waves"]] == [
+        (1, 1),
+        (2, 2),
+        (3, 3),
+    ]
+    assert await fleet.new() == []
+    await fleet.round()
+    assert await fleet.new() == [0]
+    fleet.now[0] += 600  # time alone releases nothing
+    await fleet.round()
+    assert (await fleet.new(), await fleet.state(rollout)) == ([0], ("running", "the proof of 1 device of wave 1"))
+    await fleet.ack(fleet.devices[0])
+    await fleet.round()
+    assert await fleet.new() == [0, 1, 2]
+    await fleet.ack(fleet.devices[1])
+    await fleet.round()
+    assert await fleet.new() == [0, 1, 2]
+    await fleet.ack(fleet.devices[2], outcome=OutcomeKind.UNCHANGED)
+    await fleet.heard(*fleet.devices)
+    await fleet.round()
+    assert await fleet.new() == [0, 1, 2, 3, 4, 5]
+    await fleet.ack(*fleet.devices[3:])
+    versions = await fleet.plane.work(fleet.plane.installs.versions, fleet.devices)
+    await fleet.round()
+    assert await fleet.state(rollout) == ("done", "")
+    assert await fleet.plane.work(fleet.plane.installs.versions, fleet.devices) == versions, "the end signals nothing"
+    (row,) = await fleet.plane.work(fleet.plane.profiles.show_all, 1)
+    assert row["version"] == 2
+
+
+async def test_a_failure_halts_and_the_rest_keeps_the_old_version(fleet: Fleet) -> None:
+    rollout = await fleet.start("2")
+    await fleet.round()
+    await fleet.ack(fleet.devices[0])
+    await fleet.ack(fleet.devices[1], outcome=OutcomeKind.ROLLED_BACK)
+    await fleet.round()
+    assert await fleet.state(rollout) == ("halted", "1 device failed, none may fail")
+    (failed,) = [row for row in (await fleet.show(rollout))["devices"] if row["state"] == "failed"]
+    assert (failed["name"], failed["detail"]) == ("d1", "because")
+    assert [one.name for one in fleet.plane.problems.now()] == ["rollout_halted"]
+    await fleet.round()
+    assert await fleet.new() == [0, 1]
+    with pytest.raises(PlaneError, match="Rollout 1 of this profile is halted: abort it first"):
+        await fleet.plane.profiles.put(1, "p", ProfileChange(installs=[]))
+    await fleet.plane.work(fleet.plane.rollouts.resume, 1, rollout)
+    await fleet.round()
+    assert await fleet.new() == [0, 1, 2, 3, 4, 5], "the operator has accepted the failure"
+    assert fleet.plane.problems.now() == []
+    await fleet.ack(*fleet.devices[2:])
+    await fleet.round()
+    assert (await fleet.state(rollout))[0] == "done"
+
+
+async def test_a_device_that_succeeds_later_no_longer_counts_as_failed(fleet: Fleet) -> None:
+    rollout = await fleet.start("2", max_failures=1)
+    await fleet.round()
+    await fleet.ack(fleet.devices[0])
+    await fleet.ack(fleet.devices[1], outcome=OutcomeKind.FAILED)
+    await fleet.round()
+    assert len(await fleet.new()) == 6
+    await fleet.ack(fleet.devices[1])
+    await fleet.ack(fleet.devices[2], outcome=OutcomeKind.FAILED)
+    await fleet.round()
+    assert (await fleet.state(rollout))[0] == "running"
+
+
+async def test_new_devices_get_the_proven_version(fleet: Fleet) -> None:
+    rollout = await fleet.start("1")
+    await fleet.round()
+    fleet.devices.append(await new_device(fleet.plane, "new"))
+    assert await fleet.new() == [0]
+    await fleet.plane.work(fleet.plane.rollouts.abort, 1, rollout)
+    await fleet.round()
+    assert (await fleet.new(), (await fleet.state(rollout))[0]) == ([0], "aborted")
+    with pytest.raises(PlaneError, match="Rollout 1 is aborted"):
+        await fleet.plane.work(fleet.plane.rollouts.resume, 1, rollout)
+    await fleet.plane.work(fleet.plane.rollouts.abort, 1, rollout)
+    (row,) = await fleet.plane.work(fleet.plane.profiles.show_all, 1)
+    assert (row["version"], row["device_count"], row["pinned_count"]) == (1, 7, 1)
+    await fleet.plane.profiles.put(1, "p", ProfileChange(installs=[FILES]))
+    assert await fleet.new() == [], "a put ends what an abort has left"
+
+
+async def test_pause_freeze_and_windows_hold_back(fleet: Fleet) -> None:
+    rollout = await fleet.start("1", windows=("00:00-00:01",))
+    await fleet.round()
+    assert (await fleet.new(), (await fleet.state(rollout))[1]) == ([], "the window 00:00-00:01 UTC")
+    fleet.now[0] += 86_400 - fleet.now[0] % 86_400
+    await fleet.heard(*fleet.devices)
+    await fleet.plane.work(fleet.plane.rollouts.freeze, 1, "shopping season")
+    await fleet.round()
+    assert (await fleet.new(), (await fleet.state(rollout))[1]) == ([], "the end of the freeze: shopping season")
+    await fleet.plane.work(fleet.plane.rollouts.freeze, 1, "")
+    await fleet.plane.work(fleet.plane.rollouts.pause, 1, rollout)
+    await fleet.round()
+    assert (await fleet.new(), (await fleet.state(rollout))[0]) == ([], "paused")
+    await fleet.plane.work(fleet.plane.rollouts.resume, 1, rollout)
+    await fleet.round()
+    assert await fleet.new() == [0]
+
+
+async def test_a_device_that_is_not_heard_from_is_skipped_and_catches_up(fleet: Fleet) -> None:
+    fleet.now[0] += 3600
+    await fleet.heard(*fleet.devices[1:])
+    rollout = await fleet.start("2")
+    await fleet.round()
+    await fleet.ack(fleet.devices[1])
+    await fleet.round()
+    assert await fleet.new() == [1, 2, 3, 4, 5]
+    assert (await fleet.show(rollout))["waves"][0]["states"] == {"proven": 1, "skipped": 1}
+    await fleet.heard(fleet.devices[0])
+    await fleet.ack(*fleet.devices[2:5])
+    await fleet.round()
+    assert await fleet.new() == [0, 1, 2, 3, 4, 5]
+    await fleet.plane.work(fleet.plane.devices.revoke, 1, fleet.devices[5], "")
+    await fleet.ack(fleet.devices[0])
+    await fleet.round()
+    assert (await fleet.state(rollout))[0] == "done", "a revoked device is not waited for"
+
+
+@pytest.mark.parametrize("version", ["²", "9" * 4000, "-1", 1.5, True, None, [3], {"a": 1}, "3x", 2, "", 10**30])
+async def test_a_report_without_the_version_proves_nothing(fleet: Fleet, version: object) -> None:
+    rollout = await fleet.start("1")
+    await fleet.round()
+    ack = Ack(type="install.updated", ts_ms=1, ref={"version": version}, outcome=OutcomeKind.APPLIED)
+    await fleet.plane.work(fleet.plane.reports.store, fleet.devices[0], [ack])
+    await fleet.round()
+    assert (await fleet.show(rollout))["waves"][0]["states"] == {"released": 1}
+
+
+async def test_canaries_and_serial_groups(fleet: Fleet) -> None:
+    await fleet.plane.work(fleet.plane.devices.tags.change, 1, fleet.devices[4:], add=["canary"])
+    await fleet.plane.work(fleet.plane.devices.tags.change, 1, fleet.devices[:3], add=["cluster=a"])
+    await fleet.start("1", canary="canary", serial="cluster=")
+    await fleet.round()
+    assert await fleet.new() == [4, 5]
+    await fleet.ack(*fleet.devices[4:])
+    await fleet.round()
+    assert await fleet.new() == [0, 4, 5]
+    await fleet.ack(fleet.devices[0])
+    await fleet.round()
+    assert await fleet.new() == [0, 1, 3, 4, 5]
+    await fleet.ack(fleet.devices[1])
+    await fleet.round()
+    assert len(await fleet.new()) == 6
+
+
+async def test_planes_that_run_rounds_at_a_time_release_once(fleet: Fleet) -> None:
+    rollout = await fleet.start("2", "2")
+    for devices in (fleet.devices[:0], fleet.devices[:2], fleet.devices[2:4], fleet.devices[4:]):
+        await fleet.ack(*devices)
+        async with trio.open_nursery() as nursery:
+            for plane in fleet.planes * 2:
+                nursery.start_soon(plane.rollout_runner.round)
+    await fleet.round()
+    assert (await fleet.state(rollout))[0] == "done"
+    for device in fleet.devices:
+        page = await fleet.plane.work(fleet.plane.stream.read, device, None, 100)
+        assert [signal["ref"]["version"] for signal in page.signals] == [2, 3]
+
+
+async def test_a_round_that_dies_leaves_nothing_half_done(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    rollout = await fleet.start("3")
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fleet.plane.installs, "problems", killed)
+    with pytest.raises(BaseException):  # noqa: B017
+        await fleet.plane.rollout_runner.round()
+    assert await fleet.new() == []
+    await fleet.planes[1].rollout_runner.round()
+    assert await fleet.new() == [0, 1, 2]
+    assert (await fleet.show(rollout))["waves"][0]["states"] == {"released": 3}
+
+
+async def test_a_device_that_does_not_fit_when_released_fails(fleet: Fleet) -> None:
+    rollout = await fleet.start("1")
+    await fleet.plane.installs.put(fleet.devices[0], [FILES | {"id": "own", "to": ["/etc/tls/new.pem"]}])
+    await fleet.round()
+    await fleet.round()
+    assert (await fleet.state(rollout))[0] == "halted"
+    (row,) = (await fleet.show(rollout))["devices"]
+    assert "item own of the device itself writes /etc/tls/new.pem" in row["detail"]
+
+
+async def test_a_new_profile_can_be_rolled_out(fleet: Fleet) -> None:
+    change, rules = (
+        ProfileChange(devices="*", installs=[FILES | {"id": "q", "to": ["/q"]}]),
+        RolloutRules(waves=("50%",)),
+    )
+    plan = await fleet.plane.rollouts.start(1, "q", change, rules, dry_run=True)
+    assert ([wave["devices"] for wave in plan["waves"]], plan["id"]) == ([3, 3], None)
+    done = await fleet.plane.rollouts.start(1, "q", change, rules)
+    await fleet.round()
+    items = [len((await fleet.plane.work(fleet.plane.installs.document, one))["installs"]) for one in fleet.devices]
+    assert items == [2, 2, 2, 1, 1, 1]
+    with pytest.raises(PlaneError, match="abort it first"):
+        await fleet.plane.rollouts.start(1, "q", ProfileChange(devices="*", installs=[NEW | {"id": "z"}]), rules)
+    await fleet.plane.work(fleet.plane.rollouts.abort, 1, done["id"])
+
+
+@pytest.mark.parametrize(
+    ("rules", "says"),
+    [
+        ({"waves": ("0",)}, "waves: '0' is not the size of a wave"),
+        ({"windows": ("22-6",)}, "windows: '22-6' is not a window"),
+        ({"canary": "web &&"}, "canary: character 5"),
+        ({"canary": "nothing"}, "No device whose config changes matches the canary nothing"),
+        ({"serial": "a or b"}, "serial: use one tag"),
+        ({"serial": "Web"}, "serial: character 1"),
+        ({"pause_seconds": -1}, "pause_seconds"),
+    ],
+)
+async def test_rules_that_are_refused(fleet: Fleet, rules: dict[str, Any], says: str) -> None:
+    with pytest.raises(PlaneError) as refused:
+        await fleet.plane.rollouts.start(1, "p", ProfileChange(installs=[NEW]), RolloutRules(**rules))
+    assert (refused.value.status, says in str(refused.value)) == (400, True), refused.value
+    assert await fleet.plane.work(fleet.plane.rollouts.show_all, 1) == []
+
+
+async def test_a_change_that_changes_nothing_is_no_rollout(fleet: Fleet) -> None:
+    with pytest.raises(PlaneError, match="there is nothing to roll out"):
+        await fleet.plane.rollouts.start(1, "p", ProfileChange(installs=[FILES]), RolloutRules())
+    with pytest.raises(PlaneError, match="No such rollout: 7"):
+        await fleet.plane.work(fleet.plane.rollouts.abort, 1, 7)
