@@ -86,6 +86,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "plane": BELOW_PLANE,
     "plane.storage": (*BELOW_PLANE, "plane.errors", "plane.devices.features", "plane.health.counters"),
     "plane.ca": IN_PLANE,
+    "plane.access": (*IN_PLANE, "plane.audit", "plane.limits"),
+    "plane.sign_in": (*IN_PLANE, "plane.access.roles", "plane.setting_hooks"),
+    "plane.audit": (*IN_PLANE, "plane.access.roles", "plane.devices.grants"),
     "plane.acme": (*BELOW_PLANE, "plane.issuers.issuer"),
     "plane.devices": (*IN_PLANE, "plane.ca", "plane.installs", "plane.limits", "plane.shared_limits"),
     "plane.profiles": (*IN_PLANE, "plane.devices", "plane.installs"),
@@ -113,6 +116,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "httpx": ("certctrl.plane.acme.http",),
     "httpcore": (
         "certctrl.net.connections", "certctrl.net.reused", "certctrl.net.transport", "certctrl.plane.acme.http",
+        "certctrl.plane.sign_in.http",
     ),
     "typer": ("certctrl.cli",),
     "rich": ("certctrl.cli", "certctrl.sandbox.live_table"),

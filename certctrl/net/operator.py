@@ -134,7 +134,7 @@ class Operator:
             return data_or_error(answer, now=self._wall_now(), cap=CAP)
         except PlaneError as error:
             if error.status in (401, 403) and error.fix is None:
-                error.fix = "check the operator key (DATA/operator.key of `cert-ctrl plane serve --data DATA`)"
+                error.fix = "check the token, or the operator key (operator.key in the control plane's data directory)"
             raise
 
 

@@ -20,7 +20,9 @@ import trio
 from certctrl.errors import CertctrlError, ConfigError, DiskError
 from certctrl.model.offload import Offload
 from certctrl.plane import clock
+from certctrl.plane.access.access import OperatorAccess
 from certctrl.plane.anchor import Anchor
+from certctrl.plane.audit.log import AuditLog
 from certctrl.plane.authorities import Authorities
 from certctrl.plane.ca.denied_keys import DeniedKeys, read_denied_keys
 from certctrl.plane.ca.issuer import BuiltinCa, Issuer, inline
@@ -56,6 +58,7 @@ from certctrl.plane.revocation.crls import Crls
 from certctrl.plane.rollouts.rollouts import Rollouts
 from certctrl.plane.rollouts.runner import RolloutRunner
 from certctrl.plane.settings import PlaneSettings
+from certctrl.plane.sign_in.provider import provider_of
 from certctrl.plane.storage.data_dir import DataDir, GivenKeys, keep_file, locked, make_data_dir
 from certctrl.plane.storage.database import Database, P, T
 from certctrl.plane.storage.gathering import A, Gathering, Rush, one_of
@@ -95,6 +98,7 @@ class Plane:
         self.wall_now, self.offload = wall_now, offload
         self.database, self.keyring = db, keys = database, keyring
         self._assemble_ca(offload, monotonic)
+        self.audit = AuditLog(db, wall_now, days=settings.audit_days)
         self.stream = SignalStream(db, length=settings.stream_length, wall_now=wall_now)
         self.clones = CloneDetector(db, wall_now)
         self.sessions = Sessions(db, keys, settings, wall_now)
@@ -110,7 +114,9 @@ class Plane:
         self.reports = Reports(db, settings, wall_now)
         self.reports.on_announced = self.device_keys.announced
         self._assemble_profiles()
-        self.operators = Operators(db, keys, settings, wall_now)
+        self.access = OperatorAccess(db, keys, wall_now)
+        self.operators = Operators(db, keys, self.access, settings, wall_now)
+        self.provider = None if settings.oidc is None else provider_of(settings.oidc, wall_now)
         self._assemble_push(monotonic)
         self._assemble_housekeeping()
         self._closing = contextlib.ExitStack()
@@ -163,6 +169,7 @@ class Plane:
             self.push.questions.delete_expired,
             self.planes.delete_expired,
             self.reserved.delete_expired,
+            self.audit.delete_expired,
         )
         self.housekeeping = Housekeeping(db, parts, (self.counters, self.storage_check), expiring, wall_now)
         self.housekeeping.plan()

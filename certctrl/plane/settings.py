@@ -2,10 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import attrs
+
 from certctrl import lean
 from certctrl.errors import ConfigError
 
 DAY = 86_400
+MIN_AUDIT_DAYS = 30
+MAX_AUDIT_DAYS = 3650
+
+
+@lean.frozen(kw_only=True)
+class OidcSettings:
+    """An OpenID provider at which operators sign in to the pages."""
+
+    issuer: str
+    """URL, exactly as the provider writes it."""
+    client_id: str
+    client_secret: str = attrs.field(repr=False)
+    roles: Mapping[str, str]
+    """Value of the role claim -> role; the highest counts."""
+    role_claim: str = "groups"
+    name_claim: str = "email"
+    """Claim with the name of the operator."""
+    scopes: tuple[str, ...] = ("openid", "profile", "email")
+    label: str = "single sign-on"
+    ca_file: str = ""
+    """CA of the provider; empty: the system's CAs."""
 
 
 @lean.frozen(kw_only=True)
@@ -44,10 +69,16 @@ class PlaneSettings:
     sign_in_attempts: int = 5
     """Wrong operator keys before more of them from one address are refused for a while; the right key never is."""
     lock_out_seconds: int = 900
+    oidc: OidcSettings | None = None
+    """Where operators sign in to the pages; None: only here."""
+    audit_days: int = 400
+    """Days for which entries of the audit log are kept."""
 
     def __attrs_post_init__(self) -> None:
         for name in ("access_token_seconds", "poll_burst", "stream_length", "grant_seconds", "certificate_seconds"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1")
+        if self.audit_days < MIN_AUDIT_DAYS:
+            raise ConfigError(f"audit_days must be at least {MIN_AUDIT_DAYS}")
         if self.poll_rate <= 0:
             raise ConfigError("poll_rate must be above 0")

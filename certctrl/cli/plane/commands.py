@@ -10,6 +10,7 @@ import typer
 from certctrl.cli.output import table
 from certctrl.cli.plane.approval import approve, deny
 from certctrl.cli.plane.asking import ask
+from certctrl.cli.plane.audit import audit
 from certctrl.cli.plane.connection import (
     GROUP,
     OperatorApi,
@@ -27,6 +28,8 @@ from certctrl.cli.plane.issue import issue
 from certctrl.cli.plane.issuers import issuers
 from certctrl.cli.plane.issuing_ca import constrain, show_ca
 from certctrl.cli.plane.listing import certificates
+from certctrl.cli.plane.operator_key import operator_key, rotate
+from certctrl.cli.plane.operators import operator, token, whoami
 from certctrl.cli.plane.orders import orders
 from certctrl.cli.plane.profiles import profile
 from certctrl.cli.plane.renewing import renew
@@ -233,10 +236,16 @@ def enrolment_token(
     show(ctx, row, row["token"])
 
 
+plane.command(cls=OperatorCommand)(audit)
 plane.command(cls=OperatorCommand)(ask)
 plane.command("tag", cls=OperatorCommand)(tag_devices)
 plane.command(cls=OperatorCommand)(approve)
 plane.command(cls=OperatorCommand)(deny)
+plane.command(cls=OperatorCommand)(whoami)
+plane.add_typer(operator, name="operator")
+plane.add_typer(token, name="token")
+plane.add_typer(operator_key, name="operator-key")
+plane.add_typer(rotate, name="rotate")
 plane.add_typer(issuers, name="issuers")
 plane.add_typer(orders, name="orders")
 plane.add_typer(install_config, name="install-config")

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from certctrl import lean
 from certctrl.cli.daemon_or_local import answered_yes
 from certctrl.cli.output import write_error, write_json, write_line
 from certctrl.cli.owner import become_owner
+from certctrl.cli.plane.secrets import refuse_readable
 from certctrl.errors import CertctrlError, ExitStatus, PlaneError, TransportError, UsageError
 from certctrl.text import ascii_name
 
@@ -32,6 +34,7 @@ OneDevice = Annotated[str, typer.Option("--device", metavar="ID|NAME", help="The
 SomeDevices = Annotated[list[str], typer.Option("--device", metavar="ID|NAME", help="The device; may be repeated.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation on a terminal.")]
 DATA_VARIABLE = "CERTCTRL_PLANE_DATA"
+OWN_FILE_VARIABLE = "CERTCTRL_PLANE_TOKEN_FILE"
 _META = "certctrl.plane"
 _MAX_KEY_BYTES = 4096
 _EXIT_STATUSES = {
@@ -45,6 +48,12 @@ _FIXES = {
     "NOT_CONNECTED": "cert-ctrl plane devices shows who is online; at the host, check the daemon and its poll_mode",
     "PUSH_UNSUPPORTED": "update the agent of that device",
     "REFUSED_BY_POLICY": "the host decides: remote_questions in its policy.json",
+    "ROLE_REQUIRED": "use a token with that role, or ask an admin for it: cert-ctrl plane operator role NAME ROLE",
+    "OPERATOR_TOKEN_EXPIRED": "ask an admin for a new one: cert-ctrl plane token create",
+    "OPERATOR_TOKEN_REVOKED": "ask an admin for a new one: cert-ctrl plane token create",
+    "OPERATOR_DISABLED": "an admin can enable the operator: cert-ctrl plane operator enable NAME",
+    "OPERATOR_KEY_OFF": "add --token-file FILE; or on the control plane's machine: cert-ctrl plane operator-key on --data DIR",
+    "NO_ADMIN_LEFT": "first: cert-ctrl plane operator add NAME --role admin, and plane token create for that operator",
     "TIMED_OUT": "ask again with a longer --timeout, and check the host",
 }
 """Key of an error response -> what the operator can do."""
@@ -58,6 +67,7 @@ class SharedOptions:
     server: str = ""
     ca: str = ""
     operator_key_file: str = ""
+    token_file: str = ""
     user: int = 1
     as_json: bool = False
 
@@ -98,6 +108,9 @@ def _options() -> list[TyperOption]:
         text("--server", "server", "URL", "URL of the control plane; default: locally, the one that serves --data."),
         text("--ca", "ca", "FILE", "CA of the control plane; default: ca.pem in --data, otherwise the system's CAs."),
         text("--operator-key-file", "operator_key_file", "FILE", "Operator key; default: operator.key in --data."),
+        text(
+            "--token-file", "token_file", "FILE", f"Your operator token instead of the key; also ${OWN_FILE_VARIABLE}."
+        ),
         TyperOption(
             param_decls=["--user"],
             metavar="ID",
@@ -232,18 +245,33 @@ def find_connection(options: SharedOptions) -> Connection:
     """
     directory = options.data or os.environ.get(DATA_VARIABLE, "")
     data = Path(directory) if directory else None
+    token = _token(options)  # before this process becomes another user
     if data is not None:
         become_owner(data)
     key_file = Path(options.operator_key_file) if options.operator_key_file else data and data / "operator.key"
-    if key_file is None:
-        fix = "add --data DIR on the control plane's machine, otherwise --server URL --operator-key-file FILE --ca FILE"
+    if key_file is None and not token:
+        fix = "add --data DIR on the control plane's machine, otherwise --server URL --token-file FILE --ca FILE"
         raise UsageError("no control plane given", fix=fix)
     server = options.server or (_address(data) if data is not None else "")
     if not server:
         raise UsageError("no control plane URL given", fix="add --server URL")
     _check_url(server)
     ca = Path(options.ca) if options.ca else data and data / "ca.pem"
-    return Connection(server, ca.absolute() if ca is not None else None, _read(key_file, "the operator key"))
+    key = token or _read(key_file or Path(), "the operator key")
+    return Connection(server, ca.absolute() if ca is not None else None, key)
+
+
+def _token(options: SharedOptions) -> str:
+    """Return the operator's token, empty if none is given. Raises UsageError."""
+    given = options.token_file or ("" if options.operator_key_file else os.environ.get(OWN_FILE_VARIABLE, ""))
+    if not given:
+        return ""
+    if options.token_file and options.operator_key_file:
+        raise UsageError("--token-file and --operator-key-file are given", fix="leave one of them out")
+    path = Path(given)
+    with contextlib.suppress(OSError):
+        refuse_readable(path.stat().st_mode, "the token file", given)
+    return _read(path, "an operator token", "write the token to it, mode 0600; cert-ctrl plane token create makes one")
 
 
 def _address(data: Path) -> str:
@@ -263,18 +291,18 @@ def _check_url(server: str) -> None:
         ) from None
 
 
-def _read(path: Path, what: str) -> str:
+def _read(path: Path, what: str, hint: str = "") -> str:
     try:
         with path.open("rb") as file:
             text = file.read(_MAX_KEY_BYTES).decode("ascii", "replace").strip()
     except OSError as error:
-        fix = "start the control plane once (cert-ctrl plane serve --data DIR), or give the right file"
+        fix = hint or "start the control plane once (cert-ctrl plane serve --data DIR), or give the right file"
         fix = "run as root or as the control plane's user" if isinstance(error, PermissionError) else fix
         raise UsageError(f"cannot read {what} from {path}: {error.strerror}", fix=fix) from None
     if not text or not text.isascii() or any(c.isspace() for c in text):
         raise UsageError(
             f"{path} does not contain {what}",
-            fix="restore the file as the control plane wrote it: one word on one line",
+            fix=hint or "restore the file as the control plane wrote it: one word on one line",
         )
     return text
 

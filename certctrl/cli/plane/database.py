@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
+import socket
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
@@ -162,11 +165,12 @@ def migrate_to(
     connect = connector(database_address(url, database_file, os.environ))
     if connect is None:
         raise UsageError("no database is given", fix=f"add {_EXAMPLE}")
-    directory = _owned(data)
+    who, directory = local_user(), _owned(data)
+    from certctrl.plane.access.on_disk import note
     from certctrl.plane.storage.data_dir import DataDir
     from certctrl.plane.storage.moving import move
 
-    moved = move(DataDir(directory), connect)
+    moved = move(DataDir(directory), connect, partial(note, who=who, action="plane.migrate"))
     if as_json:
         write_json(moved._asdict(), pretty=False)
     else:
@@ -227,14 +231,16 @@ def restore(
     """
     connect = connector(database_address(database, database_file, os.environ))
     keys = given_keys(storage_key_file, operator_key_file, os.environ)
-    root = _owned(data)
+    who, root = local_user(), _owned(data)
+    from certctrl.plane.access.on_disk import note
     from certctrl.plane.clock import rfc3339, wall_now
     from certctrl.plane.storage.backup import BEFORE_RESTORE
     from certctrl.plane.storage.backup import restore as restore_backup
     from certctrl.plane.storage.data_dir import DataDir
 
     directory = DataDir(root, keys)
-    contents = restore_backup(directory, Path(file), now=wall_now(), connect=connect)
+    noted = partial(note, who=who, action="plane.restore", file=file)
+    contents = restore_backup(directory, Path(file), now=wall_now(), connect=connect, note=noted)
     if as_json:
         write_json(contents._asdict(), pretty=False)
         return
@@ -243,7 +249,7 @@ def restore(
     write_line(f"restored {devices} and {certificates}{taken}")
     if connect is None and (kept := directory.root / BEFORE_RESTORE).exists():
         write_line(f"the replaced data are in {kept}")
-    write_line("start the control plane; revoke again what was revoked since the backup")
+    write_line("start the control plane; revoke again what was revoked since the backup, operator tokens included")
 
 
 def _owned(data: str) -> Path:
@@ -253,3 +259,13 @@ def _owned(data: str) -> Path:
         raise UsageError("no data directory for the control plane", fix="add --data DIR")
     become_owner(directory)
     return Path(directory)
+
+
+def local_user() -> str:
+    """Return who runs this command, for the audit log: the user who became root, if sudo says so."""
+    try:
+        name = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        name = str(os.getuid())
+    sudo = os.environ.get("SUDO_USER", "") if os.getuid() == 0 else ""
+    return f"{f'{sudo} as ' if sudo.isprintable() and 0 < len(sudo) <= 64 else ''}{name} on {socket.gethostname()}"

@@ -14,7 +14,7 @@ from certctrl.errors import ConfigError, UsageError
 
 STORAGE_CREDENTIAL = "certctrl-storage-key"
 OPERATOR_CREDENTIAL = "certctrl-operator-key"
-_MAX_BYTES = 4096
+_MAX_BYTES = 64 * 1024
 
 StorageKeyFile = Annotated[
     str,
@@ -45,10 +45,12 @@ class Secret(NamedTuple):
         return f"Secret(…, {self.path})"
 
 
-def read_secret(file: str, credential: str, environ: Mapping[str, str], contents: str) -> Secret | None:
+def read_secret(
+    file: str, credential: str, environ: Mapping[str, str], contents: str, *, one_line: bool = True
+) -> Secret | None:
     """Return the line of a file, otherwise of a systemd credential; None without both.
 
-    ``contents`` says what the line is. Raises ConfigError for an unusable file, and one that others can read.
+    ``contents`` says what the line is; without ``one_line``, it may have several. Raises ConfigError for an unusable file, and one that others can read.
     """
     directory = environ.get("CREDENTIALS_DIRECTORY", "")
     given = Path(directory) / credential
@@ -66,7 +68,7 @@ def read_secret(file: str, credential: str, environ: Mapping[str, str], contents
         raise ConfigError(f"cannot be read: {error.strerror or error}", file=str(path), fix=fix) from None
     if file and mode & 0o077:
         raise ConfigError("is readable by other users", file=str(path), fix=f"chmod 0600 {path}")
-    if not text or "\n" in text:
+    if not text or ("\n" in text and one_line):
         raise ConfigError(f"must contain one line: {contents}", file=str(path), fix=f"write {contents} to it")
     return Secret(text, path)
 

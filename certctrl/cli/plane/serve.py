@@ -27,7 +27,7 @@ from certctrl.cli.plane.database import (
 from certctrl.cli.plane.plain_http import CrlUrl, HttpListen, check_crl_url
 from certctrl.cli.plane.plain_http import crl_url as default_crl_url
 from certctrl.cli.plane.poll_modes import Recommendation, RecommendPollMode
-from certctrl.cli.plane.secrets import OperatorKeyFile, StorageKeyFile, given_keys
+from certctrl.cli.plane.secrets import OperatorKeyFile, StorageKeyFile, given_keys, read_secret
 from certctrl.cli.plane.sockets import ReusePort, Sockets, open_sockets
 from certctrl.errors import UsageError
 from certctrl.text import counted
@@ -93,6 +93,24 @@ Workers = Annotated[
         "above that of worker 1, and so on.",
     ),
 ]
+AuditDays = Annotated[
+    int,
+    typer.Option(
+        "--audit-days",
+        metavar="N",
+        min=30,
+        max=3650,
+        help="Days for which entries of the audit log are kept; an entry says when older ones were deleted.",
+    ),
+]
+Oidc = Annotated[
+    str,
+    typer.Option(
+        "--oidc",
+        metavar="FILE",
+        help="Let operators sign in to the pages at an OpenID provider; FILE, of mode 0600, has its settings in JSON.",
+    ),
+]
 _MAX_OPEN_FILES = 65_536
 _LISTENERS = {"metrics_url": "metrics", "acme_http_url": "http-01", "http_url": "without TLS"}
 """Small listeners, and what they are called."""
@@ -120,6 +138,8 @@ def serve(
     workers: Workers = 1,
     reuse_port: ReusePort = False,
     recommend_poll_mode: RecommendPollMode = Recommendation.LONG_POLL,
+    audit_days: AuditDays = 400,
+    oidc: Oidc = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print the addresses and files as JSON.")] = False,
 ) -> None:
     """Run the control plane in the foreground.
@@ -146,16 +166,24 @@ def serve(
     others = other_addresses(metrics, metrics_public, acme_http)
     note_duplicates(hostname or ())
     connect = _connector(database, database_file, listen_database, workers)
-    keys = given_keys(storage_key_file, operator_key_file, os.environ)
-    serving = partial(_served(), connect=connect, keys=keys)
+    serving = partial(_served(), connect=connect, keys=given_keys(storage_key_file, operator_key_file, os.environ))
     serving = partial(serving, proxies=_proxies(proxy or (), http_proxy or ()), hostnames=tuple(hostname or ()))
+    more: tuple[Any, ...] = (recommend_poll_mode.sent_as, audit_days, _provider(oidc))
     become_owner(directory)
     sockets = open_sockets(host, port, http, reuse_port, os.environ)
-    serving = partial(serving, **sockets.options())
-    crl_url = default_crl_url(crl_url, sockets.http, hostname or (), public_url)
+    more = (default_crl_url(crl_url, sockets.http, hostname or (), public_url), *more)
     placed, worker = _placed(serving, Path(directory), sockets, workers, invocation(ctx), others)
-    recommended = recommend_poll_mode.sent_as
-    _run(placed, ctx, public_url, as_json, allow_unproven_keys, worker, crl_url, recommended)
+    _run(placed, ctx, public_url, as_json, allow_unproven_keys, worker, *more)
+
+
+def _provider(file: str) -> Any:
+    """Return the settings of the OpenID provider in a file; None without one. Raises ConfigError."""
+    found = read_secret(file, "certctrl-oidc", os.environ, "the provider's settings", one_line=False)
+    if found is None:
+        return None
+    from certctrl.plane.sign_in.file import read_settings
+
+    return read_settings(found.path, found.text)
 
 
 def _served() -> Callable[..., Any]:
@@ -200,6 +228,7 @@ def _placed(
     others: dict[str, Any],
 ) -> tuple[Callable[..., Any], Any]:
     """Return what serves in this process, and the worker that this process has become; None: there is only one."""
+    serving = partial(serving, **sockets.options())
     if workers == 1:
         return partial(serving, place, **others), None
     sock, worker = _start_workers(sockets, workers, invoked)
@@ -269,6 +298,8 @@ async def _serve(
     worker: Any = None,
     crl_url: str = "",
     recommended: str = Recommendation.LONG_POLL.sent_as,
+    audit_days: int = 400,
+    provider: Any = None,
 ) -> None:
     """Serve until asked to stop; ``worker`` is this process if it is one of several."""
     import trio
@@ -281,7 +312,7 @@ async def _serve(
 
     _allow_many_connections()
     notifier, early, reload = Notifier({} if worker is not None else os.environ), early_signals(), RepeatedEvent()
-    settings = _settings(public_url, crl_url, allow_unproven_keys, recommended)
+    settings = _settings(public_url, crl_url, allow_unproven_keys, recommended, audit_days, provider)
     with trio.open_signal_receiver(*PLANE) as signals:
         async with trio.open_nursery() as nursery:
             address = await nursery.start(partial(serving, settings=settings, reload=reload))
@@ -298,7 +329,9 @@ async def _serve(
             nursery.cancel_scope.cancel()
 
 
-def _settings(public_url: str, crl_url: str, allow_unproven_keys: bool, recommended: str) -> Any:
+def _settings(
+    public_url: str, crl_url: str, allow_unproven_keys: bool, recommended: str, audit_days: int, provider: Any
+) -> Any:
     """Return the settings of the plane."""
     from certctrl.plane.settings import PlaneSettings
 
@@ -307,6 +340,8 @@ def _settings(public_url: str, crl_url: str, allow_unproven_keys: bool, recommen
         crl_url=crl_url,
         allow_unproven_keys=allow_unproven_keys,
         recommended_poll_mode=recommended,
+        audit_days=audit_days,
+        oidc=provider,
     )
 
 

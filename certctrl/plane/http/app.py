@@ -5,7 +5,9 @@ from __future__ import annotations
 from starlette.routing import Router
 
 from certctrl.plane.core import Plane
+from certctrl.plane.http.access_api import AccessApi
 from certctrl.plane.http.anchor_api import AnchorApi
+from certctrl.plane.http.audit_api import AuditApi
 from certctrl.plane.http.ca_api import CaApi
 from certctrl.plane.http.crl_api import CrlApi
 from certctrl.plane.http.device_api import DeviceApi
@@ -17,6 +19,7 @@ from certctrl.plane.http.middleware import App, Middleware
 from certctrl.plane.http.operator_api import OperatorApi
 from certctrl.plane.http.operator_resources import OperatorResources
 from certctrl.plane.http.pages.approval import ApprovalPage
+from certctrl.plane.http.pages.provider import ProviderPage
 from certctrl.plane.http.profile_api import ProfileApi
 from certctrl.plane.http.rollout_api import RolloutApi
 from certctrl.plane.http.routing import DirectRoutes
@@ -40,12 +43,15 @@ def make_app(plane: Plane, *, faults: Faults | None = None) -> App:
         *OperatorApi(plane).routes(),
         *OperatorResources(plane).routes(),
         *CaApi(plane).routes(),
+        *AuditApi(plane).routes(),
+        *AccessApi(plane).routes(),
         *IssuingApi(plane).routes(),
         *LifecycleApi(plane).routes(),
         *ProfileApi(plane).routes(),
         *RolloutApi(plane).routes(),
         *push.operator_routes(),
         *ApprovalPage(plane).routes(),
+        *ProviderPage(plane).routes(),
     ]
     inner = DirectRoutes(of_devices, Router(routes, redirect_slashes=False))
     app = Middleware(plane, inner, (route.path for route in routes))

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from certctrl.errors import CertctrlError
+from certctrl.plane.access.roles import Caller
+from certctrl.plane.audit.acts import Act, acting
 from certctrl.plane.core import Plane
 from certctrl.plane.devices.sessions import DeviceSession
-from certctrl.plane.errors import ErrorResponse, forbidden, invalid_token
+from certctrl.plane.errors import ErrorResponse, forbidden
+from certctrl.plane.http.permissions import Permission, permission_of
 from certctrl.plane.http.reading import bearer_token
-from certctrl.plane.http.routing import Endpoint
+from certctrl.plane.http.routing import METHOD, ROUTE, Endpoint
+from certctrl.plane.limits import plain_address
 
 CONNECTION = "certctrl.connection"
 """Key of the `UnauthenticatedConnection` in the state of an ASGI scope."""
+OPERATOR = "certctrl.operator"
+"""Key of the `Caller` in an ASGI scope, if it is an operator."""
 A = TypeVar("A")
 T = TypeVar("T")
 _ETAG = re.compile(r'(?:W/)?"?([^"]*)"?')
@@ -112,29 +119,53 @@ class Authenticator:
         return self._plane.sessions.claimed_device(bearer_token(request))
 
     def is_operator(self, request: Request) -> bool:
-        """Return whether the request has the operator key."""
-        known = self._plane.keyring.is_operator(bearer_token(request))
-        if known:
-            note_authenticated(request)
-        return known
+        """Return whether an endpoint of ``operators_or_devices`` was called by an operator."""
+        return OPERATOR in request.scope
 
-    async def require_operator(self, request: Request) -> None:
-        """Require the operator key; ErrorResponse 403 for a device, 401 for other callers."""
+    async def require_operator(self, request: Request) -> Caller:
+        """Return the operator who sends a request; ErrorResponse 403 for a device, 401 for other callers."""
         token = bearer_token(request)
-        if not self.is_operator(request):
-            if token.count(".") == 2:
-                await self._plane.work(self._plane.sessions.authenticate, token)
-                raise forbidden("Only operators may do this")
-            raise invalid_token("This is not the operator key")
+        if token.count(".") == 2:
+            await self._plane.work(self._plane.sessions.authenticate, token)
+            raise forbidden("Only operators may do this")
+        caller = await self._plane.access.authenticate(token, plain_address(address_of(request)))
+        note_authenticated(request)
+        return caller
 
     def operators_only(self, endpoint: Endpoint) -> Endpoint:
-        """Return the endpoint, restricted to operators."""
+        """Return the endpoint, restricted to operators with the role that ``permissions`` names; its change is recorded."""
 
         async def guarded(request: Request) -> Response:
-            await self.require_operator(request)
-            return await endpoint(request)
+            caller = await self.require_operator(request)
+            permission = permission_of(request.scope[METHOD], request.scope[ROUTE])
+            with self.allowed(request, caller, permission):
+                return await endpoint(request)
 
         return guarded
+
+    def operators_or_devices(self, endpoint: Endpoint) -> Endpoint:
+        """Return the endpoint, which authenticates devices itself; other callers are treated as by ``operators_only``."""
+        guarded = self.operators_only(endpoint)
+
+        async def shared(request: Request) -> Response:
+            of_device = bearer_token(request).count(".") == 2
+            return await (endpoint(request) if of_device else guarded(request))
+
+        return shared
+
+    @contextlib.contextmanager
+    def allowed(self, request: Request, caller: Caller, permission: Permission) -> Iterator[None]:
+        """Check the role of an operator, and record what the block changes; ErrorResponse 403."""
+        caller.require(permission.role)
+        request.scope[OPERATOR] = caller
+        if not permission.action:
+            yield
+            return
+        act = Act(self._plane.audit, caller, permission.action, permission.kinds)
+        act.note_fields(request.query_params)
+        act.note_fields(request.path_params)
+        with acting(act):
+            yield
 
 
 def note_authenticated(request: Request) -> None:

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 
+from certctrl.plane.audit.acts import note_request
 from certctrl.plane.http.event_bodies import structure_events
 from certctrl.plane.http.reading import BODY_CAP, read_object
 from certctrl.plane.http.structure import new_converter, structured
@@ -15,7 +16,9 @@ T = TypeVar("T")
 
 async def read_as(kind: type[T], request: Request, cap: int = BODY_CAP) -> T:
     """Return the body of a request as ``kind``; ErrorResponse 400, 413 or 415 if it is not one."""
-    return body_of(kind, await read_object(request, cap))
+    body = body_of(kind, await read_object(request, cap))
+    note_request(body)
+    return body
 
 
 def body_of(kind: type[T], value: Any) -> T:

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from certctrl.model.priority import Priority, priority_named
+from certctrl.plane.audit.acts import note_request
 from certctrl.plane.ca.sealing import device_key
 from certctrl.plane.certificates.batch import batch
 from certctrl.plane.certificates.revisions import Changes, changes
@@ -27,6 +28,7 @@ from certctrl.plane.http.authentication import Authenticator, ForDevices, addres
 from certctrl.plane.http.bodies import body_of, read_as
 from certctrl.plane.http.memo import MEMO, remembered
 from certctrl.plane.http.middleware import GONE, error_response_of
+from certctrl.plane.http.permissions import DECIDE_GRANT
 from certctrl.plane.http.reading import LARGE_BODY_CAP, clean_line, query_of, read_object, whole_number
 from certctrl.plane.http.routing import SELF
 from certctrl.plane.limits import caller_of
@@ -80,14 +82,19 @@ class DeviceApi:
                 code, caller = body_of(device_bodies.GrantPoll, body).device_code, caller_of(address_of(request))
                 return data_answer(await self._plane.work(self._plane.grants.poll, code, caller))
             case device_bodies.GrantAction.VERIFY:
-                await self._authenticator.require_operator(request)
-                verify = body_of(device_bodies.GrantVerify, body)
-                decided = await self._plane.work(
-                    self._plane.decide, verify.user_code, approve=verify.approve, user_id=verify.user_id
-                )
-                return data_answer(decided)
+                return await self._decide_grant(request, body)
             case other:
                 assert_never(other)
+
+    async def _decide_grant(self, request: Request, body: dict[str, object]) -> Response:
+        caller = await self._authenticator.require_operator(request)
+        with self._authenticator.allowed(request, caller, DECIDE_GRANT):
+            verify = body_of(device_bodies.GrantVerify, body)
+            note_request(verify)
+            decided = await self._plane.work(
+                self._plane.decide, verify.user_code, approve=verify.approve, user_id=verify.user_id
+            )
+        return data_answer(decided)
 
     async def _start_grant(self, request: Request, start: device_bodies.GrantStart) -> dict[str, object]:
         address = address_of(request)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import trio
@@ -11,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from certctrl.plane.audit.acts import done_elsewhere
 from certctrl.plane.core import Plane
 from certctrl.plane.errors import ErrorResponse, bad_request
 from certctrl.plane.http import operator_bodies
@@ -20,6 +22,7 @@ from certctrl.plane.http.bodies import read_as
 from certctrl.plane.http.listing import listed
 from certctrl.plane.http.reading import LARGE_BODY_CAP
 from certctrl.plane.http.routing import USER, Endpoint, number, routes_of
+from certctrl.plane.issuers.issuer import AccountHolder
 from certctrl.plane.issuers.registry import NewIssuer
 
 CHECK_SECONDS = 20.0
@@ -89,13 +92,17 @@ class IssuingApi:
 
     async def change_key(self, request: Request) -> Response:
         """Replace the key of an issuer's account at its CA."""
-        change = self._plane.issuers.change_account
-        return data_answer(await change(request.path_params["name"], lambda holder: holder.change_key()))
+        return await self._change_account(request, lambda holder: holder.change_key())
 
     async def deactivate(self, request: Request) -> Response:
         """End an issuer's account at its CA."""
-        change = self._plane.issuers.change_account
-        return data_answer(await change(request.path_params["name"], lambda holder: holder.deactivate()))
+        return await self._change_account(request, lambda holder: holder.deactivate())
+
+    async def _change_account(self, request: Request, change: Callable[[AccountHolder], Awaitable[None]]) -> Response:
+        shown = await self._plane.issuers.change_account(request.path_params["name"], change)
+        if shown["ok"]:
+            await done_elsewhere(self._plane.database)
+        return data_answer(shown)
 
     async def _check_one(self, rows: list[dict[str, Any]], index: int, name: str) -> None:
         try:

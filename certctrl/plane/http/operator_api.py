@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from certctrl.plane.audit.acts import aside
 from certctrl.plane.core import Plane
 from certctrl.plane.devices.devices import DeviceFacts
 from certctrl.plane.health.status import running_status
@@ -193,5 +194,6 @@ class OperatorApi:
     async def switch_tls(self, request: Request) -> Response:
         """Switch to the plane's own CA: ``{"force"?}``."""
         body = await read_as(operator_bodies.Switch, request)
-        await self._plane.work_long(self._plane.devices.save_sightings)
+        with aside():
+            await self._plane.work_long(self._plane.devices.save_sightings)
         return data_answer(await self._plane.anchor.switch(force=body.force))

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import attrs
 
 from certctrl import lean
+from certctrl.plane.access.roles import Role
 from certctrl.plane.certificates.bulk import MAX_CHECKED, MAX_RENEWED
 from certctrl.plane.certificates.imports import MAX_BYTES
 from certctrl.plane.certificates.table import KEY_AT_PLANE
@@ -21,6 +22,32 @@ class NewUser:
     """A user to add."""
 
     name: Name = ""
+
+
+@lean.frozen(kw_only=True)
+class NewOperator:
+    """An operator to add."""
+
+    name: Annotated[str, Text(100)]
+    role: Role
+
+
+@lean.frozen(kw_only=True)
+class OperatorChange:
+    """A change of an operator."""
+
+    role: Role | None = None
+    disabled: bool | None = None
+
+
+@lean.frozen(kw_only=True)
+class NewToken:
+    """A token to create, for some seconds; without a role, it has that of its operator."""
+
+    operator: Annotated[str, Text(100)]
+    name: Annotated[str, Line(100)]
+    expires_in: Id
+    role: Role | None = None
 
 
 @lean.frozen

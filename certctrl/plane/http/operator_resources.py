@@ -59,12 +59,15 @@ class OperatorResources:
             ("POST", f"{CERTIFICATE}/revoke", self.revoke_certificate),
             ("GET", f"{USER}/cas", self.authorities), ("POST", f"{USER}/cas", self.add_authority),
         ]  # fmt: skip
-        shared: list[tuple[str, str, Endpoint]] = [
-            ("GET", f"{DEVICE}/install-config", self.install_config),
-            ("POST", f"{CERTIFICATE}/issues", self.renew),
-        ]
+        shared = self._authenticator.operators_or_devices
         only = self._authenticator.operators_only
-        return routes_of([*((method, path, only(endpoint)) for method, path, endpoint in guarded), *shared])
+        return routes_of(
+            [
+                *((method, path, only(endpoint)) for method, path, endpoint in guarded),
+                ("GET", f"{DEVICE}/install-config", shared(self.install_config)),
+                ("POST", f"{CERTIFICATE}/issues", shared(self.renew)),
+            ]
+        )
 
     # --- install configs --------------------------------------------------------------------------------------
 

@@ -13,6 +13,8 @@ from certctrl.plane.http.reading import whole_number
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
+METHOD, ROUTE = "certctrl.method", "certctrl.route"
+"""Keys of an ASGI scope: the method and the path of its route, as in the table of ``routes_of``."""
 SELF = "/apiv1/devices/self"
 USER = "/apiv1/users/{uid}"
 DEVICE = f"{USER}/devices/{{did}}"
@@ -59,12 +61,14 @@ def routes_of(table: Iterable[tuple[str, str, Endpoint]]) -> list[Route]:
     paths: dict[str, dict[str, Endpoint]] = {}
     for method, path, endpoint in table:
         paths.setdefault(path, {})[method] = endpoint
-    return [Route(path, _by_method(methods), methods=list(methods)) for path, methods in paths.items()]
+    return [Route(path, _by_method(path, methods), methods=list(methods)) for path, methods in paths.items()]
 
 
-def _by_method(methods: dict[str, Endpoint]) -> Endpoint:
+def _by_method(path: str, methods: dict[str, Endpoint]) -> Endpoint:
     async def endpoint(request: Request) -> Response:
-        return await methods["GET" if request.method == "HEAD" else request.method](request)
+        request.scope[METHOD] = method = "GET" if request.method == "HEAD" else request.method
+        request.scope[ROUTE] = path
+        return await methods[method](request)
 
     return endpoint
 

@@ -9,12 +9,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from certctrl.plane.access.roles import BY_KEY, Caller
 from certctrl.plane.core import Plane
 from certctrl.plane.devices.sessions import DeviceSession
 from certctrl.plane.errors import ErrorResponse, unavailable
 from certctrl.plane.http import operator_bodies
 from certctrl.plane.http.answers import data_answer, error_answer
-from certctrl.plane.http.authentication import Authenticator, ForDevices, address_of
+from certctrl.plane.http.authentication import OPERATOR, Authenticator, ForDevices, address_of
 from certctrl.plane.http.bodies import read_as
 from certctrl.plane.http.connection import Connection
 from certctrl.plane.http.conversation import Conversation
@@ -22,7 +23,6 @@ from certctrl.plane.http.reading import bearer_token, clean_line, whole_number
 from certctrl.plane.http.routing import DEVICE, Endpoint, routes_of, user_and_device
 from certctrl.plane.http.upgrade import VERSION, Upgrade, check_handshake
 from certctrl.plane.http.websocket import WebSocket
-from certctrl.plane.limits import plain_address
 from certctrl.protocol.wire.push import STREAM_PATH, SUBPROTOCOL
 
 _QUESTIONS = f"{DEVICE}/questions"
@@ -80,7 +80,9 @@ class StreamApi:
         """Ask the agent of a device: ``{"question", "timeout_seconds"?}``."""
         user_id, device_id = user_and_device(request)
         body = await read_as(operator_bodies.NewQuestion, request)
-        asked_by = f"operator at {plain_address(address_of(request)) or 'an unknown address'}"
+        caller: Caller = request.scope[OPERATOR]
+        name = "operator" if caller.who == BY_KEY else caller.who
+        asked_by = f"{name} at {caller.address or 'an unknown address'}"
         record = await self._plane.push.ask(
             user_id, device_id, body.question, seconds=body.timeout_seconds, asked_by=asked_by
         )

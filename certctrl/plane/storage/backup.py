@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from certctrl.errors import BusyError, CertctrlError, ConfigError, DiskError, UsageError
 from certctrl.plane.storage.data_dir import DataDir, disk_errors, locked, make_private, sync_directory
-from certctrl.plane.storage.keyring import Keyring
+from certctrl.plane.storage.keyring import OPERATOR_KEY_DIGEST, Keyring, digest
 from certctrl.plane.storage.moving import TABLES, copy_all
 from certctrl.plane.storage.schema import scripts_to_run
 from certctrl.plane.storage.sqlite import MOVED, SqliteDatabase
@@ -32,8 +32,8 @@ BEFORE_RESTORE = "plane.db.before-restore"
 ID_GAP = 100_000
 """Ids that a new epoch skips: more than a plane creates between a backup and its restore."""
 VERSION_GAP = 1000
-_GIVEN_OUT = ("devices", "certificates", "orders", "authorities", "install_configs")
-"""Tables whose ids agents remember."""
+_GIVEN_OUT = ("devices", "certificates", "orders", "authorities", "install_configs", "audit")
+"""Tables whose ids agents remember, or copies of the audit log."""
 
 
 class Contents(NamedTuple):
@@ -68,17 +68,22 @@ def back_up(
 
 
 def restore(
-    data: DataDir, file: Path, *, now: float, connect: Callable[[], PostgresDatabase] | None = None
+    data: DataDir,
+    file: Path,
+    *,
+    now: float,
+    connect: Callable[[], PostgresDatabase] | None = None,
+    note: Callable[[SqliteDatabase], object] | None = None,
 ) -> Contents:
     """Replace all data of a stopped plane by those of a backup, completely or not at all.
 
     The replaced database file is kept as ``plane.db.before-restore``; a server keeps nothing. Raises BusyError while a
     plane serves the data, and ConfigError for a file that is not a backup, is of a newer release, or belongs to another
-    ``storage.key``.
+    ``storage.key``. ``note`` is called in the transaction that changes the restored data.
     """
     if not file.is_file():
         raise ConfigError("no such file", file=str(file), fix="give the file that plane backup has written")
-    with locked(data), _prepared(data, file, now) as (temp, contents):
+    with locked(data), _prepared(data, file, now, note) as (temp, contents):
         if connect is None:
             _replace_file(data, temp)
         else:
@@ -96,6 +101,7 @@ def begin_epoch(database: SqliteDatabase, now: float) -> None:
     database.run("UPDATE streams SET floor_ms = last_ms, floor_seq = 0, length = 0")
     database.run("UPDATE install_configs SET version = version + ?", VERSION_GAP)
     database.run("DELETE FROM page_sessions")
+    database.run("DELETE FROM operator_sessions")
     database.run("DELETE FROM grants")
     database.run("DELETE FROM planes")
     database.run("UPDATE crls SET outdated = 1")  # clients may have later ones, with higher numbers
@@ -185,18 +191,31 @@ def _checked(database: SqliteDatabase, file: Path) -> Contents:
 
 
 @contextlib.contextmanager
-def _prepared(data: DataDir, file: Path, now: float) -> Iterator[tuple[Path, Contents]]:
+def _prepared(
+    data: DataDir, file: Path, now: float, note: Callable[[SqliteDatabase], object] | None
+) -> Iterator[tuple[Path, Contents]]:
     """Yield a copy of a backup in the data directory, migrated to this release and in a new epoch."""
     with _temporary(data.database) as temp:
         _copy_file(file, temp)
         with closing(SqliteDatabase(temp)) as copy:
             contents = _checked(copy, file)
             sealed = copy.one("SELECT value_enc FROM secrets WHERE name = 'jwt'")
-            if sealed is not None:
-                Keyring.open(data, create=False).unseal("jwt", sealed["value_enc"])
+            keyring = Keyring.open(data, create=False) if sealed is not None else None
+            if keyring is not None and sealed is not None:
+                keyring.unseal("jwt", sealed["value_enc"])
             with copy.transaction():
                 begin_epoch(copy, now)
+                if keyring is not None and copy.setting(OPERATOR_KEY_DIGEST):  # the backup may know an earlier key
+                    _keep_key(copy, keyring)
+                if note is not None:
+                    note(copy)
         yield temp, contents
+
+
+def _keep_key(database: SqliteDatabase, keyring: Keyring) -> None:
+    """Make the operator key of the data directory the current one."""
+    sql = "UPDATE settings SET value = ? WHERE name = ?"
+    database.run(sql, digest(keyring.operator_key), OPERATOR_KEY_DIGEST)
 
 
 def _replace_file(data: DataDir, temp: Path) -> None:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import contextlib
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextvars import ContextVar
 from functools import partial
 from typing import Any, ParamSpec, Protocol, TypeVar
 
@@ -62,6 +63,17 @@ class Waiting(Protocol):
         """Wake the waiters whose streams have new signals."""
 
 
+class ActOfCaller(Protocol):
+    """What a request does that may change something; it runs its units of work (``plane.audit.acts``)."""
+
+    def around(self, database: Database, unit: Callable[[], T]) -> T:
+        """Run a unit of work inside its transaction, perhaps again if it lost a race, and return its result."""
+
+
+CURRENT_ACT: ContextVar[ActOfCaller | None] = ContextVar("certctrl.act", default=None)
+"""The act of the current task, within which its units of work run."""
+
+
 class Database(ABC):
     """An engine; its methods raise DiskError if the database fails or cannot be reached."""
 
@@ -77,7 +89,12 @@ class Database(ABC):
     async def work(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a unit of work and return its result, after the commit and the callbacks of ``after_commit``."""
         with self.calls.measured():
-            return await self._work(partial(function, *args, **kwargs))
+            return await self._work(self._unit(function, *args, **kwargs))
+
+    def _unit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Callable[[], T]:
+        """Return a unit of work, within the act of the current task."""
+        unit, act = partial(function, *args, **kwargs), CURRENT_ACT.get()
+        return unit if act is None else partial(act.around, self, unit)
 
     @abstractmethod
     async def _work(self, unit: Callable[[], T]) -> T:
@@ -86,7 +103,7 @@ class Database(ABC):
     async def work_now(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a unit of work, as ``work``, without waiting for other processes that lock the whole database."""
         with self.calls.measured():
-            return await self._work_now(partial(function, *args, **kwargs))
+            return await self._work_now(self._unit(function, *args, **kwargs))
 
     async def _work_now(self, unit: Callable[[], T]) -> T:
         """Run a unit of work, without waiting for other processes that lock the whole database."""
@@ -107,7 +124,7 @@ class Database(ABC):
     async def work_long(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a unit of work that may take more than a few milliseconds, as ``work``, but never on the event loop."""
         with self.calls.measured():
-            return await self._work_long(partial(function, *args, **kwargs))
+            return await self._work_long(self._unit(function, *args, **kwargs))
 
     async def _work_long(self, unit: Callable[[], T]) -> T:
         """Run a unit of work in a thread."""
@@ -140,7 +157,20 @@ class Database(ABC):
         """Run an INSERT and return the id of the new row."""
         new_id = self._insert(sql, parameters)
         self._count_change()
+        noted: list[tuple[str, int]] | None = getattr(self._counts, "inserts", None)
+        if noted is not None:
+            noted.append((sql, new_id))
         return new_id
+
+    @contextlib.contextmanager
+    def noting_inserts(self) -> Iterator[list[tuple[str, int]]]:
+        """Yield the list of the statements that ``insert`` runs in the block, with the ids of the new rows."""
+        noted: list[tuple[str, int]] = []
+        self._counts.inserts = noted
+        try:
+            yield noted
+        finally:
+            self._counts.inserts = None
 
     @abstractmethod
     def _insert(self, sql: str, parameters: tuple[Any, ...]) -> int:

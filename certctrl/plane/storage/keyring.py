@@ -20,6 +20,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from certctrl.errors import ConfigError
 from certctrl.plane.storage.data_dir import DataDir, GivenKey, secret_file
 
+OPERATOR_KEY_DIGEST = "operator_key_digest"
+"""Setting with the digest of the current operator key; empty: it is the one in the file."""
 _NONCE_BYTES = 12
 _STORAGE_KEY_BYTES = 32
 
@@ -41,7 +43,7 @@ class Keyring:
         Without ``create``, missing ones are an error: all planes of a database share them.
         """
         if data is None:
-            return cls(_new_storage_key(), _new_operator_key())
+            return cls(_new_storage_key(), new_operator_key())
         if not create:
             _require((data.storage_key, data.operator_key))
         elif data.database.exists() and data.database.stat().st_size and not data.storage_key.exists():
@@ -57,7 +59,7 @@ class Keyring:
             storage = b""
         if len(storage) != _STORAGE_KEY_BYTES:
             raise ConfigError("is not a 32-byte key in base64", file=str(data.storage_key), fix="restore it")
-        raw = _text(data.root / "operator.key", given.operator, lambda: f"{_new_operator_key()}\n".encode())
+        raw = _text(data.root / "operator.key", given.operator, lambda: f"{new_operator_key()}\n".encode())
         operator = raw.decode("ascii", "replace").strip()
         if len(operator) < 20:
             fix = "write it to the file" if given.operator else "delete it; the next start creates a new one"
@@ -129,5 +131,6 @@ def _new_storage_key() -> bytes:
     return secrets.token_bytes(_STORAGE_KEY_BYTES)
 
 
-def _new_operator_key() -> str:
+def new_operator_key() -> str:
+    """Return a new operator key."""
     return f"ok_{secrets.token_urlsafe(32)}"

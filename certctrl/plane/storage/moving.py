@@ -20,6 +20,7 @@ TABLES = (
     "issuer_items", "orders", "revoked_serials", "crls", "former_certificates", "revocations", "http_challenges", "host_challenges", "known_keys",
     "published_proofs", "proof_holds", "device_tags", "sockets", "questions",
     "profiles", "profile_versions", "profile_pins", "rollouts", "rollout_devices",
+    "operators", "operator_tokens", "operator_sessions", "audit", "audit_objects",
 )  # fmt: skip
 """All tables, each after those it refers to."""
 
@@ -32,11 +33,13 @@ class Moved(NamedTuple):
     signals: int
 
 
-def move(data: DataDir, connect: Callable[[], PostgresDatabase]) -> Moved:
+def move(
+    data: DataDir, connect: Callable[[], PostgresDatabase], note: Callable[[PostgresDatabase], object] | None = None
+) -> Moved:
     """Copy all rows in one transaction, and close the file to planes afterwards.
 
     Raises BusyError while a plane serves the directory, and ConfigError if there is nothing to move, or if the target is
-    not empty. A move that was interrupted can be repeated.
+    not empty. A move that was interrupted can be repeated. ``note`` is called in the transaction that fills the target.
     """
     if not data.database.exists():
         raise ConfigError("no such database", file=str(data.database), fix="give the directory of a control plane")
@@ -44,6 +47,8 @@ def move(data: DataDir, connect: Callable[[], PostgresDatabase]) -> Moved:
         with target.transaction():
             _refuse_used(target)
             counts = copy_all(source, target)
+            if note is not None:
+                note(target)
         source.run("INSERT INTO settings VALUES (?, ?)", MOVED, target.name)
     return Moved(counts["devices"], counts["certificates"], counts["signals"])
 

@@ -300,6 +300,35 @@ CREATE TABLE rollout_devices (
 ) WITHOUT ROWID;
 CREATE INDEX rollout_devices_device ON rollout_devices(device_id);
 """,
+    """
+CREATE TABLE operators (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL, role TEXT NOT NULL, subject TEXT NOT NULL DEFAULT '',
+  created_at REAL NOT NULL, disabled_at REAL, deleted_at REAL
+);
+CREATE UNIQUE INDEX operators_name ON operators(name) WHERE deleted_at IS NULL;
+CREATE UNIQUE INDEX operators_subject ON operators(subject) WHERE deleted_at IS NULL AND subject != '';
+CREATE TABLE operator_tokens (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, operator_id INTEGER NOT NULL REFERENCES operators(id), name TEXT NOT NULL,
+  role TEXT NOT NULL, token_hash TEXT NOT NULL UNIQUE, created_at REAL NOT NULL, expires_at REAL NOT NULL,
+  revoked_at REAL, last_used_at REAL, last_address TEXT NOT NULL DEFAULT ''
+);
+CREATE INDEX operator_tokens_operator ON operator_tokens(operator_id);
+CREATE TABLE operator_sessions (
+  id_hash TEXT PRIMARY KEY, operator_id INTEGER NOT NULL REFERENCES operators(id),
+  token_id INTEGER REFERENCES operator_tokens(id), expires_at REAL NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE audit (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, who TEXT NOT NULL, via TEXT NOT NULL DEFAULT '',
+  address TEXT NOT NULL DEFAULT '', action TEXT NOT NULL, detail TEXT NOT NULL DEFAULT '{}'
+);
+CREATE INDEX audit_age ON audit(at);
+CREATE TABLE audit_objects (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, audit_id INTEGER NOT NULL REFERENCES audit(id), kind TEXT NOT NULL,
+  object_id TEXT NOT NULL, name TEXT NOT NULL DEFAULT '', before_json TEXT NOT NULL, after_json TEXT NOT NULL
+);
+CREATE INDEX audit_objects_entry ON audit_objects(audit_id);
+CREATE INDEX audit_objects_object ON audit_objects(kind, object_id);
+""",
 )
 """One script per schema version, oldest first, in SQLite's dialect; the database counts those that have run.
 

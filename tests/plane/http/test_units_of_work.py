@@ -49,7 +49,7 @@ async def test_a_report_of_many_outcomes_is_a_long_unit(world: World, monkeypatc
     assert world.units.of == {f"POST {SELF}/notify": 2}
 
 
-async def test_a_request_of_an_operator_is_one_unit_of_work_unless_it_makes_a_key(world: World) -> None:
+async def test_a_request_of_an_operator_is_one_unit_of_work_after_its_sign_in(world: World) -> None:
     device = await world.device()
     user = "/apiv1/users/1"
     cert_id = (await issue(world, "a.example", device_ids=[device.id]))["id"]
@@ -64,9 +64,9 @@ async def test_a_request_of_an_operator_is_one_unit_of_work_unless_it_makes_a_ke
     world.units.of.clear()
     for method, path, body in requests:
         assert (await world.operator(method, path, body)).status < 300, path
-    assert world.units.of == {f"{method} {path}": 1 for method, path, _ in requests}
+    assert world.units.of == {f"{method} {path}": 2 for method, path, _ in requests}, "one reads whether the key is on"
     world.units.of.clear()
     assert (await world.operator("POST", f"{user}/certificates/{cert_id}/issues", {"action": "renew"})).status == 202
-    assert set(world.units.of.values()) == {3}, (
-        "checked, then signed by the intermediate that is stored now, then stored"
+    assert set(world.units.of.values()) == {4}, (
+        "let in, checked, then signed by the intermediate that is stored now, then stored"
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from plane_world import World
 from scripted_ca import BASE, DIRECTORY_URL, ScriptedCa, problem
 
+from certctrl.plane.audit.log import Filter
+
 ISSUER = {
     "name": "le", "kind": "acme",
     "settings": {"directory_url": DIRECTORY_URL, "terms_agreed": True, "challenges": [{"type": "plane-http"}]},
@@ -22,6 +24,8 @@ async def test_a_new_key_and_the_end_of_an_account(world: World, ca: ScriptedCa)
     assert (await world.operator("POST", "/apiv1/issuers/le/deactivate", {})).data["ok"]
     answer = (await world.operator("POST", "/apiv1/issuers/le/check", {})).data
     assert not answer["ok"] and "deactivated" in answer["problem"]
+    changes = [entry["action"] for entry in world.plane.audit.page(Filter(), 0, 9)]
+    assert changes == ["issuer.deactivate", "issuer.change-key", "issuer.put"], "a check changes nothing"
 
 
 async def test_a_ca_that_refuses(world: World, ca: ScriptedCa) -> None:

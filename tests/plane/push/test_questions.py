@@ -11,6 +11,7 @@ from plane_world import Device, Reply, World
 from push_client import PushClient, pushed
 
 from certctrl.model.questions import MAX_ANSWER
+from certctrl.plane.audit.log import Filter
 from certctrl.plane.push.questions import Result, reply_of
 
 
@@ -49,6 +50,12 @@ async def test_an_agent_answers_on_its_socket(virtual: World, autojump_clock: tr
         assert record["answer"] == {"a": [1, "ä"]}
         assert (record["question"], record["result"], record["seconds"]) == (kind, "answered", 0.5)
         assert record["asked_by"] == "operator at 192.0.2.7"
+    (entry,) = virtual.plane.audit.page(Filter(), 0, 9)
+    assert (entry["action"], entry["detail"], entry["objects"][0]["name"]) == (
+        "device.ask",
+        {"question": kind},
+        "web-1",
+    )
     assert asked[0]["question"] == kind
     assert virtual.plane.counters.questions == {(kind, "answered"): 1}
 

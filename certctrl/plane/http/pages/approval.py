@@ -7,24 +7,30 @@ token for that cookie.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from urllib.parse import quote
 
+import attrs
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from certctrl.plane.access.roles import BY_KEY, Caller
+from certctrl.plane.audit.acts import Act, acting, dismiss
 from certctrl.plane.core import Plane
 from certctrl.plane.devices.devices import FIRST_USER
 from certctrl.plane.errors import ErrorResponse, bad_request, forbidden
+from certctrl.plane.http import permissions
 from certctrl.plane.http.authentication import address_of, note_authenticated
 from certctrl.plane.http.pages import views
 from certctrl.plane.http.pages.html import asset, page, read_form, redirect
+from certctrl.plane.http.permissions import Permission
 from certctrl.plane.http.reading import whole_number
-from certctrl.plane.limits import caller_of
+from certctrl.plane.limits import caller_of, plain_address
 from certctrl.text import counted
 
 SESSION = "__Host-certctrl-operator"
@@ -44,10 +50,10 @@ class ApprovalPage:
     def routes(self) -> list[Route]:
         """Return the routes."""
         return [
-            Route("/device", self._shown(self.show)),
-            Route("/device/sign-in", self._shown(self.sign_in), methods=["POST"]),
-            Route("/device/sign-out", self._shown(self.sign_out), methods=["POST"]),
-            Route("/device/decide", self._shown(self.decide), methods=["POST"]),
+            Route("/device", shown(self.show)),
+            Route("/device/sign-in", shown(self.sign_in), methods=["POST"]),
+            Route("/device/sign-out", shown(self.sign_out), methods=["POST"]),
+            Route("/device/decide", shown(self.decide), methods=["POST"]),
             Route("/device/style.css", self.style),
             Route("/device/icon.svg", self.icon),
         ]
@@ -87,29 +93,41 @@ class ApprovalPage:
         form = await self._form(request, SIGN_IN)
         user_code = form.get("user_code", "")[:_MAX_CODE]
         caller = caller_of(address_of(request))
+        key = form.get("key", "").strip()
         try:
-            session = await self._operators.sign_in(form.get("key", "").strip(), caller)
+            who = await self._operators.who_has(key, caller)
+            with self._acting(request, who, permissions.SIGN_IN):
+                session = await self._operators.start_session(key, caller)
         except ErrorResponse as error:
             log.warning("sign-in from %s failed: %s", caller, error)
             return self._sign_in_page(request, user_code, error)
-        log.info("operator signed in from %s", caller)
+        log.info("%s signed in from %s", "operator" if who.who == BY_KEY else who.who, caller)
         answer = redirect(f"/device?user_code={quote(user_code)}" if user_code else "/device")
-        _set_cookie(answer, SESSION, session, self._plane.settings.page_session_seconds)
-        _set_cookie(answer, SIGN_IN, "", 0)
+        set_cookie(answer, SESSION, session, self._plane.settings.page_session_seconds)
+        set_cookie(answer, SIGN_IN, "", 0)
         return answer
 
     async def sign_out(self, request: Request) -> Response:
         """End the session."""
         await self._form(request, SESSION)
-        await self._plane.work(self._operators.sign_out, request.cookies[SESSION])
+        session = request.cookies[SESSION]
+        who = await self._plane.work(self._operators.caller_of, session)
+        if who is not None:
+            with self._acting(request, who, permissions.SIGN_OUT):
+                await self._plane.work(self._operators.sign_out, session)
         answer = redirect("/device")
-        _set_cookie(answer, SESSION, "", 0)
+        set_cookie(answer, SESSION, "", 0)
         return answer
 
     async def decide(self, request: Request) -> Response:
         """Approve or deny the device with the code."""
         form = await self._form(request, SESSION)
-        return await self._plane.work(self._decide, request, form)
+        who = await self._plane.work(self._operators.caller_of, request.cookies[SESSION])
+        if who is None:
+            return redirect("/device")
+        who.require(permissions.DECIDE_GRANT.role)
+        with self._acting(request, who, permissions.DECIDE_GRANT, user_code=form.get("user_code", "")[:_MAX_CODE]):
+            return await self._plane.work(self._decide, request, form)
 
     def _decide(self, request: Request, form: dict[str, str]) -> Response:
         session = self._session(request)
@@ -125,11 +143,23 @@ class ApprovalPage:
         try:
             grant = self._plane.grants.decide(form.get("user_code", ""), approve=approve, user_id=user_id)
         except ErrorResponse as error:
+            dismiss()
             self._operators.wrong_code(session)
             return _problem(error)
         log.info("device grant %s: %s by page", grant["user_code"], "approved" if approve else "denied")
         csrf = self._operators.csrf_token(session)
         return page("Done", views.decided(grant, approved=approve, csrf=csrf))
+
+    @contextlib.contextmanager
+    def _acting(self, request: Request, who: Caller, permission: Permission, **fields: str) -> Iterator[None]:
+        """Record what the block changes."""
+        caller = attrs.evolve(
+            who, via=f"page, {who.via}" if who.via else "page", address=plain_address(address_of(request))
+        )
+        act = Act(self._plane.audit, caller, permission.action)
+        act.note_fields(fields)
+        with acting(act):
+            yield
 
     async def style(self, request: Request) -> Response:
         """Return the style sheet."""
@@ -154,10 +184,15 @@ class ApprovalPage:
             if error.retry_after is not None:
                 alert = f"{error.what}. Try again in {counted(round(error.retry_after / 60) or 1, 'minute')}."
                 headers = {"retry-after": str(int(error.retry_after))}
-        body = views.sign_in(csrf=self._operators.csrf_token(cookie), user_code=user_code, error=alert)
+        body = views.sign_in(
+            csrf=self._operators.csrf_token(cookie), user_code=user_code, error=alert, provider=self._provider_label()
+        )
         answer = page("Sign in", body, status=status, headers=headers)
-        _set_cookie(answer, SIGN_IN, cookie, 3600)
+        set_cookie(answer, SIGN_IN, cookie, 3600)
         return answer
+
+    def _provider_label(self) -> str:
+        return "" if self._plane.provider is None else self._plane.provider.label
 
     async def _form(self, request: Request, cookie: str) -> dict[str, str]:
         """Return a posted form; ErrorResponse 403 unless the plane made it for this browser."""
@@ -169,16 +204,17 @@ class ApprovalPage:
             raise forbidden("This form is no longer valid.")
         return form
 
-    def _shown(self, endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
-        """Return the endpoint, with error responses as pages."""
 
-        async def shown(request: Request) -> Response:
-            try:
-                return await endpoint(request)
-            except ErrorResponse as error:
-                return _problem(error)
+def shown(endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+    """Return the endpoint, with error responses as pages."""
 
-        return shown
+    async def as_page(request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except ErrorResponse as error:
+            return _problem(error)
+
+    return as_page
 
 
 def _problem(error: ErrorResponse) -> Response:
@@ -186,5 +222,6 @@ def _problem(error: ErrorResponse) -> Response:
     return page("Error", views.problem("Request failed", error.what), status=error.status, headers=headers)
 
 
-def _set_cookie(answer: Response, name: str, value: str, seconds: int) -> None:
+def set_cookie(answer: Response, name: str, value: str, seconds: int) -> None:
+    """Set a cookie for this site alone, which no script can read; 0 seconds: remove it."""
     answer.set_cookie(name, value, max_age=seconds, path="/", secure=True, httponly=True, samesite="strict")

@@ -5,31 +5,55 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
+from urllib.parse import quote
 
 from certctrl.plane.http.pages.html import Html, fill
 from certctrl.text import counted
 
 
-def sign_in(*, csrf: str, user_code: str, error: str = "") -> Html:
-    """Ask for the operator key."""
+def sign_in(*, csrf: str, user_code: str, error: str = "", provider: str = "") -> Html:
+    """Ask for the operator key or a token; ``provider``: what else there is to sign in with."""
     return fill(
         """<h1>Sign in</h1>
 <p>Only operators of this control plane can approve devices.</p>
 {alert}
+{provider}
 <form method="post" action="/device/sign-in">
 <input type="hidden" name="csrf" value="{csrf}">
 <input type="hidden" name="user_code" value="{user_code}">
 <input type="text" name="username" value="operator" autocomplete="username" hidden>
-<label for="key">Operator key</label>
+<label for="key">Operator key or token</label>
 <input id="key" name="key" type="password" autocomplete="current-password" required autofocus
  aria-describedby="key-hint"{invalid}>
-<p class="hint" id="key-hint">The key is in the file <code>operator.key</code> in the plane’s data directory.</p>
+<p class="hint" id="key-hint">Your token, or the key in the file <code>operator.key</code> in the plane’s data
+directory.</p>
 <button class="primary">Sign in</button>
 </form>""",
         alert=_alert(error),
         csrf=csrf,
         user_code=user_code,
+        provider=_provider(provider, user_code),
         invalid=Html(' aria-invalid="true"' if error else ""),
+    )
+
+
+def signed_in(*, name: str, target: str) -> Html:
+    """Say who has signed in at the provider; the browser continues by itself."""
+    return fill(
+        """<h1>Signed in</h1>
+<p role="status">You are signed in as {name}.</p>
+<p><a class="button" href="{target}">Continue</a></p>""",
+        name=name,
+        target=target,
+    )
+
+
+def _provider(label: str, user_code: str) -> Html:
+    if not label:
+        return Html("")
+    query = f"?user_code={quote(user_code)}" if user_code else ""
+    return fill(
+        '<p><a class="button" href="/device/oidc{query}">Sign in with {label}</a></p>', query=query, label=label
     )
 
 

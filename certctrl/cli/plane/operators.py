@@ -1,0 +1,250 @@
+"""``plane operator`` and ``plane token``: who may operate the control plane, and with what."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import typer
+
+from certctrl.cli.output import table, write_error, write_line
+from certctrl.cli.plane.connection import GROUP, OperatorApi, OperatorCommand, Yes, agreed, call_plane, show
+from certctrl.cli.plane.listing import span
+from certctrl.errors import ExitStatus, UsageError
+from certctrl.text import one_line
+
+operator = typer.Typer(help="Add, list, change and delete operators.", **GROUP)
+token = typer.Typer(help="Create, list and revoke API tokens of operators.", **GROUP)
+
+_OPERATORS, _TOKENS = "/apiv1/operators", "/apiv1/operator-tokens"
+
+
+class RoleName(StrEnum):
+    """The roles of operators, the least first."""
+
+    VIEWER = "viewer"
+    OPERATOR = "operator"
+    ADMIN = "admin"
+
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The operator.")]
+NewRole = Annotated[RoleName, typer.Argument(metavar="ROLE", help="viewer, operator or admin.")]
+
+
+@operator.command(cls=OperatorCommand)
+def add(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name, such as alice or alice@example.com.")],
+    role: Annotated[RoleName, typer.Option("--role", metavar="ROLE", help="viewer, operator or admin.")],
+) -> None:
+    """Add an operator.
+
+    A viewer reads everything except secrets. An operator also changes devices, certificates and orders. An admin also
+    changes issuers, CAs, users, operators and tokens.
+
+    \b
+    cert-ctrl plane operator add --data /var/lib/plane alice --role admin
+    """
+
+    async def request(api: OperatorApi) -> Any:
+        return await api.call("POST", _OPERATORS, {"name": name, "role": role.value})
+
+    row = call_plane(ctx, request)
+    show(
+        ctx,
+        row,
+        f"operator {row['name']} is {row['role']}; next: cert-ctrl plane token create NAME --operator {row['name']}",
+    )
+
+
+@operator.command("list", cls=OperatorCommand)
+def list_operators(ctx: typer.Context) -> None:
+    """List the operators.
+
+    \b
+    cert-ctrl plane operator list --data /var/lib/plane
+    """
+
+    async def request(api: OperatorApi) -> Any:
+        return await api.call("GET", _OPERATORS)
+
+    rows = call_plane(ctx, request)
+    heads = ("name", "role", "status", "valid tokens", "last used", "created")
+    names = ("name", "role", "status", "tokens", "last_used_at", "created_at")
+    cells = [
+        [str(row[name] or "never") if name == "last_used_at" else str(row[name]) for name in names] for row in rows
+    ]
+    show(ctx, rows, lambda: table(heads, cells) if rows else write_line("no operators: only the operator key"))
+
+
+@operator.command(cls=OperatorCommand)
+def role(ctx: typer.Context, name: Name, new_role: NewRole) -> None:
+    """Change the role of an operator.
+
+    It applies immediately, also to existing tokens: a token never has more than the role of its operator.
+
+    \b
+    cert-ctrl plane operator role --data /var/lib/plane alice viewer
+    """
+    row = _change(ctx, name, {"role": new_role.value})
+    show(ctx, row, f"operator {row['name']} is {row['role']}")
+
+
+@operator.command(cls=OperatorCommand)
+def disable(ctx: typer.Context, name: Name) -> None:
+    """Disable an operator.
+
+    Their tokens stop working immediately, and their browser sessions end.
+
+    \b
+    cert-ctrl plane operator disable --data /var/lib/plane alice
+    """
+    row = _change(ctx, name, {"disabled": True})
+    show(ctx, row, f"operator {row['name']} is disabled")
+
+
+@operator.command(cls=OperatorCommand)
+def enable(ctx: typer.Context, name: Name) -> None:
+    """Enable an operator again, with the tokens that have not expired.
+
+    \b
+    cert-ctrl plane operator enable --data /var/lib/plane alice
+    """
+    row = _change(ctx, name, {"disabled": False})
+    show(ctx, row, f"operator {row['name']} is enabled, with {row['tokens']} valid tokens")
+
+
+@operator.command(cls=OperatorCommand)
+def delete(ctx: typer.Context, name: Name, yes: Yes = False) -> int:
+    """Delete an operator with all tokens; the audit log keeps the name.
+
+    Asks for confirmation on a terminal. Exit status: 0 deleted, 1 not confirmed.
+
+    \b
+    cert-ctrl plane operator delete --data /var/lib/plane alice
+    """
+    if not agreed(ctx, f"Delete operator {name} with all tokens?", yes=yes):
+        return ExitStatus.FAILED
+
+    async def request(api: OperatorApi) -> Any:
+        await api.call("DELETE", f"{_OPERATORS}/{quote(name, safe='')}")
+        return {"name": name, "status": "deleted"}
+
+    show(ctx, call_plane(ctx, request), f"operator {one_line(name)} is deleted")
+    return ExitStatus.DONE
+
+
+def _change(ctx: typer.Context, name: str, fields: dict[str, Any]) -> Any:
+    async def request(api: OperatorApi) -> Any:
+        return await api.call("PATCH", f"{_OPERATORS}/{quote(name, safe='')}", fields)
+
+    return call_plane(ctx, request)
+
+
+# --- tokens -----------------------------------------------------------------------------------------------------------
+
+
+@token.command(cls=OperatorCommand)
+def create(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What the token is for, such as laptop or ci.")],
+    of: Annotated[str, typer.Option("--operator", metavar="NAME", help="The operator who acts with it.")],
+    expires_in: Annotated[
+        str, typer.Option("--expires-in", metavar="TIME", help="Validity: 12h, 30d, 4w; at most 366d.")
+    ],
+    token_role: Annotated[
+        RoleName | None,
+        typer.Option("--role", metavar="ROLE", help="At most the role of the operator; default: always the same."),
+    ] = None,
+) -> None:
+    """Create and print an API token of an operator.
+
+    It cannot be shown again. Commands use it with --token-file; it also signs in on the approval page.
+
+    \b
+    cert-ctrl plane token create --data /var/lib/plane laptop \\
+        --operator alice --expires-in 90d > token
+    chmod 0600 token
+    """
+    seconds = span(expires_in)
+
+    async def request(api: OperatorApi) -> Any:
+        body = {"operator": of, "name": name, "expires_in": seconds} | (
+            {"role": token_role.value} if token_role else {}
+        )
+        return await api.call("POST", _TOKENS, body)
+
+    row = call_plane(ctx, request)
+    write_error(f"token {row['id']} ({row['name']}) of {row['operator']}, {row['role']}, until {row['expires_at']}")
+    show(ctx, row, row["token"])
+
+
+@token.command("list", cls=OperatorCommand)
+def list_tokens(
+    ctx: typer.Context,
+    of: Annotated[str, typer.Option("--operator", metavar="NAME", help="Only tokens of this operator.")] = "",
+    all_: Annotated[bool, typer.Option("--all", help="Also those that ended in the last 90 days.")] = False,
+) -> None:
+    """List the tokens, without their texts.
+
+    \b
+    cert-ctrl plane token list --data /var/lib/plane --operator alice
+    """
+
+    async def request(api: OperatorApi) -> Any:
+        found = await api.call("GET", _TOKENS, query={"operator": of} if of else {})
+        return [row for row in found if all_ or row["status"] in ("valid", "disabled")]
+
+    rows = call_plane(ctx, request)
+    names = ("id", "name", "operator", "role", "status", "expires_at", "last_used_at", "last_address")
+    heads = ("id", "name", "operator", "role", "status", "expires", "last used", "from")
+    cells = [["never" if row[name] is None else one_line(str(row[name])) for name in names] for row in rows]
+    show(ctx, rows, lambda: table(heads, cells) if rows else write_line("no tokens"))
+
+
+@token.command(cls=OperatorCommand)
+def revoke(
+    ctx: typer.Context,
+    token_id: Annotated[
+        str, typer.Argument(metavar="ID|NAME", help="The token; a name only if one valid token has it.")
+    ],
+) -> None:
+    """Revoke a token, with the browser sessions that it opened.
+
+    \b
+    cert-ctrl plane token revoke --data /var/lib/plane 3
+    """
+
+    async def request(api: OperatorApi) -> Any:
+        return await api.call("DELETE", f"{_TOKENS}/{await _token_id(api, token_id)}")
+
+    row = call_plane(ctx, request)
+    show(ctx, row, f"token {row['id']} ({row['name']}) of {row['operator']} is revoked")
+
+
+async def _token_id(api: OperatorApi, named: str) -> int:
+    if named.isascii() and named.isdigit():
+        return int(named)
+    found = [row for row in await api.call("GET", _TOKENS) if row["name"] == named and row["status"] != "revoked"]
+    if len(found) != 1:
+        fix = "cert-ctrl plane token list --all shows the ids"
+        what = f"{len(found)} tokens are named" if found else "no token is named"
+        raise UsageError(f"{what} {one_line(named, 60)!r}", fix=fix)
+    return int(found[0]["id"])
+
+
+def whoami(ctx: typer.Context) -> None:
+    """Show the operator as whom commands act, and the role.
+
+    \b
+    cert-ctrl plane whoami --token-file token --ca ca.pem \\
+        --server https://plane.example.com:8443
+    """
+
+    async def request(api: OperatorApi) -> Any:
+        return await api.call("GET", "/apiv1/whoami")
+
+    row = call_plane(ctx, request)
+    via = f", by {row['via']}" if row["via"] else ""
+    show(ctx, row, f"{row['who']}, {row['role']}{via}, from {row['address'] or 'an unknown address'}")

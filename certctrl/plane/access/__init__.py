@@ -1,0 +1,1 @@
+"""Who may operate the plane: roles, named operators and their tokens."""

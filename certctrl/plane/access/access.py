@@ -1,0 +1,80 @@
+"""OperatorAccess: authenticate operators, by the operator key or by a token."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable
+
+from certctrl.errors import CertctrlError
+from certctrl.plane.access import accounts, key
+from certctrl.plane.access.accounts import Accounts
+from certctrl.plane.access.key import OperatorKey
+from certctrl.plane.access.roles import BY_KEY, Caller, Role
+from certctrl.plane.audit.acts import aside
+from certctrl.plane.errors import DatabaseAwayError, ErrorResponse, invalid_token
+from certctrl.plane.storage.database import Database, Row
+from certctrl.plane.storage.keyring import Keyring, digest
+
+_REMEMBERED = 100
+"""Tokens that are known to have been accepted, in memory."""
+_OUTDATED = (
+    "operator.key is not the current operator key: copy it from where it was replaced,"
+    " or: cert-ctrl plane rotate operator-key --data DIR"
+)
+
+log = logging.getLogger("certctrl.Plane")
+
+
+class OperatorAccess:
+    """The operators of a plane."""
+
+    def __init__(self, database: Database, keyring: Keyring, wall_now: Callable[[], float]) -> None:
+        self._db = database
+        self._keyring = keyring
+        self.key = OperatorKey(database, keyring)
+        self.accounts = Accounts(database, self.key, wall_now)
+        self._accepted: dict[str, None] = {}
+        self._key_was_off = self.key.is_off()
+        if self.key.is_outdated():
+            log.warning("%s", _OUTDATED)
+
+    def may_be_operator(self, token: str) -> bool:
+        """Return whether a bearer token looks like an operator's, without reading the database."""
+        return self._keyring.is_operator(token) or token.startswith((accounts.PREFIX, key.PREFIX))
+
+    def was_accepted(self, token: str) -> bool:
+        """Return whether an operator was let in with this token, without reading the database."""
+        return digest(token) in self._accepted
+
+    async def authenticate(self, token: str, address: str) -> Caller:
+        """Return the operator with a token; ErrorResponse 401."""
+        if not self.may_be_operator(token):
+            raise invalid_token("This is neither the operator key nor a token of an operator")
+        try:
+            caller, row = await self._db.work_read(self.identify, token, address)
+        except ErrorResponse:
+            self._accepted.pop(digest(token), None)
+            raise
+        except (CertctrlError, DatabaseAwayError):
+            if self._key_was_off or not self._keyring.is_operator(token):
+                raise
+            return Caller(who=BY_KEY, role=Role.ADMIN, address=address)  # so that the status says what is wrong
+        self._remember(token)
+        if row is not None and self.accounts.is_due(row, address):
+            with contextlib.suppress(CertctrlError), aside():  # a full disk does not lock operators out
+                await self._db.work(self.accounts.note_use, row["id"], address)
+        return caller
+
+    def identify(self, token: str, address: str) -> tuple[Caller, Row | None]:
+        """Return the operator with a token, and its row unless it is the key, in a unit of work; ErrorResponse 401."""
+        if token.startswith(accounts.PREFIX):
+            return self.accounts.authenticate(token, address)
+        self._key_was_off = self.key.is_off()
+        self.key.require(token)
+        return Caller(who=BY_KEY, role=Role.ADMIN, address=address), None
+
+    def _remember(self, token: str) -> None:
+        if len(self._accepted) >= _REMEMBERED:
+            self._accepted.pop(next(iter(self._accepted)))
+        self._accepted[digest(token)] = None

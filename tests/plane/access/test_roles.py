@@ -1,0 +1,233 @@
+"""Roles are enforced for every route; tokens and sessions end with what they depend on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from audit_cases import CASES, grant
+from page_browser import Browser
+from plane_world import Client, World
+
+from certctrl.plane.access.roles import Role
+from certctrl.plane.audit.log import Filter
+from certctrl.plane.errors import DatabaseAwayError
+from certctrl.plane.http.permissions import PERMISSIONS
+from certctrl.plane.settings import DAY
+
+OPERATORS, TOKENS, KEY = "/apiv1/operators", "/apiv1/operator-tokens", "/apiv1/plane/operator-key"
+IDS = dict.fromkeys(("uid", "did", "cid", "caid", "tid", "oid", "name", "operator", "ktid"), "1") | {
+    "code": "ABCD-EFGH",
+    "ktid": "9",
+}
+
+
+async def add(world: World, name: str, role: str) -> None:
+    assert (await world.operator("POST", OPERATORS, {"name": name, "role": role})).status == 201
+
+
+async def token(world: World, of: str, **more: object) -> Client:
+    """Return a client with a new token of an operator."""
+    body = {"operator": of, "name": "ci", "expires_in": DAY} | more
+    made = (await world.operator("POST", TOKENS, body)).data
+    return Client(world.app, made["token"])
+
+
+async def operator(world: World, role: str, name: str = "alice") -> Client:
+    await add(world, name, role)
+    return await token(world, name)
+
+
+@pytest.mark.parametrize("role", ["viewer", "operator", "admin"])
+async def test_every_route_needs_its_role(world: World, role: str) -> None:
+    caller = await operator(world, role)
+    for (method, path), permission in PERMISSIONS.items():
+        reply = await caller(method, path.format(**IDS), None if method == "GET" else {})
+        if Role(role).includes(permission.role):
+            assert reply.status not in (401, 403), (method, path, reply.body)
+        else:
+            assert (reply.status, reply.key) == (403, "ROLE_REQUIRED"), (method, path)
+            params = reply.json["error"]["params"]
+            assert params == {"role": str(permission.role), "has": role}
+            assert reply.what == f"This needs the role {permission.role}; alice has the role {role} by token ci"
+    assert role != "viewer" or world.plane.audit.page(Filter(who="alice"), 0, 9) == []
+
+
+async def test_a_change_by_a_token_names_its_operator(world: World) -> None:
+    caller = await operator(world, "admin")
+    assert (await caller("POST", "/apiv1/users", {"name": "web team"})).status == 201
+    (entry,) = world.plane.audit.page(Filter(who="alice"), 0, 9)
+    assert (entry["via"], entry["action"], entry["address"]) == ("token ci", "user.add", "192.0.2.7")
+    assert (await caller("GET", "/apiv1/whoami")).data == {
+        "who": "alice", "role": "admin", "via": "token ci", "address": "192.0.2.7",
+    }  # fmt: skip
+
+
+async def test_shared_routes_take_tokens(world: World) -> None:
+    caller, viewer = await operator(world, "operator"), await operator(world, "viewer", "bob")
+    device = await world.device()
+    row = await world.plane.certificates.issue(1, ["a.example"], device_ids=[device.id])
+    issues = f"/apiv1/users/1/certificates/{row['id']}/issues"
+    assert (await viewer("GET", f"{device.home}/install-config")).status == 200
+    assert (await viewer("POST", issues, {"action": "renew"})).key == "ROLE_REQUIRED"
+    assert (await caller("POST", issues, {"action": "renew"})).status == 202
+    assert (await device("POST", issues, {"action": "renew"})).status == 202
+    assert (await caller("POST", "/auth/device", verify(await grant(world)))).status == 200
+    assert (await viewer("POST", "/auth/device", verify(await grant(world)))).key == "ROLE_REQUIRED"
+
+
+def verify(code: str) -> dict[str, Any]:
+    return {"action": "device_verify", "user_code": code, "approve": True}
+
+
+async def test_tokens_end(world: World) -> None:
+    caller = await operator(world, "admin")
+    assert (await caller("GET", "/apiv1/users")).status == 200
+    (listed,) = (await world.operator("GET", TOKENS)).data
+    assert (listed["status"], listed["last_address"]) == ("valid", "192.0.2.7") and "token" not in listed
+    world.clock.advance(DAY)
+    refused = await caller("GET", "/apiv1/users")
+    assert (refused.status, refused.key) == (401, "OPERATOR_TOKEN_EXPIRED")
+    assert "expired at 2026-09-22T14:13:20Z" in refused.what
+    assert world.plane.access.was_accepted(caller.token) is False
+    other = await token(world, "alice", name="other")
+    (_, listed) = (await world.operator("GET", TOKENS)).data
+    for _ in range(2):
+        assert (await world.operator("DELETE", f"{TOKENS}/{listed['id']}")).data["status"] == "revoked"
+    assert (await other("GET", "/apiv1/users")).key == "OPERATOR_TOKEN_REVOKED"
+    world.stranger.token = "ot_" + "x" * 43
+    assert (await world.stranger("GET", "/apiv1/users")).key == "INVALID_TOKEN"
+    world.clock.advance(200 * DAY)
+    await world.plane.work(world.plane.operators.delete_expired)
+    assert (await world.operator("GET", TOKENS)).data == []
+
+
+async def test_a_token_never_has_more_than_its_operator(world: World) -> None:
+    caller = await operator(world, "admin")
+    lesser = await token(world, "alice", name="reader", role="viewer")
+    assert (await lesser("POST", "/apiv1/users", {"name": "x"})).key == "ROLE_REQUIRED"
+    assert (await world.operator("PATCH", f"{OPERATORS}/alice", {"role": "viewer"})).data["role"] == "viewer"
+    assert (await caller("POST", "/apiv1/users", {"name": "x"})).key == "ROLE_REQUIRED"
+    refused = await world.operator(
+        "POST", TOKENS, {"operator": "alice", "name": "new", "expires_in": DAY, "role": "admin"}
+    )
+    assert (refused.status, refused.what) == (
+        400, "A token has at most the role of its operator: alice is viewer",
+    )  # fmt: skip
+
+
+async def test_disabled_operators_lose_tokens_and_sessions_immediately(world: World) -> None:
+    caller, browser = await operator(world, "operator"), Browser(world.stranger)
+    assert (await browser.sign_in(caller.token)).status == 303
+    assert b"Approve a device" in (await browser.get("/device")).body
+    assert (await world.operator("PATCH", f"{OPERATORS}/alice", {"disabled": True})).data["status"] == "disabled"
+    refused = await caller("GET", "/apiv1/users")
+    assert (refused.status, refused.key) == (401, "OPERATOR_DISABLED")
+    assert b"Sign in" in (await browser.get("/device")).body
+    assert (await browser.sign_in(caller.token)).status == 403
+    await world.operator("PATCH", f"{OPERATORS}/alice", {"disabled": False})
+    assert (await caller("GET", "/apiv1/users")).status == 200
+    assert b"Sign in" in (await browser.get("/device")).body, "the session does not come back"
+    await browser.sign_in(caller.token)
+    assert (await world.operator("DELETE", f"{OPERATORS}/alice")).status == 204
+    assert (await caller("GET", "/apiv1/users")).status == 401
+    assert b"Sign in" in (await browser.get("/device")).body
+    await add(world, "alice", "admin")
+    assert (await caller("GET", "/apiv1/users")).status == 401, "another operator of the same name"
+
+
+async def test_the_approval_page_needs_the_role_operator(world: World) -> None:
+    viewer, code = await operator(world, "viewer"), await grant(world)
+    browser = Browser(world.stranger)
+    await browser.sign_in(viewer.token)
+    await browser.get(f"/device?user_code={code}")
+    refused = await browser.post("/device/decide", user_code=code, decision="approve")
+    assert refused.status == 403 and b"This needs the role operator; alice has the role viewer" in refused.body
+    await world.operator("PATCH", f"{OPERATORS}/alice", {"role": "operator"})
+    await browser.get(f"/device?user_code={code}")
+    assert (await browser.post("/device/decide", user_code=code, decision="approve")).status == 200
+    (entry, *_) = world.plane.audit.page(Filter(who="alice"), 0, 9)
+    assert (entry["action"], entry["via"]) == ("grant.decide", "page, token ci")
+
+
+async def test_a_session_ends_with_its_token(world: World) -> None:
+    caller, browser = await operator(world, "admin"), Browser(world.stranger)
+    await browser.sign_in(caller.token)
+    (listed,) = (await world.operator("GET", TOKENS)).data
+    await world.operator("DELETE", f"{TOKENS}/{listed['id']}")
+    assert b"Sign in" in (await browser.get("/device")).body
+
+
+# --- the operator key -------------------------------------------------------------------------------------------------
+
+
+async def test_the_key_is_turned_off_only_if_an_admin_is_left(world: World) -> None:
+    await operator(world, "operator")
+    refused = await world.operator("DELETE", KEY)
+    assert (refused.status, refused.key) == (409, "NO_ADMIN_LEFT")
+    assert (await world.operator("GET", KEY)).data == {"state": "on"}
+    await add(world, "bob", "admin")
+    assert (await world.operator("DELETE", KEY)).key == "NO_ADMIN_LEFT", "without a token"
+    await token(world, "bob", role="viewer")
+    assert (await world.operator("DELETE", KEY)).key == "NO_ADMIN_LEFT", "with a token of a viewer"
+    admin, browser = await token(world, "bob", name="admin"), Browser(world.stranger)
+    await browser.sign_in(world.plane.operator_key)
+    assert (await world.operator("DELETE", KEY)).status == 200
+    assert (await world.operator("GET", "/apiv1/users")).key == "OPERATOR_KEY_OFF"
+    assert b"Sign in" in (await browser.get("/device")).body
+    refused = await browser.sign_in(world.plane.operator_key)
+    assert refused.status == 403 and b"The operator key is turned off" in refused.body
+    assert (await admin("GET", KEY)).data == {"state": "off"}
+    (last,) = [row for row in (await admin("GET", f"{TOKENS}?operator=bob")).data if row["role"] == "admin"]
+    for method, path, body in (
+        ("DELETE", f"{TOKENS}/{last['id']}", None), ("DELETE", f"{OPERATORS}/bob", None),
+        ("PATCH", f"{OPERATORS}/bob", {"role": "operator"}), ("PATCH", f"{OPERATORS}/bob", {"disabled": True}),
+    ):  # fmt: skip
+        assert (await admin(method, path, body)).key == "NO_ADMIN_LEFT", (method, path)
+    assert (await admin("GET", f"{OPERATORS}")).status == 200
+
+
+async def test_the_key_is_known_while_the_database_is_away(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    caller = await operator(world, "admin")
+
+    async def away(*_: object) -> object:
+        raise DatabaseAwayError("the server does not answer")
+
+    monkeypatch.setattr(world.plane.database, "work_read", away)
+    assert (await world.operator("GET", "/apiv1/plane/status")).status == 200
+    assert (await caller("GET", "/apiv1/plane/status")).status == 503
+
+
+async def test_overload_does_not_lock_operators_with_tokens_out(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    caller = await operator(world, "viewer")
+    monkeypatch.setattr(world.plane.database, "backlog", lambda: 3.5)
+    assert (await caller("GET", "/apiv1/users")).status == 503, "its token was not used before"
+    monkeypatch.undo()
+    assert (await caller("GET", "/apiv1/users")).status == 200
+    monkeypatch.setattr(world.plane.database, "backlog", lambda: 3.5)
+    assert (await caller("GET", "/apiv1/users")).status == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "said"),
+    [
+        (OPERATORS, {"name": "Alice", "role": "admin"}, "name has up to 100 lower-case"),
+        (OPERATORS, {"name": "plane", "role": "admin"}, "is not 'plane'"),
+        (OPERATORS, {"name": "operator key", "role": "admin"}, "lower-case"),
+        (OPERATORS, {"name": "bob", "role": "root"}, "role: expected viewer, operator or admin"),
+        (OPERATORS, {"name": "alice", "role": "admin"}, "There is an operator alice already"),
+        (TOKENS, {"operator": "alcie", "name": "x", "expires_in": 1}, "did you mean alice?"),
+        (TOKENS, {"operator": "alice", "name": "ci", "expires_in": 60}, "has a valid token ci already"),
+        (TOKENS, {"operator": "alice", "name": "", "expires_in": 60}, "A token needs a name"),
+        (TOKENS, {"operator": "alice", "name": "x", "expires_in": 367 * DAY}, "at most 366 days"),
+        (TOKENS, {"operator": "alice", "name": "x"}, "expires_in"),
+    ],
+)
+async def test_refusals_name_the_value(world: World, path: str, body: object, said: str) -> None:
+    await operator(world, "admin")
+    refused = await world.operator("POST", path, body)
+    assert 400 <= refused.status < 500 and said in refused.what, refused.what
+
+
+def test_every_case_of_the_audit_log_is_in_the_table() -> None:
+    assert set(CASES) <= set(PERMISSIONS)
