@@ -252,9 +252,18 @@ class BatchRefusedError(CertctrlError):
 class CommandError(CertctrlError):
     """A command of the install plan failed, exceeded its deadline or could not start."""
 
-    def __init__(self, what: str, *, status: int | None = None, output: str = "", fix: str | None = None) -> None:
+    def __init__(
+        self,
+        what: str,
+        *,
+        status: int | None = None,
+        timed_out: bool = False,
+        output: str = "",
+        fix: str | None = None,
+    ) -> None:
         super().__init__(what, fix=fix)
         self.status = status
+        self.timed_out = timed_out
         """Exit status, negative signal number, or None if it did not start."""
         self.output = output
         """The end of its output: escaped, redacted, bounded."""

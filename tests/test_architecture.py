@@ -93,6 +93,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "plane.devices": (*IN_PLANE, "plane.ca", "plane.installs", "plane.limits", "plane.shared_limits"),
     "plane.profiles": (*IN_PLANE, "plane.devices", "plane.installs"),
     "plane.rollouts": (*IN_PLANE, "plane.devices", "plane.health.problems", "plane.installs", "plane.profiles"),
+    "plane.fleet": (*IN_PLANE, "plane.devices"),
     "plane.push": (*IN_PLANE, "plane.devices", "plane.health.counters", "plane.planes"),
     "plane.challenges": (
         *IN_PLANE, "plane.commands", "plane.ca", "plane.devices.features", "plane.health.problems",

@@ -28,7 +28,7 @@ from certctrl.agent.context import Agent
 from certctrl.agent.handlers import find_handler
 from certctrl.agent.log_lines import Line, log_line
 from certctrl.agent.lost import remove_old_generations
-from certctrl.agent.signal_results import Result, explain, log_certificates, result_of
+from certctrl.agent.signal_results import Result, explain, failed, log_certificates, result_of
 from certctrl.agent.waiting_signals import WaitingSignals
 from certctrl.install.installer import Candidate
 from certctrl.install.plan.retries import Failure, is_quarantined
@@ -151,7 +151,7 @@ class Dispatcher:
     async def _give_up(self, ready: ReadyCertificate, why: str) -> None:
         """Fail a ready certificate, because others of its atomic batch are missing."""
         log_line(self.agent.log, Line.BATCH_INCOMPLETE, cert_id=ready.prepared.cert_id, why=why)
-        result = Result(Outcome(kind=OutcomeKind.FAILED, detail=why), RetryKind.BATCH)
+        result = Result(failed(why, "switch", "batch-incomplete"), RetryKind.BATCH)
         try:
             await self._failed(ready.entry, result, trio.current_time() - ready.started)
         finally:
@@ -264,7 +264,7 @@ class Dispatcher:
             self.agent.batches.add(ready)
             return True
         if ready.missing:  # the plane still offers an older one, which must not be switched instead
-            lagging = Result(Outcome(kind=OutcomeKind.FAILED, detail=ready.missing), RetryKind.LAGGING)
+            lagging = Result(failed(ready.missing, "fetch", "plane-lagging"), RetryKind.LAGGING)
             await self._conclude(ready.entry, lagging, trio.current_time() - ready.started)
             return False
         if self._closed:  # its signal stays in the inbox
@@ -292,8 +292,8 @@ class Dispatcher:
         """Return the result of a signal whose certificate is served, although the plane announced another one."""
         if outcome.kind is OutcomeKind.APPLIED:
             log_certificates(self.agent, ready.entry, outcome)
-        failed = Outcome(kind=OutcomeKind.FAILED, detail=ready.missing, deployed=outcome.deployed)
-        return Result(failed, RetryKind.LAGGING)
+        lagging = failed(ready.missing, "fetch", "plane-lagging")
+        return Result(attrs.evolve(lagging, deployed=outcome.deployed), RetryKind.LAGGING)
 
     async def _conclude(self, entry: InboxEntry, result: Result, seconds: float) -> None:
         if result.outcome.ok:
@@ -307,7 +307,7 @@ class Dispatcher:
         agent, signal = self.agent, entry.signal
         if isinstance(signal, MalformedSignal):
             log_line(agent.log, Line.SIGNAL_MALFORMED, type=signal.type, ts=signal.ts_ms, why=signal.why)
-            return Result(Outcome(kind=OutcomeKind.FAILED, detail=f"malformed: {signal.why}"))
+            return Result(failed(f"malformed: {signal.why}", "receive", "malformed"))
         try:
             handler = find_handler(agent.config.ioc, signal.type)
             if handler is None:
@@ -331,7 +331,7 @@ class Dispatcher:
             missing = await missing_renewal(self.agent, signal, prepared.facts)
             if batch := await later_batch(self.agent, signal, prepared.facts):
                 why = f"serial {prepared.facts.serial} belongs to atomic batch {batch}, whose signals follow"
-                return Result(Outcome(kind=OutcomeKind.FAILED, detail=why), RetryKind.LAGGING, waits=True)
+                return Result(failed(why, "fetch", "plane-lagging"), RetryKind.LAGGING, waits=True)
         deadline = started + self._limit(signal)
         return ReadyCertificate(entry=entry, prepared=prepared, started=started, deadline=deadline, missing=missing)
 
@@ -342,7 +342,7 @@ class Dispatcher:
     def _timed_out(self, signal: Signal) -> Outcome:
         limit = self._limit(signal)
         log_line(self.agent.log, Line.SIGNAL_TIMEOUT, seconds=limit, type=signal.type, ts=signal.ts_ms)
-        return Outcome(kind=OutcomeKind.FAILED, detail=f"took longer than {limit:g} s")
+        return failed(f"took longer than {limit:g} s", "handle", "timeout")
 
     async def _done(self, done: Sequence[tuple[InboxEntry, Outcome, float]]) -> None:
         """Complete signals successfully, in a single write."""

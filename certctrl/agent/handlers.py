@@ -30,6 +30,7 @@ from certctrl.agent.install_config import MAX_NAMED, note_idle_items, refresh_in
 from certctrl.agent.log_lines import Line, log_line
 from certctrl.agent.materials import changed_materials
 from certctrl.agent.reconcile import plan_resync
+from certctrl.agent.signal_results import failed
 from certctrl.agent.standing import (
     known_again,
     let_grace_pass,
@@ -108,9 +109,10 @@ async def on_install_updated(agent: Agent, signal: Signal) -> Outcome:
     refused = refused_items([item for item in agent.items if not is_local(item.id)])
     if not refused:
         return outcome
-    kind = OutcomeKind.FAILED if outcome.ok else outcome.kind
-    detail = f"{refused}; {outcome.detail}" if outcome.detail else refused
-    return attrs.evolve(outcome, kind=kind, detail=one_line(detail, MAX_DETAIL))
+    detail = one_line(f"{refused}; {outcome.detail}" if outcome.detail else refused, MAX_DETAIL)
+    if not outcome.ok:
+        return attrs.evolve(outcome, detail=detail)
+    return attrs.evolve(failed(detail, "plan", "item-refused"), deployed=outcome.deployed)
 
 
 async def _refresh_announced(agent: Agent, signal: InstallUpdated) -> bool:

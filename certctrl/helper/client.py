@@ -82,7 +82,8 @@ class HelperClient:
             raise CommandError(str(error), fix=error.fix) from None
         if answer.result in (Result.DONE, Result.UNNAMED, Result.REFUSED):  # refused: no entry for this user
             return answer.result is Result.DONE
-        raise CommandError(f"the root helper: {answer.why}", fix=answer.fix or _FIX)
+        # whichever status systemctl ended with
+        raise CommandError(f"the root helper: {answer.why}", status=1, fix=answer.fix or _FIX)
 
     def observe(self, path: str, temp: str = "") -> tuple[DestinationFact, str]:
         """Return the state of a destination without its bytes, and the SHA-256 of its new file, empty if it has none."""

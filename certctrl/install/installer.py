@@ -34,7 +34,7 @@ from certctrl.install.probe.interface import Probe, TlsProbe
 from certctrl.install.process import Proc
 from certctrl.model.certificate import Bundle, CertFacts, DeployMaterials
 from certctrl.model.config import AgentConfig
-from certctrl.model.plan import ExecAction, InstallItem, Outcome, OutcomeKind
+from certctrl.model.plan import ExecAction, InstallItem, Outcome, OutcomeKind, cause_of
 from certctrl.model.policy import HostPolicy, Retirement
 from certctrl.model.records import CertRecord, Retry
 from certctrl.store.deployments.generations import GenerationStore
@@ -258,7 +258,9 @@ class Installer(InstalledCerts):
         try:
             await results.save()
         except DiskError as error:
-            fail = partial(attrs.evolve, kind=OutcomeKind.FAILED, detail=str(error), transient=True)
+            fail = partial(
+                attrs.evolve, kind=OutcomeKind.FAILED, detail=str(error), transient=True, cause=cause_of(error)
+            )
             return {cert_id: fail(one) if one.ok else one for cert_id, one in results.outcomes.items()}
         if results.lasting:
             with suppress(DiskError):  # `clear_up` tries again, and its caller reports it
@@ -363,7 +365,7 @@ class Installer(InstalledCerts):
                 context=self._context, locks=self._locks, record=record, items=items, revoked=revoked, how=how
             ).run()
         except CertctrlError as error:
-            return Outcome(kind=OutcomeKind.FAILED, detail=str(error))
+            return Outcome(kind=OutcomeKind.FAILED, detail=str(error), cause=cause_of(error, "withdraw"))
 
     async def rollback(self, name: str, to: str | None, items: Sequence[InstallItem]) -> Outcome:
         """Roll back to an earlier generation and hold it there. Raises UsageError, DiskError."""

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 import attrs
 
 from certctrl import lean
+
+if TYPE_CHECKING:  # an idle daemon has no use for it
+    from certctrl.model.causes import Cause
 
 CERT_FILES = (
     "private.key",
@@ -186,6 +190,20 @@ class InstallConfig:
     """Whether the plane has no install config for this device."""
 
 
+def named_cause(step: str, reason: str) -> Cause:
+    """Return the cause with these codes of ``model/causes.py``."""
+    from certctrl.model.causes import Cause, Reason, Step  # here and below: an idle daemon does without
+
+    return Cause(Step(step), Reason(reason))
+
+
+def cause_of(error: BaseException, step: str = "") -> Cause:
+    """Return the cause that an error is; ``step``: the step in which it was raised, unless the error implies one."""
+    from certctrl.model import causes
+
+    return causes.cause_of(error, causes.Step(step) if step else None)
+
+
 class OutcomeKind(StrEnum):
     """How the handling of a signal ended."""
 
@@ -205,6 +223,8 @@ class Deployed:
     serial: str
     fingerprint_sha256: str
     targets: tuple[str, ...] = ()
+    served: bool = False
+    """Whether an endpoint was seen to serve it, in this attempt."""
 
 
 @lean.frozen(kw_only=True)
@@ -221,6 +241,8 @@ class Outcome:
     """Whether the installer recorded the retry of this failure."""
     waits: str = ""
     """What the new material, which is staged, waits for; empty: it does not wait."""
+    cause: Cause | None = None
+    """The code for a failure, or for what waits; None: there is none, or it is not known."""
 
     @property
     def ok(self) -> bool:

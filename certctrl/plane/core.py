@@ -37,6 +37,7 @@ from certctrl.plane.devices.key_proofs import KeyProofs
 from certctrl.plane.devices.reports import Reports
 from certctrl.plane.devices.sessions import Sessions
 from certctrl.plane.errors import DatabaseLockedError, ErrorResponse
+from certctrl.plane.fleet.fleet import Fleet
 from certctrl.plane.health.census import Census
 from certctrl.plane.health.counters import PlaneCounters
 from certctrl.plane.health.problems import ProblemName, Problems
@@ -112,6 +113,7 @@ class Plane:
         self._assemble_issuance(issuer or self.ca, offload)
         self.authorities = Authorities(db, self.stream, lambda: self.ca.root_pem, wall_now)
         self.reports = Reports(db, settings, wall_now)
+        self.fleet = Fleet(db, settings.stale_seconds, wall_now)
         self.reports.on_announced = self.device_keys.announced
         self._assemble_profiles()
         self.access = OperatorAccess(db, keys, wall_now)
@@ -168,6 +170,7 @@ class Plane:
             self.sockets.delete_expired,
             self.push.questions.delete_expired,
             self.planes.delete_expired,
+            self.reports.note_earlier,
             self.reserved.delete_expired,
             self.audit.delete_expired,
         )

@@ -37,7 +37,7 @@ class Housekeeping:
         expiring: Sequence[Callable[[], object]],
         wall_now: Callable[[], float],
     ) -> None:
-        """``expiring``: the functions that each delete the expired rows of a part."""
+        """``expiring``: the functions that each delete the expired rows of a part, or do a part of some longer work."""
         self._database = database
         self._jobs, self._devices, self._stream, self._planes, self._reserved, self._anchor = parts
         self._counters, self._storage_check = health

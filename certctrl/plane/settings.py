@@ -55,6 +55,8 @@ class PlaneSettings:
     certificate_seconds: int = 90 * DAY
     shared_renewal_seconds: int = 10
     """Devices that renew the same certificate within this time share one renewal."""
+    stale_seconds: int = 900
+    """A device that was not heard for longer is stale."""
     outcomes_kept: int = 1000
     """Outcomes stored per device."""
     public_url: str = ""

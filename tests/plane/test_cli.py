@@ -321,7 +321,7 @@ def test_serve_needs_a_directory(cli: Cli) -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        ["serve"], ["status"], ["issue"], ["renew"], ["revoke"], ["assign"], ["unassign"], ["certificates"], ["devices"],
+        ["serve"], ["status"], ["issue"], ["renew"], ["revoke"], ["assign"], ["unassign"], ["causes"], ["certificates"], ["devices"],
         ["revoke-device"], ["approve"], ["deny"], ["enrolment-token"], ["tag"], ["install-config", "put"],
         ["install-config", "show"], ["ca", "add"], ["ca", "list"], ["ca", "assign"], ["ca", "unassign"],
     ],

@@ -23,6 +23,17 @@ from certctrl.cli.plane.connection import (
 )
 from certctrl.cli.plane.database import backup, migrate_to, restore
 from certctrl.cli.plane.documents import ca, install_config, joined
+from certctrl.cli.plane.fleet import (
+    After,
+    Csv,
+    Limit,
+    OfReason,
+    Sort,
+    States,
+    causes,
+    show_rows,
+    wanted_rows,
+)
 from certctrl.cli.plane.importing import import_certificate
 from certctrl.cli.plane.issue import issue
 from certctrl.cli.plane.issuers import issuers
@@ -138,6 +149,7 @@ def unassign(ctx: typer.Context, certificate: Certificate, device: SomeDevices, 
     return ExitStatus.DONE
 
 
+plane.command(cls=OperatorCommand)(causes)
 plane.command(cls=OperatorCommand)(certificates)
 
 
@@ -152,19 +164,32 @@ def devices(
         str | None,
         typer.Option("--agent-version", metavar="VERSION", help="Only devices whose agent has this version."),
     ] = None,
+    state: States = None,
+    reason: OfReason = "",
+    sort: Sort = "",
+    limit: Limit = None,
+    after: After = "",
+    csv: Csv = False,
 ) -> None:
     """List the devices, or the outcomes of one device.
 
     Shows who is online (a push socket is open now, or the last poll was within its wait), the version that the agent had
     at its last start, tags, last contact, waiting signals and the outcomes of the last day. plane status counts the
-    versions.
+    versions. With --state, --reason, --sort, --limit, --after or --csv it shows the state of each device, and why, instead.
 
     \b
     cert-ctrl plane devices --data /var/lib/plane
+    cert-ctrl plane devices --data /var/lib/plane --state degraded --state stale
     cert-ctrl plane devices --data /var/lib/plane --tag web --tag env=prod
     cert-ctrl plane devices --data /var/lib/plane --agent-version 0.1.0
     cert-ctrl plane devices --data /var/lib/plane --outcomes web-1
     """
+    if (wanted := wanted_rows(state, reason, sort, limit, after, csv=csv)) is not None:
+        if outcomes is not None or agent_version is not None:
+            other = "--outcomes" if outcomes is not None else "--agent-version"
+            raise UsageError(f"{other} does not go with --state, --reason, --sort, --limit, --after and --csv")
+        show_rows(ctx, "devices", wanted, tag)
+        return
     if outcomes is not None and (tag or agent_version is not None):
         several = "--tag lists" if tag else "--agent-version lists"
         raise UsageError(f"--outcomes shows one device, {several} several", fix="leave one of them out")

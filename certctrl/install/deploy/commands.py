@@ -70,7 +70,7 @@ def _named(what: str, act: Callable[[], bool]) -> bool:
     try:
         return act()
     except CommandError as error:
-        raise CommandError(f"{what}: {error}", fix=error.fix) from None
+        raise CommandError(f"{what}: {error}", status=error.status, fix=error.fix) from None
 
 
 def checked_pin(context: Context, grant: Grant) -> str | None:

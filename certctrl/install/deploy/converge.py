@@ -39,7 +39,7 @@ from certctrl.install.deploy.staging import Candidate
 from certctrl.install.deploy.transaction import Transaction
 from certctrl.install.plan.dependencies import enabled
 from certctrl.install.plan.values import GroupPlan, InstallPlan
-from certctrl.model.plan import InstallItem, OutcomeKind
+from certctrl.model.plan import InstallItem, OutcomeKind, named_cause
 
 NOT_TRIED = "not tried: the previous state does not serve either, so this certificate is not the cause"
 RECORD_BATCH = 50
@@ -242,7 +242,8 @@ class Convergence:
             for unit in (*alone, *self._units(deferred, deferred)):
                 if any(candidate.cert_id in broken for candidate in unit):
                     for candidate in unit:
-                        self.results.failed(candidate.cert_id, NOT_TRIED, staged=candidate, down=True)
+                        down = named_cause("run", "service-down")
+                        self.results.failed(candidate.cert_id, NOT_TRIED, staged=candidate, down=True, cause=down)
                     continue
                 try:
                     single = await self._switch([group], {candidate.cert_id: candidate for candidate in unit})

@@ -14,6 +14,7 @@ proven.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import attrs
 import trio
@@ -25,8 +26,19 @@ from certctrl.install.deploy.context import Context
 from certctrl.install.deploy.copies import Copies, Part
 from certctrl.install.plan.dependencies import depended_on
 from certctrl.install.plan.values import DesiredCert, GroupPlan, Run, Verification, Write
-from certctrl.model.plan import CopyAction, ExecAction, ImportCaAction, InstallItem, VerifyTls
+from certctrl.model.plan import (
+    CopyAction,
+    ExecAction,
+    ImportCaAction,
+    InstallItem,
+    VerifyTls,
+    cause_of,
+    named_cause,
+)
 from certctrl.text import one_line
+
+if TYPE_CHECKING:
+    from certctrl.model.causes import Cause
 
 Endpoint = tuple[str, int]
 """Host and port."""
@@ -43,6 +55,8 @@ class Tolerated:
     cert_ids: frozenset[int]
     down: bool = False
     """Whether the service was not running, neither before this try nor after it."""
+    cause: Cause | None = None
+    """None if it is tolerated."""
 
 
 @lean.define(eq=False, kw_only=True)
@@ -69,6 +83,10 @@ class Executor:
     """Failures that concern none of the changed certificates, or a service that is not running."""
     blamed: set[int] = attrs.field(factory=set)
     """Certificates that the failure which ended the group concerns; empty if unknown."""
+    cause: Cause | None = None
+    """That of the failure that ended the group, if its step is not the usual one of the error."""
+    served: set[int] = attrs.field(factory=set)
+    """Certificates that an endpoint was seen to serve."""
     missed: list[Write] = attrs.field(factory=list)
     """Files that could not be written and may be missing."""
     down: set[Endpoint] = attrs.field(factory=set)
@@ -132,7 +150,7 @@ class Executor:
 
         outcome = await import_ca(self.context, ca_id, ca.name, ca.pem, ())
         if not outcome.ok:
-            raise CommandError(f"CA {ca_id} is not in the trust store: {outcome.detail}")
+            raise CommandError(f"CA {ca_id} is not in the trust store: {outcome.detail}", status=1)
 
     def _lacks_files(self, for_files: Collection[str]) -> bool:
         """Return whether work was due only because of files, none of which could be written."""
@@ -156,6 +174,8 @@ class Executor:
             raise ProbeError(f"{where} {ProbeFault.REFUSED}", fault=ProbeFault.REFUSED)
         try:
             await verify_live(self.context, one, self.about(one.cert_ids))
+            if isinstance(one.verify, VerifyTls):
+                self.served |= set(one.cert_ids)
         except ProbeError as error:
             if error.fault is not ProbeFault.NOT_OURS:
                 raise
@@ -187,11 +207,13 @@ class Executor:
             elif (down := await self._is_down(job, scope)) or is_unrelated:
                 why = f"{error}; the service is not running: nothing listens at {down}" if down else str(error)
                 about = frozenset(scope & changing or scope)
-                self.unrelated.append(Tolerated(why, frozenset(job.items), about, down=bool(down)))
+                cause = named_cause(job.step, "service-down") if down else cause_of(error, job.step)
+                self.unrelated.append(Tolerated(why, frozenset(job.items), about, down=bool(down), cause=cause))
                 self.ran -= set(job.items)
             else:
                 self.blamed |= scope
                 ends.append(error)
+                self.cause = self.cause or cause_of(error, job.step)
         if ends:
             raise ends[0]
 
@@ -295,7 +317,7 @@ class Executor:
         if not scope.isdisjoint(self.batch) or not (self._changing() | set(self.batch)) - scope:
             self.blamed |= set(certs) or scope
             return False
-        self.unrelated.append(Tolerated(str(error), frozenset(items), frozenset(scope)))
+        self.unrelated.append(Tolerated(str(error), frozenset(items), frozenset(scope), cause=cause_of(error)))
         return True
 
     def _importing(self, ca_id: int) -> list[str]:
@@ -311,6 +333,11 @@ class _Job:
     tolerant: bool
     call: Callable[..., Awaitable[None]]
     argument: Run | Verification
+
+    @property
+    def step(self) -> str:
+        """The step of a failure, as a code of ``model/causes.py``."""
+        return "run" if isinstance(self.argument, Run) else "probe"
 
 
 def _endpoint(verify: VerifyTls) -> Endpoint:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import attrs
 
@@ -15,9 +16,12 @@ from certctrl.install.deploy.retry_table import cert_resource
 from certctrl.install.deploy.staging import Candidate
 from certctrl.install.plan.retries import Failure
 from certctrl.model.certificate import CertFacts
-from certctrl.model.plan import Deployed, InstallItem, Outcome, OutcomeKind
+from certctrl.model.plan import Deployed, InstallItem, Outcome, OutcomeKind, cause_of, named_cause
 from certctrl.model.records import CertRecord, RetryKind, Stage, Standing
 from certctrl.text import one_line
+
+if TYPE_CHECKING:
+    from certctrl.model.causes import Cause
 
 MAX_DETAIL = 500
 """Characters."""
@@ -87,10 +91,12 @@ class Results:
         notes: Iterable[str] = (),
         pending: Collection[str] = (),
         not_due: bool = False,
+        served: bool = False,
     ) -> None:
         """Record that a certificate is in its desired state, except for items left out or tolerated as failed.
 
         ``pending``: the tolerated ones. ``not_due``: failed items are not due yet, so the last result still counts.
+        ``served``: an endpoint was seen to serve it.
         """
         if cert_id in self.incomplete or self._is_foreign(cert_id):
             return
@@ -113,7 +119,8 @@ class Results:
             if not failing:
                 self.context.records.retries.succeeded(cert_resource(cert_id))
         retry = (RetryKind.REFUSED if left_out else RetryKind.PENDING) if failing else None
-        self._settle(cert_id, before, after, kind, _line((*left_out, *notes)), audit=changed, retry=retry)
+        cause, detail = named_cause("plan", "item-refused") if left_out else None, _line((*left_out, *notes))
+        self._settle(cert_id, before, after, kind, detail, audit=changed, retry=retry, cause=cause, served=served)
 
     def _with_live(self, record: CertRecord, live: str, targets: Sequence[str], *, is_proven: bool) -> CertRecord:
         """Return a record whose live generation is in place; once it is proven, its atomic batch is done."""
@@ -159,11 +166,13 @@ class Results:
         staged: Candidate | None = None,
         pending: Collection[str] = (),
         down: bool = False,
+        cause: Cause | None = None,
     ) -> None:
         """Record a failure that left the live generation unchanged, or new files in place (``kept``).
 
         New files stay if there is nothing to roll back to, or if that would not be served either (``down``). ``stays``
-        names those that stay, and why. ``pending``: the items that failed or were not reached.
+        names those that stay, and why. ``pending``: the items that failed or were not reached. ``cause``: that of an error
+        unless given.
         """
         before, why = self.record(cert_id, kept or staged), str(error)
         after = with_facts(before, kept) if kept is not None else before
@@ -171,11 +180,13 @@ class Results:
             after = attrs.evolve(after, stage=Stage.COMMITTED)
             why = f"{why}; {stays}"
         retry = RetryKind.PENDING if pending and kept is None and staged is None else RetryKind.REFUSED
-        cause = error.why if isinstance(error, BatchRefusedError) else error
-        if isinstance(cause, DiskError) and not isinstance(cause, StateCorruptError):
+        first = error.why if isinstance(error, BatchRefusedError) else error
+        if isinstance(first, DiskError) and not isinstance(first, StateCorruptError):
             retry = RetryKind.DISK
         retry = RetryKind.DOWN if down else retry
-        self._record_failure(cert_id, before, after, OutcomeKind.FAILED, why, staged, pending, retry=retry)
+        if cause is None and isinstance(error, CertctrlError):
+            cause = cause_of(error)
+        self._record_failure(cert_id, before, after, OutcomeKind.FAILED, why, staged, pending, retry=retry, cause=cause)
 
     def all_failed(self, cert_ids: Iterable[int], error: CertctrlError) -> None:
         """Record a failure that left the live generations of some certificates unchanged."""
@@ -198,6 +209,7 @@ class Results:
         facts: Candidate | None,
         proven: bool,
         pending: Collection[str] = (),
+        cause: Cause | None = None,
     ) -> None:
         """Record a rollback to ``live``, which serves again (``proven``) or not.
 
@@ -209,7 +221,8 @@ class Results:
         stage = Stage.ACTIVATED if proven and live == before.activated else Stage.COMMITTED
         after = attrs.evolve(before, generation=live, stage=stage)
         retry = RetryKind.REFUSED if proven else RetryKind.DOWN
-        self._record_failure(cert_id, before, after, OutcomeKind.ROLLED_BACK, why, candidate, pending, retry=retry)
+        kind = OutcomeKind.ROLLED_BACK
+        self._record_failure(cert_id, before, after, kind, why, candidate, pending, retry=retry, cause=cause)
 
     async def save(self) -> None:
         """Make the records durable. Raises DiskError."""
@@ -219,7 +232,8 @@ class Results:
         """Record that a certificate's generation cannot be read; it counts as absent and is fetched again."""
         self.incomplete.add(cert_id)
         before = self.record(cert_id)
-        self._record_failure(cert_id, before, attrs.evolve(before, generation=""), OutcomeKind.FAILED, why, None)
+        after, cause = attrs.evolve(before, generation=""), named_cause("switch", "damaged")
+        self._record_failure(cert_id, before, after, OutcomeKind.FAILED, why, None, cause=cause)
 
     def unmade(
         self, cert_id: int, error: CertctrlError, candidate: Candidate | None, items: Sequence[InstallItem]
@@ -251,13 +265,14 @@ class Results:
         pending: Collection[str] = (),
         *,
         retry: RetryKind = RetryKind.REFUSED,
+        cause: Cause | None = None,
     ) -> None:
         if self._is_foreign(cert_id):
             return
         after = self._with_outcome(after, kind, pending or before.pending)
         if candidate is not None:
             after = attrs.evolve(after, staged=candidate.generation)
-        self._settle(cert_id, before, after, kind, _line((why,)), audit=True, to=candidate, retry=retry)
+        self._settle(cert_id, before, after, kind, _line((why,)), audit=True, to=candidate, retry=retry, cause=cause)
 
     def _settle(
         self,
@@ -271,35 +286,44 @@ class Results:
         to: Candidate | None = None,
         transient: bool = False,
         retry: RetryKind | None = None,
+        cause: Cause | None = None,
+        served: bool = False,
     ) -> None:
         """Set the record, the retry and the outcome of a certificate; ``retry``: its failure, if any."""
         recorded = self._note(cert_id, after, retry, detail)
         if waits := (self.waiting.get(cert_id, "") if kind is OutcomeKind.UNCHANGED else ""):
             kind, detail = OutcomeKind.APPLIED, f"staged; {waits}"
+            cause = named_cause("switch", "held" if after.held else "window")
         if cert_id in self.outcomes and kind is OutcomeKind.UNCHANGED:
             return  # unaffected now, but an earlier outcome of this call counts
         if audit or cert_id in self.concerned or detail:
             outcome = Outcome(
                 kind=kind,
                 detail=detail,
-                deployed=_deployed(after),
+                deployed=_deployed(after, served=served),
                 transient=transient or retry is RetryKind.DISK,
                 recorded=recorded,
                 waits=waits,
+                cause=cause,
             )
             others = [self.outcomes[0]] if cert_id == 0 and 0 in self.outcomes else []  # of other groups
             self.outcomes[cert_id] = merged((*others, outcome)) if others else outcome
         if audit:
-            entry = audit_entry(
-                after,
-                at=self.context.wall_now(),
-                outcome=kind.value,
-                before=before.generation,
-                after=to.generation if to is not None else after.generation,
-                asked_by=self.asked_by,
-                detail=detail,
-            )
-            self.context.records.audit(entry)
+            self._audit(before, after, kind, detail, to)
+
+    def _audit(
+        self, before: CertRecord, after: CertRecord, kind: OutcomeKind, detail: str, to: Candidate | None
+    ) -> None:
+        entry = audit_entry(
+            after,
+            at=self.context.wall_now(),
+            outcome=kind.value,
+            before=before.generation,
+            after=to.generation if to is not None else after.generation,
+            asked_by=self.asked_by,
+            detail=detail,
+        )
+        self.context.records.audit(entry)
 
     def _note(self, cert_id: int, after: CertRecord, retry: RetryKind | None, error: str) -> bool:
         """Set the record and the retry of a certificate of this host; return whether there is a retry."""
@@ -314,7 +338,7 @@ class Results:
         return True
 
 
-def _deployed(record: CertRecord) -> tuple[Deployed, ...]:
+def _deployed(record: CertRecord, *, served: bool) -> tuple[Deployed, ...]:
     if not record.generation or record.cert_id == 0:
         return ()
     facts = record.facts
@@ -324,6 +348,7 @@ def _deployed(record: CertRecord) -> tuple[Deployed, ...]:
             serial=facts.serial,
             fingerprint_sha256=facts.fingerprint_sha256,
             targets=record.targets,
+            served=served,
         ),
     )
 
@@ -338,7 +363,9 @@ def merged(outcomes: Iterable[Outcome]) -> Outcome:
     order = (OutcomeKind.FAILED, OutcomeKind.ROLLED_BACK, OutcomeKind.APPLIED)
     listed = list(outcomes)
     kind = next((one for one in order if any(outcome.kind is one for outcome in listed)), OutcomeKind.UNCHANGED)
-    details = [outcome.detail for outcome in sorted(listed, key=lambda outcome: outcome.ok)]
+    failures_first = sorted(listed, key=lambda outcome: outcome.ok)
+    details = [outcome.detail for outcome in failures_first]
+    cause = next((outcome.cause for outcome in failures_first if outcome.cause is not None), None)
     deployed = tuple(one for outcome in listed if outcome.kind is not OutcomeKind.UNCHANGED for one in outcome.deployed)
     transient = bool(failures := [one for one in listed if not one.ok]) and all(one.transient for one in failures)
-    return Outcome(kind=kind, detail=_line(details), deployed=deployed, transient=transient)
+    return Outcome(kind=kind, detail=_line(details), deployed=deployed, transient=transient, cause=cause)

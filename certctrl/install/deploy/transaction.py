@@ -16,7 +16,7 @@ from certctrl.install.deploy.observe import ObservedState, observe_and_plan
 from certctrl.install.deploy.results import Results
 from certctrl.install.deploy.staging import Candidate
 from certctrl.install.plan.values import GroupPlan, InstallPlan, Run, Step, Verification, Write
-from certctrl.model.plan import InstallItem, Outcome, OutcomeKind
+from certctrl.model.plan import InstallItem, Outcome, OutcomeKind, cause_of
 
 NO_OUTCOME = Outcome(kind=OutcomeKind.UNCHANGED)
 """The outcome of a certificate that has none in this call."""
@@ -103,12 +103,14 @@ class Transaction:
                 notes=(*(one.why for one in tolerated), *(executor.notes if cert_id in changed else ())),
                 pending=frozenset[str]().union(*(one.items for one in tolerated)),
                 not_due=cert_id in self.plan.not_due,
+                served=cert_id in executor.served,
             )
 
     def _record_unrelated(self, executor: Executor) -> set[int]:
         """Record tolerated failures for the certificates that they concern; return those."""
         if about_none := [one.why for one in executor.unrelated if not one.cert_ids]:  # such as the command of a CA
-            self.results.failed(0, "; ".join(about_none))
+            first = next(one for one in executor.unrelated if not one.cert_ids)
+            self.results.failed(0, "; ".join(about_none), cause=first.cause)
         about = {cert_id for one in executor.unrelated for cert_id in one.cert_ids}
         about &= self.context.records.certificates.keys() - {one.cert_id for one in self.deferred}
         reported = {cert_id for cert_id in about if not self.results.outcomes.get(cert_id, NO_OUTCOME).ok}
@@ -123,6 +125,7 @@ class Transaction:
                 stays="the new files stay",
                 pending=self.group_plan.due if kept is not None else pending,
                 down=all(one.down for one in mine),
+                cause=mine[0].cause,
             )
         return about
 
@@ -177,7 +180,7 @@ class Transaction:
                 self.results.failed(cert_id, error, staged=candidate)
         unrelated = self._record_unrelated(executor)
         for cert_id in self._failed_for(executor) - set(self.batch) - unrelated:
-            self.results.failed(cert_id, str(error), pending=pending)
+            self.results.failed(cert_id, str(error), pending=pending, cause=cause_of(error))
 
     # --- rolling back ---------------------------------------------------------------------------------------------
 
@@ -185,6 +188,7 @@ class Transaction:
         """Restore files and links, run the commands for them, and record it; return the certificates not served."""
         back = {} if self.forward_only else {i: self.previous[i] for i in self.batch if i in self.previous}
         why, broken, facts = str(error), frozenset[int](), dict[int, Candidate]()
+        cause = executor.cause or cause_of(error)
         restored = False
         self._defer(executor)
         if back or (executor.copies.undoable and not self.forward_only):
@@ -212,13 +216,14 @@ class Transaction:
                     facts=facts.get(cert_id),
                     proven=cert_id not in broken,
                     pending=pending if cert_id in broken else (),
+                    cause=cause,
                 )
             else:
                 stays = self._what_stays(executor, cert_id, restored=restored)
-                self.results.failed(cert_id, why, kept=candidate, stays=stays, pending=pending)
+                self.results.failed(cert_id, why, kept=candidate, stays=stays, pending=pending, cause=cause)
         unrelated = self._record_unrelated(executor)
         for cert_id in self._failed_for(executor) - set(self.batch) - unrelated:
-            self.results.failed(cert_id, why, pending=pending)
+            self.results.failed(cert_id, why, pending=pending, cause=cause)
         return broken
 
     def _what_stays(self, executor: Executor, cert_id: int, *, restored: bool) -> str:

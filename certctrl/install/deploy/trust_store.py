@@ -24,7 +24,7 @@ from certctrl.install.material.private_key import MIN_RSA_BITS, UNREADABLE, chec
 from certctrl.install.plan.policy import explain
 from certctrl.install.plan.refusals import no_trust_store
 from certctrl.model.paths import path_fault
-from certctrl.model.plan import InstallItem, ObjectType, Outcome, OutcomeKind
+from certctrl.model.plan import InstallItem, ObjectType, Outcome, OutcomeKind, cause_of, named_cause
 from certctrl.model.policy import TrustStore
 from certctrl.model.records import CaRecord
 from certctrl.store.deployments.file_set import FileSet, FileWrite, remove_unchanged
@@ -63,7 +63,7 @@ async def import_ca(context: Context, ca_id: int, name: str, pem: str, items: Se
     try:
         clean, fingerprint, ends = checked_ca(pem, now, brainpool=context.policy().brainpool)
     except MaterialError as error:
-        return Outcome(kind=OutcomeKind.FAILED, detail=str(error))
+        return Outcome(kind=OutcomeKind.FAILED, detail=str(error), cause=cause_of(error, "trust"))
     store, before = context.policy().trust_store, context.records.cas.get(str(ca_id))
     record = CaRecord(
         ca_id=ca_id,
@@ -79,7 +79,8 @@ async def import_ca(context: Context, ca_id: int, name: str, pem: str, items: Se
     path = before.path if before is not None and before.path else str(_path(store.directory, ca_id, name))
     there = await context.offload(destination_of, context, path, (store.directory,))
     if there.refusal or path_fault(path):
-        return Outcome(kind=OutcomeKind.FAILED, detail=f"will not write {one_line(path)}: {there.refusal}")
+        what = f"will not write {one_line(path)}: {there.refusal}"
+        return Outcome(kind=OutcomeKind.FAILED, detail=what, cause=named_cause("trust", "policy"))
     if before is not None and before.sha256 == record.sha256 == there.sha256 and before.path:
         return Outcome(kind=OutcomeKind.UNCHANGED)
     return await _import(context, store, before, attrs.evolve(record, path=path))
@@ -93,7 +94,8 @@ async def _keep(context: Context, record: CaRecord, items: Sequence[InstallItem]
         return Outcome(
             kind=OutcomeKind.APPLIED, detail="kept for the items that copy it; policy.json names no trust store"
         )
-    return Outcome(kind=OutcomeKind.FAILED, detail=explain(no_trust_store(system_trust_store())))
+    what = explain(no_trust_store(system_trust_store()))
+    return Outcome(kind=OutcomeKind.FAILED, detail=what, cause=named_cause("trust", "no-trust-store"))
 
 
 async def _import(context: Context, store: TrustStore, before: CaRecord | None, record: CaRecord) -> Outcome:
@@ -104,7 +106,7 @@ async def _import(context: Context, store: TrustStore, before: CaRecord | None, 
     except CertctrlError as error:
         _audit(context, OutcomeKind.FAILED, before, record, str(error))
         await context.records.save()
-        return Outcome(kind=OutcomeKind.FAILED, detail=str(error))
+        return Outcome(kind=OutcomeKind.FAILED, detail=str(error), cause=cause_of(error, "trust"))
     context.records.note_ca(record, record.ca_id)
     _audit(context, OutcomeKind.APPLIED, before, record)
     await context.records.save()
@@ -163,7 +165,7 @@ async def remove_ca(context: Context, ca_id: int) -> Outcome:
             if not why:  # even if it was already gone: the store may still contain it
                 await _update(context, context.policy().trust_store)
         except CertctrlError as error:
-            return Outcome(kind=OutcomeKind.FAILED, detail=str(error))
+            return Outcome(kind=OutcomeKind.FAILED, detail=str(error), cause=cause_of(error, "trust"))
     context.records.note_ca(None, ca_id)
     detail = f"{one_line(record.path)} stays: {why}" if why else ""
     if record.path:

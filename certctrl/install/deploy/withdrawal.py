@@ -32,7 +32,17 @@ from certctrl.install.material.placeholder import placeholder_bundle
 from certctrl.install.plan.dependencies import names_given
 from certctrl.install.plan.policy import is_local, may_probe_anywhere, refuse_path
 from certctrl.install.plan.retries import Failure
-from certctrl.model.plan import CopyAction, ExecAction, InstallItem, ObjectType, Outcome, OutcomeKind, VerifyTls
+from certctrl.model.plan import (
+    CopyAction,
+    ExecAction,
+    InstallItem,
+    ObjectType,
+    Outcome,
+    OutcomeKind,
+    VerifyTls,
+    cause_of,
+    named_cause,
+)
 from certctrl.model.policy import Retirement
 from certctrl.model.records import CertRecord, Retry, RetryKind, Stage, Standing
 from certctrl.store.deployments.file_set import CHANGED, remove_unchanged
@@ -92,7 +102,7 @@ class Withdrawal:
                 before = self.context.records.retries.of(cert_resource(self.record.cert_id))
                 outcome = await self._converge({}, successors=self._successors())
         except DiskError as error:
-            return Outcome(kind=OutcomeKind.FAILED, detail=str(error))
+            return Outcome(kind=OutcomeKind.FAILED, detail=str(error), cause=cause_of(error, "withdraw"))
         seen = await self._probe_endpoints(patient=outcome.ok)
         still = any(serves for serves, _ in seen)
         stay = [f"{one_line(path)} stays: {why}" for path, why in left.items()]
@@ -100,7 +110,11 @@ class Withdrawal:
         incomplete = still or not outcome.ok or any(why != CHANGED for why in left.values())
         await self._record_rest("; ".join(said) if incomplete else "", before)
         kind = OutcomeKind.FAILED if incomplete or left else OutcomeKind.APPLIED
-        return Outcome(kind=kind, detail="; ".join(("removed", *said)), deployed=outcome.deployed, recorded=incomplete)
+        cause = outcome.cause
+        if still or left:
+            cause = named_cause("withdraw", "still-served" if still else "file-stays")
+        detail = "; ".join(("removed", *said))
+        return Outcome(kind=kind, detail=detail, deployed=outcome.deployed, recorded=incomplete, cause=cause)
 
     async def _take_out_of_use(self) -> dict[str, str]:
         """Remove all files of this certificate and record it; return the paths that stay -> why. Raises DiskError."""
@@ -144,15 +158,15 @@ class Withdrawal:
 
     async def _keep(self) -> Outcome:
         why, setting = ("revoked", "on_revoked") if self.revoked else ("unassigned", "on_unassigned")
-        said = f"{why}, but kept in use: {setting} is keep"
+        said, kept = f"{why}, but kept in use: {setting} is keep", named_cause("withdraw", "kept")
         if self.record.revoked if self.revoked else self.record.standing is Standing.UNASSIGNED:
-            return Outcome(kind=OutcomeKind.UNCHANGED, detail=said)
+            return Outcome(kind=OutcomeKind.UNCHANGED, detail=said, cause=kept)
         unassigned = {"standing": Standing.UNASSIGNED, "unassigned_at": 0.0}  # carried out
         changes: dict[str, Any] = {"revoked": True, "alarmed": False} if self.revoked else unassigned
         self.context.records.note(attrs.evolve(self.record, **changes))
         self._audit(said, outcome="kept", live=self.record.generation)
         await self.context.records.save()
-        return Outcome(kind=OutcomeKind.APPLIED, detail=said)
+        return Outcome(kind=OutcomeKind.APPLIED, detail=said, cause=kept)
 
     async def _probe_endpoints(self, *, patient: bool) -> list[tuple[bool, str]]:
         """Return for each endpoint whether it still serves the certificate, and what to report.
@@ -266,7 +280,7 @@ class Withdrawal:
             try:
                 prepared = await self._placeholder()
             except DiskError as error:
-                return Outcome(kind=OutcomeKind.FAILED, detail=str(error))
+                return Outcome(kind=OutcomeKind.FAILED, detail=str(error), cause=cause_of(error, "withdraw"))
             keep, candidates = {prepared.generation}, {record.cert_id: prepared}
         context.records.note(attrs.evolve(context.records.certificates[record.cert_id], batch=""))
         with self._claim():

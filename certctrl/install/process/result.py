@@ -41,6 +41,7 @@ class CommandResult:
         raise CommandError(
             f"{what or one_line(self.argv[0])} {end}" + (f": {said}" if said else ""),
             status=self.status,
+            timed_out=self.timed_out,
             output=self.output,
             fix=f"run it by hand: {one_line(' '.join(self.argv))}",
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any, assert_never
 
@@ -12,31 +12,25 @@ from certctrl import lean
 from certctrl.model.plan import OutcomeKind
 from certctrl.model.signals import IDENTITY_FIELDS
 from certctrl.plane.clock import when
+from certctrl.plane.devices.acks import Ack as Ack
+from certctrl.plane.devices.deployments import Deployments
 from certctrl.plane.devices.features import stored
+from certctrl.plane.devices.older_texts import cause_of_report
 from certctrl.plane.devices.sessions import DeviceSession
 from certctrl.plane.settings import PlaneSettings
-from certctrl.plane.storage.database import Database, marks
+from certctrl.plane.storage.database import Database, Row, marks
 from certctrl.text import one_line
 
 FEW_EVENTS = 5
 """Outcomes of one report that are stored in one transaction with other requests, on the event loop with SQLite."""
 _TOGETHER = 32
 """Outcomes per statement."""
+_TO_NOTE = "outcomes_to_note"
+"""The setting of a database of an earlier release: the last device whose outcomes were noted."""
+_NOTED_DEVICES, _NOTED_OUTCOMES = 50, 50
+"""Devices of one round, and the latest outcomes of each."""
 _MAX_JSON = 4096
 """Characters of a stored reference or list; anything longer is stored empty."""
-
-
-@lean.frozen(kw_only=True)
-class Ack:
-    """The outcome of one signal."""
-
-    type: str
-    ts_ms: int
-    ref: Mapping[str, Any]
-    outcome: OutcomeKind
-    detail: str = ""
-    deployed: Sequence[Any] = ()
-    duration_ms: int = 0
 
 
 @lean.frozen
@@ -64,6 +58,7 @@ class Reports:
         self._db = database
         self._kept = settings.outcomes_kept
         self._wall_now = wall_now
+        self._deployments = Deployments(database)
         self.on_announced: Callable[[int], object] = lambda device_id: None
         """Called, in the unit of work, when the agent of a device has announced its features."""
 
@@ -74,6 +69,7 @@ class Reports:
                 match event:
                     case Ack():
                         self._insert([self._row(device_id, event)])
+                        self._deployments.note([(device_id, event)], self._wall_now())
                     case AgentVersion(version, features):
                         said = (version, stored(features))
                         self._db.run(
@@ -97,8 +93,25 @@ class Reports:
                     row = self._row(session.device_id, event)
                     rows[row[:2]] = row  # the last one, if a device has several for one signal
         self._insert([rows[key] for key in sorted(rows)])
+        acks = [(session.device_id, event) for session, events in reports for event in events if isinstance(event, Ack)]
+        self._deployments.note(acks, self._wall_now())
         self._drop_excess_of(sorted({device_id for device_id, _ in rows}), len(rows))
         return [None] * len(reports)
+
+    def note_earlier(self) -> None:
+        """Note what some devices reported to an earlier release, which noted nothing, until all are done."""
+        done = self._db.setting(_TO_NOTE)
+        if not done:
+            return
+        ids = self._db.all("SELECT id FROM devices WHERE id > ? ORDER BY id LIMIT ?", int(done), _NOTED_DEVICES)
+        for device_id in (row["id"] for row in ids):
+            sql = "SELECT * FROM outcomes WHERE device_id = ? ORDER BY at DESC, ts_ms DESC LIMIT ?"
+            for row in reversed(self._db.all(sql, device_id, _NOTED_OUTCOMES)):
+                self._deployments.note([(device_id, _ack_of(row))], row["at"])
+        if ids:
+            self._db.run("UPDATE settings SET value = ? WHERE name = ?", str(ids[-1]["id"]), _TO_NOTE)
+        else:
+            self._db.run("DELETE FROM settings WHERE name = ?", _TO_NOTE)
 
     def outcomes(self, device_id: int, limit: int = 100) -> list[dict[str, Any]]:
         """Return the latest outcomes of a device, newest first."""
@@ -110,6 +123,8 @@ class Reports:
                 "signal": {"type": row["type"], "ts_ms": row["ts_ms"], "ref": json.loads(row["ref"])},
                 "outcome": row["outcome"],
                 "detail": row["detail"],
+                "step": row["step"],
+                "reason": row["reason"],
                 "deployed": json.loads(row["deployed"]),
                 "duration_ms": row["duration_ms"],
                 "at": when(row["at"]),
@@ -127,6 +142,8 @@ class Reports:
             _json(ack.ref, "{}"),
             ack.outcome.value,
             ack.detail,
+            ack.cause.step.value if ack.cause is not None else "",
+            ack.cause.reason.value if ack.cause is not None else "",
             _json(ack.deployed, "[]"),
             ack.duration_ms,
             self._wall_now(),
@@ -136,9 +153,11 @@ class Reports:
         for start in range(0, len(rows), _TOGETHER):
             some = rows[start : start + _TOGETHER]
             self._db.run(
-                "INSERT INTO outcomes (device_id, signal, type, ts_ms, ref, outcome, detail, deployed, duration_ms, at)"
+                "INSERT INTO outcomes (device_id, signal, type, ts_ms, ref, outcome, detail, step, reason, deployed,"
+                " duration_ms, at)"
                 f" VALUES {', '.join([f'({marks(some[0])})'] * len(some))} ON CONFLICT (device_id, signal) DO UPDATE"
-                " SET ref = excluded.ref, outcome = excluded.outcome, detail = excluded.detail,"
+                " SET ref = excluded.ref, outcome = excluded.outcome, detail = excluded.detail, step = excluded.step,"
+                " reason = excluded.reason,"
                 " deployed = excluded.deployed, duration_ms = excluded.duration_ms, at = excluded.at",
                 *chain.from_iterable(some),
             )
@@ -161,6 +180,21 @@ class Reports:
         )
         if oldest is not None:
             self._db.run("DELETE FROM outcomes WHERE device_id = ? AND at <= ?", device_id, oldest["at"])
+
+
+def _ack_of(row: Row) -> Ack:
+    """Return the outcome in a row; an earlier release stored no codes."""
+    outcome = OutcomeKind(row["outcome"])
+    return Ack(
+        type=row["type"],
+        ts_ms=row["ts_ms"],
+        ref=json.loads(row["ref"]),
+        outcome=outcome,
+        detail=row["detail"],
+        cause=cause_of_report(outcome, row["step"], row["reason"], row["detail"]),
+        deployed=json.loads(row["deployed"]),
+        duration_ms=row["duration_ms"],
+    )
 
 
 def is_few_acks(events: Sequence[Event]) -> bool:

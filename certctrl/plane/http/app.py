@@ -12,6 +12,7 @@ from certctrl.plane.http.ca_api import CaApi
 from certctrl.plane.http.crl_api import CrlApi
 from certctrl.plane.http.device_api import DeviceApi
 from certctrl.plane.http.faults import Faults
+from certctrl.plane.http.fleet_api import FleetApi
 from certctrl.plane.http.health import Health
 from certctrl.plane.http.issuing_api import IssuingApi
 from certctrl.plane.http.lifecycle_api import LifecycleApi
@@ -49,6 +50,7 @@ def make_app(plane: Plane, *, faults: Faults | None = None) -> App:
         *LifecycleApi(plane).routes(),
         *ProfileApi(plane).routes(),
         *RolloutApi(plane).routes(),
+        *FleetApi(plane).routes(),
         *push.operator_routes(),
         *ApprovalPage(plane).routes(),
         *ProviderPage(plane).routes(),

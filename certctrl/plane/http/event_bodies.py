@@ -9,6 +9,7 @@ from cattrs import Converter
 
 from certctrl import lean
 from certctrl.model.plan import OutcomeKind
+from certctrl.plane.devices.older_texts import cause_of_report
 from certctrl.plane.devices.reports import Ack, AgentVersion, Event, OtherEvent
 from certctrl.plane.http.structure import AtMost, Loose, LooseLine
 from certctrl.protocol.wire.signals import ReportSchema
@@ -39,6 +40,8 @@ class _AckBody:
     signal: _AckSignal
     outcome: OutcomeKind
     detail: Annotated[str, LooseLine(500)] = ""
+    step: Annotated[str, LooseLine(40)] = ""
+    reason: Annotated[str, LooseLine(40)] = ""
     deployed: Annotated[list[Any], Loose(list)] = attrs.field(factory=list)
     duration_ms: Annotated[int, Loose(int)] = 0
 
@@ -63,6 +66,7 @@ def structure_events(converter: Converter) -> None:
                     ref=signal.ref,
                     outcome=body.outcome,
                     detail=body.detail,
+                    cause=cause_of_report(body.outcome, body.step, body.reason, body.detail),
                     deployed=body.deployed,
                     duration_ms=body.duration_ms,
                 )

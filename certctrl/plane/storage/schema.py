@@ -329,6 +329,18 @@ CREATE TABLE audit_objects (
 CREATE INDEX audit_objects_entry ON audit_objects(audit_id);
 CREATE INDEX audit_objects_object ON audit_objects(kind, object_id);
 """,
+    """
+ALTER TABLE outcomes ADD COLUMN step TEXT NOT NULL DEFAULT '';
+ALTER TABLE outcomes ADD COLUMN reason TEXT NOT NULL DEFAULT '';
+CREATE TABLE deployments (
+  device_id INTEGER NOT NULL REFERENCES devices(id), kind TEXT NOT NULL, object_id INTEGER NOT NULL,
+  outcome TEXT NOT NULL, step TEXT NOT NULL, reason TEXT NOT NULL, detail TEXT NOT NULL, failing INTEGER NOT NULL,
+  attempts INTEGER NOT NULL, since REAL NOT NULL, failing_since REAL, at REAL NOT NULL,
+  serial_number TEXT NOT NULL, served_at REAL, PRIMARY KEY (device_id, kind, object_id)
+) WITHOUT ROWID;
+CREATE INDEX deployments_failing ON deployments(device_id) WHERE failing = 1;
+INSERT INTO settings SELECT 'outcomes_to_note', '0' WHERE EXISTS (SELECT 1 FROM outcomes);
+""",
 )
 """One script per schema version, oldest first, in SQLite's dialect; the database counts those that have run.
 

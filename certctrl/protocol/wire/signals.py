@@ -188,6 +188,8 @@ def ack_event(signal: Signal, outcome: Outcome, duration_ms: int) -> dict[str, A
     event: dict[str, Any] = {"type": "signal.ack", "signal": to_wire(signal), "outcome": outcome.kind.value}
     if outcome.detail:
         event["detail"] = outcome.detail
+    if outcome.cause is not None:
+        event |= {"step": outcome.cause.step.value, "reason": outcome.cause.reason.value}
     if outcome.deployed:
         event["deployed"] = [
             {
@@ -196,6 +198,7 @@ def ack_event(signal: Signal, outcome: Outcome, duration_ms: int) -> dict[str, A
                 "fingerprint_sha256": one.fingerprint_sha256,
                 "targets": list(one.targets),
             }
+            | ({"served": True} if one.served else {})
             for one in outcome.deployed
         ]
     event["duration_ms"] = max(0, int(duration_ms))

@@ -12,6 +12,7 @@ from plane_world import Client, World
 from starlette.routing import Route
 
 from certctrl.plane.http.device_api import DeviceApi
+from certctrl.plane.http.fleet_api import FleetApi
 from certctrl.plane.http.health import Health
 from certctrl.plane.http.operator_api import OperatorApi
 from certctrl.plane.http.operator_resources import OperatorResources
@@ -33,7 +34,7 @@ BODIES = [
 def routes_of(world: World) -> Iterator[tuple[str, str]]:
     """Yield the method and path of every route of the plane."""
     plane = world.plane
-    parts = [Health, DeviceApi, OperatorApi, OperatorResources, ApprovalPage]
+    parts = [Health, DeviceApi, OperatorApi, OperatorResources, FleetApi, ApprovalPage]
     for route in (route for part in parts for route in part(plane).routes()):
         assert isinstance(route, Route)
         for method in sorted(route.methods or ()):

@@ -1,0 +1,225 @@
+"""``plane causes``, and the lists of devices and certificates by state."""
+
+from __future__ import annotations
+
+import csv as csv_files
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from certctrl import lean
+from certctrl.cli.output import table, write_error, write_line
+from certctrl.cli.plane.connection import OperatorApi, call_plane, show
+from certctrl.errors import PlaneError, UsageError
+from certctrl.text import counted, one_line
+
+_PAGE = 50
+_WHOLE_PAGE = 500
+_MOST_ROWS = 1_000_000
+
+States = Annotated[
+    list[str] | None,
+    typer.Option("--state", metavar="STATE", help="Only those in this state; may be repeated: any of them."),
+]
+OfReason = Annotated[
+    str, typer.Option("--reason", metavar="REASON", help="Only those with this reason, as plane causes shows it.")
+]
+Sort = Annotated[
+    str,
+    typer.Option("--sort", metavar="ORDER", help="worst (default), ends, name or id; of devices also contact."),
+]
+Limit = Annotated[int | None, typer.Option("--limit", metavar="N", min=1, max=500, help="Rows of a page; default: 50.")]
+After = Annotated[
+    str, typer.Option("--after", metavar="PLACE", help="Continue there: the place that the page before ended with.")
+]
+Csv = Annotated[bool, typer.Option("--csv", help="Print all rows as CSV.")]
+
+
+@lean.frozen
+class Wanted:
+    """Which rows are wanted, and how."""
+
+    query: Mapping[str, str]
+    csv: bool
+
+
+def wanted_rows(
+    states: Sequence[str] | None, reason: str, sort: str, limit: int | None, after: str, *, csv: bool
+) -> Wanted | None:
+    """Return what these options ask for; None if none of them is given."""
+    found = {"state": ",".join(states or ()), "reason": reason, "sort": sort, "after": after}
+    query = {name: value for name, value in found.items() if value} | ({} if limit is None else {"limit": str(limit)})
+    return Wanted(query, csv) if query or csv else None
+
+
+def causes(ctx: typer.Context, csv: Csv = False) -> None:
+    """List what needs you, by cause, the worst first.
+
+    Hosts that fail alike are one row: how many devices and certificates, since when, what ends first, an example with its
+    message, and what to do. --reason of plane devices lists the devices of one.
+
+    \b
+    cert-ctrl plane causes --data /var/lib/plane
+    cert-ctrl plane causes --data /var/lib/plane --json
+    """
+    answer = call_plane(ctx, lambda api: _call(api, "causes", {}))
+    if csv:
+        _write_csv(_flat_cause(row) for row in answer["causes"])
+        return
+    show(ctx, answer, lambda: _causes(answer))
+
+
+def show_rows(ctx: typer.Context, kind: str, wanted: Wanted, tags: Sequence[str] | None) -> None:
+    """Print a page of ``devices`` or ``certificates``, or all rows as CSV."""
+    query = {"limit": str(_PAGE)} | dict(wanted.query) | ({"tag": ",".join(tags)} if tags else {})
+    if wanted.csv:
+        rows = call_plane(ctx, lambda api: _all_rows(api, kind, query | {"limit": str(_WHOLE_PAGE)}))
+        _write_csv(_flat_device(row) if kind == "devices" else row for row in rows)
+        return
+    answer = call_plane(ctx, lambda api: _call(api, kind, query))
+    show(ctx, answer, lambda: _rows(kind, answer))
+
+
+async def _call(api: OperatorApi, kind: str, query: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        answer: dict[str, Any] = await api.call("GET", f"fleet/{kind}", query=query)
+    except PlaneError as error:
+        if error.status == 404 and not await _has_fleet(api):
+            raise UsageError("this control plane is older and does not know states", fix="update it") from None
+        raise
+    return answer
+
+
+async def _has_fleet(api: OperatorApi) -> bool:
+    """Return whether the control plane knows the path, so that the user is unknown."""
+    try:
+        await api.call("GET", "/apiv1/users/1/fleet/causes")
+    except PlaneError as error:
+        return error.status != 404
+    return True
+
+
+async def _all_rows(api: OperatorApi, kind: str, query: Mapping[str, str]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    following: str | None = None
+    while len(found) < _MOST_ROWS:
+        answer = await _call(api, kind, dict(query) | ({} if following is None else {"after": following}))
+        found += answer[kind]
+        if not answer[kind] or (following := answer["next"]) is None:
+            break
+    return found
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def _causes(answer: Mapping[str, Any]) -> None:
+    rows, counts = answer["causes"], answer["counts"]
+    needing, total = counts.get("degraded", 0) + counts.get("stale", 0), sum(counts.values())
+    if not rows:
+        write_line(f"nothing needs you: {counted(total, 'device')}")
+        return
+    write_line(f"{needing} of {counted(total, 'device')} {'needs' if needing == 1 else 'need'} you")
+    for row in rows:
+        where = counted(row["devices"], "device")
+        if row["certificates"]:
+            where += f", {counted(row['certificates'], 'certificate')}"
+        write_line()
+        write_line(f"{row['state']}: {row['what']} ({row['step']}, {row['reason']})")
+        ends = f"; ends first: {_ends(row)}" if row["ends_first"] else ""
+        write_line(f"  where:   {where}; since {row['since'] or 'unknown'}{ends}")
+        example = row["example"]
+        about = f"{example['device']} {example['certificate']}".strip()
+        write_line(f"  example: {about}" + (f": {example['message']}" if example["message"] else ""))
+        write_line(f"  fix:     {row['fix']}")
+
+
+def _rows(kind: str, answer: Mapping[str, Any]) -> None:
+    rows, noun = answer[kind], kind.removesuffix("s")
+    heads, cells = (_DEVICE_HEADS, _device_cells) if kind == "devices" else (_CERTIFICATE_HEADS, _certificate_cells)
+    if rows:
+        table(heads, [cells(row) for row in rows])
+    fitting = f"{len(rows)} of {counted(answer['total'], noun)} that fit" if rows else f"no {noun} fits"
+    counts = ", ".join(f"{count} {word}" for word, count in answer["counts"].items())
+    write_line(f"{fitting}; in all: {counts or 'none'}")
+    if answer["next"] is not None:
+        write_error(f"note: there are more: add --after '{answer['next']}'")
+
+
+_DEVICE_HEADS = ("id", "name", "state", "since", "why", "ends first", "last contact", "version", "tags")
+_CERTIFICATE_HEADS = ("id", "name", "state", "ends first", "newest on", "seen at", "stuck on", "last seen")
+
+
+def _device_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    why = row["why"] or {}
+    return (
+        str(row["id"]),
+        row["name"],
+        row["state"],
+        _minute(row["since"]),
+        ": ".join(filter(None, (why.get("certificate", ""), why.get("what", "")))),
+        _minute((row["ends_first"] or {}).get("at")),
+        _minute(row["last_contact_at"]) or "never",
+        row["agent"],
+        ", ".join(row["tags"]),
+    )
+
+
+def _certificate_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        str(row["id"]),
+        row["name"],
+        row["state"],
+        _minute(row["ends_first_at"]),
+        f"{row['newest_deployed']} of {row['devices']}",
+        str(row["newest_served"]),
+        str(row["stuck"]),
+        _minute(row["last_proof_at"]),
+    )
+
+
+def _minute(time: str | None) -> str:
+    """Return a time up to its minute, for a table."""
+    return (time or "")[:16].replace("T", " ")
+
+
+def _ends(row: Mapping[str, Any]) -> str:
+    """Return when what ends first ends, and what it is."""
+    return f"{row['ends_first']['at']} ({row['ends_first']['certificate']})" if row["ends_first"] else ""
+
+
+# --- CSV --------------------------------------------------------------------------------------------------------------
+
+
+def _flat_cause(row: Mapping[str, Any]) -> dict[str, Any]:
+    flat = {name: value for name, value in row.items() if name not in ("example", "ends_first")}
+    return flat | _flat_end(row) | {f"example_{name}": value for name, value in row["example"].items()}
+
+
+def _flat_end(row: Mapping[str, Any]) -> dict[str, Any]:
+    first = row["ends_first"] or {}
+    return {"ends_first": first.get("certificate", ""), "ends_first_at": first.get("at", "")}
+
+
+def _flat_device(row: Mapping[str, Any]) -> dict[str, Any]:
+    flat = {name: value for name, value in row.items() if name not in ("why", "tags", "ends_first")} | _flat_end(row)
+    why = row["why"] or {}
+    shown = ("cause", "certificate", "step", "reason", "message", "fix", "attempts")
+    return flat | {"tags": " ".join(row["tags"])} | {name: why.get(name, "") for name in shown}
+
+
+def _write_csv(rows: Any) -> None:
+    """Print rows as CSV, with the names of their fields first; nothing if there are none."""
+    writer: Callable[[Sequence[str]], Any] = csv_files.writer(sys.stdout, lineterminator="\n").writerow
+    for number, row in enumerate(rows):
+        if number == 0:
+            writer(list(row))
+        writer([_csv_cell(value) for value in row.values()])
+
+
+def _csv_cell(value: Any) -> str:
+    """Return the text of a cell; one that a spreadsheet would take for a formula begins with a quote."""
+    text = "" if value is None else one_line(str(value), None)
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text

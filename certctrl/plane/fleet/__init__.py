@@ -1,0 +1,1 @@
+"""The state of the fleet, as operators see it: causes, devices, certificates."""

@@ -1,0 +1,109 @@
+"""The statements about the state of a fleet: one text for both engines, as common table expressions.
+
+``copies``: each certificate on each device. ``troubles``: all that needs an operator. ``states``: each device.
+``certs``: each certificate.
+"""
+
+from __future__ import annotations
+
+from certctrl import lean
+
+_ENDS = "CASE WHEN x.serial_number = c.serial_number THEN c.not_after ELSE o.not_after END"
+_COPIES = f"""copies AS (
+  SELECT a.device_id AS device_id, d.name AS device, a.cert_id AS cert_id, c.domain_name AS certificate,
+    CASE
+      WHEN c.status = 'revoked' THEN CASE
+        WHEN x.reason IN ('still-served', 'kept') THEN 'still served' WHEN x.failing = 1 THEN 'stuck'
+        WHEN x.serial_number = '' THEN 'withdrawn' ELSE 'waiting' END
+      WHEN {_ENDS} < ? THEN 'expired'
+      WHEN x.failing = 1 THEN 'stuck'
+      WHEN c.serial_number != '' AND x.serial_number = c.serial_number
+        THEN CASE WHEN x.served_at IS NULL THEN 'deployed' ELSE 'served' END
+      ELSE 'waiting' END AS word,
+    {_ENDS} AS ends_at, coalesce(x.step, '') AS step, coalesce(x.reason, '') AS reason,
+    coalesce(x.detail, '') AS detail, x.since AS since, x.failing_since AS failing_since,
+    coalesce(x.attempts, 0) AS attempts, x.served_at AS served_at
+  FROM assignments a JOIN devices d ON d.id = a.device_id JOIN certificates c ON c.id = a.cert_id
+  LEFT JOIN deployments x ON x.device_id = a.device_id AND x.kind = 'cert' AND x.object_id = a.cert_id
+  LEFT JOIN former_certificates o ON o.cert_id = a.cert_id AND o.serial_number = x.serial_number
+  WHERE d.user_id = ? AND d.status = 'active')"""
+_TROUBLES = """troubles AS (
+  SELECT device_id, device, cert_id, certificate, word, step, CASE WHEN reason = '' THEN 'expired' ELSE reason END AS reason,
+    detail, coalesce(failing_since, ends_at) AS failing_since, coalesce(since, ends_at) AS since, ends_at, attempts
+  FROM copies WHERE word IN ('expired', 'still served', 'stuck')
+  UNION ALL
+  SELECT x.device_id, d.name, 0, '', 'stuck', x.step, x.reason, x.detail, x.failing_since, x.since, NULL, x.attempts
+  FROM deployments x JOIN devices d ON d.id = x.device_id
+  WHERE x.failing = 1 AND d.user_id = ? AND d.status = 'active' AND NOT (x.kind = 'cert'
+    AND EXISTS (SELECT 1 FROM assignments a WHERE a.device_id = x.device_id AND a.cert_id = x.object_id))
+  UNION ALL
+  SELECT d.id, d.name, 0, '', 'stale', 'contact', 'not-heard', '', coalesce(d.last_seen_at, d.registered_at),
+    coalesce(d.last_seen_at, d.registered_at), NULL, 0
+  FROM devices d WHERE d.user_id = ? AND d.status = 'active' AND coalesce(d.last_seen_at, d.registered_at, 0) < ?)"""
+_STATES = """states AS (
+  SELECT d.id AS id, d.name AS name, d.app_version AS agent, d.last_seen_at AS last_seen_at,
+    CASE
+      WHEN d.status = 'revoked' THEN 'revoked' WHEN d.status = 'expected' THEN 'expected'
+      WHEN coalesce(d.last_seen_at, d.registered_at, 0) < ? THEN 'stale'
+      WHEN t.failing_since IS NOT NULL THEN 'degraded' ELSE 'healthy' END AS word,
+    t.failing_since AS failing_since, e.ends_at AS ends_at, d.created_at AS created_at, d.revoked_at AS revoked_at,
+    d.registered_at AS registered_at
+  FROM devices d
+  LEFT JOIN (SELECT device_id, min(failing_since) AS failing_since FROM troubles WHERE word != 'stale'
+    GROUP BY device_id) t ON t.device_id = d.id
+  LEFT JOIN (SELECT device_id, min(ends_at) AS ends_at FROM copies GROUP BY device_id) e ON e.device_id = d.id
+  WHERE d.user_id = ?)"""
+_CERTS = """certs AS (
+  SELECT c.id AS id, c.domain_name AS name, c.issuer AS issuer, c.not_after AS not_after,
+    CASE
+      WHEN c.status = 'revoked' THEN 'revoked'
+      WHEN coalesce(n.expired, 0) > 0 OR (c.serial_number != '' AND c.not_after < ?) THEN 'expired'
+      WHEN EXISTS (SELECT 1 FROM orders r WHERE r.cert_id = c.id AND r.problem != ''
+        AND r.state IN ('csr_wanted', 'ready', 'blocked')) THEN 'failing'
+      WHEN c.serial_number = '' OR coalesce(n.newest, 0) < coalesce(n.copies, 0)
+        OR EXISTS (SELECT 1 FROM orders r WHERE r.cert_id = c.id AND r.state IN ('csr_wanted', 'ready', 'blocked'))
+        THEN 'renewing'
+      ELSE 'valid' END AS word,
+    coalesce(n.copies, 0) AS copies, coalesce(n.newest, 0) AS newest, coalesce(n.seen, 0) AS seen,
+    coalesce(n.stuck, 0) AS stuck, n.ends_at AS ends_at, n.proven_at AS proven_at
+  FROM certificates c
+  LEFT JOIN (SELECT cert_id, count(*) AS copies, min(ends_at) AS ends_at, max(served_at) AS proven_at,
+      sum(CASE WHEN word IN ('served', 'deployed') THEN 1 ELSE 0 END) AS newest,
+      sum(CASE WHEN word = 'served' THEN 1 ELSE 0 END) AS seen,
+      sum(CASE WHEN word = 'expired' THEN 1 ELSE 0 END) AS expired,
+      sum(CASE WHEN word = 'stuck' THEN 1 ELSE 0 END) AS stuck
+    FROM copies GROUP BY cert_id) n ON n.cert_id = c.id
+  WHERE c.user_id = ?)"""
+
+
+@lean.frozen(kw_only=True)
+class Moment:
+    """The user whose fleet is read, and the time."""
+
+    user_id: int
+    now: float
+    stale_before: float
+    """A device last heard before this is stale."""
+
+    @property
+    def copies(self) -> tuple[str, tuple[float, ...]]:
+        """The expressions up to ``copies``, and their parameters."""
+        return f"WITH {_COPIES}", (self.now, self.user_id)
+
+    @property
+    def troubles(self) -> tuple[str, tuple[float, ...]]:
+        """The expressions up to ``troubles``."""
+        sql, parameters = self.copies
+        return f"{sql}, {_TROUBLES}", (*parameters, self.user_id, self.user_id, self.stale_before)
+
+    @property
+    def states(self) -> tuple[str, tuple[float, ...]]:
+        """The expressions up to ``states``."""
+        sql, parameters = self.troubles
+        return f"{sql}, {_STATES}", (*parameters, self.stale_before, self.user_id)
+
+    @property
+    def certs(self) -> tuple[str, tuple[float, ...]]:
+        """The expressions with ``copies`` and ``certs``."""
+        sql, parameters = self.copies
+        return f"{sql}, {_CERTS}", (*parameters, self.now, self.user_id)

@@ -1,0 +1,425 @@
+"""The state of a fleet from what its devices report, on both engines: words, causes, lists, pages, bounds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import pytest
+from engine_plane import WALL, plane_on, registered
+
+from certctrl.model.plan import OutcomeKind, named_cause
+from certctrl.plane.core import Plane
+from certctrl.plane.devices.reports import Ack
+from certctrl.plane.devices.sessions import DeviceSession
+from certctrl.plane.errors import ErrorResponse
+from certctrl.plane.fleet.fleet import CERTIFICATE_SORTS, DEVICE_SORTS, Query
+from certctrl.plane.storage.database import Database
+
+APPLIED, FAILED, ROLLED_BACK = OutcomeKind.APPLIED, OutcomeKind.FAILED, OutcomeKind.ROLLED_BACK
+
+
+@attrs.define
+class Site:
+    """A plane with devices, and a clock."""
+
+    plane: Plane
+    now: list[float]
+    sent: int = 0
+
+    async def device(self, name: str) -> int:
+        device_id, _ = await registered(self.plane, name)
+        return device_id
+
+    async def certificate(self, name: str, *devices: int) -> int:
+        return int((await self.plane.certificates.issue(1, [name], device_ids=devices))["id"])
+
+    async def serial(self, cert_id: int) -> str:
+        row = await self.plane.work(
+            self.plane.database.one, "SELECT serial_number FROM certificates WHERE id = ?", cert_id
+        )
+        assert row is not None
+        return str(row["serial_number"])
+
+    async def noted(self) -> list[Any]:
+        return await self.plane.work(self.plane.database.all, "SELECT * FROM deployments")
+
+    async def report(
+        self,
+        device_id: int,
+        cert_id: int,
+        outcome: OutcomeKind = APPLIED,
+        codes: str = "",
+        *,
+        serial: str = "",
+        served: bool = False,
+        kind: str = "cert.renewed",
+        detail: str = "it says no",
+        ref: dict[str, Any] | None = None,
+        together: bool = False,
+    ) -> None:
+        """Report an outcome, as a device does."""
+        self.sent += 1
+        deployed = [{"cert_id": cert_id, "serial": serial} | ({"served": True} if served else {})] if serial else []
+        ack = Ack(
+            type=kind,
+            ts_ms=self.sent,
+            ref={"cert_id": cert_id} if ref is None else ref,
+            outcome=outcome,
+            detail=detail if outcome in (FAILED, ROLLED_BACK) else "",
+            cause=named_cause(*codes.split()) if codes else None,
+            deployed=deployed,
+        )
+        if together:
+            await self.plane.work(self.plane.reports.store_acks, [(DeviceSession(device_id, 1, 1), [ack])])
+        else:
+            await self.plane.work(self.plane.reports.store, device_id, [ack])
+
+    async def devices(self, **query: Any) -> dict[str, Any]:
+        return await self.plane.work_long(self.plane.fleet.devices, 1, Query(**query))
+
+    async def certificates(self, **query: Any) -> dict[str, Any]:
+        return await self.plane.work_long(self.plane.fleet.certificates, 1, Query(**query))
+
+    async def causes(self) -> list[dict[str, Any]]:
+        answer = await self.plane.work_long(self.plane.fleet.causes, 1)
+        found: list[dict[str, Any]] = answer["causes"]
+        return found
+
+    async def word(self, cert_id: int) -> str:
+        """Return the word of a certificate on its only device."""
+        for word in ("expired", "still served", "stuck", "waiting", "deployed", "served", "withdrawn"):
+            rows = (await self.certificates(states=(word,)))["certificates"]
+            if word == "expired":  # also a word of certificates
+                rows = [row for row in rows if row["devices"]]
+            if cert_id in [row["id"] for row in rows]:
+                return word
+        raise AssertionError("no word")
+
+
+@pytest.fixture
+def site(open_database: Callable[[], Database]) -> Site:
+    now = [WALL]
+    return Site(plane_on(open_database(), wall_now=lambda: now[0]), now)
+
+
+def names(answer: dict[str, Any], kind: str = "devices") -> list[str]:
+    return [row["name"] for row in answer[kind]]
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+async def test_each_word_of_a_certificate_on_a_device(site: Site) -> None:
+    device = await site.device("web-1")
+    cert = await site.certificate("a.test", device)
+    first = await site.serial(cert)
+    assert await site.word(cert) == "waiting"
+    await site.report(device, cert, serial=first)
+    assert await site.word(cert) == "deployed"
+    await site.report(device, cert, serial=first, served=True)
+    assert await site.word(cert) == "served"
+    await site.report(device, cert, OutcomeKind.UNCHANGED, serial=first)
+    assert await site.word(cert) == "served", "a report that looked at nothing takes no proof away"
+    await site.plane.certificates.renew(1, cert)
+    assert await site.word(cert) == "waiting"
+    await site.report(device, cert, ROLLED_BACK, "probe other-certificate", serial=first)
+    assert await site.word(cert) == "stuck"
+    site.now[0] += 91 * 86_400
+    site.plane.devices.seen(device, "", "", site.now[0])
+    assert await site.word(cert) == "expired"
+
+
+async def test_a_revoked_certificate_is_withdrawn_or_still_served(site: Site) -> None:
+    device = await site.device("web-1")
+    cert = await site.certificate("a.test", device)
+    await site.report(device, cert, serial=await site.serial(cert), served=True)
+    await site.plane.certificates.revoke(1, cert)
+    assert await site.word(cert) == "waiting"
+    await site.report(device, cert, FAILED, "withdraw still-served", kind="cert.revoked")
+    assert await site.word(cert) == "still served"
+    await site.report(device, cert, APPLIED, "withdraw kept", kind="cert.revoked")
+    assert await site.word(cert) == "still served", "by the host's policy"
+    await site.report(device, cert, kind="cert.revoked")
+    assert await site.word(cert) == "withdrawn"
+
+
+@pytest.mark.parametrize("codes", ["switch window", "switch held"])
+async def test_what_waits_is_not_stuck(site: Site, codes: str) -> None:
+    device = await site.device("web-1")
+    cert = await site.certificate("a.test", device)
+    await site.report(device, cert, APPLIED, codes, serial="00:01")
+    assert (await site.word(cert), await site.causes()) == ("waiting", [])
+
+
+@pytest.mark.parametrize("codes", ["fetch plane-lagging", "fetch pending", "verify not-yet-valid"])
+async def test_what_only_time_cures_is_not_stuck(site: Site, codes: str) -> None:
+    device = await site.device("web-1")
+    cert = await site.certificate("a.test", device)
+    await site.report(device, cert, FAILED, codes)
+    assert (await site.word(cert), await site.causes()) == ("waiting", [])
+
+
+async def test_each_word_of_a_device(site: Site) -> None:
+    await site.plane.work(site.plane.devices.expect, 1, facts("expected"))
+    healthy, degraded = await site.device("healthy"), await site.device("degraded")
+    revoked, stale = await site.device("revoked"), await site.device("stale")
+    cert = await site.certificate("a.test", degraded)
+    await site.report(degraded, cert, FAILED, "run command-failed")
+    await site.plane.work(site.plane.devices.revoke, 1, revoked, "lost")
+    site.now[0] += 1000
+    for one in (healthy, degraded):
+        site.plane.devices.seen(one, "", "", site.now[0])
+    await site.plane.work(site.plane.devices.save_sightings)
+    answer = await site.devices()
+    assert names(answer) == ["degraded", "stale", "expected", "healthy", "revoked"], "the worst first"
+    assert [row["state"] for row in answer["devices"]] == names(answer)
+    assert answer["counts"] == dict.fromkeys(sorted(names(answer)), 1)
+    why = {row["name"]: row["why"] and row["why"]["reason"] for row in answer["devices"]}
+    assert why == {
+        "degraded": "command-failed",
+        "stale": "not-heard",
+        "expected": None,
+        "healthy": None,
+        "revoked": None,
+    }
+    await site.report(stale, cert := await site.certificate("b.test", stale), FAILED, "run command-failed")
+    (row,) = (await site.devices(states=("stale",)))["devices"]
+    assert (row["id"], row["why"]["reason"]) == (stale, "not-heard"), "what it reported before is less important"
+    assert await site.word(cert) == "stuck"
+
+
+def facts(name: str) -> Any:
+    from certctrl.plane.devices.devices import DeviceFacts
+
+    return DeviceFacts(device_public_id=f"{name}-0001", name=name)
+
+
+# --- what is noted ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("together", [False, True])
+async def test_a_failure_counts_from_its_first_report(site: Site, together: bool) -> None:
+    device = await site.device("web-1")
+    cert = await site.certificate("a.test", device)
+    for _ in range(3):
+        await site.report(device, cert, FAILED, "run command-failed", together=together)
+        site.now[0] += 10
+    (row,) = (await site.devices(states=("degraded",)))["devices"]
+    assert (row["why"]["attempts"], row["why"]["since"], row["since"]) == (
+        3,
+        "2026-09-21T14:13:20Z",
+        row["why"]["since"],
+    )
+    await site.report(device, cert, FAILED, "probe no-tls", together=together)
+    (row,) = (await site.devices(states=("degraded",)))["devices"]
+    assert (row["why"]["attempts"], row["why"]["since"]) == (1, "2026-09-21T14:13:50Z"), "another cause"
+    assert row["since"] == "2026-09-21T14:13:20Z", "but degraded since the first"
+    await site.report(device, cert, serial=await site.serial(cert), together=together)
+    assert (await site.devices(states=("degraded",)))["devices"] == []
+
+
+async def test_a_device_cannot_fill_the_table(site: Site) -> None:
+    device = await site.device("web-1")
+    for cert_id in (*range(1, 50), 0, -1, 2**60, True, "1", None, 1.5, [1]):
+        await site.report(device, 1, FAILED, "run command-failed", ref={"cert_id": cert_id})
+        await site.report(device, 1, FAILED, "trust policy", kind="ca.assigned", ref={"ca_id": cert_id})
+        await site.report(device, 1, FAILED, "answer policy", kind="acme.http01.start", ref={"token": "x" * 16})
+        await site.report(device, 1, FAILED, "receive malformed", kind="strange")
+    assert await site.noted() == []
+
+
+async def test_another_device_s_certificate_is_not_noted(site: Site) -> None:
+    mine, other = await site.device("mine"), await site.device("other")
+    cert = await site.certificate("a.test", mine)
+    await site.report(other, cert, FAILED, "run command-failed")
+    assert await site.causes() == []
+
+
+async def test_other_certificates_that_were_deployed_with_it_are_noted(site: Site) -> None:
+    device = await site.device("web-1")
+    cert = await site.certificate("a.test", device)
+    await site.report(
+        device,
+        cert,
+        serial=(await site.serial(cert)).upper(),
+        served=True,
+        kind="install.updated",
+        ref={"config_id": 1},
+    )
+    assert await site.word(cert) == "served"
+
+
+async def test_an_unassigned_certificate_is_forgotten_once_it_is_gone(site: Site) -> None:
+    device = await site.device("web-1")
+    cert = await site.certificate("a.test", device)
+    await site.report(device, cert, serial=await site.serial(cert))
+    await site.plane.certificates.unassign(1, device, cert)
+    await site.report(device, cert, FAILED, "withdraw file-stays", kind="cert.unassigned")
+    (cause,) = await site.causes()
+    assert (cause["reason"], cause["devices"], cause["certificates"]) == ("file-stays", 1, 0)
+    await site.report(device, cert, kind="cert.unassigned")
+    assert await site.noted() == []
+
+
+async def test_a_sent_signing_request_ends_only_the_failure_of_its_own(site: Site) -> None:
+    device = await site.device("web-1")
+    cert = await site.certificate("a.test", device)
+    csr = {"kind": "cert.csr_wanted", "ref": {"cert_id": cert, "order_id": 1}}
+    await site.report(device, cert, FAILED, "order policy", **csr)
+    assert [one["step"] for one in await site.causes()] == ["order"]
+    await site.report(device, cert, **csr)
+    assert await site.causes() == []
+    await site.report(device, cert, FAILED, "run command-failed")
+    await site.report(device, cert, **csr)
+    assert [one["step"] for one in await site.causes()] == ["run"]
+
+
+async def test_outcomes_that_an_earlier_release_stored_are_noted_in_rounds(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("certctrl.plane.devices.reports._NOTED_DEVICES", 2)
+    devices = [await site.device(f"web-{number}") for number in range(3)]
+    cert = await site.certificate("a.test", *devices)
+    serial = await site.serial(cert)
+    for device in devices:
+        await site.report(device, cert, FAILED)
+        site.now[0] += 10
+        await site.report(device, cert, serial=serial)
+    site.now[0] += 10
+    await site.report(devices[0], cert, FAILED, detail="item a: /bin/x exited with 1")
+
+    def forget() -> None:
+        database = site.plane.database
+        database.run("DELETE FROM deployments")
+        database.run("UPDATE outcomes SET step = '', reason = ''")
+        database.run("INSERT INTO settings VALUES ('outcomes_to_note', '0')")
+
+    await site.plane.work(forget)
+    rounds = 0
+    while await site.plane.work(site.plane.database.setting, "outcomes_to_note"):
+        await site.plane.work(site.plane.reports.note_earlier)
+        rounds += 1
+    assert rounds == 3, "two devices, one device, none"
+    (cause,) = await site.causes()
+    assert (cause["reason"], cause["devices"], cause["since"]) == ("command-failed", 1, "2026-09-21T14:14:00Z")
+    assert (await site.certificates())["certificates"][0]["newest_deployed"] == 2
+    await site.plane.work(site.plane.reports.note_earlier)
+
+
+# --- causes -----------------------------------------------------------------------------------------------------------
+
+
+async def test_hosts_that_fail_alike_are_one_cause(site: Site) -> None:
+    devices = [await site.device(f"web-{number}") for number in range(5)]
+    cert = await site.certificate("a.test", *devices)
+    serial = await site.serial(cert)
+    for device in devices:
+        await site.report(device, cert, serial=serial)
+    for device in devices[:4]:
+        await site.report(device, cert, FAILED, "run service-down", detail=f"on {device}")
+        site.now[0] += 1
+    await site.report(devices[4], cert, FAILED, "write disk-full")
+    await site.report(devices[4], 0, FAILED, "plan item-refused", kind="install.updated", ref={})
+    found = await site.causes()
+    assert {(one["id"], one["devices"], one["certificates"]) for one in found} == {
+        ("stuck.run.service-down", 4, 1),
+        ("stuck.write.disk-full", 1, 1),
+        ("stuck.plan.item-refused", 1, 0),
+    }
+    first = found[0]
+    assert (first["reason"], first["example"]["device"], first["example"]["message"]) == (
+        "service-down", "web-0", f"on {devices[0]}",
+    )  # fmt: skip
+    assert first["fix"] == "start the service" and first["ends_first"]["certificate"] == "a.test"
+    assert names(await site.devices(reason="service-down", sort="name")) == ["web-0", "web-1", "web-2", "web-3"]
+
+
+async def test_causes_of_other_users_are_not_shown(site: Site) -> None:
+    await site.plane.work(site.plane.devices.add_user, "other")
+    await site.device("web-1")
+    site.now[0] += 1000
+    assert [one["reason"] for one in await site.causes()] == ["not-heard"]
+    assert (await site.plane.work_long(site.plane.fleet.causes, 2))["causes"] == []
+    with pytest.raises(ErrorResponse, match="No such user"):
+        await site.plane.work_long(site.plane.fleet.causes, 3)
+
+
+# --- lists ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sort", DEVICE_SORTS)
+async def test_pages_of_devices_are_the_whole_list(site: Site, sort: str) -> None:
+    devices = [await site.device(f"web-{number % 3}-{'x' * number}") for number in range(7)]
+    cert = await site.certificate("a.test", *devices[:4])
+    for device in devices[:4]:
+        await site.report(device, cert, serial=await site.serial(cert))
+    await site.report(devices[3], cert, FAILED, "run service-down")
+    whole, after, found = (await site.devices(sort=sort))["devices"], "", []
+    assert len(whole) == 7
+    for _ in range(4):
+        answer = await site.devices(sort=sort, limit=2, after=after)
+        found += answer["devices"]
+        assert answer["total"] == 7
+        after = answer["next"] or ""
+    assert (found, after) == (whole, "")
+
+
+@pytest.mark.parametrize("sort", CERTIFICATE_SORTS)
+async def test_pages_of_certificates_are_the_whole_list(site: Site, sort: str) -> None:
+    device = await site.device("web-1")
+    for number in range(5):
+        cert = await site.certificate(f"c{number % 2}.test", device)
+        if number % 2:
+            await site.report(device, cert, serial=await site.serial(cert), served=True)
+    whole = (await site.certificates(sort=sort))["certificates"]
+    first = await site.certificates(sort=sort, limit=3)
+    second = await site.certificates(sort=sort, limit=3, after=first["next"])
+    assert [*first["certificates"], *second["certificates"]] == whole and second["next"] is None
+    assert {row["state"] for row in whole} == {"valid", "renewing"}
+    assert sum(row["newest_served"] for row in whole) == 2
+
+
+async def test_lists_are_filtered_by_tag(site: Site) -> None:
+    web, mail = await site.device("web-1"), await site.device("mail-1")
+    await site.plane.work(site.plane.devices.tags.change, 1, [web], add=["web"])
+    await site.certificate("a.test", web)
+    await site.certificate("b.test", mail)
+    assert names(await site.devices(tags=("web",))) == ["web-1"]
+    assert names(await site.certificates(tags=("web",)), "certificates") == ["a.test"]
+
+
+MISTAKES: list[tuple[dict[str, Any], str]] = [
+    ({"states": ("stuk",)}, "did you mean stuck?"),
+    ({"reason": "disk-ful"}, "did you mean disk-full?"),
+    ({"sort": "wurst"}, "did you mean worst?"),
+    ({"states": ("x' OR 1=1 --",)}, "is not a state"),
+    ({"limit": 0}, "limit must be"),
+    ({"limit": 501}, "limit must be"),
+    ({"tags": ("UPPER",)}, "is not a tag"),
+    *(
+        ({"after": after, "sort": sort}, "after must be")
+        for sort in ("worst", "name")
+        for after in (
+            "x", "[]", "null", "{}", '["worst"]', '["worst",true,1]', '["worst",NaN,1]', '["worst",1e999,1]',
+            '["worst",-1,1]', '["worst",1,0]', '["worst",1,99999999999999999999]', '["name",1,1]', '["name","\\u0000",1]',
+            '["name","\\ud800",1]', "[" * 5000, '["worst",1,true]', '["worst","1",1]',
+        )
+    ),
+]  # fmt: skip
+
+
+async def test_queries_that_do_not_fit_are_refused(site: Site) -> None:
+    for query, what in MISTAKES:
+        for read in (site.devices, site.certificates):
+            with pytest.raises(ErrorResponse) as caught:
+                await read(**query)
+            assert (caught.value.status, what in caught.value.what) == (400, True), query
+
+
+async def test_an_answer_is_json(site: Site) -> None:
+    await site.device("web-1")
+    for read in (site.devices, site.certificates):
+        assert json.loads(json.dumps(await read()))["at"] == "2026-09-21T14:13:20Z"
