@@ -227,6 +227,15 @@ def images(session: nox.Session) -> None:
 
 
 @nox.session
+def helper(session: nox.Session) -> None:
+    """Let the packaged root helper work for nginx, PostgreSQL and Java in a Debian with systemd (needs root)."""
+    session.install("-e", ".[dev]")
+    session.install("-r", str(LOCKS / "build.txt"))
+    args = session.posargs or ["-s", "--timeout", "3600"]
+    session.run("pytest", "tests/integration/test_helper_booted.py", "-m", "campaign", *args)
+
+
+@nox.session
 def locks(session: nox.Session) -> None:
     """Write the requirement files of the packages anew, with the newest releases that ``pyproject.toml`` allows."""
     session.install("uv")

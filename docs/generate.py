@@ -259,7 +259,7 @@ EXIT_MEANINGS: dict[ExitStatus, tuple[str, str]] = {
     ExitStatus.UNAVAILABLE: ("the control plane cannot be reached, or refused", "Run `cert-ctrl -c DIR doctor`."),
     ExitStatus.DISK: ("a file operation failed, or a state file is damaged", "The message names the file and a fix."),
     ExitStatus.BUSY: (
-        "another cert-ctrl process holds the lock, or is too slow",
+        "another cert-ctrl process holds the lock, or is too slow; the daemon: its installed package was replaced",
         "Try again; the message names the process.",
     ),
     ExitStatus.NOT_REGISTERED: (

@@ -132,19 +132,112 @@ def test_only_the_root_unit_has_capabilities() -> None:
         assert settings_of(name)["CapabilityBoundingSet"] == [""]
 
 
-def test_the_plain_unit_is_that_of_the_spec() -> None:
-    assert settings_of("cert-ctrl-plain.service") == {
-        "Description": ["Certificate Control Agent"],
-        "After": ["network-online.target"],
-        "Wants": ["network-online.target"],
-        "Type": ["simple"],
-        "User": ["cert-ctrl"],
-        "Group": ["cert-ctrl"],
-        "ExecStart": ["/usr/local/bin/cert-ctrl -c /etc/cert-ctrl --keep-running"],
-        "Restart": ["always"],
-        "RestartSec": ["10s"],
-        "WantedBy": ["multi-user.target"],
+def test_the_plain_unit_has_the_lines_of_the_spec() -> None:
+    plain = settings_of("cert-ctrl-plain.service")
+    spec = {
+        "Description": "Certificate Control Agent",
+        "Wants": "network-online.target",
+        "Type": "simple",
+        "User": "cert-ctrl",
+        "Group": "cert-ctrl",
+        "ExecStart": "/usr/local/bin/cert-ctrl -c /etc/cert-ctrl --keep-running",
+        "Restart": "always",
+        "RestartSec": "10s",
+        "WantedBy": "multi-user.target",
     }
+    assert {key: plain[key] for key in spec} == {key: [value] for key, value in spec.items()}
+    assert "network-online.target" in plain["After"][0].split()
+
+
+# --- units: a line that one of them has and another lacks is a decision ------------------------------------------
+
+MODEL = "cert-ctrl.service"
+DAEMONS = (MODEL, "cert-ctrl@.service", "cert-ctrl-root.service", "cert-ctrl-plain.service", "cert-ctrl-plane.service")
+OF_A_DAEMON = {"Description", "User", "Group", "ExecStart", "ConditionPathExists", "RestartSec", "After"}
+"""What each daemon has in its own way, if it has it."""
+OF_THE_AGENT = {
+    "ConfigurationDirectory",
+    "ConfigurationDirectoryMode",
+    "ReadOnlyPaths",
+    "ReadWritePaths",
+    "Environment",
+}
+BY_REQUEST = {
+    "Wants",
+    "Restart",
+    "RestartSec",
+    "RestartPreventExitStatus",
+    "WatchdogSec",
+    "WantedBy",
+    "ExecReload",
+}
+NOTIFIED = {"NotifyAccess", "WatchdogSec"}
+
+
+def _sandbox() -> set[str]:
+    lines = list(settings_of(MODEL))
+    return {*lines[lines.index("CapabilityBoundingSet") :]} - {"WantedBy", "LimitCORE", "LimitNOFILE"}
+
+
+LACKS: dict[str, set[str]] = {
+    "cert-ctrl@.service": set(),
+    "cert-ctrl-root.service": {"User", "Group", "PrivateUsers"},  # it needs the users of the host
+    # old releases of systemd; the limit of starts has another name there, and RestartSec is longer than its interval
+    "cert-ctrl-plain.service": {
+        *_sandbox(), *NOTIFIED, "StartLimitIntervalSec", "OOMPolicy",
+        "ConfigurationDirectory", "ConfigurationDirectoryMode", "ReadOnlyPaths", "ReadWritePaths",
+    },
+    # it sets itself up (plane setup), and its memory depends on the fleet
+    "cert-ctrl-plane.service": {*OF_THE_AGENT - {"Environment"}, "ConditionPathExists", "MemoryMax"},
+    # started for a request, as root, and ended by itself; RemoveIPC is for units with a user
+    "cert-ctrl-helper.service": {
+        *BY_REQUEST, "NotifyAccess", "User", "Group", "PrivateUsers", "RemoveIPC", "ConditionPathExists", "OOMPolicy", "KillMode",
+        *OF_THE_AGENT - {"ReadOnlyPaths", "ReadWritePaths"},
+    },
+    "cert-ctrl-reload@.service": {
+        *BY_REQUEST, "NotifyAccess", "User", "Group", "PrivateUsers", "RemoveIPC", "ConditionPathExists", "OOMPolicy",
+        "KillMode", "TimeoutStopSec", *OF_THE_AGENT, "LimitNOFILE",
+    },
+}  # fmt: skip
+"""Lines of the model that a unit deliberately has not."""
+DIFFERS: dict[str, set[str]] = {
+    "cert-ctrl@.service": {"ConfigurationDirectory", "ReadOnlyPaths", "ReadWritePaths"},
+    "cert-ctrl-root.service": {"ReadWritePaths", "CapabilityBoundingSet", "SystemCallFilter"},
+    "cert-ctrl-plain.service": {"Type"},
+    "cert-ctrl-plane.service": {  # 2: its options are in a file of the operator
+        "Environment", "RestartPreventExitStatus", "TimeoutStopSec", "OOMPolicy", "LimitNOFILE", "TasksMax",
+    },
+    "cert-ctrl-helper.service": {
+        "Type", "TimeoutStopSec", "ReadOnlyPaths", "ReadWritePaths", "CapabilityBoundingSet", "RestrictAddressFamilies",
+        "SystemCallFilter", "LimitNOFILE", "MemoryMax", "TasksMax",
+    },
+    "cert-ctrl-reload@.service": {"Type", "RestrictAddressFamilies"},
+}  # fmt: skip
+"""Lines that a unit deliberately has with another value."""
+
+
+def test_every_unit_is_compared() -> None:
+    assert {path.name for path in DEPLOY.glob("*.service")} == {MODEL, *LACKS} == {MODEL, *DIFFERS}
+    assert {*DAEMONS} <= {MODEL, *LACKS}
+
+
+@pytest.mark.parametrize("name", sorted(LACKS))
+def test_no_unit_has_forgotten_a_line_of_the_others(name: str) -> None:
+    """Found by review: the plain unit restarted a revoked agent forever, and let others read what it made."""
+    model, unit = settings_of(MODEL), settings_of(name)
+    assert {key for key in model if key not in unit} == LACKS[name]
+    different = {key for key in model if key in unit and model[key] != unit[key]}
+    assert different - OF_A_DAEMON == DIFFERS[name]
+
+
+@pytest.mark.parametrize("name", DAEMONS)
+def test_statuses_that_need_an_operator_end_every_daemon(name: str) -> None:
+    from certctrl.errors import ExitStatus
+
+    unit = settings_of(name)
+    statuses = {int(word) for word in unit["RestartPreventExitStatus"][0].split()}
+    assert unit["Restart"] == ["always"] and ExitStatus.CONFIG in statuses
+    assert (ExitStatus.NOT_REGISTERED in statuses) is ("plane" not in name)
 
 
 def test_the_sample_directory_is_accepted(tmp_path: Path) -> None:

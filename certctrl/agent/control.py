@@ -20,7 +20,8 @@ from typing import Any
 import trio
 
 from certctrl.agent.log_lines import Line, log_line
-from certctrl.errors import CertctrlError, UsageError
+from certctrl.agent.package_guard import PackageChangedError, raise_if_replaced
+from certctrl.errors import CertctrlError, ExitStatus, UsageError
 from certctrl.protocol.wire.reader import json_object, or_default, text
 from certctrl.store.disk.atomic import remove_file
 from certctrl.store.disk.fs import Fs
@@ -50,7 +51,7 @@ async def serve_control(
         async def answer(stream: trio.SocketStream) -> None:
             async with limiter, stream:
                 try:
-                    await _answer(stream, operations(), log)
+                    await _answer(stream, operations, log)
                 except* (trio.BrokenResourceError, trio.ClosedResourceError):
                     pass  # the client hung up; from the nursery, such an error comes in a group
 
@@ -90,7 +91,9 @@ def _allowed(stream: trio.SocketStream, log: logging.Logger) -> bool:
     return False
 
 
-async def _answer(stream: trio.SocketStream, operations: Mapping[str, Operation], log: logging.Logger) -> None:
+async def _answer(
+    stream: trio.SocketStream, operations: Callable[[], Mapping[str, Operation]], log: logging.Logger
+) -> None:
     if not _allowed(stream, log):
         await stream.send_all(_line({"ok": False, "error": "not allowed", "fix": "run as root", "exit": 77}))
         return
@@ -109,7 +112,13 @@ async def _answer(stream: trio.SocketStream, operations: Mapping[str, Operation]
             nursery.cancel_scope.cancel()
 
         nursery.start_soon(watch)
-        await stream.send_all(_line(await perform(line, operations, log)))
+        try:
+            reply = await perform(line, operations(), log)
+        except PackageChangedError as changed:
+            what = f"{changed}; the daemon restarts"
+            await stream.send_all(_line({"ok": False, "error": what, "fix": "try again", "exit": int(ExitStatus.BUSY)}))
+            raise
+        await stream.send_all(_line(reply))
         nursery.cancel_scope.cancel()
 
 
@@ -123,6 +132,7 @@ async def perform(line: bytes, operations: Mapping[str, Operation], log: logging
     except CertctrlError as error:
         return {"ok": False, "error": str(error), "fix": error.fix, "exit": int(error.exit_status)}
     except Exception as error:  # a bug in one operation must not stop the daemon
+        raise_if_replaced(error)
         log.error("control request failed: %s", type(error).__name__)
         return {"ok": False, "error": f"internal error ({type(error).__name__})", "fix": "see the log", "exit": 1}
 

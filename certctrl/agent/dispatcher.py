@@ -28,6 +28,7 @@ from certctrl.agent.context import Agent
 from certctrl.agent.handlers import find_handler
 from certctrl.agent.log_lines import Line, log_line
 from certctrl.agent.lost import remove_old_generations
+from certctrl.agent.package_guard import raise_if_replaced, stop_if_replaced
 from certctrl.agent.signal_results import Result, explain, failed, log_certificates, result_of
 from certctrl.agent.waiting_signals import WaitingSignals
 from certctrl.install.installer import Candidate
@@ -246,7 +247,11 @@ class Dispatcher:
         agent, started, in_batch = self.agent, trio.current_time(), False
         agent.last_signal = {"type": entry.signal.type, "at": agent.wall_now()}
         try:
-            handled = await self._handle(entry, started)
+            try:
+                handled = await self._handle(entry, started)
+            except BaseException as error:  # the signal stays in the inbox
+                stop_if_replaced(agent, error)
+                return
             if isinstance(handled, ReadyCertificate):
                 # a waiting revocation comes first; this signal is handled again afterwards
                 in_batch = entry.signal.resource not in self._yielding and await self._add(handled)
@@ -321,6 +326,7 @@ class Dispatcher:
                     return result_of(handled)
                 return await self._ready(entry, handled, started)
         except Exception as error:  # a failing signal must not stop the others
+            raise_if_replaced(error)
             return explain(agent, entry, error)
         return Result(self._timed_out(signal))
 

@@ -36,6 +36,9 @@ class Line(Enum):
         "Polling stops; running deployments finish, outcomes are sent.", _NOTHING
     AGENT_STOP_NOW = WARNING, "Agent", "Second stop request: cancelling running work", \
         "Running deployments are interrupted; the next start finishes or undoes them.", "Start the daemon again."
+    PACKAGE_CHANGED = WARNING, "Agent", "{what}: restarting", \
+        "Its files were replaced while the daemon ran, and it needed one of them. Running deployments finish; exit status 75, " \
+        "after which systemd starts the new release.", "Restart the daemon right after an upgrade; packages do that."
     AGENT_STOPPED = INFO, "Agent", "Stopped: {reason}", "The last line of a run.", _NOTHING
     DEVICE_REVOKED = CRITICAL, "Agent", "Device revoked by the control plane: {what}; polling stops permanently", \
         "The plane answered 403 DEVICE_REVOKED. Certificates on disk stay unchanged; exit status 77.", _REGISTER

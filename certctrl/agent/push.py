@@ -14,6 +14,7 @@ import attrs
 import trio
 
 from certctrl.agent.log_lines import Line, log_line
+from certctrl.agent.package_guard import raise_if_replaced
 from certctrl.agent.push_link import Link
 from certctrl.errors import PlaneError, TransportError
 from certctrl.model.answer import Answer
@@ -114,6 +115,7 @@ class Push:
             with scope:
                 await link.run()
         except Exception as error:  # a bug on the socket must not stop the daemon
+            raise_if_replaced(error)
             log_line(self._agent.log, Line.BUG, kind=type(error).__name__, where="push", why=error)
             link.end(events.TransportFailed(f"internal error ({type(error).__name__})"))
 

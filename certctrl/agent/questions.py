@@ -14,6 +14,7 @@ import trio
 
 from certctrl.agent.context import Agent
 from certctrl.agent.log_lines import Line, log_line
+from certctrl.agent.package_guard import raise_if_replaced
 from certctrl.errors import CertctrlError, DiskError
 from certctrl.logs.redact import redact
 from certctrl.model.policy import RemoteQuestions
@@ -59,6 +60,7 @@ async def _answered(agent: Agent, question: QuestionKind, seconds: float) -> dic
         except CertctrlError as error:
             return _error("FAILED", redact(one_line(str(error))))
         except Exception as error:  # a bug in one answer must not end the socket
+            raise_if_replaced(error)
             log_line(
                 agent.log, Line.BUG, kind=type(error).__name__, where=f"question {question}", why=type(error).__name__
             )

@@ -19,8 +19,10 @@ every task (each forgets it somewhere); raising to stop (an exception across a n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -33,6 +35,7 @@ from certctrl.agent.dispatcher import Dispatcher
 from certctrl.agent.expiry_guard import guard_expiry
 from certctrl.agent.log_lines import Line, log_line
 from certctrl.agent.os_signals import OnSignal, watch_os_signals
+from certctrl.agent.package_guard import stop_if_replaced
 from certctrl.agent.poller import Poller
 from certctrl.agent.push_mode import PushMode
 from certctrl.agent.reconcile import reconcile_forever
@@ -89,19 +92,13 @@ async def _run_services(
 
                 return operations_for(agent, poller, on.stop)
 
-            await services.start(serve_control, agent.fs, agent.layout.control_socket, operations, agent.log)
-            services.start_soon(keep_tokens_fresh, agent)
-            services.start_soon(reloader.reload_forever)
-            services.start_soon(report_forever, agent, notifier)
-            services.start_soon(guard_expiry, agent)
-            services.start_soon(reconcile_forever, agent)
-            services.start_soon(retry_forever, agent)
-            services.start_soon(watch_clock, agent)
-            services.start_soon(alert_forever, agent)
-            services.start_soon(answer_challenges, agent)
-            services.start_soon(run_push, agent)
-            services.start_soon(feed_watchdog, notifier)
-            services.start_soon(publish_metrics_if_enabled, agent)
+            control = partial(serve_control, agent.fs, agent.layout.control_socket, operations, agent.log)
+            await services.start(partial(_serve, agent, control))
+            for service in _SERVICES:
+                services.start_soon(_serve, agent, service, agent)
+            for with_notifier in (partial(report_forever, agent), feed_watchdog):
+                services.start_soon(_serve, agent, with_notifier, notifier)
+            services.start_soon(_serve, agent, reloader.reload_forever)
             log_line(
                 agent.log,
                 Line.AGENT_READY,
@@ -113,6 +110,14 @@ async def _run_services(
             await _run_handlers(agent, poller, Dispatcher(agent))
             services.cancel_scope.cancel()
     return agent.stop or Stop(StopReason.ASKED, "cancelled")
+
+
+async def _serve(agent: Agent, service: Callable[..., Awaitable[None]], *args: Any, **status: Any) -> None:
+    """Run a part of the daemon; a replaced package starts the orderly stop instead of ending all others."""
+    try:
+        await service(*args, **status)
+    except BaseException as error:
+        stop_if_replaced(agent, error)
 
 
 def _on_signal(
@@ -140,10 +145,13 @@ def _on_signal(
 
 async def _run_handlers(agent: Agent, poller: Poller, dispatcher: Dispatcher) -> None:
     async with trio.open_nursery() as handlers:
-        handlers.start_soon(agent.batches.run_batches, dispatcher.finish_batch)
+        handlers.start_soon(_serve, agent, agent.batches.run_batches, dispatcher.finish_batch)
         handlers.start_soon(dispatcher.dispatch_forever, handlers.cancel_scope)
         with agent.intake:
-            agent.stop_with(await poller.poll_forever())
+            try:
+                agent.stop_with(await poller.poll_forever())
+            except BaseException as error:
+                stop_if_replaced(agent, error)
         dispatcher.close()
         handlers.cancel_scope.deadline = agent.grace_ends
     if agent.stop is None or agent.stop.reason is StopReason.ASKED:
@@ -213,3 +221,16 @@ def _may_have_answers(agent: Agent) -> bool:
         return agent.fs.lstat(agent.layout.challenges) is not None
     except DiskError:  # reported by what reads it
         return True
+
+
+_SERVICES: tuple[Callable[[Agent], Awaitable[None]], ...] = (
+    keep_tokens_fresh,
+    guard_expiry,
+    reconcile_forever,
+    retry_forever,
+    watch_clock,
+    alert_forever,
+    answer_challenges,
+    run_push,
+    publish_metrics_if_enabled,
+)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from certctrl.errors import CertctrlError, ConfigError
 
 if TYPE_CHECKING:
-    from certctrl.model.config import ApplicationConfig, HttpClientConfig
+    from certctrl.model.config import AgentConfig, ApplicationConfig
     from certctrl.store.layout import ConfigDir
 
 
@@ -21,7 +20,7 @@ def check_files(layout: ConfigDir, environ: Mapping[str, str]) -> list[str]:
     from certctrl.store.config.files import load_config, load_policy
 
     loaded = load_config(layout, environ)
-    _check_named_files(layout, loaded.config.httpclient)
+    _check_named_files(layout, loaded.config)
     _check_metrics_extra(layout, loaded.config.application)
     load_policy(layout)
     try:
@@ -53,15 +52,16 @@ def _check_local_installs(layout: ConfigDir) -> None:
     check_local_dependencies(rows, [item.id for item in planes])
 
 
-def _check_named_files(layout: ConfigDir, client: HttpClientConfig) -> None:
-    named = [("ca_files", name) for name in client.ca_files]
-    named += [(key, getattr(client, key)) for key in ("client_certificate", "client_key") if getattr(client, key)]
-    for key, name in named:
-        path = layout.root / name
-        what = _fault(path)
-        if what:
-            fix = f"put a PEM file at {path}, or correct the setting"
-            raise ConfigError(f"{path}: {what}", file=str(layout.httpclient), path=key, fix=fix)
+def _check_named_files(layout: ConfigDir, config: AgentConfig) -> None:
+    """Load the files and extensions that the configuration names, as the daemon does at its start."""
+    from certctrl.net.tls import Trust
+
+    Trust(config.httpclient, layout.root)
+    if config.ioc.handlers:
+        from certctrl.agent.handlers import find_handler
+
+        for signal_type in config.ioc.handlers:
+            find_handler(config.ioc, signal_type)
 
 
 def _check_metrics_extra(layout: ConfigDir, settings: ApplicationConfig) -> None:
@@ -72,11 +72,3 @@ def _check_metrics_extra(layout: ConfigDir, settings: ApplicationConfig) -> None
     if enabled and find_spec("prometheus_client") is None:
         what = "metrics need the Python package prometheus-client"
         raise ConfigError(what, file=str(layout.application), path=enabled[0], fix="pip install 'certctrl[metrics]'")
-
-
-def _fault(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return "" if b"-----BEGIN " in file.read(1 << 20) else "contains no PEM block"
-    except OSError as error:
-        return error.strerror or "cannot be read"

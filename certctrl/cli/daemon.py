@@ -39,6 +39,7 @@ def _keep_running(invoked: Invocation) -> int:
     logs = Logs(layout, fs, debug=invoked.debug, verbosity=invoked.verbosity)
     logs.configure(config.log)
     try:
+        from certctrl.agent.package_guard import guarded_packages
         from certctrl.agent.run import run_agent
         from certctrl.agent.setup import Seams
 
@@ -50,7 +51,8 @@ def _keep_running(invoked: Invocation) -> int:
             return int(stop.reason.exit_status)
 
         _tune_gc()
-        return run(agent)
+        with guarded_packages():
+            return run(agent)
     except BaseException as error:
         status = report(error, invoked)
         if config.log.file:  # stderr has it already

@@ -30,6 +30,9 @@ BUSY_ACT_SECONDS = 10.0
 """The same for a reload."""
 _PAUSE, _LAST_PAUSE = 0.1, 1.0
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+_NOEXEC_SEAL = 0x8
+"""MFD_NOEXEC_SEAL of <linux/memfd.h>."""
+_NO_MEMORY_FILE = "allow memfd_create in the system call filter of the agent's unit; without it, run the agent as root"
 _FIX = "systemctl status cert-ctrl-helper.socket cert-ctrl-helper"
 _NOT_ASKED = (errno.ENOENT, errno.ECONNREFUSED)
 """Errors of a connection to a socket that is gone, or on which nothing listens any more."""
@@ -172,8 +175,26 @@ def ask_socket(path: str, request: Request, data: bytes | None, seconds: float) 
 
 
 def sealed(data: bytes) -> int:
-    """Return a memory file with these bytes, which can no longer change."""
-    fd = os.memfd_create("cert-ctrl", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    FileIO(fd, "w", closefd=False).write(data)
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    """Return a memory file with these bytes, which can no longer change. Raises DiskError if the kernel refuses it."""
+    fd = None
+    try:
+        fd = _memory_file()
+        FileIO(fd, "w", closefd=False).write(data)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    except OSError as error:
+        if fd is not None:
+            os.close(fd)
+        what = f"the kernel gives no sealed memory file, which the root helper needs: {error.strerror}"
+        raise DiskError(what, errno=error.errno or 0, fix=_NO_MEMORY_FILE) from None
     return fd
+
+
+def _memory_file() -> int:
+    """Return an empty memory file that cannot be executed, as ``vm.memfd_noexec=2`` requires since Linux 6.3."""
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    try:
+        return os.memfd_create("cert-ctrl", flags | _NOEXEC_SEAL)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # the answer of kernels without this flag
+            raise
+    return os.memfd_create("cert-ctrl", flags)

@@ -17,7 +17,7 @@ from certctrl.helper.messages import Facts
 from certctrl.store.deployments.file_set import remove_unchanged
 from certctrl.store.disk.acl import ACCESS
 from certctrl.store.disk.atomic import is_temp, is_temp_of, write_new
-from certctrl.store.disk.fs import FileKind, Fs, Handle, closing
+from certctrl.store.disk.fs import FileKind, Fs, Handle, Stat, closing
 from certctrl.store.disk.helper import FileRule
 from certctrl.store.disk.safe_path import DestinationFact, NoDirectoryError, facts_at, open_parent, read_at
 
@@ -46,21 +46,20 @@ class Files:
         return _facts(found, staged)
 
     def stage(self, rule: FileRule, path: str, temp: str, backup: str, data: bytes) -> None:
-        """Write the new file with the rights of its rule, and a copy of the old one, next to the destination."""
-        if rule.uid is None or rule.gid is None:
-            raise PolicyRefusedError(
-                f"this host has no {rule.owner}:{rule.group}", fix=f"correct the rule of {rule.path}"
-            )
+        """Write the new file and a copy of the old one next to the destination, with the rights of the rule.
+
+        The copy is closed to others if the old file is.
+        """
+        ids = _ids(rule)
         with closing(self._fs, self._parent(path, temp, backup)) as parent:
             old = self._checked(parent, path)
             self._check_room(parent, path, rule, is_new=old is None)
             try:
+                kept = None if old is None else _kept(old, rule)
                 if old is not None:
-                    rights = {"mode": old.mode or 0, "uid": old.uid or 0, "gid": old.gid or 0}
-                    write_new(self._fs, parent, backup, old.data, kept=old.attributes, sync=True, **rights)
-                rights = {"mode": rule.mode, "uid": rule.uid, "gid": rule.gid}
-                kept = None if old is None else _kept(old, rule.uid)
-                write_new(self._fs, parent, temp, data, kept=kept, sync=True, **rights)
+                    mode = _restored_mode(rule, old.mode or 0)
+                    write_new(self._fs, parent, backup, old.data, mode=mode, kept=kept, sync=True, **ids)
+                write_new(self._fs, parent, temp, data, mode=rule.mode, kept=kept, sync=True, **ids)
                 self._fs.fsync(parent)
             except BaseException:
                 with suppress(DiskError):
@@ -79,8 +78,11 @@ class Files:
             self._fs.rename(temp, Path(path).name, at=parent)
             self._fs.fsync(parent)
 
-    def restore(self, path: str, backup: str, sha256: str) -> None:
-        """Restore the old file if the destination still has these bytes; remove it if there was none."""
+    def restore(self, rule: FileRule, path: str, backup: str, sha256: str) -> None:
+        """Restore the old file if the destination still has these bytes; remove it if there was none.
+
+        It gets the rights that its rule gives now: what was staged under a former rule may have more.
+        """
         with closing(self._fs, self._parent(path, *filter(None, (backup,)))) as parent:
             name, found = Path(path).name, facts_at(self._fs, parent, Path(path))
             if found.sha256 != sha256:
@@ -89,14 +91,31 @@ class Files:
             if not backup:
                 self._fs.unlink(name, at=parent)
             elif (old := self._fs.lstat(backup, at=parent)) is not None and old.kind is FileKind.FILE:
-                self._fs.rename(backup, name, at=parent)
+                self._fs.rename(self._as_ruled(parent, rule, backup, old), name, at=parent)
+                self._drop(parent, (backup,))
             self._fs.fsync(parent)
+
+    def _as_ruled(self, parent: Handle, rule: FileRule, backup: str, found: Stat) -> str:
+        """Return the name of a copy of the old file with the rights that its rule gives now.
+
+        If those of the backup differ, it is copied again: its owner may have an open descriptor or a link of it.
+        """
+        ids = _ids(rule)
+        rights = (ids["uid"], ids["gid"], _restored_mode(rule, found.mode))
+        if (found.uid, found.gid, found.mode) == rights and found.nlink == 1:
+            return backup
+        again = _again(backup)
+        self._drop(parent, (again,))  # a killed helper may have left it
+        old = facts_at(self._fs, parent, Path(parent.path) / backup)
+        mode = _restored_mode(rule, old.mode or 0)
+        write_new(self._fs, parent, again, old.data, mode=mode, kept=_kept(old, rule), sync=True, **ids)
+        return again
 
     def drop(self, path: str, temp: str, backup: str) -> None:
         """Remove the new file and the copy of the old one; idempotent, even without their directory."""
         try:
             with closing(self._fs, self._parent(path, temp, backup)) as parent:
-                self._drop(parent, (temp, backup))
+                self._drop(parent, (temp, backup, _again(backup)))
                 self._fs.fsync(parent)  # even if nothing was there: a killed helper may have removed them
         except NoDirectoryError:
             return
@@ -139,9 +158,26 @@ class Files:
                 self._fs.unlink(name, at=parent)
 
 
-def _kept(old: DestinationFact, owner: int) -> dict[str, bytes]:
-    """Return what a new file keeps of the old one: its access control list only if root or the same owner has set it."""
-    return {name: raw for name, raw in old.attributes.items() if name != ACCESS or old.uid in (0, owner)}
+def _ids(rule: FileRule) -> dict[str, int]:
+    """Return owner and group of a rule, as arguments. Raises PolicyRefusedError."""
+    if rule.uid is None or rule.gid is None:
+        raise PolicyRefusedError(f"this host has no {rule.owner}:{rule.group}", fix=f"correct the rule of {rule.path}")
+    return {"uid": rule.uid, "gid": rule.gid}
+
+
+def _restored_mode(rule: FileRule, old: int) -> int:
+    """Return the mode of a rule, without the rights of others if they could not access the old file."""
+    return rule.mode & (old | 0o770)
+
+
+def _again(backup: str) -> str:
+    """Return the name of a further copy of an old file, which no request can name."""
+    return f"{backup}.again"
+
+
+def _kept(old: DestinationFact, rule: FileRule) -> dict[str, bytes]:
+    """Return what a file keeps of the old one: its access control list only if root or the same owner has set it."""
+    return {name: raw for name, raw in old.attributes.items() if name != ACCESS or old.uid in (0, rule.uid)}
 
 
 def _facts(found: DestinationFact, staged: str) -> Facts:

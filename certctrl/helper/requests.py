@@ -180,7 +180,7 @@ class Requests:
             case Verb.PUT:
                 files.put(rule, path, request.temp)
             case Verb.RESTORE:
-                files.restore(path, request.backup, _digest(request.sha256))
+                files.restore(rule, path, request.backup, _digest(request.sha256))
             case Verb.DROP:
                 files.drop(path, request.temp, request.backup)
             case _:

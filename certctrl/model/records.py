@@ -156,6 +156,8 @@ class CertRecord:
     """Id of the generation that ``.live/<name>`` points to; empty: none."""
     activated: str = ""
     """Id of the generation last proven in service (commands ran, endpoints probed); a failed deployment rolls back to it."""
+    former: tuple[str, ...] | None = None
+    """Ids of generations that were proven in service before, newest last; None: not known, from an earlier release."""
     staged: str = ""
     """Id of the generation that waits for its maintenance window; empty: none."""
     stage: Stage = Stage.STAGED

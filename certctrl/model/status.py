@@ -36,6 +36,7 @@ class StopReason(StrEnum):
     ASKED = "asked to stop"
     REVOKED = "device revoked"
     REFRESH_REFUSED = "refresh token refused"
+    PACKAGE_CHANGED = "installed package changed"
 
     @property
     def exit_status(self) -> ExitStatus:
@@ -45,6 +46,8 @@ class StopReason(StrEnum):
                 return ExitStatus.DONE
             case StopReason.REVOKED | StopReason.REFRESH_REFUSED:
                 return ExitStatus.NOT_REGISTERED
+            case StopReason.PACKAGE_CHANGED:
+                return ExitStatus.BUSY
             case _:
                 assert_never(self)
 

@@ -6,10 +6,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import re
 import ssl
+import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -156,6 +158,7 @@ def unverified_context() -> ssl.SSLContext:
 def _load_ca(context: ssl.SSLContext, path: Path) -> None:
     fix = "set it to a readable PEM file (cert-ctrl init --ca FILE writes one)"
     try:
+        _require_file(path)
         context.load_verify_locations(cafile=path)
     except ssl.SSLError:
         raise ConfigError(f"{path} contains no PEM certificate", file=_FILE, path="ca_files", fix=fix) from None
@@ -163,18 +166,27 @@ def _load_ca(context: ssl.SSLContext, path: Path) -> None:
         raise ConfigError(f"cannot read {path}: {error.strerror}", file=_FILE, path="ca_files", fix=fix) from None
 
 
+def _require_file(path: Path) -> None:
+    """Raise OSError for what OpenSSL reports without a reason, or would wait for forever, such as a FIFO."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+
+
 def _load_identity(context: ssl.SSLContext, certificate: Path, key: Path | None) -> None:
     def no_password() -> str:  # otherwise OpenSSL would prompt on the terminal of the daemon
         raise ValueError
 
     try:
+        _require_file(certificate)
+        if key is not None:
+            _require_file(key)
         context.load_cert_chain(certificate, key, password=no_password)
     except ValueError:
         why = "the key is encrypted"
     except ssl.SSLError as error:
         why = "certificate and key do not match" if "MISMATCH" in str(error.reason) else "not PEM"
     except OSError as error:
-        why = error.strerror or "cannot be read"
+        why = f"{error.filename or certificate}: {error.strerror or 'cannot be read'}"
     else:
         return
     raise ConfigError(

@@ -396,9 +396,55 @@ def test_config_check_reads_the_named_files(layout: ConfigDir, ran: Run) -> None
     layout.httpclient.write_text('{"ca_files": ["ca.pem"]}')
     ca = layout.root / "ca.pem"
     ca.write_text("nothing")
-    assert "contains no PEM block" in ran("-c", layout.root, "config", "check").err
+    assert "contains no PEM certificate" in ran("-c", layout.root, "config", "check").err
     ca.write_bytes(trustme.CA().cert_pem.bytes())
     assert ran("-c", layout.root, "config", "check").status == 0
+
+
+def damage(path: Path, kind: str) -> None:
+    """Replace a PEM file by what is none."""
+    pem = path.read_bytes()
+    path.unlink()
+    match kind:
+        case "directory":
+            path.mkdir()
+        case "FIFO":
+            os.mkfifo(path)
+        case "empty":
+            path.touch()
+        case "garbage":
+            path.write_bytes(b"-----BEGIN CERTIFICATE-----\nMII\n-----END CERTIFICATE-----\n")
+        case "cut off":
+            path.write_bytes(pem[: len(pem) // 2])
+        case "link":
+            path.symlink_to("nowhere")
+
+
+@pytest.mark.parametrize("kind", ["missing", "directory", "FIFO", "empty", "garbage", "cut off", "link"])
+@pytest.mark.parametrize("name", ["ca.pem", "client.pem", "client.key"])
+def test_config_check_loads_the_named_files_as_the_daemon_does(
+    layout: ConfigDir, ran: Run, name: str, kind: str
+) -> None:
+    """Found by review: anything with the start of a PEM block was no mistake, and a FIFO hung."""
+    authority = trustme.CA()
+    leaf = authority.issue_cert("device.example")
+    authority.cert_pem.write_to_path(layout.root / "ca.pem")
+    leaf.cert_chain_pems[0].write_to_path(layout.root / "client.pem")
+    leaf.private_key_pem.write_to_path(layout.root / "client.key")
+    (layout.root / "client.key").chmod(0o600)
+    named = {"ca_files": ["ca.pem"], "client_certificate": "client.pem", "client_key": "client.key"}
+    layout.httpclient.write_text(json.dumps(named))
+    assert ran("-c", layout.root, "config", "check").status == 0
+    damage(layout.root / name, kind)
+    done = ran("-c", layout.root, "config", "check")
+    assert done.status == 78 and str(layout.root / name) in done.err and "\nfix: " in done.err
+    assert ("ca_files" if name == "ca.pem" else "client_certificate") in done.err
+
+
+def test_config_check_finds_an_extension_that_is_not_installed(layout: ConfigDir, ran: Run) -> None:
+    layout.ioc.write_text('{"handlers": {"cert.renewed": "no.such"}}')
+    done = ran("-c", layout.root, "config", "check")
+    assert done.status == 78 and "'no.such'" in done.err and "ioc_config.json" in done.err and "\nfix: " in done.err
 
 
 def plane_item(store: InstalledState, *ids: str) -> None:

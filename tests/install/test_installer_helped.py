@@ -111,7 +111,7 @@ async def test_a_refused_renewal_restores_the_old_files(helped: Helped, autojump
     assert not leftovers(host)
 
 
-async def test_an_earlier_file_of_the_operator_is_restored_with_its_rights(
+async def test_an_earlier_file_of_the_operator_is_restored_with_the_rights_of_the_rule(
     helped: Helped, autojump_clock: MockClock
 ) -> None:
     host = helped.host
@@ -123,7 +123,7 @@ async def test_an_earlier_file_of_the_operator_is_restored_with_its_rights(
     outcomes = await host.deliver(1, items=helped.items)
     assert kinds(outcomes) == {1: ROLLED_BACK} and "exited with 1: broken" in str(outcomes[1].detail)
     assert helped.files() == (b"operator's key", b"operator's chain")
-    assert (helped.key.stat().st_uid, stat.S_IMODE(helped.key.stat().st_mode)) == (0, 0o640)
+    assert (helped.key.stat().st_uid, stat.S_IMODE(helped.key.stat().st_mode)) == (NOBODY, 0o600)
     assert not leftovers(host)
 
 

@@ -110,8 +110,8 @@ def healthy(podman: Podman, container: str) -> bool:
 
 
 def test_two_builds_of_one_commit_have_the_same_bytes(images: Path, tmp_path: Path) -> None:
-    again = built(tmp_path, AGENT, PLANE)
-    for image in (AGENT, PLANE):
+    again = built(tmp_path, AGENT, PLANE, SERVICES)
+    for image in (AGENT, PLANE, SERVICES):
         assert archive_of(again, image).read_bytes() == archive_of(images, image).read_bytes(), image
 
 

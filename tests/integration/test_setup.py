@@ -268,6 +268,25 @@ def test_a_changed_configuration_restarts_what_runs(host: PrivateHost, token: st
     assert host.calls() == [START, f"restart {UNIT}"]
 
 
+def test_a_host_whose_files_are_damaged_is_not_set_up(
+    host: PrivateHost, plane: Plane, token: str, flags: list[str]
+) -> None:
+    """Found by review: a registered host without the CA of its control plane ended with status 0."""
+    host.boots(UNIT)
+    assert host.run(*flags).status == 0
+    ca, started = ConfigDir(host.agent).plane_ca, host.calls()
+    ca.unlink()
+    for words in ((), ("--dry-run",), ("--name", "another")):
+        done = host.run("setup", *words)
+        assert done.status == 78 and "ca_files: cannot read /etc/cert-ctrl/plane-ca.pem: No such file" in done.err
+        assert "fix: " in done.err and host.calls() == started and "service" not in done.out, words
+    ca.mkdir()
+    assert host.run("setup").status == 78
+    ca.rmdir()
+    again = host.run("setup", "--ca-fingerprint", fingerprint(plane.ca))
+    assert again.status == 0 and ca.read_bytes() == plane.ca.read_bytes(), "which repairs it"
+
+
 def test_an_instance_has_its_own_user_and_unit(host: PrivateHost, token: str, flags: list[str]) -> None:
     host.boots("cert-ctrl@edge.service", user="cert-ctrl-edge")
     done = host.run("-c", "/etc/cert-ctrl-edge", *flags)

@@ -26,6 +26,8 @@ from certctrl.plane.storage.keyring import Keyring
 RELEASES = Path(__file__).with_name("data")
 """A directory for each release: what it leaves on the disks of its users."""
 DATA = RELEASES / "0.1.0"
+PRESENT = RELEASES / "present"
+"""What the present version leaves, see `present.py`."""
 PLACE = "{ROOT}"
 """Placeholder of the configuration directory, in paths and in contents."""
 KEYSTORE, COPIED, BROKEN, TOLERATED, HELD, WAITING, WILD, REVOKED, UNPROVEN, POISON = range(1, 11)
@@ -43,10 +45,10 @@ def facts() -> dict[str, Any]:
     return known
 
 
-def files(root: Path) -> dict[str, dict[str, Any]]:
+def files(root: Path, data: Path = DATA) -> dict[str, dict[str, Any]]:
     """Return path -> kind, mode and content (``data`` or ``text``) of everything on the host."""
     found = {}
-    for name, entry in json.loads((DATA / "disk.json").read_text()).items():
+    for name, entry in json.loads((data / "disk.json").read_text()).items():
         if entry["kind"] == "file":
             text = entry.pop("text", None)
             raw = entry.pop("base64", "")
@@ -57,9 +59,9 @@ def files(root: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def write_real(root: Path) -> None:
+def write_real(root: Path, data: Path = DATA) -> None:
     """Write the configuration directory to the real disk."""
-    for name, entry in files(root).items():
+    for name, entry in files(root, data).items():
         path = Path(name)
         if not path.is_relative_to(root):
             continue
@@ -73,11 +75,11 @@ def write_real(root: Path) -> None:
             path.chmod(entry["mode"])
 
 
-def model_disk(root: Path) -> ModelFs:
+def model_disk(root: Path, data: Path = DATA) -> ModelFs:
     """Return the host's disk as a model, everything durable."""
     disk = ModelFs()
     disk.put_dir(root.parent)
-    for name, entry in files(root).items():
+    for name, entry in files(root, data).items():
         if entry["kind"] == "dir":
             disk.put_dir(name, entry["mode"])
         elif entry["kind"] == "file":
@@ -90,12 +92,13 @@ def model_disk(root: Path) -> ModelFs:
     return disk.settled()
 
 
-def plane_image(root: Path) -> bytes:
+def plane_image(root: Path, data: Path = DATA) -> bytes:
     """Return the plane's database."""
     connection = sqlite3.connect(":memory:")
     try:
-        connection.executescript((DATA / "plane.sql").read_text().replace(PLACE, str(root)))
-        connection.execute(f"PRAGMA user_version = {facts()['schema']:d}")
+        connection.executescript((data / "plane.sql").read_text().replace(PLACE, str(root)))
+        schema = json.loads((data / "facts.json").read_text())["schema"]
+        connection.execute(f"PRAGMA user_version = {schema:d}")
         return connection.serialize()
     finally:
         connection.close()

@@ -9,7 +9,7 @@ import pytest
 from upgrade.old_host import RELEASES
 
 CHANGELOG = Path(__file__).parents[2] / "CHANGELOG.md"
-FILES = ("disk.json", "facts.json", "make_data.py", "plane.sql")
+FILES = ("disk.json", "facts.json", "plane.sql")
 
 
 def releases(changelog: str) -> list[str]:
@@ -28,6 +28,6 @@ def test_releases_are_the_numbered_sections() -> None:
 def test_a_release_has_its_fixture(release: str) -> None:
     missing = [name for name in FILES if not (RELEASES / release / name).is_file()]
     assert not missing, (
-        f"tests/upgrade/data/{release} lacks {', '.join(missing)}: make the host and the control plane of this release with"
-        f" the make_data.py of an earlier one, and add tests of what has changed since to tests/upgrade"
+        f"tests/upgrade/data/{release} lacks {', '.join(missing)}: copy tests/upgrade/data/present, which is what this"
+        f" release leaves behind; tests/upgrade/test_present.py then starts later versions on it, too"
     )

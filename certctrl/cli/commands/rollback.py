@@ -18,7 +18,8 @@ def rollback(
     ctx: typer.Context,
     domain: Annotated[str, typer.Option("--domain", metavar="NAME", help="A domain name of the certificate.")],
     to: Annotated[
-        str | None, typer.Option("--to", metavar="ID", help="Generation to restore; default: the previous one.")
+        str | None,
+        typer.Option("--to", metavar="ID", help="Generation to restore; default: the previous one that served."),
     ] = None,
     release: Annotated[bool, typer.Option("--release", help="End the hold and deploy the newest certificate.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,

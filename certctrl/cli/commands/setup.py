@@ -78,6 +78,8 @@ def setup(
     and starts cert-ctrl.service (or cert-ctrl@NAME). Without systemd, or for other directories, prints the command to
     run. Running it again changes only what is missing; an interrupted run can be repeated.
 
+    Starts nothing with a mistake in the configuration, or a file that it names and that cannot be used.
+
     Exit status: that of the step that failed; 2 if something is not given and cannot be asked for.
 
     \b
@@ -284,6 +286,8 @@ def _carry_out(
     elif not host.dry_run:
         steps.invoked.layout(must_exist=False)  # here nothing more needs root
     status = _configure(steps, init, ca)
+    if status == 0 and not (host.dry_run and (ca.options or not settings)):  # what a dry run would have written first
+        status, _ = steps.run("config", "check", "--json")
     if status == 0 and token is not None:
         status = _register(steps, token)
     if status != 0:

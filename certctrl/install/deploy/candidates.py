@@ -204,7 +204,7 @@ def not_waiting(
 
 
 def prune_unused(context: Context, cert_ids: Collection[int]) -> None:
-    """Remove old generations of some certificates, except those kept for a rollback. Blocks on the disk.
+    """Remove old generations of some certificates, except those kept for a rollback: proven ones. Blocks on the disk.
 
     Tries all, then raises the first DiskError.
     """
@@ -212,7 +212,7 @@ def prune_unused(context: Context, cert_ids: Collection[int]) -> None:
     for record in filter(None, map(context.records.certificates.get, cert_ids)):
         used = {record.generation, record.activated, record.staged} - {""}
         try:
-            context.generations.prune(record.name, keep, also_keep=used)
+            context.generations.prune(record.name, keep, also_keep=used, proven=record.former)
         except DiskError as error:
             first = first or error
     if first is not None:

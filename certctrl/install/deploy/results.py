@@ -128,9 +128,17 @@ class Results:
             record,
             stage=Stage.ACTIVATED if is_proven else Stage.COMMITTED,
             activated=live if is_proven else record.activated,
+            former=self._former(record, live) if is_proven else record.former,
             batch="" if is_proven and not record.staged else record.batch,
             targets=(*self.context.links_of(record), *targets),
         )
+
+    def _former(self, record: CertRecord, live: str) -> tuple[str, ...] | None:
+        """Return the generations that were proven in service before ``live``, as many as are kept."""
+        if record.activated in ("", live):
+            return record.former if record.activated else record.former or ()
+        found = (*(one for one in record.former or () if one not in (live, record.activated)), record.activated)
+        return found[max(0, len(found) - self.context.config().application.keep_generations) :]
 
     def _with_outcome(self, record: CertRecord, kind: OutcomeKind, pending: Collection[str]) -> CertRecord:
         """Return a record with the result of one try."""

@@ -22,13 +22,13 @@ from certctrl.text import one_line
 async def roll_back(context: Context, locks: Locks, name: str, to: str | None, items: Sequence[InstallItem]) -> Outcome:
     """Switch back, run the commands, verify, and hold: until a release, renewals are staged but not switched to.
 
-    ``to``: the id of a generation; None: the newest valid one before the live one. The generation that was live is
+    ``to``: the id of a generation; None: the newest valid one before the live one that was proven in service. The generation that was live is
     kept as staged, so that a release restores it. Raises UsageError if there is nothing to switch to.
     """
     record = context.records.by_name(name)
     if record is None:
         raise UsageError(f"there is no certificate {one_line(name)} on this host", fix="cert-ctrl list-certs")
-    target: Candidate = await context.offload(_target, context, name, to)
+    target: Candidate = await context.offload(_target, context, record, to)
     newer = record.staged or (record.generation if record.generation != target.generation else "")
     results = Results(context=context, concerned=frozenset({record.cert_id}), asked_by="operator")
     failed_before = context.records.retries.of(cert_resource(record.cert_id))
@@ -88,8 +88,8 @@ def _restore(context: Context, record: CertRecord, after: CertRecord, failed_bef
     context.records.note(after)
 
 
-def _target(context: Context, name: str, to: str | None) -> Candidate:
-    ids = context.generations.ids(name)
+def _target(context: Context, record: CertRecord, to: str | None) -> Candidate:
+    name, ids = record.name, context.generations.ids(record.name)
     if to is not None:
         if to not in ids:
             known = ", ".join(ids) or "none"
@@ -97,6 +97,8 @@ def _target(context: Context, name: str, to: str | None) -> Candidate:
         return Candidate.read(context, name, to)
     live, now = context.generations.live_id(name), context.wall_now()
     older = ids[: ids.index(live)] if live in ids else ids
+    if record.former is not None:  # others have failed, or a crash came before they were tried
+        older = [one for one in older if one in record.former]
     for generation in reversed(older):
         try:
             facts = context.generations.manifest(name, generation)["facts"]
@@ -104,4 +106,5 @@ def _target(context: Context, name: str, to: str | None) -> Candidate:
             continue
         if not facts.get("placeholder") and float(facts["not_after"]) > now:
             return Candidate.read(context, name, generation)
-    raise UsageError(f"{one_line(name)} has no earlier generation that is still valid", fix="cert-ctrl renew")
+    what = f"{one_line(name)} has no earlier generation that has served and is still valid"
+    raise UsageError(what, fix="cert-ctrl renew")

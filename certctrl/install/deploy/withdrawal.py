@@ -130,6 +130,7 @@ class Withdrawal:
                     self.record,
                     generation="",
                     activated="",
+                    former=(),
                     staged="",
                     batch="",
                     stage=Stage.WITHDRAWN,
@@ -285,9 +286,8 @@ class Withdrawal:
         context.records.note(attrs.evolve(context.records.certificates[record.cert_id], batch=""))
         with self._claim():
             outcome = await self._converge(candidates, nothing=OutcomeKind.UNCHANGED)
-        context.records.note(
-            attrs.evolve(context.records.certificates[record.cert_id], staged="", held=False, revoked=self.revoked)
-        )
+        after = context.records.certificates[record.cert_id]
+        context.records.note(attrs.evolve(after, staged="", held=False, revoked=self.revoked, former=()))
         with suppress(DiskError):
             await settle_names(context)
         await context.records.save()

@@ -320,14 +320,28 @@ class GenerationStore:
         self._durable = {item for item in self._durable if item[0] != name}
         self._verified = {item for item in self._verified if item[0] != name}
 
-    def prune(self, name: str, keep: int, *, also_keep: Collection[str] = ()) -> int:
+    def prune(
+        self, name: str, keep: int, *, also_keep: Collection[str] = (), proven: Sequence[str] | None = None
+    ) -> int:
         """Remove generations except the live one, ``also_keep`` and the newest ``keep``; return how many.
 
-        One that is staged and may be switched to is no old one.
+        ``proven``: those that have served, oldest first. They are kept before those newer than the live one; older ones
+        that have not served are removed. One that is staged and may be switched to is no old one.
         """
-        needed = {self.live_id(name), *also_keep, *self._pending.get(name, ())}
-        others = [one for _, one in sorted(self._files.known(name)) if one not in needed]
-        if doomed := others[: max(0, len(others) - keep)]:
+        live = self.live_id(name)
+        needed = {live, *also_keep, *self._pending.get(name, ())}
+        known = sorted(self._files.known(name))
+        others = [one for _, one in known if one not in needed]
+        doomed = list[str]()
+        if proven is not None:
+            number_of_live = max((number for number, one in known if one == live), default=0)
+            newer = {one for number, one in known if number > number_of_live}
+            kept = proven[max(0, len(proven) - keep) :]
+            doomed = [one for one in others if one not in newer and one not in kept]
+            others = [one for one in others if one in newer and one not in kept]
+            keep = min(keep, max(1, keep - len(kept)))  # one may be about to be recorded
+        doomed += others[: max(0, len(others) - keep)]
+        if doomed:
             self._remove(name, doomed)
         return len(doomed)
 

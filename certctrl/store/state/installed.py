@@ -46,7 +46,7 @@ class StoredInstallConfig:
 
 def _has_plain_names(record: CertRecord) -> bool:
     """Return whether the directory names in a record, which become parts of paths, are plain."""
-    ids = (record.generation, record.activated, record.staged)
+    ids = (record.generation, record.activated, record.staged, *(record.former or ()))
     return is_plain_name(record.name) and all(is_plain_name(one) for one in ids if one)
 
 

@@ -1,0 +1,441 @@
+BEGIN TRANSACTION;
+CREATE TABLE assignments (
+  device_id INTEGER NOT NULL REFERENCES devices(id), cert_id INTEGER NOT NULL REFERENCES certificates(id),
+  assigned_at REAL NOT NULL, PRIMARY KEY (device_id, cert_id)
+) WITHOUT ROWID;
+INSERT INTO "assignments" VALUES(1,1,1790000000.0);
+INSERT INTO "assignments" VALUES(1,2,1790000000.0);
+INSERT INTO "assignments" VALUES(1,3,1790000000.0);
+INSERT INTO "assignments" VALUES(1,4,1790000000.0);
+INSERT INTO "assignments" VALUES(1,5,1790000000.0);
+CREATE TABLE authorities (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, user_id INTEGER NOT NULL REFERENCES users(id),
+  name TEXT NOT NULL, serial_number TEXT NOT NULL, certificate_pem TEXT NOT NULL, not_after REAL NOT NULL,
+  created_at REAL NOT NULL
+);
+INSERT INTO "authorities" VALUES(1,1,'private 0','07','-----BEGIN CERTIFICATE-----
+MIHnMIGaoAMCAQICAQcwBQYDK2VwMA8xDTALBgNVBAMMBHJvb3QwHhcNMTEwOTI1
+MTQxMzIwWhcNNDEwOTE3MTQxMzIwWjAXMRUwEwYDVQQDDAxzaW11bGF0ZWQgQ0Ew
+KjAFBgMrZXADIQBoLPd0YycunG5paS76hiC/iQEw4urnyE4z3Z6udg4fLaMTMBEw
+DwYDVR0TAQH/BAUwAwEB/zAFBgMrZXADQQALJJeqA6c5nGMoDeSfFEoEdv0Y0f8Q
+iAn0OgaNU3GCsrNzs3UeQNe/v56DwEmSvXo8ie7NvgpxSjsUbH8d9DwA
+-----END CERTIFICATE-----
+',2263040000.0,1790000001.0);
+CREATE TABLE authority_assignments (
+  device_id INTEGER NOT NULL REFERENCES devices(id), ca_id INTEGER NOT NULL REFERENCES authorities(id),
+  assigned_at REAL NOT NULL, PRIMARY KEY (device_id, ca_id)
+) WITHOUT ROWID;
+INSERT INTO "authority_assignments" VALUES(1,1,1790000001.0);
+CREATE TABLE certificates (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, user_id INTEGER NOT NULL REFERENCES users(id),
+  domain_name TEXT NOT NULL, sans TEXT NOT NULL, key_type TEXT NOT NULL, validity_seconds INTEGER NOT NULL,
+  status TEXT NOT NULL CHECK (status IN ('active', 'revoked')),
+  serial_number TEXT NOT NULL, fingerprint_sha256 TEXT NOT NULL, not_before REAL NOT NULL, not_after REAL NOT NULL,
+  certificate_pem TEXT NOT NULL, chain_pem TEXT NOT NULL, private_key_enc BLOB NOT NULL,
+  created_at REAL NOT NULL, updated_at REAL NOT NULL, revoked_at REAL, revoke_reason TEXT NOT NULL DEFAULT ''
+, issuer TEXT NOT NULL DEFAULT 'builtin', key_origin TEXT NOT NULL DEFAULT 'plane', profile TEXT NOT NULL DEFAULT '', must_staple INTEGER NOT NULL DEFAULT 0, reuse_key INTEGER NOT NULL DEFAULT 0, renew_at REAL, template_id INTEGER, template_device_id INTEGER, public_key_sha256 TEXT NOT NULL DEFAULT '', revoke_code TEXT NOT NULL DEFAULT '', issued_by TEXT NOT NULL DEFAULT '', together TEXT NOT NULL DEFAULT '', batch TEXT NOT NULL DEFAULT '');
+INSERT INTO "certificates" VALUES(1,1,'plain.example','["plain.example"]','ecdsa-p256',17280000,'active','10:09','2ad9bf8e1bca597662246d89a901cd5dc96cb07a79a0ebf38191ef6be053ce93',1790001009.0,1807281309.0,'-----BEGIN CERTIFICATE-----
+MIH6MIGtoAMCAQICAhAJMAUGAytlcDAXMRUwEwYDVQQDDAxzaW11bGF0ZWQgQ0Ew
+HhcNMjYwOTIxMTQzMDA5WhcNMjcwNDA5MTQzNTA5WjAYMRYwFAYDVQQDDA1wbGFp
+bi5leGFtcGxlMCowBQYDK2VwAyEA8FemcXzxdVRfZ7f0YIoy8i6mamS9wNVZlYqn
+mSyTEFijHDAaMBgGA1UdEQQRMA+CDXBsYWluLmV4YW1wbGUwBQYDK2VwA0EAQ1NX
+hlKfHKghb9yoZsfpWIGbwR3DjQTPsp9McQB+DsnWTaRTEV6R4X5hwa/1dtomXx7W
+9e9nVOe8NITBkJ6aAA==
+-----END CERTIFICATE-----
+','-----BEGIN CERTIFICATE-----
+MIHnMIGaoAMCAQICAQcwBQYDK2VwMA8xDTALBgNVBAMMBHJvb3QwHhcNMTEwOTI1
+MTQxMzIwWhcNNDEwOTE3MTQxMzIwWjAXMRUwEwYDVQQDDAxzaW11bGF0ZWQgQ0Ew
+KjAFBgMrZXADIQBoLPd0YycunG5paS76hiC/iQEw4urnyE4z3Z6udg4fLaMTMBEw
+DwYDVR0TAQH/BAUwAwEB/zAFBgMrZXADQQALJJeqA6c5nGMoDeSfFEoEdv0Y0f8Q
+iAn0OgaNU3GCsrNzs3UeQNe/v56DwEmSvXo8ie7NvgpxSjsUbH8d9DwA
+-----END CERTIFICATE-----
+',X'D5574B5C0AC2F02FBE3D1534360BAC96465402D7F9332DDE3FA81D6955244F2BD6A2F8D16ACB5DDDEF6D4F0FA484A7A59A7C5A9F32731B7B4952E7A8763CF26E8969907021E28518E0095AF2',1790000000.0,1790001309.061,NULL,'','builtin','plane','',0,0,1.80106006560594320304e+09,NULL,NULL,'','','builtin','','');
+INSERT INTO "certificates" VALUES(2,1,'copied.example','["copied.example"]','ecdsa-p256',17280000,'active','10:0a','54df2a5ad90862e4fff4d9aa47a0e977919fc8b831e08462adc12a43f5a9d987',1790001009.0,1807281309.0,'-----BEGIN CERTIFICATE-----
+MIH8MIGvoAMCAQICAhAKMAUGAytlcDAXMRUwEwYDVQQDDAxzaW11bGF0ZWQgQ0Ew
+HhcNMjYwOTIxMTQzMDA5WhcNMjcwNDA5MTQzNTA5WjAZMRcwFQYDVQQDDA5jb3Bp
+ZWQuZXhhbXBsZTAqMAUGAytlcAMhAM2gNQ4Rz52AnF7KYYsgJ2PLbwRipT6LvVux
+Tw5hZ9Z7ox0wGzAZBgNVHREEEjAQgg5jb3BpZWQuZXhhbXBsZTAFBgMrZXADQQAZ
+pzoHJ3AuTbkDoLBzUVpohjnJqYcw4nOkwbqUO1bFsIEo0IOhXWKMt7wWWtHdQakN
+dEpoM4E4rWZg20BU2yEE
+-----END CERTIFICATE-----
+','-----BEGIN CERTIFICATE-----
+MIHnMIGaoAMCAQICAQcwBQYDK2VwMA8xDTALBgNVBAMMBHJvb3QwHhcNMTEwOTI1
+MTQxMzIwWhcNNDEwOTE3MTQxMzIwWjAXMRUwEwYDVQQDDAxzaW11bGF0ZWQgQ0Ew
+KjAFBgMrZXADIQBoLPd0YycunG5paS76hiC/iQEw4urnyE4z3Z6udg4fLaMTMBEw
+DwYDVR0TAQH/BAUwAwEB/zAFBgMrZXADQQALJJeqA6c5nGMoDeSfFEoEdv0Y0f8Q
+iAn0OgaNU3GCsrNzs3UeQNe/v56DwEmSvXo8ie7NvgpxSjsUbH8d9DwA
+-----END CERTIFICATE-----
+',X'C78D900499261B8E54912590004DB7FFA03BA34CA21E9BE595D9850C31B64AB04DDC495FF5428D71500E0E05495A26A2FCF1974D9A8B6BBC92517CE9B1CB3DE9068770C69B4DD37685305DDC',1790000000.0,1790001309.061,NULL,'','builtin','plane','',0,0,1.80056690099961161618e+09,NULL,NULL,'','','builtin','','');
+INSERT INTO "certificates" VALUES(3,1,'broken.example','["broken.example"]','ecdsa-p256',17280000,'active','10:07','527eedb4a4803c35cd2eedfaa87a1d8f43c313e70b1d36b7a2aaddc3e5c5c3e9',1790000355.0,1807280655.0,'-----BEGIN CERTIFICATE-----
+MIH8MIGvoAMCAQICAhAHMAUGAytlcDAXMRUwEwYDVQQDDAxzaW11bGF0ZWQgQ0Ew
+HhcNMjYwOTIxMTQxOTE1WhcNMjcwNDA5MTQyNDE1WjAZMRcwFQYDVQQDDA5icm9r
+ZW4uZXhhbXBsZTAqMAUGAytlcAMhAMBE84x5uCPWUj54tNQVC+cSDoAADwlzrFeJ
+faL0FuMdox0wGzAZBgNVHREEEjAQgg5icm9rZW4uZXhhbXBsZTAFBgMrZXADQQBV
+7q+OLxEKnLY6mD1ipx6O94USfSA59BOlI93S3+sQs3Rid5s4XSk86xZnfPzfF5hD
+ND7PfwQeqOvS7MaIorQH
+-----END CERTIFICATE-----
+','-----BEGIN CERTIFICATE-----
+MIHnMIGaoAMCAQICAQcwBQYDK2VwMA8xDTALBgNVBAMMBHJvb3QwHhcNMTEwOTI1
+MTQxMzIwWhcNNDEwOTE3MTQxMzIwWjAXMRUwEwYDVQQDDAxzaW11bGF0ZWQgQ0Ew
+KjAFBgMrZXADIQBoLPd0YycunG5paS76hiC/iQEw4urnyE4z3Z6udg4fLaMTMBEw
+DwYDVR0TAQH/BAUwAwEB/zAFBgMrZXADQQALJJeqA6c5nGMoDeSfFEoEdv0Y0f8Q
+iAn0OgaNU3GCsrNzs3UeQNe/v56DwEmSvXo8ie7NvgpxSjsUbH8d9DwA
+-----END CERTIFICATE-----
+',X'66018CB47D23E059E2B3E809FD4943C2AD8CDE0C845D0DAC57DB51DCD2CAE25F6EE607B8FD42D05B72BF19932111433C71CC587C4BA2DDEDBCDBD00A9F885B31C53D89EB0614779AF654026F',1790000000.0,1790000655.061,NULL,'','builtin','plane','',0,0,1.80066489270625925064e+09,NULL,NULL,'','','builtin','','');
+INSERT INTO "certificates" VALUES(4,1,'held.example','["held.example"]','ecdsa-p256',17280000,'active','10:08','b52451ae080ae8f6d066350407bfd544d112d0ee29e472daaeac70cb66ac3b6f',1790000355.0,1807280655.0,'-----BEGIN CERTIFICATE-----
+MIH4MIGroAMCAQICAhAIMAUGAytlcDAXMRUwEwYDVQQDDAxzaW11bGF0ZWQgQ0Ew
+HhcNMjYwOTIxMTQxOTE1WhcNMjcwNDA5MTQyNDE1WjAXMRUwEwYDVQQDDAxoZWxk
+LmV4YW1wbGUwKjAFBgMrZXADIQBDViYQKwKKZ4jMq1wfUMRF26ChPXXuwXe5QcsJ
+SU5HB6MbMBkwFwYDVR0RBBAwDoIMaGVsZC5leGFtcGxlMAUGAytlcANBAKgpThLJ
+i6wCxAUSxRAUGqCR6173xrzkSYNwYkbsMKw4JqfnHaPUXzQnEqaQ77OD3C3OAirA
+10TKzqfGrbkMTQI=
+-----END CERTIFICATE-----
+','-----BEGIN CERTIFICATE-----
+MIHnMIGaoAMCAQICAQcwBQYDK2VwMA8xDTALBgNVBAMMBHJvb3QwHhcNMTEwOTI1
+MTQxMzIwWhcNNDEwOTE3MTQxMzIwWjAXMRUwEwYDVQQDDAxzaW11bGF0ZWQgQ0Ew
+KjAFBgMrZXADIQBoLPd0YycunG5paS76hiC/iQEw4urnyE4z3Z6udg4fLaMTMBEw
+DwYDVR0TAQH/BAUwAwEB/zAFBgMrZXADQQALJJeqA6c5nGMoDeSfFEoEdv0Y0f8Q
+iAn0OgaNU3GCsrNzs3UeQNe/v56DwEmSvXo8ie7NvgpxSjsUbH8d9DwA
+-----END CERTIFICATE-----
+',X'7180C959DC4CA86E4A88A6D25C01B0A28A7428548F3A426E220660B52F0F90BF221FB4248136D795E3B3FB4E4F8C92BA04D46F237CA64B14E527127B3C3BA99E522CBB082504E5153C1E3056',1790000000.0,1790000655.061,NULL,'','builtin','plane','',0,0,1.8012137866257629395e+09,NULL,NULL,'','','builtin','','');
+INSERT INTO "certificates" VALUES(5,1,'revoked.example','["revoked.example"]','ecdsa-p256',17280000,'revoked','10:05','c1f21c4e8cae05056be4eb942aad6b2ab1c250f82999766caeedfa333367a23d',1789999700.0,1807280000.0,'-----BEGIN CERTIFICATE-----
+MIH+MIGxoAMCAQICAhAFMAUGAytlcDAXMRUwEwYDVQQDDAxzaW11bGF0ZWQgQ0Ew
+HhcNMjYwOTIxMTQwODIwWhcNMjcwNDA5MTQxMzIwWjAaMRgwFgYDVQQDDA9yZXZv
+a2VkLmV4YW1wbGUwKjAFBgMrZXADIQDdsdiclSdObD53mltw2AltJeudgBwITYp6
+3kGLXpmr3KMeMBwwGgYDVR0RBBMwEYIPcmV2b2tlZC5leGFtcGxlMAUGAytlcANB
+AKtqrZkXpPQBm5qQTV/fEANmtLr7xxF40P3UeDwUpq66jV/OX50Y8R+UPhVzLvXZ
+pgbyEmvJSB9ga1mqr0kO2ws=
+-----END CERTIFICATE-----
+','-----BEGIN CERTIFICATE-----
+MIHnMIGaoAMCAQICAQcwBQYDK2VwMA8xDTALBgNVBAMMBHJvb3QwHhcNMTEwOTI1
+MTQxMzIwWhcNNDEwOTE3MTQxMzIwWjAXMRUwEwYDVQQDDAxzaW11bGF0ZWQgQ0Ew
+KjAFBgMrZXADIQBoLPd0YycunG5paS76hiC/iQEw4urnyE4z3Z6udg4fLaMTMBEw
+DwYDVR0TAQH/BAUwAwEB/zAFBgMrZXADQQALJJeqA6c5nGMoDeSfFEoEdv0Y0f8Q
+iAn0OgaNU3GCsrNzs3UeQNe/v56DwEmSvXo8ie7NvgpxSjsUbH8d9DwA
+-----END CERTIFICATE-----
+',X'',1790000000.0,1790000655.061,1790000655.061,'','builtin','plane','',0,0,1.80028171942355751985e+09,NULL,NULL,'','','builtin','','');
+CREATE TABLE crls (
+  issuer_key_id TEXT PRIMARY KEY, number INTEGER NOT NULL, der BLOB NOT NULL, this_update REAL NOT NULL,
+  next_update REAL NOT NULL, outdated INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE device_tags (
+  device_id INTEGER NOT NULL REFERENCES devices(id), tag TEXT NOT NULL, PRIMARY KEY (device_id, tag)
+) WITHOUT ROWID;
+CREATE TABLE devices (
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
+  user_id INTEGER NOT NULL REFERENCES users(id),
+  device_public_id TEXT NOT NULL,
+  status TEXT NOT NULL CHECK (status IN ('expected', 'active', 'revoked')),
+  name TEXT NOT NULL DEFAULT '', platform TEXT NOT NULL DEFAULT '', model TEXT NOT NULL DEFAULT '',
+  app_version TEXT NOT NULL DEFAULT '', user_agent TEXT NOT NULL DEFAULT '',
+  public_key BLOB, key_fingerprint TEXT NOT NULL DEFAULT '',
+  session INTEGER NOT NULL DEFAULT 0,
+  created_at REAL NOT NULL, registered_at REAL, revoked_at REAL, revoke_reason TEXT NOT NULL DEFAULT '',
+  last_seen_at REAL, last_address TEXT NOT NULL DEFAULT '', last_cursor TEXT NOT NULL DEFAULT '', anchor_sha256 TEXT NOT NULL DEFAULT '', instance TEXT NOT NULL DEFAULT '', earlier_instances TEXT NOT NULL DEFAULT '{}', copies_at REAL, features TEXT NOT NULL DEFAULT '',
+  UNIQUE (user_id, device_public_id)
+);
+INSERT INTO "devices" VALUES(1,1,'23229bf7-5172-02c7-59a2-76d5b4a40090','active','vm','linux','Debian GNU/Linux 12 (bookworm) x86_64','0.1.0','cert-ctrl/0.1.0',X'8F40C5ADB68F25624AE5B214EA767A6EC94D829D3D7B5E1AD1BA6F3E2138285F','57addcd56cefb4269c07945b89a221a829a40f1f0e8bd64c4a958219abc5c2c1',1,1790000000.0,1790000000.0,NULL,'',NULL,'','','','64189692c03504d8','{}',NULL,'["atomic-batch", "csr", "priority", "push"]');
+CREATE TABLE enrolment_tokens (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, user_id INTEGER NOT NULL REFERENCES users(id),
+  token_hash TEXT NOT NULL UNIQUE, label TEXT NOT NULL, max_uses INTEGER, uses INTEGER NOT NULL DEFAULT 0,
+  created_at REAL NOT NULL, expires_at REAL NOT NULL, ended_at REAL
+, tags TEXT NOT NULL DEFAULT '');
+INSERT INTO "enrolment_tokens" VALUES(1,1,'5254ff48467f688178896d7539fc22e8eba1ef78907e0a0864d761ecae5030b4','',1,1,1790000000.0,1790086400.0,NULL,'');
+CREATE TABLE enrolments (
+  token_id INTEGER NOT NULL REFERENCES enrolment_tokens(id), device_id INTEGER NOT NULL REFERENCES devices(id),
+  PRIMARY KEY (token_id, device_id)
+) WITHOUT ROWID;
+INSERT INTO "enrolments" VALUES(1,1);
+CREATE TABLE former_certificates (
+  serial_number TEXT NOT NULL, cert_id INTEGER NOT NULL REFERENCES certificates(id), issuer TEXT NOT NULL,
+  certificate_pem TEXT NOT NULL, chain_pem TEXT NOT NULL, not_after REAL NOT NULL, replaced_at REAL NOT NULL,
+  PRIMARY KEY (cert_id, serial_number)
+) WITHOUT ROWID;
+INSERT INTO "former_certificates" VALUES('10:01',1,'builtin','-----BEGIN CERTIFICATE-----
+MIH6MIGtoAMCAQICAhABMAUGAytlcDAXMRUwEwYDVQQDDAxzaW11bGF0ZWQgQ0Ew
+HhcNMjYwOTIxMTQwODIwWhcNMjcwNDA5MTQxMzIwWjAYMRYwFAYDVQQDDA1wbGFp
+bi5leGFtcGxlMCowBQYDK2VwAyEAvPE/7GYyOrA0iF+gX1qeNkg196OTAfPYEp3G
+FZpaX4+jHDAaMBgGA1UdEQQRMA+CDXBsYWluLmV4YW1wbGUwBQYDK2VwA0EACi8Y
+G7fQjtEhE0Z+uFL270FQIQwPY2X6F+eaS/JvlLSs+MEfqkvWfBK+Cj6sHMzLK7Lt
+Y/3BfBZOdzjXc0Z6Ag==
+-----END CERTIFICATE-----
+','-----BEGIN CERTIFICATE-----
+MIHnMIGaoAMCAQICAQcwBQYDK2VwMA8xDTALBgNVBAMMBHJvb3QwHhcNMTEwOTI1
+MTQxMzIwWhcNNDEwOTE3MTQxMzIwWjAXMRUwEwYDVQQDDAxzaW11bGF0ZWQgQ0Ew
+KjAFBgMrZXADIQBoLPd0YycunG5paS76hiC/iQEw4urnyE4z3Z6udg4fLaMTMBEw
+DwYDVR0TAQH/BAUwAwEB/zAFBgMrZXADQQALJJeqA6c5nGMoDeSfFEoEdv0Y0f8Q
+iAn0OgaNU3GCsrNzs3UeQNe/v56DwEmSvXo8ie7NvgpxSjsUbH8d9DwA
+-----END CERTIFICATE-----
+',1807280000.0,1790001309.061);
+INSERT INTO "former_certificates" VALUES('10:02',2,'builtin','-----BEGIN CERTIFICATE-----
+MIH8MIGvoAMCAQICAhACMAUGAytlcDAXMRUwEwYDVQQDDAxzaW11bGF0ZWQgQ0Ew
+HhcNMjYwOTIxMTQwODIwWhcNMjcwNDA5MTQxMzIwWjAZMRcwFQYDVQQDDA5jb3Bp
+ZWQuZXhhbXBsZTAqMAUGAytlcAMhAJ5mJrPNip2e3juiBF4DRtmSePikljBSLZRb
+SsUSPW/iox0wGzAZBgNVHREEEjAQgg5jb3BpZWQuZXhhbXBsZTAFBgMrZXADQQC1
+0N2vUJ9ENgm54kGVVXhkFrOijjpGqT05ZgG+UumdLXslWGXp0OHYhkWzvtswj8gF
+lt6MZzn901zLdrU4RQAG
+-----END CERTIFICATE-----
+','-----BEGIN CERTIFICATE-----
+MIHnMIGaoAMCAQICAQcwBQYDK2VwMA8xDTALBgNVBAMMBHJvb3QwHhcNMTEwOTI1
+MTQxMzIwWhcNNDEwOTE3MTQxMzIwWjAXMRUwEwYDVQQDDAxzaW11bGF0ZWQgQ0Ew
+KjAFBgMrZXADIQBoLPd0YycunG5paS76hiC/iQEw4urnyE4z3Z6udg4fLaMTMBEw
+DwYDVR0TAQH/BAUwAwEB/zAFBgMrZXADQQALJJeqA6c5nGMoDeSfFEoEdv0Y0f8Q
+iAn0OgaNU3GCsrNzs3UeQNe/v56DwEmSvXo8ie7NvgpxSjsUbH8d9DwA
+-----END CERTIFICATE-----
+',1807280000.0,1790001309.061);
+INSERT INTO "former_certificates" VALUES('10:03',3,'builtin','-----BEGIN CERTIFICATE-----
+MIH8MIGvoAMCAQICAhADMAUGAytlcDAXMRUwEwYDVQQDDAxzaW11bGF0ZWQgQ0Ew
+HhcNMjYwOTIxMTQwODIwWhcNMjcwNDA5MTQxMzIwWjAZMRcwFQYDVQQDDA5icm9r
+ZW4uZXhhbXBsZTAqMAUGAytlcAMhAD7WqAgaq0gFQKz/Z2wFVf8IDVAhv6rdsKGI
+oUCXJ7MEox0wGzAZBgNVHREEEjAQgg5icm9rZW4uZXhhbXBsZTAFBgMrZXADQQAA
+FZGqvlU0IOnF/5xePw8DxGfwre8uPUhhP9yoMycwl0iVKPBhIW7KS9uYt4MRHGsk
+zVEK9N+l97l/fyi+BM4P
+-----END CERTIFICATE-----
+','-----BEGIN CERTIFICATE-----
+MIHnMIGaoAMCAQICAQcwBQYDK2VwMA8xDTALBgNVBAMMBHJvb3QwHhcNMTEwOTI1
+MTQxMzIwWhcNNDEwOTE3MTQxMzIwWjAXMRUwEwYDVQQDDAxzaW11bGF0ZWQgQ0Ew
+KjAFBgMrZXADIQBoLPd0YycunG5paS76hiC/iQEw4urnyE4z3Z6udg4fLaMTMBEw
+DwYDVR0TAQH/BAUwAwEB/zAFBgMrZXADQQALJJeqA6c5nGMoDeSfFEoEdv0Y0f8Q
+iAn0OgaNU3GCsrNzs3UeQNe/v56DwEmSvXo8ie7NvgpxSjsUbH8d9DwA
+-----END CERTIFICATE-----
+',1807280000.0,1790000655.061);
+INSERT INTO "former_certificates" VALUES('10:04',4,'builtin','-----BEGIN CERTIFICATE-----
+MIH4MIGroAMCAQICAhAEMAUGAytlcDAXMRUwEwYDVQQDDAxzaW11bGF0ZWQgQ0Ew
+HhcNMjYwOTIxMTQwODIwWhcNMjcwNDA5MTQxMzIwWjAXMRUwEwYDVQQDDAxoZWxk
+LmV4YW1wbGUwKjAFBgMrZXADIQCqvVoJ/IGXS59nsPVV46mq1Swl3Lq2l9LFAP1J
+rPop16MbMBkwFwYDVR0RBBAwDoIMaGVsZC5leGFtcGxlMAUGAytlcANBAJClDacz
+a6lygpX3XMp3mK/nl9H+RxpGMKMtIK9Ns4OqlaPb3ZwV4tk7X1eNLt5LSkCQzJJ/
+puhCq41yNJYgngM=
+-----END CERTIFICATE-----
+','-----BEGIN CERTIFICATE-----
+MIHnMIGaoAMCAQICAQcwBQYDK2VwMA8xDTALBgNVBAMMBHJvb3QwHhcNMTEwOTI1
+MTQxMzIwWhcNNDEwOTE3MTQxMzIwWjAXMRUwEwYDVQQDDAxzaW11bGF0ZWQgQ0Ew
+KjAFBgMrZXADIQBoLPd0YycunG5paS76hiC/iQEw4urnyE4z3Z6udg4fLaMTMBEw
+DwYDVR0TAQH/BAUwAwEB/zAFBgMrZXADQQALJJeqA6c5nGMoDeSfFEoEdv0Y0f8Q
+iAn0OgaNU3GCsrNzs3UeQNe/v56DwEmSvXo8ie7NvgpxSjsUbH8d9DwA
+-----END CERTIFICATE-----
+',1807280000.0,1790000601.0);
+INSERT INTO "former_certificates" VALUES('10:06',4,'builtin','-----BEGIN CERTIFICATE-----
+MIH4MIGroAMCAQICAhAGMAUGAytlcDAXMRUwEwYDVQQDDAxzaW11bGF0ZWQgQ0Ew
+HhcNMjYwOTIxMTQxODIxWhcNMjcwNDA5MTQyMzIxWjAXMRUwEwYDVQQDDAxoZWxk
+LmV4YW1wbGUwKjAFBgMrZXADIQDCP9duZoCp22UN2Z3//oJtGDU/e3se9fEr8khE
+OTiyMaMbMBkwFwYDVR0RBBAwDoIMaGVsZC5leGFtcGxlMAUGAytlcANBAKwgp42T
+N2A3+J8hIhNNa00Lfn1gJKy6hSB4TabTd8URuCqlRMtXXhkNL+Q91BbKosIT17+Y
+HyewMkdvYIe/KQk=
+-----END CERTIFICATE-----
+','-----BEGIN CERTIFICATE-----
+MIHnMIGaoAMCAQICAQcwBQYDK2VwMA8xDTALBgNVBAMMBHJvb3QwHhcNMTEwOTI1
+MTQxMzIwWhcNNDEwOTE3MTQxMzIwWjAXMRUwEwYDVQQDDAxzaW11bGF0ZWQgQ0Ew
+KjAFBgMrZXADIQBoLPd0YycunG5paS76hiC/iQEw4urnyE4z3Z6udg4fLaMTMBEw
+DwYDVR0TAQH/BAUwAwEB/zAFBgMrZXADQQALJJeqA6c5nGMoDeSfFEoEdv0Y0f8Q
+iAn0OgaNU3GCsrNzs3UeQNe/v56DwEmSvXo8ie7NvgpxSjsUbH8d9DwA
+-----END CERTIFICATE-----
+',1807280601.0,1790000655.061);
+CREATE TABLE grants (
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
+  device_code_hash TEXT NOT NULL UNIQUE, user_code TEXT NOT NULL UNIQUE,
+  status TEXT NOT NULL CHECK (status IN ('pending', 'approved', 'denied', 'used')),
+  name TEXT NOT NULL DEFAULT '', platform TEXT NOT NULL DEFAULT '', device_public_id TEXT NOT NULL DEFAULT '',
+  user_agent TEXT NOT NULL DEFAULT '', address TEXT NOT NULL DEFAULT '', scopes TEXT NOT NULL DEFAULT '',
+  created_at REAL NOT NULL, expires_at REAL NOT NULL, interval REAL NOT NULL, polled_at REAL,
+  user_id INTEGER REFERENCES users(id), registration_hash TEXT UNIQUE, registration_expires_at REAL
+, decided_at REAL);
+CREATE TABLE host_challenges (
+  device_id INTEGER NOT NULL REFERENCES devices(id), token TEXT NOT NULL, kind TEXT NOT NULL, order_id INTEGER,
+  identifier TEXT NOT NULL, key_authorization TEXT NOT NULL, created_at REAL NOT NULL, expires_at REAL NOT NULL,
+  sent_ms INTEGER NOT NULL DEFAULT 0, ready_at REAL, problem TEXT NOT NULL DEFAULT '', PRIMARY KEY (device_id, token)
+) WITHOUT ROWID;
+CREATE TABLE http_challenges (
+  token TEXT PRIMARY KEY, key_authorization TEXT NOT NULL, identifier TEXT NOT NULL, expires_at REAL NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE install_configs (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, device_id INTEGER NOT NULL UNIQUE REFERENCES devices(id),
+  version INTEGER NOT NULL, installs_json TEXT NOT NULL, installs_hash_b64 TEXT NOT NULL, updated_at REAL NOT NULL
+);
+INSERT INTO "install_configs" VALUES(1,1,2,'[{"id":"r1","type":"exec","cmd_argv":["/bin/true","reload","1"],"verify":{"type":"tls","host":"127.0.0.1","port":10001},"ob_type":"cert","ob_id":1},{"id":"c2","type":"copy","from":["fullchain.pem","private.key"],"to":["/srv/tls/2.pem","/srv/tls/2.key"],"ob_type":"cert","ob_id":2},{"id":"r2","type":"exec","cmd_argv":["/bin/true","reload","2"],"verify":{"type":"tls","host":"127.0.0.1","port":10002},"ob_type":"cert","ob_id":2,"depends_on":["c2"]},{"id":"r3","type":"exec","cmd_argv":["/bin/true","reload","3"],"verify":{"type":"tls","host":"127.0.0.1","port":10003},"ob_type":"cert","ob_id":3},{"id":"c4","type":"copy","from":["fullchain.pem","private.key"],"to":["/srv/tls/4.pem","/srv/tls/4.key"],"ob_type":"cert","ob_id":4},{"id":"r4","type":"exec","cmd_argv":["/bin/true","reload","4"],"verify":{"type":"tls","host":"127.0.0.1","port":10004},"ob_type":"cert","ob_id":4,"depends_on":["c4"]},{"id":"r5","type":"exec","cmd_argv":["/bin/true","reload","5"],"verify":{"type":"tls","host":"127.0.0.1","port":10005},"ob_type":"cert","ob_id":5}]','5OqDCwhteCASJotjbPiI8oIq9MIBeeRBjTQVTB/X1us=',1790000000.0);
+CREATE TABLE issuer_items (
+  issuer TEXT NOT NULL, name TEXT NOT NULL, value_enc BLOB NOT NULL, PRIMARY KEY (issuer, name)
+) WITHOUT ROWID;
+CREATE TABLE issuer_rules (domain TEXT PRIMARY KEY, issuer TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE issuers (
+  name TEXT PRIMARY KEY, kind TEXT NOT NULL, settings TEXT NOT NULL DEFAULT '{}', secrets_enc BLOB,
+  created_at REAL NOT NULL, updated_at REAL NOT NULL, used_at REAL,
+  problem TEXT NOT NULL DEFAULT '', fix TEXT NOT NULL DEFAULT '', problem_at REAL,
+  blocked_until REAL NOT NULL DEFAULT 0
+) WITHOUT ROWID;
+CREATE TABLE issues (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, cert_id INTEGER NOT NULL REFERENCES certificates(id),
+  action TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '', device_id INTEGER REFERENCES devices(id),
+  serial_number TEXT NOT NULL DEFAULT '', status TEXT NOT NULL, at REAL NOT NULL
+);
+INSERT INTO "issues" VALUES(1,1,'issue','',NULL,'10:01','done',1790000000.0);
+INSERT INTO "issues" VALUES(2,2,'issue','',NULL,'10:02','done',1790000000.0);
+INSERT INTO "issues" VALUES(3,3,'issue','',NULL,'10:03','done',1790000000.0);
+INSERT INTO "issues" VALUES(4,4,'issue','',NULL,'10:04','done',1790000000.0);
+INSERT INTO "issues" VALUES(5,5,'issue','',NULL,'10:05','done',1790000000.0);
+INSERT INTO "issues" VALUES(6,4,'renew','',NULL,'10:06','done',1790000601.0);
+INSERT INTO "issues" VALUES(7,3,'renew','',NULL,'10:07','done',1790000655.061);
+INSERT INTO "issues" VALUES(8,4,'renew','',NULL,'10:08','done',1790000655.061);
+INSERT INTO "issues" VALUES(9,5,'revoke','',NULL,'10:05','done',1790000655.061);
+INSERT INTO "issues" VALUES(10,1,'renew','',NULL,'10:09','done',1790001309.061);
+INSERT INTO "issues" VALUES(11,2,'renew','',NULL,'10:0a','done',1790001309.061);
+CREATE TABLE jobs (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, job_key TEXT NOT NULL, due REAL NOT NULL,
+  owner TEXT NOT NULL DEFAULT '', lease REAL NOT NULL DEFAULT 0, UNIQUE (kind, job_key)
+);
+INSERT INTO "jobs" VALUES(1,'housekeeping','',0.0,'',0.0);
+CREATE TABLE known_keys (
+  public_key_sha256 TEXT PRIMARY KEY, cert_id INTEGER NOT NULL, device_id INTEGER, at REAL NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE limits (
+  kind TEXT NOT NULL, caller TEXT NOT NULL, level REAL NOT NULL, at REAL NOT NULL, PRIMARY KEY (kind, caller)
+) WITHOUT ROWID;
+CREATE TABLE orders (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, cert_id INTEGER NOT NULL REFERENCES certificates(id), issuer TEXT NOT NULL,
+  action TEXT NOT NULL CHECK (action IN ('issue', 'renew', 'replace')), reason TEXT NOT NULL DEFAULT '',
+  device_id INTEGER REFERENCES devices(id),
+  state TEXT NOT NULL CHECK (state IN ('csr_wanted', 'ready', 'done', 'failed', 'blocked')),
+  csr_der BLOB, key_enc BLOB, memo_enc BLOB, attempts INTEGER NOT NULL DEFAULT 0,
+  problem TEXT NOT NULL DEFAULT '', fix TEXT NOT NULL DEFAULT '',
+  created_at REAL NOT NULL, updated_at REAL NOT NULL, next_at REAL, finished_at REAL
+, refused_requests INTEGER NOT NULL DEFAULT 0, batch TEXT NOT NULL DEFAULT '', issued_enc BLOB, issued_key_enc BLOB);
+CREATE TABLE outcomes (
+  device_id INTEGER NOT NULL REFERENCES devices(id), signal TEXT NOT NULL, type TEXT NOT NULL, ts_ms INTEGER NOT NULL,
+  ref TEXT NOT NULL, outcome TEXT NOT NULL, detail TEXT NOT NULL DEFAULT '', deployed TEXT NOT NULL DEFAULT '[]',
+  duration_ms INTEGER NOT NULL DEFAULT 0, at REAL NOT NULL,
+  PRIMARY KEY (device_id, signal)
+) WITHOUT ROWID;
+INSERT INTO "outcomes" VALUES(1,'ca.assigned|ca_id=1|1790000001000','ca.assigned',1790000001000,'{"ca_id":1,"serial":"07","ca_name":"private 0"}','applied','','[]',50,1.79000006270919585229e+09);
+INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=1|1789999999500','cert.renewed',1789999999500,'{"cert_id":1,"serial":"10:01"}','unchanged','','[{"cert_id":1,"serial":"10:01","fingerprint_sha256":"4ae30c35e6715db2cad41e25169451a93b74d8730db5caecf36ac74dedcb49ed","targets":["{ROOT}/certs/plain.example.crt","{ROOT}/certs/plain.example.key","{ROOT}/certs/chains/plain.example.pem"]}]',19,1.79000000077045130731e+09);
+INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=1|1790000000001','cert.renewed',1790000000001,'{"cert_id":1,"serial":"10:01"}','applied','','[{"cert_id":1,"serial":"10:01","fingerprint_sha256":"4ae30c35e6715db2cad41e25169451a93b74d8730db5caecf36ac74dedcb49ed","targets":["{ROOT}/certs/plain.example.crt","{ROOT}/certs/plain.example.key","{ROOT}/certs/chains/plain.example.pem"]}]',366,1.79000000077045130731e+09);
+INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=2|1789999999500','cert.renewed',1789999999500,'{"cert_id":2,"serial":"10:02"}','unchanged','','[{"cert_id":2,"serial":"10:02","fingerprint_sha256":"b415bbedd6075317244e46f51b8057413cb2bfccd41e5b62e2ca8bf4dfed8e3d","targets":["{ROOT}/certs/copied.example.crt","{ROOT}/certs/copied.example.key","{ROOT}/certs/chains/copied.example.pem","/srv/tls/2.pem","/srv/tls/2.key"]}]',19,1.79000000077045130731e+09);
+INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=2|1790000000001','cert.renewed',1790000000001,'{"cert_id":2,"serial":"10:02"}','applied','','[{"cert_id":2,"serial":"10:02","fingerprint_sha256":"b415bbedd6075317244e46f51b8057413cb2bfccd41e5b62e2ca8bf4dfed8e3d","targets":["{ROOT}/certs/copied.example.crt","{ROOT}/certs/copied.example.key","{ROOT}/certs/chains/copied.example.pem","/srv/tls/2.pem","/srv/tls/2.key"]}]',366,1.79000000077045130731e+09);
+INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=3|1789999999500','cert.renewed',1789999999500,'{"cert_id":3,"serial":"10:03"}','unchanged','','[{"cert_id":3,"serial":"10:03","fingerprint_sha256":"5a04178c629f351856c521866f6cc98ca5e88c08548749afaa6745b835ba4caa","targets":["{ROOT}/certs/broken.example.crt","{ROOT}/certs/broken.example.key","{ROOT}/certs/chains/broken.example.pem"]}]',19,1.79000000077045130731e+09);
+INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=3|1790000000001','cert.renewed',1790000000001,'{"cert_id":3,"serial":"10:03"}','applied','','[{"cert_id":3,"serial":"10:03","fingerprint_sha256":"5a04178c629f351856c521866f6cc98ca5e88c08548749afaa6745b835ba4caa","targets":["{ROOT}/certs/broken.example.crt","{ROOT}/certs/broken.example.key","{ROOT}/certs/chains/broken.example.pem"]}]',366,1.79000000077045130731e+09);
+INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=3|1790000655061','cert.renewed',1790000655061,'{"cert_id":3,"serial":"10:07"}','rolled_back','item r3: /bin/true exited with 1: the service refuses its files','[{"cert_id":3,"serial":"10:03","fingerprint_sha256":"5a04178c629f351856c521866f6cc98ca5e88c08548749afaa6745b835ba4caa","targets":["{ROOT}/certs/broken.example.crt","{ROOT}/certs/broken.example.key","{ROOT}/certs/chains/broken.example.pem"]}]',247,1.79000072018814325326e+09);
+INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=4|1789999999500','cert.renewed',1789999999500,'{"cert_id":4,"serial":"10:04"}','unchanged','','[{"cert_id":4,"serial":"10:04","fingerprint_sha256":"2469f34d47a2907dd03f279fd7840df631e5712920040dac3c277df6acd789e4","targets":["{ROOT}/certs/held.example.crt","{ROOT}/certs/held.example.key","{ROOT}/certs/chains/held.example.pem","/srv/tls/4.pem","/srv/tls/4.key"]}]',19,1.79000000077045130731e+09);
+INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=4|1790000000001','cert.renewed',1790000000001,'{"cert_id":4,"serial":"10:04"}','applied','','[{"cert_id":4,"serial":"10:04","fingerprint_sha256":"2469f34d47a2907dd03f279fd7840df631e5712920040dac3c277df6acd789e4","targets":["{ROOT}/certs/held.example.crt","{ROOT}/certs/held.example.key","{ROOT}/certs/chains/held.example.pem","/srv/tls/4.pem","/srv/tls/4.key"]}]',366,1.79000000077045130731e+09);
+INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=4|1790000601000','cert.renewed',1790000601000,'{"cert_id":4,"serial":"10:06"}','applied','','[{"cert_id":4,"serial":"10:06","fingerprint_sha256":"c1b7a1fe16ada0a0e3746c2224464172b6b84062a414f41a422766b61a900fd2","targets":["{ROOT}/certs/held.example.crt","{ROOT}/certs/held.example.key","{ROOT}/certs/chains/held.example.pem","/srv/tls/4.pem","/srv/tls/4.key"]}]',76,1.790000654202152729e+09);
+INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=4|1790000655061','cert.renewed',1790000655061,'{"cert_id":4,"serial":"10:08"}','applied','staged; waits for `cert-ctrl rollback --release`: an earlier generation is held','[{"cert_id":4,"serial":"10:04","fingerprint_sha256":"2469f34d47a2907dd03f279fd7840df631e5712920040dac3c277df6acd789e4","targets":["{ROOT}/certs/held.example.crt","{ROOT}/certs/held.example.key","{ROOT}/certs/chains/held.example.pem","/srv/tls/4.pem","/srv/tls/4.key"]}]',381,1.7900007089034159183e+09);
+INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=5|1789999999500','cert.renewed',1789999999500,'{"cert_id":5,"serial":"10:05"}','unchanged','','[{"cert_id":5,"serial":"10:05","fingerprint_sha256":"c1f21c4e8cae05056be4eb942aad6b2ab1c250f82999766caeedfa333367a23d","targets":["{ROOT}/certs/revoked.example.crt","{ROOT}/certs/revoked.example.key","{ROOT}/certs/chains/revoked.example.pem"]}]',19,1.79000000077045130731e+09);
+INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=5|1790000000001','cert.renewed',1790000000001,'{"cert_id":5,"serial":"10:05"}','applied','','[{"cert_id":5,"serial":"10:05","fingerprint_sha256":"c1f21c4e8cae05056be4eb942aad6b2ab1c250f82999766caeedfa333367a23d","targets":["{ROOT}/certs/revoked.example.crt","{ROOT}/certs/revoked.example.key","{ROOT}/certs/chains/revoked.example.pem"]}]',366,1.79000000077045130731e+09);
+INSERT INTO "outcomes" VALUES(1,'cert.revoked|cert_id=5|1790000655061','cert.revoked',1790000655061,'{"cert_id":5}','applied','removed','[]',267,1.79000070860784435272e+09);
+INSERT INTO "outcomes" VALUES(1,'install.updated|config_id=1,version=2|1789999999500','install.updated',1789999999500,'{"config_id":1,"version":2}','unchanged','item r1 is idle: certificate 1 is not on this host; item c2 is idle: certificate 2 is not on this host; item r2 is idle: certificate 2 is not on this host; item r3 is idle: certificate 3 is not on this host; item c4 is idle: certificate 4 is not on this host','[]',7,1.79000000052051401141e+09);
+INSERT INTO "outcomes" VALUES(1,'install.updated|config_id=1,version=2|1790000000001','install.updated',1790000000001,'{"config_id":1,"version":2,"installs_hash_b64":"5OqDCwhteCASJotjbPiI8oIq9MIBeeRBjTQVTB/X1us="}','unchanged','item r1 is idle: certificate 1 is not on this host; item c2 is idle: certificate 2 is not on this host; item r2 is idle: certificate 2 is not on this host; item r3 is idle: certificate 3 is not on this host; item c4 is idle: certificate 4 is not on this host','[]',1,1.79000000052051401141e+09);
+CREATE TABLE page_sessions (id_hash TEXT PRIMARY KEY, expires_at REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE plane_names (
+  plane TEXT NOT NULL, name TEXT NOT NULL, seen_at REAL NOT NULL, PRIMARY KEY (plane, name)
+) WITHOUT ROWID;
+CREATE TABLE planes (
+  name TEXT PRIMARY KEY, host TEXT NOT NULL, address TEXT NOT NULL, version TEXT NOT NULL,
+  started_at REAL NOT NULL, seen_at REAL NOT NULL, polls INTEGER NOT NULL, connections INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE proof_holds (
+  answer TEXT NOT NULL, holder TEXT NOT NULL, expires_at REAL NOT NULL, PRIMARY KEY (answer, holder)
+) WITHOUT ROWID;
+CREATE TABLE published_proofs (
+  answer TEXT PRIMARY KEY, issuer TEXT NOT NULL, kind TEXT NOT NULL, identifier TEXT NOT NULL, token TEXT NOT NULL,
+  key_authorization TEXT NOT NULL, due REAL NOT NULL, busy_until REAL NOT NULL DEFAULT 0,
+  attempts INTEGER NOT NULL DEFAULT 0, failed_at REAL, problem TEXT NOT NULL DEFAULT ''
+) WITHOUT ROWID;
+CREATE TABLE questions (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, device_id INTEGER NOT NULL REFERENCES devices(id), question TEXT NOT NULL,
+  asked_by TEXT NOT NULL, asked_at REAL NOT NULL, expires_at REAL NOT NULL, result TEXT NOT NULL DEFAULT '',
+  answer TEXT NOT NULL DEFAULT '', detail TEXT NOT NULL DEFAULT '', ended_at REAL
+);
+CREATE TABLE refresh_tokens (
+  id TEXT PRIMARY KEY, secret_hash TEXT NOT NULL, device_id INTEGER NOT NULL REFERENCES devices(id),
+  session INTEGER NOT NULL, expires_at REAL NOT NULL
+) WITHOUT ROWID;
+INSERT INTO "refresh_tokens" VALUES('rt_5c5b62650cf0dfe40bb31272235d07a6','50a31ec4c5baeb892d962d10d91ba8e971d39813bdd0c90ad6d599c6450fdb9b',1,1,1797776000.0);
+CREATE TABLE revocations (
+  serial_number TEXT NOT NULL, cert_id INTEGER NOT NULL REFERENCES certificates(id), issuer TEXT NOT NULL,
+  code TEXT NOT NULL, certificate_pem TEXT NOT NULL, chain_pem TEXT NOT NULL, not_after REAL NOT NULL,
+  state TEXT NOT NULL CHECK (state IN ('waiting', 'due', 'done', 'manual')), attempts INTEGER NOT NULL DEFAULT 0,
+  problem TEXT NOT NULL DEFAULT '', fix TEXT NOT NULL DEFAULT '', created_at REAL NOT NULL, next_at REAL, done_at REAL,
+  PRIMARY KEY (cert_id, serial_number)
+) WITHOUT ROWID;
+INSERT INTO "revocations" VALUES('10:05',5,'builtin','','-----BEGIN CERTIFICATE-----
+MIH+MIGxoAMCAQICAhAFMAUGAytlcDAXMRUwEwYDVQQDDAxzaW11bGF0ZWQgQ0Ew
+HhcNMjYwOTIxMTQwODIwWhcNMjcwNDA5MTQxMzIwWjAaMRgwFgYDVQQDDA9yZXZv
+a2VkLmV4YW1wbGUwKjAFBgMrZXADIQDdsdiclSdObD53mltw2AltJeudgBwITYp6
+3kGLXpmr3KMeMBwwGgYDVR0RBBMwEYIPcmV2b2tlZC5leGFtcGxlMAUGAytlcANB
+AKtqrZkXpPQBm5qQTV/fEANmtLr7xxF40P3UeDwUpq66jV/OX50Y8R+UPhVzLvXZ
+pgbyEmvJSB9ga1mqr0kO2ws=
+-----END CERTIFICATE-----
+','-----BEGIN CERTIFICATE-----
+MIHnMIGaoAMCAQICAQcwBQYDK2VwMA8xDTALBgNVBAMMBHJvb3QwHhcNMTEwOTI1
+MTQxMzIwWhcNNDEwOTE3MTQxMzIwWjAXMRUwEwYDVQQDDAxzaW11bGF0ZWQgQ0Ew
+KjAFBgMrZXADIQBoLPd0YycunG5paS76hiC/iQEw4urnyE4z3Z6udg4fLaMTMBEw
+DwYDVR0TAQH/BAUwAwEB/zAFBgMrZXADQQALJJeqA6c5nGMoDeSfFEoEdv0Y0f8Q
+iAn0OgaNU3GCsrNzs3UeQNe/v56DwEmSvXo8ie7NvgpxSjsUbH8d9DwA
+-----END CERTIFICATE-----
+',1807280000.0,'done',0,'','',1790000655.061,NULL,1790000655.061);
+CREATE TABLE revoked_serials (
+  serial_number TEXT PRIMARY KEY, cert_id INTEGER, reason TEXT NOT NULL DEFAULT '', revoked_at REAL NOT NULL,
+  not_after REAL NOT NULL, issuer_key_id TEXT NOT NULL DEFAULT ''
+) WITHOUT ROWID;
+INSERT INTO "revoked_serials" VALUES('10:05',5,'',1790000655.061,1807280000.0,'');
+CREATE TABLE secrets (name TEXT PRIMARY KEY, value_enc BLOB NOT NULL) WITHOUT ROWID;
+INSERT INTO "secrets" VALUES('ca-root',X'8C662EFBAD6D06196E9715821F3AB84F5CAF44C30CD0FC240CE762F1A3A0CD2F437D1F0F4FEB9F4CB41AD6B25986D0CAB15DBC5A4C72EF19FFC22DE5F20738978381493BE4A7479D7455224CCB2812D6588861632CB98CC75CA61682D9935A5302FA51A72E12BF678873E786B51F33A5AFB13AA3FE0F41E20BC4180F152E9368560BD1B5173C755CEC1966E99C2BD70FB756D5030C77380E43A8BC8DA89A8C584DFD8F37E75EAB41BD2652F85A89417A761DF4E0B95BD34292FB62B5856ABE3D08E3B9A38DE9FEB401D0605293880A626A1B96E384213EB6E78043DA069550667D97F31332F833B039467A1A18472137595BF4842E7BF6647B998F985B123CDB045B497B4CFBAA30A85333F435FB0CBF1306E6B65D03535B75D3582AABFD94A0EAA7A7991140D86760661771C9502C7DDC58B578E211C5B8C5E43FC029D788624CE32E7257111665AA702FD4109E1D179597AA682A8E438768255917C3D24D182D50AEF24D618B8DC3632D719A61014857E22DCC49AE39DFCC1C2C4F4F3213E2A613D61E0569F25A98BF02147EEEF0B32ACA7820E0B50E8D52F03D2100A5E45D137E721E7F56B1B1A9A72A6F25DE46A598EDB5771727B9C4CA463EA01A7EA87DE7723916B781D11676F2F8E8B6E29BF37CAE9D6DEE1EFD40726E0F1C3A131386BED718D7D5C01182ACA73D09143BD73F17C10EE98C615201400FDF45C083D86CEB28BCC1FC2BDD740805A5105E2E69BAE24643F2CE241643C9756EA0AD0352F8B78DA754A92679706F3D51830274D2122BDB1E7D2793F117B448700A93684BA25C9A784900EEFD52D880F42FE747FE683D1609F8A3424FF7E975707BE0EFC1F50CF61A810F8141398F0F49C0D011EE47F3A145B30C43B422BDA5AB7F61C5793DD70658E7AC196B2AB04FE4844BDB80505B641D4216D93941C8C48ED25E7B76C46D6F467940C2D3E77F40886F036BF7FCB0E4F872998D78D7C2805EC33B4249FAE8A6F3E2E7FC6F94D00B6179B238C6A90BC6AB5B4C8EFEFDB47970B67F74705FB6C16A2EA3D7C2A083D7B068EAA5CA11730BD49407D33477C8C3F5537D16A93B3B0765F7E6617AE59ECC1A6D64B61079A5ED6A144476517DB152EF4FB9DE0149C42CBC07B6D502AC16DE726F177049ECAA48851ECE5982AEBE5443935426F2CF25FE6126726B81FCBB3097ABA48E3A29541D3F84971193DDBBB21457537E6C6177C4249E9B54250436F6FFD1F7436F739D12F065587EBB2CAECBC27128A923F2DEF06D414B487D65A7CE09DFF785E31B412B7BF9A0');
+INSERT INTO "secrets" VALUES('jwt',X'0DB021FB0D0BE0D681B20AF4FE1C36CD08B824405B18C80A9D96EEA6CCE7D594C117CDEC367233D11911199E21DC8F3DD0DD00DF16FFD97752079E0A');
+CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE signals (
+  device_id INTEGER NOT NULL, ms INTEGER NOT NULL, seq INTEGER NOT NULL, type TEXT NOT NULL, ref TEXT NOT NULL,
+  PRIMARY KEY (device_id, ms, seq)
+) WITHOUT ROWID;
+INSERT INTO "signals" VALUES(1,1790000000001,0,'cert.renewed','{"cert_id":1,"serial":"10:01"}');
+INSERT INTO "signals" VALUES(1,1790000000001,1,'cert.renewed','{"cert_id":2,"serial":"10:02"}');
+INSERT INTO "signals" VALUES(1,1790000000001,2,'cert.renewed','{"cert_id":3,"serial":"10:03"}');
+INSERT INTO "signals" VALUES(1,1790000000001,3,'cert.renewed','{"cert_id":4,"serial":"10:04"}');
+INSERT INTO "signals" VALUES(1,1790000000001,4,'cert.renewed','{"cert_id":5,"serial":"10:05"}');
+INSERT INTO "signals" VALUES(1,1790000000001,5,'install.updated','{"config_id":1,"version":2,"installs_hash_b64":"5OqDCwhteCASJotjbPiI8oIq9MIBeeRBjTQVTB/X1us="}');
+INSERT INTO "signals" VALUES(1,1790000001000,0,'ca.assigned','{"ca_id":1,"serial":"07","ca_name":"private 0"}');
+INSERT INTO "signals" VALUES(1,1790000601000,0,'cert.renewed','{"cert_id":4,"serial":"10:06"}');
+INSERT INTO "signals" VALUES(1,1790000655061,0,'cert.renewed','{"cert_id":3,"serial":"10:07"}');
+INSERT INTO "signals" VALUES(1,1790000655061,1,'cert.renewed','{"cert_id":4,"serial":"10:08"}');
+INSERT INTO "signals" VALUES(1,1790000655061,2,'cert.revoked','{"cert_id":5}');
+INSERT INTO "signals" VALUES(1,1790001309061,0,'cert.renewed','{"cert_id":1,"serial":"10:09"}');
+INSERT INTO "signals" VALUES(1,1790001309061,1,'cert.renewed','{"cert_id":2,"serial":"10:0a"}');
+INSERT INTO "signals" VALUES(1,1790001309061,2,'future.kind3','{"cert_id":1}');
+CREATE TABLE sockets (
+  device_id INTEGER PRIMARY KEY REFERENCES devices(id), name TEXT NOT NULL, plane TEXT NOT NULL,
+  plane_started_at REAL NOT NULL, opened_at REAL NOT NULL
+);
+CREATE TABLE streams (
+  device_id INTEGER PRIMARY KEY REFERENCES devices(id),
+  last_ms INTEGER NOT NULL, last_seq INTEGER NOT NULL, floor_ms INTEGER NOT NULL, floor_seq INTEGER NOT NULL,
+  length INTEGER NOT NULL DEFAULT 0
+);
+INSERT INTO "streams" VALUES(1,1790001309061,2,1790000000000,0,14);
+CREATE TABLE users (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, created_at REAL NOT NULL);
+INSERT INTO "users" VALUES(1,'operator',1790000000.0);
+CREATE INDEX refresh_tokens_device ON refresh_tokens(device_id);
+CREATE INDEX grants_expiry ON grants(expires_at);
+CREATE INDEX certificates_user ON certificates(user_id);
+CREATE INDEX issues_certificate ON issues(cert_id, id);
+CREATE INDEX assignments_certificate ON assignments(cert_id);
+CREATE INDEX outcomes_age ON outcomes(device_id, at);
+CREATE INDEX devices_public_id ON devices(device_public_id);
+CREATE INDEX jobs_due ON jobs(kind, due);
+CREATE INDEX limits_age ON limits(kind, at);
+CREATE INDEX certificates_renewal ON certificates(renew_at);
+CREATE INDEX certificates_template ON certificates(template_id);
+CREATE INDEX certificates_key ON certificates(public_key_sha256);
+CREATE UNIQUE INDEX orders_open ON orders(cert_id) WHERE state IN ('csr_wanted', 'ready', 'blocked');
+CREATE INDEX orders_certificate ON orders(cert_id, id);
+CREATE INDEX published_proofs_due ON published_proofs(due);
+CREATE INDEX device_tags_tag ON device_tags(tag, device_id);
+CREATE INDEX questions_device ON questions(device_id, id);
+CREATE INDEX questions_open ON questions(expires_at) WHERE result = '';
+CREATE INDEX orders_batch ON orders(batch) WHERE batch != '';
+DELETE FROM "sqlite_sequence";
+INSERT INTO "sqlite_sequence" VALUES('users',1);
+INSERT INTO "sqlite_sequence" VALUES('jobs',1);
+INSERT INTO "sqlite_sequence" VALUES('enrolment_tokens',1);
+INSERT INTO "sqlite_sequence" VALUES('devices',1);
+INSERT INTO "sqlite_sequence" VALUES('install_configs',1);
+INSERT INTO "sqlite_sequence" VALUES('certificates',5);
+INSERT INTO "sqlite_sequence" VALUES('issues',11);
+INSERT INTO "sqlite_sequence" VALUES('authorities',1);
+COMMIT;
