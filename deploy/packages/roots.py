@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 APT = Path("/etc/apt")
+MERGE = 'for one in bin sbin lib lib32 lib64 libx32; do mkdir -p "$1/usr/$one"; ln -s "usr/$one" "$1/$one"; done'
+"""Makes /bin and the like links to /usr, as Debian's installer does. Later releases have no other layout."""
 
 
 def main() -> None:
@@ -31,8 +33,9 @@ def make_root(suite: str, out: Path, packages: Sequence[str]) -> None:
     """Install a minimal release with packages into a directory or a tar file, which is complete if it exists."""
     with tempfile.TemporaryDirectory(prefix="cert-ctrl-root-") as scratch:
         target = Path(scratch) / out.name if out.suffix == ".tar" else out
-        argv = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(packages)}", suite, target]
-        subprocess.run([*argv, *write_sources(Path(scratch), suite, "deb")], check=True)
+        argv = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(packages)}"]
+        argv += [f"--setup-hook={MERGE}"] if suite == "bullseye" else []
+        subprocess.run([*argv, suite, target, *write_sources(Path(scratch), suite, "deb")], check=True)
         if target != out:
             partial = out.with_name(f"{out.name}.partial")
             partial.write_bytes(target.read_bytes())

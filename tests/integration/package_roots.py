@@ -11,7 +11,7 @@ BUILD = PROJECT / "deploy" / "packages" / "build.py"
 
 
 class Builds:
-    """Releases 1 and 2 of the packages below one directory; ``made`` has release 1 already."""
+    """Releases 1 and 2 of the packages below one directory; ``made`` has release 1 already, and perhaps 2."""
 
     def __init__(self, folder: Path, *options: str, made: Path | None = None) -> None:
         self.folder = folder
@@ -19,7 +19,8 @@ class Builds:
         self._made = made or folder / "made"
         if made is None:
             self.build(self._made, "--release", "1")
-        self.build(folder / "next", "--release", "2", "--kind", "deb", "--compression", "gzip")
+        if not self.debs("2"):
+            self.build(folder / "next", "--release", "2", "--kind", "deb", "--compression", "gzip")
 
     def build(self, out: Path, *options: str) -> None:
         """Build packages into a directory."""

@@ -155,6 +155,7 @@ class Story:
         for unit in (AGENT, PLANE):
             assert host.shows(unit, "ActiveState") == "inactive"
         assert host.file(f"{DIRECTORY}/state/refresh_token.txt").exists()
+        assert not host.file("/usr/lib/cert-ctrl").exists()
         self._serves_after_restart(served)
 
     def purge(self) -> None:

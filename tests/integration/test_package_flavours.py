@@ -89,6 +89,13 @@ def test_a_file_that_is_no_interpreter_is_refused(tmp_path: Path, text: str | No
     assert "interpreter.tar cannot be read: " in done.stderr
 
 
+def test_a_missing_program_is_named(tmp_path: Path) -> None:
+    without = {name: text for name, text in os.environ.items() if name != "SOURCE_DATE_EPOCH"}
+    argv = [sys.executable, str(BUILD), str(tmp_path / "out"), "--bare"]
+    done = subprocess.run(argv, env=without | {"PATH": str(tmp_path)}, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "git is not installed\n")
+
+
 def run_here(code: str, folder: Path, **environment: str) -> str:
     """Run code that imports modules of deploy/packages, in a directory."""
     environment |= {"PYTHONPATH": str(MODULES), "PATH": f"{folder}:{os.environ['PATH']}"}

@@ -15,10 +15,12 @@ from proofs import (
     broken_pairs,
     check_as_nobody,
     check_by_hand,
+    copy_live,
     edited,
     frozen,
     prove_nothing_is_dropped,
     prove_rollback,
+    run_check,
 )
 from recipes import Recipe, Trial, on_trial, open_place
 from revocations import FROM_MEMORY, prove_placeholder, prove_removal, revoked
@@ -37,6 +39,18 @@ http {{
     include {place}/site.conf;
 }}
 """
+
+WITHOUT_LOG_OPTION = """\
+#!/bin/sh
+for word; do
+    case $word in
+        -h) {nginx} -h 2>&1 | grep -v -e ' -e ' | sed 's/.-e filename. //' >&2; exit ;;
+        -e) echo 'nginx: invalid option: "e"' >&2; exit 1 ;;
+    esac
+done
+exec {nginx} "$@"
+"""
+"""Behaves like nginx before 1.19.5, as in Debian 11."""
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +118,15 @@ def test_the_check_knows_good_from_broken(trial: Trial, tmp_path: Path) -> None:
     for number, (what, files) in enumerate(broken_pairs(trial).items()):
         done = check_by_hand(trial, files, tmp_path / str(number))
         assert (done.returncode != 0, "emerg" in done.stderr) == (True, True), what
+
+
+def test_the_check_works_with_an_older_nginx(trial: Trial, need: Callable[[str], str], tmp_path: Path) -> None:
+    (tmp_path / "nginx").write_text(WITHOUT_LOG_OPTION.format(nginx=need("nginx")))
+    (tmp_path / "nginx").chmod(0o755)
+    for spoil, status in (({}, 0), (broken_pairs(trial)["another certificate's key"], 1)):
+        copy_live(trial, spoil, place := tmp_path / str(status))
+        done = run_check(["/usr/bin/env", f"PATH={tmp_path}:/usr/bin:/bin", *trial.recipe.check_argv(place)])
+        assert (done.returncode, "key values mismatch" in done.stderr) == (status, status == 1), done.stderr
 
 
 @pytest.mark.root
