@@ -8,6 +8,14 @@ INSERT INTO "assignments" VALUES(1,2,1790000000.0);
 INSERT INTO "assignments" VALUES(1,3,1790000000.0);
 INSERT INTO "assignments" VALUES(1,4,1790000000.0);
 INSERT INTO "assignments" VALUES(1,5,1790000000.0);
+CREATE TABLE audit (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, who TEXT NOT NULL, via TEXT NOT NULL DEFAULT '',
+  address TEXT NOT NULL DEFAULT '', action TEXT NOT NULL, detail TEXT NOT NULL DEFAULT '{}'
+);
+CREATE TABLE audit_objects (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, audit_id INTEGER NOT NULL REFERENCES audit(id), kind TEXT NOT NULL,
+  object_id TEXT NOT NULL, name TEXT NOT NULL DEFAULT '', before_json TEXT NOT NULL, after_json TEXT NOT NULL
+);
 CREATE TABLE authorities (
   id INTEGER PRIMARY KEY AUTOINCREMENT, user_id INTEGER NOT NULL REFERENCES users(id),
   name TEXT NOT NULL, serial_number TEXT NOT NULL, certificate_pem TEXT NOT NULL, not_after REAL NOT NULL,
@@ -49,7 +57,7 @@ KjAFBgMrZXADIQBoLPd0YycunG5paS76hiC/iQEw4urnyE4z3Z6udg4fLaMTMBEw
 DwYDVR0TAQH/BAUwAwEB/zAFBgMrZXADQQALJJeqA6c5nGMoDeSfFEoEdv0Y0f8Q
 iAn0OgaNU3GCsrNzs3UeQNe/v56DwEmSvXo8ie7NvgpxSjsUbH8d9DwA
 -----END CERTIFICATE-----
-',X'D5574B5C0AC2F02FBE3D1534360BAC96465402D7F9332DDE3FA81D6955244F2BD6A2F8D16ACB5DDDEF6D4F0FA484A7A59A7C5A9F32731B7B4952E7A8763CF26E8969907021E28518E0095AF2',1790000000.0,1790001309.061,NULL,'','builtin','plane','',0,0,1.80106006560594320304e+09,NULL,NULL,'','','builtin','','');
+',X'1B43370C77AF43EADF5E5081ABB60B8AFF6A455E2199F24EF07D938B69832D8B2449319A5840AF4B26CC56959F42DEBBACDCA2C3B333B3A505EACE19E51DE41E8088D09675D2F8BB40743686',1790000000.0,1790001309.061,NULL,'','builtin','plane','',0,0,1.80106006560594320304e+09,NULL,NULL,'','','builtin','','');
 INSERT INTO "certificates" VALUES(2,1,'copied.example','["copied.example"]','ecdsa-p256',17280000,'active','10:0a','54df2a5ad90862e4fff4d9aa47a0e977919fc8b831e08462adc12a43f5a9d987',1790001009.0,1807281309.0,'-----BEGIN CERTIFICATE-----
 MIH8MIGvoAMCAQICAhAKMAUGAytlcDAXMRUwEwYDVQQDDAxzaW11bGF0ZWQgQ0Ew
 HhcNMjYwOTIxMTQzMDA5WhcNMjcwNDA5MTQzNTA5WjAZMRcwFQYDVQQDDA5jb3Bp
@@ -65,7 +73,7 @@ KjAFBgMrZXADIQBoLPd0YycunG5paS76hiC/iQEw4urnyE4z3Z6udg4fLaMTMBEw
 DwYDVR0TAQH/BAUwAwEB/zAFBgMrZXADQQALJJeqA6c5nGMoDeSfFEoEdv0Y0f8Q
 iAn0OgaNU3GCsrNzs3UeQNe/v56DwEmSvXo8ie7NvgpxSjsUbH8d9DwA
 -----END CERTIFICATE-----
-',X'C78D900499261B8E54912590004DB7FFA03BA34CA21E9BE595D9850C31B64AB04DDC495FF5428D71500E0E05495A26A2FCF1974D9A8B6BBC92517CE9B1CB3DE9068770C69B4DD37685305DDC',1790000000.0,1790001309.061,NULL,'','builtin','plane','',0,0,1.80056690099961161618e+09,NULL,NULL,'','','builtin','','');
+',X'F0E5FFB4F40EE74B5AD14D3F93ADE15E99F7BEE073FAE0EE700A3A47D35E83501A5BEC7C4C66EFE20EABE3A13096A39487B884B935053EEB651D36ED472D773D16EA24F127BB523035944A9B',1790000000.0,1790001309.061,NULL,'','builtin','plane','',0,0,1.80056690099961161618e+09,NULL,NULL,'','','builtin','','');
 INSERT INTO "certificates" VALUES(3,1,'broken.example','["broken.example"]','ecdsa-p256',17280000,'active','10:07','527eedb4a4803c35cd2eedfaa87a1d8f43c313e70b1d36b7a2aaddc3e5c5c3e9',1790000355.0,1807280655.0,'-----BEGIN CERTIFICATE-----
 MIH8MIGvoAMCAQICAhAHMAUGAytlcDAXMRUwEwYDVQQDDAxzaW11bGF0ZWQgQ0Ew
 HhcNMjYwOTIxMTQxOTE1WhcNMjcwNDA5MTQyNDE1WjAZMRcwFQYDVQQDDA5icm9r
@@ -81,7 +89,7 @@ KjAFBgMrZXADIQBoLPd0YycunG5paS76hiC/iQEw4urnyE4z3Z6udg4fLaMTMBEw
 DwYDVR0TAQH/BAUwAwEB/zAFBgMrZXADQQALJJeqA6c5nGMoDeSfFEoEdv0Y0f8Q
 iAn0OgaNU3GCsrNzs3UeQNe/v56DwEmSvXo8ie7NvgpxSjsUbH8d9DwA
 -----END CERTIFICATE-----
-',X'66018CB47D23E059E2B3E809FD4943C2AD8CDE0C845D0DAC57DB51DCD2CAE25F6EE607B8FD42D05B72BF19932111433C71CC587C4BA2DDEDBCDBD00A9F885B31C53D89EB0614779AF654026F',1790000000.0,1790000655.061,NULL,'','builtin','plane','',0,0,1.80066489270625925064e+09,NULL,NULL,'','','builtin','','');
+',X'F3EE997D092AF24C682D2F61C10A3A9BEF3EDB4713B9572817408D6AAA6BAA877E231036422D240A889951E41FCA983B8A5A8ABCBEC980DDD84FA50AD09BF52BC886521418C754136256235D',1790000000.0,1790000655.061,NULL,'','builtin','plane','',0,0,1.80066489270625925064e+09,NULL,NULL,'','','builtin','','');
 INSERT INTO "certificates" VALUES(4,1,'held.example','["held.example"]','ecdsa-p256',17280000,'active','10:08','b52451ae080ae8f6d066350407bfd544d112d0ee29e472daaeac70cb66ac3b6f',1790000355.0,1807280655.0,'-----BEGIN CERTIFICATE-----
 MIH4MIGroAMCAQICAhAIMAUGAytlcDAXMRUwEwYDVQQDDAxzaW11bGF0ZWQgQ0Ew
 HhcNMjYwOTIxMTQxOTE1WhcNMjcwNDA5MTQyNDE1WjAXMRUwEwYDVQQDDAxoZWxk
@@ -97,7 +105,7 @@ KjAFBgMrZXADIQBoLPd0YycunG5paS76hiC/iQEw4urnyE4z3Z6udg4fLaMTMBEw
 DwYDVR0TAQH/BAUwAwEB/zAFBgMrZXADQQALJJeqA6c5nGMoDeSfFEoEdv0Y0f8Q
 iAn0OgaNU3GCsrNzs3UeQNe/v56DwEmSvXo8ie7NvgpxSjsUbH8d9DwA
 -----END CERTIFICATE-----
-',X'7180C959DC4CA86E4A88A6D25C01B0A28A7428548F3A426E220660B52F0F90BF221FB4248136D795E3B3FB4E4F8C92BA04D46F237CA64B14E527127B3C3BA99E522CBB082504E5153C1E3056',1790000000.0,1790000655.061,NULL,'','builtin','plane','',0,0,1.8012137866257629395e+09,NULL,NULL,'','','builtin','','');
+',X'B3F97ACEEB9A88577D7223BFF9216FB7EC8BD32C4F9F7B1614E4B2311311D961F398B5CD31FACFB98EA0FA29C6FDA98EC8737762F243FAF1F55BF91FF94D412490A54B27E9CF62FA53FC9159',1790000000.0,1790000655.061,NULL,'','builtin','plane','',0,0,1.8012137866257629395e+09,NULL,NULL,'','','builtin','','');
 INSERT INTO "certificates" VALUES(5,1,'revoked.example','["revoked.example"]','ecdsa-p256',17280000,'revoked','10:05','c1f21c4e8cae05056be4eb942aad6b2ab1c250f82999766caeedfa333367a23d',1789999700.0,1807280000.0,'-----BEGIN CERTIFICATE-----
 MIH+MIGxoAMCAQICAhAFMAUGAytlcDAXMRUwEwYDVQQDDAxzaW11bGF0ZWQgQ0Ew
 HhcNMjYwOTIxMTQwODIwWhcNMjcwNDA5MTQxMzIwWjAaMRgwFgYDVQQDDA9yZXZv
@@ -118,6 +126,19 @@ CREATE TABLE crls (
   issuer_key_id TEXT PRIMARY KEY, number INTEGER NOT NULL, der BLOB NOT NULL, this_update REAL NOT NULL,
   next_update REAL NOT NULL, outdated INTEGER NOT NULL
 ) WITHOUT ROWID;
+CREATE TABLE deployments (
+  device_id INTEGER NOT NULL REFERENCES devices(id), kind TEXT NOT NULL, object_id INTEGER NOT NULL,
+  outcome TEXT NOT NULL, step TEXT NOT NULL, reason TEXT NOT NULL, detail TEXT NOT NULL, failing INTEGER NOT NULL,
+  attempts INTEGER NOT NULL, since REAL NOT NULL, failing_since REAL, at REAL NOT NULL,
+  serial_number TEXT NOT NULL, served_at REAL, PRIMARY KEY (device_id, kind, object_id)
+) WITHOUT ROWID;
+INSERT INTO "deployments" VALUES(1,'ca',1,'applied','','','',0,1,1.79000006270919585229e+09,NULL,1.79000006270919585229e+09,'unknown',NULL);
+INSERT INTO "deployments" VALUES(1,'cert',1,'unchanged','','','',0,2,1.79000000077045130731e+09,NULL,1.79000000077045130731e+09,'10:01',1.79000000077045130731e+09);
+INSERT INTO "deployments" VALUES(1,'cert',2,'unchanged','','','',0,2,1.79000000077045130731e+09,NULL,1.79000000077045130731e+09,'10:02',1.79000000077045130731e+09);
+INSERT INTO "deployments" VALUES(1,'cert',3,'rolled_back','run','command-failed','item r3: /bin/true exited with 1: the service refuses its files',1,2,1.7900007089034159183e+09,1.7900007089034159183e+09,1.79000072018814325326e+09,'10:03',1.79000000077045130731e+09);
+INSERT INTO "deployments" VALUES(1,'cert',4,'applied','switch','held','staged; waits for `cert-ctrl rollback --release`: an earlier generation is held',0,1,1.7900007089034159183e+09,NULL,1.7900007089034159183e+09,'10:04',NULL);
+INSERT INTO "deployments" VALUES(1,'cert',5,'applied','','','removed',0,3,1.79000000077045130731e+09,NULL,1.79000070860784435272e+09,'',NULL);
+INSERT INTO "deployments" VALUES(1,'install',0,'unchanged','','','item r1 is idle: certificate 1 is not on this host; item c2 is idle: certificate 2 is not on this host; item r2 is idle: certificate 2 is not on this host; item r3 is idle: certificate 3 is not on this host; item c4 is idle: certificate 4 is not on this host',0,1,1.79000000052051401141e+09,NULL,1.79000000052051401141e+09,'unknown',NULL);
 CREATE TABLE device_tags (
   device_id INTEGER NOT NULL REFERENCES devices(id), tag TEXT NOT NULL, PRIMARY KEY (device_id, tag)
 ) WITHOUT ROWID;
@@ -134,13 +155,13 @@ CREATE TABLE devices (
   last_seen_at REAL, last_address TEXT NOT NULL DEFAULT '', last_cursor TEXT NOT NULL DEFAULT '', anchor_sha256 TEXT NOT NULL DEFAULT '', instance TEXT NOT NULL DEFAULT '', earlier_instances TEXT NOT NULL DEFAULT '{}', copies_at REAL, features TEXT NOT NULL DEFAULT '',
   UNIQUE (user_id, device_public_id)
 );
-INSERT INTO "devices" VALUES(1,1,'23229bf7-5172-02c7-59a2-76d5b4a40090','active','vm','linux','Debian GNU/Linux 12 (bookworm) x86_64','0.1.0','cert-ctrl/0.1.0',X'8F40C5ADB68F25624AE5B214EA767A6EC94D829D3D7B5E1AD1BA6F3E2138285F','57addcd56cefb4269c07945b89a221a829a40f1f0e8bd64c4a958219abc5c2c1',1,1790000000.0,1790000000.0,NULL,'',NULL,'','','','64189692c03504d8','{}',NULL,'["atomic-batch", "csr", "priority", "push"]');
+INSERT INTO "devices" VALUES(1,1,'23229bf7-5172-02c7-59a2-76d5b4a40090','active','vm','linux','Debian GNU/Linux 12 (bookworm) x86_64','0.1.0','cert-ctrl/0.1.0',X'8F40C5ADB68F25624AE5B214EA767A6EC94D829D3D7B5E1AD1BA6F3E2138285F','57addcd56cefb4269c07945b89a221a829a40f1f0e8bd64c4a958219abc5c2c1',1,1790000000.0,1790000000.0,NULL,'',NULL,'','','','25258c681a980f5a','{}',NULL,'["atomic-batch", "csr", "priority", "push"]');
 CREATE TABLE enrolment_tokens (
   id INTEGER PRIMARY KEY AUTOINCREMENT, user_id INTEGER NOT NULL REFERENCES users(id),
   token_hash TEXT NOT NULL UNIQUE, label TEXT NOT NULL, max_uses INTEGER, uses INTEGER NOT NULL DEFAULT 0,
   created_at REAL NOT NULL, expires_at REAL NOT NULL, ended_at REAL
 , tags TEXT NOT NULL DEFAULT '');
-INSERT INTO "enrolment_tokens" VALUES(1,1,'5254ff48467f688178896d7539fc22e8eba1ef78907e0a0864d761ecae5030b4','',1,1,1790000000.0,1790086400.0,NULL,'');
+INSERT INTO "enrolment_tokens" VALUES(1,1,'fa6eb87c2984a49f5f8a0d78df8811bf72d1ca4231caff9c19122dfe7a328ec5','',1,1,1790000000.0,1790086400.0,NULL,'');
 CREATE TABLE enrolments (
   token_id INTEGER NOT NULL REFERENCES enrolment_tokens(id), device_id INTEGER NOT NULL REFERENCES devices(id),
   PRIMARY KEY (token_id, device_id)
@@ -251,8 +272,8 @@ CREATE TABLE http_challenges (
 CREATE TABLE install_configs (
   id INTEGER PRIMARY KEY AUTOINCREMENT, device_id INTEGER NOT NULL UNIQUE REFERENCES devices(id),
   version INTEGER NOT NULL, installs_json TEXT NOT NULL, installs_hash_b64 TEXT NOT NULL, updated_at REAL NOT NULL
-);
-INSERT INTO "install_configs" VALUES(1,1,2,'[{"id":"r1","type":"exec","cmd_argv":["/bin/true","reload","1"],"verify":{"type":"tls","host":"127.0.0.1","port":10001},"ob_type":"cert","ob_id":1},{"id":"c2","type":"copy","from":["fullchain.pem","private.key"],"to":["/srv/tls/2.pem","/srv/tls/2.key"],"ob_type":"cert","ob_id":2},{"id":"r2","type":"exec","cmd_argv":["/bin/true","reload","2"],"verify":{"type":"tls","host":"127.0.0.1","port":10002},"ob_type":"cert","ob_id":2,"depends_on":["c2"]},{"id":"r3","type":"exec","cmd_argv":["/bin/true","reload","3"],"verify":{"type":"tls","host":"127.0.0.1","port":10003},"ob_type":"cert","ob_id":3},{"id":"c4","type":"copy","from":["fullchain.pem","private.key"],"to":["/srv/tls/4.pem","/srv/tls/4.key"],"ob_type":"cert","ob_id":4},{"id":"r4","type":"exec","cmd_argv":["/bin/true","reload","4"],"verify":{"type":"tls","host":"127.0.0.1","port":10004},"ob_type":"cert","ob_id":4,"depends_on":["c4"]},{"id":"r5","type":"exec","cmd_argv":["/bin/true","reload","5"],"verify":{"type":"tls","host":"127.0.0.1","port":10005},"ob_type":"cert","ob_id":5}]','5OqDCwhteCASJotjbPiI8oIq9MIBeeRBjTQVTB/X1us=',1790000000.0);
+, own_json TEXT NOT NULL DEFAULT '', merged_hash_b64 TEXT NOT NULL DEFAULT '', problem TEXT NOT NULL DEFAULT '', due INTEGER NOT NULL DEFAULT 0);
+INSERT INTO "install_configs" VALUES(1,1,2,'[{"id":"r1","type":"exec","cmd_argv":["/bin/true","reload","1"],"verify":{"type":"tls","host":"127.0.0.1","port":10001},"ob_type":"cert","ob_id":1},{"id":"c2","type":"copy","from":["fullchain.pem","private.key"],"to":["/srv/tls/2.pem","/srv/tls/2.key"],"ob_type":"cert","ob_id":2},{"id":"r2","type":"exec","cmd_argv":["/bin/true","reload","2"],"verify":{"type":"tls","host":"127.0.0.1","port":10002},"ob_type":"cert","ob_id":2,"depends_on":["c2"]},{"id":"r3","type":"exec","cmd_argv":["/bin/true","reload","3"],"verify":{"type":"tls","host":"127.0.0.1","port":10003},"ob_type":"cert","ob_id":3},{"id":"c4","type":"copy","from":["fullchain.pem","private.key"],"to":["/srv/tls/4.pem","/srv/tls/4.key"],"ob_type":"cert","ob_id":4},{"id":"r4","type":"exec","cmd_argv":["/bin/true","reload","4"],"verify":{"type":"tls","host":"127.0.0.1","port":10004},"ob_type":"cert","ob_id":4,"depends_on":["c4"]},{"id":"r5","type":"exec","cmd_argv":["/bin/true","reload","5"],"verify":{"type":"tls","host":"127.0.0.1","port":10005},"ob_type":"cert","ob_id":5}]','5OqDCwhteCASJotjbPiI8oIq9MIBeeRBjTQVTB/X1us=',1790000000.0,'','','',0);
 CREATE TABLE issuer_items (
   issuer TEXT NOT NULL, name TEXT NOT NULL, value_enc BLOB NOT NULL, PRIMARY KEY (issuer, name)
 ) WITHOUT ROWID;
@@ -290,6 +311,19 @@ CREATE TABLE known_keys (
 CREATE TABLE limits (
   kind TEXT NOT NULL, caller TEXT NOT NULL, level REAL NOT NULL, at REAL NOT NULL, PRIMARY KEY (kind, caller)
 ) WITHOUT ROWID;
+CREATE TABLE operator_sessions (
+  id_hash TEXT PRIMARY KEY, operator_id INTEGER NOT NULL REFERENCES operators(id),
+  token_id INTEGER REFERENCES operator_tokens(id), expires_at REAL NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE operator_tokens (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, operator_id INTEGER NOT NULL REFERENCES operators(id), name TEXT NOT NULL,
+  role TEXT NOT NULL, token_hash TEXT NOT NULL UNIQUE, created_at REAL NOT NULL, expires_at REAL NOT NULL,
+  revoked_at REAL, last_used_at REAL, last_address TEXT NOT NULL DEFAULT ''
+);
+CREATE TABLE operators (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL, role TEXT NOT NULL, subject TEXT NOT NULL DEFAULT '',
+  created_at REAL NOT NULL, disabled_at REAL, deleted_at REAL
+);
 CREATE TABLE orders (
   id INTEGER PRIMARY KEY AUTOINCREMENT, cert_id INTEGER NOT NULL REFERENCES certificates(id), issuer TEXT NOT NULL,
   action TEXT NOT NULL CHECK (action IN ('issue', 'renew', 'replace')), reason TEXT NOT NULL DEFAULT '',
@@ -302,26 +336,26 @@ CREATE TABLE orders (
 CREATE TABLE outcomes (
   device_id INTEGER NOT NULL REFERENCES devices(id), signal TEXT NOT NULL, type TEXT NOT NULL, ts_ms INTEGER NOT NULL,
   ref TEXT NOT NULL, outcome TEXT NOT NULL, detail TEXT NOT NULL DEFAULT '', deployed TEXT NOT NULL DEFAULT '[]',
-  duration_ms INTEGER NOT NULL DEFAULT 0, at REAL NOT NULL,
+  duration_ms INTEGER NOT NULL DEFAULT 0, at REAL NOT NULL, step TEXT NOT NULL DEFAULT '', reason TEXT NOT NULL DEFAULT '',
   PRIMARY KEY (device_id, signal)
 ) WITHOUT ROWID;
-INSERT INTO "outcomes" VALUES(1,'ca.assigned|ca_id=1|1790000001000','ca.assigned',1790000001000,'{"ca_id":1,"serial":"07","ca_name":"private 0"}','applied','','[]',50,1.79000006270919585229e+09);
-INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=1|1789999999500','cert.renewed',1789999999500,'{"cert_id":1,"serial":"10:01"}','unchanged','','[{"cert_id":1,"serial":"10:01","fingerprint_sha256":"4ae30c35e6715db2cad41e25169451a93b74d8730db5caecf36ac74dedcb49ed","targets":["{ROOT}/certs/plain.example.crt","{ROOT}/certs/plain.example.key","{ROOT}/certs/chains/plain.example.pem"]}]',19,1.79000000077045130731e+09);
-INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=1|1790000000001','cert.renewed',1790000000001,'{"cert_id":1,"serial":"10:01"}','applied','','[{"cert_id":1,"serial":"10:01","fingerprint_sha256":"4ae30c35e6715db2cad41e25169451a93b74d8730db5caecf36ac74dedcb49ed","targets":["{ROOT}/certs/plain.example.crt","{ROOT}/certs/plain.example.key","{ROOT}/certs/chains/plain.example.pem"]}]',366,1.79000000077045130731e+09);
-INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=2|1789999999500','cert.renewed',1789999999500,'{"cert_id":2,"serial":"10:02"}','unchanged','','[{"cert_id":2,"serial":"10:02","fingerprint_sha256":"b415bbedd6075317244e46f51b8057413cb2bfccd41e5b62e2ca8bf4dfed8e3d","targets":["{ROOT}/certs/copied.example.crt","{ROOT}/certs/copied.example.key","{ROOT}/certs/chains/copied.example.pem","/srv/tls/2.pem","/srv/tls/2.key"]}]',19,1.79000000077045130731e+09);
-INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=2|1790000000001','cert.renewed',1790000000001,'{"cert_id":2,"serial":"10:02"}','applied','','[{"cert_id":2,"serial":"10:02","fingerprint_sha256":"b415bbedd6075317244e46f51b8057413cb2bfccd41e5b62e2ca8bf4dfed8e3d","targets":["{ROOT}/certs/copied.example.crt","{ROOT}/certs/copied.example.key","{ROOT}/certs/chains/copied.example.pem","/srv/tls/2.pem","/srv/tls/2.key"]}]',366,1.79000000077045130731e+09);
-INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=3|1789999999500','cert.renewed',1789999999500,'{"cert_id":3,"serial":"10:03"}','unchanged','','[{"cert_id":3,"serial":"10:03","fingerprint_sha256":"5a04178c629f351856c521866f6cc98ca5e88c08548749afaa6745b835ba4caa","targets":["{ROOT}/certs/broken.example.crt","{ROOT}/certs/broken.example.key","{ROOT}/certs/chains/broken.example.pem"]}]',19,1.79000000077045130731e+09);
-INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=3|1790000000001','cert.renewed',1790000000001,'{"cert_id":3,"serial":"10:03"}','applied','','[{"cert_id":3,"serial":"10:03","fingerprint_sha256":"5a04178c629f351856c521866f6cc98ca5e88c08548749afaa6745b835ba4caa","targets":["{ROOT}/certs/broken.example.crt","{ROOT}/certs/broken.example.key","{ROOT}/certs/chains/broken.example.pem"]}]',366,1.79000000077045130731e+09);
-INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=3|1790000655061','cert.renewed',1790000655061,'{"cert_id":3,"serial":"10:07"}','rolled_back','item r3: /bin/true exited with 1: the service refuses its files','[{"cert_id":3,"serial":"10:03","fingerprint_sha256":"5a04178c629f351856c521866f6cc98ca5e88c08548749afaa6745b835ba4caa","targets":["{ROOT}/certs/broken.example.crt","{ROOT}/certs/broken.example.key","{ROOT}/certs/chains/broken.example.pem"]}]',247,1.79000072018814325326e+09);
-INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=4|1789999999500','cert.renewed',1789999999500,'{"cert_id":4,"serial":"10:04"}','unchanged','','[{"cert_id":4,"serial":"10:04","fingerprint_sha256":"2469f34d47a2907dd03f279fd7840df631e5712920040dac3c277df6acd789e4","targets":["{ROOT}/certs/held.example.crt","{ROOT}/certs/held.example.key","{ROOT}/certs/chains/held.example.pem","/srv/tls/4.pem","/srv/tls/4.key"]}]',19,1.79000000077045130731e+09);
-INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=4|1790000000001','cert.renewed',1790000000001,'{"cert_id":4,"serial":"10:04"}','applied','','[{"cert_id":4,"serial":"10:04","fingerprint_sha256":"2469f34d47a2907dd03f279fd7840df631e5712920040dac3c277df6acd789e4","targets":["{ROOT}/certs/held.example.crt","{ROOT}/certs/held.example.key","{ROOT}/certs/chains/held.example.pem","/srv/tls/4.pem","/srv/tls/4.key"]}]',366,1.79000000077045130731e+09);
-INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=4|1790000601000','cert.renewed',1790000601000,'{"cert_id":4,"serial":"10:06"}','applied','','[{"cert_id":4,"serial":"10:06","fingerprint_sha256":"c1b7a1fe16ada0a0e3746c2224464172b6b84062a414f41a422766b61a900fd2","targets":["{ROOT}/certs/held.example.crt","{ROOT}/certs/held.example.key","{ROOT}/certs/chains/held.example.pem","/srv/tls/4.pem","/srv/tls/4.key"]}]',76,1.790000654202152729e+09);
-INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=4|1790000655061','cert.renewed',1790000655061,'{"cert_id":4,"serial":"10:08"}','applied','staged; waits for `cert-ctrl rollback --release`: an earlier generation is held','[{"cert_id":4,"serial":"10:04","fingerprint_sha256":"2469f34d47a2907dd03f279fd7840df631e5712920040dac3c277df6acd789e4","targets":["{ROOT}/certs/held.example.crt","{ROOT}/certs/held.example.key","{ROOT}/certs/chains/held.example.pem","/srv/tls/4.pem","/srv/tls/4.key"]}]',381,1.7900007089034159183e+09);
-INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=5|1789999999500','cert.renewed',1789999999500,'{"cert_id":5,"serial":"10:05"}','unchanged','','[{"cert_id":5,"serial":"10:05","fingerprint_sha256":"c1f21c4e8cae05056be4eb942aad6b2ab1c250f82999766caeedfa333367a23d","targets":["{ROOT}/certs/revoked.example.crt","{ROOT}/certs/revoked.example.key","{ROOT}/certs/chains/revoked.example.pem"]}]',19,1.79000000077045130731e+09);
-INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=5|1790000000001','cert.renewed',1790000000001,'{"cert_id":5,"serial":"10:05"}','applied','','[{"cert_id":5,"serial":"10:05","fingerprint_sha256":"c1f21c4e8cae05056be4eb942aad6b2ab1c250f82999766caeedfa333367a23d","targets":["{ROOT}/certs/revoked.example.crt","{ROOT}/certs/revoked.example.key","{ROOT}/certs/chains/revoked.example.pem"]}]',366,1.79000000077045130731e+09);
-INSERT INTO "outcomes" VALUES(1,'cert.revoked|cert_id=5|1790000655061','cert.revoked',1790000655061,'{"cert_id":5}','applied','removed','[]',267,1.79000070860784435272e+09);
-INSERT INTO "outcomes" VALUES(1,'install.updated|config_id=1,version=2|1789999999500','install.updated',1789999999500,'{"config_id":1,"version":2}','unchanged','item r1 is idle: certificate 1 is not on this host; item c2 is idle: certificate 2 is not on this host; item r2 is idle: certificate 2 is not on this host; item r3 is idle: certificate 3 is not on this host; item c4 is idle: certificate 4 is not on this host','[]',7,1.79000000052051401141e+09);
-INSERT INTO "outcomes" VALUES(1,'install.updated|config_id=1,version=2|1790000000001','install.updated',1790000000001,'{"config_id":1,"version":2,"installs_hash_b64":"5OqDCwhteCASJotjbPiI8oIq9MIBeeRBjTQVTB/X1us="}','unchanged','item r1 is idle: certificate 1 is not on this host; item c2 is idle: certificate 2 is not on this host; item r2 is idle: certificate 2 is not on this host; item r3 is idle: certificate 3 is not on this host; item c4 is idle: certificate 4 is not on this host','[]',1,1.79000000052051401141e+09);
+INSERT INTO "outcomes" VALUES(1,'ca.assigned|ca_id=1|1790000001000','ca.assigned',1790000001000,'{"ca_id":1,"serial":"07","ca_name":"private 0"}','applied','','[]',50,1.79000006270919585229e+09,'','');
+INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=1|1789999999500','cert.renewed',1789999999500,'{"cert_id":1,"serial":"10:01"}','unchanged','','[{"cert_id":1,"serial":"10:01","fingerprint_sha256":"4ae30c35e6715db2cad41e25169451a93b74d8730db5caecf36ac74dedcb49ed","targets":["{ROOT}/certs/plain.example.crt","{ROOT}/certs/plain.example.key","{ROOT}/certs/chains/plain.example.pem"]}]',19,1.79000000077045130731e+09,'','');
+INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=1|1790000000001','cert.renewed',1790000000001,'{"cert_id":1,"serial":"10:01"}','applied','','[{"cert_id":1,"serial":"10:01","fingerprint_sha256":"4ae30c35e6715db2cad41e25169451a93b74d8730db5caecf36ac74dedcb49ed","targets":["{ROOT}/certs/plain.example.crt","{ROOT}/certs/plain.example.key","{ROOT}/certs/chains/plain.example.pem"],"served":true}]',366,1.79000000077045130731e+09,'','');
+INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=2|1789999999500','cert.renewed',1789999999500,'{"cert_id":2,"serial":"10:02"}','unchanged','','[{"cert_id":2,"serial":"10:02","fingerprint_sha256":"b415bbedd6075317244e46f51b8057413cb2bfccd41e5b62e2ca8bf4dfed8e3d","targets":["{ROOT}/certs/copied.example.crt","{ROOT}/certs/copied.example.key","{ROOT}/certs/chains/copied.example.pem","/srv/tls/2.pem","/srv/tls/2.key"]}]',19,1.79000000077045130731e+09,'','');
+INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=2|1790000000001','cert.renewed',1790000000001,'{"cert_id":2,"serial":"10:02"}','applied','','[{"cert_id":2,"serial":"10:02","fingerprint_sha256":"b415bbedd6075317244e46f51b8057413cb2bfccd41e5b62e2ca8bf4dfed8e3d","targets":["{ROOT}/certs/copied.example.crt","{ROOT}/certs/copied.example.key","{ROOT}/certs/chains/copied.example.pem","/srv/tls/2.pem","/srv/tls/2.key"],"served":true}]',366,1.79000000077045130731e+09,'','');
+INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=3|1789999999500','cert.renewed',1789999999500,'{"cert_id":3,"serial":"10:03"}','unchanged','','[{"cert_id":3,"serial":"10:03","fingerprint_sha256":"5a04178c629f351856c521866f6cc98ca5e88c08548749afaa6745b835ba4caa","targets":["{ROOT}/certs/broken.example.crt","{ROOT}/certs/broken.example.key","{ROOT}/certs/chains/broken.example.pem"]}]',19,1.79000000077045130731e+09,'','');
+INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=3|1790000000001','cert.renewed',1790000000001,'{"cert_id":3,"serial":"10:03"}','applied','','[{"cert_id":3,"serial":"10:03","fingerprint_sha256":"5a04178c629f351856c521866f6cc98ca5e88c08548749afaa6745b835ba4caa","targets":["{ROOT}/certs/broken.example.crt","{ROOT}/certs/broken.example.key","{ROOT}/certs/chains/broken.example.pem"],"served":true}]',366,1.79000000077045130731e+09,'','');
+INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=3|1790000655061','cert.renewed',1790000655061,'{"cert_id":3,"serial":"10:07"}','rolled_back','item r3: /bin/true exited with 1: the service refuses its files','[{"cert_id":3,"serial":"10:03","fingerprint_sha256":"5a04178c629f351856c521866f6cc98ca5e88c08548749afaa6745b835ba4caa","targets":["{ROOT}/certs/broken.example.crt","{ROOT}/certs/broken.example.key","{ROOT}/certs/chains/broken.example.pem"]}]',247,1.79000072018814325326e+09,'run','command-failed');
+INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=4|1789999999500','cert.renewed',1789999999500,'{"cert_id":4,"serial":"10:04"}','unchanged','','[{"cert_id":4,"serial":"10:04","fingerprint_sha256":"2469f34d47a2907dd03f279fd7840df631e5712920040dac3c277df6acd789e4","targets":["{ROOT}/certs/held.example.crt","{ROOT}/certs/held.example.key","{ROOT}/certs/chains/held.example.pem","/srv/tls/4.pem","/srv/tls/4.key"]}]',19,1.79000000077045130731e+09,'','');
+INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=4|1790000000001','cert.renewed',1790000000001,'{"cert_id":4,"serial":"10:04"}','applied','','[{"cert_id":4,"serial":"10:04","fingerprint_sha256":"2469f34d47a2907dd03f279fd7840df631e5712920040dac3c277df6acd789e4","targets":["{ROOT}/certs/held.example.crt","{ROOT}/certs/held.example.key","{ROOT}/certs/chains/held.example.pem","/srv/tls/4.pem","/srv/tls/4.key"],"served":true}]',366,1.79000000077045130731e+09,'','');
+INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=4|1790000601000','cert.renewed',1790000601000,'{"cert_id":4,"serial":"10:06"}','applied','','[{"cert_id":4,"serial":"10:06","fingerprint_sha256":"c1b7a1fe16ada0a0e3746c2224464172b6b84062a414f41a422766b61a900fd2","targets":["{ROOT}/certs/held.example.crt","{ROOT}/certs/held.example.key","{ROOT}/certs/chains/held.example.pem","/srv/tls/4.pem","/srv/tls/4.key"],"served":true}]',76,1.790000654202152729e+09,'','');
+INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=4|1790000655061','cert.renewed',1790000655061,'{"cert_id":4,"serial":"10:08"}','applied','staged; waits for `cert-ctrl rollback --release`: an earlier generation is held','[{"cert_id":4,"serial":"10:04","fingerprint_sha256":"2469f34d47a2907dd03f279fd7840df631e5712920040dac3c277df6acd789e4","targets":["{ROOT}/certs/held.example.crt","{ROOT}/certs/held.example.key","{ROOT}/certs/chains/held.example.pem","/srv/tls/4.pem","/srv/tls/4.key"]}]',381,1.7900007089034159183e+09,'switch','held');
+INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=5|1789999999500','cert.renewed',1789999999500,'{"cert_id":5,"serial":"10:05"}','unchanged','','[{"cert_id":5,"serial":"10:05","fingerprint_sha256":"c1f21c4e8cae05056be4eb942aad6b2ab1c250f82999766caeedfa333367a23d","targets":["{ROOT}/certs/revoked.example.crt","{ROOT}/certs/revoked.example.key","{ROOT}/certs/chains/revoked.example.pem"]}]',19,1.79000000077045130731e+09,'','');
+INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=5|1790000000001','cert.renewed',1790000000001,'{"cert_id":5,"serial":"10:05"}','applied','','[{"cert_id":5,"serial":"10:05","fingerprint_sha256":"c1f21c4e8cae05056be4eb942aad6b2ab1c250f82999766caeedfa333367a23d","targets":["{ROOT}/certs/revoked.example.crt","{ROOT}/certs/revoked.example.key","{ROOT}/certs/chains/revoked.example.pem"],"served":true}]',366,1.79000000077045130731e+09,'','');
+INSERT INTO "outcomes" VALUES(1,'cert.revoked|cert_id=5|1790000655061','cert.revoked',1790000655061,'{"cert_id":5}','applied','removed','[]',267,1.79000070860784435272e+09,'','');
+INSERT INTO "outcomes" VALUES(1,'install.updated|config_id=1,version=2|1789999999500','install.updated',1789999999500,'{"config_id":1,"version":2}','unchanged','item r1 is idle: certificate 1 is not on this host; item c2 is idle: certificate 2 is not on this host; item r2 is idle: certificate 2 is not on this host; item r3 is idle: certificate 3 is not on this host; item c4 is idle: certificate 4 is not on this host','[]',7,1.79000000052051401141e+09,'','');
+INSERT INTO "outcomes" VALUES(1,'install.updated|config_id=1,version=2|1790000000001','install.updated',1790000000001,'{"config_id":1,"version":2,"installs_hash_b64":"5OqDCwhteCASJotjbPiI8oIq9MIBeeRBjTQVTB/X1us="}','unchanged','item r1 is idle: certificate 1 is not on this host; item c2 is idle: certificate 2 is not on this host; item r2 is idle: certificate 2 is not on this host; item r3 is idle: certificate 3 is not on this host; item c4 is idle: certificate 4 is not on this host','[]',1,1.79000000052051401141e+09,'','');
 CREATE TABLE page_sessions (id_hash TEXT PRIMARY KEY, expires_at REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE plane_names (
   plane TEXT NOT NULL, name TEXT NOT NULL, seen_at REAL NOT NULL, PRIMARY KEY (plane, name)
@@ -330,6 +364,19 @@ CREATE TABLE planes (
   name TEXT PRIMARY KEY, host TEXT NOT NULL, address TEXT NOT NULL, version TEXT NOT NULL,
   started_at REAL NOT NULL, seen_at REAL NOT NULL, polls INTEGER NOT NULL, connections INTEGER NOT NULL
 ) WITHOUT ROWID;
+CREATE TABLE profile_pins (
+  profile_id INTEGER NOT NULL REFERENCES profiles(id), device_id INTEGER NOT NULL REFERENCES devices(id),
+  version INTEGER NOT NULL, PRIMARY KEY (profile_id, device_id)
+) WITHOUT ROWID;
+CREATE TABLE profile_versions (
+  profile_id INTEGER NOT NULL REFERENCES profiles(id), version INTEGER NOT NULL, devices TEXT NOT NULL,
+  position INTEGER NOT NULL, items_json TEXT NOT NULL, note TEXT NOT NULL DEFAULT '', created_at REAL NOT NULL,
+  PRIMARY KEY (profile_id, version)
+) WITHOUT ROWID;
+CREATE TABLE profiles (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, user_id INTEGER NOT NULL REFERENCES users(id), name TEXT NOT NULL,
+  version INTEGER NOT NULL, UNIQUE (user_id, name)
+);
 CREATE TABLE proof_holds (
   answer TEXT NOT NULL, holder TEXT NOT NULL, expires_at REAL NOT NULL, PRIMARY KEY (answer, holder)
 ) WITHOUT ROWID;
@@ -347,7 +394,7 @@ CREATE TABLE refresh_tokens (
   id TEXT PRIMARY KEY, secret_hash TEXT NOT NULL, device_id INTEGER NOT NULL REFERENCES devices(id),
   session INTEGER NOT NULL, expires_at REAL NOT NULL
 ) WITHOUT ROWID;
-INSERT INTO "refresh_tokens" VALUES('rt_5c5b62650cf0dfe40bb31272235d07a6','50a31ec4c5baeb892d962d10d91ba8e971d39813bdd0c90ad6d599c6450fdb9b',1,1,1797776000.0);
+INSERT INTO "refresh_tokens" VALUES('rt_dc830f750ce51c60c92c63ee7b65f445','b0a92f10b1d78982ff53049d9f1fa3a244318a6fc2763a5578c3c96749e70348',1,1,1797776000.0);
 CREATE TABLE revocations (
   serial_number TEXT NOT NULL, cert_id INTEGER NOT NULL REFERENCES certificates(id), issuer TEXT NOT NULL,
   code TEXT NOT NULL, certificate_pem TEXT NOT NULL, chain_pem TEXT NOT NULL, not_after REAL NOT NULL,
@@ -376,9 +423,23 @@ CREATE TABLE revoked_serials (
   not_after REAL NOT NULL, issuer_key_id TEXT NOT NULL DEFAULT ''
 ) WITHOUT ROWID;
 INSERT INTO "revoked_serials" VALUES('10:05',5,'',1790000655.061,1807280000.0,'');
+CREATE TABLE rollout_devices (
+  rollout_id INTEGER NOT NULL REFERENCES rollouts(id), device_id INTEGER NOT NULL REFERENCES devices(id),
+  wave INTEGER NOT NULL, serial_group TEXT NOT NULL DEFAULT '',
+  state TEXT NOT NULL CHECK (state IN ('held', 'skipped', 'released', 'proven', 'failed', 'accepted')),
+  config_version INTEGER NOT NULL DEFAULT 0, detail TEXT NOT NULL DEFAULT '', released_at REAL,
+  settled_at REAL NOT NULL DEFAULT 0, PRIMARY KEY (rollout_id, device_id)
+) WITHOUT ROWID;
+CREATE TABLE rollouts (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, user_id INTEGER NOT NULL REFERENCES users(id),
+  profile_id INTEGER NOT NULL REFERENCES profiles(id), version INTEGER NOT NULL,
+  state TEXT NOT NULL CHECK (state IN ('running', 'paused', 'halted', 'done', 'aborted')),
+  rules TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '', waits TEXT NOT NULL DEFAULT '', note TEXT NOT NULL DEFAULT '',
+  created_at REAL NOT NULL, updated_at REAL NOT NULL, finished_at REAL
+);
 CREATE TABLE secrets (name TEXT PRIMARY KEY, value_enc BLOB NOT NULL) WITHOUT ROWID;
-INSERT INTO "secrets" VALUES('ca-root',X'8C662EFBAD6D06196E9715821F3AB84F5CAF44C30CD0FC240CE762F1A3A0CD2F437D1F0F4FEB9F4CB41AD6B25986D0CAB15DBC5A4C72EF19FFC22DE5F20738978381493BE4A7479D7455224CCB2812D6588861632CB98CC75CA61682D9935A5302FA51A72E12BF678873E786B51F33A5AFB13AA3FE0F41E20BC4180F152E9368560BD1B5173C755CEC1966E99C2BD70FB756D5030C77380E43A8BC8DA89A8C584DFD8F37E75EAB41BD2652F85A89417A761DF4E0B95BD34292FB62B5856ABE3D08E3B9A38DE9FEB401D0605293880A626A1B96E384213EB6E78043DA069550667D97F31332F833B039467A1A18472137595BF4842E7BF6647B998F985B123CDB045B497B4CFBAA30A85333F435FB0CBF1306E6B65D03535B75D3582AABFD94A0EAA7A7991140D86760661771C9502C7DDC58B578E211C5B8C5E43FC029D788624CE32E7257111665AA702FD4109E1D179597AA682A8E438768255917C3D24D182D50AEF24D618B8DC3632D719A61014857E22DCC49AE39DFCC1C2C4F4F3213E2A613D61E0569F25A98BF02147EEEF0B32ACA7820E0B50E8D52F03D2100A5E45D137E721E7F56B1B1A9A72A6F25DE46A598EDB5771727B9C4CA463EA01A7EA87DE7723916B781D11676F2F8E8B6E29BF37CAE9D6DEE1EFD40726E0F1C3A131386BED718D7D5C01182ACA73D09143BD73F17C10EE98C615201400FDF45C083D86CEB28BCC1FC2BDD740805A5105E2E69BAE24643F2CE241643C9756EA0AD0352F8B78DA754A92679706F3D51830274D2122BDB1E7D2793F117B448700A93684BA25C9A784900EEFD52D880F42FE747FE683D1609F8A3424FF7E975707BE0EFC1F50CF61A810F8141398F0F49C0D011EE47F3A145B30C43B422BDA5AB7F61C5793DD70658E7AC196B2AB04FE4844BDB80505B641D4216D93941C8C48ED25E7B76C46D6F467940C2D3E77F40886F036BF7FCB0E4F872998D78D7C2805EC33B4249FAE8A6F3E2E7FC6F94D00B6179B238C6A90BC6AB5B4C8EFEFDB47970B67F74705FB6C16A2EA3D7C2A083D7B068EAA5CA11730BD49407D33477C8C3F5537D16A93B3B0765F7E6617AE59ECC1A6D64B61079A5ED6A144476517DB152EF4FB9DE0149C42CBC07B6D502AC16DE726F177049ECAA48851ECE5982AEBE5443935426F2CF25FE6126726B81FCBB3097ABA48E3A29541D3F84971193DDBBB21457537E6C6177C4249E9B54250436F6FFD1F7436F739D12F065587EBB2CAECBC27128A923F2DEF06D414B487D65A7CE09DFF785E31B412B7BF9A0');
-INSERT INTO "secrets" VALUES('jwt',X'0DB021FB0D0BE0D681B20AF4FE1C36CD08B824405B18C80A9D96EEA6CCE7D594C117CDEC367233D11911199E21DC8F3DD0DD00DF16FFD97752079E0A');
+INSERT INTO "secrets" VALUES('ca-root',X'BC9F1E96C839FA882F7DF5BAADA1A5E0306F0012A5F4CED333095868864DBB2A6B9CC13F4EF7B19C2503520131A48DBD716A25A58F1F6FD55B129EDDB65E042134CED3CB9E97420AE85089C953DFBBCF3F3604BFED198F6C977445F1A2F35734F744CC8CD032C5B4749B53B95CDB32D489A5542D64AC1011EACA37CA17D2BAA992329E28F80C3D218708BF8EAA2C67CFFECD65BE2ABFDCA0C54C57F1B3B756C3EE58B718845F649E30225A354564EDC7C3D7C0CEF1FF2F28639639C7C3E60DA23CC8D1DCE36987D837C5EE9F190EFAC4F273F52BC6C412D295CF39C20B7571959B3E7C698283257C3732D87A84B6702B413839CFC353E54C3BC1690414A31A618499C3F454DF7495CB3FB71FD1549638317287AF653C33CFE7EE6B73121A4521ED62D34951B557070BF07B7ED310D4A262FF808D5381CDE7DE89666BD2DF59D9553F54E5AD2BF51D81A14BD7887E8613ED385DD7DB700B40602EA47648C8297BC75834DCAF833AD9E218BEF4FD604D171BEC5FC0A29CD9F9CF0465B1659F3C9C44DA0A060BE2A326A259E63555680158566D4BF5723126BA47FABE29A049D099B7F22C063C1F3C47EB591F443A846ACFB2262729BCDFBB06DB91EB75B49171FDEC6BD5673D63E96F936048945E5D40A650C3501F4FC12E371B6CB6012F75D330509ACB007473F9DBFB2A414CF91D5BDCEE2A1C7E3B826A07534C5C3594DF245585ED9BAD0042F5F42C69C2B8FCE716E9C4BE3D18C185D30F19901D1AFAA5EA640B2389A3BC487F6F58ADA260685C7FB6AF2ABBF058B316FEC601A4A5359EBCDE3352A5E517F94BA83B890B93526D1A1E3D69699A5980453613E78C9D79CEB05A97F35CAC6DB8E241EB828B623B989FAE43E189D19EAFBFA4CAB766C7603B6777F811DD6E0055B4FB7E5016D2AE62797161B7DDB6C0DD7516232D9DA8CD3AB4FF77149D6BB7C60D2EF752A46AB42EAABCB524C10377406EEF5FF6646462720A35ABCD39130B928807A837489445F73103185BE2190B651A3D06A88E0DB264207987190E51C1497BFF6C2B6F849CF46732A42BC139FBEF1BA286BCDACA17DCBDF9A0D90B2605DEDC9FDD509E792B8B9BC2178549AEB81C7CEFEFF8F5FCB7977B6831117A23269E736D8E57FD630F2A5760D80EC2CD546489ED91ED017F49B005F069FDF28F92C5FD39A478C953F0867359DBC4B9C3CD60B7A3DBA5D36B5DC016F106E60EE7F925CF267222B4293B88E9037E7435C901E9284E3768AAD091058CC00C17CE47F02F414C013A4A6E3E146989C9B31B2E01');
+INSERT INTO "secrets" VALUES('jwt',X'9FAA42FCD9420C75FEC0CE542AA33CF4126812A4398DD89D7B0E8F00D20797FAAD63863BB2FC755C55ADCD39DE554410831CA322453F1878276DE7A3');
 CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE signals (
   device_id INTEGER NOT NULL, ms INTEGER NOT NULL, seq INTEGER NOT NULL, type TEXT NOT NULL, ref TEXT NOT NULL,
@@ -429,6 +490,17 @@ CREATE INDEX device_tags_tag ON device_tags(tag, device_id);
 CREATE INDEX questions_device ON questions(device_id, id);
 CREATE INDEX questions_open ON questions(expires_at) WHERE result = '';
 CREATE INDEX orders_batch ON orders(batch) WHERE batch != '';
+CREATE INDEX install_configs_due ON install_configs(device_id) WHERE due != 0;
+CREATE UNIQUE INDEX rollouts_open ON rollouts(profile_id) WHERE state IN ('running', 'paused', 'halted');
+CREATE INDEX rollouts_user ON rollouts(user_id, id);
+CREATE INDEX rollout_devices_device ON rollout_devices(device_id);
+CREATE UNIQUE INDEX operators_name ON operators(name) WHERE deleted_at IS NULL;
+CREATE UNIQUE INDEX operators_subject ON operators(subject) WHERE deleted_at IS NULL AND subject != '';
+CREATE INDEX operator_tokens_operator ON operator_tokens(operator_id);
+CREATE INDEX audit_age ON audit(at);
+CREATE INDEX audit_objects_entry ON audit_objects(audit_id);
+CREATE INDEX audit_objects_object ON audit_objects(kind, object_id);
+CREATE INDEX deployments_failing ON deployments(device_id) WHERE failing = 1;
 DELETE FROM "sqlite_sequence";
 INSERT INTO "sqlite_sequence" VALUES('users',1);
 INSERT INTO "sqlite_sequence" VALUES('jobs',1);
