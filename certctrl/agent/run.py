@@ -94,7 +94,7 @@ async def _run_services(
 
             control = partial(serve_control, agent.fs, agent.layout.control_socket, operations, agent.log)
             await services.start(partial(_serve, agent, control))
-            for service in _SERVICES:
+            for service in _services():
                 services.start_soon(_serve, agent, service, agent)
             for with_notifier in (partial(report_forever, agent), feed_watchdog):
                 services.start_soon(_serve, agent, with_notifier, notifier)
@@ -223,14 +223,16 @@ def _may_have_answers(agent: Agent) -> bool:
         return True
 
 
-_SERVICES: tuple[Callable[[Agent], Awaitable[None]], ...] = (
-    keep_tokens_fresh,
-    guard_expiry,
-    reconcile_forever,
-    retry_forever,
-    watch_clock,
-    alert_forever,
-    answer_challenges,
-    run_push,
-    publish_metrics_if_enabled,
-)
+def _services() -> tuple[Callable[[Agent], Awaitable[None]], ...]:
+    """Return the parts of the daemon that need nothing but the agent."""
+    return (
+        keep_tokens_fresh,
+        guard_expiry,
+        reconcile_forever,
+        retry_forever,
+        watch_clock,
+        alert_forever,
+        answer_challenges,
+        run_push,
+        publish_metrics_if_enabled,
+    )

@@ -67,7 +67,7 @@ cp -r Lib/. "$library"
 cp build/lib.*/_sysconfigdata_*.py "$library"
 cd "$library"
 # Nothing reads XML, and expat would be one more library to update.
-rm -rf test __phello__ idlelib tkinter turtledemo ensurepip venv pydoc_data lib2to3 xml xmlrpc plistlib.py
+rm -rf test __phello__ idlelib tkinter turtledemo ensurepip venv pydoc_data lib2to3 xml xmlrpc ./plistlib.py
 rm ../libpython"$version".a lib-dynload/pyexpat.* lib-dynload/_elementtree.*
 find . -name __pycache__ -prune -exec rm -rf {} +
 strip --strip-unneeded "/build/out$prefix/bin/python$version" lib-dynload/*.so

@@ -10,7 +10,7 @@ import attrs
 import pytest
 import trio
 from engine_plane import new_device, plane_on
-from scripted_issuer import WALL, ScriptedCa, scripted
+from scripted_issuer import WALL, ScriptedCa
 
 from certctrl.plane.core import Plane
 from certctrl.plane.issuers.issuer import CertificateRequest, IssuedChain, IssuerContext
@@ -99,10 +99,9 @@ def scene(open_database: Callable[[], Database], monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(claims, "CLAIMED_TOGETHER", 2)
     monkeypatch.setattr(claims, "SWEEP_SECONDS", 0.1)
     monkeypatch.setattr("certctrl.plane.orders.runner.DRAIN_SECONDS", 0.1)
-    with scripted() as made:
-        kind = Kind(made.ca)
-        monkeypatch.setattr("certctrl.plane.issuers.registry.installed_kinds", lambda: {"partly": kind})
-        yield Scene(plane_on(open_database(), Keyring.open(None), lambda: WALL), kind)
+    kind = Kind(ScriptedCa(lambda: WALL))
+    monkeypatch.setattr("certctrl.plane.issuers.registry.installed_kinds", lambda: {"partly": kind})
+    return Scene(plane_on(open_database(), Keyring.open(None), lambda: WALL), kind)
 
 
 async def test_issuers_that_hang_delay_no_other(scene: Scene) -> None:
