@@ -88,11 +88,14 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "plane.ca": IN_PLANE,
     "plane.access": (*IN_PLANE, "plane.audit", "plane.limits"),
     "plane.sign_in": (*IN_PLANE, "plane.access.roles", "plane.setting_hooks"),
-    "plane.audit": (*IN_PLANE, "plane.access.roles", "plane.devices.grants"),
+    "plane.audit": (*IN_PLANE, "plane.access.roles", "plane.devices.grants", "plane.rollouts.plan"),
     "plane.acme": (*BELOW_PLANE, "plane.issuers.issuer"),
     "plane.devices": (*IN_PLANE, "plane.ca", "plane.installs", "plane.limits", "plane.shared_limits"),
-    "plane.profiles": (*IN_PLANE, "plane.devices", "plane.installs"),
-    "plane.rollouts": (*IN_PLANE, "plane.devices", "plane.health.problems", "plane.installs", "plane.profiles"),
+    "plane.profiles": (*IN_PLANE, "plane.audit", "plane.devices", "plane.installs"),
+    "plane.rollouts": (
+        *IN_PLANE, "plane.access.roles", "plane.audit", "plane.devices", "plane.health.problems", "plane.installs",
+        "plane.profiles",
+    ),
     "plane.fleet": (*IN_PLANE, "plane.devices"),
     "plane.push": (*IN_PLANE, "plane.devices", "plane.health.counters", "plane.planes"),
     "plane.challenges": (

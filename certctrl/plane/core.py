@@ -130,7 +130,7 @@ class Plane:
         db, devices, wall_now = self.database, self.devices, self.wall_now
         self.rollouts = Rollouts(db, self.profiles, devices, wall_now)
         parts = (self.rollouts, self.profiles, stored, devices, self.installs)
-        self.rollout_runner = RolloutRunner(db, *parts, self.problems, wall_now)
+        self.rollout_runner = RolloutRunner(db, *parts, self.problems, self.audit, wall_now)
         self.installs.merge = stored.merge_own
         self.installs.on_created = lambda device_id: stored.refresh([device_id], strict=False)
         self.devices.tags.on_changed = lambda device_ids, strict: stored.refresh(device_ids, strict=strict)

@@ -173,6 +173,52 @@ async def add_authority(world: World) -> Any:
     return await world.operator("POST", "/apiv1/users/1/cas", {"name": "own"})
 
 
+# --- profiles and rollouts --------------------------------------------------------------------------------------------
+
+PROFILE = {"devices": "*", "installs": [ITEM]}
+
+
+async def put_profile(world: World) -> Any:
+    await device_of(world)
+    return await world.operator("PUT", "/apiv1/users/1/profiles/web", PROFILE)
+
+
+async def delete_profile(world: World) -> Any:
+    await put_profile(world)
+    forget(world)
+    return await world.operator("DELETE", "/apiv1/users/1/profiles/web")
+
+
+async def start_rollout(world: World) -> Any:
+    await device_of(world)
+    return await world.operator("POST", "/apiv1/users/1/rollouts", PROFILE | {"profile": "web"})
+
+
+async def pause_rollout(world: World) -> Any:
+    return await change_rollout(world, "pause")
+
+
+async def resume_rollout(world: World) -> Any:
+    rollout_id = (await start_rollout(world)).data["id"]
+    await world.operator("POST", f"/apiv1/users/1/rollouts/{rollout_id}/pause", {})
+    forget(world)
+    return await world.operator("POST", f"/apiv1/users/1/rollouts/{rollout_id}/resume", {})
+
+
+async def abort_rollout(world: World) -> Any:
+    return await change_rollout(world, "abort")
+
+
+async def change_rollout(world: World, change: str) -> Any:
+    rollout_id = (await start_rollout(world)).data["id"]
+    forget(world)
+    return await world.operator("POST", f"/apiv1/users/1/rollouts/{rollout_id}/{change}", {})
+
+
+async def freeze(world: World) -> Any:
+    return await world.operator("POST", "/apiv1/users/1/rollout-freeze", {"reason": "the fair"})
+
+
 # --- issuers and orders -----------------------------------------------------------------------------------------------
 
 
@@ -312,6 +358,13 @@ CASES: dict[tuple[str, str], Case] = {
     ("POST", f"{USER}/certificate-sets"): put_set,
     ("POST", f"{USER}/batches/{{name}}/dissolve"): dissolve,
     ("POST", f"{USER}/cas"): add_authority,
+    ("PUT", f"{USER}/profiles/{{name}}"): put_profile,
+    ("DELETE", f"{USER}/profiles/{{name}}"): delete_profile,
+    ("POST", f"{USER}/rollouts"): start_rollout,
+    ("POST", f"{USER}/rollouts/{{rid}}/pause"): pause_rollout,
+    ("POST", f"{USER}/rollouts/{{rid}}/resume"): resume_rollout,
+    ("POST", f"{USER}/rollouts/{{rid}}/abort"): abort_rollout,
+    ("POST", f"{USER}/rollout-freeze"): freeze,
     ("POST", f"{USER}/orders/{{oid}}/retry"): retry_order,
     ("POST", f"{USER}/orders/{{oid}}/cancel"): cancel_order,
     ("POST", "/apiv1/issuers"): put_issuer,

@@ -17,7 +17,7 @@ import attrs
 from certctrl.plane.access.roles import Caller
 from certctrl.plane.audit import subjects
 from certctrl.plane.audit.log import AuditLog, Change
-from certctrl.plane.audit.subjects import KIND_OF_FIELD, KIND_OF_TABLE, Values
+from certctrl.plane.audit.subjects import KIND_OF_FIELD, KIND_OF_TABLE, OF_USER, Values
 from certctrl.plane.storage.database import CURRENT_ACT, Database
 
 T = TypeVar("T")
@@ -32,27 +32,39 @@ _INTO = re.compile(r"\s*INSERT INTO (\w+)")
 
 
 class Act:
-    """What one operator does with one request."""
+    """What one operator does with one request, or the plane by itself in one unit of work."""
 
-    def __init__(self, audit: AuditLog, caller: Caller, action: str, kinds: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        audit: AuditLog,
+        caller: Caller,
+        action: str,
+        kinds: Mapping[str, str] | None = None,
+        detail: Mapping[str, Any] | None = None,
+    ) -> None:
         """``kinds``: by field, the kind of objects that it names, in addition to `KIND_OF_FIELD`."""
         self._audit = audit
         self._caller = caller
         self._action = action
         self._kinds = KIND_OF_FIELD | dict(kinds or {})
         self._subjects: dict[tuple[str, str], None] = {}
-        self._detail: Values = {}
+        self._detail: Values = dict(detail or {})
+        self._user_id = ""
+        """That of the path, empty if it has none."""
         self._entry: int | None = None
         self.is_open = True
         """Whether changes are its own; False once its request has ended."""
         self._done_elsewhere = False
 
     def note_fields(self, fields: Mapping[str, Any]) -> None:
-        """Note the objects that the fields of a path or a request name."""
+        """Note the objects that the fields of a path or a request name; first those of the path."""
+        self._user_id = self._user_id or str(fields.get("uid", ""))
         for field, value in fields.items():
             if field in self._kinds and value not in (None, ""):
+                kind = self._kinds[field]
+                start = f"{self._user_id}/" if kind in OF_USER else ""
                 for one in value if isinstance(value, tuple | list) else (value,):
-                    self._subjects[self._kinds[field], str(one)] = None
+                    self._subjects[kind, f"{start}{one}"] = None
 
     def note_request(self, body: attrs.AttrsInstance) -> None:
         """Note the fields of a request that are set, without its secrets (``repr=False``)."""

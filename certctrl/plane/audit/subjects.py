@@ -8,6 +8,7 @@ from typing import Any
 
 from certctrl.plane.clock import when
 from certctrl.plane.devices.grants import canonical_code
+from certctrl.plane.rollouts.plan import FROZEN
 from certctrl.plane.storage.database import Database, Row
 
 Values = dict[str, Any]
@@ -15,14 +16,16 @@ Values = dict[str, Any]
 KIND_OF_FIELD = {
     "did": "device", "device_ids": "device", "cid": "certificate", "cert_id": "certificate", "cert_ids": "certificate",
     "caid": "ca", "ca_id": "ca", "tid": "enrolment-token", "oid": "order", "code": "grant", "user_code": "grant",
-    "operator": "operator", "ktid": "token",
+    "operator": "operator", "ktid": "token", "rid": "rollout",
 }  # fmt: skip
 """Field of a path or request -> the kind of the objects that it names."""
 KIND_OF_TABLE = {
     "users": "user", "devices": "device", "certificates": "certificate", "orders": "order", "authorities": "ca",
-    "enrolment_tokens": "enrolment-token", "operators": "operator", "operator_tokens": "token",
+    "enrolment_tokens": "enrolment-token", "operators": "operator", "operator_tokens": "token", "rollouts": "rollout",
 }  # fmt: skip
 """Table -> the kind of the objects that a new row adds."""
+OF_USER = frozenset({"certificate-set", "profile"})
+"""Kinds whose names are unique for each user only: the id of such an object is ``USER/NAME``."""
 _HIDDEN = "***"
 
 
@@ -152,9 +155,44 @@ def _rule(database: Database, object_id: str) -> Values | None:
     return None if row is None else {"issuer": row["issuer"]}
 
 
+def _user(database: Database, object_id: str) -> Values | None:
+    row = database.one("SELECT name FROM users WHERE id = ?", _number(object_id))
+    if row is None:
+        return None
+    return {"name": row["name"], "rollouts_frozen": database.setting(f"{FROZEN}{_number(object_id)}")}
+
+
 def _set(database: Database, object_id: str) -> Values | None:
-    found = _ids(database, "SELECT id AS found FROM certificates WHERE together = ? ORDER BY id", object_id)
-    return {"certificates": found} if found else None
+    user_id, _, name = object_id.partition("/")
+    sql = "SELECT id AS found FROM certificates WHERE user_id = ? AND together = ? ORDER BY id"
+    found = _ids(database, sql, _number(user_id), name)
+    return {"name": name, "certificates": found} if found else None
+
+
+def _profile(database: Database, object_id: str) -> Values | None:
+    """Return the version of a profile that devices have, except those that a rollout has released."""
+    user_id, _, name = object_id.partition("/")
+    row = database.one(
+        "SELECT p.name, p.version, v.devices, v.position, v.items_json FROM profiles p JOIN profile_versions v"
+        " ON v.profile_id = p.id AND v.version = p.version WHERE p.user_id = ? AND p.name = ?",
+        *(_number(user_id), name),
+    )
+    if row is None:
+        return None
+    return _plain(row, ("name", "version", "devices")) | {"order": row["position"], "items": _items(row["items_json"])}
+
+
+def _rollout(database: Database, object_id: str) -> Values | None:
+    row = database.one(
+        "SELECT p.name, r.version, r.state, r.reason FROM rollouts r JOIN profiles p ON p.id = r.profile_id"
+        " WHERE r.id = ?",
+        _number(object_id),
+    )
+    if row is None:
+        return None
+    sql = "SELECT count(*) AS n FROM rollout_devices WHERE rollout_id = ? AND state = 'failed'"
+    failed = database.one(sql, _number(object_id))
+    return _plain(row, ("name", "version", "state", "reason")) | {"failed": 0 if failed is None else failed["n"]}
 
 
 def _batch(database: Database, object_id: str) -> Values | None:
@@ -187,7 +225,7 @@ def _operator(database: Database, object_id: str) -> Values | None:
 
 
 _READERS: dict[str, Callable[[Database, str], Values | None]] = {
-    "user": _row_of("users", "name"),
+    "user": _user,
     "device": _device,
     "certificate": _certificate,
     "order": _row_of("orders", "cert_id", "issuer", "action", "reason", "state", "problem"),
@@ -201,4 +239,6 @@ _READERS: dict[str, Callable[[Database, str], Values | None]] = {
     "setting": _setting,
     "operator": _operator,
     "token": _token,
+    "profile": _profile,
+    "rollout": _rollout,
 }

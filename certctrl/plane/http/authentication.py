@@ -162,8 +162,8 @@ class Authenticator:
             yield
             return
         act = Act(self._plane.audit, caller, permission.action, permission.kinds)
-        act.note_fields(request.query_params)
-        act.note_fields(request.path_params)
+        asked = request.query_params
+        act.note_fields({field: asked[field] for field in permission.kinds if field in asked} | request.path_params)
         with acting(act):
             yield
 

@@ -121,7 +121,8 @@ class NewProfile:
     devices: Annotated[str | None, Text(1000, optional=True)] = None
     """A tag expression."""
     order: Annotated[int | None, Whole(nullable=True, least=0)] = None
-    installs: Annotated[Any, Raw()] = None
+    installs: Annotated[Any, Raw()] = attrs.field(default=None, repr=False)
+    """May contain secrets, in environment variables."""
     note: Reason = ""
 
 

@@ -28,9 +28,10 @@ class Permission:
     """Field of the path or the request -> the kind of object that it names, in addition to those of all routes."""
 
 
-_ISSUER, _RULE = {"name": "issuer"}, {"domain": "issuer-rule"}
+_ISSUER, _RULE, _PROFILE = {"name": "issuer"}, {"domain": "issuer-rule"}, {"name": "profile"}
 _TLS, _CA, _ISSUERS = "/apiv1/plane/tls", "/apiv1/plane/ca", "/apiv1/issuers/{name}"
 _ORDER, _GRANT = f"{USER}/orders/{{oid}}", "/apiv1/device-grants/{code}"
+_PROFILES, _ROLLOUTS = f"{USER}/profiles", f"{USER}/rollouts"
 
 DECIDE_GRANT = Permission(OPERATOR, "grant.decide")
 """For the approval page and ``POST /auth/device``, which are not in the table."""
@@ -81,6 +82,22 @@ PERMISSIONS: dict[tuple[str, str], Permission] = {
     ("GET", _ORDER): Permission(VIEWER),
     ("POST", f"{_ORDER}/retry"): Permission(OPERATOR, "order.retry"),
     ("POST", f"{_ORDER}/cancel"): Permission(OPERATOR, "order.cancel"),
+    ("GET", _PROFILES): Permission(VIEWER),
+    ("GET", f"{_PROFILES}/{{name}}"): Permission(VIEWER),
+    ("PUT", f"{_PROFILES}/{{name}}"): Permission(OPERATOR, "profile.put", _PROFILE),
+    ("DELETE", f"{_PROFILES}/{{name}}"): Permission(OPERATOR, "profile.delete", _PROFILE),
+    ("GET", f"{_PROFILES}/{{name}}/history"): Permission(VIEWER),
+    ("GET", _ROLLOUTS): Permission(VIEWER),
+    ("POST", _ROLLOUTS): Permission(OPERATOR, "rollout.start", {"profile": "profile"}),
+    ("GET", f"{_ROLLOUTS}/{{rid}}"): Permission(VIEWER),
+    ("POST", f"{_ROLLOUTS}/{{rid}}/pause"): Permission(OPERATOR, "rollout.pause"),
+    ("POST", f"{_ROLLOUTS}/{{rid}}/resume"): Permission(OPERATOR, "rollout.resume"),
+    ("POST", f"{_ROLLOUTS}/{{rid}}/abort"): Permission(OPERATOR, "rollout.abort"),
+    ("GET", f"{USER}/rollout-freeze"): Permission(VIEWER),
+    ("POST", f"{USER}/rollout-freeze"): Permission(OPERATOR, "rollout.freeze", {"uid": "user"}),
+    ("GET", f"{USER}/fleet/causes"): Permission(VIEWER),
+    ("GET", f"{USER}/fleet/devices"): Permission(VIEWER),
+    ("GET", f"{USER}/fleet/certificates"): Permission(VIEWER),
     ("GET", f"{USER}/cas"): Permission(VIEWER),
     ("POST", f"{USER}/cas"): Permission(ADMIN, "ca.add"),
     ("GET", "/apiv1/issuers"): Permission(VIEWER),
@@ -126,5 +143,8 @@ def actions() -> list[str]:
     return sorted({action for action in named if action} | set(OTHER_ACTIONS))
 
 
-OTHER_ACTIONS = ("audit.expire", "operator-key.on", "operator-key.rotate", "plane.migrate", "plane.restore")
+OTHER_ACTIONS = (
+    "audit.expire", "operator-key.on", "operator-key.rotate", "plane.migrate", "plane.restore", "rollout.end",
+    "rollout.halt", "rollout.release",
+)  # fmt: skip
 """Changes without a route: by the plane itself, and by commands on the data directory."""

@@ -17,6 +17,7 @@ import trio
 
 from certctrl import lean
 from certctrl.errors import CertctrlError
+from certctrl.plane.audit.acts import aside
 from certctrl.plane.devices.devices import require_user
 from certctrl.plane.errors import bad_request, conflict
 from certctrl.plane.installs import PROFILES_GUARD, Installs
@@ -280,9 +281,10 @@ class Profiles(ProfileViews):
     # --- configs that are due -------------------------------------------------------------------------------------
 
     async def apply(self) -> None:
-        """Bring all configs that are due up to date, in parts."""
-        while await self._db.work_long(self._stored.apply_some):
-            await trio.lowlevel.checkpoint()
+        """Bring all configs that are due up to date, in parts; also those that others than the caller have left due."""
+        with aside():
+            while await self._db.work_long(self._stored.apply_some):
+                await trio.lowlevel.checkpoint()
 
     async def run(self) -> None:
         """Check all configs once, then bring those up to date that requests have left due, forever."""

@@ -11,6 +11,8 @@ from certctrl import lean
 MAX_WAVES = 20
 DEFAULT_WAVES = ("1", "10%")
 DAY_SECONDS = 86_400
+FROZEN = "rollouts_frozen:"
+"""Start of the name of a setting for each user: why nothing is released."""
 _WAVE = re.compile(r"([1-9]\d{0,5})(%?)", re.ASCII)
 _WINDOW = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)", re.ASCII)
 

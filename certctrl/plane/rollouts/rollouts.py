@@ -19,6 +19,7 @@ from certctrl.plane.profiles.expression import ExpressionError, parse
 from certctrl.plane.profiles.profiles import Candidate, ProfileChange, Profiles, refuse_problems
 from certctrl.plane.rollouts.plan import (
     DEFAULT_WAVES,
+    FROZEN,
     RulesError,
     serial_group,
     wave_sizes,
@@ -31,8 +32,6 @@ from certctrl.text import counted, one_line
 OPEN = ("running", "paused", "halted")
 MAX_PAUSE = 30 * 86_400
 _TOGETHER = 200
-_FROZEN = "rollouts_frozen:"
-"""A setting per user: why nothing is released."""
 
 log = logging.getLogger("certctrl.Plane")
 
@@ -215,17 +214,19 @@ class Rollouts:
 
     def frozen(self, user_id: int) -> str:
         """Return why no rollout of a user releases anything; empty: they do."""
-        return self._db.setting(f"{_FROZEN}{user_id}")
+        return self._db.setting(f"{FROZEN}{user_id}")
 
     def freeze(self, user_id: int, reason: str) -> dict[str, Any]:
         """Release nothing in all rollouts of a user, for a reason; empty: end that. Idempotent."""
         require_user(self._db, user_id)
-        self._db.run(
-            "INSERT INTO settings VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
-            *(f"{_FROZEN}{user_id}", reason),
-        )
-        log.info("rollouts of user %d are %s", user_id, f"frozen: {one_line(reason)}" if reason else "no longer frozen")
-        self._db.after_commit(self.on_started)
+        if reason != self.frozen(user_id):
+            self._db.run(
+                "INSERT INTO settings VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+                *(f"{FROZEN}{user_id}", reason),
+            )
+            what = f"frozen: {one_line(reason)}" if reason else "no longer frozen"
+            log.info("rollouts of user %d are %s", user_id, what)
+            self._db.after_commit(self.on_started)
         return {"frozen": bool(reason), "reason": reason}
 
 

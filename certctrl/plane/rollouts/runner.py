@@ -16,6 +16,9 @@ import trio
 
 from certctrl.errors import CertctrlError
 from certctrl.model.plan import OutcomeKind
+from certctrl.plane.access.roles import Caller
+from certctrl.plane.audit.acts import Act
+from certctrl.plane.audit.log import AuditLog
 from certctrl.plane.devices.devices import Devices
 from certctrl.plane.health.problems import ProblemName, Problems
 from certctrl.plane.installs import PROFILES_GUARD, Installs
@@ -55,6 +58,7 @@ class RolloutRunner:
         devices: Devices,
         installs: Installs,
         problems: Problems,
+        audit: AuditLog,
         wall_now: Callable[[], float],
     ) -> None:
         self._db = database
@@ -64,6 +68,7 @@ class RolloutRunner:
         self._devices = devices
         self._installs = installs
         self._problems = problems
+        self._audit = audit
         self._wall_now = wall_now
         self._any = trio.Event()
         rollouts.on_started = self.wake
@@ -198,22 +203,49 @@ class RolloutRunner:
         """Do what was decided; return whether the next round may release more immediately."""
         rollout_id = rollout["id"]
         if decision.halt:
-            self._end(rollout_id, "halted", decision.halt)
+            self._recorded(rollout, "rollout.halt", lambda: self._end(rollout_id, "halted", decision.halt))
             log.warning("rollout %d has halted: %s", rollout_id, decision.halt)
             return False
         if decision.done:
-            self._profiles.make_current(rollout["user_id"], rollout["profile_id"], rollout["version"])
-            self._end(rollout_id, "done", "")
+            self._recorded(rollout, "rollout.end", lambda: self._finish(rollout))
             log.info("rollout %d is done", rollout_id)
             return False
         if decision.skip:
             self._set(decision.skip, rollout_id, Member.SKIPPED)
         release = decision.release[:RELEASED_TOGETHER]
         if release:
-            self._release(rollout, release)
+            self._release_recorded(rollout, release)
         if decision.waits != rollout["waits"]:
             self._db.run("UPDATE rollouts SET waits = ? WHERE id = ?", decision.waits, rollout_id)
         return bool(decision.skip or release)
+
+    def _recorded(
+        self, rollout: Row, action: str, unit: Callable[[], None], detail: Mapping[str, Any] | None = None
+    ) -> None:
+        """Run a part of the round, and write an entry of what the plane has changed by itself to the audit log."""
+        rollout_id = rollout["id"]
+        act = Act(self._audit, Caller.of_plane(f"rollout {rollout_id}"), action, {"profile": "profile"}, detail)
+        profile = self._db.one("SELECT name FROM profiles WHERE id = ?", rollout["profile_id"])
+        act.note_fields({"rid": rollout_id, "uid": rollout["user_id"], "profile": profile and profile["name"]})
+        act.around(self._db, unit)
+
+    def _release_recorded(self, rollout: Row, device_ids: Sequence[int]) -> None:
+        """Release devices; only the first ones of a wave are recorded, with the number of all its devices."""
+        begun = self._db.all(
+            "SELECT wave, count(*) AS devices FROM rollout_devices WHERE rollout_id = ? AND wave IN"
+            f" (SELECT wave FROM rollout_devices WHERE rollout_id = ? AND device_id IN ({marks(device_ids)}))"
+            " GROUP BY wave HAVING max(released_at) IS NULL ORDER BY wave",
+            *(rollout["id"], rollout["id"], *device_ids),
+        )
+        if not begun:
+            self._release(rollout, device_ids)
+            return
+        detail = {"waves": [row["wave"] for row in begun], "devices": sum(row["devices"] for row in begun)}
+        self._recorded(rollout, "rollout.release", lambda: self._release(rollout, device_ids), detail)
+
+    def _finish(self, rollout: Row) -> None:
+        self._profiles.make_current(rollout["user_id"], rollout["profile_id"], rollout["version"])
+        self._end(rollout["id"], "done", "")
 
     def _end(self, rollout_id: int, state: str, reason: str) -> None:
         now = self._wall_now()

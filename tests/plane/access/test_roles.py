@@ -16,7 +16,7 @@ from certctrl.plane.http.permissions import PERMISSIONS
 from certctrl.plane.settings import DAY
 
 OPERATORS, TOKENS, KEY = "/apiv1/operators", "/apiv1/operator-tokens", "/apiv1/plane/operator-key"
-IDS = dict.fromkeys(("uid", "did", "cid", "caid", "tid", "oid", "name", "operator", "ktid"), "1") | {
+IDS = dict.fromkeys(("uid", "did", "cid", "caid", "tid", "oid", "name", "operator", "ktid", "rid"), "1") | {
     "code": "ABCD-EFGH",
     "ktid": "9",
 }

@@ -6,13 +6,14 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from audit_cases import CASES, ELSEWHERE, OTHER_CASES, SECRET, grant
+from audit_cases import CASES, ELSEWHERE, ITEM, OTHER_CASES, PROFILE, SECRET, certificate, forget, grant
 from page_browser import Browser
 from plane_world import World
 from scripted_issuer import ScriptedKind, scripted
 from starlette.routing import Router
 
-from certctrl.plane.access.roles import Role
+from certctrl.plane.access.roles import Caller, Role
+from certctrl.plane.audit.acts import Act, acting
 from certctrl.plane.audit.log import Filter
 from certctrl.plane.http.app import make_app
 from certctrl.plane.http.permissions import PERMISSIONS, Permission, permission_of
@@ -92,6 +93,84 @@ async def test_refused_requests_leave_no_entry(world: World) -> None:
     await browser.get(f"/device?user_code={code}")
     assert (await browser.post("/device/decide", user_code="BCDF-GHJK", decision="approve")).status == 404
     assert [entry["action"] for entry in entries(world)] == ["session.sign-in"]
+
+
+async def test_requests_that_change_nothing_leave_no_entry(world: World) -> None:
+    await world.device()
+    profile, rollouts, freeze = (
+        "/apiv1/users/1/profiles/web",
+        "/apiv1/users/1/rollouts",
+        "/apiv1/users/1/rollout-freeze",
+    )
+    await world.operator("PUT", profile, PROFILE)
+    forget(world)
+    changed = PROFILE | {"installs": [ITEM | {"id": 2}]}
+    for method, path, body in (
+        ("PUT", f"{profile}?dry_run=1", changed),
+        ("PUT", profile, PROFILE),
+        ("DELETE", f"{profile}?dry_run=1", None),
+        ("POST", f"{rollouts}?dry_run=1", changed | {"profile": "web"}),
+        ("POST", freeze, {}),
+    ):
+        assert (await world.operator(method, path, body)).status == 200, (method, path)
+    assert entries(world) == []
+    rollout = (await world.operator("POST", rollouts, changed | {"profile": "web"})).data["id"]
+    forget(world)
+    for change in ("resume", "pause", "pause", "abort", "abort"):
+        assert (await world.operator("POST", f"{rollouts}/{rollout}/{change}", {})).status == 200
+    for reason in ("the fair", "the fair", ""):
+        await world.operator("POST", freeze, {"reason": reason})
+    assert [entry["action"] for entry in reversed(entries(world))] == [
+        "rollout.pause", "rollout.abort", "rollout.freeze", "rollout.freeze",
+    ]  # fmt: skip
+    (shown,) = entries(world)[0]["objects"]  # type: ignore[misc]
+    assert (shown["kind"], shown["before"], shown["after"]) == (
+        "user",
+        {"rollouts_frozen": "the fair"},
+        {"rollouts_frozen": ""},
+    )
+
+
+async def test_names_that_two_users_have_are_different_objects(world: World) -> None:
+    user = (await world.operator("POST", "/apiv1/users", {"name": "second"})).data["id"]
+    ids = [await certificate(world, name=f"{number}.example") for number in range(2)]
+    forget(world)
+    await world.operator("PUT", "/apiv1/users/1/profiles/web", PROFILE)
+    await world.operator("PUT", f"/apiv1/users/{user}/profiles/web", PROFILE | {"order": 7})
+    await world.operator("POST", "/apiv1/users/1/certificate-sets", {"name": "mail", "cert_ids": ids})
+    path = f"/apiv1/users/{user}/certificates"
+    others = [(await world.operator("POST", path, {"domain_name": f"{name}.example"})).data["id"] for name in "cd"]
+    await world.operator("POST", f"/apiv1/users/{user}/certificate-sets", {"name": "mail", "cert_ids": others})
+    found = [shown for entry in reversed(entries(world)) for shown in entry["objects"]]  # type: ignore[attr-defined]
+    own = [
+        (shown["id"], shown["name"], shown["after"])
+        for shown in found
+        if shown["kind"] in ("profile", "certificate-set")
+    ]
+    assert [(object_id, name) for object_id, name, _ in own] == [
+        ("1/web", "web"), (f"{user}/web", "web"), ("1/mail", "mail"), (f"{user}/mail", "mail"),
+    ]  # fmt: skip
+    assert [after["order"] for _, _, after in own[:2]] == [100, 7]
+    assert [after["certificates"] for _, _, after in own[2:]] == [ids, others]
+
+
+async def test_a_parameter_that_a_route_does_not_use_names_no_object(world: World) -> None:
+    device = await world.device()
+    query = f"?did={device.id}&name=other&uid=7"
+    await world.operator("PUT", f"/apiv1/users/1/profiles/web{query}", PROFILE)
+    await world.operator("POST", f"/apiv1/users{query}", {"name": "web team"})
+    found = [shown for entry in entries(world) for shown in entry["objects"]]  # type: ignore[attr-defined]
+    assert [(shown["kind"], shown["id"]) for shown in found] == [("user", "2"), ("profile", "1/web")]
+
+
+async def test_configs_that_others_have_left_due_are_not_the_change_of_an_operator(world: World) -> None:
+    device = await world.device()
+    await world.operator("PUT", "/apiv1/users/1/profiles/web", PROFILE)
+    forget(world)
+    world.plane.database.run("UPDATE install_configs SET due = 1 WHERE device_id = ?", device.id)
+    with acting(Act(world.plane.audit, Caller.of_plane(), "profile.put")):
+        await world.plane.profiles.apply()
+    assert entries(world) == []
 
 
 async def test_what_devices_do_is_not_in_the_log(world: World) -> None:

@@ -11,16 +11,28 @@ import trio
 from plane_world import Client, World
 from starlette.routing import Route
 
+from certctrl.plane.http.access_api import AccessApi
+from certctrl.plane.http.audit_api import AuditApi
+from certctrl.plane.http.ca_api import CaApi
 from certctrl.plane.http.device_api import DeviceApi
 from certctrl.plane.http.fleet_api import FleetApi
 from certctrl.plane.http.health import Health
+from certctrl.plane.http.issuing_api import IssuingApi
+from certctrl.plane.http.lifecycle_api import LifecycleApi
 from certctrl.plane.http.operator_api import OperatorApi
 from certctrl.plane.http.operator_resources import OperatorResources
 from certctrl.plane.http.pages.approval import ApprovalPage
+from certctrl.plane.http.profile_api import ProfileApi
 from certctrl.plane.http.reading import BODY_CAP, LARGE_BODY_CAP
+from certctrl.plane.http.rollout_api import RolloutApi
 
 PART = 64 * 1024
-IDS = {"uid": "1", "did": "1", "cid": "1", "caid": "1", "tid": "1", "cert_id": "1", "ca_id": "1", "code": "ABCD-EFGH"}
+IDS = {
+    **dict.fromkeys(
+        ("uid", "did", "cid", "caid", "tid", "oid", "rid", "ktid", "cert_id", "ca_id", "name", "operator"), "1"
+    ),
+    "code": "ABCD-EFGH",
+}
 STRANGE_IDS = ("0", "-1", "1.5", "9" * 30, "a", "\0", "..", "１", " ")
 WITHOUT_KEY = {"/auth/device", "/auth/token/refresh", "/apiv1/device/registration"}
 """Routes of the API that strangers may call."""
@@ -34,7 +46,10 @@ BODIES = [
 def routes_of(world: World) -> Iterator[tuple[str, str]]:
     """Yield the method and path of every route of the plane."""
     plane = world.plane
-    parts = [Health, DeviceApi, OperatorApi, OperatorResources, FleetApi, ApprovalPage]
+    parts = [
+        Health, DeviceApi, OperatorApi, OperatorResources, CaApi, AuditApi, AccessApi, IssuingApi, LifecycleApi, ProfileApi,
+        RolloutApi, FleetApi, ApprovalPage,
+    ]  # fmt: skip
     for route in (route for part in parts for route in part(plane).routes()):
         assert isinstance(route, Route)
         for method in sorted(route.methods or ()):

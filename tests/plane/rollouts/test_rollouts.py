@@ -12,6 +12,7 @@ from engine_plane import WALL, new_device, plane_on
 
 from certctrl.errors import PlaneError
 from certctrl.model.plan import OutcomeKind
+from certctrl.plane.audit.log import Filter
 from certctrl.plane.core import Plane
 from certctrl.plane.devices.reports import Ack
 from certctrl.plane.profiles.profiles import ProfileChange
@@ -72,6 +73,11 @@ class Fleet:
     async def show(self, rollout: int) -> dict[str, Any]:
         return await self.plane.work(self.plane.rollouts.show, 1, rollout)
 
+    async def recorded(self) -> list[tuple[str, dict[str, Any]]]:
+        """Return what the planes have recorded of their own work, the oldest first."""
+        entries = await self.plane.work(self.plane.audit.page, Filter(who="plane"), 0, 100)
+        return [(entry["action"], entry["detail"]) for entry in reversed(entries)]
+
     async def state(self, rollout: int) -> tuple[str, str]:
         shown = await self.show(rollout)
         return shown["state"], shown["reason"] or shown["waits"]
@@ -118,6 +124,21 @@ async def test_each_wave_is_released_by_the_proof_of_the_one_before(fleet: Fleet
     assert await fleet.plane.work(fleet.plane.installs.versions, fleet.devices) == versions, "the end signals nothing"
     (row,) = await fleet.plane.work(fleet.plane.profiles.show_all, 1)
     assert row["version"] == 2
+    assert await fleet.recorded() == [
+        ("rollout.release", {"waves": [1], "devices": 1}),
+        ("rollout.release", {"waves": [2], "devices": 2}),
+        ("rollout.release", {"waves": [3], "devices": 3}),
+        ("rollout.end", {}),
+    ]
+    (end,) = await fleet.plane.work(fleet.plane.audit.page, Filter(what="rollout.end"), 0, 9)
+    assert (end["who"], end["via"], end["address"]) == ("plane", f"rollout {rollout}", "")
+    assert [(shown["kind"], shown["id"], shown["name"], shown["before"], shown["after"]) for shown in end["objects"]] == [
+        ("rollout", str(rollout), "p", {"state": "running"}, {"state": "done"}),
+        (
+            "profile", "1/p", "p",
+            {"version": 1, "items": {"files": {"to": FILES["to"]}}}, {"version": 2, "items": {"files": {"to": NEW["to"]}}},
+        ),
+    ]  # fmt: skip
 
 
 async def test_a_failure_halts_and_the_rest_keeps_the_old_version(fleet: Fleet) -> None:
@@ -130,6 +151,15 @@ async def test_a_failure_halts_and_the_rest_keeps_the_old_version(fleet: Fleet) 
     (failed,) = [row for row in (await fleet.show(rollout))["devices"] if row["state"] == "failed"]
     assert (failed["name"], failed["detail"]) == ("d1", "because")
     assert [one.name for one in fleet.plane.problems.now()] == ["rollout_halted"]
+    (halt,) = await fleet.plane.work(fleet.plane.audit.page, Filter(what="rollout.halt"), 0, 9)
+    assert [(shown["kind"], shown["before"], shown["after"]) for shown in halt["objects"]] == [
+        (
+            "rollout",
+            {"state": "running", "reason": ""},
+            {"state": "halted", "reason": "1 device failed, none may fail"},
+        ),
+        ("profile", {}, {}),
+    ]
     await fleet.round()
     assert await fleet.new() == [0, 1]
     with pytest.raises(PlaneError, match="Rollout 1 of this profile is halted: abort it first"):
@@ -208,6 +238,25 @@ async def test_a_device_that_is_not_heard_from_is_skipped_and_catches_up(fleet: 
     await fleet.ack(fleet.devices[0])
     await fleet.round()
     assert (await fleet.state(rollout))[0] == "done", "a revoked device is not waited for"
+    assert [action for action, _ in await fleet.recorded()] == ["rollout.release"] * 2 + ["rollout.end"]
+
+
+async def test_a_wave_is_recorded_once_with_its_first_devices(fleet: Fleet) -> None:
+    """Devices that are released later than others of their wave, or before it, add no entries."""
+    fleet.now[0] += 3600
+    await fleet.heard(fleet.devices[0])
+    await fleet.start("3")
+    await fleet.round()
+    await fleet.ack(fleet.devices[0])
+    for place in (1, 4, 2, 3, 5):
+        await fleet.heard(fleet.devices[place])
+        await fleet.round()
+        await fleet.ack(fleet.devices[place])
+    await fleet.round()
+    assert len(await fleet.new()) == 6
+    recorded = await fleet.recorded()
+    assert recorded[0] == ("rollout.release", {"waves": [1], "devices": 3})
+    assert [action for action, _ in recorded].count("rollout.release") == 2
 
 
 @pytest.mark.parametrize("version", ["²", "9" * 4000, "-1", 1.5, True, None, [3], {"a": 1}, "3x", 2, "", 10**30])
@@ -246,6 +295,7 @@ async def test_planes_that_run_rounds_at_a_time_release_once(fleet: Fleet) -> No
                 nursery.start_soon(plane.rollout_runner.round)
     await fleet.round()
     assert (await fleet.state(rollout))[0] == "done"
+    assert [action for action, _ in await fleet.recorded()] == ["rollout.release"] * 3 + ["rollout.end"]
     for device in fleet.devices:
         page = await fleet.plane.work(fleet.plane.stream.read, device, None, 100)
         assert [signal["ref"]["version"] for signal in page.signals] == [2, 3]
@@ -260,7 +310,7 @@ async def test_a_round_that_dies_leaves_nothing_half_done(fleet: Fleet, monkeypa
     monkeypatch.setattr(fleet.plane.installs, "problems", killed)
     with pytest.raises(BaseException):  # noqa: B017
         await fleet.plane.rollout_runner.round()
-    assert await fleet.new() == []
+    assert (await fleet.new(), await fleet.recorded()) == ([], [])
     await fleet.planes[1].rollout_runner.round()
     assert await fleet.new() == [0, 1, 2]
     assert (await fleet.show(rollout))["waves"][0]["states"] == {"released": 3}
