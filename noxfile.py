@@ -6,6 +6,7 @@ installed are skipped, never downloaded.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 from pathlib import Path
@@ -205,8 +206,10 @@ def packages(session: nox.Session, own: bool) -> None:
     cache = Path(os.environ.get("CERTCTRL_PACKAGES_CACHE") or session.create_tmp())
     env, options = {"CERTCTRL_TEST_PACKAGES": str(made), "CERTCTRL_TEST_TRANSCRIPTS": str(made / "transcripts")}, []
     if own:
-        env["CERTCTRL_TEST_INTERPRETER"] = str((cache / "interpreter.tar").absolute())
-        session.run("python", str(LOCKS.parent / "interpreter.py"), env["CERTCTRL_TEST_INTERPRETER"])
+        recipe = LOCKS.parent / "interpreter.py"
+        name = f"interpreter-{hashlib.sha256(recipe.read_bytes()).hexdigest()[:8]}.tar"  # another recipe, another interpreter
+        env["CERTCTRL_TEST_INTERPRETER"] = str((cache / name).absolute())
+        session.run("python", str(recipe), env["CERTCTRL_TEST_INTERPRETER"])
         options = ["--interpreter", env["CERTCTRL_TEST_INTERPRETER"]]
     session.run("python", str(LOCKS.parent / "build.py"), "dist", *options)
     args = session.posargs or ["-s", "--timeout", "3600"]
