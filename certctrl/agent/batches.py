@@ -46,6 +46,8 @@ Converge = Callable[[Sequence[Candidate], Collection[int], Mapping[int, str]], A
 """Switches to certificates; the mapping: certificate id -> atomic batch, for those in one."""
 Finish = Callable[[Sequence[tuple[ReadyCertificate, Outcome | None]]], Awaitable[None]]
 """Finishes the signals of certificates with their outcomes; None: timed out, the batch is still running."""
+Interrupted = Callable[[Sequence[ReadyCertificate], BaseException], None]
+"""Takes a batch that an error ended, with its unfinished certificates; raises what must end all others, too."""
 
 
 @lean.define
@@ -53,6 +55,10 @@ class _Batch:
     waiting: list[ReadyCertificate] = attrs.field(factory=list)
     """Certificates whose signals are not finished yet."""
     ended: trio.Event = attrs.field(factory=trio.Event)
+
+
+def _raise(_: Sequence[ReadyCertificate], error: BaseException) -> None:
+    raise error
 
 
 class Batches:
@@ -75,14 +81,21 @@ class Batches:
                 return self._open.waiting.pop(number)
         return None
 
-    async def run_batches(self, finish: Finish) -> None:
+    async def run_batches(self, finish: Finish, interrupted: Interrupted = _raise) -> None:
         """Run each batch in a separate task, until cancelled: a hanging reload delays no other batch."""
+
+        async def guarded(work: Callable[[_Batch, Finish], Awaitable[None]], batch: _Batch) -> None:
+            try:
+                await work(batch, finish)
+            except BaseException as error:
+                interrupted(batch.waiting if batch.ended.is_set() else (), error)
+
         async with trio.open_nursery() as nursery:
             while True:
                 await self._certificate_added()
-                nursery.start_soon(self._finish_late, self._open, finish, name="signal timeouts")
+                nursery.start_soon(guarded, self._finish_late, self._open, name="signal timeouts")
                 await self._batch_complete()
-                nursery.start_soon(self._run, self._close(), finish, name="batch")
+                nursery.start_soon(guarded, self._run, self._close(), name="batch")
 
     async def _certificate_added(self) -> None:
         while not self._open.waiting:

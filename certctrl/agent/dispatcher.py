@@ -152,9 +152,11 @@ class Dispatcher:
     async def _give_up(self, ready: ReadyCertificate, why: str) -> None:
         """Fail a ready certificate, because others of its atomic batch are missing."""
         log_line(self.agent.log, Line.BATCH_INCOMPLETE, cert_id=ready.prepared.cert_id, why=why)
-        result = Result(failed(why, "switch", "batch-incomplete"), RetryKind.BATCH)
         try:
+            result = Result(failed(why, "switch", "batch-incomplete"), RetryKind.BATCH)
             await self._failed(ready.entry, result, trio.current_time() - ready.started)
+        except BaseException as error:
+            stop_if_replaced(self.agent, error)
         finally:
             self._free([ready.entry])
 
@@ -247,16 +249,14 @@ class Dispatcher:
         agent, started, in_batch = self.agent, trio.current_time(), False
         agent.last_signal = {"type": entry.signal.type, "at": agent.wall_now()}
         try:
-            try:
-                handled = await self._handle(entry, started)
-            except BaseException as error:  # the signal stays in the inbox
-                stop_if_replaced(agent, error)
-                return
+            handled = await self._handle(entry, started)
             if isinstance(handled, ReadyCertificate):
                 # a waiting revocation comes first; this signal is handled again afterwards
                 in_batch = entry.signal.resource not in self._yielding and await self._add(handled)
             else:
                 await self._conclude(entry, handled, trio.current_time() - started)
+        except BaseException as error:  # the signal stays in the inbox
+            stop_if_replaced(agent, error)
         finally:
             if not in_batch:
                 self._free([entry])
@@ -281,8 +281,8 @@ class Dispatcher:
     async def finish_batch(self, finished: Sequence[tuple[ReadyCertificate, Outcome | None]]) -> None:
         """Finish the signals of certificates that were switched together; see `Batches`."""
         now = trio.current_time()
-        ended = [(one, outcome or self._timed_out(one.entry.signal), now - one.started) for one, outcome in finished]
         try:
+            ended = [(one, end or self._timed_out(one.entry.signal), now - one.started) for one, end in finished]
             await self._done([(one.entry, outcome, took) for one, outcome, took in ended if _is_done(one, outcome)])
             async with trio.open_nursery() as nursery:
                 for one, outcome, seconds in ended:
@@ -291,7 +291,12 @@ class Dispatcher:
                         nursery.start_soon(self._failed, one.entry, result, seconds)
             await remove_old_generations(self.agent)
         finally:
-            self._free(one.entry for one, _, _ in ended)
+            self._free(one.entry for one, _ in finished)
+
+    def batch_interrupted(self, unfinished: Sequence[ReadyCertificate], error: BaseException) -> None:
+        """Start the orderly stop if a replaced package ended a batch; its signals stay in the inbox. Raises other errors."""
+        stop_if_replaced(self.agent, error)
+        self._free(one.entry for one in unfinished)
 
     def _not_there_yet(self, ready: ReadyCertificate, outcome: Outcome) -> Result:
         """Return the result of a signal whose certificate is served, although the plane announced another one."""

@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from certctrl.agent.log_lines import Line, log_line
-from certctrl.errors import CertctrlError
+from certctrl.errors import BusyError, CertctrlError
 from certctrl.model.status import StopReason
 from certctrl.model.stop import Stop
 
@@ -75,12 +75,20 @@ _guards: list[PackageGuard] = []
 
 @contextmanager
 def guarded_packages() -> Iterator[None]:
-    """Guard the packages that are in use now against replacement."""
+    """Guard the packages that are in use now against replacement.
+
+    Raises BusyError if one is replaced while the daemon starts or ends, when there is nothing to stop in order.
+    """
     guard = PackageGuard()
     _guards.append(guard)
     sys.meta_path.insert(0, guard)
     try:
         yield
+    except BaseException as error:
+        changed, other = _parted(error)
+        if changed is None or other is not None:
+            raise
+        raise BusyError(str(changed), fix="start the daemon again") from None
     finally:
         sys.meta_path.remove(guard)
         _guards.remove(guard)
@@ -107,15 +115,21 @@ def stop_if_replaced(agent: Agent, error: BaseException) -> None:
             raise_if_replaced(error)
     except PackageChangedError as changed_since:
         error = changed_since
-    group = error if isinstance(error, BaseExceptionGroup) else BaseExceptionGroup("", [error])
-    changed, other = group.split(PackageChangedError)
+    changed, other = _parted(error)
     if changed is None:
         raise error
-    leaf: BaseException = changed
-    while isinstance(leaf, BaseExceptionGroup):
-        leaf = leaf.exceptions[0]
     if agent.stop is None:
-        log_line(agent.log, Line.PACKAGE_CHANGED, what=leaf)
-    agent.stop_with(Stop(StopReason.PACKAGE_CHANGED, str(leaf)))
+        log_line(agent.log, Line.PACKAGE_CHANGED, what=changed)
+    agent.stop_with(Stop(StopReason.PACKAGE_CHANGED, str(changed)))
     if other is not None:
         raise other
+
+
+def _parted(error: BaseException) -> tuple[BaseException | None, BaseException | None]:
+    """Return the first PackageChangedError that an error consists of, and all that is none."""
+    group = error if isinstance(error, BaseExceptionGroup) else BaseExceptionGroup("", [error])
+    changed, other = group.split(PackageChangedError)
+    leaf: BaseException | None = changed
+    while isinstance(leaf, BaseExceptionGroup):
+        leaf = leaf.exceptions[0]
+    return leaf, other

@@ -145,8 +145,9 @@ def _on_signal(
 
 async def _run_handlers(agent: Agent, poller: Poller, dispatcher: Dispatcher) -> None:
     async with trio.open_nursery() as handlers:
-        handlers.start_soon(_serve, agent, agent.batches.run_batches, dispatcher.finish_batch)
-        handlers.start_soon(dispatcher.dispatch_forever, handlers.cancel_scope)
+        batches = partial(agent.batches.run_batches, dispatcher.finish_batch, dispatcher.batch_interrupted)
+        for work in (batches, partial(dispatcher.dispatch_forever, handlers.cancel_scope)):
+            handlers.start_soon(_serve, agent, work)
         with agent.intake:
             try:
                 agent.stop_with(await poller.poll_forever())
@@ -157,7 +158,10 @@ async def _run_handlers(agent: Agent, poller: Poller, dispatcher: Dispatcher) ->
     if agent.stop is None or agent.stop.reason is StopReason.ASKED:
         with trio.CancelScope(shield=True) as flush:
             flush.deadline = min(trio.current_time() + ACK_FLUSH_SECONDS, agent.last_exchange_at)
-            await flush_acks(agent)
+            try:
+                await flush_acks(agent)
+            except BaseException as error:
+                stop_if_replaced(agent, error)
     with trio.CancelScope(shield=True):
         await write_or_report(agent, agent.inbox.close())
 

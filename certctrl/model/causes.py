@@ -1,7 +1,7 @@
 """Causes: how far work came, and why it came no further, as two closed sets of codes (docs/protocol.md).
 
-They group failures of many hosts; the text of an outcome has the details. Imported where something has failed only: an
-idle daemon does without.
+They group failures of many hosts; the text of an outcome has the details. Imported before a service is
+touched, or where something has failed: an idle daemon does without.
 """
 
 from __future__ import annotations

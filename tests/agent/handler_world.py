@@ -293,6 +293,9 @@ class FakeTokens:
     async def refresh(self, _token: str) -> str:
         return "another"
 
+    def finish_by(self, _at: float) -> None:
+        """Nothing runs that would have to end."""
+
 
 T = TypeVar("T")
 

@@ -95,6 +95,26 @@ async def test_a_record_of_an_earlier_release_lets_all_be_chosen(clock: MockCloc
     assert len(host.installer.records[1].former or ()) >= 1, "known from now on"
 
 
+@pytest.mark.parametrize("renewed", [False, True])
+async def test_the_first_change_after_an_upgrade_leaves_all_of_them(
+    clock: MockClock, host: Host, *, renewed: bool
+) -> None:
+    """Found by review: only the last one counted as proven, so the older ones were refused and removed."""
+    live = []
+    for _ in range(3):
+        await host.deliver(1)
+        live.append(host.live(1))
+    state = InstalledState(host.layout, host.fs)
+    state.save_certificates({1: attrs.evolve(host.installer.records[1], former=None)})
+    host.start()
+    back = [live[2], live[1]] if renewed else [live[1], live[0]]
+    if renewed:
+        await host.deliver(1)
+    for expected in back:
+        assert (await host.installer.rollback(NAME, None, ())).kind is APPLIED
+        assert host.live(1) == expected
+
+
 async def test_the_next_prune_removes_what_was_never_used(clock: MockClock, host: Host) -> None:
     """Otherwise it would push out what a rollback needs."""
     await host.deliver(1)

@@ -30,7 +30,7 @@ from certctrl.errors import BatchRefusedError, CertctrlError, DiskError
 from certctrl.install.deploy import atomic
 from certctrl.install.deploy.candidates import may_make, with_missing_files
 from certctrl.install.deploy.context import Context, Locks
-from certctrl.install.deploy.executor import Executor
+from certctrl.install.deploy.executor import Executor, load_for
 from certctrl.install.deploy.groups import Group, SwitchedPlan, has_files, stale_markers
 from certctrl.install.deploy.names import publish
 from certctrl.install.deploy.observe import observe_and_plan
@@ -185,7 +185,10 @@ class Convergence:
 
     def _switch_links(self, switched: SwitchedPlan, groups: Iterable[GroupPlan]) -> None:
         """Switch the certificates of some groups. Blocks on the disk. Raises DiskError; then nothing was switched."""
-        if certs := [cert for one in groups for cert in one.switches]:
+        switching = [one for one in groups if one.switches]
+        for one in switching:
+            load_for(one, switched.items)
+        if certs := [cert for one in switching for cert in one.switches]:
             found = self.context.generations.switch({cert.name: cert.generation for cert in certs})
             switched.previous.update(found)
             with suppress(DiskError):  # tried again with the next switch, and at the next start

@@ -31,6 +31,7 @@ from certctrl.model.plan import (
     ExecAction,
     ImportCaAction,
     InstallItem,
+    VerifyCommand,
     VerifyTls,
     cause_of,
     named_cause,
@@ -112,6 +113,7 @@ class Executor:
 
     async def run(self) -> None:
         """Perform all steps in order. Raises the first failure that is not tolerated (CertctrlError)."""
+        load_for(self.plan, self.items.values())
         self.down = await self._silent(_endpoints(self.items.values()))
         for ca_id in self.plan.imports:
             try:
@@ -338,6 +340,26 @@ class _Job:
     def step(self) -> str:
         """The step of a failure, as a code of ``model/causes.py``."""
         return "run" if isinstance(self.argument, Run) else "probe"
+
+
+def load_for(plan: GroupPlan, items: Iterable[InstallItem]) -> None:
+    """Import what the steps of a group and its rollback need, while nothing has changed yet.
+
+    Later, it could not be imported if the installed package was replaced meanwhile (`agent/package_guard.py`).
+    """
+    if not (plan.steps or plan.verifications or plan.imports):
+        return
+    import certctrl.model.causes  # here and below: an idle daemon does without
+
+    if any(step.runs for step in plan.steps) or any(isinstance(v.verify, VerifyCommand) for v in plan.verifications):
+        import certctrl.install.process.result
+        from certctrl.install.process.child import load_supervisor
+
+        load_supervisor()
+    if _endpoints(items):
+        import certctrl.install.probe.tls
+    if plan.imports:
+        import certctrl.install.deploy.trust_store  # noqa: F401
 
 
 def _endpoint(verify: VerifyTls) -> Endpoint:

@@ -137,7 +137,10 @@ class Results:
         """Return the generations that were proven in service before ``live``, as many as are kept."""
         if record.activated in ("", live):
             return record.former if record.activated else record.former or ()
-        found = (*(one for one in record.former or () if one not in (live, record.activated)), record.activated)
+        known = record.former
+        if known is None:  # an earlier release wrote no such list, but kept these for a rollback
+            known = self.context.generations.older(record.name, record.activated)
+        found = (*(one for one in known if one not in (live, record.activated)), record.activated)
         return found[max(0, len(found) - self.context.config().application.keep_generations) :]
 
     def _with_outcome(self, record: CertRecord, kind: OutcomeKind, pending: Collection[str]) -> CertRecord:

@@ -114,6 +114,11 @@ class Child:
             sleep(0.005)
 
 
+def load_supervisor() -> None:
+    """Read the supervisor's code, so that commands that are started later need no file of this package."""
+    _program()
+
+
 @cache
 def _program() -> bytes:
     """Return the supervisor's compiled code, which a bare interpreter runs without a file or compiling."""

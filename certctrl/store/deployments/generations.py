@@ -81,6 +81,14 @@ class GenerationStore:
         """Return the ids of generations with a valid manifest, oldest first."""
         return [generation for _, generation in sorted(self._files.numbered(name))]
 
+    def older(self, name: str, generation: str) -> tuple[str, ...]:
+        """Return the ids of generations that were made before one, oldest first; none if they cannot be read."""
+        try:
+            known = [one for _, one in sorted(self._files.known(name))]
+        except DiskError:
+            return ()
+        return tuple(known[: known.index(generation)]) if generation in known else ()
+
     def path(self, name: str, generation: str) -> Path:
         """Return a generation's directory."""
         return self._layout.generation(name, generation)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import importlib
 import stat
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,8 @@ from install_host import (
 )
 from trio.testing import MockClock
 
+from certctrl.agent.package_guard import PackageChangedError
+from certctrl.cli.runtime import flatten
 from certctrl.errors import DiskError
 from certctrl.model.plan import CopyAction, ExecAction, OutcomeKind, VerifyCommand
 from certctrl.model.records import Stage
@@ -328,3 +332,41 @@ async def test_a_placeholder_that_fails_does_not_claim_that_nothing_came_before(
     service.broken = True
     outcome = await host.installer.withdraw(1, revoked=True, items=reload(1))
     assert outcome.kind is FAILED and "must not return" in outcome.detail
+
+
+class ReplacedPackage:
+    """An import finder for which our package was replaced: it gives no module that is not loaded yet."""
+
+    def find_spec(self, name: str, path: object, target: object = None) -> None:
+        if name.startswith("certctrl."):
+            raise PackageChangedError(name)
+
+
+LATE = ("certctrl.model.causes", "certctrl.install.process.child", "certctrl.install.probe.tls")
+
+
+@pytest.mark.parametrize("late", [(), *((one,) for one in LATE), LATE])
+async def test_a_package_that_was_replaced_never_ends_a_deployment_half_way(
+    clock: MockClock, host: Host, monkeypatch: pytest.MonkeyPatch, late: tuple[str, ...]
+) -> None:
+    """Found by review: what the service had refused stayed in place, because the rollback needed a module."""
+    items, service = await host.with_service()
+    good, calls = host.live(1), len(host.proc.calls)
+    refused = host.bundle(1)
+    service.refuses.add(refused.facts.fingerprint_sha256)
+    prepared = [await host.installer.stage(refused, items)]
+    for name in LATE:
+        importlib.import_module(name)
+    for name in late:
+        monkeypatch.delitem(sys.modules, name)
+        package, _, module = name.rpartition(".")
+        monkeypatch.delattr(sys.modules[package], module)
+    monkeypatch.setattr(sys, "meta_path", [ReplacedPackage(), *sys.meta_path])
+    if late:
+        with pytest.raises((PackageChangedError, BaseExceptionGroup)) as caught:
+            await host.installer.converge(prepared, items)
+        assert [type(leaf) for leaf in flatten(caught.value)] == [PackageChangedError]
+        assert len(host.proc.calls) == calls, "nothing was done"
+    else:
+        assert kinds(await host.installer.converge(prepared, items)) == {1: ROLLED_BACK}
+    assert host.live(1) == service.served == good
