@@ -44,7 +44,7 @@ class PackageGuard:
         """Raise PackageChangedError if one of these packages has changed; without names, if any has."""
         for name in names or self._began_with:
             stamp, version = self._began_with.get(name, (None, ""))
-            if stamp is not None and _stamp(sys.modules.get(name)) != stamp:
+            if stamp and _stamp(sys.modules.get(name)) not in (stamp, ()):
                 which = "" if name == OWN else f" {name}"
                 raise PackageChangedError(f"the installed package{which} changed (was {version})")
 
@@ -56,12 +56,17 @@ def _packages() -> Iterator[tuple[str, ModuleType]]:
             yield name, module
 
 
-def _stamp(module: ModuleType | None) -> tuple[int, int, int] | None:
-    """Return what changes when the package of a module is replaced; None if it has no file of its own."""
+def _stamp(module: ModuleType | None) -> tuple[int, ...] | None:
+    """Return what changes when the package of a module is replaced.
+
+    None if it has no file of its own; empty if the disk does not answer, which says nothing about the file.
+    """
     try:
         found = os.stat(getattr(module, "__file__", None) or "")
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError:
+        return ()
     return (found.st_ino, found.st_mtime_ns, found.st_size)
 
 

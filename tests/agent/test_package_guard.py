@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -71,6 +72,21 @@ def test_nothing_is_imported_from_a_changed_one(package: Path, how: str) -> None
         raise_if_replaced(DiskError("not a bug"))
     assert len(sys.meta_path) == found
     raise_if_replaced(AttributeError("no daemon"))
+
+
+def test_a_disk_that_does_not_answer_says_nothing_about_a_package(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(path: str) -> os.stat_result:
+        raise OSError(errno.ESTALE, "stale file handle", path)
+
+    with guarded_packages():
+        with monkeypatch.context() as patch:
+            patch.setattr("certctrl.agent.package_guard.os.stat", broken)
+            raise_if_replaced(RuntimeError("a bug"))
+        (package / "__init__.py").unlink()
+        with pytest.raises(PackageChangedError):
+            raise_if_replaced(RuntimeError("a bug"))
 
 
 @pytest.mark.parametrize("grouped", [False, True])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -79,8 +80,10 @@ def test_a_signal_that_needs_a_late_module_is_handled_after_the_restart(
     agent.catches_up()
     (cert_id,) = agent.serials()
     wait_for(lambda: not agent.state.session.load_inbox(), "the start to be over")
+    daemon.send(signal.SIGSTOP)  # so that nothing else is imported first
     replace(site)
     agent.plane.operator.call("POST", f"/apiv1/users/1/certificates/{cert_id}/revoke", {"reason": "key lost"})
+    daemon.send(signal.SIGCONT)
     assert daemon.wait() == ExitStatus.BUSY, daemon.text
     assert daemon.text.count(SAID) == 1 and "Stopped: installed package changed" in daemon.text
     for word in ("Unexpected", "Traceback", "Failed:", "internal error"):
