@@ -76,7 +76,7 @@ def add(
 def list_issuers(ctx: typer.Context) -> None:
     """Check and list all issuers.
 
-    Shows health, last use, remaining limits and problems.
+    Shows health, last use, remaining limits and problems. Viewers see the list without the checks.
 
     \b
     cert-ctrl plane issuers list --data /var/lib/plane
@@ -91,7 +91,7 @@ def list_issuers(ctx: typer.Context) -> None:
         (
             row["name"],
             row["kind"],
-            "OK" if row["ok"] else "failed",
+            _health(row),
             row["used_at"] or "",
             _facts(row),
             row["problem"],
@@ -241,8 +241,12 @@ def _path(name: str) -> str:
     return f"{_ISSUERS}/{quote(name, safe='')}"
 
 
+def _health(row: dict[str, Any]) -> str:
+    return "not checked" if "ok" not in row else "OK" if row["ok"] else "failed"
+
+
 def _facts(row: dict[str, Any]) -> str:
-    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in row["facts"].items())
+    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in row.get("facts", {}).items())
 
 
 def _facts_after(row: dict[str, Any]) -> str:

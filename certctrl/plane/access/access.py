@@ -35,7 +35,8 @@ class OperatorAccess:
         self.key = OperatorKey(database, keyring)
         self.accounts = Accounts(database, self.key, wall_now)
         self._accepted: dict[str, None] = {}
-        self._key_was_off = self.key.is_off()
+        self._key_counted = not (self.key.is_off() or self.key.is_outdated())
+        """Whether the key that this plane has read was current and on when the database last said so."""
         if self.key.is_outdated():
             log.warning("%s", _OUTDATED)
 
@@ -47,8 +48,11 @@ class OperatorAccess:
         """Return whether an operator was let in with this token, without reading the database."""
         return digest(token) in self._accepted
 
-    async def authenticate(self, token: str, address: str) -> Caller:
-        """Return the operator with a token; ErrorResponse 401."""
+    async def authenticate(self, token: str, address: str, *, if_away: bool = False) -> Caller:
+        """Return the operator with a token; ErrorResponse 401.
+
+        ``if_away``: while the database is away, let the key in, which it may have replaced or turned off meanwhile.
+        """
         if not self.may_be_operator(token):
             raise invalid_token("This is neither the operator key nor a token of an operator")
         try:
@@ -57,9 +61,9 @@ class OperatorAccess:
             self._accepted.pop(digest(token), None)
             raise
         except (CertctrlError, DatabaseAwayError):
-            if self._key_was_off or not self._keyring.is_operator(token):
+            if not (if_away and self._key_counted and self._keyring.is_operator(token)):
                 raise
-            return Caller(who=BY_KEY, role=Role.ADMIN, address=address)  # so that the status says what is wrong
+            return Caller(who=BY_KEY, role=Role.VIEWER, address=address)
         self._remember(token)
         if row is not None and self.accounts.is_due(row, address):
             with contextlib.suppress(CertctrlError), aside():  # a full disk does not lock operators out
@@ -70,7 +74,7 @@ class OperatorAccess:
         """Return the operator with a token, and its row unless it is the key, in a unit of work; ErrorResponse 401."""
         if token.startswith(accounts.PREFIX):
             return self.accounts.authenticate(token, address)
-        self._key_was_off = self.key.is_off()
+        self._key_counted = not (self.key.is_off() or self.key.is_outdated())
         self.key.require(token)
         return Caller(who=BY_KEY, role=Role.ADMIN, address=address), None
 

@@ -25,6 +25,8 @@ KEPT_SECONDS = 90 * DAY
 """Seconds for which tokens are listed after their end."""
 USE_NOTED_SECONDS = 60
 """Uses of a token that follow so soon are not noted again."""
+_GUARD = 0x6F706572  # "oper"
+"""Held by changes that could leave no admin: each must see the others'."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9._@+-]{0,99}", re.ASCII)
 
 
@@ -60,6 +62,7 @@ class Accounts:
 
         A disabled operator's sessions end, and their tokens do not work until they are enabled.
         """
+        self._db.guard(_GUARD, alone=True)
         row = self._row(name)
         if role is not None and role != row["role"]:
             self._db.run("UPDATE operators SET role = ? WHERE id = ?", str(role), row["id"])
@@ -73,6 +76,7 @@ class Accounts:
 
     def delete(self, name: str) -> None:
         """Delete an operator, whose tokens and sessions end; ErrorResponse 404, and 409 if no admin would be left."""
+        self._db.guard(_GUARD, alone=True)
         row, now = self._row(name), self._wall_now()
         self._db.run("UPDATE operators SET deleted_at = ? WHERE id = ?", now, row["id"])
         sql = "UPDATE operator_tokens SET revoked_at = ? WHERE operator_id = ? AND revoked_at IS NULL"
@@ -117,6 +121,7 @@ class Accounts:
 
     def turn_key_off(self) -> None:
         """Turn the operator key off; ErrorResponse 409 while no admin could sign in without it."""
+        self._db.guard(_GUARD, alone=True)
         self._key.set_state("off")
         self._require_admin()
 
@@ -168,6 +173,7 @@ class Accounts:
 
     def revoke_token(self, token_id: int) -> dict[str, Any]:
         """End a token with its sessions; idempotent. ErrorResponse 404, and 409 if no admin would be left."""
+        self._db.guard(_GUARD, alone=True)
         shown, now = self._token(token_id), self._wall_now()
         self._db.run("UPDATE operator_tokens SET revoked_at = ? WHERE id = ? AND revoked_at IS NULL", now, token_id)
         self._db.run("DELETE FROM operator_sessions WHERE token_id = ?", token_id)
@@ -236,6 +242,7 @@ class Accounts:
         Someone new is added; the role of others becomes what the provider says now. ErrorResponse 403 if they are
         disabled, 409 if another operator has the name.
         """
+        self._db.guard(_GUARD, alone=True)
         row = self._db.one_locked("SELECT * FROM operators WHERE subject = ? AND deleted_at IS NULL", subject)
         if row is None:
             self.add(name, role, subject)

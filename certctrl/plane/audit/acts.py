@@ -19,6 +19,7 @@ from certctrl.plane.audit import subjects
 from certctrl.plane.audit.log import AuditLog, Change
 from certctrl.plane.audit.subjects import KIND_OF_FIELD, KIND_OF_TABLE, OF_USER, Values
 from certctrl.plane.storage.database import CURRENT_ACT, Database
+from certctrl.text import one_line
 
 T = TypeVar("T")
 
@@ -27,6 +28,7 @@ MAX_COMPARED = 100
 _COMPARED_AGAIN = 10
 """Objects that are compared again in later units of work of the same request."""
 _MAX_TEXT = 200
+_MAX_ID = 300
 _MAX_LISTED = 20
 _INTO = re.compile(r"\s*INSERT INTO (\w+)")
 
@@ -64,7 +66,7 @@ class Act:
                 kind = self._kinds[field]
                 start = f"{self._user_id}/" if kind in OF_USER else ""
                 for one in value if isinstance(value, tuple | list) else (value,):
-                    self._subjects[kind, f"{start}{one}"] = None
+                    self._subjects[kind, one_line(f"{start}{one}", _MAX_ID)] = None
 
     def note_request(self, body: attrs.AttrsInstance) -> None:
         """Note the fields of a request that are set, without its secrets (``repr=False``)."""

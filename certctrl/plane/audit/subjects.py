@@ -21,7 +21,7 @@ KIND_OF_FIELD = {
 """Field of a path or request -> the kind of the objects that it names."""
 KIND_OF_TABLE = {
     "users": "user", "devices": "device", "certificates": "certificate", "orders": "order", "authorities": "ca",
-    "enrolment_tokens": "enrolment-token", "operators": "operator", "operator_tokens": "token", "rollouts": "rollout",
+    "enrolment_tokens": "enrolment-token", "operator_tokens": "token", "rollouts": "rollout",
 }  # fmt: skip
 """Table -> the kind of the objects that a new row adds."""
 OF_USER = frozenset({"certificate-set", "profile"})
@@ -215,11 +215,10 @@ def _token(database: Database, object_id: str) -> Values | None:
 
 
 def _operator(database: Database, object_id: str) -> Values | None:
-    """Return an operator by id or by name."""
+    """Return an operator by name, which may be a number."""
     columns, times = ("name", "role"), ("disabled_at", "deleted_at")
     row = database.one(
-        f"SELECT {', '.join((*columns, *times))} FROM operators WHERE id = ? OR (name = ? AND deleted_at IS NULL)",
-        *(_number(object_id), object_id),
+        f"SELECT {', '.join((*columns, *times))} FROM operators WHERE name = ? AND deleted_at IS NULL", object_id
     )
     return None if row is None else _plain(row, columns, times)
 

@@ -9,7 +9,7 @@ from starlette.routing import Route
 from certctrl.plane.audit.log import MAX_PAGE, Filter
 from certctrl.plane.core import Plane
 from certctrl.plane.errors import bad_request
-from certctrl.plane.http.answers import data_answer
+from certctrl.plane.http.answers import json_answer, json_of
 from certctrl.plane.http.authentication import Authenticator
 from certctrl.plane.http.permissions import actions
 from certctrl.plane.http.reading import clean_line, whole_number
@@ -46,7 +46,11 @@ class AuditApi:
         )
         before_id = whole_number(asked.get("before_id", "0"), "before_id", 0)
         limit = whole_number(asked.get("limit", "100"), "limit", 1, MAX_PAGE)
-        return data_answer(await self._plane.work_long(self._plane.audit.page, chosen, before_id, limit))
+
+        def text() -> bytes:
+            return json_of({"data": self._plane.audit.page(chosen, before_id, limit)})
+
+        return json_answer(await self._plane.work_long(text))  # a page may have many megabytes: not on the event loop
 
 
 def _known_action(what: str) -> str:

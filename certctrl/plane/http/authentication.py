@@ -122,13 +122,16 @@ class Authenticator:
         """Return whether an endpoint of ``operators_or_devices`` was called by an operator."""
         return OPERATOR in request.scope
 
-    async def require_operator(self, request: Request) -> Caller:
-        """Return the operator who sends a request; ErrorResponse 403 for a device, 401 for other callers."""
+    async def require_operator(self, request: Request, *, if_away: bool = False) -> Caller:
+        """Return the operator who sends a request; ErrorResponse 403 for a device, 401 for other callers.
+
+        ``if_away`` as in `OperatorAccess.authenticate`.
+        """
         token = bearer_token(request)
         if token.count(".") == 2:
             await self._plane.work(self._plane.sessions.authenticate, token)
             raise forbidden("Only operators may do this")
-        caller = await self._plane.access.authenticate(token, plain_address(address_of(request)))
+        caller = await self._plane.access.authenticate(token, plain_address(address_of(request)), if_away=if_away)
         note_authenticated(request)
         return caller
 
@@ -136,8 +139,8 @@ class Authenticator:
         """Return the endpoint, restricted to operators with the role that ``permissions`` names; its change is recorded."""
 
         async def guarded(request: Request) -> Response:
-            caller = await self.require_operator(request)
             permission = permission_of(request.scope[METHOD], request.scope[ROUTE])
+            caller = await self.require_operator(request, if_away=permission.if_away)
             with self.allowed(request, caller, permission):
                 return await endpoint(request)
 

@@ -12,12 +12,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from certctrl.plane.access.roles import Caller, Role
 from certctrl.plane.audit.acts import done_elsewhere
 from certctrl.plane.core import Plane
 from certctrl.plane.errors import ErrorResponse, bad_request
 from certctrl.plane.http import operator_bodies
 from certctrl.plane.http.answers import data_answer, empty_answer
-from certctrl.plane.http.authentication import Authenticator
+from certctrl.plane.http.authentication import OPERATOR, Authenticator
 from certctrl.plane.http.bodies import read_as
 from certctrl.plane.http.listing import listed
 from certctrl.plane.http.reading import LARGE_BODY_CAP
@@ -57,9 +58,13 @@ class IssuingApi:
     # --- issuers ----------------------------------------------------------------------------------------------
 
     async def issuers(self, request: Request) -> Response:
-        """Return the issuers; with ``?check=1`` each is checked, which adds ``ok`` and ``facts``."""
+        """Return the issuers; with ``?check=1`` each is checked, which adds ``ok`` and ``facts``, except for viewers.
+
+        A check runs programs and asks CAs.
+        """
         rows = await self._plane.work(self._plane.issuers.show_all)
-        if request.query_params.get("check") == "1":
+        caller: Caller = request.scope[OPERATOR]
+        if request.query_params.get("check") == "1" and caller.role.includes(Role.OPERATOR):
             async with trio.open_nursery() as nursery:
                 for index, row in enumerate(rows):
                     nursery.start_soon(self._check_one, rows, index, row["name"])

@@ -172,10 +172,11 @@ class NewCertificate:
 class CertificateImport:
     """A certificate with its key to import."""
 
-    certificate_pem: Annotated[str, Text(MAX_BYTES)]
+    certificate_pem: Annotated[str, Text(MAX_BYTES)] = attrs.field(repr=False)
+    """It may contain other blocks, such as the key."""
     private_key_pem: Annotated[str, Text(MAX_BYTES)] = attrs.field(repr=False)
     """Not encrypted."""
-    chain_pem: Annotated[str | None, Text(MAX_BYTES, optional=True)] = None
+    chain_pem: Annotated[str | None, Text(MAX_BYTES, optional=True)] = attrs.field(default=None, repr=False)
     cert_id: Annotated[int | None, Whole()] = None
     """The certificate that it renews; without one, an imported certificate for the same names."""
     device_ids: Annotated[tuple[Id, ...], AtMost(10_000)] = ()
@@ -261,4 +262,5 @@ class NewAuthority:
     """A CA to store; without a certificate, the plane's own root."""
 
     name: Name = ""
-    ca_certificate_pem: Annotated[str | None, Text(65_536, optional=True)] = None
+    ca_certificate_pem: Annotated[str | None, Text(65_536, optional=True)] = attrs.field(default=None, repr=False)
+    """It may contain other blocks, such as a key."""

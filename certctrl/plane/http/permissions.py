@@ -25,7 +25,9 @@ class Permission:
     action: str = ""
     """Name of the change in the audit log, ``OBJECT.VERB``; empty: it only reads, or notes no operator's change."""
     kinds: Mapping[str, str] = attrs.field(factory=dict)
-    """Field of the path or the request -> the kind of object that it names, in addition to those of all routes."""
+    """Field of the path, query or request -> the kind of object that it names, in addition to those of all routes."""
+    if_away: bool = False
+    """Whether the operator key suffices while the database is away, so that the status says what is wrong."""
 
 
 _ISSUER, _RULE, _PROFILE = {"name": "issuer"}, {"domain": "issuer-rule"}, {"name": "profile"}
@@ -114,10 +116,10 @@ PERMISSIONS: dict[tuple[str, str], Permission] = {
     ("POST", f"{_CA}/constraints"): Permission(ADMIN, "plane-ca.constrain"),
     ("GET", _TLS): Permission(VIEWER),
     ("POST", _TLS): Permission(ADMIN, "plane-tls.switch"),
-    ("GET", "/apiv1/plane/status"): Permission(VIEWER),
+    ("GET", "/apiv1/plane/status"): Permission(VIEWER, if_away=True),
     ("GET", "/apiv1/audit"): Permission(VIEWER),
     ("GET", "/apiv1/operators"): Permission(VIEWER),
-    ("POST", "/apiv1/operators"): Permission(ADMIN, "operator.add"),
+    ("POST", "/apiv1/operators"): Permission(ADMIN, "operator.add", {"name": "operator"}),
     ("PATCH", "/apiv1/operators/{operator}"): Permission(ADMIN, "operator.change"),
     ("DELETE", "/apiv1/operators/{operator}"): Permission(ADMIN, "operator.delete"),
     ("GET", "/apiv1/operator-tokens"): Permission(VIEWER),

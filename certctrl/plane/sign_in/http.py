@@ -90,15 +90,16 @@ class ProviderHttp:
         return found
 
 
-def check_url(url: str) -> str:
-    """Return a URL of a provider, https or http at a loopback host; raises ProviderError."""
+def check_url(url: str, *, tls_only: bool = False) -> str:
+    """Return a URL of a provider, https, or unless ``tls_only`` http at a loopback host; raises ProviderError."""
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname or "", parts.port
     except ValueError:
         parts, host = urlsplit(""), ""
-    usable = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host))
-    if not host or not usable or parts.username is not None or not url.isascii() or " " in url or len(url) > 2000:
+    usable = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host) and not tls_only)
+    plain = url.isascii() and url.isprintable() and " " not in url
+    if not host or not usable or parts.username is not None or not plain or len(url) > 2000:
         raise ProviderError(f"{one_line(url, 80, ascii_only=True)!r} is not an https URL")
     return url
 

@@ -124,7 +124,11 @@ class Provider:
     def _person(self, claims: Mapping[str, Any]) -> Person:
         settings = self._settings
         subject, name = claims.get("sub"), claims.get(settings.name_claim)
-        if not isinstance(subject, str) or not 0 < len(subject) <= 255:
+        if (
+            not isinstance(subject, str)
+            or not 0 < len(subject) <= 255
+            or not (subject.isascii() and subject.isprintable())
+        ):
             raise ProviderError("the ID token names nobody (sub)")
         if not isinstance(name, str) or not name:
             raise ProviderError(f"the ID token has no text in the claim {settings.name_claim}")
@@ -158,7 +162,7 @@ class Provider:
                 issuer=self._settings.issuer,
                 options={"require": list(_REQUIRED), "verify_exp": False, "verify_iat": False, "verify_nbf": False},
             )
-        except (jwt.PyJWTError, ValueError, TypeError) as error:
+        except (jwt.PyJWTError, ValueError, TypeError, RecursionError) as error:
             raise ProviderError(f"the ID token is not valid: {one_line(str(error), 100)}") from None
         self._check(claims, nonce)
         return claims
@@ -166,7 +170,7 @@ class Provider:
     def _check(self, claims: Mapping[str, Any], nonce: str) -> None:
         """Check what the library does not: times by the plane's clock, the nonce, the party it was made for."""
         now, sent = self._wall_now(), claims.get("nonce")
-        if not isinstance(sent, str) or not hmac.compare_digest(sent.encode(), nonce.encode()):
+        if not isinstance(sent, str) or not hmac.compare_digest(sent.encode("utf-8", "replace"), nonce.encode()):
             raise ProviderError("the ID token is for another sign-in")
         expires, issued, begins = (claims.get(name) for name in ("exp", "iat", "nbf"))
         fits = (
@@ -197,6 +201,7 @@ class Provider:
         found: dict[str, jwt.PyJWK] = {}
         for data in listed[:MAX_KEYS] if isinstance(listed, list) else ():
             if isinstance(data, dict) and data.get("use", "sig") == "sig" and data.get("kty") in ("RSA", "EC", "OKP"):
+                data = {name: value for name, value in data.items() if name != "d"}  # the public half, if it is a pair
                 try:
                     found[str(data.get("kid", ""))] = jwt.PyJWK.from_dict(data)
                 except (jwt.PyJWTError, ValueError, TypeError, KeyError):
@@ -212,7 +217,7 @@ class Provider:
                 shown = one_line(str(metadata.get("issuer")), 100)
                 raise ProviderError(f"the provider calls itself {shown}; set issuer to exactly that")
             self._metadata = trio.current_time(), metadata
-        return check_url(str(metadata.get(name, "")))
+        return check_url(str(metadata.get(name, "")), tls_only=self._settings.issuer.lower().startswith("https:"))
 
 
 def _is_number(value: Any) -> TypeGuard[float]:

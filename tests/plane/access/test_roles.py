@@ -9,11 +9,13 @@ from audit_cases import CASES, grant
 from page_browser import Browser
 from plane_world import Client, World
 
+from certctrl.plane.access.key import set_setting
 from certctrl.plane.access.roles import Role
 from certctrl.plane.audit.log import Filter
 from certctrl.plane.errors import DatabaseAwayError
 from certctrl.plane.http.permissions import PERMISSIONS
 from certctrl.plane.settings import DAY
+from certctrl.plane.storage.keyring import OPERATOR_KEY_DIGEST, digest
 
 OPERATORS, TOKENS, KEY = "/apiv1/operators", "/apiv1/operator-tokens", "/apiv1/plane/operator-key"
 IDS = dict.fromkeys(("uid", "did", "cid", "caid", "tid", "oid", "name", "operator", "ktid", "rid"), "1") | {
@@ -51,6 +53,21 @@ async def test_every_route_needs_its_role(world: World, role: str) -> None:
             assert params == {"role": str(permission.role), "has": role}
             assert reply.what == f"This needs the role {permission.role}; alice has the role {role} by token ci"
     assert role != "viewer" or world.plane.audit.page(Filter(who="alice"), 0, 9) == []
+
+
+async def test_a_viewer_lists_issuers_without_checking_them(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[str] = []
+
+    async def check(name: str) -> dict[str, object]:
+        checked.append(name)
+        return {"name": name, "ok": True, "facts": {}}
+
+    monkeypatch.setattr(world.plane.issuers, "check", check)
+    caller = await operator(world, "viewer")
+    (row,) = (await caller("GET", "/apiv1/issuers?check=1")).data
+    assert "ok" not in row and checked == []
+    await world.operator("GET", "/apiv1/issuers?check=1")
+    assert checked == ["builtin"]
 
 
 async def test_a_change_by_a_token_names_its_operator(world: World) -> None:
@@ -196,6 +213,22 @@ async def test_the_key_is_known_while_the_database_is_away(world: World, monkeyp
     monkeypatch.setattr(world.plane.database, "work_read", away)
     assert (await world.operator("GET", "/apiv1/plane/status")).status == 200
     assert (await caller("GET", "/apiv1/plane/status")).status == 503
+    reply = await world.operator("POST", "/apiv1/users", {"name": "web team"})
+    assert reply.status == 503, "the database may have answered again, and know another key"
+    assert (await world.operator("GET", "/apiv1/users")).status == 503
+
+
+async def test_a_replaced_key_is_refused_while_the_database_is_away(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.plane.work(set_setting, world.plane.database, OPERATOR_KEY_DIGEST, digest("ok_new"))
+    assert (await world.operator("GET", "/apiv1/plane/status")).status == 401
+
+    async def away(*_: object) -> object:
+        raise DatabaseAwayError("the server does not answer")
+
+    monkeypatch.setattr(world.plane.database, "work_read", away)
+    assert (await world.operator("GET", "/apiv1/plane/status")).status == 503
 
 
 async def test_overload_does_not_lock_operators_with_tokens_out(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from audit_cases import CASES, ELSEWHERE, ITEM, OTHER_CASES, PROFILE, SECRET, certificate, forget, grant
+from made_chains import made, pki
 from page_browser import Browser
 from plane_world import World
 from scripted_issuer import ScriptedKind, scripted
@@ -217,3 +218,42 @@ async def test_a_request_for_many_objects_has_one_entry(world: World) -> None:
 def test_a_route_that_is_missing_in_the_table_needs_an_admin() -> None:
     assert permission_of("POST", "/apiv1/new") == Permission(Role.ADMIN, "POST /apiv1/new")
     assert permission_of("GET", "/apiv1/new") == Permission(Role.ADMIN)
+
+
+async def test_a_request_names_no_objects_but_its_own(world: World) -> None:
+    device = await world.device()
+    query = "did=7&cid=7&user_code=ABCD-EFGH&operator=alice"
+    assert (await world.operator("DELETE", f"/apiv1/users/1/devices/{device.id}?{query}")).status == 200
+    (entry,) = entries(world)
+    assert [(shown["kind"], shown["id"]) for shown in entry["objects"]] == [  # type: ignore[attr-defined]
+        ("device", str(device.id))
+    ]
+
+
+async def test_an_id_in_a_path_is_one_short_line(world: World) -> None:
+    code = (await grant(world)).replace("-", "\x1b" + "-" * 1000)
+    assert (await world.operator("POST", f"/apiv1/device-grants/{code}", {"approve": True})).status == 200
+    (entry,) = entries(world)
+    (shown,) = [each for each in entry["objects"] if each["kind"] == "grant"]  # type: ignore[attr-defined]
+    assert shown["id"].isprintable() and len(shown["id"]) <= 300
+
+
+async def test_an_operator_whose_name_is_a_number_is_not_taken_for_another(world: World) -> None:
+    for name in ("alice", "1"):
+        assert (await world.operator("POST", "/apiv1/operators", {"name": name, "role": "viewer"})).status == 201
+    assert (await world.operator("PATCH", "/apiv1/operators/1", {"role": "admin"})).status == 200
+    (shown,) = entries(world)[0]["objects"]  # type: ignore[misc]
+    assert (shown["name"], shown["before"], shown["after"]) == ("1", {"role": "viewer"}, {"role": "admin"})
+
+
+async def test_a_key_next_to_an_imported_certificate_is_not_in_the_log(world: World) -> None:
+    now, (root, middle) = world.clock.wall, pki()
+    leaf = made("leaf", middle, names=["c.example"], start=now - 100, end=now + 86_400)
+    body = {
+        "certificate_pem": leaf.key_pem + leaf.pem, "private_key_pem": leaf.key_pem,
+        "chain_pem": middle.key_pem + middle.pem + root.pem,
+    }  # fmt: skip
+    await world.operator("POST", "/apiv1/users/1/certificate-imports", body)
+    await world.operator("POST", "/apiv1/users/1/cas", {"name": "own", "ca_certificate_pem": root.key_pem + root.pem})
+    assert [entry["action"] for entry in entries(world)] == ["ca.add", "certificate.import"]
+    assert "PRIVATE KEY" not in str(entries(world))

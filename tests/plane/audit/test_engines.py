@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+
 import pytest
+import trio
 from engine_plane import plane_on
 
 from certctrl.plane.access.roles import Caller, Role
@@ -83,3 +87,30 @@ async def test_sessions_of_a_provider(plane: Plane) -> None:
     assert await plane.work(accounts.of_session, "hash") is None
     with pytest.raises(ErrorResponse, match="already"):
         await plane.work(accounts.open_provider_session, "https://id u2", "bob", Role.ADMIN, "third", 60.0)
+
+
+async def test_two_admins_cannot_remove_each_other_at_once(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
+    accounts, both = plane.access.accounts, threading.Barrier(2)
+    for name in ("alice", "bob"):
+        await plane.work(accounts.add, name, Role.ADMIN)
+        await plane.work(accounts.create_token, name, "ci", None, DAY)
+    await plane.work(accounts.turn_key_off)
+    check, refused = accounts._require_admin, list[str]()
+
+    def check_together() -> None:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(0.5)  # only one gets here, unless both changes run at once
+        check()
+
+    monkeypatch.setattr(accounts, "_require_admin", check_together)
+
+    async def disable(name: str) -> None:
+        try:
+            await plane.work(accounts.change, name, None, True)
+        except ErrorResponse as error:
+            refused.append(error.key)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(disable, "alice")
+        nursery.start_soon(disable, "bob")
+    assert refused == ["NO_ADMIN_LEFT"]

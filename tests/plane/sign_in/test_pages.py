@@ -150,9 +150,14 @@ async def test_answers_to_other_sign_ins_are_refused(world: World) -> None:
     assert (await once.get(back)).status == 200
     once.cookies = kept
     assert (await once.get(back)).status == 403, "the code is used up"
-    for _ in range(9):
-        last = await SsoBrowser(world).get("/device/oidc/callback?code=x&state=y")
-    assert last.status == 429
+    for _ in range(20):
+        assert (await SsoBrowser(world).get("/device/oidc/callback?code=x&state=y")).status == 400, "not counted"
+    guesses = 0
+    while (await (guessing := SsoBrowser(world)).get("/device/oidc")).status == 303:
+        (state,) = parse_qs(urlsplit(await guessing.to_provider()).query)["state"]
+        assert (await guessing.get(f"/device/oidc/callback?code=x&state={state}")).status == 403
+        guesses += 1
+    assert 0 < guesses <= world.plane.settings.sign_in_attempts
 
 
 async def test_a_provider_that_is_away(build: Callable[..., World]) -> None:

@@ -135,6 +135,7 @@ def with_public_key_as_secret() -> str:
         lambda: signed(aud=["plane", "other"], azp="other"), lambda: signed(exp=NOW - 61), lambda: signed(iat=NOW + 61),
         lambda: signed(nbf=NOW + 61), lambda: signed(exp=True), lambda: signed(exp=None), lambda: signed(nonce="other"),
         lambda: signed(nonce=None), lambda: signed(sub=None), lambda: signed(sub=""), lambda: signed(OTHER),
+        lambda: signed(sub="\ud800"), lambda: signed(sub="a\0"), lambda: signed(sub="a b\n"), lambda: signed(nonce="\ud800"),
         lambda: signed(OTHER, "unknown"), lambda: signed(key_id="broken"), lambda: signed(key_id="curve"),
         lambda: signed(email=None), lambda: signed(email=3), lambda: signed(email_verified=False), unsigned,
         with_public_key_as_secret, lambda: "a.b.c", lambda: "", lambda: "x" * 40_000, lambda: signed()[:-8] + "AAAAAAAA",
@@ -191,9 +192,35 @@ async def test_metadata_of_another_provider(remote: Scripted, provider: Provider
     remote.metadata |= {"issuer": ISSUER, "authorization_endpoint": "http://id.example/authorize"}
     with pytest.raises(ProviderError, match="not an https URL"):
         await provider.authorization_url(ATTEMPT, BACK)
+    remote.metadata["authorization_endpoint"] = f"{ISSUER}/authorize"
+    for name in ("token_endpoint", "jwks_uri"):
+        metadata = dict(remote.metadata)
+        remote.metadata[name], remote.token = "http://127.0.0.1:9090/", signed()
+        with pytest.raises(ProviderError, match="not an https URL"):
+            await Provider(SETTINGS, remote, lambda: NOW).person("code", ATTEMPT, BACK)
+        remote.metadata = metadata
 
 
-@pytest.mark.parametrize("url", ["http://id.example", "ftp://x", "https://", "https://u@x", "https://x:99999", "x", ""])
+async def test_a_published_private_key_counts_as_its_public_half(remote: Scripted, provider: Provider) -> None:
+    remote.keys = [json.loads(jwt.algorithms.RSAAlgorithm.to_jwk(KEY)) | {"kid": "one"}]
+    remote.token = signed()
+    assert (await provider.person("code", ATTEMPT, BACK)).role
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://x/\r\ny:z",
+        "https://x/\ty",
+        "http://id.example",
+        "ftp://x",
+        "https://",
+        "https://u@x",
+        "https://x:99999",
+        "x",
+        "",
+    ],
+)
 def test_urls(url: str) -> None:
     with pytest.raises(ProviderError):
         check_url(url)

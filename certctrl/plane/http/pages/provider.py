@@ -73,8 +73,8 @@ class ProviderPage:
         """Start a session for the person who comes back with a code."""
         provider, caller = self._provider(), caller_of(address_of(request))
         await self._operators.check_attempts(caller)
+        attempt, user_code = self._attempt(request)  # not counted: any site can send a browser here without one
         try:
-            attempt, user_code = self._attempt(request)
             person = await self._person(provider, request, attempt)
             session, name = await self._session(request, person)
         except ErrorResponse as error:
