@@ -137,8 +137,8 @@ class Plane:
         self._certificate_table.on_assigned = partial(stored.refresh, strict=False, certificates_only=True)
 
         def registered(device_id: int, new_identity: bool) -> None:
+            stored.refresh([device_id], strict=False)  # its name may have changed; first: see CertificateTable.unassign
             self.device_keys.registered(device_id, new_identity)
-            stored.refresh([device_id], strict=False)  # its name may have changed
 
         self.enrolment.on_registered = registered
 

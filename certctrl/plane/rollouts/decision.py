@@ -3,7 +3,8 @@
 A wave is released once all earlier ones are *settled*: each of their devices has proven the change, has failed, or is
 skipped, and at least one device has proven it. So no wave is released by time alone. More failures than allowed halt the
 rollout, and so does a wave in which some fail and none succeeds. A device that has not been heard from is skipped, and is
-released when it is heard from again. Failures that an operator has accepted are neither proof nor failure.
+released when it is heard from again. While none is heard from, it is the network or the control plane, and nothing is
+decided. Failures that an operator has accepted are neither proof nor failure.
 """
 
 from __future__ import annotations
@@ -11,8 +12,13 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from enum import StrEnum
 
+import attrs
+
 from certctrl import lean
 from certctrl.text import counted
+
+CLOCK_SECONDS = 300.0
+"""By which the clocks of control planes may differ; one that was set back by more ends a pause."""
 
 
 class Member(StrEnum):
@@ -25,6 +31,9 @@ class Member(StrEnum):
     FAILED = "failed"
     ACCEPTED = "accepted"
     """It failed, and an operator has resumed the rollout since."""
+
+
+_PASSED = (Member.PROVEN, Member.ACCEPTED)
 
 
 @lean.frozen(kw_only=True)
@@ -68,17 +77,32 @@ class Decision:
     """The wave that is released; 0: none is left."""
 
 
-def decide(members: Sequence[MemberFacts], rules: Rules, now: float, *, may_release: str = "") -> Decision:
-    """Return what a running rollout does now; ``may_release``: why nothing may be released at present, empty: it may."""
+def decide(
+    members: Sequence[MemberFacts], rules: Rules, now: float, *, may_release: str = "", may_skip: bool = True
+) -> Decision:
+    """Return what a running rollout does now; ``may_release``: why nothing may be released at present, empty: it may.
+
+    ``may_skip``: a device that has not been heard from is skipped; otherwise, it may not have had the time.
+    """
+    if not members:
+        return Decision(halt="all its devices are revoked, and none has proven the change")
     failed = [one.id for one in members if one.state is Member.FAILED]
     if len(failed) > rules.max_failures:
         allowed = f"{rules.max_failures} may fail" if rules.max_failures else "none may fail"
         return Decision(halt=f"{counted(len(failed), 'device')} failed, {allowed}")
+    if all(one.stale for one in members) and any(one.state in (Member.HELD, Member.SKIPPED) for one in members):
+        return Decision(waits="a device that is heard from: none is")
     proven_at = 0.0
     for wave in sorted({one.wave for one in members}):
         of_wave = [one for one in members if one.wave == wave]
+        if wave > 1 and not any(one.wave < wave and one.state in _PASSED for one in members):
+            what = f"no device before wave {wave} has proven the change, and those are revoked"
+            return Decision(halt=f"{what}: abort it, and start another", wave=wave)
         if decision := _unsettled(wave, of_wave, members, rules, now, proven_at, may_release):
-            return decision
+            if may_skip or not decision.skip:
+                return decision
+            waits = decision.waits or f"devices of wave {wave} that were not heard from yet"
+            return attrs.evolve(decision, skip=(), waits=waits)
         proven_at = max(proven_at, *(one.settled_at for one in of_wave))
     return Decision(done=True)
 
@@ -97,9 +121,8 @@ def _unsettled(
     back = [one for one in members if one.wave <= wave and one.state is Member.SKIPPED and not one.stale]
     skip = tuple(one.id for one in of_wave if one.state is Member.HELD and one.stale)
     ready = [one for one in of_wave if one.state is Member.HELD and not one.stale] + back
-    proven = any(one.state is Member.PROVEN for one in of_wave)
     if not open_ones and not back:
-        if proven or any(one.state is Member.ACCEPTED for one in of_wave):
+        if any(one.state in _PASSED for one in of_wave):
             return None
         if any(one.state is Member.FAILED for one in of_wave):
             return Decision(halt=f"no device of wave {wave} has proven the change", wave=wave)
@@ -129,7 +152,7 @@ def _reason(
         return may_release
     begun = any(one.state not in (Member.HELD, Member.SKIPPED) for one in of_wave)
     left = earlier_proven_at + rules.pause_seconds - now
-    if not begun and earlier_proven_at and 0 < left <= rules.pause_seconds:  # a clock that was set back ends it
+    if not begun and earlier_proven_at and 0 < left <= rules.pause_seconds + CLOCK_SECONDS:
         return f"the pause before wave {wave}, {round(left)} s more"
     return ""
 

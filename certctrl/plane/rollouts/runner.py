@@ -10,6 +10,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from math import inf
 from typing import Any
 
 import trio
@@ -38,10 +39,13 @@ IDLE_SECONDS = 20.0
 RELEASED_TOGETHER = 200
 """Devices that one round releases."""
 _TOGETHER = 500
+_SET_BACK_SECONDS = 86_400.0
+"""By which a clock may be set back without hiding reports; earlier ones, of a whole fleet, take seconds to read."""
 _PROOFS = (OutcomeKind.APPLIED, OutcomeKind.UNCHANGED)
 _FAILURES = (OutcomeKind.FAILED, OutcomeKind.ROLLED_BACK)
 _VERSION = re.compile(r"\d{1,16}", re.ASCII)
-_SIGNALS = ("install.updated", "state.resync_required")
+_SIGNAL = "install.updated"
+"""Its outcome is proof; that of ``state.resync_required`` says only that a device has compared, not that it has changed."""
 
 log = logging.getLogger("certctrl.Plane")
 
@@ -71,6 +75,8 @@ class RolloutRunner:
         self._audit = audit
         self._wall_now = wall_now
         self._any = trio.Event()
+        self.begun = -inf
+        """When this plane began to hear devices."""
         rollouts.on_started = self.wake
 
     def wake(self) -> None:
@@ -79,6 +85,7 @@ class RolloutRunner:
 
     async def run(self) -> None:
         """Run rounds, forever."""
+        self.begun = trio.current_time()
         while True:
             running = 1
             try:
@@ -93,7 +100,8 @@ class RolloutRunner:
         """Run one round of each running rollout; return their number."""
         ids = await self._db.work(self._running)
         for rollout_id in ids:
-            while await self._db.work_long(self._round, rollout_id):
+            may_skip = trio.current_time() >= self.begun + STALE_SECONDS
+            while await self._db.work_long(self._round, rollout_id, may_skip):
                 await trio.lowlevel.checkpoint()
         if ids:
             await self._profiles.apply()  # of rollouts that are done
@@ -113,8 +121,11 @@ class RolloutRunner:
     def _running(self) -> list[int]:
         return [row["id"] for row in self._db.all("SELECT id FROM rollouts WHERE state = 'running' ORDER BY id")]
 
-    def _round(self, rollout_id: int) -> bool:
-        """Run one round of a rollout, unless another plane does; return whether the next one may release more."""
+    def _round(self, rollout_id: int, may_skip: bool) -> bool:
+        """Run one round of a rollout, unless another plane does; return whether the next one may release more.
+
+        ``may_skip``: this plane runs for so long that whoever is up has been heard from.
+        """
         self._db.guard(PROFILES_GUARD, alone=True)
         found = self._db.all_unlocked("SELECT * FROM rollouts WHERE id = ? AND state = 'running'", rollout_id)
         if not found:
@@ -123,7 +134,8 @@ class RolloutRunner:
         members = self._observed(rollout)
         now = self._wall_now()
         limits = Rules(max_failures=rules["max_failures"], pause_seconds=rules["pause_seconds"])
-        decision = decide(members, limits, now, may_release=self._held_back(rollout, rules, now))
+        may_release = self._held_back(rollout, rules, now)
+        decision = decide(members, limits, now, may_release=may_release, may_skip=may_skip)
         return self._carry_out(rollout, decision)
 
     def _held_back(self, rollout: Row, rules: Mapping[str, Any], now: float) -> str:
@@ -137,16 +149,19 @@ class RolloutRunner:
     # --- what is known --------------------------------------------------------------------------------------------
 
     def _observed(self, rollout: Row) -> list[MemberFacts]:
-        """Return the devices of a rollout, after storing what those under way have reported. Revoked ones are left out."""
+        """Return the devices of a rollout, after storing what those under way have reported.
+
+        Revoked ones are left out, unless they had proven the change before.
+        """
         rows = self._db.all(
             "SELECT m.*, d.last_seen_at, d.registered_at FROM rollout_devices m JOIN devices d ON d.id = m.device_id"
-            " WHERE m.rollout_id = ? AND d.status != 'revoked' ORDER BY m.wave, m.device_id",
-            rollout["id"],
+            " WHERE m.rollout_id = ? AND (d.status != 'revoked' OR m.state IN (?, ?)) ORDER BY m.wave, m.device_id",
+            *(rollout["id"], Member.PROVEN.value, Member.ACCEPTED.value),
         )
         waiting = [row for row in rows if row["state"] in (Member.RELEASED, Member.FAILED, Member.ACCEPTED)]
         reported = self._reported(waiting)
         stale_before = self._wall_now() - STALE_SECONDS
-        opened = self._opened([row["device_id"] for row in rows if row["state"] in (Member.HELD, Member.SKIPPED)])
+        opened = self._opened([row["device_id"] for row in rows])
         found = []
         for row in rows:
             state, settled_at = Member(row["state"]), row["settled_at"]
@@ -179,10 +194,11 @@ class RolloutRunner:
         for start in range(0, len(ids), _TOGETHER):
             some = ids[start : start + _TOGETHER]
             sql = (
-                "SELECT device_id, type, ref, outcome, detail, at FROM outcomes"
-                f" WHERE device_id IN ({marks(some)}) AND type IN ({marks(_SIGNALS)}) ORDER BY at, ts_ms"
+                "SELECT device_id, ref, outcome, detail, at FROM outcomes"
+                f" WHERE device_id IN ({marks(some)}) AND type = ? AND at > ? ORDER BY at, ts_ms"
             )
-            for outcome in self._db.all(sql, *some, *_SIGNALS):
+            since = min(released[one]["released_at"] for one in some) - _SET_BACK_SECONDS
+            for outcome in self._db.all(sql, *some, _SIGNAL, since):
                 if _is_about(outcome, released[outcome["device_id"]]):
                     found[outcome["device_id"]] = outcome
         return found
@@ -288,7 +304,5 @@ def _is_about(outcome: Row, released: Row) -> bool:
     """Return whether an outcome is a final one of the released config, or of a later one."""
     if outcome["outcome"] not in (*_PROOFS, *_FAILURES):
         return False
-    if outcome["type"] != _SIGNALS[0]:  # everything was compared, with the config of that time
-        return bool(outcome["at"] > released["released_at"])
     version = str(json.loads(outcome["ref"]).get("version"))  # whatever the device has sent
     return _VERSION.fullmatch(version) is not None and int(version) >= released["config_version"]

@@ -55,6 +55,14 @@ def members(*waves: str, groups: dict[int, str] | None = None) -> list[MemberFac
         (["S", "h"], {}, {"waits": "a device of wave 1 that is heard from: all are skipped", "wave": 1}),
         (["Sp", "h"], {}, {"release": (3,), "waits": "the proof of 1 device of wave 2", "wave": 2}),
         (["p", "S", "h"], {}, {"release": (3,), "waits": "the proof of 1 device of wave 3", "wave": 3}),
+        (["p", "HH"], {}, {"skip": (2, 3), "wave": 2}),
+        (["P", "HH", "H"], {}, {"waits": "a device that is heard from: none is"}),
+        (["P", "SS", "S"], {}, {"waits": "a device that is heard from: none is"}),
+        (["P", "P"], {}, {"done": True}),
+        (["F", "H"], {}, {"halt": "1 device failed, none may fail"}),
+        (["", "hh"], {}, {"halt": "no device before wave 2 has proven the change, and those are revoked: abort it, and start another", "wave": 2}),
+        (["p", "", "h"], {}, {"release": (2,), "waits": "the proof of 1 device of wave 3", "wave": 3}),
+        ([], {}, {"halt": "all its devices are revoked, and none has proven the change"}),
         (["ps", "S"], {}, {"release": (2,), "waits": "the proof of 1 device of wave 1", "wave": 1}),
         (["pS", "p"], {}, {"done": True}),
         (["p", "h"], {"pause_seconds": 60}, {"waits": "the pause before wave 2, 50 s more", "wave": 2}),
@@ -64,6 +72,19 @@ def members(*waves: str, groups: dict[int, str] | None = None) -> list[MemberFac
 )  # fmt: skip
 def test_situations(waves: list[str], rules: dict[str, Any], expected: dict[str, Any]) -> None:
     assert decide(members(*waves), Rules(**rules), NOW) == Decision(**expected)
+
+
+def test_nobody_is_skipped_who_may_not_have_had_the_time_to_be_heard() -> None:
+    found = decide(members("p", "hH"), Rules(), NOW, may_skip=False)
+    assert (found.release, found.skip, found.waits) == ((2,), (), "the proof of 1 device of wave 2")
+    found = decide(members("p", "HH", "h"), Rules(), NOW, may_skip=False)
+    assert found == Decision(waits="devices of wave 2 that were not heard from yet", wave=2)
+
+
+def test_a_pause_does_not_end_because_clocks_of_planes_differ() -> None:
+    for ahead, releases in ((10.5, ()), (200, ()), (400, (2,))):
+        found = decide(members("p", "h"), Rules(pause_seconds=60), NOW - ahead)
+        assert found.release == releases
 
 
 def test_nothing_is_released_while_it_may_not_be() -> None:

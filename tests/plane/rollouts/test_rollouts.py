@@ -259,6 +259,67 @@ async def test_a_wave_is_recorded_once_with_its_first_devices(fleet: Fleet) -> N
     assert [action for action, _ in recorded].count("rollout.release") == 2
 
 
+async def test_nothing_is_released_by_an_outage(fleet: Fleet) -> None:
+    """It skipped each wave, and gave all devices the version at the end, as the first wave had proven it."""
+    rollout = await fleet.start("1", "2")
+    await fleet.round()
+    await fleet.ack(fleet.devices[0])
+    fleet.now[0] += 1000
+    await fleet.round()
+    assert (await fleet.new(), await fleet.state(rollout)) == ([0], ("running", "a device that is heard from: none is"))
+    await fleet.heard(*fleet.devices)
+    await fleet.round()
+    assert await fleet.new() == [0, 1, 2]
+
+
+async def test_a_plane_that_has_just_started_skips_nobody(fleet: Fleet) -> None:
+    rollout = await fleet.start("1", "2")
+    await fleet.round()
+    await fleet.ack(fleet.devices[0])
+    fleet.now[0] += 1000
+    await fleet.heard(fleet.devices[0])
+    for plane in fleet.planes:
+        plane.rollout_runner.begun = trio.current_time()
+    await fleet.round()
+    assert await fleet.state(rollout) == ("running", "devices of wave 2 that were not heard from yet")
+    for plane in fleet.planes:
+        plane.rollout_runner.begun -= 900
+    await fleet.round()
+    assert (await fleet.show(rollout))["waves"][1]["states"] == {"skipped": 2}
+
+
+async def test_revoking_the_first_wave_is_no_proof(fleet: Fleet) -> None:
+    rollout = await fleet.start("1", "2")
+    await fleet.round()
+    await fleet.plane.work(fleet.plane.devices.revoke, 1, fleet.devices[0], "gone")
+    await fleet.round()
+    assert await fleet.new() == [0]
+    state, why = await fleet.state(rollout)
+    assert state == "halted" and why.startswith("no device before wave 2 has proven the change")
+
+
+async def test_a_device_that_was_revoked_after_its_proof_has_proven_the_change(fleet: Fleet) -> None:
+    await fleet.start("1", "2", pause_seconds=60)
+    await fleet.round()
+    await fleet.ack(fleet.devices[0])
+    await fleet.round()
+    await fleet.plane.work(fleet.plane.devices.revoke, 1, fleet.devices[0], "gone")
+    fleet.now[0] += 60
+    await fleet.round()
+    assert await fleet.new() == [0, 1, 2]
+
+
+async def test_a_comparison_proves_nothing(fleet: Fleet) -> None:
+    """Its outcome is ``applied`` as soon as the differences are known, before they are carried out."""
+    rollout = await fleet.start("1", "2")
+    await fleet.round()
+    fleet.now[0] += 1
+    ack = Ack(type="state.resync_required", ts_ms=1, ref={}, outcome=OutcomeKind.APPLIED, detail="1 difference")
+    await fleet.plane.work(fleet.plane.reports.store, fleet.devices[0], [ack])
+    await fleet.round()
+    assert (await fleet.new(), await fleet.state(rollout)) == ([0], ("running", "the proof of 1 device of wave 1"))
+
+
 @pytest.mark.parametrize("version", ["²", "9" * 4000, "-1", 1.5, True, None, [3], {"a": 1}, "3x", 2, "", 10**30])
 async def test_a_report_without_the_version_proves_nothing(fleet: Fleet, version: object) -> None:
     rollout = await fleet.start("1")
