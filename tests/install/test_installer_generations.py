@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import attrs
 import pytest
-from install_host import APPLIED, ROLLED_BACK, Host, kinds
+from install_host import APPLIED, FAILED, ROLLED_BACK, Host, kinds
 from trio.testing import MockClock
 
 from certctrl.errors import UsageError
@@ -60,6 +60,19 @@ async def test_a_rollback_does_not_choose_what_has_failed(clock: MockClock, host
     prepared = [await host.installer.stage(host.bundle(1), items)]
     assert kinds(await host.installer.converge(prepared, items, lasting=False)) == {1: APPLIED}
     assert len(ids(host)) == 3
+    assert (await host.installer.rollback(NAME, None, items)).kind is APPLIED
+    assert host.live(1) == service.served == first
+
+
+async def test_a_rollback_chooses_what_served_before_one_that_is_not_proven_yet(
+    clock: MockClock, host: Host
+) -> None:
+    items, service = await host.with_service()
+    first = host.live(1)
+    service.stopped = True
+    assert kinds(await host.deliver(1, items=items)) == {1: FAILED}
+    assert host.live(1) != first, "it waits for its service"
+    service.stopped = False
     assert (await host.installer.rollback(NAME, None, items)).kind is APPLIED
     assert host.live(1) == service.served == first
 

@@ -98,7 +98,7 @@ def _target(context: Context, record: CertRecord, to: str | None) -> Candidate:
     live, now = context.generations.live_id(name), context.wall_now()
     older = ids[: ids.index(live)] if live in ids else ids
     if record.former is not None:  # others have failed, or a crash came before they were tried
-        older = [one for one in older if one in record.former]
+        older = [one for one in older if one in (*record.former, record.activated)]
     for generation in reversed(older):
         try:
             facts = context.generations.manifest(name, generation)["facts"]
