@@ -49,7 +49,7 @@ from certctrl.model.signals import (
 
 FIRST_RETRY = 60.0
 LAST_RETRY = 900.0
-MOST_AT_ONCE = 1000
+MAX_DIFFERENCES = 1000
 """Most differences that one comparison admits; the next comparison follows once these were tried."""
 BEHIND = "server-behind"
 UNKNOWN_CAS = "unknown-cas"
@@ -192,15 +192,15 @@ async def plan_resync(agent: Agent, why: str, *, new_stream: bool = False) -> in
 
 def _portion(agent: Agent, signals: Sequence[Signal]) -> Sequence[Signal]:
     """Return the differences to admit now; request another comparison if these are not all."""
-    if len(signals) <= MOST_AT_ONCE:
+    if len(signals) <= MAX_DIFFERENCES:
         return signals
     known = {(one.signal.resource, one.signal.type) for one in agent.inbox.entries()} | _retried(agent)
     left = [one for one in signals if (one.resource, one.type) not in known]
-    if len(left) <= MOST_AT_ONCE:
+    if len(left) <= MAX_DIFFERENCES:
         return left
     agent.reconcile_requested.value = True
-    cut = {batch_of(one) for one in left[:MOST_AT_ONCE]} & {batch_of(one) for one in left[MOST_AT_ONCE:]} - {""}
-    return [one for one in left[:MOST_AT_ONCE] if batch_of(one) not in cut]  # an atomic batch comes whole
+    cut = {batch_of(one) for one in left[:MAX_DIFFERENCES]} & {batch_of(one) for one in left[MAX_DIFFERENCES:]} - {""}
+    return [one for one in left[:MAX_DIFFERENCES] if batch_of(one) not in cut]  # an atomic batch comes whole
 
 
 def _retried(agent: Agent) -> set[tuple[str, str]]:
@@ -261,7 +261,7 @@ async def reconcile_forever(agent: Agent) -> None:
     """Reconcile at start and then every ``reconcile_interval_seconds``, with jitter, until cancelled."""
     why, failures, disagreed = "start", 0, 0
     while True:
-        if len(entries := agent.inbox.entries()) >= MOST_AT_ONCE:
+        if len(entries := agent.inbox.entries()) >= MAX_DIFFERENCES:
             await agent.inbox.wait_for_outcomes(entries)
         try:
             await plan_resync(agent, why)

@@ -36,13 +36,13 @@ NOTHING_NEW = 204
 """Status of a poll without signals."""
 BURST = 50
 """Pending signals above which memory is returned to the system afterwards."""
-STALE_AT_LEAST = 120.0
+MIN_STALE = 120.0
 
 
 def stale_after(agent: Agent) -> float:
     """Return the seconds without an answer of the plane after which health is stale."""
     settings = agent.config.application
-    return max(STALE_AT_LEAST, STALE_INTERVALS * (settings.poll_interval_ms / 1000 + settings.long_poll_wait_seconds))
+    return max(MIN_STALE, STALE_INTERVALS * (settings.poll_interval_ms / 1000 + settings.long_poll_wait_seconds))
 
 
 def is_stale(agent: Agent) -> bool:

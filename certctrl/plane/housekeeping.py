@@ -21,7 +21,7 @@ from certctrl.plane.storage.signal_stream import SignalStream
 SECONDS = 30.0
 """Between two rounds."""
 _JOB = "housekeeping"
-_SIGHTINGS_TOGETHER = 200
+_MAX_SIGHTINGS = 200
 
 log = logging.getLogger("certctrl.Plane")
 
@@ -67,8 +67,8 @@ class Housekeeping:
 
     async def _save_sightings(self) -> None:
         """Save the sightings of a large fleet in parts, between which other requests are answered."""
-        for _ in range(0, self._devices.sightings_waiting(), _SIGHTINGS_TOGETHER):
-            await self._database.work_long(self._devices.save_sightings, _SIGHTINGS_TOGETHER)
+        for _ in range(0, self._devices.sightings_waiting(), _MAX_SIGHTINGS):
+            await self._database.work_long(self._devices.save_sightings, _MAX_SIGHTINGS)
             await trio.lowlevel.checkpoint()
 
     def tidy(self) -> int:

@@ -27,9 +27,9 @@ from certctrl.model.config import ApplicationConfig, Recovery
 
 SERVER_CAP = 3600.0
 BACKOFF_CAP = 300.0
-PROBE_LEAST = 30.0
-PROBE_FIRST = 60.0
-PROBE_CAP = 900.0
+MIN_PROBE_PAUSE = 30.0
+FIRST_PROBE_PAUSE = 60.0
+MAX_PROBE_PAUSE = 900.0
 SOONEST_RETURN = 0.5
 """Least delay of the first retry after a lost connection."""
 
@@ -81,8 +81,8 @@ class CircuitBreaker:
     def _probe(self) -> float:
         """Return the delay until the next probe of an open breaker, and count the probe."""
         self._probes += 1
-        longest = grown(PROBE_FIRST, PROBE_CAP, self._probes)
-        return max(self.interval(), PROBE_LEAST + self._random() * (longest - PROBE_LEAST))
+        longest = grown(FIRST_PROBE_PAUSE, MAX_PROBE_PAUSE, self._probes)
+        return max(self.interval(), MIN_PROBE_PAUSE + self._random() * (longest - MIN_PROBE_PAUSE))
 
     def failed(self, retry_after: float | None = None, spread: float | None = None) -> float:
         """Count a failure and return the delay until the next request; ``inf``: until an operator resumes polling.

@@ -24,7 +24,7 @@ from typing import assert_never
 
 from certctrl.model.config import ApplicationConfig, PollMode, Recovery
 from certctrl.protocol import steps
-from certctrl.protocol.breaker import PROBE_FIRST, CircuitBreaker
+from certctrl.protocol.breaker import FIRST_PROBE_PAUSE, CircuitBreaker
 from certctrl.protocol.events import NoUpdates, Updates
 from certctrl.protocol.wire.poll import LEAST_HELD
 
@@ -71,7 +71,7 @@ class Schedule:
         if self.why == steps.WaitReason.INTERVAL:
             self.due = min(self.due, now + self.breaker.interval())
         elif self.why == steps.WaitReason.BREAKER and config.recovery is Recovery.AUTO:
-            self.due = min(self.due, now + PROBE_FIRST)
+            self.due = min(self.due, now + FIRST_PROBE_PAUSE)
 
     def plan(self, due: float, why: steps.WaitReason) -> None:
         """Set the time of the next request."""

@@ -17,7 +17,7 @@ from certctrl.agent.reconcile import (
     BEHIND,
     FIRST_RETRY,
     LAST_RETRY,
-    MOST_AT_ONCE,
+    MAX_DIFFERENCES,
     UNKNOWN_CAS,
     plan_resync,
     reconcile_forever,
@@ -346,9 +346,9 @@ async def compared(scene: World, patch: pytest.MonkeyPatch, hours: float, *ends:
 
 async def test_many_differences_are_admitted_in_portions(scene: World) -> None:
     """Choosing the next signal takes time for each that waits: with 20 000, polls would pause for very long."""
-    count = 2 * MOST_AT_ONCE + 500
+    count = 2 * MAX_DIFFERENCES + 500
     scene.plane.listed = [attrs.evolve(THERE, id=number) for number in range(1, count + 1)]
-    for portion in (MOST_AT_ONCE, MOST_AT_ONCE, 500, 0):
+    for portion in (MAX_DIFFERENCES, MAX_DIFFERENCES, 500, 0):
         before = len(scene.admitted)
         scene.agent.reconcile_requested.value = False
         assert await plan_resync(scene.agent, "test") == count
@@ -361,8 +361,8 @@ async def test_many_differences_are_admitted_in_portions(scene: World) -> None:
 async def test_a_portion_has_all_of_an_atomic_batch_or_nothing(scene: World) -> None:
     """Its first half would wait for the other, and the next comparison for the first half."""
     batch = AtomicBatch(id="b", size=4)
-    rows = [attrs.evolve(THERE, id=number) for number in range(1, MOST_AT_ONCE + 100)]
-    middle = range(MOST_AT_ONCE - 2, MOST_AT_ONCE + 2)
+    rows = [attrs.evolve(THERE, id=number) for number in range(1, MAX_DIFFERENCES + 100)]
+    middle = range(MAX_DIFFERENCES - 2, MAX_DIFFERENCES + 2)
     scene.plane.listed = [attrs.evolve(one, batch=batch) if one.id in middle else one for one in rows]
     await plan_resync(scene.agent, "test")
     assert not {f"cert:{number}" for number in middle} & {signal.resource for signal in scene.admitted}
@@ -374,7 +374,7 @@ async def test_a_portion_has_all_of_an_atomic_batch_or_nothing(scene: World) -> 
 async def test_the_comparison_after_many_differences_waits_until_they_were_tried(
     scene: World, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
-    entries = scene.agent.inbox.admit([attrs.evolve(RENEWED, cert_id=1 + n) for n in range(MOST_AT_ONCE)])
+    entries = scene.agent.inbox.admit([attrs.evolve(RENEWED, cert_id=1 + n) for n in range(MAX_DIFFERENCES)])
     assert await compared(scene, monkeypatch, 1) == []
     async with trio.open_nursery() as nursery:
 

@@ -64,9 +64,7 @@ async def test_a_rollback_does_not_choose_what_has_failed(clock: MockClock, host
     assert host.live(1) == service.served == first
 
 
-async def test_a_rollback_chooses_what_served_before_one_that_is_not_proven_yet(
-    clock: MockClock, host: Host
-) -> None:
+async def test_a_rollback_chooses_what_served_before_one_that_is_not_proven_yet(clock: MockClock, host: Host) -> None:
     items, service = await host.with_service()
     first = host.live(1)
     service.stopped = True

@@ -301,7 +301,7 @@ def test_a_broken_command_is_repeated(site: PlaneSite, tmp_path: Path, monkeypat
         return done
 
     monkeypatch.setattr(from_file, "_issue", failing)
-    monkeypatch.setattr(from_file, "ISSUED_TOGETHER", 1)
+    monkeypatch.setattr(from_file, "MAX_CONCURRENT", 1)
     result = site("issue", "--from-file", str(file))
     assert result.status == ExitStatus.UNAVAILABLE
     assert "2 of 6 certificates are done; repeat the command to continue" in result.err

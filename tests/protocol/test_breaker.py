@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from certctrl.model.config import ApplicationConfig
-from certctrl.protocol.breaker import BACKOFF_CAP, PROBE_CAP, SERVER_CAP, CircuitBreaker
+from certctrl.protocol.breaker import BACKOFF_CAP, MAX_PROBE_PAUSE, SERVER_CAP, CircuitBreaker
 
 CHANCE = st.floats(0, 1, exclude_max=True)
 CONFIGS = st.builds(
@@ -105,7 +105,7 @@ def test_retry_after_replaces_the_backoff_but_not_the_probe_delay() -> None:
 def test_bounds_of_every_delay(config: ApplicationConfig, chance: float, delays: list[float | None]) -> None:
     one = CircuitBreaker(config, constant(chance))
     least = one.base * (1 - config.poll_jitter) - 1e-9
-    most = max(PROBE_CAP, SERVER_CAP, one.base * (1 + config.poll_jitter)) + 1e-9
+    most = max(MAX_PROBE_PAUSE, SERVER_CAP, one.base * (1 + config.poll_jitter)) + 1e-9
     assert 0 <= one.first_delay() <= config.first_poll_spread_seconds
     assert least <= one.interval() <= one.base * (1 + config.poll_jitter) + 1e-9
     for count, retry_after in enumerate(delays, start=1):

@@ -16,8 +16,8 @@ from certctrl.cli.plane.issue_file import SHOWN_ERRORS, Entry, LineError, read_e
 from certctrl.errors import CertctrlError, ExitStatus, PlaneError, TransportError, UsageError
 from certctrl.text import counted
 
-CHECKED_TOGETHER = 100
-ISSUED_TOGETHER = 8
+MAX_CHECKED = 100
+MAX_CONCURRENT = 8
 
 
 @lean.frozen
@@ -87,8 +87,8 @@ async def _checked(
         bodies.append(request | dict(defaults) | dict(entry.fields))
     checked = []
     with Bar("certificates checked", len(entries)) as bar:
-        for begin in range(0, len(entries), CHECKED_TOGETHER):
-            part = bodies[begin : begin + CHECKED_TOGETHER]
+        for begin in range(0, len(entries), MAX_CHECKED):
+            part = bodies[begin : begin + MAX_CHECKED]
             answers = await api.call("POST", "certificate-checks", {"certificates": part})
             for entry, body, answer in zip(entries[begin:], part, answers, strict=False):
                 if answer["problem"]:
@@ -141,7 +141,7 @@ async def _issued(api: OperatorApi, left: Sequence[Checked]) -> list[dict[str, A
     results: list[dict[str, Any]] = []
     failures: list[CertctrlError] = []
     with Bar("certificates issued", len(left)) as bar:
-        limiter = trio.CapacityLimiter(ISSUED_TOGETHER)
+        limiter = trio.CapacityLimiter(MAX_CONCURRENT)
 
         async def work(one: Checked) -> None:
             async with limiter:

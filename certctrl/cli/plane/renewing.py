@@ -15,7 +15,7 @@ from certctrl.cli.plane.tags import require_known
 from certctrl.errors import ExitStatus, UsageError
 from certctrl.text import counted
 
-TOGETHER = 100
+MAX_CERTIFICATES = 100
 """Certificates of one request."""
 POLL_SECONDS = 1.0
 MAX_STALL_SECONDS = 120.0
@@ -89,8 +89,8 @@ def renew(
         return ExitStatus.DONE
     if not agreed(ctx, f"Renew {counted(len(ids), 'certificate')}?", yes=yes):
         return ExitStatus.FAILED
-    if together and not 2 <= len(ids) <= TOGETHER:
-        what = f"--together needs 2 to {TOGETHER} certificates that can be renewed, not {len(ids)}"
+    if together and not 2 <= len(ids) <= MAX_CERTIFICATES:
+        what = f"--together needs 2 to {MAX_CERTIFICATES} certificates that can be renewed, not {len(ids)}"
         raise UsageError(what, fix="cert-ctrl plane renew ID ID... --together")
     return _renew_many(ctx, ids, reason, no_wait, together=together)
 
@@ -134,8 +134,8 @@ def _renew_many(ctx: typer.Context, ids: Sequence[int], reason: str, no_wait: bo
     async def request(api: OperatorApi) -> list[dict[str, Any]]:
         ordered: list[dict[str, Any]] = []
         with Bar("renewals ordered", len(ids)) as bar:
-            for begin in range(0, len(ids), TOGETHER):
-                body: dict[str, Any] = {"cert_ids": list(ids[begin : begin + TOGETHER]), "reason": reason}
+            for begin in range(0, len(ids), MAX_CERTIFICATES):
+                body: dict[str, Any] = {"cert_ids": list(ids[begin : begin + MAX_CERTIFICATES]), "reason": reason}
                 body |= {"together": True} if together else {}
                 ordered += await api.call("POST", "renewals", body)
                 bar.reached(len(ordered))

@@ -40,7 +40,7 @@ from certctrl.plane.storage.keyring import Keyring
 
 _ROOT_VALIDITY = 20 * 365 * DAY
 _BACKDATE_SECONDS = 300
-_KEYS_TOGETHER = 8
+_MAX_KEYS_IN_MAKING = 8
 """RSA keys made at a time, so that a wave of renewals leaves threads for the database."""
 
 
@@ -110,7 +110,7 @@ class BuiltinCa:
         self._keyring = keyring
         self._wall_now = wall_now
         self._offload = offload
-        self._making_keys = trio.CapacityLimiter(_KEYS_TOGETHER)
+        self._making_keys = trio.CapacityLimiter(_MAX_KEYS_IN_MAKING)
         self._purpose = purpose
         self._root = self._load("root") or self._first_root(self._make_root())
         self.intermediates = Intermediates(database, keyring, purpose.secret, purpose.intermediate_name, self._root)

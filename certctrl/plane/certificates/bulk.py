@@ -16,7 +16,7 @@ from certctrl.plane.storage.database import Database
 
 MAX_CHECKED = 100
 MAX_RENEWED = 1000
-_TOGETHER = 10
+_PER_UNIT_OF_WORK = 10
 """Certificates per unit of work, so that other requests are answered in between."""
 
 
@@ -36,8 +36,8 @@ class Bulk:
         not revoked, with the same names, type of key and profile; otherwise None.
         """
         checked = []
-        for begin in range(0, len(wanted), _TOGETHER):
-            checked += await self._db.work_long(self._check_some, user_id, wanted[begin : begin + _TOGETHER])
+        for begin in range(0, len(wanted), _PER_UNIT_OF_WORK):
+            checked += await self._db.work_long(self._check_some, user_id, wanted[begin : begin + _PER_UNIT_OF_WORK])
             await trio.lowlevel.checkpoint()
         return checked
 
@@ -81,8 +81,8 @@ class Bulk:
             request = OrderRequest(action="renew", reason=reason, in_background=True)
             return await self._db.work_long(self._batches.start, user_id, cert_ids, request)
         ordered = []
-        for begin in range(0, len(cert_ids), _TOGETHER):
-            part = cert_ids[begin : begin + _TOGETHER]
+        for begin in range(0, len(cert_ids), _PER_UNIT_OF_WORK):
+            part = cert_ids[begin : begin + _PER_UNIT_OF_WORK]
             ordered += await self._db.work_long(self._renew_some, user_id, part, reason)
             await trio.lowlevel.checkpoint()
         return ordered

@@ -26,7 +26,7 @@ from certctrl.plane.storage.signal_stream import SignalStream
 CSR_SECONDS = 7 * DAY
 """Seconds that an order waits for its device before a new order replaces it."""
 CSR_CONFLICT = "CSR_CONFLICT"
-_EXPIRED_TOGETHER = 100
+_MAX_EXPIRED = 100
 _MAX_NAMES = 2000
 """Characters of the names in a signal; longer ones are in the certificate's detail only."""
 _UPDATE = "update certctrl on the host; the order then continues"
@@ -154,7 +154,7 @@ class DeviceKeys:
         self._requests.delete_expired()
         rows = self._db.all(
             "SELECT id, cert_id, action, reason, refused_requests FROM orders WHERE state = ? AND created_at < ? ORDER BY cert_id LIMIT ?",
-            *(CSR_WANTED, self._wall_now() - CSR_SECONDS, _EXPIRED_TOGETHER),
+            *(CSR_WANTED, self._wall_now() - CSR_SECONDS, _MAX_EXPIRED),
         )
         for order in rows:
             certificate = self._table.locked_by_id(order["cert_id"])

@@ -28,7 +28,7 @@ MAX_PAUSE = 5.0
 MAX_SERVERS = 32
 SILENT_ATTEMPTS = 2
 """Failed attempts after which a server is no longer waited for."""
-_NAMES_TOGETHER = 8
+_MAX_CONCURRENT_NAMES = 8
 _SHOWN_VALUES = 5
 _MAX_VALUES = 200
 
@@ -126,7 +126,7 @@ async def wait_until_published(
     """Return once all servers answer with all values of all names. Raises IssuerError after ``seconds``."""
     last: dict[dns.name.Name, list[Observation]] = {}
     published: set[dns.name.Name] = set()
-    limiter = trio.CapacityLimiter(_NAMES_TOGETHER)
+    limiter = trio.CapacityLimiter(_MAX_CONCURRENT_NAMES)
 
     async def wait_for(name: dns.name.Name, values: Collection[str]) -> None:
         silent: Counter[DnsServer] = Counter()

@@ -26,7 +26,7 @@ REMOVAL_SECONDS = 180.0
 FIRST_PAUSE = 60.0
 MAX_PAUSE = 6 * 3600.0
 GIVE_UP_SECONDS = 7.0 * DAY
-TOGETHER = 200
+MAX_EXPIRED = 200
 FOREVER = 1e15
 _MAX_PROBLEM = 500
 
@@ -94,7 +94,7 @@ class PublishedProofs:
         now = self._wall_now()
         rows = self._db.all_unlocked(
             "SELECT * FROM published_proofs WHERE due <= ? OR due > ? ORDER BY due, answer LIMIT ?",
-            *(now, now + 2 * HOLD_SECONDS, TOGETHER),  # no proof is due that late, unless the clock was set back
+            *(now, now + 2 * HOLD_SECONDS, MAX_EXPIRED),  # no proof is due that late, unless the clock was set back
         )
         found: dict[str, list[Proof]] = {}
         for row in rows:

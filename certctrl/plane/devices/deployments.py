@@ -33,7 +33,7 @@ UNKNOWN = "unknown"
 WAITS = frozenset({Reason.PLANE_LAGGING, Reason.PENDING, Reason.NOT_YET_VALID, Reason.WINDOW, Reason.HELD})
 """Reasons for which nothing has failed."""
 
-_TOGETHER = 32
+_ROWS_PER_STATEMENT = 32
 """Rows of one statement."""
 _MAX_ID = 2**53
 _MAX_DEPLOYED = 100
@@ -98,8 +98,8 @@ class Deployments:
             self._end(*key)
 
     def _store(self, rows: Sequence[tuple[Any, ...]]) -> None:
-        for start in range(0, len(rows), _TOGETHER):
-            some = rows[start : start + _TOGETHER]
+        for start in range(0, len(rows), _ROWS_PER_STATEMENT):
+            some = rows[start : start + _ROWS_PER_STATEMENT]
             self._db.run(
                 "INSERT INTO deployments (device_id, kind, object_id, outcome, step, reason, detail, failing, attempts, since,"
                 " failing_since, at, serial_number, served_at) SELECT v.column1, v.column2, v.column3, v.column4, v.column5,"

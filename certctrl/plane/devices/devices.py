@@ -34,7 +34,7 @@ POLLING_SECONDS = 75.0
 _SHOWN = (
     "id", "user_id", "device_public_id", "status", "name", "platform", "model", "app_version", "key_fingerprint",
 )  # fmt: skip
-_TOGETHER = 100
+_PER_STATEMENT = 100
 """Sightings per statement."""
 _SAVED_WITHIN_SECONDS = 60.0
 """A plane saves its sightings within this time. A stored sighting that is newer by less is another plane's; one that is
@@ -250,8 +250,8 @@ class Devices:
             return
         with self._db.transaction():
             devices = sorted(sightings)
-            for start in range(0, len(devices), _TOGETHER):
-                self._save([(device_id, sightings[device_id]) for device_id in devices[start : start + _TOGETHER]])
+            for start in range(0, len(devices), _PER_STATEMENT):
+                self._save([(device_id, sightings[device_id]) for device_id in devices[start : start + _PER_STATEMENT]])
             self._db.after_commit(partial(self._forget_saved, sightings))
 
     def _save(self, sightings: Sequence[tuple[int, _Sighting]]) -> None:

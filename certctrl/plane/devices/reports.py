@@ -23,7 +23,7 @@ from certctrl.text import one_line
 
 FEW_EVENTS = 5
 """Outcomes of one report that are stored in one transaction with other requests, on the event loop with SQLite."""
-_TOGETHER = 32
+_OUTCOMES_PER_STATEMENT = 32
 """Outcomes per statement."""
 _TO_NOTE = "outcomes_to_note"
 """The setting of a database of an earlier release: the last device whose outcomes were noted."""
@@ -150,8 +150,8 @@ class Reports:
         )
 
     def _insert(self, rows: Sequence[tuple[Any, ...]]) -> None:
-        for start in range(0, len(rows), _TOGETHER):
-            some = rows[start : start + _TOGETHER]
+        for start in range(0, len(rows), _OUTCOMES_PER_STATEMENT):
+            some = rows[start : start + _OUTCOMES_PER_STATEMENT]
             self._db.run(
                 "INSERT INTO outcomes (device_id, signal, type, ts_ms, ref, outcome, detail, step, reason, deployed,"
                 " duration_ms, at)"

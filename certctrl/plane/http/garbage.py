@@ -13,9 +13,9 @@ from functools import partial
 
 import trio
 
-CLOSED_TOGETHER = 5000
+CLOSED_PER_COLLECTION = 5000
 """Closed push sockets between two full collections: they leave some 15 MiB."""
-TOGETHER = 16
+REQUESTS_PER_COLLECTION = 16
 """Requests between two collections of new objects: about two thousand objects, in less than a millisecond."""
 _MAX_NEW = 20_000
 """New objects at which Python collects by itself: more than one unit of work makes."""
@@ -26,7 +26,7 @@ _HOUR = 3600.0
 class Collections:
     """Collects cyclic garbage after every few events."""
 
-    def __init__(self, together: int = TOGETHER, generation: int = 0) -> None:
+    def __init__(self, together: int = REQUESTS_PER_COLLECTION, generation: int = 0) -> None:
         """``together``: events between two collections. ``generation``: the oldest one that is examined."""
         self._together = self._left = together
         self._collect = partial(gc.collect, generation)
@@ -41,7 +41,7 @@ class Collections:
 
 answered = Collections()
 """Counts the requests of all connections, and what wakes push sockets."""
-closed = Collections(CLOSED_TOGETHER, 2)
+closed = Collections(CLOSED_PER_COLLECTION, 2)
 """Counts the push sockets that have closed."""
 
 

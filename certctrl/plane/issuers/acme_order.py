@@ -29,7 +29,7 @@ from certctrl.text import one_line
 CLEAN_UP_SECONDS = 120.0
 STOPPING_SECONDS = 3.0
 """Time to withdraw proofs in a cancelled attempt; the next attempt withdraws the rest."""
-_TOGETHER = 4
+_MAX_CONCURRENT = 4
 _EXPLAINED = 5
 _EXPLANATION = 600
 _GONE = frozenset({"malformed", "unauthorized", "orderNotFound", "notFound", ""})
@@ -250,7 +250,7 @@ async def for_each(function: Callable[[T], Awaitable[V]], items: Sequence[T]) ->
     """Run a function for all items, a few at a time; the first error cancels the others and is raised alone."""
     results: dict[int, V] = {}
     failed: list[CertctrlError] = []
-    slots = trio.CapacityLimiter(_TOGETHER)
+    slots = trio.CapacityLimiter(_MAX_CONCURRENT)
 
     async def one(index: int, item: T) -> None:
         try:

@@ -38,7 +38,7 @@ from certctrl.plane.storage.signal_stream import SignalStream
 MAX_ORDERED = 1000
 """Certificates that are ordered together, including those that were made from templates."""
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
-_RELEASED_TOGETHER = 20
+_MAX_CHECKED = 20
 """Batches that one round checks."""
 
 log = logging.getLogger("certctrl.Orders")
@@ -219,7 +219,7 @@ class Batches:
         rows = self._db.all(
             "SELECT batch FROM orders WHERE batch != '' AND state != ? GROUP BY batch"
             " HAVING count(*) = sum(CASE WHEN issued_enc IS NOT NULL THEN 1 ELSE 0 END) ORDER BY batch LIMIT ?",
-            *(DONE, _RELEASED_TOGETHER),
+            *(DONE, _MAX_CHECKED),
         )
         for row in rows:
             self._lock_all(row["batch"])

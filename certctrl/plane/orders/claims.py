@@ -16,7 +16,7 @@ from certctrl.plane.storage.database import Database, marks
 
 MAX_CONCURRENT = 200
 """Orders that one plane works on at a time, except for the first one of each issuer; budgets of issuers are lower."""
-CLAIMED_TOGETHER = 10
+MAX_CLAIMED = 10
 """Orders claimed at a time, and background orders claimed ahead: each is a task that starts."""
 SWEEP_SECONDS = 5.0
 """Seconds between searches for orders that another plane has stored."""
@@ -52,27 +52,27 @@ class OrderClaims:
     async def claim(self) -> tuple[list[Job], float]:
         """Claim orders that are due; return them with the seconds until the next call has some, unless one is woken."""
         full = crowded(Counter(self._issuers.values()), MAX_CONCURRENT)
-        limit = CLAIMED_TOGETHER if len(self._issuers) < MAX_CONCURRENT else 1
-        ahead = max(0, min(limit, CLAIMED_TOGETHER - len(self._ahead)))
+        limit = MAX_CLAIMED if len(self._issuers) < MAX_CONCURRENT else 1
+        ahead = max(0, min(limit, MAX_CLAIMED - len(self._ahead)))
         claimed, pause = await self._db.work_long(self._claim, full, limit, ahead)
         for job, issuer in claimed:
             self._issuers[int(job.key)] = issuer
             if job.kind == BACKGROUND_JOB:
                 self._ahead.add(int(job.key))
-        self._more = bool(full) or len(self._ahead) >= CLAIMED_TOGETHER or len(claimed) >= limit
+        self._more = bool(full) or len(self._ahead) >= MAX_CLAIMED or len(claimed) >= limit
         return [job for job, _ in claimed], _AGAIN_SECONDS if len(claimed) >= limit else pause
 
     def begun(self, order_id: int) -> bool:
         """Note that work on an order has begun; return whether others should be claimed now."""
         known = order_id in self._ahead
         self._ahead.discard(order_id)
-        return known and self._more and len(self._ahead) == CLAIMED_TOGETHER // 2
+        return known and self._more and len(self._ahead) == MAX_CLAIMED // 2
 
     def ended(self, order_id: int) -> bool:
         """Note that work on an order has ended; return whether others should be claimed now."""
         self._issuers.pop(order_id, None)
         self._ahead.discard(order_id)
-        return self._more and len(self._ahead) <= CLAIMED_TOGETHER // 2
+        return self._more and len(self._ahead) <= MAX_CLAIMED // 2
 
     def _claim(self, full: Sequence[str], limit: int, ahead: int) -> tuple[list[tuple[Job, str]], float]:
         """Claim jobs of issuers that are not ``full``, except for orders that this plane works on.

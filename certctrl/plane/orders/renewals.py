@@ -35,15 +35,15 @@ ROUND_SECONDS = 10.0
 PLAN_SECONDS = 30.0
 """Interval of the search for certificates without a due time, or without a request for a window to their CA."""
 LEASE_SECONDS = 120.0
-PLANNED_TOGETHER = 100
-ORDERED_TOGETHER = 5
+MAX_PLANNED = 100
+MAX_ORDERED = 5
 MAX_WAITING = 40
 """Most renewals of an issuer that are ordered but not begun, so that a fleet that is due together does not queue up."""
 BUSY_PAUSE = 0.1
 """Seconds between two rounds while more certificates are due."""
 FULL_PAUSE = 0.5
 """Seconds between two rounds while an issuer has ``MAX_WAITING``."""
-ASKED_TOGETHER = 10
+MAX_ASKED = 10
 ASK_SECONDS = 60.0
 WITHOUT_WINDOWS = "command"
 """The kind of issuers that never suggest one."""
@@ -119,9 +119,9 @@ class Renewals:
         pause = self._order(now)
         if abs(now - self._planned_at) >= PLAN_SECONDS:
             planned = self._plan(now)
-            if planned < PLANNED_TOGETHER:
+            if planned < MAX_PLANNED:
                 self._db.after_commit(lambda: self._note_planned(now))
-            if planned == PLANNED_TOGETHER:
+            if planned == MAX_PLANNED:
                 pause = BUSY_PAUSE
         self._jobs.reschedule(claimed[0], now + pause / 2)  # due by the time any plane checks again
         return pause
@@ -140,7 +140,7 @@ class Renewals:
         rows = self._db.all(
             "SELECT id, serial_number, not_before, not_after FROM certificates"
             " WHERE renew_at IS NULL AND status = 'active' AND serial_number != '' ORDER BY id LIMIT ?",
-            PLANNED_TOGETHER,
+            MAX_PLANNED,
         )
         for row in rows:
             self._set_due(row, due_at(_life(row), row["serial_number"]))
@@ -148,7 +148,7 @@ class Renewals:
             "SELECT c.id, c.serial_number FROM certificates c JOIN issuers i ON i.name = c.issuer AND i.kind != ?"
             " WHERE c.status = 'active' AND c.serial_number != '' AND NOT EXISTS"
             " (SELECT 1 FROM jobs j WHERE j.kind = ? AND j.job_key = CAST(c.id AS TEXT) || ':' || c.serial_number) ORDER BY c.id LIMIT ?",
-            *(WITHOUT_WINDOWS, WINDOW_JOB, PLANNED_TOGETHER),
+            *(WITHOUT_WINDOWS, WINDOW_JOB, MAX_PLANNED),
         )
         for row in unasked:
             self._jobs.put(WINDOW_JOB, f"{row['id']}:{row['serial_number']}", now)
@@ -171,7 +171,7 @@ class Renewals:
             "SELECT c.id, c.issuer FROM certificates c WHERE c.renew_at <= ? AND c.status = 'active' AND c.serial_number != ''"
             f" AND c.issuer NOT IN ({marks(excluded)}) AND EXISTS ({_USED}) AND NOT EXISTS ({_OPEN})"
             " ORDER BY c.renew_at, c.id LIMIT ?",
-            *(now, *excluded, ORDERED_TOGETHER),
+            *(now, *excluded, MAX_ORDERED),
         )
         for row in rows:
             if waiting[row["issuer"]] >= MAX_WAITING:
@@ -182,7 +182,7 @@ class Renewals:
                 request = OrderRequest(action="renew", reason="due", in_background=True)
                 if not self._batches.start_set(certificate, request):
                     self._orders.start(certificate, request)
-        if len(rows) == ORDERED_TOGETHER:
+        if len(rows) == MAX_ORDERED:
             return BUSY_PAUSE
         return FULL_PAUSE if max(waiting.values(), default=0) >= MAX_WAITING else self._until_next(now)
 
@@ -195,11 +195,11 @@ class Renewals:
 
     async def ask(self) -> float:
         """Ask CAs for the windows of some certificates; return the seconds until the next ones."""
-        jobs = await self._db.work(self._jobs.claim, WINDOW_JOB, limit=ASKED_TOGETHER, lease_seconds=LEASE_SECONDS)
+        jobs = await self._db.work(self._jobs.claim, WINDOW_JOB, limit=MAX_ASKED, lease_seconds=LEASE_SECONDS)
         async with trio.open_nursery() as nursery:
             for job in jobs:
                 nursery.start_soon(self._ask, job)
-        return BUSY_PAUSE if len(jobs) == ASKED_TOGETHER else ROUND_SECONDS
+        return BUSY_PAUSE if len(jobs) == MAX_ASKED else ROUND_SECONDS
 
     async def _ask(self, job: Job) -> None:
         """Ask for the window of one certificate, and store when it is due."""

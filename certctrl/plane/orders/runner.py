@@ -40,7 +40,7 @@ ATTEMPT_SECONDS = float(DAY)
 DRAIN_SECONDS = 5.0
 GIVE_BACK_SECONDS = 2.0
 STORE_PAUSE = 2.0
-_RSA_TOGETHER = 4
+_MAX_KEYS_IN_MAKING = 4
 BACKGROUND_SHARE = 4.0
 BACKGROUND_PAUSES = 0.05, 1.0
 """The next background order begins after this multiple of the time that the last one took to begin, within bounds.
@@ -81,7 +81,7 @@ class OrderRunner:
         self._offload = offload
         self._claims = OrderClaims(database, jobs, wall_now)
         self._due = trio.Event()
-        self._making_keys = trio.CapacityLimiter(_RSA_TOGETHER)
+        self._making_keys = trio.CapacityLimiter(_MAX_KEYS_IN_MAKING)
         self._turn = trio.CapacityLimiter(1)
         """Serialises computations, so that requests are answered between those of any number of orders."""
         self._background = trio.CapacityLimiter(1)

@@ -23,7 +23,7 @@ from certctrl.plane.errors import bad_request, conflict
 from certctrl.plane.installs import PROFILES_GUARD, Installs
 from certctrl.plane.profiles.effective import EffectiveError, ProfileItems, checked_profile, json_of
 from certctrl.plane.profiles.expression import ExpressionError, parse
-from certctrl.plane.profiles.stored import TOGETHER, Loaded, StoredProfiles, Version, differences
+from certctrl.plane.profiles.stored import DEVICES_PER_UNIT, Loaded, StoredProfiles, Version, differences
 from certctrl.plane.profiles.views import ProfileViews
 from certctrl.plane.storage.database import Database, Row
 from certctrl.text import counted, one_line
@@ -206,7 +206,7 @@ class Profiles(ProfileViews):
         rows = self._db.all(
             "SELECT i.* FROM install_configs i JOIN devices d ON d.id = i.device_id WHERE d.user_id = ? AND d.id > ?"
             " AND d.status != 'revoked' ORDER BY d.id LIMIT ?",
-            *(user_id, after, TOGETHER),
+            *(user_id, after, DEVICES_PER_UNIT),
         )
         loaded = (self._stored.load(user_id) or Loaded({}, {})).with_version(candidate)
         devices = self._stored.values([row["device_id"] for row in rows])
@@ -222,7 +222,7 @@ class Profiles(ProfileViews):
                 problem = "" if row["problem"] else str(error)
             shown = {"id": device.id, "name": device.name, **changes, "problem": problem}
             found.append((matched, bool(problem), shown if changes or problem else None))
-        return found, rows[-1]["device_id"] if len(rows) == TOGETHER else 0
+        return found, rows[-1]["device_id"] if len(rows) == DEVICES_PER_UNIT else 0
 
     def store(self, user_id: int, candidate: Candidate, note: str, *, current: bool = True) -> tuple[int, int]:
         """Store a version; return the profile and the version. ``current``: all devices get it, and their configs are due.

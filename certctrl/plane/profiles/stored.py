@@ -15,7 +15,7 @@ from certctrl.plane.profiles.expression import Expression, parse
 from certctrl.plane.profiles.placeholders import DeviceValues
 from certctrl.plane.storage.database import Database, Row, marks
 
-TOGETHER = 100
+DEVICES_PER_UNIT = 100
 """Devices of one unit of work."""
 
 
@@ -144,8 +144,8 @@ class StoredProfiles:
             loaded = self.load(user_id)
             if loaded is None or (certificates_only and not loaded.follows_certificates):
                 continue
-            for start in range(0, len(ids), TOGETHER):
-                changed += self._refresh(loaded, ids[start : start + TOGETHER], strict=strict)
+            for start in range(0, len(ids), DEVICES_PER_UNIT):
+                changed += self._refresh(loaded, ids[start : start + DEVICES_PER_UNIT], strict=strict)
         return changed
 
     def _refresh(self, loaded: Loaded, device_ids: Sequence[int], *, strict: bool) -> list[int]:
@@ -166,8 +166,8 @@ class StoredProfiles:
 
     def _by_user(self, device_ids: Sequence[int]) -> dict[int, list[int]]:
         found: dict[int, list[int]] = {}
-        for start in range(0, len(device_ids), TOGETHER):
-            some = device_ids[start : start + TOGETHER]
+        for start in range(0, len(device_ids), DEVICES_PER_UNIT):
+            some = device_ids[start : start + DEVICES_PER_UNIT]
             sql = f"SELECT id, user_id FROM devices WHERE id IN ({marks(some)}) ORDER BY id"
             for row in self._db.all(sql, *some):
                 found.setdefault(row["user_id"], []).append(row["id"])
@@ -188,7 +188,7 @@ class StoredProfiles:
         """Bring some configs that are due up to date; return their number. Those that another unit locks are left out."""
         self._db.guard(PROFILES_GUARD, alone=False)
         rows = self._db.all_unlocked(
-            "SELECT device_id FROM install_configs WHERE due != 0 ORDER BY device_id LIMIT ?", TOGETHER
+            "SELECT device_id FROM install_configs WHERE due != 0 ORDER BY device_id LIMIT ?", DEVICES_PER_UNIT
         )
         self.refresh([row["device_id"] for row in rows], strict=False)
         return len(rows)

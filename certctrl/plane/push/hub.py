@@ -39,7 +39,7 @@ _SEEN_SECONDS = 300.0
 """Seconds between records of an open socket's last contact."""
 _ASK_AGAIN_SECONDS = 2.0
 """Seconds between reads of an open question, in case a notification was lost."""
-_SWEPT_TOGETHER = 500
+_MAX_SWEPT = 500
 _COLUMNS = (
     "d.id AS device_id, k.name AS socket, EXISTS (SELECT 1 FROM questions q WHERE q.device_id = d.id AND q.result = ''"
     " AND q.expires_at > ?) AS asked"
@@ -370,8 +370,8 @@ class Push:
     async def sweep(self) -> None:
         """Wake sockets that were replaced, or have open questions or an ended session: notifications may be lost."""
         everyone = list(self._open.values())
-        for start in range(0, len(everyone), _SWEPT_TOGETHER):
-            some = everyone[start : start + _SWEPT_TOGETHER]
+        for start in range(0, len(everyone), _MAX_SWEPT):
+            some = everyone[start : start + _MAX_SWEPT]
             lost, stale = await self._db.work_read(self._lost_and_stale, some)
             for opened in some:  # `_each_minute` records it again
                 opened.recorded = opened.recorded and opened.socket.device_id not in lost

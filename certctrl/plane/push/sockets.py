@@ -13,7 +13,7 @@ from certctrl import lean
 from certctrl.plane.planes import RUNNING_SECONDS, Planes
 from certctrl.plane.storage.database import Database, Row, marks
 
-_TOGETHER = 100
+_ROWS_PER_STATEMENT = 100
 """Rows per statement."""
 
 
@@ -52,8 +52,8 @@ class Sockets:
             (device_id, latest[device_id].name, *self._planes.process, latest[device_id].opened_at)
             for device_id in sorted(latest)
         ]
-        for start in range(0, len(rows), _TOGETHER):
-            some = rows[start : start + _TOGETHER]
+        for start in range(0, len(rows), _ROWS_PER_STATEMENT):
+            some = rows[start : start + _ROWS_PER_STATEMENT]
             self._db.run(
                 "INSERT INTO sockets (device_id, name, plane, plane_started_at, opened_at)"
                 f" VALUES {', '.join([f'({marks(some[0])})'] * len(some))} ON CONFLICT (device_id) DO UPDATE"
@@ -65,8 +65,8 @@ class Sockets:
     def remove(self, names: Mapping[int, str]) -> None:
         """Remove sockets that have closed, by device; rows of sockets that replaced them stay."""
         devices = sorted(names)
-        for start in range(0, len(devices), _TOGETHER):
-            some = devices[start : start + _TOGETHER]
+        for start in range(0, len(devices), _ROWS_PER_STATEMENT):
+            some = devices[start : start + _ROWS_PER_STATEMENT]
             pairs = chain.from_iterable((device_id, names[device_id]) for device_id in some)
             self._db.run(
                 f"DELETE FROM sockets WHERE {' OR '.join(['(device_id = ? AND name = ?)'] * len(some))}", *pairs

@@ -14,7 +14,7 @@ from certctrl.plane.jobs import Job, Jobs
 from certctrl.plane.revocation.revocations import JOB, Revocations
 from certctrl.plane.storage.database import Database, Row
 
-TOGETHER = 20
+MAX_CONCURRENT = 20
 """Revocations that one plane attempts at a time."""
 SWEEP_SECONDS = 10.0
 """Interval of the search for revocations that are due, or that another plane has stored."""
@@ -55,13 +55,13 @@ class RevocationRunner:
                 done = await self.run_once()
             except CertctrlError as error:
                 log.error("revocations cannot be read: %s", error)
-            if done < TOGETHER:
+            if done < MAX_CONCURRENT:
                 with trio.move_on_after(SWEEP_SECONDS):
                     await self._due.wait()
 
     async def run_once(self) -> int:
         """Attempt each revocation that is due; return their number."""
-        jobs = await self._db.work(self._jobs.claim, JOB, limit=TOGETHER, lease_seconds=LEASE_SECONDS)
+        jobs = await self._db.work(self._jobs.claim, JOB, limit=MAX_CONCURRENT, lease_seconds=LEASE_SECONDS)
         async with trio.open_nursery() as nursery:
             for job in jobs:
                 nursery.start_soon(self._run, job, name=f"revocation {job.key}")

@@ -31,7 +31,7 @@ from certctrl.text import counted, one_line
 
 OPEN = ("running", "paused", "halted")
 MAX_PAUSE = 30 * 86_400
-_TOGETHER = 200
+_DEVICES_PER_STATEMENT = 200
 
 log = logging.getLogger("certctrl.Plane")
 
@@ -89,8 +89,8 @@ class Rollouts:
     def _planned(self, device_ids: Sequence[int], rules: RolloutRules) -> list[tuple[int, int, str]]:
         """Return the wave and the serial group of each device."""
         tags: dict[int, list[str]] = {}
-        for start in range(0, len(device_ids), _TOGETHER):
-            tags |= self._devices.tags.of(device_ids[start : start + _TOGETHER])
+        for start in range(0, len(device_ids), _DEVICES_PER_STATEMENT):
+            tags |= self._devices.tags.of(device_ids[start : start + _DEVICES_PER_STATEMENT])
         canary = parse(rules.canary) if rules.canary else None
         first = [one for one in device_ids if canary is not None and canary.matches(tags.get(one, ()))]
         if canary is not None and not first:
@@ -113,8 +113,8 @@ class Rollouts:
             " VALUES (?, ?, ?, 'running', ?, ?, ?, ?)",
             *(user_id, profile_id, version, _rules_json(rules), note, now, now),
         )
-        for start in range(0, len(planned), _TOGETHER):
-            some = planned[start : start + _TOGETHER]
+        for start in range(0, len(planned), _DEVICES_PER_STATEMENT):
+            some = planned[start : start + _DEVICES_PER_STATEMENT]
             values = ", ".join(["(?, ?, ?, ?, 'held')"] * len(some))
             self._db.run(
                 f"INSERT INTO rollout_devices (rollout_id, device_id, wave, serial_group, state) VALUES {values}",

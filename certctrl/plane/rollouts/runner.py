@@ -36,9 +36,9 @@ STALE_SECONDS = 900.0
 ROUND_SECONDS = 2.0
 IDLE_SECONDS = 20.0
 """Without a running rollout; one that another plane starts is noticed then, if not earlier."""
-RELEASED_TOGETHER = 200
+MAX_RELEASED = 200
 """Devices that one round releases."""
-_TOGETHER = 500
+_DEVICES_PER_STATEMENT = 500
 _SET_BACK_SECONDS = 86_400.0
 """By which a clock may be set back without hiding reports; earlier ones, of a whole fleet, take seconds to read."""
 _PROOFS = (OutcomeKind.APPLIED, OutcomeKind.UNCHANGED)
@@ -183,16 +183,16 @@ class RolloutRunner:
     def _opened(self, device_ids: Sequence[int]) -> Collection[int]:
         """Return the devices with an open push socket."""
         found: set[int] = set()
-        for start in range(0, len(device_ids), _TOGETHER):
-            found |= self._devices.opened(device_ids[start : start + _TOGETHER]).keys()
+        for start in range(0, len(device_ids), _DEVICES_PER_STATEMENT):
+            found |= self._devices.opened(device_ids[start : start + _DEVICES_PER_STATEMENT]).keys()
         return found
 
     def _reported(self, rows: Sequence[Row]) -> dict[int, Row]:
         """Return the newest final outcome of each device that is about its released config, or a later one."""
         released = {row["device_id"]: row for row in rows}
         ids, found = list(released), {}
-        for start in range(0, len(ids), _TOGETHER):
-            some = ids[start : start + _TOGETHER]
+        for start in range(0, len(ids), _DEVICES_PER_STATEMENT):
+            some = ids[start : start + _DEVICES_PER_STATEMENT]
             sql = (
                 "SELECT device_id, ref, outcome, detail, at FROM outcomes"
                 f" WHERE device_id IN ({marks(some)}) AND type = ? AND at > ? ORDER BY at, ts_ms"
@@ -228,7 +228,7 @@ class RolloutRunner:
             return False
         if decision.skip:
             self._set(decision.skip, rollout_id, Member.SKIPPED)
-        release = decision.release[:RELEASED_TOGETHER]
+        release = decision.release[:MAX_RELEASED]
         if release:
             self._release_recorded(rollout, release)
         if decision.waits != rollout["waits"]:

@@ -32,11 +32,11 @@ from certctrl.plane.devices.features import announced
 from certctrl.plane.errors import ErrorResponse, cursor_expired, not_found
 from certctrl.plane.storage.database import Database, Row, marks
 
-_TOGETHER = 1000
+_STREAMS_PER_STATEMENT = 1000
 """Streams per statement."""
 _PRIORITY = "priority"
 """Key of the class in a stored ``ref``; an older release ignores it."""
-_WOKEN_TOGETHER = 8
+_MAX_WOKEN = 8
 _PAST = (2**62, 0)
 """A position after all signals."""
 _CURSOR = re.compile(r"(0|[1-9]\d{0,14})-(0|[1-9]\d{0,8})", re.ASCII)
@@ -127,7 +127,7 @@ class SignalStream:
         self._wall_now = wall_now
         self._waiters: dict[int, tuple[Waiter, ...]] = {}
         self._paced = False
-        self._left = _WOKEN_TOGETHER
+        self._left = _MAX_WOKEN
         """Devices whose waiters may be woken in this turn of the event loop, if wakes are paced."""
         self._due: dict[int, None] = {}
         """Devices whose waiters must be woken."""
@@ -175,8 +175,8 @@ class SignalStream:
         if priority not in (None, derived_priority(type_)):
             ref = {**ref, _PRIORITY: priority}
         now = int(self._wall_now() * 1000)
-        for start in range(0, len(device_ids), _TOGETHER):
-            some = device_ids[start : start + _TOGETHER]
+        for start in range(0, len(device_ids), _STREAMS_PER_STATEMENT):
+            some = device_ids[start : start + _STREAMS_PER_STATEMENT]
             rows = self._db.all_locked(
                 f"SELECT device_id FROM streams WHERE device_id IN ({marks(some)}) AND last_ms < ? AND length < ?"
                 " ORDER BY device_id",
@@ -301,9 +301,9 @@ class SignalStream:
             while True:
                 await self._any_due.wait()
                 self._any_due = trio.Event()
-                self._left = _WOKEN_TOGETHER
+                self._left = _MAX_WOKEN
                 self._wake_due()
-                if self._left < _WOKEN_TOGETHER:  # the next turn has all wakes again
+                if self._left < _MAX_WOKEN:  # the next turn has all wakes again
                     self._any_due.set()
                 await trio.lowlevel.checkpoint()
         finally:
@@ -330,8 +330,8 @@ class SignalStream:
     def _heads(self, devices: Sequence[int]) -> dict[int, str]:
         """Return the last cursor of each stream."""
         rows: list[Row] = []
-        for start in range(0, len(devices), _TOGETHER):
-            some = devices[start : start + _TOGETHER]
+        for start in range(0, len(devices), _STREAMS_PER_STATEMENT):
+            some = devices[start : start + _STREAMS_PER_STATEMENT]
             rows += self._db.all(
                 f"SELECT device_id, last_ms, last_seq FROM streams WHERE device_id IN ({marks(some)})", *some
             )

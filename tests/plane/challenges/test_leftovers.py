@@ -149,7 +149,7 @@ async def test_two_planes_do_not_remove_the_same_record(fleet: Fleet) -> None:
 
 
 async def test_many_leftovers_are_taken_back_in_parts(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "TOGETHER", 3)
+    monkeypatch.setattr(module, "MAX_EXPIRED", 3)
     proofs = [proof(f"t{number}") for number in range(5)]
     await fleet.solver(fleet.one, "order 1").present(proofs)
     fleet.now += HOLD_SECONDS + 1

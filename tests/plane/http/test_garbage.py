@@ -18,7 +18,7 @@ from push_client import pushed
 
 from certctrl.plane.http import garbage
 from certctrl.plane.http.connection import Connection
-from certctrl.plane.http.garbage import TOGETHER, Collections
+from certctrl.plane.http.garbage import REQUESTS_PER_COLLECTION, Collections
 
 LOOK = """
 import gc
@@ -52,13 +52,13 @@ def by_hand() -> Iterator[None]:
 
 def test_what_a_few_requests_leave_is_looked_at_once(by_hand: None) -> None:
     requests, waiting, cycles = Collections(), list[Any](), list[weakref.ref[Cycle]]()
-    for number in range(1, 3 * TOGETHER + 1):
+    for number in range(1, 3 * REQUESTS_PER_COLLECTION + 1):
         waiting.append([object()])
         cycles.append(weakref.ref(Cycle()))
         requests.note()
         new = {id(one) for one in gc.get_objects(generation=0)}
-        assert sum(id(one) in new for one in waiting) == number % TOGETHER
-        assert sum(cycle() is not None for cycle in cycles) == number % TOGETHER
+        assert sum(id(one) in new for one in waiting) == number % REQUESTS_PER_COLLECTION
+        assert sum(cycle() is not None for cycle in cycles) == number % REQUESTS_PER_COLLECTION
 
 
 async def test_each_request_of_a_connection_counts(monkeypatch: pytest.MonkeyPatch) -> None:

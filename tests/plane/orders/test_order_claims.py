@@ -96,7 +96,7 @@ class Scene:
 @pytest.fixture
 def scene(open_database: Callable[[], Database], monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(claims, "MAX_CONCURRENT", 8)
-    monkeypatch.setattr(claims, "CLAIMED_TOGETHER", 2)
+    monkeypatch.setattr(claims, "MAX_CLAIMED", 2)
     monkeypatch.setattr(claims, "SWEEP_SECONDS", 0.1)
     monkeypatch.setattr("certctrl.plane.orders.runner.DRAIN_SECONDS", 0.1)
     kind = Kind(ScriptedCa(lambda: WALL))

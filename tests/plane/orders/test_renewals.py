@@ -173,7 +173,7 @@ async def test_requests_of_agents_and_renewals_of_the_plane_do_not_double(fleet:
 
 
 async def test_a_fleet_that_is_due_at_once_is_ordered_bit_by_bit(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(renewals, "ORDERED_TOGETHER", 3)
+    monkeypatch.setattr(renewals, "MAX_ORDERED", 3)
     monkeypatch.setattr(renewals, "MAX_WAITING", 5)
     for number in range(8):
         await fleet.issue(f"{number}.example")

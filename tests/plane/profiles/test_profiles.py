@@ -239,7 +239,7 @@ async def test_another_plane_finishes_what_one_has_stored(
     with pytest.raises(Killed):
         await put(first, "p", FILES, devices="*")
     assert {(await config(first, device))[0] for device in devices} == {1}
-    monkeypatch.setattr(profiles_module, "TOGETHER", 2)
+    monkeypatch.setattr(profiles_module, "DEVICES_PER_UNIT", 2)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(second.profiles.apply)
         nursery.start_soon(second.profiles.apply)

@@ -12,7 +12,7 @@ from engine_plane import new_device, plane_on
 
 from certctrl.plane.core import Plane
 from certctrl.plane.storage.database import Database
-from certctrl.plane.storage.signal_stream import _WOKEN_TOGETHER, Waiter
+from certctrl.plane.storage.signal_stream import _MAX_WOKEN, Waiter
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ async def test_paced_wakes_reach_all_waiters_and_also_those_left_at_the_end(plan
 
 
 async def test_the_first_wakes_of_a_turn_are_not_paced(plane: Plane) -> None:
-    devices = [await new_device(plane, f"device-{number}") for number in range(3 * _WOKEN_TOGETHER)]
+    devices = [await new_device(plane, f"device-{number}") for number in range(3 * _MAX_WOKEN)]
     woken: list[int] = []
 
     class Counting(Waiter):
@@ -83,7 +83,7 @@ async def test_the_first_wakes_of_a_turn_are_not_paced(plane: Plane) -> None:
                 assert len(woken) == 1, f"round {round_}: one wake waits for nothing"
                 for device in devices[1:]:
                     plane.stream.wake(device)
-                assert len(woken) == _WOKEN_TOGETHER
+                assert len(woken) == _MAX_WOKEN
                 await trio.testing.wait_all_tasks_blocked()
                 assert len(woken) == len(devices)
         pacing.cancel_scope.cancel()
