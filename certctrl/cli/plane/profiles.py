@@ -167,8 +167,9 @@ def put(
 ) -> None:
     """Create or change a profile, and notify its devices.
 
-    Only devices whose config changes are notified. What is not given stays as it is. All items are checked first, for each device: if one of them would get a config
-    that is not valid, nothing is stored. docs/profiles.md describes placeholders such as {device.name}.
+    Only devices whose config changes are notified. What is not given stays as it is. All items are checked first, for
+    each device: if one of them would get a config that is not valid, nothing is stored. docs/profiles.md describes
+    placeholders such as {device.name}.
 
     \b
     cert-ctrl plane profile put --data /var/lib/plane nginx nginx.json \\

@@ -153,7 +153,8 @@ def _totals(waves: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 def status(ctx: typer.Context, rollout_id: Id) -> int:
     """Show what a rollout waits for, and its waves.
 
-    Also the devices that are under way, have failed or are skipped, with the words of their agents. Exit status: 0, or 1 if it has halted or was aborted.
+    Also the devices that are under way, have failed or are skipped, with the words of their agents. Exit status: 0, or 1 if
+    it has halted or was aborted.
 
     \b
     cert-ctrl plane rollout status --data /var/lib/plane 3
@@ -204,7 +205,8 @@ def pause_rollout(ctx: typer.Context, rollout_id: Id) -> None:
 def resume(ctx: typer.Context, rollout_id: Id, yes: Yes = False) -> int:
     """Resume a rollout that is paused or has halted.
 
-    After a halt, the failures until then no longer count. Asks for confirmation on a terminal if devices have failed. Exit status: 0 resumed, 1 not confirmed.
+    After a halt, the failures until then no longer count. Asks for confirmation on a terminal if devices have
+    failed. Exit status: 0 resumed, 1 not confirmed.
 
     \b
     cert-ctrl plane rollout resume --data /var/lib/plane 3

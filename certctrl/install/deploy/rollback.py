@@ -22,8 +22,9 @@ from certctrl.text import one_line
 async def roll_back(context: Context, locks: Locks, name: str, to: str | None, items: Sequence[InstallItem]) -> Outcome:
     """Switch back, run the commands, verify, and hold: until a release, renewals are staged but not switched to.
 
-    ``to``: the id of a generation; None: the newest valid one before the live one that was proven in service. The generation that was live is
-    kept as staged, so that a release restores it. Raises UsageError if there is nothing to switch to.
+    ``to``: the id of a generation; None: the newest valid one before the live one that was proven in service. The
+    generation that was live is kept as staged, so that a release restores it. Raises UsageError if there is nothing to
+    switch to.
     """
     record = context.records.by_name(name)
     if record is None:
