@@ -124,7 +124,7 @@ class Plane:
         self._closing = contextlib.ExitStack()
 
     def _assemble_profiles(self) -> None:
-        """Assemble the profiles; whatever a device's config depends on brings it up to date."""
+        """Assemble the profiles; each part that a device's config depends on reports its changes to them."""
         stored = StoredProfiles(self.database, self.installs, self.devices.tags)
         self.profiles = Profiles(self.database, stored, self.installs, self.wall_now)
         db, devices, wall_now = self.database, self.devices, self.wall_now

@@ -41,8 +41,8 @@ def put(
 ) -> None:
     """Replace the own items of devices and notify them.
 
-    Items that they have from profiles stay. Checks all items first, including spelling; docs/items.md describes them. With several devices, --json prints a
-    list.
+    Items that they have from profiles stay. Checks all items first, including spelling; docs/items.md describes
+    them. With several devices, --json prints a list.
 
     \b
     cert-ctrl plane install-config put --data /var/lib/plane nginx.json \\

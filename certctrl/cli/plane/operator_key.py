@@ -70,7 +70,7 @@ def on(
 ) -> None:
     """Turn the operator key on, on the control plane's machine.
 
-    It changes the database directly: whoever can write the data directory can always get in again. The control plane
+    It changes the database directly, so a user who can write the data directory cannot be locked out. The control plane
     may be running.
 
     \b

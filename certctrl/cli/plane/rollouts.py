@@ -26,7 +26,7 @@ Canary = Annotated[
     str, typer.Option("--canary", metavar="TAGS", help="Devices with these tags are a wave before all others.")
 ]
 MaxFailures = Annotated[
-    int, typer.Option("--max-failures", metavar="N", min=0, help="Failed devices with which it goes on.")
+    int, typer.Option("--max-failures", metavar="N", min=0, help="Halt if more devices than this fail.")
 ]
 Pause = Annotated[
     str, typer.Option("--pause", metavar="TIME", help="Time between proof and the next wave: 90s, 10m, 2h, 1d.")

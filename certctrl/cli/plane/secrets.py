@@ -50,7 +50,8 @@ def read_secret(
 ) -> Secret | None:
     """Return the line of a file, otherwise of a systemd credential; None without both.
 
-    ``contents`` says what the line is; without ``one_line``, it may have several. Raises ConfigError for an unusable file, and one that others can read.
+    ``contents`` says what the line is; without ``one_line``, it may have several. Raises ConfigError for an
+    unusable file, and one that others can read.
     """
     directory = environ.get("CREDENTIALS_DIRECTORY", "")
     given = Path(directory) / credential

@@ -126,7 +126,7 @@ class Accounts:
         self._require_admin()
 
     def _require_admin(self) -> None:
-        """Raise ErrorResponse 409 if nobody could administer the plane: the key is off, and no admin has a token."""
+        """Raise ErrorResponse 409 if the key is off and no admin has a token: no operator could administer the plane."""
         if not self._key.is_off():
             return
         row = self._db.one(
@@ -239,8 +239,8 @@ class Accounts:
     def open_provider_session(self, subject: str, name: str, role: Role, id_hash: str, seconds: float) -> Caller:
         """Store a session of a person whom an OpenID provider has named, and return them.
 
-        Someone new is added; the role of others becomes what the provider says now. ErrorResponse 403 if they are
-        disabled, 409 if another operator has the name.
+        An unknown subject becomes a new operator; a known one gets the role that the provider grants now. ErrorResponse
+        403 if the operator is disabled, 409 if another operator has the name.
         """
         self._db.guard(_GUARD, alone=True)
         row = self._db.one_locked("SELECT * FROM operators WHERE subject = ? AND deleted_at IS NULL", subject)

@@ -1,4 +1,4 @@
-"""Changes on the data directory, for whoever can write it: turn the operator key on, and replace it.
+"""Turn the operator key on, and replace it, as a user who can write the data directory.
 
 The control plane may be running: its database says which key is current, so it needs no restart.
 """

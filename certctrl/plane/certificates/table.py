@@ -208,7 +208,7 @@ class CertificateTable:
         """Unassign a certificate from a device, and signal it; return False if it was not assigned."""
         if not self._db.run("DELETE FROM assignments WHERE device_id = ? AND cert_id = ?", device_id, cert_id):
             return False
-        self.on_assigned([device_id])  # before the stream is locked: it waits for whoever changes profiles
+        self.on_assigned([device_id])  # takes the lock of profiles, which comes before that of the stream
         self._stream.append(device_id, "cert.unassigned", {"cert_id": cert_id})
         return True
 

@@ -202,7 +202,7 @@ class Profiles(ProfileViews):
     def _preview_some(
         self, user_id: int, candidate: Version, after: int
     ) -> tuple[list[tuple[bool, bool, dict[str, Any] | None]], int]:
-        """Return what changes for some devices after an id, and the last id; 0: there are no more."""
+        """Return the changes of the next devices after an id, and the id to continue after; 0 if these were the last."""
         rows = self._db.all(
             "SELECT i.* FROM install_configs i JOIN devices d ON d.id = i.device_id WHERE d.user_id = ? AND d.id > ?"
             " AND d.status != 'revoked' ORDER BY d.id LIMIT ?",

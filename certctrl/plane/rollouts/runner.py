@@ -124,7 +124,7 @@ class RolloutRunner:
     def _round(self, rollout_id: int, may_skip: bool) -> bool:
         """Run one round of a rollout, unless another plane does; return whether the next one may release more.
 
-        ``may_skip``: this plane runs for so long that whoever is up has been heard from.
+        ``may_skip``: this plane has run for long enough to have heard from each device that is up.
         """
         self._db.guard(PROFILES_GUARD, alone=True)
         found = self._db.all_unlocked("SELECT * FROM rollouts WHERE id = ? AND state = 'running'", rollout_id)
