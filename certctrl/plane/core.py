@@ -116,7 +116,7 @@ class Plane:
         self.fleet = Fleet(db, settings.stale_seconds, wall_now)
         self.reports.on_announced = self.device_keys.announced
         self._assemble_profiles()
-        self.access = OperatorAccess(db, keys, wall_now)
+        self.access = OperatorAccess(db, keys, wall_now, monotonic)
         self.operators = Operators(db, keys, self.access, settings, wall_now)
         self.provider = None if settings.oidc is None else provider_of(settings.oidc, wall_now)
         self._assemble_push(monotonic)
@@ -138,6 +138,8 @@ class Plane:
 
         def registered(device_id: int, new_identity: bool) -> None:
             stored.refresh([device_id], strict=False)  # its name may have changed; first: see CertificateTable.unassign
+            if new_identity:
+                self.reports.deployments.forget(device_id)
             self.device_keys.registered(device_id, new_identity)
 
         self.enrolment.on_registered = registered

@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Callable
 
 from certctrl.plane.access.access import OperatorAccess
+from certctrl.plane.access.accounts import MAX_SESSIONS
 from certctrl.plane.access.roles import BY_KEY, Caller, Role
 from certctrl.plane.audit.acts import aside
 from certctrl.plane.errors import ErrorResponse, forbidden
@@ -94,9 +95,15 @@ class Operators:
             self._access.accounts.open_session(digest(session), row, self._seconds)
             self._access.accounts.note_use(row["id"], caller)
         else:
-            expires_at = self._wall_now() + self._seconds
-            self._db.run("INSERT INTO page_sessions VALUES (?, ?)", self._stored(session), expires_at)
+            self._open_key_session(self._stored(session))
         return session
+
+    def _open_key_session(self, id_hash: str) -> None:
+        """Store a session under the operator key; the oldest ones beyond `MAX_SESSIONS` end."""
+        self._db.run("INSERT INTO page_sessions VALUES (?, ?)", id_hash, self._wall_now() + self._seconds)
+        kept = "SELECT id_hash FROM page_sessions WHERE id_hash != ? ORDER BY expires_at DESC LIMIT ?"
+        sql = f"DELETE FROM page_sessions WHERE id_hash != ? AND id_hash NOT IN ({kept})"
+        self._db.run(sql, id_hash, id_hash, MAX_SESSIONS - 1)
 
     def is_signed_in(self, session: str) -> bool:
         """Return whether a session is open."""

@@ -4,6 +4,8 @@ Otherwise pytest would start and collect for each mutant, which takes ten times 
 in `SLOW` files are left out: with them, each survivor would take minutes, and few mutants are noticed by them alone. Mutants
 of functions that are called while modules are imported do need a new process: in a fork, the imports are over. Mutants
 of a wrong type are left out (`wrong_types.py`).
+
+With `MUTANTS_MINUTES`, the order is that of a hash of the names, so that what has been tested by the end is a random sample.
 """
 
 from __future__ import annotations
@@ -11,9 +13,11 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -31,6 +35,7 @@ from wrong_types import wrong_types
 
 SLOW = ("tests/protocol/test_session_random.py",)
 """Simulations of fleets and long histories."""
+MINUTES = int(os.environ.get("MUTANTS_MINUTES", "0"))
 IMPORT_ALL = """
 import importlib, sys
 from mutmut.state import state
@@ -79,6 +84,9 @@ class CollectedOnce(PytestRunner):
         state().tests_by_mangled_function_name.update((name, set(self.tests)) for name in self.at_import)
         if self.at_import and self.new_process("--collect-only"):
             raise RuntimeError("pytest fails in a new process, even without a mutant")
+        if MINUTES:
+            signal.signal(signal.SIGALRM, signal.default_int_handler)
+            signal.alarm(60 * MINUTES)
         return failed
 
     def run_tests(self, *, mutant_name: str | None, tests: Iterable[str]) -> int:
@@ -144,6 +152,14 @@ def limit_waiting(pid: int, timeout_s: float) -> None:
     timeout.register_timeout(pid, 20 * timeout_s)
 
 
+def place_in_sample(mutant_name: str) -> float:
+    """Return the place of a mutant in the order of tests: first those without any, then a random order that repeats."""
+    tests = state().tests_by_mangled_function_name.get(mutant_name.partition("__mutmut_")[0])
+    known = not tests or mutant_name in refused_by_types()
+    return 0.0 if known else float(int(hashlib.sha256(mutant_name.encode()).hexdigest(), 16))
+
+
+@cache
 def refused_by_types() -> dict[str, FailedTypeCheckMutant]:
     """Return the mutants of a wrong type in the form that mutmut expects."""
     nowhere = MutatedMethodLocation(Path(), "", 0, 0)
@@ -155,5 +171,7 @@ def refused_by_types() -> dict[str, FailedTypeCheckMutant]:
 
 main.filter_mutants_with_type_checker = refused_by_types
 isolation.register_timeout = limit_waiting
+if MINUTES:
+    main.estimated_worst_case_time = place_in_sample
 isolation.PytestRunner = CollectedOnce  # type: ignore[misc]
 main.cli()

@@ -41,7 +41,8 @@ pytest_add_cli_args = [
 ]
 pytest_add_cli_args_test_selection = [
     "{tests}", "-m", "not integration and not campaign",
-    "-k", "not imports_nothing_heavy and not built_once",  # mutants import mutmut, and have no caches
+    # mutants import mutmut, have no caches, and would each start a server
+    "-k", "not imports_nothing_heavy and not built_once and not postgres",
 ]
 type_check_command = ["mypy"]
 timeout_multiplier = 5.0
@@ -74,6 +75,7 @@ def main() -> int:
     parser.add_argument("package", help="below certctrl/, such as install/plan, or a module: store/layout")
     parser.add_argument("--again", action="store_true", help="test the survivors once more, after new tests")
     parser.add_argument("--report", action="store_true", help="print the results of the last run, test nothing")
+    parser.add_argument("--minutes", type=int, help="end after that many: a random sample has been tested by then")
     parser.add_argument("--children", type=int, default=os.cpu_count(), help="mutants tested at a time")
     asked = parser.parse_args()
     package = asked.package.strip("/")
@@ -84,7 +86,7 @@ def main() -> int:
         prepare(work, package)
         if asked.again:
             forget_survivors(work, package)
-        test(work, asked.children)
+        test(work, asked.children, asked.minutes)
     return report(work, package)
 
 
@@ -111,7 +113,8 @@ def prepare(work: Path, package: str) -> None:
         without_caches(source)
     forget_removed_modules(work)
     measure_again_if_changed(work, tests)
-    settings = SETTINGS.format(sources=sources if sources.endswith(".py") else f"{sources}/*", tests=tests)
+    mutated = sources if sources.endswith(".py") else f"{sources}/*"
+    settings = SETTINGS.format(sources=mutated, tests=tests)
     with (work / "pyproject.toml").open("a") as file:
         file.write(settings)
 
@@ -149,11 +152,12 @@ def measure_again_if_changed(work: Path, tests: str) -> None:
         measured.write_text(code)
 
 
-def test(work: Path, children: int) -> None:
-    """Test all mutants that have no result yet."""
+def test(work: Path, children: int, minutes: int | None) -> None:
+    """Test all mutants that have no result yet, or those that the time is enough for."""
     command = [sys.executable, str(HERE / "mutate.py"), "run", "--max-children", str(children)]
     path = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH"))))
-    subprocess.run(command, cwd=work, env=os.environ | {"PYTHONPATH": path}, check=True)
+    environment = os.environ | {"PYTHONPATH": path} | ({"MUTANTS_MINUTES": str(minutes)} if minutes else {})
+    subprocess.run(command, cwd=work, env=environment, check=True)
 
 
 def results(work: Path) -> Iterator[tuple[Path, str, str]]:

@@ -49,8 +49,9 @@ def made(
     published: str = "",
     hash_: Any = None,
     serial: int = 0,
+    constraints: bool = True,
 ) -> Made:
-    """Return a certificate; without an issuer, a self-signed one."""
+    """Return a certificate; without an issuer, a self-signed one; without ``constraints``, it does not say whether it is a CA."""
     key = key or ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     builder = (
@@ -61,8 +62,9 @@ def made(
         .serial_number(serial or x509.random_serial_number())
         .not_valid_before(datetime.fromtimestamp(int(start), UTC))
         .not_valid_after(datetime.fromtimestamp(int(end), UTC))
-        .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
     )
+    if constraints:
+        builder = builder.add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
     if names:
         sans = [x509.IPAddress(ip_address(one)) if is_address(one) else x509.DNSName(one) for one in names]
         builder = builder.add_extension(x509.SubjectAlternativeName(sans), critical=False)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from certctrl.plane.errors import ErrorResponse
-from certctrl.plane.limits import Buckets, FreePages, UnauthenticatedConnections, caller_of
+from certctrl.plane.limits import Buckets, FreePages, UnauthenticatedConnections, caller_of, plain_address
 
 
 class Clock:
@@ -73,6 +73,46 @@ def test_refused_requests_cost_nothing() -> None:
     assert all(refused(buckets) for _ in range(100))
     clock.now += 1
     assert refused(buckets) is None
+
+
+def test_the_delay_is_until_the_next_token() -> None:
+    clock = Clock()
+    buckets = Buckets(0.5, 1, clock)
+    assert refused(buckets) is None
+    delays = []
+    for _ in range(3):
+        error = refused(buckets)
+        delays.append(None if error is None else error.retry_after)
+        clock.now += 1
+    assert delays == [2, 1, None]
+
+
+def test_the_callers_that_were_seen_last_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("certctrl.plane.limits.MAX_CALLERS", 2)
+    buckets, pages = Buckets(0.001, 1, Clock()), FreePages()
+    assert [refused(buckets, caller) for caller in (1, 2)] == [None, None]
+    assert all(refused(buckets, caller) for caller in (1, 2)), "both are remembered"
+    assert refused(buckets, 3) is None
+    assert refused(buckets, 3) and refused(buckets, 2)
+    assert refused(buckets, 1) is None, "the least recent is forgotten, and is full again"
+    for caller in (1, 2, 1, 3):
+        pages.offer(caller, f"{caller}")
+    assert [pages.redeem(caller, f"{caller}") for caller in (1, 2, 3)] == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("address", "plain"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("fe80::1%eth0", "fe80::1"),
+        ("2001:db8::1", "2001:db8::1"),
+        ("no:address", "no:address"),
+        ("", ""),
+    ],
+)
+def test_an_address_as_users_know_it(address: str, plain: str) -> None:
+    assert plain_address(address) == plain
 
 
 def test_a_free_page_is_free_once_and_for_its_cursor_only() -> None:

@@ -108,6 +108,17 @@ async def test_what_no_longer_counts_is_deleted(
     assert await rows(plane) == 0
 
 
+async def test_a_bucket_that_is_not_full_is_kept(plane: Plane, buckets: SharedBuckets, clock: Clock) -> None:
+    for _ in range(3):
+        await plane.work(buckets.take, "a")
+    clock.wall += 5.9
+    await plane.work(buckets.delete_expired)
+    assert await rows(plane) == 1
+    clock.wall += 0.2
+    await plane.work(buckets.delete_expired)
+    assert await rows(plane) == 0
+
+
 async def test_only_the_most_recent_callers_are_remembered(
     plane: Plane, attempts: SharedAttempts, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -72,14 +72,16 @@ def audit(
 
 
 async def _entries(api: OperatorApi, asked: Mapping[str, str], limit: int, before_id: int) -> list[dict[str, Any]]:
+    """Return entries; a page may be shorter than requested, and only an empty one is the end."""
     rows: list[dict[str, Any]] = []
-    while True:
+    while not limit or len(rows) < limit:
         most = min(_PAGE, limit - len(rows)) if limit else _PAGE
         last = rows[-1]["id"] if rows else before_id
         page = await api.call("GET", PATH, query={**asked, "limit": str(most), "before_id": str(last)})
+        if not page:
+            break
         rows += page
-        if len(page) < most or (limit and len(rows) >= limit):
-            return rows
+    return rows
 
 
 def moment(text: str, name: str) -> float:

@@ -218,11 +218,19 @@ def restore(
     database_file: DatabaseFile = "",
     storage_key_file: StorageKeyFile = "",
     operator_key_file: OperatorKeyFile = "",
+    old_storage_key_file: Annotated[
+        str,
+        typer.Option(
+            "--old-storage-key-file",
+            metavar="FILE",
+            help="The storage key of the backup, if it was replaced since: such as storage.key.old.",
+        ),
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """Restore a stopped control plane from a backup.
 
-    Replaces all of its data. The directory must contain the storage.key of the backup, unless it is given. Every agent
+    Replaces all of its data. The directory must contain the storage.key of the backup, unless one is given. Every agent
     compares its host with the control plane at its next poll and keeps what is in use. Changes since the backup are
     lost: repeat revocations, and register new devices again.
 
@@ -231,16 +239,17 @@ def restore(
     """
     connect = connector(database_address(database, database_file, os.environ))
     keys = given_keys(storage_key_file, operator_key_file, os.environ)
+    old = read_secret(old_storage_key_file, "", {}, "the storage key of the backup")
     who, root = local_user(), _owned(data)
     from certctrl.plane.access.on_disk import note
     from certctrl.plane.clock import rfc3339, wall_now
     from certctrl.plane.storage.backup import BEFORE_RESTORE
     from certctrl.plane.storage.backup import restore as restore_backup
-    from certctrl.plane.storage.data_dir import DataDir
+    from certctrl.plane.storage.data_dir import DataDir, GivenKey
 
-    directory = DataDir(root, keys)
+    directory, old_key = DataDir(root, keys), old and GivenKey(*old)
     noted = partial(note, who=who, action="plane.restore", file=file)
-    contents = restore_backup(directory, Path(file), now=wall_now(), connect=connect, note=noted)
+    contents = restore_backup(directory, Path(file), now=wall_now(), connect=connect, note=noted, old_key=old_key)
     if as_json:
         write_json(contents._asdict(), pretty=False)
         return

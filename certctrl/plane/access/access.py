@@ -13,14 +13,17 @@ from certctrl.plane.access.key import OperatorKey
 from certctrl.plane.access.roles import BY_KEY, Caller, Role
 from certctrl.plane.audit.acts import aside
 from certctrl.plane.errors import DatabaseAwayError, ErrorResponse, invalid_token
+from certctrl.plane.limits import Buckets, caller_of
 from certctrl.plane.storage.database import Database, Row
 from certctrl.plane.storage.keyring import Keyring, digest
 
-_REMEMBERED = 100
+_REMEMBERED = 1000
 """Tokens that are known to have been accepted, in memory."""
+_UNKNOWN_RATE, _UNKNOWN_BURST = 10.0, 100
+"""Requests per second of one address with tokens that are not known to have been accepted: each reads the database."""
 _OUTDATED = (
-    "operator.key is not the current operator key: copy it from where it was replaced,"
-    " or: cert-ctrl plane rotate operator-key --data DIR"
+    "the operator key of this control plane is not the current one: copy it from where it was replaced, or:"
+    " cert-ctrl plane rotate operator-key --data DIR, with --operator-key-file FILE if it is given from outside DIR"
 )
 
 log = logging.getLogger("certctrl.Plane")
@@ -29,12 +32,15 @@ log = logging.getLogger("certctrl.Plane")
 class OperatorAccess:
     """The operators of a plane."""
 
-    def __init__(self, database: Database, keyring: Keyring, wall_now: Callable[[], float]) -> None:
+    def __init__(
+        self, database: Database, keyring: Keyring, wall_now: Callable[[], float], monotonic: Callable[[], float]
+    ) -> None:
         self._db = database
         self._keyring = keyring
         self.key = OperatorKey(database, keyring)
         self.accounts = Accounts(database, self.key, wall_now)
         self._accepted: dict[str, None] = {}
+        self._unknown = Buckets(_UNKNOWN_RATE, _UNKNOWN_BURST, monotonic)
         self._key_counted = not (self.key.is_off() or self.key.is_outdated())
         """Whether the key that this plane has read was current and on when the database last said so."""
         if self.key.is_outdated():
@@ -49,12 +55,14 @@ class OperatorAccess:
         return digest(token) in self._accepted
 
     async def authenticate(self, token: str, address: str, *, if_away: bool = False) -> Caller:
-        """Return the operator with a token; ErrorResponse 401.
+        """Return the operator with a token; ErrorResponse 401, and 429 after too many unknown ones of an address.
 
         ``if_away``: while the database is away, let the key in, which it may have replaced or turned off meanwhile.
         """
         if not self.may_be_operator(token):
             raise invalid_token("This is neither the operator key nor a token of an operator")
+        if not (self.was_accepted(token) or self._keyring.is_operator(token)):
+            self._unknown.take(caller_of(address))
         try:
             caller, row = await self._db.work_read(self.identify, token, address)
         except ErrorResponse:
@@ -79,6 +87,7 @@ class OperatorAccess:
         return Caller(who=BY_KEY, role=Role.ADMIN, address=address), None
 
     def _remember(self, token: str) -> None:
-        if len(self._accepted) >= _REMEMBERED:
-            self._accepted.pop(next(iter(self._accepted)))
+        self._accepted.pop(digest(token), None)
         self._accepted[digest(token)] = None
+        if len(self._accepted) > _REMEMBERED:
+            self._accepted.pop(next(iter(self._accepted)))

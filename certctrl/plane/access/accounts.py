@@ -21,6 +21,8 @@ MAX_TOKEN_DAYS = 366
 MAX_OPERATORS = 1000
 MAX_TOKENS = 100
 """Valid tokens of one operator."""
+MAX_SESSIONS = 20
+"""Sessions of one operator, or under the operator key; a new one ends the oldest."""
 KEPT_SECONDS = 90 * DAY
 """Seconds for which tokens are listed after their end."""
 USE_NOTED_SECONDS = 60
@@ -235,6 +237,7 @@ class Accounts:
         ends = min(self._wall_now() + seconds, token["expires_at"])
         sql = "INSERT INTO operator_sessions (id_hash, operator_id, token_id, expires_at) VALUES (?, ?, ?, ?)"
         self._db.run(sql, id_hash, token["operator_id"], token["id"], ends)
+        self._end_oldest(token["operator_id"], id_hash)
 
     def open_provider_session(self, subject: str, name: str, role: Role, id_hash: str, seconds: float) -> Caller:
         """Store a session of a person whom an OpenID provider has named, and return them.
@@ -253,7 +256,17 @@ class Accounts:
             self.change(row["name"], role, None)
         sql = "INSERT INTO operator_sessions (id_hash, operator_id, expires_at) VALUES (?, ?, ?)"
         self._db.run(sql, id_hash, row["id"], self._wall_now() + seconds)
+        self._end_oldest(row["id"], id_hash)
         return Caller(who=row["name"], role=role, via="single sign-on")
+
+    def _end_oldest(self, operator_id: int, new: str) -> None:
+        """End the sessions of an operator that end first, beyond `MAX_SESSIONS` with the new one."""
+        others = "operator_id = ? AND id_hash != ?"
+        kept = f"SELECT id_hash FROM operator_sessions WHERE {others} ORDER BY expires_at DESC LIMIT ?"
+        self._db.run(
+            f"DELETE FROM operator_sessions WHERE {others} AND id_hash NOT IN ({kept})",
+            *(operator_id, new, operator_id, new, MAX_SESSIONS - 1),
+        )
 
     def end_sessions_of(self, subject: str) -> None:
         """End the sessions of a person to whom the provider grants no role any longer."""

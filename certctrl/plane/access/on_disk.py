@@ -16,9 +16,9 @@ from certctrl.plane.access.roles import Caller, Role
 from certctrl.plane.audit.log import AuditLog, Change
 from certctrl.plane.clock import wall_now
 from certctrl.plane.settings import PlaneSettings
-from certctrl.plane.storage.data_dir import DataDir, disk_errors, make_data_dir, sync_directory, write_file
+from certctrl.plane.storage.data_dir import DataDir, GivenKey, disk_errors, make_data_dir, sync_directory, write_file
 from certctrl.plane.storage.database import Database
-from certctrl.plane.storage.keyring import OPERATOR_KEY_DIGEST, digest, new_operator_key
+from certctrl.plane.storage.keyring import OPERATOR_KEY_DIGEST, digest, new_operator_key, operator_key_in
 from certctrl.plane.storage.sqlite import SqliteDatabase
 
 Connect = Callable[[], Database] | None
@@ -36,21 +36,30 @@ def turn_key_on(root: Path, who: str, connect: Connect) -> None:
             audit.add_change(entry, change)
 
 
-def rotate_key(root: Path, who: str, connect: Connect) -> Path:
+def rotate_key(root: Path, who: str, connect: Connect, given: GivenKey | None = None) -> Path:
     """Replace the operator key, end its sessions, and record who did; return its file.
 
-    After a crash in between, the file may contain a key that is not current: repeat it.
+    ``given``: the new key, if control planes get it from outside the directory. After a crash in between, the file may
+    contain a key that is not current: repeat it.
     """
     with _changing(root, connect) as (data, database, audit):
-        own, key = data.root / "operator.key", new_operator_key()
-        if not own.exists():
-            fix = "change the key where it is given, and restart the control plane"
-            raise ConfigError("does not exist: the operator key is given from outside", file=str(own), fix=fix)
-        new = own.with_name("operator.key.new")
-        write_file(new, f"{key}\n".encode(), mode=0o600)
+        own = data.root / "operator.key"
+        if given is None:
+            key, new = new_operator_key(), own.with_name("operator.key.new")
+            if not own.exists():
+                fix = "write the new key to where it is given, and name that file: --operator-key-file FILE"
+                raise ConfigError("does not exist: the operator key is given from outside", file=str(own), fix=fix)
+            write_file(new, f"{key}\n".encode(), mode=0o600)
+        else:
+            key, new = operator_key_in(given.text, given.path), None
+            if own.exists():
+                fix = f"remove {own}, or leave --operator-key-file out to replace it"
+                raise ConfigError(f"is not the operator key of {own}", file=str(given.path), fix=fix)
         set_setting(database, OPERATOR_KEY_DIGEST, digest(key))
         database.run("DELETE FROM page_sessions")
         audit.add(_caller(who), "operator-key.rotate")
+    if new is None:
+        return given.path if given is not None else own
     with disk_errors(own):
         new.rename(own)
         sync_directory(own.parent)

@@ -9,6 +9,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 from certctrl import lean
@@ -20,9 +21,14 @@ from certctrl.text import counted
 
 EXPIRED = "audit.expire"
 MAX_PAGE = 1000
+MAX_PAGE_CHARACTERS = 600_000
+"""Of the entries on a page, so that clients accept it: they read 4 MiB, in which a character may have four bytes."""
+_ENTRY, _OBJECT = 300, 200
+"""Characters of an entry or an object besides its values."""
 _MAX_VALUES = 16 * 1024
 """Characters of the values before or after a change; longer ones are shortened."""
 _MAX_VALUE = 1024
+_SIZE = f"length(o.before_json) + length(o.after_json) + {_OBJECT}"
 _ESCAPED = re.compile("[!%_]")
 
 log = logging.getLogger("certctrl.Plane")
@@ -76,37 +82,38 @@ class AuditLog:
         )
 
     def page(self, chosen: Filter, before_id: int, limit: int) -> list[dict[str, Any]]:
-        """Return up to ``limit`` entries with ids below ``before_id`` (0: all), the newest first."""
-        conditions, parameters = ["a.id > 0"], list[Any]()
-        for sql, value in (
-            ("a.who = ?", chosen.who or None),
-            ("a.at >= ?", chosen.since),
-            ("a.at <= ?", chosen.until),
-            ("a.id < ?", before_id or None),
-        ):
-            if value is not None:
-                conditions.append(sql)
-                parameters.append(value)
-        if chosen.what:
-            conditions.append("(a.action = ? OR a.action LIKE ? ESCAPE '!')")
-            parameters += [chosen.what, _ESCAPED.sub(r"!\g<0>", chosen.what) + ".%"]
-        if chosen.device_id is not None:
-            of_device = "SELECT audit_id FROM audit_objects WHERE kind = 'device' AND object_id = ?"
-            conditions.append(f"a.id IN ({of_device})")
-            parameters.append(str(chosen.device_id))
-        where = " AND ".join(conditions)
-        rows = self._db.all(f"SELECT a.* FROM audit a WHERE {where} ORDER BY a.id DESC LIMIT ?", *parameters, limit)
-        objects = self._objects([row["id"] for row in rows])
+        """Return up to ``limit`` entries with ids below ``before_id`` (0: all), the newest first.
+
+        There are fewer if they are too long for a page, but none only if none is left.
+        """
+        ids = self._ids_of_page(chosen, before_id, limit)
+        rows = self._in_portions("SELECT * FROM audit WHERE id IN ({}) ORDER BY id DESC", ids)
+        objects: dict[int, list[Row]] = {}
+        for row in self._in_portions("SELECT * FROM audit_objects WHERE audit_id IN ({}) ORDER BY id", ids):
+            objects.setdefault(row["audit_id"], []).append(row)
         return [_shown(row, objects.get(row["id"], ())) for row in rows]
 
-    def _objects(self, ids: Sequence[int]) -> dict[int, list[Row]]:
-        found: dict[int, list[Row]] = {}
+    def _ids_of_page(self, chosen: Filter, before_id: int, limit: int) -> list[int]:
+        """Return the ids of the entries of a page, whose values are not read for it."""
+        where, parameters = _condition(chosen, before_id)
+        of_objects = f"SELECT sum({_SIZE}) FROM audit_objects o WHERE o.audit_id = a.id"
+        sizes = self._db.all(
+            f"SELECT a.id, {_ENTRY} + length(a.detail) + coalesce(({of_objects}), 0) AS size FROM audit a"
+            f" WHERE {where} ORDER BY a.id DESC LIMIT ?",
+            *(*parameters, limit),
+        )
+        sums = accumulate(row["size"] for row in sizes)
+        return [
+            row["id"]
+            for number, (row, size) in enumerate(zip(sizes, sums, strict=True))
+            if not number or size <= MAX_PAGE_CHARACTERS
+        ]
+
+    def _in_portions(self, sql: str, ids: Sequence[int]) -> list[Row]:
+        found: list[Row] = []
         for start in range(0, len(ids), 500):
             some = ids[start : start + 500]
-            for row in self._db.all(
-                f"SELECT * FROM audit_objects WHERE audit_id IN ({marks(some)}) ORDER BY id", *some
-            ):
-                found.setdefault(row["audit_id"], []).append(row)
+            found += self._db.all(sql.format(marks(some)), *some)
         return found
 
     def delete_expired(self) -> None:
@@ -122,7 +129,31 @@ class AuditLog:
         log.info("audit log: deleted %s from before %s", counted(count, "change"), rfc3339(last))
 
 
+def _condition(chosen: Filter, before_id: int) -> tuple[str, list[Any]]:
+    """Return the condition for entries, and its parameters."""
+    conditions, parameters = ["a.id > 0"], list[Any]()
+    for sql, value in (
+        ("a.who = ?", chosen.who or None),
+        ("a.at >= ?", chosen.since),
+        ("a.at <= ?", chosen.until),
+        ("a.id < ?", before_id or None),
+    ):
+        if value is not None:
+            conditions.append(sql)
+            parameters.append(value)
+    if chosen.what:
+        conditions.append("(a.action = ? OR a.action LIKE ? ESCAPE '!')")
+        parameters += [chosen.what, _ESCAPED.sub(r"!\g<0>", chosen.what) + ".%"]
+    if chosen.device_id is not None:
+        of_device = "SELECT audit_id FROM audit_objects WHERE kind = 'device' AND object_id = ?"
+        conditions.append(f"a.id IN ({of_device})")
+        parameters.append(str(chosen.device_id))
+    return " AND ".join(conditions), parameters
+
+
 def _shown(row: Row, objects: Sequence[Row]) -> dict[str, Any]:
+    """Return an entry; if it is too long for a page, without the values of its last objects."""
+    sizes = accumulate(len(each["before_json"]) + len(each["after_json"]) + _OBJECT for each in objects)
     return {
         "id": row["id"],
         "at": when(row["at"]),
@@ -136,10 +167,10 @@ def _shown(row: Row, objects: Sequence[Row]) -> dict[str, Any]:
                 "kind": each["kind"],
                 "id": each["object_id"],
                 "name": each["name"],
-                "before": json.loads(each["before_json"]),
-                "after": json.loads(each["after_json"]),
+                "before": json.loads(each["before_json"]) if size <= MAX_PAGE_CHARACTERS else {},
+                "after": json.loads(each["after_json"]) if size <= MAX_PAGE_CHARACTERS else {"shortened": True},
             }
-            for each in objects
+            for each, size in zip(objects, sizes, strict=True)
         ],
     }
 

@@ -97,6 +97,10 @@ class Deployments:
         for key in sorted(ended):
             self._end(*key)
 
+    def forget(self, device_id: int) -> None:
+        """Delete the rows of a device that no longer has what it reported: its identity is new."""
+        self._db.run("DELETE FROM deployments WHERE device_id = ?", device_id)
+
     def _store(self, rows: Sequence[tuple[Any, ...]]) -> None:
         for start in range(0, len(rows), _ROWS_PER_STATEMENT):
             some = rows[start : start + _ROWS_PER_STATEMENT]

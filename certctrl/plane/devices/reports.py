@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
 from collections.abc import Callable, Sequence
 from itertools import chain
@@ -32,6 +33,8 @@ _NOTED_DEVICES, _NOTED_OUTCOMES = 50, 50
 _MAX_JSON = 4096
 """Characters of a stored reference or list; anything longer is stored empty."""
 
+log = logging.getLogger("certctrl.Plane")
+
 
 @lean.frozen
 class AgentVersion:
@@ -58,7 +61,7 @@ class Reports:
         self._db = database
         self._kept = settings.outcomes_kept
         self._wall_now = wall_now
-        self._deployments = Deployments(database)
+        self.deployments = Deployments(database)
         self.on_announced: Callable[[int], object] = lambda device_id: None
         """Called, in the unit of work, when the agent of a device has announced its features."""
 
@@ -69,7 +72,7 @@ class Reports:
                 match event:
                     case Ack():
                         self._insert([self._row(device_id, event)])
-                        self._deployments.note([(device_id, event)], self._wall_now())
+                        self.deployments.note([(device_id, event)], self._wall_now())
                     case AgentVersion(version, features):
                         said = (version, stored(features))
                         self._db.run(
@@ -94,7 +97,7 @@ class Reports:
                     rows[row[:2]] = row  # the last one, if a device has several for one signal
         self._insert([rows[key] for key in sorted(rows)])
         acks = [(session.device_id, event) for session, events in reports for event in events if isinstance(event, Ack)]
-        self._deployments.note(acks, self._wall_now())
+        self.deployments.note(acks, self._wall_now())
         self._drop_excess_of(sorted({device_id for device_id, _ in rows}), len(rows))
         return [None] * len(reports)
 
@@ -107,7 +110,8 @@ class Reports:
         for device_id in (row["id"] for row in ids):
             sql = "SELECT * FROM outcomes WHERE device_id = ? ORDER BY at DESC, ts_ms DESC LIMIT ?"
             for row in reversed(self._db.all(sql, device_id, _NOTED_OUTCOMES)):
-                self._deployments.note([(device_id, _ack_of(row))], row["at"])
+                if ack := _ack_of(row):
+                    self.deployments.note([(device_id, ack)], row["at"])
         if ids:
             self._db.run("UPDATE settings SET value = ? WHERE name = ?", str(ids[-1]["id"]), _TO_NOTE)
         else:
@@ -182,17 +186,24 @@ class Reports:
             self._db.run("DELETE FROM outcomes WHERE device_id = ? AND at <= ?", device_id, oldest["at"])
 
 
-def _ack_of(row: Row) -> Ack:
-    """Return the outcome in a row; an earlier release stored no codes."""
-    outcome = OutcomeKind(row["outcome"])
+def _ack_of(row: Row) -> Ack | None:
+    """Return the outcome in a row, which an earlier release stored without codes; None if it is unreadable."""
+    try:
+        outcome, ref, deployed = OutcomeKind(row["outcome"]), json.loads(row["ref"]), json.loads(row["deployed"])
+    except ValueError:
+        outcome, ref, deployed = OutcomeKind.FAILED, None, None
+    if not isinstance(ref, dict) or not isinstance(deployed, list):
+        log.warning("device %d: skipped a stored outcome that cannot be read: %.100r", row["device_id"], row["signal"])
+        return None
+    cause = cause_of_report(outcome, row["step"], row["reason"], row["detail"])
     return Ack(
         type=row["type"],
         ts_ms=row["ts_ms"],
-        ref=json.loads(row["ref"]),
+        ref=ref,
         outcome=outcome,
         detail=row["detail"],
-        cause=cause_of_report(outcome, row["step"], row["reason"], row["detail"]),
-        deployed=json.loads(row["deployed"]),
+        cause=cause,
+        deployed=deployed,
         duration_ms=row["duration_ms"],
     )
 

@@ -147,6 +147,6 @@ def actions() -> list[str]:
 
 OTHER_ACTIONS = (
     "audit.expire", "operator-key.on", "operator-key.rotate", "plane.migrate", "plane.restore", "rollout.end",
-    "rollout.halt", "rollout.release",
+    "rollout.halt", "rollout.release", "storage-key.rotate",
 )  # fmt: skip
 """Changes without a route: by the plane itself, and by commands on the data directory."""

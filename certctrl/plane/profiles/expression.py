@@ -107,7 +107,7 @@ class _Parser:
         token = self._peek()
         if token is None:
             raise ExpressionError("expected a tag", self._end)
-        if depth >= MAX_DEPTH:
+        if depth > MAX_DEPTH:
             raise ExpressionError(f"nested more than {MAX_DEPTH} times", token.position)
         if self._take("not"):
             negated = self._term(depth + 1)

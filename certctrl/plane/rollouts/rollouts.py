@@ -241,7 +241,7 @@ def _shown(row: Row, counts: Mapping[int, Mapping[str, int]], frozen: str) -> di
         "version": row["version"],
         "state": row["state"],
         "reason": row["reason"],
-        "waits": waits if row["state"] == "running" else "",
+        "waits": waits,
         "note": row["note"],
         "created_at": when(row["created_at"]),
         "updated_at": when(row["updated_at"]),

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from certctrl.errors import BusyError, CertctrlError, ConfigError, DiskError, UsageError
-from certctrl.plane.storage.data_dir import DataDir, disk_errors, locked, make_private, sync_directory
-from certctrl.plane.storage.keyring import OPERATOR_KEY_DIGEST, Keyring, digest
+from certctrl.plane.storage.data_dir import DataDir, GivenKey, disk_errors, locked, make_private, sync_directory
+from certctrl.plane.storage.key_rotation import refuse_rotating, reseal
+from certctrl.plane.storage.keyring import OPERATOR_KEY_DIGEST, Keyring, digest, storage_keyring
 from certctrl.plane.storage.moving import TABLES, copy_all
 from certctrl.plane.storage.schema import scripts_to_run
 from certctrl.plane.storage.sqlite import MOVED, SqliteDatabase
@@ -74,16 +75,18 @@ def restore(
     now: float,
     connect: Callable[[], PostgresDatabase] | None = None,
     note: Callable[[SqliteDatabase], object] | None = None,
+    old_key: GivenKey | None = None,
 ) -> Contents:
     """Replace all data of a stopped plane by those of a backup, completely or not at all.
 
     The replaced database file is kept as ``plane.db.before-restore``; a server keeps nothing. Raises BusyError while a
     plane serves the data, and ConfigError for a file that is not a backup, is of a newer release, or belongs to another
-    ``storage.key``. ``note`` is called in the transaction that changes the restored data.
+    ``storage.key``. ``note`` is called in the transaction that changes the restored data. ``old_key``: the storage key of
+    the backup, if it was replaced since.
     """
     if not file.is_file():
         raise ConfigError("no such file", file=str(file), fix="give the file that plane backup has written")
-    with locked(data), _prepared(data, file, now, note) as (temp, contents):
+    with locked(data), _prepared(data, file, now, note, old_key) as (temp, contents):
         if connect is None:
             _replace_file(data, temp)
         else:
@@ -183,6 +186,7 @@ def _checked(database: SqliteDatabase, file: Path) -> Contents:
     found = database.one("PRAGMA quick_check")
     if found is None or found["quick_check"] != "ok":
         raise ConfigError("is damaged", file=str(file), fix="use another backup")
+    refuse_rotating(database, file)
     row = database.one(
         "SELECT (SELECT count(*) FROM devices) AS devices, (SELECT count(*) FROM certificates) AS certificates"
     )
@@ -192,7 +196,7 @@ def _checked(database: SqliteDatabase, file: Path) -> Contents:
 
 @contextlib.contextmanager
 def _prepared(
-    data: DataDir, file: Path, now: float, note: Callable[[SqliteDatabase], object] | None
+    data: DataDir, file: Path, now: float, note: Callable[[SqliteDatabase], object] | None, old_key: GivenKey | None
 ) -> Iterator[tuple[Path, Contents]]:
     """Yield a copy of a backup in the data directory, migrated to this release and in a new epoch."""
     with _temporary(data.database) as temp:
@@ -201,7 +205,9 @@ def _prepared(
             contents = _checked(copy, file)
             sealed = copy.one("SELECT value_enc FROM secrets WHERE name = 'jwt'")
             keyring = Keyring.open(data, create=False) if sealed is not None else None
-            if keyring is not None and sealed is not None:
+            if keyring is not None and old_key is not None:
+                reseal(copy, storage_keyring(old_key.text.encode(), old_key.path), keyring)
+            elif keyring is not None and sealed is not None:
                 keyring.unseal("jwt", sealed["value_enc"])
             with copy.transaction():
                 begin_epoch(copy, now)

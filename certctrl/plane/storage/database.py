@@ -234,6 +234,10 @@ class Database(ABC):
         No-op where units that change something run one after the other.
         """
 
+    def other_planes(self) -> int:
+        """Return the number of other connections that control planes have; 0 where the data directory's lock excludes them."""
+        return 0
+
     def setting(self, name: str) -> str:
         """Return a value of the table ``settings``; empty if it is not set."""
         row = self.one("SELECT value FROM settings WHERE name = ?", name)

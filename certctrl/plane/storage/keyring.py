@@ -24,6 +24,7 @@ OPERATOR_KEY_DIGEST = "operator_key_digest"
 """Setting with the digest of the current operator key; empty: it is the one in the file."""
 _NONCE_BYTES = 12
 _STORAGE_KEY_BYTES = 32
+_MIN_OPERATOR_KEY = 20
 
 
 class Keyring:
@@ -45,7 +46,7 @@ class Keyring:
         if data is None:
             return cls(_new_storage_key(), new_operator_key())
         if not create:
-            _require((data.storage_key, data.operator_key))
+            require_files((data.storage_key, data.operator_key))
         elif data.database.exists() and data.database.stat().st_size and not data.storage_key.exists():
             raise ConfigError(
                 "is missing, and the database cannot be read without it",
@@ -53,18 +54,10 @@ class Keyring:
                 fix="restore it from the backup that the database came from",
             )
         own, given = data.root / "storage.key", data.given
-        try:
-            storage = base64.b64decode(_text(own, given.storage, _new_storage_text), validate=False)
-        except ValueError:
-            storage = b""
-        if len(storage) != _STORAGE_KEY_BYTES:
-            raise ConfigError("is not a 32-byte key in base64", file=str(data.storage_key), fix="restore it")
+        storage = storage_key_in(_text(own, given.storage, new_storage_text), data.storage_key)
         raw = _text(data.root / "operator.key", given.operator, lambda: f"{new_operator_key()}\n".encode())
-        operator = raw.decode("ascii", "replace").strip()
-        if len(operator) < 20:
-            fix = "write it to the file" if given.operator else "delete it; the next start creates a new one"
-            raise ConfigError("contains no operator key", file=str(data.operator_key), fix=fix)
-        return cls(storage, operator, data.storage_key)
+        fix = "write it to the file" if given.operator else "delete it; the next start creates a new one"
+        return cls(storage, operator_key_in(raw.decode("ascii", "replace"), data.operator_key, fix), data.storage_key)
 
     def seal(self, purpose: str, plain: bytes) -> bytes:
         """Return nonce and ciphertext of ``plain``, bound to ``purpose``."""
@@ -79,7 +72,7 @@ class Keyring:
             raise ConfigError(
                 f"does not decrypt the stored {purpose}",
                 file=str(self._file or "storage.key"),
-                fix="use the storage.key that belongs to the database",
+                fix="use the storage.key that belongs to the database, or repeat an interrupted plane rotate storage-key",
             ) from None
 
     def derived(self, purpose: str) -> bytes:
@@ -89,6 +82,10 @@ class Keyring:
     def is_operator(self, key: str) -> bool:
         """Compare with the operator key in constant time."""
         return hmac.compare_digest(key.encode("utf-8", "replace"), self.operator_key.encode())
+
+    def has_key_of(self, other: Keyring) -> bool:
+        """Return whether both have the same storage key."""
+        return hmac.compare_digest(self._key, other._key)
 
     @property
     def operator_key_id(self) -> str:
@@ -101,7 +98,8 @@ def digest(secret: str) -> str:
     return hashlib.sha256(secret.encode("utf-8", "replace")).hexdigest()
 
 
-def _require(paths: Sequence[Path]) -> None:
+def require_files(paths: Sequence[Path]) -> None:
+    """Raise ConfigError unless the files of keys exist."""
     for path in paths:
         if not path.exists():
             raise ConfigError(
@@ -123,12 +121,37 @@ def _text(own: Path, given: GivenKey | None, make: Callable[[], bytes]) -> bytes
     return text
 
 
-def _new_storage_text() -> bytes:
+def storage_key_in(text: bytes, file: Path) -> bytes:
+    """Return the storage key in the text of a file. Raises ConfigError."""
+    try:
+        key = base64.b64decode(text, validate=False)
+    except ValueError:
+        key = b""
+    if len(key) != _STORAGE_KEY_BYTES:
+        raise ConfigError("is not a 32-byte key in base64", file=str(file), fix="restore it")
+    return key
+
+
+def storage_keyring(text: bytes, file: Path) -> Keyring:
+    """Return a keyring that only seals and unseals, with the storage key in the text of a file. Raises ConfigError."""
+    return Keyring(storage_key_in(text, file), "", file)
+
+
+def new_storage_text() -> bytes:
+    """Return the text of a file with a new storage key."""
     return base64.b64encode(_new_storage_key()) + b"\n"
 
 
 def _new_storage_key() -> bytes:
     return secrets.token_bytes(_STORAGE_KEY_BYTES)
+
+
+def operator_key_in(text: str, file: Path, fix: str = "write it to the file") -> str:
+    """Return the operator key in the text of a file. Raises ConfigError."""
+    key = text.strip()
+    if len(key) < _MIN_OPERATOR_KEY:
+        raise ConfigError("contains no operator key", file=str(file), fix=fix)
+    return key
 
 
 def new_operator_key() -> str:

@@ -16,6 +16,7 @@ from certctrl.plane.access import on_disk
 from certctrl.plane.access.roles import Caller, Role
 from certctrl.plane.audit.log import Filter
 from certctrl.plane.core import Plane
+from certctrl.plane.storage.data_dir import GivenKey, GivenKeys
 from certctrl.plane.storage.database import Database
 
 
@@ -86,6 +87,38 @@ def test_a_key_from_outside_is_not_replaced(data: Path) -> None:
         assert actions(plane) == []
 
 
+def test_a_key_from_outside_that_was_replaced_there_becomes_the_current_one(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was a dead end: the database knew the key that a command had made, and no command could tell it another one."""
+    on_disk.rotate_key(data, "root", None)
+    outside, new = tmp_path / "key", f"ok_{'n' * 40}"
+    (data / "operator.key").rename(outside)
+    first = outside.read_text().strip()
+    outside.write_text(f"{new}\n")  # it keeps the mode 0600
+    given = GivenKey(new, outside)
+    with Plane.open(data, keys=GivenKeys(operator=given)) as plane:
+        assert [accepts(plane, key) for key in (first, new)] == [True, False]
+        assert "--operator-key-file FILE if it is given from outside" in caplog.text
+    caplog.clear()
+    for _ in range(2):
+        run("rotate", "operator-key", "--data", data, "--operator-key-file", outside)
+        assert not (data / "operator.key").exists() and not (data / "operator.key.new").exists()
+        with Plane.open(data, keys=GivenKeys(operator=given)) as plane:
+            assert [accepts(plane, key) for key in (first, new)] == [False, True]
+            assert actions(plane)[0] == "operator-key.rotate"
+    assert "not the current one" not in caplog.text
+
+
+def test_a_given_key_does_not_contradict_the_one_in_the_directory(data: Path, tmp_path: Path) -> None:
+    """The next start would be refused."""
+    for text, said in (("n" * 40, "is not the operator key of"), ("short", "contains no operator key")):
+        with pytest.raises(ConfigError, match=said):
+            on_disk.rotate_key(data, "root", None, GivenKey(text, tmp_path / "key"))
+    with Plane.open(data) as plane:
+        assert (accepts(plane, key_of(data)), actions(plane)) == (True, [])
+
+
 def test_an_outdated_key_is_logged(data: Path, caplog: pytest.LogCaptureFixture) -> None:
     old = (data / "operator.key").read_bytes()
     on_disk.rotate_key(data, "root", None)
@@ -93,7 +126,7 @@ def test_an_outdated_key_is_logged(data: Path, caplog: pytest.LogCaptureFixture)
     assert "not the current" not in caplog.text
     (data / "operator.key").write_bytes(old)
     Plane.open(data).close()
-    assert "operator.key is not the current operator key" in caplog.text
+    assert "the operator key of this control plane is not the current one" in caplog.text
 
 
 def test_on_a_server(data: Path, postgres: PostgresServer) -> None:

@@ -9,12 +9,14 @@ from audit_cases import CASES, grant
 from page_browser import Browser
 from plane_world import Client, World
 
+from certctrl.plane.access.accounts import MAX_SESSIONS
 from certctrl.plane.access.key import set_setting
-from certctrl.plane.access.roles import Role
+from certctrl.plane.access.roles import Caller, Role
 from certctrl.plane.audit.log import Filter
-from certctrl.plane.errors import DatabaseAwayError
+from certctrl.plane.errors import DatabaseAwayError, ErrorResponse
 from certctrl.plane.http.permissions import PERMISSIONS
 from certctrl.plane.settings import DAY
+from certctrl.plane.sign_in.provider import Person
 from certctrl.plane.storage.keyring import OPERATOR_KEY_DIGEST, digest
 
 OPERATORS, TOKENS, KEY = "/apiv1/operators", "/apiv1/operator-tokens", "/apiv1/plane/operator-key"
@@ -22,6 +24,27 @@ IDS = dict.fromkeys(("uid", "did", "cid", "caid", "tid", "oid", "name", "operato
     "code": "ABCD-EFGH",
     "ktid": "9",
 }
+
+
+def test_roles_are_in_order() -> None:
+    viewer, operator, admin = Role
+    assert [one.lesser(other) for one in Role for other in Role] == [
+        viewer, viewer, viewer, viewer, operator, operator, viewer, operator, admin,
+    ]  # fmt: skip
+    assert [one.includes(least) for one in Role for least in Role] == [
+        True, False, False, True, True, False, True, True, True,
+    ]  # fmt: skip
+
+
+def test_a_refusal_names_the_role_that_is_needed() -> None:
+    for via, shown in (("", ""), ("token ci", " by token ci")):
+        with pytest.raises(ErrorResponse) as refused:
+            Caller(who="alice", role=Role.VIEWER, via=via).require(Role.ADMIN)
+        assert refused.value.what == f"This needs the role admin; alice has the role viewer{shown}"
+        assert refused.value.params == {"role": "admin", "has": "viewer"}
+    Caller.of_plane().require(Role.ADMIN)
+    assert Caller.of_plane() == Caller(who="plane", role=Role.ADMIN)
+    assert Caller.of_plane("rollout 7") == Caller(who="plane", role=Role.ADMIN, via="rollout 7")
 
 
 async def add(world: World, name: str, role: str) -> None:
@@ -122,9 +145,12 @@ async def test_tokens_end(world: World) -> None:
 async def test_a_token_never_has_more_than_its_operator(world: World) -> None:
     caller = await operator(world, "admin")
     lesser = await token(world, "alice", name="reader", role="viewer")
+    explicit = await token(world, "alice", name="explicit", role="admin")
+    assert (await explicit("POST", "/apiv1/users", {"name": "y"})).status == 201
     assert (await lesser("POST", "/apiv1/users", {"name": "x"})).key == "ROLE_REQUIRED"
     assert (await world.operator("PATCH", f"{OPERATORS}/alice", {"role": "viewer"})).data["role"] == "viewer"
-    assert (await caller("POST", "/apiv1/users", {"name": "x"})).key == "ROLE_REQUIRED"
+    for each in (caller, explicit):
+        assert (await each("POST", "/apiv1/users", {"name": "x"})).key == "ROLE_REQUIRED"
     refused = await world.operator(
         "POST", TOKENS, {"operator": "alice", "name": "new", "expires_in": DAY, "role": "admin"}
     )
@@ -239,6 +265,67 @@ async def test_overload_does_not_lock_operators_with_tokens_out(world: World, mo
     assert (await caller("GET", "/apiv1/users")).status == 200
     monkeypatch.setattr(world.plane.database, "backlog", lambda: 3.5)
     assert (await caller("GET", "/apiv1/users")).status == 200
+
+
+async def test_unknown_tokens_of_an_address_hardly_reach_the_database(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known, new = await operator(world, "viewer"), await operator(world, "viewer", "bob")
+    assert (await known("GET", "/apiv1/users")).status == 200
+    reads, work_read = [], world.plane.database.work_read
+
+    async def counted(*args: Any) -> Any:
+        reads.append(args)
+        return await work_read(*args)
+
+    monkeypatch.setattr(world.plane.database, "work_read", counted)
+    for number in range(300):
+        reply = await Client(world.app, f"o{'tk'[number % 2]}_{number}")("GET", "/apiv1/users")
+        assert reply.status == (401 if number < 99 else 429), number
+    assert len(reads) == 99, "and one of the operator before"
+    assert (await known("GET", "/apiv1/users")).status == 200, "it has been accepted before"
+    assert (await world.operator("GET", "/apiv1/users")).status == 200
+    assert (await new("GET", "/apiv1/users")).status == 429
+    new.address = "192.0.2.8"
+    assert (await new("GET", "/apiv1/users")).status == 200
+    world.clock.steady += 0.11
+    assert (await Client(world.app, "ot_x")("GET", "/apiv1/users")).status == 401
+
+
+async def test_the_tokens_that_were_used_last_are_known(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("certctrl.plane.access.access._REMEMBERED", 2)
+    one, two, three = [await operator(world, "viewer", name) for name in ("alice", "bob", "carol")]
+    for caller in (one, two, one, one, three):
+        await caller("GET", "/apiv1/users")
+    assert [world.plane.access.was_accepted(caller.token) for caller in (one, two, three)] == [True, False, True]
+
+
+@pytest.mark.parametrize("kind", ["key", "token", "provider"])
+async def test_a_new_session_beyond_the_limit_ends_the_oldest(world: World, kind: str) -> None:
+    operators, sessions = world.plane.operators, []
+    alice = await operator(world, "viewer")
+    other = await operators.sign_in((await operator(world, "viewer", "bob")).token, "192.0.2.9")
+    for _ in range(MAX_SESSIONS + 3):
+        world.clock.wall += 1
+        if kind == "provider":
+            sessions.append(
+                await operators.open_provider_session(Person(subject="sub-1", name="carol", role=Role.VIEWER))
+            )
+        else:
+            secret = world.plane.operator_key if kind == "key" else alice.token
+            sessions.append(await operators.sign_in(secret, "192.0.2.9"))
+    found = [await world.plane.work(operators.is_signed_in, one) for one in sessions]
+    assert found == [False] * 3 + [True] * MAX_SESSIONS
+    assert await world.plane.work(operators.is_signed_in, other), "that of somebody else"
+
+
+async def test_the_new_session_is_never_the_one_that_is_ended(world: World) -> None:
+    """All sessions of a token that ends soon end with it."""
+    await add(world, "alice", "viewer")
+    last = await token(world, "alice", expires_in=60)
+    for _ in range(3 * MAX_SESSIONS):
+        session = await world.plane.operators.sign_in(last.token, "192.0.2.9")
+        assert await world.plane.work(world.plane.operators.is_signed_in, session)
 
 
 @pytest.mark.parametrize(

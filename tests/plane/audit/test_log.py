@@ -11,8 +11,11 @@ import pytest
 from plane_commands import PlaneSite
 from plane_world import World
 
+from certctrl.cli.plane.audit import _entries
+from certctrl.net.operator import CAP
 from certctrl.plane.access.roles import Caller, Role
 from certctrl.plane.audit.log import AuditLog, Change, Filter
+from certctrl.plane.http.answers import json_of
 from certctrl.plane.settings import DAY
 from certctrl.plane.storage.database import Database
 
@@ -80,20 +83,84 @@ async def test_long_values_are_shortened(log: Log) -> None:
     assert (after["name"], after["shortened"], len(after["installs"])) == ("web-1", True, 1024)
 
 
+async def test_a_long_page_has_every_entry_with_its_objects(log: Log) -> None:
+    def unit() -> None:
+        for number in range(1200):
+            entry = log.audit.add(ALICE, "device.tag")
+            log.audit.add_change(entry, Change(kind="device", object_id=str(number), before={}, after={"n": number}))
+
+    await log.database.work(unit)
+    page = await log.database.work(log.audit.page, Filter(), 0, 1100)
+    assert [entry["objects"][0]["after"]["n"] for entry in page] == list(range(1199, 99, -1))
+
+
+async def test_a_page_has_a_limited_length_and_the_next_one_continues_it(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("certctrl.plane.audit.log.MAX_PAGE_CHARACTERS", 5000)
+    added = [await log.add(installs="x" * length) for length in (1000, 9000, 2000, 2000, 2000, 10, 10)]
+    pages = [await log.ids()]
+    while pages[-1]:
+        pages.append(await log.ids(before_id=pages[-1][-1]))
+    assert [len(page) for page in pages] == [3, 1, 1, 1, 1, 0], "a longer entry is alone on its page"
+    assert [one for page in pages for one in page] == added[::-1], "each once, in order"
+    (longest,) = await log.database.work(log.audit.page, Filter(), added[2], 1)
+    assert longest["objects"][0]["after"] == {"shortened": True}
+
+
+async def test_clients_accept_the_longest_page(log: Log) -> None:
+    def unit() -> None:
+        for _ in range(6):
+            entry = log.audit.add(ALICE, "devices.tag")
+            for number in range(150):
+                values = {"tags": "\N{GRINNING FACE}" * 10_000}
+                log.audit.add_change(entry, Change(kind="device", object_id=str(number), before=values, after=values))
+
+    await log.database.work(unit)
+    page = await log.database.work(log.audit.page, Filter(), 0, 1000)
+    assert len(page) == 1 and 1024**2 < len(json_of({"data": page})) < CAP
+    assert len(page[0]["objects"]) == 150, "all are named"
+
+
+class PagedApi:
+    """Entries as of a control plane whose pages have two at most."""
+
+    def __init__(self, count: int) -> None:
+        self.left, self.asked = list(range(count, 0, -1)), list[int]()
+
+    async def call(self, method: str, path: str, *, query: dict[str, str]) -> list[dict[str, int]]:
+        self.asked.append(int(query["limit"]))
+        before = int(query["before_id"]) or self.left[0] + 1
+        return [{"id": one} for one in self.left if one < before][: min(2, int(query["limit"]))]
+
+
+@pytest.mark.parametrize(
+    ("limit", "ids"), [(0, [5, 4, 3, 2, 1]), (4, [5, 4, 3, 2]), (3, [5, 4, 3]), (9, [5, 4, 3, 2, 1])]
+)
+async def test_the_command_continues_after_short_pages(limit: int, ids: list[int]) -> None:
+    api = PagedApi(5)
+    rows = await _entries(api, {}, limit, 0)  # type: ignore[arg-type]
+    assert [row["id"] for row in rows] == ids
+    assert not limit or max(api.asked) <= limit
+
+
 async def test_old_entries_are_deleted_with_an_entry_and_a_log_line(log: Log, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     await log.add()
     log.now += 50 * DAY
     kept = await log.add()
-    log.now += 50.5 * DAY
+    log.now += 49 * DAY
+    await log.database.work(log.audit.delete_expired)
+    assert len(await log.ids()) == 2, "none has expired"
+    log.now += 1.5 * DAY
     await log.database.work(log.audit.delete_expired)
     assert len(await log.ids()) == 2, "at most once a day"
     log.now += DAY
     await log.database.work(log.audit.delete_expired)
     (row, other) = await log.database.work(log.audit.page, Filter(), 0, 9)
     assert (row["who"], row["action"], other["id"]) == ("plane", "audit.expire", kept)
-    assert row["detail"]["entries"] == 1 and row["detail"]["days"] == 100
-    assert "audit log: deleted 1 change" in caplog.text
+    assert row["detail"] == {"entries": 1, "older_than": "2026-09-23T02:13:20Z", "days": 100}
+    assert "audit log: deleted 1 change from before 2026-09-23T02:13:20Z" in caplog.text
     await log.database.work(log.audit.delete_expired)
     assert len(await log.ids()) == 2
 

@@ -7,13 +7,21 @@ from itertools import permutations
 
 import pytest
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa, x25519
 from hypothesis import given
 from hypothesis import strategies as st
 from made_chains import DAY, NOW, Made, made, pki
 
 from certctrl.errors import MaterialError
-from certctrl.plane.certificates.chains import certificates_of, chain_of, require_strong, require_valid
+from certctrl.plane.certificates.chains import (
+    MAX_CHAIN,
+    MAX_GIVEN,
+    certificates_of,
+    chain_of,
+    require_strong,
+    require_valid,
+    weakness_of,
+)
 
 ROOT, ONE, TWO = pki(2)
 LEAF = made("leaf", TWO, names=["www.example.com"], published="http://ca.example/two.crt")
@@ -72,19 +80,41 @@ def test_an_unusable_chain_is_refused(given_: list[Made], reason: str, says: str
 def test_the_fix_names_where_the_ca_publishes_its_certificate() -> None:
     with pytest.raises(MaterialError) as caught:
         chain_of(LEAF.certificate, [], now=NOW)
-    assert "http://ca.example/two.crt" in str(caught.value.fix)
+    assert "get the certificate of CN=Intermediate 2 from http://ca.example/two.crt and" in str(caught.value.fix)
+    with pytest.raises(MaterialError) as caught:
+        chain_of(made("leaf", TWO).certificate, [], now=NOW)
+    assert "get the certificate of CN=Intermediate 2 and add it" in str(caught.value.fix)
 
 
 def test_intermediates_must_be_current_strong_cas() -> None:
     for reason, middle in (
         ("expired", made("Middle", ROOT, ca=True, end=NOW - 1)),
         ("not-a-ca", made("Middle", ROOT)),
+        ("not-a-ca", made("Middle", ROOT, constraints=False)),
         ("weak", made("Middle", ROOT, ca=True, key=rsa.generate_private_key(65537, 1024))),
     ):
         leaf = made("leaf", middle)
         with pytest.raises(MaterialError) as caught:
             chain_of(leaf.certificate, [middle.certificate, ROOT.certificate], now=NOW)
         assert caught.value.reason == reason
+        assert str(caught.value).startswith("CN=Middle in the chain") and caught.value.fix
+
+
+def test_a_chain_of_ten_and_a_text_of_a_hundred_are_the_most() -> None:
+    line = pki(MAX_CHAIN + 1)
+    for depth, is_allowed in ((MAX_CHAIN, True), (MAX_CHAIN + 1, False)):
+        leaf = made("leaf", line[depth])
+        given = [one.certificate for one in line[: depth + 1]]
+        if is_allowed:
+            assert len(chain_of(leaf.certificate, given, now=NOW).intermediates) == MAX_CHAIN
+        else:
+            with pytest.raises(MaterialError, match="more than 10") as caught:
+                chain_of(leaf.certificate, given, now=NOW)
+            assert caught.value.reason == "too-many"
+    assert certificates_of(LEAF.pem * MAX_GIVEN) == [LEAF.certificate]
+    with pytest.raises(MaterialError, match="more than 100") as caught:
+        certificates_of(LEAF.pem * (MAX_GIVEN + 1))
+    assert caught.value.reason == "too-many"
 
 
 def test_of_two_certificates_of_one_ca_the_later_end_is_used() -> None:
@@ -114,8 +144,9 @@ def test_pem_is_read_once_each_and_other_blocks_are_ignored() -> None:
 
 def test_a_broken_block_is_named_by_its_number() -> None:
     broken = TWO.pem.replace(TWO.pem.splitlines()[1], "AAAA")
-    with pytest.raises(MaterialError, match="certificate 2 cannot be read"):
+    with pytest.raises(MaterialError, match="certificate 2 cannot be read") as caught:
         certificates_of(LEAF.pem + broken)
+    assert caught.value.reason == "certificate" and caught.value.fix
 
 
 @given(st.text(alphabet=st.sampled_from("-BEGINEDCRTFA \n="), max_size=300))
@@ -135,6 +166,11 @@ def test_weak_and_expired_leaves() -> None:
         with pytest.raises(MaterialError, match="too weak") as caught:
             require_strong(weak.certificate, "the certificate")
         assert caught.value.reason == "weak"
+    for kind in (ed25519.Ed25519PrivateKey, ed448.Ed448PrivateKey):
+        assert weakness_of(kind.generate().public_key()) == ""
+    assert weakness_of(rsa.generate_private_key(65537, 2048).public_key()) == ""
+    assert weakness_of(rsa.generate_private_key(65537, 2040).public_key()) == "an RSA key of 2040 bits"
+    assert weakness_of(x25519.X25519PrivateKey.generate().public_key()) == "a key of a kind that TLS does not use"
     with pytest.raises(MaterialError, match="expired at"):
         require_valid(made("old", end=NOW).certificate, NOW, "the certificate")
     require_valid(LEAF.certificate, NOW, "the certificate")

@@ -74,6 +74,30 @@ async def test_tags_are_added_and_removed_and_a_key_has_one_value(
     assert used == [{"tag": tag, "devices": 1} for tag in ("env=prod", "env=test", "web")]
 
 
+async def test_devices_whose_tags_have_changed_are_reported(plane: Plane) -> None:
+    one, two = await new_device(plane, "device-1"), await new_device(plane, "device-2")
+    await change(plane, two, add=["web"])
+    reported: list[tuple[list[int], bool]] = []
+    plane.devices.tags.on_changed = lambda device_ids, strict: reported.append((list(device_ids), strict))
+    await change(plane, one, two, add=["web"])
+    await change(plane, one, two, add=["web"], remove=["db"])
+    await change(plane, two, remove=["web"])
+    await change(plane, one, two, add=["env=a"], remove=["web"])
+    await plane.work(plane.devices.tags.enrol, one, ["rack"])
+    assert reported == [([one], True), ([], True), ([two], True), ([one, two], True), ([one], False)]
+
+
+async def test_a_tag_is_not_both_added_and_removed(plane: Plane) -> None:
+    device = await new_device(plane)
+    with pytest.raises(ErrorResponse, match="web cannot be both added and removed") as refused:
+        await change(plane, device, add=["db", "web"], remove=["web"])
+    assert refused.value.params["field"] == "remove"
+    with pytest.raises(ErrorResponse) as refused:
+        await change(plane, device, add=["Web"])
+    assert refused.value.params["field"] == "add"
+    assert await tags_of(plane, device) == []
+
+
 async def test_all_devices_are_changed_or_none(plane: Plane) -> None:
     one, full = await new_device(plane, "device-1"), await new_device(plane, "device-2")
     await change(plane, full, add=MANY)
@@ -109,10 +133,13 @@ def test_tags() -> None:
     assert checked_tags(["web", "a" * MAX_CHARACTERS, "env=prod", "rack-7.row_2", "web", "7"], "add") == (
         "7", "a" * MAX_CHARACTERS, "env=prod", "rack-7.row_2", "web",
     )  # fmt: skip
-    with pytest.raises(ErrorResponse, match="33 tags are more than 32"):
-        checked_tags([*MANY, "web"], "add")
-    with pytest.raises(ErrorResponse, match="env=prod and env=test are two values of one key"):
-        checked_tags(["env=test", "env-x=1", "web", "env=prod", "env"], "add")
+    for tags, says in (
+        ([*MANY, "web"], "33 tags are more than 32"),
+        (["env=test", "env-x=1", "web", "env=prod", "env"], "env=prod and env=test are two values of one key"),
+    ):
+        with pytest.raises(ErrorResponse, match=says) as refused:
+            checked_tags(tags, "add")
+        assert refused.value.params["field"] == "add"
 
 
 @given(st.lists(st.text("ab=-.", max_size=6), max_size=4))

@@ -277,6 +277,21 @@ async def test_a_sent_signing_request_ends_only_the_failure_of_its_own(site: Sit
     assert [one["step"] for one in await site.causes()] == ["run"]
 
 
+async def test_a_device_with_a_new_identity_has_deployed_nothing(site: Site) -> None:
+    devices = [await site.device(f"web-{number}") for number in range(2)]
+    cert = await site.certificate("a.test", *devices)
+    for device in devices:
+        await site.report(device, cert, serial=await site.serial(cert), served=True)
+        await site.report(device, 0, FAILED, "plan item-refused", kind="install.updated", ref={})
+    registered_again = site.plane.enrolment.on_registered
+    await site.plane.work(registered_again, devices[0], False)
+    assert len(await site.noted()) == 4, "the same host"
+    await site.plane.work(registered_again, devices[0], True)
+    assert {row["device_id"] for row in await site.noted()} == {devices[1]}
+    assert [one["devices"] for one in await site.causes()] == [1]
+    assert (await site.certificates())["certificates"][0]["newest_deployed"] == 1
+
+
 async def test_outcomes_that_an_earlier_release_stored_are_noted_in_rounds(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -307,6 +322,33 @@ async def test_outcomes_that_an_earlier_release_stored_are_noted_in_rounds(
     assert (cause["reason"], cause["devices"], cause["since"]) == ("command-failed", 1, "2026-09-21T14:14:00Z")
     assert (await site.certificates())["certificates"][0]["newest_deployed"] == 2
     await site.plane.work(site.plane.reports.note_earlier)
+
+
+@pytest.mark.parametrize(
+    "damage", ["outcome = 'unheard-of'", "ref = '{'", "ref = '[]'", "deployed = ''", "deployed = '{}'"]
+)
+async def test_an_unreadable_outcome_of_an_earlier_release_is_skipped_and_logged(
+    site: Site, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    device = await site.device("web-1")
+    certs = [await site.certificate(name, device) for name in ("a.test", "b.test")]
+    for cert in certs:
+        await site.report(device, cert, FAILED)
+        site.now[0] += 10
+
+    def harm() -> None:
+        database = site.plane.database
+        database.run("DELETE FROM deployments")
+        database.run(f"UPDATE outcomes SET {damage} WHERE signal LIKE ?", f"%cert_id={certs[0]}|%")
+        database.run("INSERT INTO settings VALUES ('outcomes_to_note', '0')")
+
+    await site.plane.work(harm)
+    await site.plane.work(site.plane.reports.note_earlier)
+    (cause,) = await site.causes()
+    assert cause["certificates"] == 1, "the other one"
+    assert f"device {device}: skipped a stored outcome that cannot be read" in caplog.text
+    await site.plane.work(site.plane.reports.note_earlier)
+    assert not await site.plane.work(site.plane.database.setting, "outcomes_to_note"), "all are done"
 
 
 # --- causes -----------------------------------------------------------------------------------------------------------

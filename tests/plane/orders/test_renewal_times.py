@@ -51,6 +51,17 @@ def test_a_window_in_the_past_is_due_now() -> None:
     assert due_at(Life(NOW - 11 * DAY, NOW + 79 * DAY), "01", window) < NOW
 
 
+def test_a_window_near_the_end_or_beyond_it_is_not_waited_for() -> None:
+    life = Life(NOW, NOW + 90 * DAY)
+    for start in (89, 90, 400):
+        assert due_at(life, "01", RenewalWindow(NOW + start * DAY, NOW + (start + 1) * DAY)) == NOW + 81 * DAY
+    assert ending_at(life) == NOW + 81 * DAY
+
+
+def test_a_window_of_one_moment_counts() -> None:
+    assert due_at(Life(NOW, NOW + 90 * DAY), "01", RenewalWindow(NOW + DAY, NOW + DAY)) == NOW + DAY
+
+
 def test_a_window_that_ends_backwards_is_ignored() -> None:
     life = Life(NOW, NOW + 90 * DAY)
     assert due_at(life, "01", RenewalWindow(NOW + 2, NOW + 1)) == due_at(life, "01")
@@ -74,6 +85,7 @@ def test_imported_certificates_are_reported_a_month_before_their_end() -> None:
     assert late_at(Life(NOW, NOW + 365 * DAY), is_imported=True) == NOW + 335 * DAY
     assert late_at(Life(NOW, NOW + 30 * DAY), is_imported=True) == NOW + 20 * DAY
     assert late_at(Life(NOW, NOW + 90 * DAY), is_imported=False) == NOW + 60 * DAY
+    assert late_at(Life(NOW, NOW + 360 * DAY), is_imported=False) == NOW + 240 * DAY
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,18 @@ def test_dependencies_follow_repeated_items() -> None:
     assert merged(profile(EACH, check, after | {"depends_on": ["check"]}), certs=()) == []
 
 
+def test_dependencies_on_several_repeated_items_and_on_what_is_left_out() -> None:
+    other = EACH | {"id": "other", "ob_id": 9, "to": ["/other/{cert.name}"]}
+    link = {"id": "link", "type": "exec", "cmd_argv": ["link"], "depends_on": ["each"]}
+    after = {"id": "after", "type": "exec", "cmd_argv": ["after"], "depends_on": ["files", "link", "each", "other"]}
+    items = profile(FILES, EACH, other, link, after)
+    found = {item["id"]: item for item in merged(items)}
+    assert found["after"]["depends_on"] == ["files", "link", "each:7", "each:9", "other:9"]
+    assert found["link"]["depends_on"] == ["each:7", "each:9"]
+    rest = {item["id"]: item for item in merged(items, certs=())}
+    assert set(rest) == {"files", "after"} and rest["after"]["depends_on"] == ["files"]
+
+
 def test_a_repeated_item_may_be_for_one_certificate() -> None:
     (one,) = merged(profile(EACH | {"ob_name": "*.example.net", "to": ["/etc/tls/own.pem"], "check": ["{cert.id}"]}))
     assert (one["id"], one["check"]) == ("each:9", ["9"])

@@ -38,6 +38,15 @@ def test_expressions_select(text: str, chosen: set[str], left: set[str] | None) 
     assert parse(found.text).text == found.text
 
 
+def test_the_text_is_the_expression_with_single_spaces() -> None:
+    assert parse(" NOT(web OR  db ) and\t( env=* )").text == "not (web or db) and (env=*)"
+
+
+def test_as_many_levels_as_allowed() -> None:
+    for text in ("not " * MAX_DEPTH + "web", "(" * MAX_DEPTH + "web" + ")" * MAX_DEPTH):
+        assert parse(text).matches({"web"})
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -51,6 +60,8 @@ def test_expressions_select(text: str, chosen: set[str], left: set[str] | None) 
         ("()", "character 2: expected a tag instead of ')'"),
         ("web && db", "character 5: expected and, or, or the end instead of '&&'; write and"),
         ("!web", "character 1: '!web' is not a tag; write not web"),
+        ("!w", "character 1: '!w' is not a tag; write not w"),
+        ("é" * 60, f"character 1: '{'é' * 39}…' is not a tag, such as"),
         ("Web", "character 1: 'Web' is not a tag; did you mean web?"),
         ("web adn db", "character 5: expected and, or, or the end instead of 'adn'; did you mean and?"),
         ("nott (web)", "character 6: expected and, or, or the end instead of '('"),

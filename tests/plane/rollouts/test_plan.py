@@ -48,6 +48,7 @@ def test_what_is_not_a_size(text: str) -> None:
 def test_too_many_waves() -> None:
     with pytest.raises(RulesError, match="more than 20"):
         wave_sizes(["1"] * 20)
+    assert len(wave_sizes(["1"] * 19)) == 19
 
 
 @pytest.mark.parametrize(
@@ -65,6 +66,8 @@ def test_serial_groups(rule: str, tags: list[str], group: str) -> None:
     ("texts", "hour", "expected"),
     [
         ([], 12, False), (["22:00-06:00"], 23, False), (["22:00-06:00"], 5, False), (["22:00-06:00"], 6, True),
+        (["22:15-06:45"], 22.24, True), (["22:15-06:45"], 22.25, False), (["22:15-06:45"], 6.74, False),
+        (["22:15-06:45"], 6.75, True), (["08:20-09:30"], 8.33, True), (["08:20-09:30"], 8.34, False),
         (["08:00-09:30", "12:00-13:00"], 9.4, False), (["08:00-09:30", "12:00-13:00"], 10, True),
     ],
 )  # fmt: skip

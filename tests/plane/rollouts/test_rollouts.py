@@ -10,13 +10,14 @@ import pytest
 import trio
 from engine_plane import WALL, new_device, plane_on
 
-from certctrl.errors import PlaneError
+from certctrl.errors import CertctrlError, PlaneError
 from certctrl.model.plan import OutcomeKind
 from certctrl.plane.audit.log import Filter
 from certctrl.plane.core import Plane
 from certctrl.plane.devices.reports import Ack
 from certctrl.plane.profiles.profiles import ProfileChange
 from certctrl.plane.rollouts.rollouts import RolloutRules
+from certctrl.plane.rollouts.runner import IDLE_SECONDS, ROUND_SECONDS
 from certctrl.plane.storage.database import Database
 from certctrl.plane.storage.keyring import Keyring
 
@@ -149,7 +150,10 @@ async def test_a_failure_halts_and_the_rest_keeps_the_old_version(fleet: Fleet) 
     await fleet.round()
     assert await fleet.state(rollout) == ("halted", "1 device failed, none may fail")
     (failed,) = [row for row in (await fleet.show(rollout))["devices"] if row["state"] == "failed"]
-    assert (failed["name"], failed["detail"]) == ("d1", "because")
+    assert failed == {
+        "id": fleet.devices[1], "name": "d1", "wave": 1, "state": "failed", "detail": "because",
+        "released_at": "2026-09-21T14:13:20Z",
+    }  # fmt: skip
     assert [one.name for one in fleet.plane.problems.now()] == ["rollout_halted"]
     (halt,) = await fleet.plane.work(fleet.plane.audit.page, Filter(what="rollout.halt"), 0, 9)
     assert [(shown["kind"], shown["before"], shown["after"]) for shown in halt["objects"]] == [
@@ -216,6 +220,10 @@ async def test_pause_freeze_and_windows_hold_back(fleet: Fleet) -> None:
     await fleet.plane.work(fleet.plane.rollouts.pause, 1, rollout)
     await fleet.round()
     assert (await fleet.new(), (await fleet.state(rollout))[0]) == ([], "paused")
+    assert (await fleet.plane.work(fleet.plane.rollouts.pause, 1, rollout))["waits"] == "", "twice is no error"
+    await fleet.plane.work(fleet.plane.rollouts.freeze, 1, "again")
+    assert (await fleet.state(rollout)) == ("paused", "")
+    await fleet.plane.work(fleet.plane.rollouts.freeze, 1, "")
     await fleet.plane.work(fleet.plane.rollouts.resume, 1, rollout)
     await fleet.round()
     assert await fleet.new() == [0]
@@ -387,6 +395,46 @@ async def test_a_device_that_does_not_fit_when_released_fails(fleet: Fleet) -> N
     assert "item own of the device itself writes /etc/tls/new.pem" in row["detail"]
 
 
+async def test_a_device_that_has_nothing_to_change_when_released_needs_no_report(fleet: Fleet) -> None:
+    tags = fleet.plane.devices.tags
+    await fleet.plane.work(tags.change, 1, fleet.devices, add=["web"])
+    change = ProfileChange(devices="web", installs=[FILES | {"id": "q", "to": ["/q"]}])
+    rollout = (await fleet.plane.rollouts.start(1, "q", change, RolloutRules(waves=("2", "1"))))["id"]
+    await fleet.plane.work(tags.change, 1, fleet.devices[:1], remove=["web"])
+    await fleet.round()
+    shown = await fleet.show(rollout)
+    assert shown["waves"][0]["states"] == {"proven": 1, "released": 1}
+    await fleet.ack(fleet.devices[1])
+    await fleet.round()
+    assert (await fleet.show(rollout))["waves"][1]["states"] == {"released": 1}
+
+
+async def test_rounds_go_on_after_a_failure_and_when_woken(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    runner, begun = fleet.plane.rollout_runner, trio.current_time()
+    times: list[float] = []
+    results = [CertctrlError("the disk is full"), 1, 0, 0, 0]
+
+    async def one_round() -> int:
+        times.append(trio.current_time() - begun)
+        result = results[len(times) - 1]
+        if isinstance(result, CertctrlError):
+            raise result
+        return result
+
+    monkeypatch.setattr(runner, "round", one_round)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(runner.run)
+        await trio.sleep(30)
+        runner.wake()
+        await trio.sleep(19)
+        nursery.cancel_scope.cancel()
+    assert times == pytest.approx([0, ROUND_SECONDS, 2 * ROUND_SECONDS, 2 * ROUND_SECONDS + IDLE_SECONDS, 30])
+    assert runner.begun == begun
+    assert "a round of the rollouts failed: the disk is full" in caplog.text
+
+
 async def test_a_new_profile_can_be_rolled_out(fleet: Fleet) -> None:
     change, rules = (
         ProfileChange(devices="*", installs=[FILES | {"id": "q", "to": ["/q"]}]),
@@ -411,6 +459,10 @@ async def test_a_new_profile_can_be_rolled_out(fleet: Fleet) -> None:
         ({"canary": "web &&"}, "canary: character 5"),
         ({"canary": "nothing"}, "No device whose config changes matches the canary nothing"),
         ({"serial": "a or b"}, "serial: use one tag"),
+        ({"serial": "*"}, "serial: "),
+        ({"serial": "and"}, "serial: "),
+        ({"serial": "or"}, "serial: "),
+        ({"serial": "not"}, "serial: "),
         ({"serial": "Web"}, "serial: character 1"),
         ({"pause_seconds": -1}, "pause_seconds"),
     ],
@@ -419,6 +471,7 @@ async def test_rules_that_are_refused(fleet: Fleet, rules: dict[str, Any], says:
     with pytest.raises(PlaneError) as refused:
         await fleet.plane.rollouts.start(1, "p", ProfileChange(installs=[NEW]), RolloutRules(**rules))
     assert (refused.value.status, says in str(refused.value)) == (400, True), refused.value
+    assert set(rules) == {refused.value.params["field"]}
     assert await fleet.plane.work(fleet.plane.rollouts.show_all, 1) == []
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import attrs
 import jwt
 import pytest
 import trio
@@ -20,7 +22,7 @@ from certctrl.plane.access.roles import Role
 from certctrl.plane.settings import OidcSettings
 from certctrl.plane.sign_in.file import read_settings
 from certctrl.plane.sign_in.http import ProviderError, check_url
-from certctrl.plane.sign_in.provider import Attempt, Provider
+from certctrl.plane.sign_in.provider import Attempt, Provider, provider_of
 
 NOW = 1_790_000_000.0
 ISSUER = "https://id.example"
@@ -100,7 +102,9 @@ async def test_a_person_signs_in(provider: Provider, remote: Scripted) -> None:
     remote.token = signed()
     person = await provider.person("code", ATTEMPT, BACK)
     assert (person.subject, person.name, person.role) == ("https://id.example u1", "alice@example.com", Role.OPERATOR)
-    assert remote.form["code_verifier"] == ATTEMPT.verifier and remote.form["code"] == "code"
+    assert remote.form == {
+        "grant_type": "authorization_code", "code": "code", "redirect_uri": BACK, "code_verifier": ATTEMPT.verifier,
+    }  # fmt: skip
     assert base64.b64decode(remote.headers["authorization"].split()[1]) == b"plane:s3cret%26"
     assert "s3cret" not in repr(SETTINGS) and ATTEMPT.verifier not in repr(ATTEMPT)
 
@@ -133,7 +137,8 @@ def with_public_key_as_secret() -> str:
     [
         lambda: signed(iss="https://evil.example"), lambda: signed(aud="other"), lambda: signed(aud=["plane", "other"]),
         lambda: signed(aud=["plane", "other"], azp="other"), lambda: signed(exp=NOW - 61), lambda: signed(iat=NOW + 61),
-        lambda: signed(nbf=NOW + 61), lambda: signed(exp=True), lambda: signed(exp=None), lambda: signed(nonce="other"),
+        lambda: signed(nbf=NOW + 61), lambda: signed(nbf=True), lambda: signed(iat=True), lambda: signed(exp=True),
+        lambda: signed(sub="x" * 256), lambda: signed(exp=None), lambda: signed(nonce="other"),
         lambda: signed(nonce=None), lambda: signed(sub=None), lambda: signed(sub=""), lambda: signed(OTHER),
         lambda: signed(sub="\ud800"), lambda: signed(sub="a\0"), lambda: signed(sub="a b\n"), lambda: signed(nonce="\ud800"),
         lambda: signed(OTHER, "unknown"), lambda: signed(key_id="broken"), lambda: signed(key_id="curve"),
@@ -152,6 +157,31 @@ async def test_several_audiences_and_other_algorithms(provider: Provider, remote
     assert (await provider.person("code", ATTEMPT, BACK)).role
     remote.token = signed(CURVE, "curve", "ES256", exp=NOW - 59)
     assert (await provider.person("code", ATTEMPT, BACK)).role
+
+
+async def test_a_key_for_encryption_signs_nothing(provider: Provider, remote: Scripted) -> None:
+    remote.keys, remote.token = [published(KEY, "one") | {"use": "enc"}], signed()
+    with pytest.raises(ProviderError, match="does not publish"):
+        await provider.person("code", ATTEMPT, BACK)
+
+
+async def test_limits_that_are_just_kept(provider: Provider, remote: Scripted) -> None:
+    remote.token = signed(sub="x" * 255, iat=NOW + 60, nbf=NOW + 60)
+    assert (await provider.person("code", ATTEMPT, BACK)).subject == f"{ISSUER} {'x' * 255}"
+
+
+async def test_an_issuer_may_end_with_a_slash(remote: Scripted) -> None:
+    remote.metadata["issuer"] = f"{ISSUER}/"
+    await Provider(attrs.evolve(SETTINGS, issuer=f"{ISSUER}/"), remote, lambda: NOW).authorization_url(ATTEMPT, BACK)
+    assert remote.fetched == ["/.well-known/openid-configuration"]
+
+
+def test_a_provider_with_a_ca_of_its_own(tmp_path: Path) -> None:
+    assert provider_of(SETTINGS, lambda: NOW).label == "single sign-on"
+    ca = tmp_path / "ca.pem"
+    ca.write_text("not a certificate")
+    with pytest.raises(ConfigError, match=re.escape(str(ca))):
+        provider_of(attrs.evolve(SETTINGS, ca_file=str(ca)), lambda: NOW)
 
 
 async def test_keys_are_kept_and_change(remote: Scripted, provider: Provider, autojump_clock: trio.abc.Clock) -> None:
