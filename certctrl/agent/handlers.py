@@ -202,8 +202,7 @@ async def _stage_fetched(agent: Agent, cert_id: int, materials: DeployMaterials)
 
 
 def _opener(agent: Agent, cert_id: int, domains: tuple[str, ...], materials: DeployMaterials) -> Callable[[], Bundle]:
-    keys = agent.store.session.load_device_keys()
-    opened = agent.installer.opener(cert_id, materials, keys.secret if keys is not None else b"", domains)
+    opened = agent.installer.opener(cert_id, materials, _secret_for(agent, materials), domains)
 
     def newest() -> Bundle:
         bundle = opened()
@@ -211,6 +210,19 @@ def _opener(agent: Agent, cert_id: int, domains: tuple[str, ...], materials: Dep
         return bundle
 
     return newest
+
+
+def _secret_for(agent: Agent, materials: DeployMaterials) -> bytes:
+    """Return the device's secret key; while it is replaced, the one to which the material is sealed."""
+    keys = agent.store.session.load_device_keys()
+    if keys is None:
+        return b""
+    from certctrl.install.material.private_key import is_key_of  # here: as opening it
+
+    sealed_to = materials.device_keyfp_b64
+    if not sealed_to or is_key_of(sealed_to, keys.public) or not agent.store.session.has_rotated_secret():
+        return keys.secret
+    return agent.store.session.load_rotated_secret() or keys.secret
 
 
 def refuse_older(agent: Agent, bundle: Bundle) -> None:

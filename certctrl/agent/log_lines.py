@@ -136,6 +136,10 @@ class Line(Enum):
     TOKEN_REFRESHED = INFO, "Token", "Token refresh successful, expires in {expires_in}s", \
         "A new access token is in use.", _NOTHING
     TOKEN_ROTATED = INFO, "Token", "Refresh token rotated and stored", "The plane rotates refresh tokens.", _NOTHING
+    KEY_ROTATED = INFO, "Token", "The device has a new key, as the control plane wanted", \
+        "Private keys are sealed to it from now on.", _NOTHING
+    KEY_NOT_ROTATED = WARNING, "Token", "The device keeps its key for now: {why}", \
+        "The control plane wants another key; the next token refresh tries again.", _PLANE
     TOKEN_REFRESH_FAILED = WARNING, "Token", "Token refresh failed: {why}; next try in {delay} s", \
         "Temporary; the tokens are kept.", _PLANE
     TOKEN_REFRESH_REFUSED = CRITICAL, "Token", "Refresh token refused: {what}; the session ends", \

@@ -30,6 +30,7 @@ from typing import TypeVar
 import trio
 
 from certctrl import lean
+from certctrl.agent.device_key import key_pair, prove
 from certctrl.agent.token_claims import read_claims
 from certctrl.agent.token_refresh import GRACE_SECONDS, finish_despite_cancel, wait_for_token_lock
 from certctrl.backoff import grown
@@ -38,7 +39,7 @@ from certctrl.model.config import AgentConfig
 from certctrl.model.records import DeviceKeys, Recommended, Tokens
 from certctrl.net.control_plane import ControlPlane
 from certctrl.protocol.device_flow import DeviceFlow, Done, Expired, GrantReady, PollGrant, Refused, uri_problem
-from certctrl.protocol.wire.registration import Registration, key_proof
+from certctrl.protocol.wire.registration import Registration
 from certctrl.store.disk.fs import Fs, RealFs
 from certctrl.store.layout import ConfigDir
 from certctrl.store.state.files import sweep_leftovers
@@ -106,7 +107,7 @@ async def register(
         name=_name(config),
         platform=platform.system().lower(),
         model=_model(),
-        prove=partial(_prove, identity.keys),
+        prove=partial(prove, identity.keys),
     )
     if enrolment_token is not None:
         form = partial(form, enrolment_token=enrolment_token)
@@ -154,7 +155,7 @@ async def _identity(layout: ConfigDir, store: SessionState, fs: Fs | None) -> _I
         new_id, new_secret = device_id is None, secret is None
         device_id, secret = device_id or next_id or str(uuid.uuid4()), secret or next_secret or os.urandom(32)
         store.save_next_identity(device_id if new_id else None, secret if new_secret else None)
-        keys = _key_pair(secret)
+        keys = key_pair(secret)
         return _Identity(device_id=device_id, keys=keys, new_id=new_id, new_keys=keys != pair)
     finally:
         lock.release()
@@ -166,23 +167,6 @@ def _unless_damaged(load: Callable[[], T | None], what: str) -> T | None:
     except StateCorruptError as error:
         log.warning("The %s cannot be used: %s", what, error)
         return None
-
-
-def _key_pair(secret: bytes) -> DeviceKeys:
-    from nacl.public import PrivateKey  # here: no other command needs it
-
-    return DeviceKeys(public=bytes(PrivateKey(secret).public_key), secret=secret)
-
-
-def _prove(keys: DeviceKeys, sealed: bytes) -> str:
-    """Return the answer to a challenge that is sealed to these keys."""
-    from nacl.exceptions import CryptoError
-    from nacl.public import PrivateKey, SealedBox
-
-    try:
-        return key_proof(SealedBox(PrivateKey(keys.secret)).decrypt(sealed))
-    except CryptoError:
-        raise BadAnswerError("the challenge is not sealed to this device's key", fix="run register again") from None
 
 
 def _name(config: AgentConfig) -> str:

@@ -44,6 +44,7 @@ from certctrl.store.disk.fs import Fs, RealFs
 from certctrl.store.disk.lock import lock_daemon
 from certctrl.store.disk.tree import check_modes, make_tree
 from certctrl.store.layout import ConfigDir
+from certctrl.store.state.moves import refuse_unfinished_move
 from certctrl.store.state.store import StateStore
 from certctrl.store.state.versions import refuse_later_state
 
@@ -124,6 +125,7 @@ async def open_agent(config_dir: Path, seams: Seams, *, repair: bool = True) -> 
         for finding in check_modes(seams.fs, layout):
             log_line(log, Line.MODES_REPAIRED, path=finding.path, was=oct(finding.was), now=oct(finding.now))
     with lock_daemon(layout, seams.fs):
+        refuse_unfinished_move(layout, seams.fs)
         async with _assembled(layout, loaded, seams, log) as agent:
             yield agent
 

@@ -167,8 +167,15 @@ class TokenRefresher:
                 log_line(self._log, Line.TOKEN_ROTATED)
             if self._anchor is not None:
                 await self._anchor.take(answer.plane_anchor_pem)
+            await self._rotate_key(newest.access_token, wanted=answer.rotate_key)
         finally:
             reservation.release()  # not offloaded: it must run even after the grace period
+
+    async def _rotate_key(self, token: str, *, wanted: bool) -> None:
+        if wanted or await self._offload(self._store.has_rotated_secret):
+            from certctrl.agent.key_rotation import rotate_key  # here: few sessions need it
+
+            await rotate_key(self._store, self._plane, token, self._offload, wanted=wanted)
 
     async def _post(self, tokens: Tokens) -> Refreshed:
         device_id = await self._offload(self._store.load_device_id) or ""

@@ -40,6 +40,7 @@ COMMANDS: dict[str, Entry] = {
     "setup": Entry("commands.setup", "Set this host up: directory, configuration, registration, service."),
     "init": Entry("commands.init", "Create a config directory for a control plane."),
     "register": Entry("commands.register", "Register this host with the control plane."),
+    "move": Entry("commands.move", "Move this host to another control plane."),
     "status": Entry("commands.status", "Show the status of the agent; the exit status reflects its health."),
     "adopt": Entry("commands.adopt", "Find certificates in use on this host, and propose items that take them over."),
     "poll-now": Entry("commands.poll_now", "Poll immediately, print the result, and close an open breaker."),

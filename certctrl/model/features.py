@@ -16,6 +16,8 @@ ACME_TLS_ALPN01 = "acme-tls-alpn01"
 """The agent answers tls-alpn-01 challenges, as ``policy.json`` allows."""
 BATCH_FETCH = "batch-fetch"
 """The plane answers one request for the materials of up to 100 certificates."""
+KEY_ROTATION = "key-rotation"
+"""The agent replaces its device key when the plane wants it."""
 DELTA = "delta"
 """The plane sends changes only: of materials by ETag, of the list of certificates by revision."""
 ATOMIC_BATCH = "atomic-batch"
@@ -26,7 +28,7 @@ PUSH = "push"
 """Signals and outcomes travel on a WebSocket."""
 
 AGENT_FEATURES: tuple[str, ...] = (
-    ATOMIC_BATCH, CSR, PRIORITY, PUSH,
+    ATOMIC_BATCH, CSR, KEY_ROTATION, PRIORITY, PUSH,
 )  # fmt: skip
 """Features that are announced at each start (``agent_version``) and at registration, regardless of the policy."""
 PLANE_FEATURES: tuple[str, ...] = (

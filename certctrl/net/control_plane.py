@@ -7,6 +7,7 @@ because they contain tokens and sealed keys.
 
 from __future__ import annotations
 
+import base64
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
@@ -248,6 +249,16 @@ class ControlPlane(CertificateChanges):
         """
         body = {"order_id": order_id, "csr_pem": csr_pem}
         self._succeeded(await self._send("POST", f"{_SELF}/certificates/{cert_id:d}/csr", token, json=body))
+
+    async def send_key(self, token: str, public_key: bytes, responses: Mapping[str, str]) -> dict[str, bytes]:
+        """Send the public key that this device wants to have; return challenges by name, none if the plane has the key.
+
+        ``responses`` are the answers to these challenges. Raises PlaneError: 409 if the plane wants no other key.
+        """
+        from certctrl.protocol.wire.registration import key_challenges  # here: few sessions need it
+
+        body = {"dev_pk": base64.b64encode(public_key).decode("ascii"), **responses}
+        return key_challenges(self._data(await self._send("POST", f"{_SELF}/key", token, json=body)))
 
     async def fetch_cas(self, token: str) -> dict[int, str] | None:
         """Return the names, by id, of all CAs that this device must trust; None if the plane has no list of them.

@@ -28,12 +28,14 @@ from certctrl.plane.ca.denied_keys import DeniedKeys, read_denied_keys
 from certctrl.plane.ca.issuer import BuiltinCa, Issuer, inline
 from certctrl.plane.challenges import plane_http
 from certctrl.plane.challenges.at_hosts import stop_expired
+from certctrl.plane.device_life import DeviceLife, LifeParts
 from certctrl.plane.devices import features
 from certctrl.plane.devices.clones import CloneDetector
 from certctrl.plane.devices.devices import Devices
 from certctrl.plane.devices.enrolment import Enrolment
 from certctrl.plane.devices.grants import Grants
 from certctrl.plane.devices.key_proofs import KeyProofs
+from certctrl.plane.devices.key_rotation import KeyRotation
 from certctrl.plane.devices.reports import Reports
 from certctrl.plane.devices.sessions import Sessions
 from certctrl.plane.errors import DatabaseLockedError, ErrorResponse
@@ -106,8 +108,7 @@ class Plane:
         self.installs = Installs(db, self.stream, wall_now)
         self.devices = Devices(db, self.stream, self.sessions, self.installs, self.clones, wall_now)
         self.grants = Grants(db, settings, wall_now, monotonic)
-        parts = (self.devices, self.grants, self.sessions, self.stream)
-        self.enrolment = Enrolment(db, *parts, KeyProofs(keys, wall_now), settings, wall_now)
+        self._assemble_enrolment()
         self.jobs = Jobs(db, wall_now)
         self._observe()
         self._assemble_issuance(issuer or self.ca, offload)
@@ -122,6 +123,13 @@ class Plane:
         self._assemble_push(monotonic)
         self._assemble_housekeeping()
         self._closing = contextlib.ExitStack()
+
+    def _assemble_enrolment(self) -> None:
+        """Assemble the registration of devices and the rotation of their keys."""
+        parts = (self.devices, self.grants, self.sessions, self.stream)
+        db, proofs = self.database, KeyProofs(self.keyring, self.wall_now)
+        self.enrolment = Enrolment(db, *parts, proofs, self.settings, self.wall_now)
+        self.rotation = KeyRotation(db, self.devices, proofs, self.wall_now)
 
     def _assemble_profiles(self) -> None:
         """Assemble the profiles; each part that a device's config depends on reports its changes to them."""
@@ -143,6 +151,9 @@ class Plane:
             self.device_keys.registered(device_id, new_identity)
 
         self.enrolment.on_registered = registered
+        involved = LifeParts(devices, self.enrolment, self.certificates, self.authorities, self.audit, self.rotation)
+        self.life = DeviceLife(db, involved, wall_now)
+        self.life.on_renamed = lambda device_ids: stored.refresh(device_ids, strict=True)
 
     def _assemble_push(self, monotonic: Callable[[], float]) -> None:
         """Assemble the gathering of units of work, the polls, and the hub of push sockets."""
@@ -353,9 +364,11 @@ class Plane:
         """Refresh a token; ``anchors`` are those that the device trusts, None: store nothing."""
         store = anchors is not None
         answer = self.sessions.refresh(refresh_token, device_public_id, store=store)
+        device_id = self.sessions.claimed_device(answer["access_token"])
         if anchors is not None:
-            self.anchor.note(self.sessions.claimed_device(answer["access_token"]), anchors)
-        return answer | {"features": features.of_plane()} | self.anchor.offer()
+            self.anchor.note(device_id, anchors)
+        more = self.anchor.offer() | self.rotation.offer(device_id)
+        return answer | {"features": features.of_plane()} | more
 
     async def resync(self, user_id: int, device_id: int, reason: str = "") -> None:
         """Make a device fetch everything again (signal ``state.resync_required``)."""

@@ -57,6 +57,7 @@ class ConfigDir:
         self.challenges = self.state / "challenges.json"
         self.certificate_list = self.state / "certificate_list.txt"
         self.plane_features = self.state / "plane_features.json"
+        self.move = self.state / "move.txt"
         self.journal = self.state / "journal"
         self.daemon_lock = self.state / "daemon.lock"
         self.token_lock = self.state / "token.lock"
@@ -66,6 +67,7 @@ class ConfigDir:
         self.device_public_key = self.keys / "dev_pk.bin"
         self.device_secret_key = self.keys / "dev_sk.bin"
         self.next_secret_key = self.keys / "dev_sk.next"
+        self.rotated_secret_key = self.keys / "dev_sk.rotated"
         self.account_keys = self.keys / "account_keys"
         self.staged_keys = self.keys / "staged"
 

@@ -18,7 +18,7 @@ from fleet import wait_for
 from pages import DOCS, Terminal, blocks, free_address
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
-FINGERPRINT, CODE, DEVICE_ID = "9f86d081884c7d65", "CTRX-GKVD", "23229bf7-5172-02c7-59a2-76d5b4a40090"
+FINGERPRINT, MOVE = "9f86d081884c7d65", "Move a host to another control plane"
 SYSTEMCTL = """#!%s
 import os, signal, subprocess, sys, time
 from pathlib import Path
@@ -70,7 +70,7 @@ class Site:
         self.etc, self.data, self.units = root / "etc/cert-ctrl", root / "var/plane", root / "units"
         self.root, self.words = root, {
             "/etc/cert-ctrl": str(self.etc), "/var/lib/cert-ctrl-plane": str(self.data), "/backup": f"{root}/backup",
-            "/safe": f"{root}/safe", "/root/": f"{root}/", "-o cert-ctrl-plane": f"-o {user}", "chown -R cert-ctrl:": f"chown -R {user}:",
+            "/safe": f"{root}/safe", "/root/": f"{root}/", "-o cert-ctrl-plane": f"-o {user}", "-o cert-ctrl ": f"-o {user} ",
             "plane.example.com:8443": address, "--hostname plane.example.com": "--hostname 127.0.0.1",
         }  # fmt: skip
         self.terminal = Terminal(
@@ -138,9 +138,9 @@ def test_every_command_of_operating_works(site: Site) -> None:
     used = [
         "Backups", "Restore the control plane", "Move the control plane to another machine",
         "Move an agent to another directory or disk", "A service serves an old or expired certificate",
-        "A renewal broke a service", "Hosts do not reach the control plane", "Replace a host", "Retire a host",
+        "A renewal broke a service", "Hosts do not reach the control plane", "Rename a host", "Replace a host", "Retire a host",
         "A key or a host is in foreign hands", "The operator key is in foreign hands",
-        "The control plane's machine is gone",
+        "The control plane's machine is gone", "Give a host a new device key", MOVE,
     ]  # fmt: skip
     assert {heading for heading, found in site.sections.items() if found} == set(used)
     site.run("Backups")
@@ -154,6 +154,8 @@ def test_every_command_of_operating_works(site: Site) -> None:
     assert site.arrives("www.example.com") == before
     site.type("cert-ctrl rollback --domain www.example.com --release")
     site.run("Hosts do not reach the control plane")
+    site.run("Rename a host")
+    site.run("Give a host a new device key")
     replace_the_host(site)
     site.run("A key or a host is in foreign hands")
     site.run("Retire a host")
@@ -161,6 +163,24 @@ def test_every_command_of_operating_works(site: Site) -> None:
     site.run("The operator key is in foreign hands")
     assert (site.data / "operator.key").read_text() != key
     start_anew(site)
+
+
+@pytest.mark.parametrize("site", ["operating.md"], indirect=True)
+def test_a_host_moves_to_another_control_plane_as_described(site: Site) -> None:
+    site.prepare()
+    new, address = site.root / "new-plane", free_address()
+    site.terminal.leave_running(f"cert-ctrl plane serve --data {new} --listen {address}", "operator key")
+    anchor = x509.load_pem_x509_certificate((new / "ca.pem").read_bytes())
+    site.words |= {"new.example.com:8443": address, FINGERPRINT: anchor.fingerprint(SHA256()).hex()[:16]}
+    before = site.arrives("www.example.com")
+    site.type(f"cert-ctrl plane enrolment-token --data {new} > token")
+    site.run(MOVE, 0)
+    assert "no certificate for all names" in site.type(
+        "cert-ctrl move /etc/cert-ctrl.next --dry-run 2>&1", statuses=(1,)
+    )
+    site.type(f"cert-ctrl plane issue www.example.com --device web-1 --key plane --data {new}")
+    site.run(MOVE, 1)
+    site.arrives("www.example.com", but=before)
 
 
 def start_anew(site: Site) -> None:
@@ -193,34 +213,22 @@ def move_the_plane(site: Site) -> None:
 def replace_the_host(site: Site) -> None:
     """Run both blocks; the second one without the directory of the agent, as on another machine."""
     heading = "Replace a host"
-    (device,) = json.loads(site.type(site.sections[heading][0][0][0]))
+    (device,) = json.loads(site.type("cert-ctrl plane devices --json"))
+    site.run(heading, 0)
     site.type("systemctl stop cert-ctrl")
     old = site.root / "old-host"
     site.etc.rename(old)
-    agent = f"cert-ctrl -c {old} --keep-running"
-    site.terminal.leave_running(agent, r"Ready: poll mode")
+    site.terminal.leave_running(f"cert-ctrl -c {old} --keep-running", r"Ready: poll mode")
     anchor = x509.load_pem_x509_certificate((site.data / "ca.pem").read_bytes())
-    site.words |= {
-        FINGERPRINT: anchor.fingerprint(SHA256()).hex()[:16], DEVICE_ID: device["device_public_id"],
-    }  # fmt: skip
-    commands, quoted = site.sections[heading][1]
-    *prepare, register, approve, start = commands
-    for command in prepare:
-        site.type(command)
-    read = site.terminal.leave_running(register, r"\b[A-Z0-9]{4}-[A-Z0-9]{4}\b")
-    registering = site.terminal.running.pop()[0]
-    code = re.search(r"\b[A-Z0-9]{4}-[A-Z0-9]{4}\b", read())
-    assert code is not None
-    site.words[CODE] = code[0]
-    site.type(approve)
-    assert registering.wait(60) == 0, read()
-    site.terminal.check(quoted, read())
+    site.words[FINGERPRINT] = anchor.fingerprint(SHA256()).hex()[:16]
+    site.run(heading, 1)
     former = site.terminal.running.pop()[0]
     assert former.wait(60) == 77
-    site.type(start)
     site.arrives("www.example.com")
     (again,) = json.loads(site.type("cert-ctrl plane devices --json"))
     assert (again["id"], again["name"], again["tags"]) == (device["id"], device["name"], device["tags"])
+    assert again["device_public_id"] != device["device_public_id"]
+    assert again["replaced_hardware_seen_at"]
 
 
 @pytest.mark.parametrize("site", ["upgrading.md"], indirect=True)

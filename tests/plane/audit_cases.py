@@ -72,6 +72,30 @@ async def revoke_device(world: World) -> Any:
     return await world.operator("DELETE", f"/apiv1/users/1/devices/{await device_of(world)}?reason=stolen")
 
 
+async def rename_device(world: World) -> Any:
+    return await world.operator("POST", f"/apiv1/users/1/devices/{await device_of(world)}/name", {"name": "shop-1"})
+
+
+async def replace_device(world: World) -> Any:
+    return await world.operator("POST", f"/apiv1/users/1/devices/{await device_of(world)}/replacement", {})
+
+
+async def cancel_replacement(world: World) -> Any:
+    device_id = await device_of(world)
+    await world.plane.life.replace(1, device_id)
+    return await world.operator("DELETE", f"/apiv1/users/1/devices/{device_id}/replacement")
+
+
+async def rotate_key(world: World) -> Any:
+    device_id = await device_of(world)
+    world.plane.database.run("UPDATE devices SET features = ? WHERE id = ?", '["key-rotation"]', device_id)
+    return await world.operator("POST", f"/apiv1/users/1/devices/{device_id}/key-rotation", {})
+
+
+async def decommission_device(world: World) -> Any:
+    return await world.operator("POST", f"/apiv1/users/1/devices/{await device_of(world)}/decommission", {})
+
+
 async def resync(world: World) -> Any:
     return await world.operator("POST", f"/apiv1/users/1/devices/{await device_of(world)}/resync", {})
 
@@ -339,6 +363,11 @@ CASES: dict[tuple[str, str], Case] = {
     ("POST", "/apiv1/users"): add_user,
     ("POST", f"{USER}/devices"): expect_device,
     ("DELETE", DEVICE): revoke_device,
+    ("POST", f"{DEVICE}/name"): rename_device,
+    ("POST", f"{DEVICE}/replacement"): replace_device,
+    ("DELETE", f"{DEVICE}/replacement"): cancel_replacement,
+    ("POST", f"{DEVICE}/key-rotation"): rotate_key,
+    ("POST", f"{DEVICE}/decommission"): decommission_device,
     ("POST", f"{DEVICE}/resync"): resync,
     ("PUT", f"{DEVICE}/install-config"): put_install_config,
     ("POST", f"{USER}/device-tags"): tag,

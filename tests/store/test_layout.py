@@ -26,7 +26,7 @@ PATHS = {
     "pins": "state/pins.json", "cas": "state/cas.json", "journal": "state/journal", "daemon_lock": "state/daemon.lock",
     "token_lock": "state/token.lock", "control_socket": "state/agent.sock", "keys": "keys",
     "device_public_key": "keys/dev_pk.bin", "device_secret_key": "keys/dev_sk.bin",
-    "next_secret_key": "keys/dev_sk.next", "account_keys": "keys/account_keys", "staged_keys": "keys/staged", "certs": "certs",
+    "next_secret_key": "keys/dev_sk.next", "rotated_secret_key": "keys/dev_sk.rotated", "move": "state/move.txt", "account_keys": "keys/account_keys", "staged_keys": "keys/staged", "certs": "certs",
     "challenges": "state/challenges.json", "plane_features": "state/plane_features.json",
     "certificate_list": "state/certificate_list.txt",
     "chains": "certs/chains", "live": "certs/.live", "generations": "certs/.generations", "logs": "logs",

@@ -38,6 +38,7 @@ from certctrl.cli.plane.importing import import_certificate
 from certctrl.cli.plane.issue import issue
 from certctrl.cli.plane.issuers import issuers
 from certctrl.cli.plane.issuing_ca import constrain, show_ca
+from certctrl.cli.plane.life import device as device_group
 from certctrl.cli.plane.listing import certificates
 from certctrl.cli.plane.operator_key import operator_key, rotate
 from certctrl.cli.plane.operators import operator, token, whoami
@@ -267,6 +268,7 @@ plane.command("tag", cls=OperatorCommand)(tag_devices)
 plane.command(cls=OperatorCommand)(approve)
 plane.command(cls=OperatorCommand)(deny)
 plane.command(cls=OperatorCommand)(whoami)
+plane.add_typer(device_group, name="device")
 plane.add_typer(operator, name="operator")
 plane.add_typer(token, name="token")
 plane.add_typer(operator_key, name="operator-key")
@@ -307,6 +309,11 @@ def _devices(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _status(row: dict[str, Any]) -> str:
+    """Return the status of a device; an older control plane knows less about it."""
+    if row.get("decommissioned_at"):
+        return "decommissioned"
+    if row.get("replaced_hardware_seen_at"):
+        return f"{row['status']}, replaced hardware runs"
     return f"{row['status']}, copied" if row["copies_suspected"] else str(row["status"])
 
 

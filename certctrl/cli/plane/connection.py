@@ -22,7 +22,7 @@ from certctrl.cli.output import write_error, write_json, write_line
 from certctrl.cli.owner import become_owner
 from certctrl.cli.plane.secrets import refuse_readable
 from certctrl.errors import CertctrlError, ExitStatus, PlaneError, TransportError, UsageError
-from certctrl.text import ascii_name
+from certctrl.text import ascii_name, nearest
 
 if TYPE_CHECKING:
     from certctrl.net.operator import Operator
@@ -43,9 +43,12 @@ _EXIT_STATUSES = {
 }  # fmt: skip
 """HTTP status of an error response -> exit status; otherwise 69."""
 _FIXES = {
+    "DEVICE_REVOKED": "on the new host: cert-ctrl register, then: cert-ctrl plane approve CODE",
     "CERT_REVOKED": "cert-ctrl plane renew ID makes it valid again, with a new key",
+    "NAME_TAKEN": "cert-ctrl plane devices shows all names; decommission a device that is gone",
     "NAME_RESERVED": "give the service another name",
     "NOT_CONNECTED": "cert-ctrl plane devices shows who is online; at the host, check the daemon and its poll_mode",
+    "ROTATION_UNSUPPORTED": "update the agent of that device",
     "PUSH_UNSUPPORTED": "update the agent of that device",
     "REFUSED_BY_POLICY": "the host decides: remote_questions in its policy.json",
     "ROLE_REQUIRED": "use a token with that role, or ask an admin for it: cert-ctrl plane operator role NAME ROLE",
@@ -230,7 +233,9 @@ class OperatorApi:
         if len(found) == 1:
             return int(found[0]["id"])
         if not found:
-            raise UsageError(f"the control plane has no {word} {named!r}", fix=f"cert-ctrl plane {_LISTS[kind]}")
+            meant = nearest(named.lower(), sorted({str(row[keys[0]]) for row in rows}))
+            hint = f"did you mean {meant}? " if meant else ""
+            raise UsageError(f"the control plane has no {word} {named!r}", fix=f"{hint}cert-ctrl plane {_LISTS[kind]}")
         ids = ", ".join(str(row["id"]) for row in found)
         raise UsageError(f"{len(found)} {word}s are named {named!r}", fix=f"use one of the ids {ids}")
 

@@ -80,6 +80,12 @@ def _box(device_secret: bytes) -> tuple[SealedBox[BoxKey], bytes]:
     return SealedBox(key), bytes(key.public_key)
 
 
+def is_key_of(fingerprint_b64: str, public_key: bytes) -> bool:
+    """Return whether a public key has this fingerprint, in base64 with or without padding."""
+    ours = base64.b64encode(blake2b(public_key, digest_size=32).digest()).decode()
+    return fingerprint_b64.rstrip("=") == ours.rstrip("=")
+
+
 def _data_key(wrapped: bytes, device_secret: bytes, fingerprint_b64: str | None) -> bytes:
     """Return the data key. Raises MaterialError, with its own reason for a box that is sealed to another device."""
     from nacl.exceptions import CryptoError  # imported late: libsodium is needed here only
@@ -88,8 +94,7 @@ def _data_key(wrapped: bytes, device_secret: bytes, fingerprint_b64: str | None)
     try:
         data_key = box.decrypt(wrapped)
     except (CryptoError, ValueError, TypeError):
-        ours = base64.b64encode(blake2b(public, digest_size=32).digest()).decode()
-        if fingerprint_b64 and fingerprint_b64.rstrip("=") != ours.rstrip("="):
+        if fingerprint_b64 and not is_key_of(fingerprint_b64, public):
             raise MaterialError(
                 "the bundle is sealed to another device's key", reason="sealed-for-another-device", fix=_AGAIN
             ) from None

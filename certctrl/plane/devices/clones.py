@@ -7,8 +7,11 @@ database an agent polls. A poll that comes under the name of the last one writes
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 from collections.abc import Callable
+from functools import partial
 
 from certctrl.errors import CertctrlError
 from certctrl.plane.devices.sessions import DeviceSession
@@ -20,6 +23,8 @@ _CONFIRM_SECONDS = 60.0
 """Seconds before polls confirm a suspicion again, so that two busy clones do not write with each poll."""
 _MAX_NAMES = 8
 """Names remembered per device; more within the window mean a restart loop, so the oldest are dropped."""
+
+log = logging.getLogger("certctrl.Plane")
 
 
 class CloneDetector:
@@ -45,6 +50,22 @@ class CloneDetector:
     def suspected(self, copies_at: float | None) -> bool:
         """Return whether clones noticed at this time are still suspected."""
         return self._is_recent(copies_at, WINDOW_SECONDS)
+
+    async def note_former(self, device_id: int, address: str) -> None:
+        """Record that hardware that was replaced has been heard from, which counts as a clone; its session is void."""
+        with contextlib.suppress(CertctrlError):  # a full disk changes nothing for the caller
+            await self._db.work(self._note_former, device_id, address)
+
+    def _note_former(self, device_id: int, address: str) -> None:
+        now = self._wall_now()
+        noted = self._db.run(
+            "UPDATE devices SET former_seen_at = ?, former_address = ?, copies_at = ? WHERE id = ?"
+            " AND (former_seen_at IS NULL OR abs(former_seen_at - ?) > ?)",
+            *(now, address, now, device_id, now, _CONFIRM_SECONDS),
+        )
+        if noted:
+            warn = partial(log.warning, "hardware of device %d that was replaced still runs, at %s", device_id, address)
+            self._db.after_commit(warn)
 
     def _replace(self, session: DeviceSession, instance: str) -> bool:
         """Store the name of the agent that polls now; return whether it had been replaced before."""

@@ -182,12 +182,34 @@ class Devices:
         if row is not None:
             raise device_revoked(row["revoked_at"], row["revoke_reason"])
 
+    def refuse_other(self, device_id: int, public_key: bytes, device_public_id: str) -> None:
+        """Raise ErrorResponse 409 if a host with this key or id is another device than this one."""
+        row = self._db.one(
+            "SELECT id, name FROM devices WHERE (public_key = ? OR device_public_id = ?) AND id != ?",
+            *(public_key, device_public_id, device_id),
+        )
+        if row is not None:
+            what = f"This host is registered as device {row['id']} ({row['name']}); to make it another one, remove its"
+            raise conflict(f"{what} directories keys and state first", "OTHER_DEVICE")
+
+    def set_public_id(self, device_id: int, device_public_id: str) -> None:
+        """Change the public id of a device, inside the caller's transaction."""
+        self._db.run("UPDATE devices SET device_public_id = ? WHERE id = ?", device_public_id, device_id)
+
+    def locked(self, device_id: int, user_id: int | None = None) -> Row:
+        """Return the row of a device, locked; ErrorResponse 404 if there is none, or another user has it."""
+        row = self._db.one_locked("SELECT * FROM devices WHERE id = ?", device_id)
+        if row is None or user_id not in (None, row["user_id"]):
+            raise not_found("No such device")
+        return row
+
     def activate(self, device_id: int, facts: DeviceFacts, public_key: bytes) -> None:
         """Bind a device to its key and make it active, inside the caller's transaction."""
         self._db.run(
             "UPDATE devices SET status = 'active', name = ?, platform = ?, model = ?, app_version = ?, user_agent = ?,"
             " features = ?, public_key = ?, key_fingerprint = ?, registered_at = ?, revoked_at = NULL, revoke_reason = '',"
-            " anchor_sha256 = '', instance = '', earlier_instances = '{}', copies_at = NULL"
+            " anchor_sha256 = '', instance = '', earlier_instances = '{}', copies_at = NULL, decommissioned_at = NULL,"
+            " key_wanted_at = NULL, former_seen_at = NULL, former_address = ''"
             " WHERE id = ?",
             facts.name,
             facts.platform,
@@ -297,11 +319,15 @@ class Devices:
                     "registered_at": when(row["registered_at"]),
                     "revoked_at": when(row["revoked_at"]),
                     "revoke_reason": row["revoke_reason"],
+                    "decommissioned_at": when(row["decommissioned_at"]),
+                    "key_rotation_wanted_at": when(row["key_wanted_at"]),
                     "online": active and (since is not None or sighting.at > polled),
                     "connected_at": when(since) if active else None,
                     "last_seen_at": when(sighting.at or None),
                     "last_address": sighting.address,
                     "copies_suspected": self._clones.suspected(row["copies_at"]),
+                    "replaced_hardware_seen_at": when(row["former_seen_at"]),
+                    "replaced_hardware_address": row["former_address"],
                     "signals_waiting": waiting.get(row["id"], 0),
                     "install_version": versions[row["id"]],
                     "install_problem": problems.get(row["id"], ""),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import attrs
@@ -16,6 +16,7 @@ from certctrl.plane.devices import features
 from certctrl.plane.devices.devices import DeviceFacts, Devices
 from certctrl.plane.devices.grants import Grants
 from certctrl.plane.devices.key_proofs import Claim, KeyProofs
+from certctrl.plane.devices.replacements import Replacements, is_replacement
 from certctrl.plane.devices.sessions import Sessions
 from certctrl.plane.devices.tags import checked_tags
 from certctrl.plane.errors import bad_request, conflict, device_revoked, forbidden, invalid_token, not_found
@@ -68,6 +69,9 @@ class Enrolment:
         self._recommended = {"recommended": {"poll_mode": mode}} if mode else {}
         self.on_registered: Callable[[int, bool], object] = lambda device_id, new_identity: None
         """Called in the unit of work with a device that has registered, and whether its key has changed."""
+        self.replacements = Replacements(database, wall_now)
+        self.on_replaced: Callable[[Row, Row, Mapping[str, str]], object] = lambda former, replacement, after: None
+        """Called in the unit of work with a device whose hardware was replaced, the replacement, and what is new."""
 
     def register_approved(
         self, user_id: int, registration_code: str, facts: DeviceFacts, public_key: bytes, proof: Proof = UNPROVEN
@@ -96,11 +100,15 @@ class Enrolment:
         """Register a device by token: a new one, or a known one with the same key; or return a challenge for its key.
 
         A token is on many hosts, so it can neither restore a revoked device nor replace a device's key. A device may
-        reuse a token that it has used before, because the first response may have been lost.
+        reuse a token that it has used before, because the first response may have been lost. A token of a replacement
+        registers the host as the device that it replaces.
         """
+        if is_replacement(enrolment_token):
+            return self._register_replacement(enrolment_token, facts, public_key, proof)
         with self._db.transaction():
             token = self._usable(enrolment_token)
             row = self._devices.find(token["user_id"], facts.device_public_id)
+            self.replacements.refuse_former(public_key, facts.device_public_id)
             self._devices.refuse_revoked(public_key, facts.device_public_id)
             if row is not None and row["public_key"] not in (None, public_key):
                 raise conflict("This device is registered with another key; approve it by code", "KEY_MISMATCH")
@@ -117,6 +125,26 @@ class Enrolment:
                 self._db.run("INSERT INTO enrolments VALUES (?, ?)", token["id"], answer["device"]["id"])
                 self._devices.tags.enrol(answer["device"]["id"], token["tags"].split())
             return answer
+
+    def _register_replacement(self, text: str, facts: DeviceFacts, public_key: bytes, proof: Proof) -> dict[str, Any]:
+        """Bind a device to new hardware, whose id becomes that of the device; its name, tags and certificates stay."""
+        with self._db.transaction():
+            replacement = self.replacements.usable(text, public_key)
+            row = self._devices.locked(replacement["device_id"])
+            replacement = self.replacements.usable(text, public_key)  # its device is locked now
+            if row["status"] == "revoked":
+                raise device_revoked(row["revoked_at"], row["revoke_reason"])
+            self._devices.refuse_revoked(public_key, facts.device_public_id)
+            self._devices.refuse_other(row["id"], public_key, facts.device_public_id)
+            challenge = self._challenge(Claim(text, facts.device_public_id, public_key, row["session"]), proof)
+            if challenge is not None:
+                return challenge
+            if self.replacements.use(replacement, row, public_key):
+                new = {"device_public_id": facts.device_public_id, "key_fingerprint": fingerprint(public_key).hex()}
+                self.on_replaced(row, replacement, new)
+            self._devices.set_public_id(row["id"], facts.device_public_id)
+            same = attrs.evolve(facts, name=row["name"] or facts.name)
+            return self._register(row, row["user_id"], same, public_key)
 
     def new_token(
         self,
@@ -187,9 +215,12 @@ class Enrolment:
     def _register(self, row: Row | None, user_id: int, facts: DeviceFacts, public_key: bytes) -> dict[str, Any]:
         """Bind the device to its key and start a session, which ends all earlier ones."""
         device_id = self._devices.add(user_id, facts) if row is None else row["id"]
+        if row is not None and row["renamed"]:
+            facts = attrs.evolve(facts, name=row["name"])
+        new_identity = row is not None and row["public_key"] not in (None, public_key)
         self._devices.activate(device_id, facts, public_key)
-        session = self._sessions.start(device_id)
-        self.on_registered(device_id, row is not None and row["public_key"] not in (None, public_key))
+        session = self._sessions.start(device_id, new_hardware=new_identity)
+        self.on_registered(device_id, new_identity)
         self._stream.wake_after_commit(device_id)  # end a waiting poll of the old session
         log.info(
             "device %d (%s) registered with key %s",

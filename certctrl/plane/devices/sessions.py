@@ -65,6 +65,14 @@ _read_claims = wire_class(
 )
 
 
+class FormerHardwareError(ErrorResponse):
+    """401 to hardware that another one has replaced."""
+
+    def __init__(self, device_id: int) -> None:
+        super().__init__("Refresh token is from hardware that was replaced", status=401, key="INVALID_TOKEN", code=4002)
+        self.device_id = device_id
+
+
 class Sessions:
     """Issues and verifies the tokens of devices."""
 
@@ -78,10 +86,15 @@ class Sessions:
         self._verified: OrderedDict[bytes, _Claims] = OrderedDict()
         self._lock = threading.Lock()
 
-    def start(self, device_id: int) -> dict[str, Any]:
-        """End earlier sessions and return the tokens of a new one, inside the caller's transaction."""
+    def start(self, device_id: int, *, new_hardware: bool = False) -> dict[str, Any]:
+        """End earlier sessions and return the tokens of a new one, inside the caller's transaction.
+
+        ``new_hardware``: remember the void tokens, by which the former hardware is recognised.
+        """
         self._db.run("UPDATE devices SET session = session + 1 WHERE id = ?", device_id)
-        self._db.run("DELETE FROM refresh_tokens WHERE device_id = ?", device_id)
+        if not new_hardware:
+            ended = "session + 1 = (SELECT session FROM devices WHERE id = ?)"
+            self._db.run(f"DELETE FROM refresh_tokens WHERE device_id = ? AND {ended}", device_id, device_id)
         refresh_token = self._new_refresh_token(device_id)
         return self._access_token(device_id) | {"refresh_token": refresh_token}
 
@@ -101,10 +114,10 @@ class Sessions:
         if row["status"] == "revoked":
             raise device_revoked(row["revoked_at"], row["revoke_reason"])
         now = self._wall_now()
+        if row["session"] != row["current"]:
+            raise FormerHardwareError(row["device_id"])
         if row["device_public_id"] != device_public_id:
             raise invalid_token("Refresh token belongs to another device")
-        if row["session"] != row["current"]:
-            raise invalid_token("Refresh token is from an earlier registration")
         if row["expires_at"] <= now:
             raise invalid_token(f"Refresh token expired at {when(row['expires_at'])}")
         if store and self._settings.rotate_refresh_tokens:

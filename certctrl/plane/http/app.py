@@ -15,6 +15,7 @@ from certctrl.plane.http.faults import Faults
 from certctrl.plane.http.fleet_api import FleetApi
 from certctrl.plane.http.health import Health
 from certctrl.plane.http.issuing_api import IssuingApi
+from certctrl.plane.http.life_api import LifeApi
 from certctrl.plane.http.lifecycle_api import LifecycleApi
 from certctrl.plane.http.middleware import App, Middleware
 from certctrl.plane.http.operator_api import OperatorApi
@@ -48,6 +49,7 @@ def make_app(plane: Plane, *, faults: Faults | None = None) -> App:
         *AccessApi(plane).routes(),
         *IssuingApi(plane).routes(),
         *LifecycleApi(plane).routes(),
+        *LifeApi(plane).routes(),
         *ProfileApi(plane).routes(),
         *RolloutApi(plane).routes(),
         *FleetApi(plane).routes(),

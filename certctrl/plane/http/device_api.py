@@ -20,7 +20,7 @@ from certctrl.plane.certificates.views import ListOfDevice
 from certctrl.plane.core import Plane
 from certctrl.plane.devices.grants import GrantRequest
 from certctrl.plane.devices.reports import FEW_EVENTS, is_few_acks
-from certctrl.plane.devices.sessions import DeviceSession, or_error
+from certctrl.plane.devices.sessions import DeviceSession, FormerHardwareError, or_error
 from certctrl.plane.errors import ErrorResponse, bad_request
 from certctrl.plane.http import device_bodies, event_bodies
 from certctrl.plane.http.answers import data_answer, empty_answer, json_answer, json_of
@@ -65,6 +65,7 @@ class DeviceApi:
             Route(f"{SELF}/install-config", self.install_config),
             Route(f"{SELF}/cas", self.authorities),
             Route(f"{SELF}/cas/{{ca_id}}/bundle", self.authority),
+            Route(f"{SELF}/key", self.new_key, methods=["POST"]),
             Route("/auth/token/refresh", self.refresh, methods=["POST"]),
             Route("/auth/device", self.grant, methods=["POST"]),
             Route("/apiv1/device/registration", self.register, methods=["POST"]),
@@ -130,12 +131,24 @@ class DeviceApi:
             await self._plane.work(enrolment.register_approved, code.user_id, code.registration_code, facts, key, proof)
         )
 
+    async def new_key(self, request: Request) -> Response:
+        """Replace the key of the device, as an operator wants it; the first answer is a challenge for each key."""
+        self._authenticator.claimed_device(request)  # read no bodies from strangers
+        body = await read_as(device_bodies.NewKey, request)
+        key, proofs, rotate = device_key(body.dev_pk), body.proofs(), self._plane.rotation.rotate
+        rotated = await self._authenticator.as_device(request, lambda one: rotate(one.device_id, key, proofs))
+        return data_answer(rotated)
+
     async def refresh(self, request: Request) -> Response:
         """Return a new access token for a refresh token, and the anchor that the plane will switch to."""
         body = await read_as(device_bodies.Refresh, request)
-        return data_answer(
-            await self._plane.refresh(body.refresh_token, body.device_public_id, body.plane_anchors_sha256)
-        )
+        try:
+            return data_answer(
+                await self._plane.refresh(body.refresh_token, body.device_public_id, body.plane_anchors_sha256)
+            )
+        except FormerHardwareError as error:
+            await self._plane.clones.note_former(error.device_id, address_of(request))
+            raise
 
     # --- updates and reports -------------------------------------------------------------------------------
 

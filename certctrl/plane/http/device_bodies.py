@@ -12,6 +12,7 @@ from certctrl.model.features import KEY_PROOF
 from certctrl.plane.ca.csr import MAX_CSR_BYTES
 from certctrl.plane.devices.devices import FIRST_USER, DeviceFacts
 from certctrl.plane.devices.enrolment import Proof
+from certctrl.plane.devices.key_rotation import BothProofs
 from certctrl.plane.errors import bad_request
 from certctrl.plane.http.structure import AtMost, Between, DeviceId, Id, Line, Name, Secret, Table, Text
 from certctrl.plane.polls import DEFAULT_LIMIT, MAX_SIGNALS
@@ -121,6 +122,19 @@ class UnattendedRegistration(Registration):
     """A registration with an enrolment token."""
 
     enrolment_token: Secret
+
+
+@lean.frozen(kw_only=True)
+class NewKey:
+    """The key that a device wants to have from now on, with the answers to the challenges of both keys."""
+
+    dev_pk: Annotated[str, Text(100)]
+    present_response: Annotated[str | None, Text(100, optional=True)] = None
+    new_response: Annotated[str | None, Text(100, optional=True)] = None
+
+    def proofs(self) -> BothProofs:
+        """Return the answers."""
+        return BothProofs(self.present_response or "", self.new_response or "")
 
 
 @lean.frozen

@@ -72,6 +72,36 @@ class WithReason:
     reason: Reason = ""
 
 
+@lean.frozen
+class NewDeviceName:
+    """Another name of a device."""
+
+    name: Name = ""
+
+
+@lean.frozen
+class Nothing:
+    """A request without fields."""
+
+
+@lean.frozen
+class NewReplacement:
+    """A token for the new hardware of a device."""
+
+    expires_in: Id = DAY
+    """Seconds."""
+
+
+@lean.frozen(kw_only=True)
+class Decommission:
+    """A request to decommission a device."""
+
+    reason: Reason = ""
+    revoke: bool = False
+    """Whether certificates that only this device has are revoked."""
+    reason_code: Name = ""
+
+
 @lean.frozen(kw_only=True)
 class Revocation:
     """A request to revoke a certificate."""

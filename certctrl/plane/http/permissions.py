@@ -47,6 +47,11 @@ PERMISSIONS: dict[tuple[str, str], Permission] = {
     ("POST", f"{USER}/devices"): Permission(OPERATOR, "device.expect"),
     ("GET", DEVICE): Permission(VIEWER),
     ("DELETE", DEVICE): Permission(OPERATOR, "device.revoke"),
+    ("POST", f"{DEVICE}/name"): Permission(OPERATOR, "device.rename"),
+    ("POST", f"{DEVICE}/replacement"): Permission(OPERATOR, "device.replace"),
+    ("DELETE", f"{DEVICE}/replacement"): Permission(OPERATOR, "device.cancel-replacement"),
+    ("POST", f"{DEVICE}/key-rotation"): Permission(OPERATOR, "device.rotate-key"),
+    ("POST", f"{DEVICE}/decommission"): Permission(OPERATOR, "device.decommission"),
     ("GET", f"{DEVICE}/outcomes"): Permission(VIEWER),
     ("POST", f"{DEVICE}/resync"): Permission(OPERATOR, "device.resync"),
     ("GET", f"{DEVICE}/questions"): Permission(VIEWER),
@@ -146,7 +151,7 @@ def actions() -> list[str]:
 
 
 OTHER_ACTIONS = (
-    "audit.expire", "operator-key.on", "operator-key.rotate", "plane.migrate", "plane.restore", "rollout.end",
-    "rollout.halt", "rollout.release", "storage-key.rotate",
+    "audit.expire", "device.key-rotated", "device.replaced", "operator-key.on", "operator-key.rotate", "plane.migrate", "plane.restore", "rollout.end",
+    "rollout.halt", "rollout.release",
 )  # fmt: skip
 """Changes without a route: by the plane itself, and by commands on the data directory."""

@@ -135,7 +135,8 @@ class StoredProfiles:
     def refresh(self, device_ids: Sequence[int], *, strict: bool, certificates_only: bool = False) -> list[int]:
         """Bring the configs of devices up to date, and return those that have changed.
 
-        A device whose profiles cannot be merged keeps its config, with the reason; ``strict``: ErrorResponse 400 instead.
+        A device whose profiles cannot be merged keeps its config, with the reason; ``strict``: ErrorResponse 400 instead,
+        unless it had a problem before.
         ``certificates_only``: only the certificates of the devices have changed.
         """
         self._db.guard(PROFILES_GUARD, alone=False)
@@ -156,7 +157,7 @@ class StoredProfiles:
             try:
                 text = self.merged(loaded, device, own)
             except EffectiveError as error:
-                if strict:
+                if strict and not row["problem"]:
                     raise bad_request(f"Device {device.id} ({device.name}): {error}", field="installs") from None
                 self._installs.note_problem(row, str(error))
                 continue

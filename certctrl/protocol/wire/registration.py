@@ -121,6 +121,17 @@ def challenge_from_wire(data: object) -> KeyChallenge | None:
         raise BadAnswerError("the challenge is not base64") from None
 
 
+def key_challenges(data: object) -> dict[str, bytes]:
+    """Return the challenges of an answer to the rotation of a key, by name; none if the plane has the key."""
+    found = {name: or_default(json_object, {})(data).get(f"{name}_challenge_b64") for name in ("present", "new")}
+    if None in found.values():
+        return {}
+    try:
+        return {name: base64.b64decode(sealed or "", validate=True) for name, sealed in found.items()}
+    except (TypeError, ValueError):
+        raise BadAnswerError("a challenge is not base64") from None
+
+
 def key_proof(secret: bytes) -> str:
     """Return the answer to a challenge that contained ``secret``.
 

@@ -27,6 +27,8 @@ class Refreshed:
     """The next CA of the plane's own certificate; None: none, or not a usable text."""
     features: frozenset[str] = frozenset()
     """Features of the plane; one that announces none has none."""
+    rotate_key: bool = False
+    """Whether the plane wants another key of this device."""
 
 
 def _token(value: Any, _: Any = None) -> str:
@@ -53,6 +55,10 @@ def _anchor(value: Any, _: Any = None) -> str | None:
     return value if usable and value else None
 
 
+def _wanted(value: Any, _: Any = None) -> bool:
+    return value is True
+
+
 def features(value: Any, _: Any = None) -> frozenset[str]:
     """Return the names of features; invalid ones are left out, because they must not fail a session."""
     return feature_names(value)
@@ -60,7 +66,9 @@ def features(value: Any, _: Any = None) -> frozenset[str]:
 
 SESSION: dict[str, Hook] = {"access_token": _token, "refresh_token": _token, "expires_in": _lifetime}
 """The hooks of a session's fields, in a refresh as in a registration."""
-_read_refreshed = wire_class(Refreshed, SESSION | {"plane_anchor_pem": _anchor, "features": features})
+_read_refreshed = wire_class(
+    Refreshed, SESSION | {"plane_anchor_pem": _anchor, "features": features, "rotate_key": _wanted}
+)
 
 
 def refreshed_from_wire(data: object) -> Refreshed:

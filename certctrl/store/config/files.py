@@ -154,13 +154,17 @@ def init_config_dir(
         save_policy(fs, layout, HostPolicy())
 
 
-def add_settings(fs: Fs, layout: ConfigDir, settings: Mapping[str, Any]) -> None:
-    """Add settings to ``application.json``. Raises ConfigError and DiskError."""
-    path = layout.application
+def add_settings(fs: Fs, layout: ConfigDir, settings: Mapping[str, Any], section: str = "application") -> None:
+    """Add settings to the file of a section, if any differs. Raises ConfigError and DiskError."""
+    path = layout.root / CONFIG_FILES[section]
     found = read_bytes(fs, path, SIZE_LIMIT)
-    body = (_parse(found, path) if found is not None else {}) | dict(settings)
-    _structured(ApplicationConfig, body, path)
-    write_atomic(fs, path, _pretty(body), mode=PUBLIC_MODE, keep_attributes=True)
+    former = _parse(found, path) if found is not None else {}
+    body = former | dict(settings)
+    if body == former:
+        return
+    _structured(_CLASSES[section], body, path)
+    mode = SECRET_MODE if section == "httpclient" else PUBLIC_MODE  # a proxy URL may include a password
+    write_atomic(fs, path, _pretty(body), mode=mode, keep_attributes=True)
 
 
 _ADDED = ("ca_files", "name")

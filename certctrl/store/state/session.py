@@ -178,6 +178,24 @@ class SessionState:
         for path in (self.layout.next_device_id, self.layout.next_secret_key):
             remove_file(self._fs, path)
 
+    def has_rotated_secret(self) -> bool:
+        """Return whether a rotation of the device's key has begun."""
+        return self._fs.lstat(self.layout.rotated_secret_key) is not None
+
+    def load_rotated_secret(self) -> bytes | None:
+        """Return the secret key that the plane may have already, in place of the present one; None if unusable."""
+        try:
+            return self._load_key(self.layout.rotated_secret_key)
+        except StateCorruptError:
+            return None
+
+    def save_rotated_secret(self, secret: bytes | None) -> None:
+        """Save the secret key that the plane is about to get; None: remove it."""
+        if secret is None:
+            remove_file(self._fs, self.layout.rotated_secret_key)
+        else:
+            write_atomic(self._fs, self.layout.rotated_secret_key, secret)
+
     def _load_key(self, path: Path) -> bytes | None:
         data = self._files.load_bytes(path, _KEY_SIZE, _RESTORE)
         if data is not None and (len(data) != _KEY_SIZE or not any(data)):

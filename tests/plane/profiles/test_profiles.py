@@ -150,6 +150,17 @@ async def test_a_new_device_that_does_not_fit_keeps_its_config_with_the_reason(p
     assert (await plane.work(plane.devices.show, 1, device))["install_problem"] == ""
 
 
+async def test_the_tags_of_a_device_with_a_problem_can_be_changed(plane: Plane) -> None:
+    await put(plane, "p", FILES, RELOAD, devices="not sick")
+    device = await new_device(plane, "not good")
+    await tag(plane, device, add=["web"])
+    problem = (await plane.work(plane.devices.show, 1, device))["install_problem"]
+    assert "'not good' cannot be the value of {device.name}" in problem
+    await tag(plane, device, add=["sick"])
+    shown = await plane.work(plane.devices.show, 1, device)
+    assert (shown["tags"], shown["install_problem"]) == (["sick", "web"], "")
+
+
 async def test_items_follow_the_certificates_of_a_device(plane: Plane) -> None:
     device = await new_device(plane)
     await put(plane, "each", EACH, devices="*")
