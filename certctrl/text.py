@@ -92,6 +92,12 @@ def nearest(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | No
     return next(iter(get_close_matches(word, list(known), n=1, cutoff=cutoff)), None)
 
 
+def serial_text(serial: int) -> str:
+    """Return a serial number as lower-case hex pairs separated by colons (``04:ab``; ``-04:ab`` as OpenSSL does)."""
+    text = f"{abs(serial):x}"
+    return ("-" if serial < 0 else "") + bytes.fromhex(text.zfill(len(text) + len(text) % 2)).hex(":")
+
+
 def same_serial(reported: str, serial: int) -> bool:
     """Return whether text is a serial number: hex, decimal, or for a negative one the hex of its bytes in the certificate."""
     plain = "".join(reported.split()).replace(":", "").lower()

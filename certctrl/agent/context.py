@@ -19,6 +19,7 @@ from certctrl.agent.counters import Counters
 from certctrl.agent.fetches import Fetches
 from certctrl.agent.inbox import Inbox
 from certctrl.agent.push_mode import PushMode, Questions
+from certctrl.agent.serving_reports import ServingReports
 from certctrl.agent.tokens import TokenKeeper
 from certctrl.errors import PlaneError
 from certctrl.install.installer import Installer
@@ -100,6 +101,9 @@ class Agent:
     """Certificate id -> the newest order whose signing request this process has sent (``host_keys.py``)."""
     challenges: Answers = attrs.field(factory=Answers)
     """This host's answers to challenges of certificate authorities (``challenges.py``)."""
+
+    serving: ServingReports = attrs.field(factory=ServingReports)
+    """What endpoints serve, as of the last looks (``serving.py``)."""
 
     open_push: Callable[[], PushMode] | None = None
     """Creates `push`; set while the task that owns the sockets runs."""

@@ -262,6 +262,11 @@ class Line(Enum):
         "The plane is older. Logged once per run.", _NOTHING
     ACKS_DROPPED = WARNING, "Ack", "{count:oldest outcome} dropped: the queue is full", \
         "The plane has not accepted acks for a long time.", _PLANE
+    SERVING_WRONG = WARNING, "Serving", "Certificate {cert_id} ({name}) is not served: {what}", \
+        "An endpoint was looked at between deployments, twice, and did not serve the deployed certificate.", \
+        "Check the service and which file it reads; restart it."
+    SERVING_RIGHT = INFO, "Serving", "Certificate {cert_id} ({name}) is served again", \
+        "Its endpoints serve the deployed certificate.", _NOTHING
     EXPIRY_WARNING = WARNING, "Expiry", "Certificate {cert_id} ({name}) expires in {left}", \
         "Less than the configured share of its lifetime is left.", "Check whether the plane renews it."
     EXPIRY_RENEWAL_ASKED = INFO, "Expiry", "Certificate {cert_id} ({name}): renewal requested", \

@@ -37,9 +37,9 @@ class Reloader:
             await self._requested.wait_value(True)
             self._requested.value = False
             self._notifier.reloading()
-            before = features_of(self._agent.policy)
+            before = features_of(self._agent.policy, self._agent.config)
             self.reload()
-            if features_of(self._agent.policy) != before:
+            if features_of(self._agent.policy, self._agent.config) != before:
                 await announce(self._agent)
             self._agent.challenges.changed.value = True  # the policy may no longer allow them
             self._notifier.ready(f"polling {self._agent.config.application.server_url}")

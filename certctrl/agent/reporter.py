@@ -116,6 +116,12 @@ def held_certificates(agent: Agent) -> list[dict[str, Any]]:
     ]
 
 
+def not_served(agent: Agent) -> list[dict[str, Any]]:
+    """Return the certificates that an endpoint did not serve at the last look, and what it did instead."""
+    records, wrong = agent.installer.records, agent.serving.wrong
+    return [{"cert_id": i, "name": records[i].name, "what": what} for i, what in wrong.items() if i in records]
+
+
 def health(agent: Agent, problems: list[dict[str, Any]], stuck: list[dict[str, Any]]) -> Health:
     """Return the health of this agent."""
     if is_stale(agent):
@@ -149,6 +155,7 @@ def snapshot(agent: Agent) -> dict[str, Any]:
         "problems": problems,
         "stuck": stuck,
         "held": held_certificates(agent),
+        "not_served": not_served(agent),
         "awaited": awaited(agent),
         "idle_items": [{"item": item, "reason": why} for item, why in agent.idle_items.items()],
         "quarantined": [

@@ -42,6 +42,7 @@ from certctrl.agent.reconcile import reconcile_forever
 from certctrl.agent.reload import Reloader
 from certctrl.agent.reporter import report_forever, save_status, snapshot
 from certctrl.agent.retries import retry_forever, watch_clock
+from certctrl.agent.serving import report_serving
 from certctrl.agent.setup import Seams, open_agent
 from certctrl.agent.standing import recover
 from certctrl.agent.systemd import Notifier, feed_watchdog
@@ -238,5 +239,6 @@ def _services() -> tuple[Callable[[Agent], Awaitable[None]], ...]:
         alert_forever,
         answer_challenges,
         run_push,
+        report_serving,
         publish_metrics_if_enabled,
     )

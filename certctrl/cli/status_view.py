@@ -115,6 +115,7 @@ def details(facts: dict[str, Any], certs: list[dict[str, Any]] | None) -> list[s
     idle = facts.get("idle_items", ())
     lines += [f"Idle: item {one['item']}: {one['reason']}" for one in idle[:MOST_IDLE]]
     lines += [f"Idle: {len(idle) - MOST_IDLE} more items"] if len(idle) > MOST_IDLE else []
+    lines += [f"Not served: {one['name']}: {one['what']}" for one in facts.get("not_served", ())]
     for one in facts.get("held", ()):
         waiting = "; a newer one is staged" if one.get("staged") else ""
         lines.append(f"Held: {one['name']}, at {one['generation']} since a rollback{waiting}")

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, 
 from contextlib import suppress
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -42,6 +42,9 @@ from certctrl.store.disk.fs import Fs
 from certctrl.store.layout import ConfigDir
 from certctrl.store.state.installed import InstalledState
 from certctrl.text import one_line
+
+if TYPE_CHECKING:
+    from certctrl.install.deploy.looks import Round
 
 __all__ = ["Candidate", "Installer", "in_use"]
 
@@ -343,6 +346,12 @@ class Installer(InstalledCerts):
     def window_times(self) -> dict[int, float]:
         """Return certificate id -> when its staged material, which waits for the window, may be tried (wall clock)."""
         return preview.window_times(self._context)
+
+    async def look(self, items: Sequence[InstallItem], only: Collection[int] | None = None) -> Round:
+        """Return what the endpoints of certificates serve now; ``only``: of these. Changes nothing."""
+        from certctrl.install.deploy.looks import look_round  # here: a daemon looks once an hour
+
+        return await look_round(self._context, self._locks, items, only)
 
     # --- withdrawing, rolling back --------------------------------------------------------------------------------
 

@@ -91,6 +91,7 @@ class Reason(StrEnum):
     COMMAND_NOT_RUN = "command-not-run"
     SERVICE_DOWN = "service-down"
     OTHER_CERTIFICATE = "other-certificate"
+    OLDER_SERVED = "older-served"
     NO_TLS = "no-tls"
     ENDPOINT_REFUSES = "endpoint-refuses"
     ENDPOINT_SILENT = "endpoint-silent"
@@ -158,6 +159,9 @@ _PROBE = {
     ProbeFault.NOT_OURS: Reason.ENDPOINT_FOREIGN,
 }
 
+PROBE_REASONS = frozenset(_PROBE.values())
+"""The reasons of failed probes."""
+
 
 def cause_of(error: BaseException, step: Step | None = None) -> Cause:
     """Return the cause that an error is; ``step``: the step in which it was raised, unless the error implies one."""
@@ -185,6 +189,11 @@ def cause_of(error: BaseException, step: Step | None = None) -> Cause:
         case ConfigError():
             return Cause(step or Step.PLAN, Reason.HOST_CONFIG)
     return Cause(step or Step.HANDLE, Reason.OTHER if isinstance(error, CertctrlError) else Reason.INTERNAL)
+
+
+def probe_reason(fault: ProbeFault) -> Reason:
+    """Return the code of a failed probe."""
+    return _PROBE[fault]
 
 
 def _of_plane(error: LaggingError | PlaneError | TransportError) -> Reason:

@@ -129,6 +129,10 @@ class ApplicationConfig:
     verify_timeout_seconds: float = setting(
         15.0, "how long a probe waits for the new certificate, which must then stay for 0.25 s", ge=0.1, le=300
     )
+    report_serving: bool = setting(True, "look at intervals at what endpoints serve, and report it to the plane")
+    serving_interval_seconds: int = setting(
+        3600, "look this often, and at what was wrong every five minutes", ge=60, le=86_400
+    )
     history_entries: int = setting(1000, "deployments kept in the audit log", ge=10, le=100_000)
     metrics_listen: str = setting("", "HOST:PORT for Prometheus; empty: off; only loopback unless metrics_public")
     metrics_public: bool = setting(False, "allow metrics_listen on an address that is not loopback")

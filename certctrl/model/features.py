@@ -26,6 +26,8 @@ PRIORITY = "priority"
 """The plane names the class of each signal, and shows signals ahead of the cursor."""
 PUSH = "push"
 """Signals and outcomes travel on a WebSocket."""
+SERVING_REPORTS = "serving-reports"
+"""The agent reports at intervals what its endpoints serve, as its configuration allows."""
 
 AGENT_FEATURES: tuple[str, ...] = (
     ATOMIC_BATCH, CSR, KEY_ROTATION, PRIORITY, PUSH,
@@ -40,6 +42,7 @@ PLANE_FEATURES: tuple[str, ...] = (
     PLANE_ANCHOR,
     PRIORITY,
     PUSH,
+    SERVING_REPORTS,
 )  # fmt: skip
 """Features that the control plane announces with each session: in the answers to registrations and token refreshes."""
 MAX_FEATURES = 50

@@ -109,6 +109,7 @@ def test_problems_come_with_their_fix(layout: ConfigDir, daemon: Daemon, ran: Ca
                 {"cert_id": 7, "name": "a.example", "generation": "g1", "staged": "g2"},
                 {"cert_id": 8, "name": "b.example", "generation": "g3", "staged": ""},
             ],
+            not_served=[{"cert_id": 7, "name": "a.example", "what": "127.0.0.1:443 refuses the connection"}],
             idle_items=[
                 {"item": f"i{number}", "reason": "there is no certificate 'x' here yet"} for number in range(7)
             ],
@@ -119,6 +120,7 @@ def test_problems_come_with_their_fix(layout: ConfigDir, daemon: Daemon, ran: Ca
     assert "Problem: circuit breaker open (since 2m 0s)\n" in out
     assert f"  fix: cert-ctrl -c {layout.root} poll-now\n" in out
     assert "Stuck: certificate 7: nginx: bad (attempt 3, next try in 1m 0s)\n" in out
+    assert "Not served: a.example: 127.0.0.1:443 refuses the connection\n" in out
     assert "Idle: item i4: there is no certificate 'x' here yet\nIdle: 2 more items\n" in out
     assert "Quarantined: cert.renewed, ts=5: always fails\n" in out
     assert "Held: a.example, at g1 since a rollback; a newer one is staged\n" in out

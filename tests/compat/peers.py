@@ -16,6 +16,7 @@ from urllib.parse import parse_qsl, urlencode
 import attrs
 
 from certctrl.agent.features import features_of
+from certctrl.model.config import AgentConfig
 from certctrl.model.features import ATOMIC_BATCH, BATCH_FETCH, DELTA, PRIORITY, PUSH, feature_names
 from certctrl.model.policy import HostPolicy
 
@@ -114,8 +115,8 @@ def earlier_agent(lacking: Collection[str]) -> Iterator[None]:
     def understood(value: Any) -> frozenset[str]:
         return feature_names(value) - frozenset(lacking)
 
-    def announced(policy: HostPolicy) -> tuple[str, ...]:
-        return tuple(name for name in features_of(policy) if name not in lacking)
+    def announced(policy: HostPolicy, config: AgentConfig) -> tuple[str, ...]:
+        return tuple(name for name in features_of(policy, config) if name not in lacking)
 
     with contextlib.ExitStack() as stack:
         for module in ("certctrl.store.state.session", "certctrl.protocol.wire.tokens"):

@@ -28,12 +28,13 @@ from certctrl.model.features import (
     PLANE_FEATURES,
     PRIORITY,
     PUSH,
+    SERVING_REPORTS,
 )
 from certctrl.store.disk.atomic import remove_file
 
 ACCESS_SECONDS = 900
 """Lifetime of a token: how long a host may believe what a plane announced before its downgrade."""
-SETTING = attrs.evolve(QUIET, interval=30.0, reconcile=1200, access_seconds=ACCESS_SECONDS)
+SETTING = attrs.evolve(QUIET, interval=30.0, reconcile=1200, serving=60, access_seconds=ACCESS_SECONDS)
 PATIENCE = 7200.0
 
 
@@ -41,6 +42,10 @@ def signals_of(exchange: Exchange) -> list[dict[str, Any]]:
     if not exchange.is_poll or exchange.answer is None or exchange.answer.status != 200:
         return []
     return list(json.loads(exchange.answer.body)["data"]["signals"])
+
+
+def reports_serving(exchange: Exchange) -> bool:
+    return exchange.path.endswith("/notify") and any(one["type"] == "endpoints" for one in exchange.json["events"])
 
 
 def uses_delta(exchange: Exchange) -> bool:
@@ -54,11 +59,12 @@ USES: dict[str, Callable[[Exchange], bool]] = {
     ATOMIC_BATCH: lambda exchange: any("batch" in signal["ref"] for signal in signals_of(exchange)),
     PRIORITY: lambda exchange: exchange.is_look or any("priority" in signal for signal in signals_of(exchange)),
     PUSH: lambda exchange: exchange.path == "/apiv1/devices/self/stream",
+    SERVING_REPORTS: reports_serving,
 }
 """Feature -> whether an exchange uses it."""
 EVERYTHING = frozenset(USES)
 EXISTING = frozenset(PLANE_FEATURES) | frozenset(AGENT_FEATURES)
-SHOWN = EXISTING & {ATOMIC_BATCH, BATCH_FETCH, DELTA, PRIORITY}
+SHOWN = EXISTING & {ATOMIC_BATCH, BATCH_FETCH, DELTA, PRIORITY, SERVING_REPORTS}
 """Features that the tour uses if both sides have them."""
 
 

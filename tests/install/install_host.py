@@ -15,12 +15,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from certctrl.errors import DiskError, ProbeError
+from certctrl.errors import DiskError, ProbeError, ProbeFault
 from certctrl.install.deploy.context import Helper
 from certctrl.install.deploy.retry_table import cert_resource
 from certctrl.install.installer import Installer
 from certctrl.install.material.bundle import open_bundle
 from certctrl.install.probe.interface import Probe
+from certctrl.install.probe.looked import Leaf, Look
 from certctrl.install.process import Proc
 from certctrl.install.process.result import CommandResult
 from certctrl.model.certificate import Bundle, Wanted
@@ -138,11 +139,12 @@ class Service:
         return 0
 
 
-@attrs.define
+@attrs.define(slots=False)
 class FakeProbe:
     """A probe that asks the services of a host."""
 
     services: dict[tuple[str, int], Service]
+    looks: int = 0
 
     async def probe(self, verify: VerifyTls, wanted: Wanted, *, deadline: float, anywhere: bool = False) -> None:
         """Wait until the deadline if the service serves none of these."""
@@ -150,6 +152,17 @@ class FakeProbe:
         if service.stopped or service.served not in wanted:
             await trio.sleep(max(0.0, deadline - trio.current_time()))
             raise ProbeError(f"{verify.host}:{verify.port} serves another certificate")
+
+    async def look(self, verify: VerifyTls, wanted: Wanted, *, anywhere: bool = False) -> Look:
+        """Return what the service serves."""
+        self.looks += 1
+        await trio.lowlevel.checkpoint()
+        service = self.services[verify.host, verify.port]
+        if service.stopped:
+            return Look(fault=ProbeFault.REFUSED)
+        if service.served in wanted:
+            return Look(right=frozenset({service.served}))
+        return Look(wrong=Leaf(fingerprint=service.served), fault=ProbeFault.OTHER)
 
     async def after_removal(
         self, verify: VerifyTls, fingerprint: str, *, deadline: float, anywhere: bool = False

@@ -15,6 +15,7 @@ from trio.testing import MockClock
 
 from certctrl.errors import CommandError, PolicyRefusedError, ProbeError, ProbeFault
 from certctrl.install.plan.render import plan_lines
+from certctrl.install.probe.looked import Look
 from certctrl.model.certificate import KeyKind, Wanted
 from certctrl.model.plan import CopyAction, ExecAction, InstallItem, VerifyTls
 from certctrl.model.policy import HostPolicy, NamedCommand, TrustStore
@@ -195,6 +196,10 @@ class NotingProbe:
 
     async def is_down(self, host: str, port: int) -> bool:
         return False
+
+    async def look(self, verify: VerifyTls, wanted: Wanted, *, anywhere: bool = False) -> Look:
+        self.asked.append((verify, dict(wanted), anywhere))
+        return Look(fault=self.fails.fault) if self.fails is not None else Look(right=frozenset(wanted))
 
 
 @pytest.fixture

@@ -19,7 +19,9 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import NameOID
 from simulation.clock import START
 
+from certctrl.install.probe.looked import Leaf
 from certctrl.plane.ca.issuer import Issued
+from certctrl.text import serial_text
 
 POISON = "poison"
 """Prefix of names whose certificate comes with another key, while `SimulatedIssuer.bad` is set."""
@@ -102,6 +104,14 @@ def leaf_facts(pem: bytes) -> tuple[str, bytes]:
     leaf = x509.load_pem_x509_certificates(pem)[0]
     raw = leaf.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
     return hashlib.sha256(leaf.public_bytes(Encoding.DER)).hexdigest(), raw
+
+
+@lru_cache(maxsize=4096)
+def leaf_of(pem: bytes) -> Leaf:
+    """Return what a probe says of the first certificate. Raises ValueError if there is none."""
+    leaf = x509.load_pem_x509_certificates(pem)[0]
+    ends = leaf.not_valid_after_utc.timestamp()
+    return Leaf(fingerprint=leaf_facts(pem)[0], serial=serial_text(leaf.serial_number), not_after=ends)
 
 
 @lru_cache(maxsize=4096)

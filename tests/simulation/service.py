@@ -10,10 +10,11 @@ from typing import Any
 
 import attrs
 import trio
-from simulation.authority import leaf_facts, public_half
+from simulation.authority import leaf_facts, leaf_of, public_half
 from simulation.disk import SimulatedDisk, file_in
 
-from certctrl.errors import ProbeError
+from certctrl.errors import ProbeError, ProbeFault
+from certctrl.install.probe.looked import Leaf, Look
 from certctrl.install.process.result import CommandResult
 from certctrl.model.certificate import Wanted
 from certctrl.model.plan import VerifyTls
@@ -47,7 +48,9 @@ class Services:
         """Services whose reloads fail -> fingerprint of the only certificate that they accept."""
         self.seconds: Callable[[], float] = lambda: 0.05
         self.mismatches: list[str] = []
-        self.idle_reloads = 0
+        self.leaves: dict[str, Leaf] = {}
+        """By fingerprint, all that services have ever served."""
+        self.idle_reloads = self.looks = 0
         """Reloads after which the same certificate was served as before."""
 
     async def run(self, argv: Sequence[str], limit: float, dead: Callable[[], bool]) -> CommandResult:
@@ -77,6 +80,7 @@ class Services:
             return 3
         if self.refusing.get(cert_id, fingerprint) != fingerprint:
             return 1
+        self.leaves[fingerprint] = leaf_of(pem)
         self.idle_reloads += service.served == fingerprint
         service.served = fingerprint
         return 0
@@ -88,6 +92,17 @@ class Services:
         if service.stopped or service.served not in wanted:
             await trio.sleep(max(0.0, deadline - trio.current_time()))
             raise ProbeError(f"port {verify.port} serves another certificate")
+
+    async def look(self, verify: VerifyTls, wanted: Wanted, *, anywhere: bool = False) -> Look:
+        """Look at what a simulated service serves (`Probe.look`)."""
+        await trio.sleep(0.01)
+        service = self.known[verify.port - FIRST_PORT]
+        self.looks += 1
+        if service.stopped or not service.served:
+            return Look(fault=ProbeFault.REFUSED if service.stopped else ProbeFault.NO_TLS)
+        if service.served in wanted:
+            return Look(right=frozenset({service.served}))
+        return Look(wrong=self.leaves[service.served], fault=ProbeFault.OTHER)
 
     async def is_down(self, host: str, port: int) -> bool:
         """Return whether a simulated service is stopped (`Probe.is_down`)."""

@@ -60,6 +60,8 @@ class Setting:
     mode: str = "interval"
     page: int = 20
     reconcile: int = 21_600
+    serving: int = 3600
+    """Seconds between looks at what endpoints serve."""
     access_seconds: int = 3600
     rotate: bool = False
     queue: int = 1000
@@ -72,7 +74,8 @@ class Setting:
 
     def environ(self) -> dict[str, str]:
         """Return the agent's configuration as environment variables."""
-        return {
+        looks = {} if self.serving == 3600 else {"CERTCTRL_SERVING_INTERVAL_SECONDS": str(self.serving)}
+        return looks | {
             "CERTCTRL_POLL_INTERVAL_MS": str(round(self.interval * 1000)),
             "CERTCTRL_POLL_MODE": self.mode,
             "CERTCTRL_POLL_LIMIT": str(self.page),

@@ -127,7 +127,7 @@ def _causes(answer: Mapping[str, Any]) -> None:
         if row["certificates"]:
             where += f", {counted(row['certificates'], 'certificate')}"
         write_line()
-        write_line(f"{row['state']}: {row['what']} ({row['step']}, {row['reason']})")
+        write_line(f"{row['state']}: {row['what']} ({', '.join(filter(None, (row['step'], row['reason'])))})")
         ends = f"; ends first: {_ends(row)}" if row["ends_first"] else ""
         write_line(f"  where:   {where}; since {row['since'] or 'unknown'}{ends}")
         example = row["example"]
@@ -149,7 +149,17 @@ def _rows(kind: str, answer: Mapping[str, Any]) -> None:
 
 
 _DEVICE_HEADS = ("id", "name", "state", "since", "why", "ends first", "last contact", "version", "tags")
-_CERTIFICATE_HEADS = ("id", "name", "state", "ends first", "newest on", "seen at", "stuck on", "last seen")
+_CERTIFICATE_HEADS = (
+    "id",
+    "name",
+    "state",
+    "ends first",
+    "newest on",
+    "seen at",
+    "not served at",
+    "stuck on",
+    "last seen",
+)
 
 
 def _device_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -175,6 +185,7 @@ def _certificate_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         _minute(row["ends_first_at"]),
         f"{row['newest_deployed']} of {row['devices']}",
         str(row["newest_served"]),
+        str(row.get("not_served", "")),
         str(row["stuck"]),
         _minute(row["last_proof_at"]),
     )

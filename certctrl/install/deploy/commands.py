@@ -120,7 +120,7 @@ async def verify_live(context: Context, one: Verification, certs: Sequence[Desir
     """
     deadline = trio.current_time() + context.config().application.verify_timeout_seconds
     if isinstance(one.verify, VerifyTls):
-        wanted = await context.offload(_wanted, context, one, certs)
+        wanted = await context.offload(wanted_leaves, context, one.fingerprints, certs)
         anywhere = may_probe_anywhere(context.policy(), one.verify, one.item)
         try:
             await context.probe.probe(one.verify, wanted, deadline=deadline, anywhere=anywhere)
@@ -141,9 +141,11 @@ async def verify_live(context: Context, one: Verification, certs: Sequence[Desir
             await trio.sleep(pause)
 
 
-def _wanted(context: Context, one: Verification, certs: Sequence[DesiredCert]) -> dict[str, KeyKind | None]:
+def wanted_leaves(
+    context: Context, fingerprints: Collection[str], certs: Sequence[DesiredCert]
+) -> dict[str, KeyKind | None]:
     """Return the fingerprints that an endpoint may serve, with their kinds of key. Blocks on the disk."""
-    wanted: dict[str, KeyKind | None] = {fingerprint: None for fingerprint in one.fingerprints}  # noqa: C420
+    wanted: dict[str, KeyKind | None] = {fingerprint: None for fingerprint in fingerprints}  # noqa: C420
     for cert in certs:
         if cert.generation and cert.facts.fingerprint_sha256 in wanted:
             path = context.layout.generation(cert.name, cert.generation) / "certificate.pem"

@@ -173,6 +173,10 @@ class Locks:
         self._taken |= set(names)
         return True
 
+    def are_free(self, names: Collection[str]) -> bool:
+        """Return whether no task works on these names, or waits to withdraw one."""
+        return self._taken.isdisjoint(names) and self._claimed.keys().isdisjoint(names)
+
     def release(self, names: Collection[str]) -> None:
         """Unlock names."""
         self._taken -= set(names)

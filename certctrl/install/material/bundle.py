@@ -24,7 +24,7 @@ from certctrl.install.material.domains import is_covered, plain_domain
 from certctrl.install.material.formats import virtual_files as virtual_files
 from certctrl.install.material.private_key import UNREADABLE, checked_key_pem, unsealed_key
 from certctrl.model.certificate import Bundle, CertFacts, DeployMaterials
-from certctrl.text import same_serial
+from certctrl.text import same_serial, serial_text
 
 WEAK_HASHES = frozenset({"md5", "sha1"})
 LONGEST_CHAIN = 10
@@ -78,12 +78,6 @@ def facts_of(
         not_before=leaf.not_valid_before_utc.timestamp(),
         not_after=min(leaf.not_valid_after_utc.timestamp(), ends),
     )
-
-
-def serial_text(serial: int) -> str:
-    """Return a serial number as lower-case hex pairs separated by colons (``04:ab``; ``-04:ab`` as OpenSSL does)."""
-    text = f"{abs(serial):x}"
-    return ("-" if serial < 0 else "") + bytes.fromhex(text.zfill(len(text) + len(text) % 2)).hex(":")
 
 
 # --- the chain ----------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from certctrl.install.probe.starttls import start_tls
 from certctrl.install.probe.tls13 import leaf_of_kind
 from certctrl.model.certificate import KeyKind
 from certctrl.model.plan import VerifyTls
-from certctrl.text import ascii_name, one_line
+from certctrl.text import ascii_name, one_line, serial_text
 
 _SUITES = {KeyKind.RSA: "aRSA:!NULL", KeyKind.ECDSA: "aECDSA:!NULL"}
 _RSA = (PublicKeyAlgorithmOID.RSAES_PKCS1_v1_5, PublicKeyAlgorithmOID.RSASSA_PSS)
@@ -43,6 +43,10 @@ class Seen:
     """SHA-256 of the served leaf, lower-case hex; empty: none."""
     kind: KeyKind | None = None
     """Its kind of key; None: unknown."""
+    serial: str = ""
+    """Its serial number, as in `CertFacts`; empty: unknown."""
+    not_after: float = 0.0
+    """When it ends, in seconds since the epoch; 0: unknown."""
     fault: str = ""
     """Why it served none, for this host's log: it may quote the server."""
     fault_class: ProbeFault = ProbeFault.NO_ANSWER
@@ -88,7 +92,23 @@ async def _ask(
         return Seen(address=address, fault=_why(error), fault_class=ProbeFault.NO_TLS)
     except (OSError, ValueError) as error:  # the latter for names that TLS cannot ask for
         return Seen(address=address, fault=_why(error))
-    return Seen(address=address, fingerprint=hashlib.sha256(leaf).hexdigest(), kind=kind_of(leaf))
+    serial, not_after = _serial_and_end(leaf)
+    return Seen(
+        address=address,
+        fingerprint=hashlib.sha256(leaf).hexdigest(),
+        kind=kind_of(leaf),
+        serial=serial,
+        not_after=not_after,
+    )
+
+
+def _serial_and_end(leaf: bytes) -> tuple[str, float]:
+    """Return the serial number of a certificate (DER) and when it ends; nothing if they cannot be read."""
+    try:
+        certificate = x509.load_der_x509_certificate(leaf)
+        return serial_text(certificate.serial_number), certificate.not_valid_after_utc.timestamp()
+    except (ValueError, x509.InvalidVersion):
+        return "", 0.0
 
 
 async def _leaf_of(stream: trio.SocketStream, server_name: str | None, *, context: ssl.SSLContext) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from certctrl.install.probe.looked import Look
 from certctrl.model.certificate import Wanted
 from certctrl.model.plan import VerifyTls
 
@@ -21,6 +22,9 @@ class Probe(Protocol):
 
     async def is_down(self, host: str, port: int) -> bool:
         """Return whether nothing listens at an endpoint; see `tls.is_down`."""
+
+    async def look(self, verify: VerifyTls, wanted: Wanted, *, anywhere: bool = False) -> Look:
+        """Return what an endpoint serves now; see `tls.look`."""
 
 
 class TlsProbe:
@@ -45,3 +49,9 @@ class TlsProbe:
         from certctrl.install.probe import tls
 
         return await tls.is_down(host, port)
+
+    async def look(self, verify: VerifyTls, wanted: Wanted, *, anywhere: bool = False) -> Look:
+        """Call `tls.look`."""
+        from certctrl.install.probe import tls
+
+        return await tls.look(verify, wanted, anywhere=anywhere)

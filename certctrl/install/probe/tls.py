@@ -16,6 +16,7 @@ import trio
 
 from certctrl.errors import ProbeError, ProbeFault
 from certctrl.install.probe.address import Seen, ask_address, is_own
+from certctrl.install.probe.looked import Leaf, Look
 from certctrl.model.certificate import KeyKind, Wanted
 from certctrl.model.plan import VerifyTls
 from certctrl.text import ascii_name, one_line
@@ -176,9 +177,26 @@ async def served_fingerprint(
     raise _complaint(verify, seen, wanted)
 
 
+async def look(verify: VerifyTls, wanted: Wanted, *, anywhere: bool = False, once: ProbeOnce | None = None) -> Look:
+    """Return what the endpoint serves now, as `probe_tls` judges it, after one answer of each address."""
+    seen = await (once or probe_once)(verify, _kinds_of(wanted), anywhere)
+    if _is_right(seen, wanted):
+        return Look(right=frozenset(one.fingerprint for one in seen if one.fingerprint in wanted))
+    fault = _complaint(verify, seen, wanted).fault
+    if fault is not ProbeFault.OTHER:
+        return Look(fault=fault)
+    wrong = (_wrong(seen, wanted) or [one for one in seen if one.fingerprint and one.fingerprint not in wanted])[0]
+    return Look(wrong=Leaf(fingerprint=wrong.fingerprint, serial=wrong.serial, not_after=wrong.not_after), fault=fault)
+
+
 def plain_words(verify: VerifyTls, error: ProbeError) -> str:
     """Return what failed in words that quote nothing of the server: for the control plane, which named the endpoint."""
-    return f"{_where(verify)}{_named(verify)} {error.fault}"
+    return f"{endpoint_text(verify)} {error.fault}"
+
+
+def endpoint_text(verify: VerifyTls) -> str:
+    """Return an endpoint in words: ``127.0.0.1:443 for www.example.com``."""
+    return f"{_where(verify)}{_named(verify)}"
 
 
 def _where(verify: VerifyTls) -> str:

@@ -206,6 +206,7 @@ class CertificateTable:
 
     def unassign(self, device_id: int, cert_id: int) -> bool:
         """Unassign a certificate from a device, and signal it; return False if it was not assigned."""
+        self._db.run("DELETE FROM endpoints WHERE device_id = ? AND cert_id = ?", device_id, cert_id)
         if not self._db.run("DELETE FROM assignments WHERE device_id = ? AND cert_id = ?", device_id, cert_id):
             return False
         self.on_assigned([device_id])  # takes the lock of profiles, which comes before that of the stream

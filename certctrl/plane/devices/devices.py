@@ -240,6 +240,7 @@ class Devices:
                 reason,
                 device_id,
             )
+            self._db.run("DELETE FROM endpoints WHERE device_id = ?", device_id)
             self._stream.wake_after_commit(device_id)
         return self.show(user_id, device_id)
 

@@ -10,11 +10,14 @@ from itertools import chain
 from typing import Any, assert_never
 
 from certctrl import lean
+from certctrl.model.features import SERVING_REPORTS
 from certctrl.model.plan import OutcomeKind
 from certctrl.model.signals import IDENTITY_FIELDS
 from certctrl.plane.clock import when
 from certctrl.plane.devices.acks import Ack as Ack
 from certctrl.plane.devices.deployments import Deployments
+from certctrl.plane.devices.endpoints import Endpoints
+from certctrl.plane.devices.endpoints import EndpointsReport as EndpointsReport
 from certctrl.plane.devices.features import stored
 from certctrl.plane.devices.older_texts import cause_of_report
 from certctrl.plane.devices.sessions import DeviceSession
@@ -51,7 +54,7 @@ class OtherEvent:
     type: str
 
 
-Event = Ack | AgentVersion | OtherEvent
+Event = Ack | AgentVersion | EndpointsReport | OtherEvent
 
 
 class Reports:
@@ -62,6 +65,7 @@ class Reports:
         self._kept = settings.outcomes_kept
         self._wall_now = wall_now
         self.deployments = Deployments(database)
+        self._endpoints = Endpoints(database)
         self.on_announced: Callable[[int], object] = lambda device_id: None
         """Called, in the unit of work, when the agent of a device has announced its features."""
 
@@ -80,7 +84,11 @@ class Reports:
                             " WHERE id = ? AND (app_version != ? OR features != ?)",
                             *(*said, device_id, *said),
                         )
+                        if SERVING_REPORTS not in features:
+                            self._endpoints.forget(device_id)
                         self.on_announced(device_id)
+                    case EndpointsReport():
+                        self._endpoints.note(device_id, event, self._wall_now())
                     case OtherEvent():
                         pass
                     case _:
@@ -209,8 +217,13 @@ def _ack_of(row: Row) -> Ack | None:
 
 
 def is_few_acks(events: Sequence[Event]) -> bool:
-    """Return whether events may be stored together with those of other devices: `FEW_EVENTS`, without announcements."""
-    return len(events) <= FEW_EVENTS and not any(isinstance(event, AgentVersion) for event in events)
+    """Return whether events may be stored together with those of other devices: `FEW_EVENTS`, only outcomes."""
+    return len(events) <= FEW_EVENTS and not any(isinstance(event, AgentVersion | EndpointsReport) for event in events)
+
+
+def is_costly(events: Sequence[Event]) -> bool:
+    """Return whether events cost much more than a poll: they are limited, and stored in a long unit of work."""
+    return len(events) > FEW_EVENTS or any(isinstance(event, EndpointsReport) for event in events)
 
 
 def _id_text(value: Any) -> str:

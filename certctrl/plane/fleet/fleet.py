@@ -13,6 +13,7 @@ from typing import Any
 from certctrl import lean
 from certctrl.plane.clock import when
 from certctrl.plane.devices.devices import require_user
+from certctrl.plane.devices.endpoints import AGE_SECONDS
 from certctrl.plane.devices.tags import DeviceTags, carried_by, checked_tags
 from certctrl.plane.errors import bad_request
 from certctrl.plane.fleet.statements import Moment
@@ -24,7 +25,7 @@ MAX_PAGE = 500
 MAX_CAUSES = 500
 _LAST = 1e11
 """More than any time: a row without a time comes last."""
-_RANKED = {"expired": 0, "still served": 1, "stuck": 2, STALE: 3}
+_RANKED = {"expired": 0, "still served": 1, "not served": 2, "stuck": 3, "expiring": 4, STALE: 5}
 
 
 @lean.frozen(kw_only=True)
@@ -133,7 +134,9 @@ class Fleet:
 
     def _moment(self, user_id: int) -> Moment:
         now = self._wall_now()
-        return Moment(user_id=user_id, now=now, stale_before=now - self._stale_seconds)
+        return Moment(
+            user_id=user_id, now=now, stale_before=now - self._stale_seconds, believed_after=now - AGE_SECONDS
+        )
 
     def _fits(
         self, query: Query, column: str, words: Collection[str], *, of_certificates: bool = False
@@ -285,6 +288,7 @@ def _certificate(row: Row) -> dict[str, Any]:
         "devices": row["copies"],
         "newest_deployed": row["newest"],
         "newest_served": row["seen"],
+        "not_served": row["not_served"],
         "stuck": row["stuck"],
         "last_proof_at": when(row["proven_at"]),
     }

@@ -6,16 +6,21 @@ from certctrl.model.causes import Reason
 
 DEVICE_WORDS = ("degraded", "stale", "expected", "healthy", "revoked")
 """Of devices, the worst first."""
-COPY_WORDS = ("expired", "still served", "stuck", "waiting", "deployed", "served", "withdrawn")
+COPY_WORDS = (
+    "expired", "still served", "not served", "stuck", "expiring", "waiting", "deployed", "served", "withdrawn",
+)  # fmt: skip
 """Of a certificate on a device, the worst first."""
-CERTIFICATE_WORDS = ("expired", "failing", "renewing", "valid", "revoked")
+CERTIFICATE_WORDS = ("expired", "failing", "not served", "expiring", "renewing", "valid", "revoked")
 """Of certificates, the worst first."""
 STALE = "stale"
 NOT_HEARD = "not-heard"
 """The reason for which a device is stale."""
+EXPIRING = "expiring"
+"""The reason for which a certificate is expiring, if no newer one is known to wait for anything."""
 
 REASONS: dict[str, tuple[str, str]] = {
     NOT_HEARD: ("the device does not contact the control plane", "check the host, its network, and cert-ctrl doctor there"),
+    EXPIRING: ("it ends soon, and no newer one is in place", "renew it: cert-ctrl plane renew; check its order"),
     Reason.MALFORMED: ("the agent cannot read a signal", "update the agent"),
     Reason.ITEM_REFUSED: ("the host refuses an install item", "correct the item, or allow it in the host's policy.json"),
     Reason.CONFIG_INVALID: ("the install config cannot be used", "correct it: cert-ctrl plane install-config set"),
@@ -51,6 +56,7 @@ REASONS: dict[str, tuple[str, str]] = {
     Reason.COMMAND_NOT_RUN: ("a command of an item cannot be run", "check the program on the host"),
     Reason.SERVICE_DOWN: ("the service is not running", "start the service"),
     Reason.OTHER_CERTIFICATE: ("the endpoint serves another certificate", "check which file the service reads, and its reload"),
+    Reason.OLDER_SERVED: ("the endpoint serves an older certificate than the deployed one", "restart the service"),
     Reason.NO_TLS: ("the endpoint does not complete a TLS handshake", "check the service and its log"),
     Reason.ENDPOINT_REFUSES: ("the endpoint refuses connections", "start the service, or correct the port"),
     Reason.ENDPOINT_SILENT: ("the endpoint does not answer", "check the service and its firewall"),

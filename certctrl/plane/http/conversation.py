@@ -14,7 +14,7 @@ import trio
 
 from certctrl.errors import CertctrlError
 from certctrl.plane.core import Plane
-from certctrl.plane.devices.reports import FEW_EVENTS
+from certctrl.plane.devices.reports import is_costly
 from certctrl.plane.devices.sessions import DeviceSession
 from certctrl.plane.errors import ErrorResponse, bad_request, invalid_token
 from certctrl.plane.http import device_bodies, event_bodies, garbage
@@ -259,7 +259,7 @@ class Conversation:
         if not message.id:
             raise bad_request("Outcomes need an id", field="id")
         report = body_of(event_bodies.Report, message.data)
-        if len(report.events) > FEW_EVENTS:
+        if is_costly(report.events):
             self._plane.polls.take_costly(self._opened.session.device_id)
         await self._push.store(self._opened.session, report.events)
         await self._socket.send(wire.envelope_text(wire.OUTCOMES_ACK, id=message.id))

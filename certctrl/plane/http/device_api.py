@@ -19,7 +19,7 @@ from certctrl.plane.certificates.revisions import Changes, changes
 from certctrl.plane.certificates.views import ListOfDevice
 from certctrl.plane.core import Plane
 from certctrl.plane.devices.grants import GrantRequest
-from certctrl.plane.devices.reports import FEW_EVENTS, is_few_acks
+from certctrl.plane.devices.reports import is_costly, is_few_acks
 from certctrl.plane.devices.sessions import DeviceSession, FormerHardwareError, or_error
 from certctrl.plane.errors import ErrorResponse, bad_request
 from certctrl.plane.http import device_bodies, event_bodies
@@ -186,15 +186,15 @@ class DeviceApi:
             acks = report if isinstance(report, ErrorResponse) else report.events
             await self._authenticator.as_device_alike(request, self._acks, acks)
             return empty_answer()
-        events = report.events
+        events, costly = report.events, is_costly(report.events)
 
-        if len(events) > FEW_EVENTS:  # counted here: a long unit of work runs in a thread, which has no Trio clock
+        if costly:  # counted here: a long unit of work runs in a thread, which has no Trio clock
             self._plane.polls.take_costly(device_id)
 
         def store(session: DeviceSession) -> None:
             self._plane.reports.store(session.device_id, events)
 
-        await self._authenticator.as_device(request, store, long=len(events) > FEW_EVENTS)
+        await self._authenticator.as_device(request, store, long=costly)
         return empty_answer()
 
     # --- resources -------------------------------------------------------------------------------------------

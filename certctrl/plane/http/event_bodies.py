@@ -8,9 +8,11 @@ import attrs
 from cattrs import Converter
 
 from certctrl import lean
+from certctrl.model.causes import PROBE_REASONS, Reason
 from certctrl.model.plan import OutcomeKind
+from certctrl.plane.devices.endpoints import MAX_ENDPOINTS, SeenEndpoint
 from certctrl.plane.devices.older_texts import cause_of_report
-from certctrl.plane.devices.reports import Ack, AgentVersion, Event, OtherEvent
+from certctrl.plane.devices.reports import Ack, AgentVersion, EndpointsReport, Event, OtherEvent
 from certctrl.plane.http.structure import AtMost, Loose, LooseLine
 from certctrl.protocol.wire.signals import ReportSchema
 
@@ -52,6 +54,38 @@ class _VersionBody:
     features: Annotated[list[Any], Loose(list)] = attrs.field(factory=list)
 
 
+@lean.frozen(kw_only=True)
+class _EndpointBody:
+    endpoint: Annotated[str, LooseLine(300)] = ""
+    serial: Annotated[str, LooseLine(128)] = ""
+    fingerprint_sha256: Annotated[str, LooseLine(64)] = ""
+    not_after_ms: Annotated[int, Loose(int)] = 0
+    reason: Annotated[str, LooseLine(40)] = ""
+
+
+@lean.frozen(kw_only=True)
+class _EndpointsBody:
+    cert_id: Annotated[int, Loose(int)] = 0
+    deployed: Annotated[str, LooseLine(128)] = ""
+    endpoints: Annotated[list[Any], Loose(list)] = attrs.field(factory=list)
+
+
+_MAX_MS = 253_402_300_800_000
+"""The end of the last year that times can be shown of."""
+_REASONS = frozenset(reason.value for reason in PROBE_REASONS)
+
+
+def _seen(body: _EndpointBody) -> SeenEndpoint:
+    known = not body.reason or body.reason in _REASONS
+    return SeenEndpoint(
+        endpoint=body.endpoint,
+        serial=body.serial.lower(),
+        fingerprint_sha256=body.fingerprint_sha256.lower(),
+        not_after=body.not_after_ms / 1000 if body.serial and 0 < body.not_after_ms < _MAX_MS else None,
+        reason=body.reason if known else Reason.OTHER.value,
+    )
+
+
 def structure_events(converter: Converter) -> None:
     """Register how a converter structures an ``Event``."""
 
@@ -73,6 +107,11 @@ def structure_events(converter: Converter) -> None:
             case "agent_version":
                 agent = converter.structure(value, _VersionBody)
                 return AgentVersion(agent.version, tuple(name for name in agent.features if isinstance(name, str)))
+            case "endpoints":
+                of = converter.structure(value, _EndpointsBody)
+                listed = [one for one in of.endpoints if isinstance(one, dict)][:MAX_ENDPOINTS]
+                seen = tuple(_seen(converter.structure(one, _EndpointBody)) for one in listed)
+                return EndpointsReport(cert_id=of.cert_id, deployed=of.deployed.lower(), endpoints=seen)
             case other:
                 return OtherEvent(other)
 

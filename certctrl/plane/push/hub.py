@@ -19,7 +19,7 @@ from certctrl.errors import CertctrlError
 from certctrl.model.features import PUSH
 from certctrl.plane.devices.devices import Devices
 from certctrl.plane.devices.features import announced
-from certctrl.plane.devices.reports import FEW_EVENTS, Event, Reports, is_few_acks
+from certctrl.plane.devices.reports import Event, Reports, is_costly, is_few_acks
 from certctrl.plane.devices.sessions import END_COLUMNS, DeviceSession, Sessions, end_of, or_error
 from certctrl.plane.errors import DatabaseAwayError, ErrorResponse, conflict
 from certctrl.plane.health.counters import PlaneCounters
@@ -258,7 +258,7 @@ class Push:
         if is_few_acks(events):
             await self._change_alike(self._store_acks, (session, events))
         else:
-            run = self._db.work_long if len(events) > FEW_EVENTS else self._db.work
+            run = self._db.work_long if is_costly(events) else self._db.work
             await run(self._store, session, events)
 
     def _store_acks(self, items: Sequence[tuple[DeviceSession, Sequence[Event]]]) -> list[ErrorResponse | None]:

@@ -354,6 +354,14 @@ CREATE TABLE device_replacements (
 );
 CREATE INDEX device_replacements_device ON device_replacements(device_id, id);
 """,
+    """
+CREATE TABLE endpoints (
+  device_id INTEGER NOT NULL REFERENCES devices(id), cert_id INTEGER NOT NULL REFERENCES certificates(id),
+  endpoint TEXT NOT NULL, deployed TEXT NOT NULL, serial_number TEXT NOT NULL, fingerprint_sha256 TEXT NOT NULL,
+  not_after REAL, reason TEXT NOT NULL, since REAL NOT NULL, at REAL NOT NULL, PRIMARY KEY (device_id, cert_id, endpoint)
+) WITHOUT ROWID;
+CREATE INDEX endpoints_wrong ON endpoints(device_id, cert_id) WHERE reason != '';
+""",
 )
 """One script per schema version, oldest first, in SQLite's dialect; the database counts those that have run.
 

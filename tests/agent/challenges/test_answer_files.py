@@ -15,6 +15,7 @@ from certctrl.agent.challenge_handlers import on_challenge_start, on_challenge_s
 from certctrl.agent.features import features_of
 from certctrl.errors import PolicyRefusedError
 from certctrl.model.challenges import MAX_CHALLENGES
+from certctrl.model.config import AgentConfig
 from certctrl.model.policy import AcmeAnswers, HostPolicy
 from certctrl.model.signals import (
     AcmeHttp01Start,
@@ -112,5 +113,5 @@ async def test_a_missing_directory_is_not_created(scene: World, tokens: Path) ->
     ],
 )
 def test_only_what_the_policy_allows_is_announced(acme: AcmeAnswers, announced: set[str]) -> None:
-    found = features_of(attrs.evolve(HostPolicy(), acme=acme))
+    found = features_of(attrs.evolve(HostPolicy(), acme=acme), AgentConfig())
     assert {one for one in found if one.startswith("acme")} == announced

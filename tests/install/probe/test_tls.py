@@ -16,6 +16,7 @@ from certctrl.install.probe.tls import (
     STEADY_PROBES,
     STEADY_SECONDS,
     after_removal,
+    look,
     plain_words,
     probe_tls,
 )
@@ -225,3 +226,25 @@ async def test_a_leaf_served_until_the_deadline_is_still_there(
     still, said = await after_removal(VERIFY, OLD, deadline=until, once=Script((at("a", OLD),)))
     assert (still, said) == (True, "service.example:443 still serves it from memory")
     assert trio.current_time() <= until
+
+
+# --- one look -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shows", "right", "wrong", "fault"),
+    [
+        ((at("a", NEW),), {NEW}, "", None),
+        ((at("a", NEW), at("b", fault="refused")), {NEW}, "", None),
+        ((at("a", OLD), at("b", NEW)), set(), OLD, ProbeFault.OTHER),
+        ((at("a", OLD),), set(), OLD, ProbeFault.OTHER),
+        ((at("a", fault="refused", fault_class=ProbeFault.REFUSED),), set(), "", ProbeFault.REFUSED),
+        ((), set(), "", ProbeFault.NO_ANSWER),
+        ((at("a", fault="elsewhere", fault_class=ProbeFault.NOT_OURS),), set(), "", ProbeFault.NOT_OURS),
+    ],
+)
+async def test_a_look_asks_once(shows: tuple[Seen, ...], right: set[str], wrong: str, fault: ProbeFault | None) -> None:
+    script = Script(shows)
+    found = await look(VERIFY, {NEW: None}, once=script)
+    assert script.probes == 1
+    assert (found.right, found.wrong.fingerprint if found.wrong else "", found.fault) == (right, wrong, fault)
