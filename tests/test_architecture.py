@@ -96,6 +96,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "plane.profiles",
     ),
     "plane.fleet": (*IN_PLANE, "plane.devices"),
+    "plane.alerts": (
+        *IN_PLANE, "plane.devices", "plane.fleet", "plane.health.problems", "plane.jobs", "plane.orders", "plane.planes",
+        "plane.rollouts.plan", "plane.setting_hooks",
+    ),
     "plane.push": (*IN_PLANE, "plane.devices", "plane.health.counters", "plane.planes"),
     "plane.challenges": (
         *IN_PLANE, "plane.commands", "plane.ca", "plane.devices.features", "plane.health.problems",
@@ -119,7 +123,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "httpx": ("certctrl.plane.acme.http",),
     "httpcore": (
         "certctrl.net.connections", "certctrl.net.reused", "certctrl.net.transport", "certctrl.plane.acme.http",
-        "certctrl.plane.sign_in.http",
+        "certctrl.plane.alerts.webhook", "certctrl.plane.sign_in.http",
     ),
     "typer": ("certctrl.cli",),
     "rich": ("certctrl.cli", "certctrl.sandbox.live_table"),

@@ -66,7 +66,7 @@ class KeptConnections:
             ssl_context=context,
             proxy=proxy,
             keepalive_expiry=keepalive_seconds,
-            network_backend=backend or _Backend(),
+            network_backend=backend or TcpBackend(),
         )
         """Only creates connections; it is the library's interface to those through a proxy."""
         self._is_direct = proxy is None
@@ -155,7 +155,7 @@ async def close(connection: Connection) -> None:
         await connection.aclose()
 
 
-class _Backend(httpcore.AsyncNetworkBackend):
+class TcpBackend(httpcore.AsyncNetworkBackend):
     """TCP by Trio. Unlike the library's own, it closes the socket of a cancelled TLS handshake.
 
     It has no time limits for reading and writing, since each exchange has one; they cost a cancel scope per call. Host

@@ -21,6 +21,7 @@ from certctrl.errors import CertctrlError, ConfigError, DiskError
 from certctrl.model.offload import Offload
 from certctrl.plane import clock
 from certctrl.plane.access.access import OperatorAccess
+from certctrl.plane.alerts.alerts import Alerts
 from certctrl.plane.anchor import Anchor
 from certctrl.plane.audit.log import AuditLog
 from certctrl.plane.authorities import Authorities
@@ -232,6 +233,8 @@ class Plane:
         self.planes = Planes(self.database, name, self.wall_now)
         self.reserved = ReservedNames(self.database, name, self.wall_now)
         self.census = Census(self.database, self.wall_now)
+        parts = (self.jobs, self.problems, self.planes)
+        self.alerts = Alerts(self.database, self.keyring, parts, self.settings, self.wall_now)
 
     @classmethod
     def open(

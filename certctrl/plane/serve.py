@@ -173,6 +173,7 @@ def _start_tasks(
     nursery.start_soon(plane.renewals.run, name="renewals")
     nursery.start_soon(plane.profiles.run, name="profiles")
     nursery.start_soon(plane.rollout_runner.run, name="rollouts")
+    nursery.start_soon(plane.alerts.runner.run, name="alerts")
     nursery.start_soon(plane.leftovers.run, name="leftovers")
     nursery.start_soon(_renew_forever, plane, certificate)
     if reload is not None:

@@ -11,6 +11,7 @@ from page_browser import Browser
 from plane_world import World
 
 from certctrl.plane.access.roles import Role
+from certctrl.plane.alerts.texts import test_message as message_of_test
 from certctrl.plane.devices.grants import GrantRequest
 
 Case = Callable[[World], Awaitable[Any]]
@@ -265,6 +266,38 @@ async def remove_issuer(world: World) -> Any:
     return await world.operator("DELETE", "/apiv1/issuers/le")
 
 
+CHANNEL = {
+    "name": "ops", "kind": "slack", "secrets": {"url": f"https://hooks.example.com/services/{SECRET}"},
+}  # fmt: skip
+
+
+async def put_channel(world: World) -> Any:
+    return await world.operator("POST", "/apiv1/alert-channels", CHANNEL)
+
+
+async def remove_channel(world: World) -> Any:
+    await put_channel(world)
+    forget(world)
+    return await world.operator("DELETE", "/apiv1/alert-channels/ops")
+
+
+async def test_channel(world: World) -> Any:
+    mail = {"host": "localhost", "port": 9, "sender": "a@example.com", "recipients": ["b@example.com"]}
+    await world.operator("POST", "/apiv1/alert-channels", {"name": "mail", "kind": "mail", "settings": mail})
+    forget(world)
+    return await world.operator("POST", "/apiv1/alert-channels/mail/test", {})
+
+
+async def resend(world: World) -> Any:
+    await put_channel(world)
+    alerts = world.plane.alerts
+    channel = await world.plane.work(alerts.channels.named, "ops")
+    number = await world.plane.work(alerts.outbox.add, channel.id, message_of_test("ops", world.clock.wall))
+    await world.plane.work(world.plane.database.run, "UPDATE alert_messages SET state = 'dead'")
+    forget(world)
+    return await world.operator("POST", f"/apiv1/alert-messages/{number}/resend", {})
+
+
 async def put_rule(world: World) -> Any:
     await issuer(world)
     return await world.operator("POST", "/apiv1/issuer-rules", {"domain": "example.org", "issuer": "le"})
@@ -400,6 +433,10 @@ CASES: dict[tuple[str, str], Case] = {
     ("DELETE", "/apiv1/issuers/{name}"): remove_issuer,
     ("POST", "/apiv1/issuer-rules"): put_rule,
     ("DELETE", "/apiv1/issuer-rules"): remove_rule,
+    ("POST", "/apiv1/alert-channels"): put_channel,
+    ("DELETE", "/apiv1/alert-channels/{channel}"): remove_channel,
+    ("POST", "/apiv1/alert-channels/{channel}/test"): test_channel,
+    ("POST", "/apiv1/alert-messages/{mid}/resend"): resend,
     ("POST", "/apiv1/plane/ca/constraints"): constrain,
     ("POST", "/apiv1/plane/tls"): switch_tls,
     ("POST", "/apiv1/operators"): add_operator,

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from certctrl.cli.output import table
+from certctrl.cli.plane.alerts import alerts
 from certctrl.cli.plane.approval import approve, deny
 from certctrl.cli.plane.asking import ask
 from certctrl.cli.plane.audit import audit
@@ -278,6 +279,7 @@ plane.add_typer(orders, name="orders")
 plane.add_typer(install_config, name="install-config")
 plane.add_typer(profile, name="profile")
 plane.add_typer(rollout, name="rollout")
+plane.add_typer(alerts, name="alerts")
 ca.command("show", cls=OperatorCommand)(show_ca)
 ca.command(cls=OperatorCommand)(constrain)
 plane.add_typer(ca, name="ca")

@@ -16,7 +16,7 @@ Values = dict[str, Any]
 KIND_OF_FIELD = {
     "did": "device", "device_ids": "device", "cid": "certificate", "cert_id": "certificate", "cert_ids": "certificate",
     "caid": "ca", "ca_id": "ca", "tid": "enrolment-token", "oid": "order", "code": "grant", "user_code": "grant",
-    "operator": "operator", "ktid": "token", "rid": "rollout",
+    "operator": "operator", "ktid": "token", "rid": "rollout", "channel": "alert-channel", "mid": "alert-message",
 }  # fmt: skip
 """Field of a path or request -> the kind of the objects that it names."""
 KIND_OF_TABLE = {
@@ -214,6 +214,15 @@ def _token(database: Database, object_id: str) -> Values | None:
     return None if row is None else _plain(row, (*columns, "operator"), times)
 
 
+def _alert_channel(database: Database, object_id: str) -> Values | None:
+    """Return a channel by name; its URL, which may be a secret, is not among its settings."""
+    row = database.one("SELECT name, kind, settings, updated_at FROM alert_channels WHERE name = ?", object_id)
+    if row is None:
+        return None
+    settings = json.loads(row["settings"])
+    return _plain(row, ("name", "kind"), ("updated_at",)) | {"settings": settings}
+
+
 def _operator(database: Database, object_id: str) -> Values | None:
     """Return an operator by name, which may be a number."""
     columns, times = ("name", "role"), ("disabled_at", "deleted_at")
@@ -240,4 +249,6 @@ _READERS: dict[str, Callable[[Database, str], Values | None]] = {
     "token": _token,
     "profile": _profile,
     "rollout": _rollout,
+    "alert-channel": _alert_channel,
+    "alert-message": _row_of("alert_messages", "group_name", "kind", "state", "attempts", "problem"),
 }

@@ -56,6 +56,8 @@ class ProblemName(StrEnum):
     """Imported certificates on devices end soon: only their owner can replace them."""
     ROLLOUT_HALTED = "rollout_halted"
     """A rollout has halted, and waits for an operator."""
+    ALERTS = "alerts"
+    """Messages about alerts are not delivered to their channel."""
     WAKES_DELAYED = "wakes_delayed"
     """The connection for notifications is lost: the sweep finds what other planes have stored."""
 
@@ -74,7 +76,7 @@ _LESSER = (
     ProblemName.DISK_LOW, ProblemName.OVERLOAD, ProblemName.TLS_CERTIFICATE, ProblemName.ORDERS, ProblemName.ISSUER,
     ProblemName.REVOCATIONS, ProblemName.PROOFS,
     ProblemName.RENEWALS_LATE, ProblemName.RENEWALS_ENDING, ProblemName.IMPORTS_ENDING, ProblemName.ROLLOUT_HALTED,
-    ProblemName.WAKES_DELAYED,
+    ProblemName.ALERTS, ProblemName.WAKES_DELAYED,
 )  # fmt: skip
 _SUMMARIES = {
     ProblemName.STOPPING: "The control plane is stopping",
@@ -95,6 +97,7 @@ _SUMMARIES = {
     ProblemName.RENEWALS_ENDING: "Certificates that are about to expire, or have expired, are not renewed",
     ProblemName.IMPORTS_ENDING: "Imported certificates expire soon and must be imported again",
     ProblemName.ROLLOUT_HALTED: "A rollout has halted because devices failed",
+    ProblemName.ALERTS: "Alerts could not be delivered to a channel yet",
     ProblemName.WAKES_DELAYED: "Signals of other control planes reach waiting polls up to 10 s late",
 }
 

@@ -6,6 +6,7 @@ from starlette.routing import Router
 
 from certctrl.plane.core import Plane
 from certctrl.plane.http.access_api import AccessApi
+from certctrl.plane.http.alert_api import AlertApi
 from certctrl.plane.http.anchor_api import AnchorApi
 from certctrl.plane.http.audit_api import AuditApi
 from certctrl.plane.http.ca_api import CaApi
@@ -53,6 +54,7 @@ def make_app(plane: Plane, *, faults: Faults | None = None) -> App:
         *ProfileApi(plane).routes(),
         *RolloutApi(plane).routes(),
         *FleetApi(plane).routes(),
+        *AlertApi(plane).routes(),
         *push.operator_routes(),
         *ApprovalPage(plane).routes(),
         *ProviderPage(plane).routes(),

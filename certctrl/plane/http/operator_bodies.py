@@ -266,6 +266,17 @@ class NewIssuer:
 
 
 @lean.frozen(kw_only=True)
+class NewAlertChannel:
+    """An alert channel to add or replace."""
+
+    name: Annotated[str, Text(100)]
+    kind: Annotated[str, Text(100)]
+    settings: Annotated[dict[str, Any], Table()] = attrs.field(factory=dict)
+    secrets: Annotated[dict[str, Any], Table()] = attrs.field(factory=dict, repr=False)
+    replace: bool = False
+
+
+@lean.frozen(kw_only=True)
 class IssuerRule:
     """The issuer for a domain."""
 

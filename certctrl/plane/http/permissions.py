@@ -32,6 +32,7 @@ class Permission:
 
 _ISSUER, _RULE, _PROFILE = {"name": "issuer"}, {"domain": "issuer-rule"}, {"name": "profile"}
 _TLS, _CA, _ISSUERS = "/apiv1/plane/tls", "/apiv1/plane/ca", "/apiv1/issuers/{name}"
+_CHANNELS, _MESSAGES = "/apiv1/alert-channels", "/apiv1/alert-messages"
 _ORDER, _GRANT = f"{USER}/orders/{{oid}}", "/apiv1/device-grants/{code}"
 _PROFILES, _ROLLOUTS = f"{USER}/profiles", f"{USER}/rollouts"
 
@@ -105,6 +106,14 @@ PERMISSIONS: dict[tuple[str, str], Permission] = {
     ("GET", f"{USER}/fleet/causes"): Permission(VIEWER),
     ("GET", f"{USER}/fleet/devices"): Permission(VIEWER),
     ("GET", f"{USER}/fleet/certificates"): Permission(VIEWER),
+    ("GET", _CHANNELS): Permission(VIEWER),
+    ("POST", _CHANNELS): Permission(ADMIN, "alert-channel.put", {"name": "alert-channel"}),
+    ("GET", f"{_CHANNELS}/{{channel}}"): Permission(VIEWER),
+    ("DELETE", f"{_CHANNELS}/{{channel}}"): Permission(ADMIN, "alert-channel.remove"),
+    ("POST", f"{_CHANNELS}/{{channel}}/test"): Permission(OPERATOR, "alert-channel.test"),
+    ("GET", _MESSAGES): Permission(VIEWER),
+    ("GET", f"{_MESSAGES}/{{mid}}"): Permission(VIEWER),
+    ("POST", f"{_MESSAGES}/{{mid}}/resend"): Permission(OPERATOR, "alert-message.resend"),
     ("GET", f"{USER}/cas"): Permission(VIEWER),
     ("POST", f"{USER}/cas"): Permission(ADMIN, "ca.add"),
     ("GET", "/apiv1/issuers"): Permission(VIEWER),

@@ -13,6 +13,12 @@ from certctrl.plane.storage.database import Database, Row
 FAILURES = 3
 """Failed attempts after which an order is a problem: fewer may be a temporary fault of the CA."""
 EVERY_SECONDS = 30.0
+FAILING = (
+    f"((o.state = '{READY}' AND o.attempts >= {FAILURES} AND o.problem != '') OR o.state = '{BLOCKED}'"
+    f" OR (o.state IN ('{READY}', '{CSR_WANTED}') AND o.refused_requests > 0 AND o.problem != '')"
+    f" OR (o.state = '{FAILED}' AND o.batch != ''))"  # others wait for it
+)
+"""The condition that an order ``o`` keeps failing."""
 
 
 class OrderProblems:
@@ -48,15 +54,10 @@ class OrderProblems:
 
     def _read(self) -> tuple[int, Row | None, list[str]]:
         """Return the number of failing orders, the oldest of them, and the names of all issuers."""
-        failing = (
-            f"(o.state = '{READY}' AND o.attempts >= {FAILURES} AND o.problem != '') OR o.state = '{BLOCKED}'"
-            f" OR (o.state IN ('{READY}', '{CSR_WANTED}') AND o.refused_requests > 0 AND o.problem != '')"
-            f" OR (o.state = '{FAILED}' AND o.batch != '')"  # others wait for it
-        )
-        count = self._db.one(f"SELECT count(*) AS n FROM orders o WHERE {failing}")
+        count = self._db.one(f"SELECT count(*) AS n FROM orders o WHERE {FAILING}")
         worst = self._db.one(
             "SELECT o.id, o.issuer, o.problem, c.domain_name FROM orders o JOIN certificates c ON c.id = o.cert_id"
-            f" WHERE {failing} ORDER BY o.id LIMIT 1"
+            f" WHERE {FAILING} ORDER BY o.id LIMIT 1"
         )
         names = [row["name"] for row in self._db.all("SELECT name FROM issuers ORDER BY name")]
         return 0 if count is None else int(count["n"]), worst, names

@@ -22,6 +22,7 @@ TABLES = (
     "profiles", "profile_versions", "profile_pins", "rollouts", "rollout_devices",
     "operators", "operator_tokens", "operator_sessions", "audit", "audit_objects",
     "deployments", "endpoints", "device_replacements",
+    "alert_channels", "alert_groups", "alert_messages", "alert_problems",
 )  # fmt: skip
 """All tables, each after those it refers to."""
 

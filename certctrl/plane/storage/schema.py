@@ -362,6 +362,28 @@ CREATE TABLE endpoints (
 ) WITHOUT ROWID;
 CREATE INDEX endpoints_wrong ON endpoints(device_id, cert_id) WHERE reason != '';
 """,
+    """
+CREATE TABLE alert_channels (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, kind TEXT NOT NULL, settings TEXT NOT NULL,
+  secrets_enc BLOB NOT NULL, created_at REAL NOT NULL, updated_at REAL NOT NULL
+);
+CREATE TABLE alert_groups (
+  channel_id INTEGER NOT NULL REFERENCES alert_channels(id), name TEXT NOT NULL, state TEXT NOT NULL,
+  PRIMARY KEY (channel_id, name)
+) WITHOUT ROWID;
+CREATE TABLE alert_messages (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, channel_id INTEGER NOT NULL REFERENCES alert_channels(id),
+  group_name TEXT NOT NULL, kind TEXT NOT NULL, body TEXT NOT NULL,
+  state TEXT NOT NULL CHECK (state IN ('due', 'sent', 'dead')), attempts INTEGER NOT NULL DEFAULT 0,
+  problem TEXT NOT NULL DEFAULT '', created_at REAL NOT NULL, retry_from REAL NOT NULL, next_at REAL, ended_at REAL
+);
+CREATE INDEX alert_messages_channel ON alert_messages(channel_id, id);
+CREATE INDEX alert_messages_due ON alert_messages(channel_id, group_name, id) WHERE state = 'due';
+CREATE TABLE alert_problems (
+  plane TEXT NOT NULL, name TEXT NOT NULL, host TEXT NOT NULL, what TEXT NOT NULL, since REAL NOT NULL,
+  seen_at REAL NOT NULL, PRIMARY KEY (plane, name)
+) WITHOUT ROWID;
+""",
 )
 """One script per schema version, oldest first, in SQLite's dialect; the database counts those that have run.
 

@@ -20,7 +20,9 @@ from certctrl.plane.sign_in.provider import Person
 from certctrl.plane.storage.keyring import OPERATOR_KEY_DIGEST, digest
 
 OPERATORS, TOKENS, KEY = "/apiv1/operators", "/apiv1/operator-tokens", "/apiv1/plane/operator-key"
-IDS = dict.fromkeys(("uid", "did", "cid", "caid", "tid", "oid", "name", "operator", "ktid", "rid"), "1") | {
+IDS = dict.fromkeys(
+    ("uid", "did", "cid", "caid", "tid", "oid", "name", "operator", "ktid", "rid", "channel", "mid"), "1"
+) | {
     "code": "ABCD-EFGH",
     "ktid": "9",
 }

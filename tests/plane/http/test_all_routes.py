@@ -12,6 +12,7 @@ from plane_world import Client, World
 from starlette.routing import Route
 
 from certctrl.plane.http.access_api import AccessApi
+from certctrl.plane.http.alert_api import AlertApi
 from certctrl.plane.http.audit_api import AuditApi
 from certctrl.plane.http.ca_api import CaApi
 from certctrl.plane.http.device_api import DeviceApi
@@ -29,7 +30,23 @@ from certctrl.plane.http.rollout_api import RolloutApi
 PART = 64 * 1024
 IDS = {
     **dict.fromkeys(
-        ("uid", "did", "cid", "caid", "tid", "oid", "rid", "ktid", "cert_id", "ca_id", "name", "operator"), "1"
+        (
+            "uid",
+            "did",
+            "cid",
+            "caid",
+            "tid",
+            "oid",
+            "rid",
+            "ktid",
+            "cert_id",
+            "ca_id",
+            "name",
+            "operator",
+            "channel",
+            "mid",
+        ),
+        "1",
     ),
     "code": "ABCD-EFGH",
 }
@@ -48,7 +65,7 @@ def routes_of(world: World) -> Iterator[tuple[str, str]]:
     plane = world.plane
     parts = [
         Health, DeviceApi, OperatorApi, OperatorResources, CaApi, AuditApi, AccessApi, IssuingApi, LifecycleApi, ProfileApi,
-        RolloutApi, FleetApi, ApprovalPage,
+        RolloutApi, FleetApi, AlertApi, ApprovalPage,
     ]  # fmt: skip
     for route in (route for part in parts for route in part(plane).routes()):
         assert isinstance(route, Route)

@@ -1,0 +1,188 @@
+"""Outbox: messages from the transaction that decided them until their receiver has accepted them.
+
+Each has a job, so that one plane at a time sends it. Messages about one group are sent in order. A message whose
+receiver fails is retried for a day, and is a dead letter then, which an operator may send again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from certctrl import lean
+from certctrl.backoff import grown
+from certctrl.plane.alerts.texts import Message
+from certctrl.plane.clock import when
+from certctrl.plane.errors import conflict, not_found
+from certctrl.plane.jobs import Job, Jobs
+from certctrl.plane.settings import DAY
+from certctrl.plane.storage.database import Database, Row
+from certctrl.text import one_line
+
+JOB = "alert"
+DUE, SENT, DEAD = "due", "sent", "dead"
+STATES = (DUE, SENT, DEAD)
+FIRST_PAUSE, LAST_PAUSE = 10.0, 3600.0
+RETRY_SECONDS = float(DAY)
+LEASE_SECONDS = 120.0
+"""Longer than an attempt, so that leases need no extension."""
+SENT_DAYS, DEAD_DAYS = 30, 90
+"""For how long messages are kept."""
+FAILING_ATTEMPTS = 3
+"""Failed attempts after which a message is a problem of the plane."""
+_EARLIER = (
+    "NOT EXISTS (SELECT 1 FROM alert_messages m JOIN alert_messages e ON e.channel_id = m.channel_id"
+    " AND e.group_name = m.group_name AND e.id < m.id AND e.state = 'due'"
+    " WHERE m.state = 'due' AND CAST(m.id AS TEXT) = jobs.job_key)"
+)
+
+
+@lean.frozen
+class Delivery:
+    """One attempt to send a message."""
+
+    id: int
+    channel_id: int
+    body: Message
+    attempts: int
+    created_at: float
+
+
+class Outbox:
+    """The table of messages; methods run in the caller's unit of work."""
+
+    def __init__(self, database: Database, jobs: Jobs, wall_now: Callable[[], float]) -> None:
+        self._db = database
+        self._jobs = jobs
+        self._wall_now = wall_now
+
+    def add(self, channel_id: int, message: Message) -> int:
+        """Store a message that is due now; return its id."""
+        now = self._wall_now()
+        new_id = self._db.insert(
+            "INSERT INTO alert_messages (channel_id, group_name, kind, body, state, created_at, retry_from)"
+            " VALUES (?, ?, ?, ?, 'due', ?, ?)",
+            *(channel_id, message["group"], message["kind"], json.dumps(message), now, now),
+        )
+        self._jobs.put(JOB, str(new_id), now)
+        return new_id
+
+    def claim(self, limit: int) -> list[tuple[Job, Delivery]]:
+        """Claim messages that are due, each after those of its group that were stored before."""
+        found = []
+        for job in self._jobs.claim(JOB, limit=limit, lease_seconds=LEASE_SECONDS, only=_EARLIER):
+            row = self._db.one("SELECT * FROM alert_messages WHERE id = ? AND state = 'due'", int(job.key))
+            if row is None:
+                self._jobs.finish(job)
+                continue
+            delivery = Delivery(
+                row["id"], row["channel_id"], json.loads(row["body"]), row["attempts"], row["created_at"]
+            )
+            found.append((job, delivery))
+        return found
+
+    def succeed(self, job: Job, problem: str = "") -> None:
+        """Record that the receiver has accepted a message, even if the claim was lost meanwhile; ``problem`` remains."""
+        sql = (
+            "UPDATE alert_messages SET state = 'sent', attempts = attempts + 1, problem = ?, ended_at = ? WHERE id = ?"
+        )
+        self._db.run(sql, problem, self._wall_now(), int(job.key))
+        self._jobs.finish(job)
+
+    def fail(self, job: Job, problem: str) -> float | None:
+        """Record a failed attempt; return when the next one is due, None if there is none or the claim was lost."""
+        row = self._db.one_locked("SELECT * FROM alert_messages WHERE id = ?", int(job.key))
+        if row is None or row["state"] != DUE or not self._jobs.holds(job):
+            return None
+        now, attempts = self._wall_now(), row["attempts"] + 1
+        due = now + grown(FIRST_PAUSE, LAST_PAUSE, attempts)
+        is_over = due > min(row["retry_from"], now) + RETRY_SECONDS
+        self._db.run(
+            "UPDATE alert_messages SET attempts = ?, problem = ?, state = ?, next_at = ?, ended_at = ? WHERE id = ?",
+            *(
+                attempts,
+                problem,
+                DEAD if is_over else DUE,
+                None if is_over else due,
+                now if is_over else None,
+                row["id"],
+            ),
+        )
+        if is_over:
+            self._jobs.finish(job)
+            return None
+        self._jobs.reschedule(job, due)
+        return due
+
+    def resend(self, message_id: int) -> dict[str, Any]:
+        """Send a message again: a dead letter, or one that waits for its next attempt. ErrorResponse 404 and 409."""
+        row = self._db.one_locked("SELECT * FROM alert_messages WHERE id = ?", message_id)
+        if row is None:
+            raise not_found(f"There is no alert message {message_id}; see plane alerts outbox")
+        if row["state"] == SENT:
+            raise conflict(f"Message {message_id} was sent at {when(row['ended_at'])}", "ALREADY_SENT")
+        now = self._wall_now()
+        sql = "UPDATE alert_messages SET state = 'due', attempts = 0, retry_from = ?, next_at = ?, ended_at = NULL WHERE id = ?"
+        self._db.run(sql, now, now, message_id)
+        self._jobs.put(JOB, str(message_id), now)
+        return self.show(message_id)
+
+    def page(self, *, state: str, channel: str, before_id: int | None, limit: int) -> list[dict[str, Any]]:
+        """Return messages, the newest first."""
+        parts, parameters = ["1 = 1"], list[Any]()
+        for condition, value in (("m.state = ?", state), ("c.name = ?", channel), ("m.id < ?", before_id)):
+            if value:
+                parts.append(condition)
+                parameters.append(value)
+        rows = self._db.all(
+            "SELECT m.*, c.name AS channel FROM alert_messages m JOIN alert_channels c ON c.id = m.channel_id"
+            f" WHERE {' AND '.join(parts)} ORDER BY m.id DESC LIMIT ?",
+            *parameters,
+            limit,
+        )
+        return [_shown(row) for row in rows]
+
+    def show(self, message_id: int) -> dict[str, Any]:
+        """Return a message with its content; ErrorResponse 404."""
+        row = self._db.one(
+            "SELECT m.*, c.name AS channel FROM alert_messages m JOIN alert_channels c ON c.id = m.channel_id"
+            " WHERE m.id = ?",
+            message_id,
+        )
+        if row is None:
+            raise not_found(f"There is no alert message {message_id}; see plane alerts outbox")
+        return _shown(row) | {"message": json.loads(row["body"])}
+
+    def failing(self) -> tuple[int, Row | None]:
+        """Return the number of messages that cannot be delivered, and the oldest of them with its channel."""
+        where = f"m.state = '{DEAD}' OR (m.state = '{DUE}' AND m.attempts >= {FAILING_ATTEMPTS})"
+        count = self._db.one(f"SELECT count(*) AS n FROM alert_messages m WHERE {where}")
+        oldest = self._db.one(
+            "SELECT m.id, m.state, m.problem, c.name AS channel FROM alert_messages m JOIN alert_channels c"
+            f" ON c.id = m.channel_id WHERE {where} ORDER BY m.id LIMIT 1"
+        )
+        return 0 if count is None else int(count["n"]), oldest
+
+    def delete_expired(self) -> None:
+        """Delete messages that ended long ago."""
+        now = self._wall_now()
+        for state, days in ((SENT, SENT_DAYS), (DEAD, DEAD_DAYS)):
+            self._db.run("DELETE FROM alert_messages WHERE state = ? AND ended_at < ?", state, now - days * DAY)
+
+
+def _shown(row: Row) -> dict[str, Any]:
+    body = json.loads(row["body"])
+    return {
+        "id": row["id"],
+        "channel": row["channel"],
+        "kind": row["kind"],
+        "group": row["group_name"],
+        "title": one_line(body["title"]),
+        "state": row["state"],
+        "attempts": row["attempts"],
+        "problem": row["problem"],
+        "created_at": when(row["created_at"]),
+        "next_at": when(row["next_at"]) if row["state"] == DUE else None,
+        "ended_at": when(row["ended_at"]),
+    }
