@@ -177,6 +177,14 @@ def simulation(session: nox.Session) -> None:
 
 
 @nox.session
+def bad_days(session: nox.Session) -> None:
+    """Halt rollouts to 1 000 virtual devices at their limit, while a plane is lost and a certificate is revoked."""
+    session.install("-e", ".[dev]")
+    args = session.posargs or ["-s", "-n", WORKERS, "--timeout", "0"]
+    session.run("pytest", "tests/simulation/test_bad_day.py", "-m", "campaign", *args)
+
+
+@nox.session
 def mutants(session: nox.Session) -> None:
     """Change one expression of a package at a time, such as install/plan: its own tests must notice."""
     session.install("-e", ".[dev,types,mutants]")

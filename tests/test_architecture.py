@@ -92,8 +92,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "plane.devices": (*IN_PLANE, "plane.ca", "plane.installs", "plane.limits", "plane.shared_limits"),
     "plane.profiles": (*IN_PLANE, "plane.audit", "plane.devices", "plane.installs"),
     "plane.rollouts": (
-        *IN_PLANE, "plane.access.roles", "plane.audit", "plane.devices", "plane.health.problems", "plane.installs",
-        "plane.profiles",
+        *IN_PLANE, "plane.access.roles", "plane.audit", "plane.certificates", "plane.devices", "plane.health.problems",
+        "plane.installs", "plane.orders", "plane.profiles", "plane.reserved_names",
     ),
     "plane.fleet": (*IN_PLANE, "plane.devices"),
     "plane.alerts": (

@@ -23,6 +23,14 @@ CAP = 4 * 1024 * 1024
 """Bytes of one answer."""
 
 
+class TriedError(Exception):
+    """A change was tried only; ``answer`` has ``action`` and ``changes``."""
+
+    def __init__(self, answer: dict[str, Any]) -> None:
+        super().__init__("tried only")
+        self.answer = answer
+
+
 class Operator:
     """Call the operator API of a plane; every method returns the plane's ``data`` as JSON values.
 
@@ -30,8 +38,10 @@ class Operator:
     reached. The caller owns and closes ``http``.
     """
 
-    def __init__(self, http: Http, key: str, *, wall_now: Callable[[], float]) -> None:
+    def __init__(self, http: Http, key: str, *, wall_now: Callable[[], float], dry_run: bool = False) -> None:
+        """``dry_run``: raise TriedError instead of the first change."""
         self._http = http
+        self._dry_run = dry_run
         self._headers = {"authorization": f"Bearer {key}"}
         self._wall_now = wall_now
 
@@ -127,6 +137,26 @@ class Operator:
 
     async def call(self, method: str, path: str, *, json: Any = None, query: Mapping[str, str] | None = None) -> Any:
         """Return ``data`` of the answer for any path of the operator API; None if there is none."""
+        if not self._dry_run or method == "GET":
+            return await self._call(method, path, json, query)
+        await self._require_trials()
+        data = await self._call(method, path, json, {**(query or {}), "dry_run": "1"})
+        if isinstance(data, dict) and data.get("dry_run") is True and "action" in data:
+            raise TriedError(data)
+        return data
+
+    async def _require_trials(self) -> None:
+        """Raise PlaneError for an older plane, which would change something."""
+        try:
+            whoami = await self._call("GET", "/apiv1/whoami", None, None)
+        except PlaneError as error:
+            if error.status != 404:
+                raise
+            whoami = None
+        if not (isinstance(whoami, dict) and whoami.get("dry_run") is True):
+            raise PlaneError("this control plane is too old for --dry-run", status=400, fix="update it")
+
+    async def _call(self, method: str, path: str, json: Any, query: Mapping[str, str] | None) -> Any:
         answer = await self._http.request(
             method, path, query=query or {}, headers=self._headers, json=json, deadline=DEADLINE_SECONDS, cap=CAP
         )

@@ -59,7 +59,9 @@ from certctrl.plane.push.hub import Alike, Push
 from certctrl.plane.push.sockets import Sockets
 from certctrl.plane.reserved_names import ReservedNames
 from certctrl.plane.revocation.crls import Crls
-from certctrl.plane.rollouts.rollouts import Rollouts
+from certctrl.plane.rollouts.changes import ProfileChanges
+from certctrl.plane.rollouts.renewals import RenewalRollouts
+from certctrl.plane.rollouts.rollouts import PROFILE, RENEWAL, Rollouts
 from certctrl.plane.rollouts.runner import RolloutRunner
 from certctrl.plane.settings import PlaneSettings
 from certctrl.plane.sign_in.provider import provider_of
@@ -138,8 +140,13 @@ class Plane:
         self.profiles = Profiles(self.database, stored, self.installs, self.wall_now)
         db, devices, wall_now = self.database, self.devices, self.wall_now
         self.rollouts = Rollouts(db, self.profiles, devices, wall_now)
-        parts = (self.rollouts, self.profiles, stored, devices, self.installs)
-        self.rollout_runner = RolloutRunner(db, *parts, self.problems, self.audit, wall_now)
+        renewing = (self._certificate_table, self.orders, self.reserved, self.audit)
+        self.renewal_rollouts = RenewalRollouts(db, self.rollouts, *renewing, wall_now)
+        changes = ProfileChanges(db, self.profiles, stored, self.installs)
+        self.rollouts.changes = {PROFILE: changes, RENEWAL: self.renewal_rollouts}
+        self.renewals.roll_out = self.renewal_rollouts.begin_due
+        parts = (self.rollouts, self.renewal_rollouts, self.profiles, devices, self.problems, self.audit)
+        self.rollout_runner = RolloutRunner(db, *parts, wall_now)
         self.installs.merge = stored.merge_own
         self.installs.on_created = lambda device_id: stored.refresh([device_id], strict=False)
         self.devices.tags.on_changed = lambda device_ids, strict: stored.refresh(device_ids, strict=strict)

@@ -214,3 +214,20 @@ async def test_lists_by_tag() -> None:
     await operator.fetch_list(1, "devices", [""])
     await operator.fetch_list(1, "devices")
     assert [query.get("tag") for query in pages.queries] == ["web,env=prod", "", None]
+
+
+async def test_an_older_plane_is_not_asked_to_try_anything() -> None:
+    """It would ignore ``dry_run``, and change something."""
+    sent: list[tuple[object, ...]] = []
+
+    class Older:
+        async def request(self, *args: object, **kwargs: object) -> Answer:
+            sent.append(args)
+            return Answer(200, {"content-type": "application/json"}, b'{"data": {"who": "operator key"}}')
+
+        async def aclose(self) -> None: ...
+
+    operator = Operator(Older(), "key", wall_now=wall, dry_run=True)
+    with pytest.raises(PlaneError, match="too old for --dry-run"):
+        await operator.renew(1, 1)
+    assert sent == [("GET", "/apiv1/whoami")]

@@ -240,6 +240,10 @@ async def change_rollout(world: World, change: str) -> Any:
     return await world.operator("POST", f"/apiv1/users/1/rollouts/{rollout_id}/{change}", {})
 
 
+async def put_renewal_plan(world: World) -> Any:
+    return await world.operator("POST", "/apiv1/users/1/renewal-rollouts", {"over": 10})
+
+
 async def freeze(world: World) -> Any:
     return await world.operator("POST", "/apiv1/users/1/rollout-freeze", {"reason": "the fair"})
 
@@ -427,6 +431,7 @@ CASES: dict[tuple[str, str], Case] = {
     ("POST", f"{USER}/rollouts/{{rid}}/resume"): resume_rollout,
     ("POST", f"{USER}/rollouts/{{rid}}/abort"): abort_rollout,
     ("POST", f"{USER}/rollout-freeze"): freeze,
+    ("POST", f"{USER}/renewal-rollouts"): put_renewal_plan,
     ("POST", f"{USER}/orders/{{oid}}/retry"): retry_order,
     ("POST", f"{USER}/orders/{{oid}}/cancel"): cancel_order,
     ("POST", "/apiv1/issuers"): put_issuer,

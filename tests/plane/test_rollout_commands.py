@@ -88,3 +88,45 @@ def test_mistakes_are_named(site: PlaneSite, tmp_path: Path) -> None:
     ):
         done = site("rollout", *argv)
         assert (done.status, says in done.err) == (status, True), (argv, done)
+
+
+@pytest.mark.integration
+def test_renewals_in_waves(site: PlaneSite) -> None:
+    token = site("enrolment-token", "--uses", "0").output.strip()
+    ids = []
+    for name in ("w-1", "w-2", "w-3"):
+        body = registration(f"id-of-{name}", PrivateKey.generate(), name) | {"enrolment_token": token}
+        ids.append(str(site.register(body)["device"]["id"]))
+    devices = [argument for one in ids for argument in ("--device", one)]
+    number = str(site("issue", "waves.example.com", *devices, "--json").json["id"])
+    plan = site("renew", "waves.example.com", "--rollout", "1", "--dry-run").output
+    assert plan == "a rollout of the renewal of 1 certificate would have 2 waves of 1, 2 devices\n"
+    assert [row for row in site("rollout", "list", "--json").json if row["kind"] == "renewal"] == []
+    started = site("renew", number, "--rollout", "1", "--max-failures", "1", "--reason", "new chain", "--yes")
+    rollout = str(site("rollout", "list", "--json").json[0]["id"])
+    assert started.output == (
+        f"rollout {rollout} of the renewal of 1 certificate has started: 2 waves of 1, 2 devices\n"
+        f"follow it with: cert-ctrl plane rollout status {rollout}\n"
+    )
+    assert waiting(site, rollout)["note"] == "new chain"
+    said = site("rollout", "status", rollout).output.splitlines()[0]
+    what = f"rollout {rollout} of the renewal of certificate {number} (waves.example.com) is running"
+    assert said == f"{what}, waits for the proof of 1 device of wave 1"
+    refused = site("renew", number)
+    assert (refused.status, f"Rollout {rollout} renews certificate {number}" in refused.err) == (1, True)
+    ended = site("rollout", "abort", rollout, "--forward", "--yes").output
+    assert ended == f"rollout {rollout} is aborted; 3 of 3 devices have the renewed certificates\n"
+    assert site("rollout", "renewals").output == "renewals that are due reach all devices at once\n"
+    plan = site("rollout", "renewals", "--over", "10", "--waves", "1,20%").output
+    assert plan == "renewals that are due go in waves of 1, 20%, the rest if more than 10 devices share them\n"
+    assert site("rollout", "renewals", "--off", "--json").json == {"over": None}
+    for argv, says in (
+        (("renew", number, "--rollout", ","), "--rollout names no size of a wave"),
+        (("renew", number, "--rollout", "1,x"), "waves: 'x' is not the size of a wave"),
+        (("renew", number, "--rollout", "1", "--together"), "--rollout renews certificates separately"),
+        (("renew", number, "--pause", "1h"), "are for --rollout"),
+        (("rollout", "renewals", "--over", "3", "--off"), "both --over and --off"),
+        (("rollout", "renewals", "--over", "0"), "--over"),
+    ):
+        done = site(*argv)
+        assert (done.status, says in done.err) == (ExitStatus.USAGE, True), (argv, done)

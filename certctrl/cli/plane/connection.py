@@ -1,6 +1,7 @@
 """The connection of `cert-ctrl plane …` commands to a control plane, and the options they share.
 
-`OperatorCommand` adds the shared options (``--data``, ``--server``, …) to each command.
+`OperatorCommand` adds the shared options (``--data``, ``--server``, …) to each command, and ``--dry-run`` to those that
+change something.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import contextlib
 import os
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from json import dumps as to_json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -22,7 +25,7 @@ from certctrl.cli.output import write_error, write_json, write_line
 from certctrl.cli.owner import become_owner
 from certctrl.cli.plane.secrets import refuse_readable
 from certctrl.errors import CertctrlError, ExitStatus, PlaneError, TransportError, UsageError
-from certctrl.text import ascii_name, nearest
+from certctrl.text import ascii_name, nearest, one_line
 
 if TYPE_CHECKING:
     from certctrl.net.operator import Operator
@@ -35,8 +38,31 @@ SomeDevices = Annotated[list[str], typer.Option("--device", metavar="ID|NAME", h
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation on a terminal.")]
 DATA_VARIABLE = "CERTCTRL_PLANE_DATA"
 OWN_FILE_VARIABLE = "CERTCTRL_PLANE_TOKEN_FILE"
+WITHOUT_TRIAL = frozenset(
+    {
+        "ask",
+        "audit",
+        "causes",
+        "certificates",
+        "check",
+        "devices",
+        "diff",
+        "history",
+        "list",
+        "outcomes",
+        "show",
+        "status",
+        "whoami",
+        "change-key",
+        "constrain",
+        "deactivate",
+        "switch",
+    }
+)
+"""Names of commands that change nothing, and of those whose requests have no dry run."""
 _META = "certctrl.plane"
 _MAX_KEY_BYTES = 4096
+_SHOWN_CHANGES = 20
 _EXIT_STATUSES = {
     400: ExitStatus.USAGE, 401: ExitStatus.NOT_REGISTERED, 403: ExitStatus.NOT_REGISTERED, 404: ExitStatus.FAILED,
     409: ExitStatus.FAILED, 410: ExitStatus.FAILED, 413: ExitStatus.USAGE,
@@ -73,6 +99,8 @@ class SharedOptions:
     token_file: str = ""
     user: int = 1
     as_json: bool = False
+    dry_run: bool = False
+    """Whether the first change is tried only."""
 
 
 @lean.frozen
@@ -91,6 +119,22 @@ class OperatorCommand(TyperCommand):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.params.extend(_options())
+        if self.name not in WITHOUT_TRIAL and not any("--dry-run" in param.opts for param in self.params):
+            self.params.append(_dry_run())
+
+
+def _dry_run() -> TyperOption:
+    def take(ctx: Any, _param: Any, value: Any) -> None:
+        shared_options(ctx).dry_run = bool(value)
+
+    return TyperOption(
+        param_decls=["--dry-run"],
+        is_flag=True,
+        default=False,
+        expose_value=False,
+        callback=take,
+        help="Show what would change, and change nothing.",
+    )
 
 
 def _options() -> list[TyperOption]:
@@ -152,7 +196,7 @@ def call_plane(ctx: typer.Context, request: Callable[[OperatorApi], Awaitable[T]
 
     async def main() -> T:
         from certctrl.model.config import AgentConfig, ApplicationConfig, HttpClientConfig
-        from certctrl.net.operator import Operator
+        from certctrl.net.operator import Operator, TriedError
         from certctrl.net.transport import HttpcoreHttp
 
         ca_files = (str(connection.ca),) if connection.ca is not None else ()
@@ -161,9 +205,12 @@ def call_plane(ctx: typer.Context, request: Callable[[OperatorApi], Awaitable[T]
         )
         http = HttpcoreHttp(config, root=Path.cwd(), wall_now=_wall_now())
         try:
-            return await request(
-                OperatorApi(Operator(http, connection.key, wall_now=_wall_now()), shared_options(ctx).user)
-            )
+            dry_run = shared_options(ctx).dry_run
+            operator = Operator(http, connection.key, wall_now=_wall_now(), dry_run=dry_run)
+            return await request(OperatorApi(operator, shared_options(ctx).user))
+        except TriedError as tried:
+            show(ctx, tried.answer, partial(_print_trial, tried.answer))
+            raise typer.Exit(ExitStatus.DONE) from None
         except PlaneError as error:
             error.exit_status = _EXIT_STATUSES.get(error.status, error.exit_status)
             error.fix = _FIXES.get(error.key, error.fix or "")
@@ -179,7 +226,7 @@ def call_plane(ctx: typer.Context, request: Callable[[OperatorApi], Awaitable[T]
 
 def agreed(ctx: typer.Context, question: str | Callable[[OperatorApi], Awaitable[str]], *, yes: bool) -> bool:
     """Ask the operator on a terminal; scripts and --yes agree."""
-    if yes or not sys.stdin.isatty():
+    if yes or shared_options(ctx).dry_run or not sys.stdin.isatty():
         return True
     return answered_yes(question if isinstance(question, str) else call_plane(ctx, question))
 
@@ -317,6 +364,29 @@ def note_duplicates(names: Sequence[str]) -> None:
     plain = [name.strip().rstrip(".").lower() for name in names]
     for name in dict.fromkeys(name for name in plain if plain.count(name) > 1):
         write_error(f"note: {name} is given {plain.count(name)} times; the certificate contains it once")
+
+
+def _print_trial(answer: Mapping[str, Any]) -> None:
+    """Print what a change would do; the values of new objects, and those that differ of others."""
+    for one in answer["changes"][:_SHOWN_CHANGES]:
+        name = f" ({one_line(one['name'], 60)})" if one["name"] else ""
+        is_new = not one["before"]
+        values = [
+            f"{field} {'' if is_new else _brief(one['before'].get(field)) + ' -> '}{_brief(one['after'].get(field))}"
+            for field in {**one["before"], **one["after"]}
+            if field != "name" and not (is_new and one["after"].get(field) in ("", None, [], {}))
+        ]
+        what = f"{one['kind']} {one['id']}".rstrip() if one["id"] else f"new {one['kind']}"
+        write_line(f"{what}{name}{': ' if values else ''}{'; '.join(values)}")
+    if len(answer["changes"]) > _SHOWN_CHANGES:
+        write_line(f"… and {len(answer['changes']) - _SHOWN_CHANGES} more; --json lists all")
+    what = "nothing was changed" if answer["changes"] else "nothing would change"
+    write_line(f"dry run of {answer['action']}: {what}")
+
+
+def _brief(value: Any) -> str:
+    text = value if isinstance(value, str) else to_json(value, ensure_ascii=False)
+    return one_line(text or '""', 60)
 
 
 def show(ctx: typer.Context, data: Any, text: str | Callable[[], None]) -> None:

@@ -9,8 +9,9 @@ import typer
 
 from certctrl.cli.output import write_error, write_line
 from certctrl.cli.plane.bar import Bar
-from certctrl.cli.plane.connection import OperatorApi, Yes, agreed, call_plane, show
+from certctrl.cli.plane.connection import OperatorApi, Yes, agreed, call_plane, shared_options, show
 from certctrl.cli.plane.orders import NoWait, wait_for_order
+from certctrl.cli.plane.rollouts import Canary, MaxFailures, Pause, Serial, Windows, rules_of, waves_text
 from certctrl.cli.plane.tags import require_known
 from certctrl.errors import ExitStatus, UsageError
 from certctrl.text import counted
@@ -41,6 +42,13 @@ Together = Annotated[
     bool,
     typer.Option("--together", help="Deliver them once all are issued; hosts switch to all of them or to none."),
 ]
+InWaves = Annotated[
+    str,
+    typer.Option(
+        "--rollout", metavar="SIZES", help="Renew in waves: devices or shares of each; the rest is the last one."
+    ),
+]
+WouldRenew = Annotated[bool, typer.Option("--dry-run", help="Show what would change, or the waves; renew nothing.")]
 FromIssuer = Annotated[str, typer.Option("--issuer", metavar="NAME", help="Renew those of this issuer.")]
 
 
@@ -52,6 +60,13 @@ def renew(
     issuer: FromIssuer = "",
     tag: Tagged = None,
     together: Together = False,
+    rollout: InWaves = "",
+    canary: Canary = "",
+    max_failures: MaxFailures = 0,
+    pause: Pause = "0s",
+    window: Windows = None,
+    serial: Serial = "",
+    dry_run: WouldRenew = False,
     reason: Reason = "",
     no_wait: NoWait = False,
     yes: Yes = False,
@@ -60,39 +75,71 @@ def renew(
 
     Waits until they are issued; an interrupt ends the wait, not the orders. For several certificates, prints their
     number and asks for confirmation on a terminal; imported ones are left out. --due, --issuer and
-    --tag together renew certificates that match all of them. Exit status: 0 renewed, 1 not confirmed, or some are not renewed yet.
+    --tag together renew certificates that match all of them. With --rollout, devices get theirs in waves, each released by
+    the proof of the one before, and nothing is waited for: see plane rollout status. Exit status: 0 renewed, or the rollout
+    has started; 1 not confirmed, or some are not renewed yet.
 
     \b
     cert-ctrl plane renew --data /var/lib/plane www.example.com
     cert-ctrl plane renew --data /var/lib/plane 3 4 5 --together
     cert-ctrl plane renew --data /var/lib/plane --issuer le --due
     cert-ctrl plane renew --data /var/lib/plane --tag web
+    cert-ctrl plane renew --data /var/lib/plane 3 --rollout 1,10%,50%
     """
-    named = certificates or []
+    named, rules = certificates or [], rules_of(rollout, canary, max_failures, pause, window, serial)
+    _check(rules, together, is_rollout=bool(rollout))
     if bool(named) == (every or due or bool(issuer) or bool(tag)):
         raise UsageError("name certificates, or use --all, --due, --issuer or --tag", fix="cert-ctrl plane renew ID")
-    if len(named) == 1 and not together:
+    shared_options(ctx).dry_run = dry_run and not rollout
+    if len(named) == 1 and not together and not rollout:
         _renew_one(ctx, named[0], reason, no_wait)
         return ExitStatus.DONE
+    ids = _own(call_plane(ctx, lambda api: _selected(api, named, due=due, issuer=issuer, tags=tag)))
+    if not ids:
+        show(ctx, [], "no certificate to renew")
+        return ExitStatus.DONE
+    if not dry_run and not agreed(ctx, f"Renew {counted(len(ids), 'certificate')}?", yes=yes):
+        return ExitStatus.FAILED
+    if rollout:
+        _roll_out(ctx, ids, rules | {"note": reason}, dry_run)
+        return ExitStatus.DONE
+    return _renew_many(ctx, ids, reason, no_wait, together=together)
 
-    async def select(api: OperatorApi) -> list[dict[str, Any]]:
-        return await _selected(api, named, due=due, issuer=issuer, tags=tag)
 
-    rows = call_plane(ctx, select)
+def _own(rows: Sequence[dict[str, Any]]) -> list[int]:
+    """Return the ids of the certificates that are not imported, after a note about those that are."""
     imported = [row for row in rows if row["issuer"] == "import"]
     if imported:
         left_out = counted(len(imported), "imported certificate")
         write_error(f"note: left out {left_out}, which the owner renews: cert-ctrl plane import")
-    ids = [row["id"] for row in rows if row["issuer"] != "import"]
-    if not ids:
-        show(ctx, [], "no certificate to renew")
-        return ExitStatus.DONE
-    if not agreed(ctx, f"Renew {counted(len(ids), 'certificate')}?", yes=yes):
-        return ExitStatus.FAILED
-    if together and not 2 <= len(ids) <= MAX_CERTIFICATES:
-        what = f"--together needs 2 to {MAX_CERTIFICATES} certificates that can be renewed, not {len(ids)}"
-        raise UsageError(what, fix="cert-ctrl plane renew ID ID... --together")
-    return _renew_many(ctx, ids, reason, no_wait, together=together)
+    return [row["id"] for row in rows if row["issuer"] != "import"]
+
+
+def _check(rules: dict[str, Any], together: bool, *, is_rollout: bool) -> None:
+    """Raise UsageError for options that do not go together."""
+    if is_rollout and not rules["waves"]:
+        raise UsageError("--rollout names no size of a wave", fix="cert-ctrl plane renew ID --rollout 1,10%")
+    if is_rollout and together:
+        raise UsageError("--rollout renews certificates separately", fix="leave out --rollout or --together")
+    if not is_rollout and any(rules.values()):
+        what = "--canary, --max-failures, --pause, --window and --serial are for --rollout"
+        raise UsageError(what, fix="cert-ctrl plane renew ID --rollout 1,10%")
+
+
+def _roll_out(ctx: typer.Context, ids: Sequence[int], rules: dict[str, Any], dry_run: bool) -> None:
+    query = {"dry_run": "1"} if dry_run else None
+    body = {"cert_ids": list(ids)} | rules
+    done = call_plane(ctx, lambda api: api.call("POST", "rollouts", body, query=query))
+    what = f"the renewal of {counted(len(done['certificates']), 'certificate')}"
+    if dry_run:
+        show(ctx, done, f"a rollout of {what} would have {waves_text(done)}")
+        return
+
+    def started() -> None:
+        write_line(f"rollout {done['id']} of {what} has started: {waves_text(done)}")
+        write_line(f"follow it with: cert-ctrl plane rollout status {done['id']}")
+
+    show(ctx, done, started)
 
 
 def _renew_one(ctx: typer.Context, named: str, reason: str, no_wait: bool) -> None:
@@ -131,6 +178,10 @@ async def _selected(
 
 
 def _renew_many(ctx: typer.Context, ids: Sequence[int], reason: str, no_wait: bool, *, together: bool = False) -> int:
+    if together and not 2 <= len(ids) <= MAX_CERTIFICATES:
+        what = f"--together needs 2 to {MAX_CERTIFICATES} certificates that can be renewed, not {len(ids)}"
+        raise UsageError(what, fix="cert-ctrl plane renew ID ID... --together")
+
     async def request(api: OperatorApi) -> list[dict[str, Any]]:
         ordered: list[dict[str, Any]] = []
         with Bar("renewals ordered", len(ids)) as bar:

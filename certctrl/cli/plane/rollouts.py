@@ -1,4 +1,4 @@
-"""``plane rollout``: changes of profiles in waves, each released by the proof of the one before."""
+"""``plane rollout``: changes of profiles, and renewals, in waves, each released by the proof of the one before."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SHOWN_DEVICES = 20
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _STATES = ("proven", "released", "failed", "accepted", "skipped", "held")
 
-rollout = typer.Typer(help="Change profiles in waves, each released by proof.", **GROUP)
+rollout = typer.Typer(help="Changes in waves, each released by proof.", **GROUP)
 
 Waves = Annotated[
     str, typer.Option("--waves", metavar="SIZES", help="Devices or shares of each wave; the rest is the last one.")
@@ -69,14 +69,7 @@ def start(
     cert-ctrl plane rollout start --data /var/lib/plane nginx nginx.json \\
         --waves 1,10%,50% --pause 10m --dry-run
     """
-    rules = {
-        "waves": [one for one in waves.split(",") if one.strip()],
-        "canary": canary,
-        "max_failures": max_failures,
-        "pause_seconds": _seconds(pause),
-        "windows": window or [],
-        "serial": serial,
-    }
+    rules = rules_of(waves, canary, max_failures, pause, window, serial)
 
     async def request(api: OperatorApi) -> Any:
         body = await request_body(api, name, file, devices, order, version, note)
@@ -85,6 +78,20 @@ def start(
 
     done = call_plane(ctx, request)
     show(ctx, done, lambda: _print_start(done))
+
+
+def rules_of(
+    waves: str, canary: str, max_failures: int, pause: str, window: Sequence[str] | None, serial: str
+) -> dict[str, Any]:
+    """Return the rules of a rollout as the API takes them."""
+    return {
+        "waves": [one for one in waves.split(",") if one.strip()],
+        "canary": canary,
+        "max_failures": max_failures,
+        "pause_seconds": _seconds(pause),
+        "windows": list(window or ()),
+        "serial": serial,
+    }
 
 
 def _seconds(text: str) -> int:
@@ -96,8 +103,7 @@ def _seconds(text: str) -> int:
 
 def _print_start(done: Mapping[str, Any]) -> None:
     print_change(done["changes"])
-    sizes = ", ".join(str(wave["devices"]) for wave in done["waves"])
-    waves = f"{counted(len(done['waves']), 'wave')} of {sizes} devices"
+    waves = waves_text(done)
     if done["dry_run"]:
         problems = done["changes"]["problems"]
         refused = f"; it would be refused: {counted(problems, 'device')} would have a problem" if problems else ""
@@ -105,6 +111,12 @@ def _print_start(done: Mapping[str, Any]) -> None:
         return
     write_line(f"rollout {done['id']} of profile {done['profile']}, version {done['version']}, has started: {waves}")
     write_line(f"follow it with: cert-ctrl plane rollout status {done['id']}")
+
+
+def waves_text(done: Mapping[str, Any]) -> str:
+    """Return the number and the sizes of the waves of a rollout."""
+    sizes = ", ".join(str(wave["devices"]) for wave in done["waves"])
+    return f"{counted(len(done['waves']), 'wave')} of {sizes} devices"
 
 
 @rollout.command("list", cls=OperatorCommand)
@@ -133,15 +145,13 @@ def _print_list(rows: Sequence[dict[str, Any]]) -> None:
     if not rows:
         write_line("no rollouts")
         return
-    heads = ("id", "profile", "version", "state", "proven", "started", "why")
+    heads = ("id", "what", "state", "proven", "started", "why")
     cells = []
     for row in rows:
         counts = _totals(row["waves"])
         progress = f"{counts['proven']} of {sum(counts.values())}"
         why = row["reason"] or (f"waits for {row['waits']}" if row["waits"] else "")
-        cells.append(
-            (str(row["id"]), row["profile"], str(row["version"]), row["state"], progress, row["created_at"], why)
-        )
+        cells.append((str(row["id"]), row["what"], row["state"], progress, row["created_at"], why))
     table(heads, cells)
 
 
@@ -166,9 +176,8 @@ def status(ctx: typer.Context, rollout_id: Id) -> int:
 
 def _print_status(found: Mapping[str, Any]) -> None:
     why = f": {found['reason']}" if found["reason"] else f", waits for {found['waits']}" if found["waits"] else ""
-    write_line(
-        f"rollout {found['id']} of profile {found['profile']}, version {found['version']}, is {found['state']}{why}"
-    )
+    comma = "," if found["kind"] == "profile" else ""  # after its version
+    write_line(f"rollout {found['id']} of {found['what']}{comma} is {found['state']}{why}")
     cells = [
         (
             str(wave["wave"]),
@@ -220,27 +229,81 @@ def resume(ctx: typer.Context, rollout_id: Id, yes: Yes = False) -> int:
 
 
 @rollout.command("abort", cls=OperatorCommand)
-def abort(ctx: typer.Context, rollout_id: Id, yes: Yes = False) -> int:
+def abort(
+    ctx: typer.Context,
+    rollout_id: Id,
+    forward: Annotated[
+        bool, typer.Option("--forward", help="Give all devices the renewed certificates; only for renewals.")
+    ] = False,
+    yes: Yes = False,
+) -> int:
     """End a rollout; devices that have the new version keep it.
 
     The others keep the former version. plane profile put gives all devices one version again, and so does another rollout.
-    Asks for confirmation on a terminal. Exit status: 0 aborted, 1 not confirmed.
+    A former certificate is kept until it is near its end; plane renew gives all devices another one at once. Asks for
+    confirmation on a terminal. Exit status: 0 aborted, 1 not confirmed.
 
     \b
     cert-ctrl plane rollout abort --data /var/lib/plane 3
     """
     if not agreed(ctx, f"Abort rollout {rollout_id}?", yes=yes):
         return ExitStatus.FAILED
-    _act(ctx, rollout_id, "abort")
+    _act(ctx, rollout_id, "abort", {"forward": True} if forward else {})
     return ExitStatus.DONE
 
 
-def _act(ctx: typer.Context, rollout_id: int, action: str) -> None:
-    found = call_plane(ctx, lambda api: api.call("POST", f"rollouts/{rollout_id}/{action}", {}))
+def _act(ctx: typer.Context, rollout_id: int, action: str, body: Mapping[str, Any] | None = None) -> None:
+    found = call_plane(ctx, lambda api: api.call("POST", f"rollouts/{rollout_id}/{action}", dict(body or {})))
     counts = _totals(found["waves"])
     released = sum(counts.values()) - counts["held"] - counts["skipped"]
-    of = f"{released} of {counted(sum(counts.values()), 'device')} have version {found['version']}"
+    new = f"version {found['version']}" if found["kind"] == "profile" else "the renewed certificates"
+    of = f"{released} of {counted(sum(counts.values()), 'device')} have {new}"
     show(ctx, found, f"rollout {rollout_id} is {found['state']}; {of}")
+
+
+@rollout.command("renewals", cls=OperatorCommand)
+def renewals(
+    ctx: typer.Context,
+    over: Annotated[
+        int | None, typer.Option("--over", metavar="N", min=1, help="Of certificates on more than so many devices.")
+    ] = None,
+    off: Annotated[bool, typer.Option("--off", help="Renew without waves, which is the default.")] = False,
+    waves: Waves = "1,10%",
+    canary: Canary = "",
+    max_failures: MaxFailures = 0,
+    pause: Pause = "0s",
+    window: Windows = None,
+    serial: Serial = "",
+) -> None:
+    """Show or set whether renewals that are due go in waves.
+
+    Only those of certificates that many devices share. A certificate near its end waits for no wave.
+
+    \b
+    cert-ctrl plane rollout renewals --data /var/lib/plane --over 10
+    cert-ctrl plane rollout renewals --data /var/lib/plane --off
+    """
+    if over is not None and off:
+        raise UsageError("both --over and --off are given", fix="leave one of them out")
+    rules = rules_of(waves, canary, max_failures, pause, window, serial)
+
+    async def request(api: OperatorApi) -> Any:
+        if over is None and not off:
+            return await api.call("GET", "renewal-rollouts")
+        return await api.call("POST", "renewal-rollouts", {"over": over} | (rules if over is not None else {}))
+
+    found = call_plane(ctx, request)
+    show(ctx, found, lambda: _print_renewals(found))
+
+
+def _print_renewals(found: Mapping[str, Any]) -> None:
+    if found["over"] is None:
+        write_line("renewals that are due reach all devices at once")
+        return
+    waves = ", ".join((*found["waves"], "the rest"))
+    write_line(
+        f"renewals that are due go in waves of {waves} if more than {counted(found['over'], 'device')} share them"
+    )
 
 
 @rollout.command("freeze", cls=OperatorCommand)

@@ -18,7 +18,7 @@ from certctrl.plane.access.roles import Caller
 from certctrl.plane.audit import subjects
 from certctrl.plane.audit.log import AuditLog, Change
 from certctrl.plane.audit.subjects import KIND_OF_FIELD, KIND_OF_TABLE, OF_USER, Values
-from certctrl.plane.storage.database import CURRENT_ACT, Database
+from certctrl.plane.storage.database import CURRENT_ACT, Database, UndoneError, without_act
 from certctrl.text import one_line
 
 T = TypeVar("T")
@@ -127,6 +127,47 @@ class Act:
         self._entry = entry
 
 
+class Trial(Act):
+    """A request that is tried only: each of its units of work is rolled back, after noting what it has changed."""
+
+    def __init__(self, audit: AuditLog, caller: Caller, action: str, kinds: Mapping[str, str] | None = None) -> None:
+        super().__init__(audit, caller, action, kinds)
+        self._changes: dict[tuple[str, str], dict[str, Any]] = {}
+
+    @property
+    def changes(self) -> list[dict[str, Any]]:
+        """What would change: ``kind``, ``id`` (empty: new), ``name``, ``before`` and ``after``, as in the audit log."""
+        return list(self._changes.values())
+
+    def around(self, database: Database, unit: Callable[[], T]) -> T:
+        """Run a unit of work, note what it changes, and roll it back."""
+        if not self.is_open:
+            return unit()
+        before = {subject: subjects.shown(database, *subject) for subject in list(self._subjects)[:MAX_COMPARED]}
+        changes = database.changes()
+        with database.noting_inserts() as inserts:
+            result = unit()
+        if database.changes() != changes:
+            for sql, new_id in inserts:
+                table = _INTO.match(sql)
+                kind = KIND_OF_TABLE.get(table[1]) if table is not None else None
+                if kind is not None and (kind, str(new_id)) not in before:
+                    self._note((kind, str(new_id)), None, subjects.shown(database, kind, str(new_id)), is_new=True)
+            for subject, old in before.items():
+                self._note(subject, old, subjects.shown(database, *subject))
+        raise UndoneError(result)
+
+    def _note(
+        self, subject: tuple[str, str], before: Values | None, after: Values | None, *, is_new: bool = False
+    ) -> None:
+        less, more = subjects.difference(before, after)
+        kind, object_id = subject
+        name = str((after or before or {}).get("name") or "")
+        known = self._changes.get(subject, {"before": {}, "after": {}})  # by an earlier unit of the request
+        changed = {"before": less | known["before"], "after": known["after"] | more}
+        self._changes[subject] = {"kind": kind, "id": "" if is_new else object_id, "name": name} | changed
+
+
 @contextlib.contextmanager
 def acting(act: Act) -> Iterator[None]:
     """Make an act the one of the current task for the block."""
@@ -138,14 +179,9 @@ def acting(act: Act) -> Iterator[None]:
         act.is_open = False
 
 
-@contextlib.contextmanager
-def aside() -> Iterator[None]:
+def aside() -> contextlib.AbstractContextManager[None]:
     """Run the block outside of the current act: what it changes is not the operator's change."""
-    token = CURRENT_ACT.set(None)
-    try:
-        yield
-    finally:
-        CURRENT_ACT.reset(token)
+    return without_act()
 
 
 def dismiss() -> None:

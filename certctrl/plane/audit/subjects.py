@@ -8,7 +8,7 @@ from typing import Any
 
 from certctrl.plane.clock import when
 from certctrl.plane.devices.grants import canonical_code
-from certctrl.plane.rollouts.plan import FROZEN
+from certctrl.plane.rollouts.plan import FROZEN, RENEWAL_PLAN
 from certctrl.plane.storage.database import Database, Row
 
 Values = dict[str, Any]
@@ -159,7 +159,9 @@ def _user(database: Database, object_id: str) -> Values | None:
     row = database.one("SELECT name FROM users WHERE id = ?", _number(object_id))
     if row is None:
         return None
-    return {"name": row["name"], "rollouts_frozen": database.setting(f"{FROZEN}{_number(object_id)}")}
+    user_id = _number(object_id)
+    frozen, renewals = database.setting(f"{FROZEN}{user_id}"), database.setting(f"{RENEWAL_PLAN}{user_id}")
+    return {"name": row["name"], "rollouts_frozen": frozen, "renewal_rollouts": renewals}
 
 
 def _set(database: Database, object_id: str) -> Values | None:
@@ -184,7 +186,8 @@ def _profile(database: Database, object_id: str) -> Values | None:
 
 def _rollout(database: Database, object_id: str) -> Values | None:
     row = database.one(
-        "SELECT p.name, r.version, r.state, r.reason FROM rollouts r JOIN profiles p ON p.id = r.profile_id"
+        "SELECT coalesce(p.name, 'renewal') AS name, r.version, r.state, r.reason FROM rollouts r"
+        " LEFT JOIN profiles p ON p.id = r.profile_id"
         " WHERE r.id = ?",
         _number(object_id),
     )

@@ -35,7 +35,7 @@ from certctrl.plane.ca.x509 import (
 )
 from certctrl.plane.errors import conflict
 from certctrl.plane.settings import DAY
-from certctrl.plane.storage.database import Database
+from certctrl.plane.storage.database import Database, without_act
 from certctrl.plane.storage.keyring import Keyring
 
 _ROOT_VALIDITY = 20 * 365 * DAY
@@ -171,7 +171,8 @@ class BuiltinCa:
         private_key_der: bytes = b"",
     ) -> Issued:
         now = self._wall_now()
-        self._intermediate = issuer = await self._db.work(self.intermediates.current, self._intermediate, now)
+        with without_act():  # a new intermediate stays, also if the request is tried only
+            self._intermediate = issuer = await self._db.work(self.intermediates.current, self._intermediate, now)
         _refuse_outside(issuer, names)
         crl_url = f"{self._crl_url}/{key_id(issuer.certificate)}.crl" if self._crl_url else ""
         not_before = now - min(_BACKDATE_SECONDS, validity_seconds // 10)

@@ -8,7 +8,7 @@ from typing import Any
 
 import trio
 
-from certctrl.plane.certificates.certificates import Certificates, IssuingParts, refuse_imported
+from certctrl.plane.certificates.certificates import Certificates, IssuingParts, refuse_imported, refuse_rollout
 from certctrl.plane.certificates.table import NewCertificate
 from certctrl.plane.errors import ErrorResponse
 from certctrl.plane.orders.orders import OrderRequest
@@ -95,6 +95,7 @@ class Bulk:
             row = self._table.locked(user_id, cert_id)
             self._reserved.refuse(json.loads(row["sans"]))
             refuse_imported(row)
+            refuse_rollout(self._table, cert_id)
         except ErrorResponse as error:
             return {"cert_id": cert_id, "order_id": None, "problem": error.what}
         action = "renew" if row["serial_number"] else "issue"

@@ -193,6 +193,8 @@ class Certificates(Revoking):
         row = self._table.row(user_id, cert_id)
         self._reserved.refuse(json.loads(row["sans"]))
         refuse_imported(row)
+        if device_id is None:
+            refuse_rollout(self._table, cert_id)
         shared = None if device_id is None else self._device_request(row, device_id, share=not key_lost)
         if shared is not None:
             return row, shared
@@ -296,6 +298,7 @@ class Certificates(Revoking):
     def _device_request(self, row: Row, device_id: int, *, share: bool) -> dict[str, Any] | None:
         """Check a device's renewal request; return an open order, or a renewal that is recent enough to ``share``."""
         self._require_renewable(row, device_id)
+        self._release(row["id"], device_id)
         if not share:
             self._requests.take(str(device_id))
             return None
@@ -314,6 +317,12 @@ class Certificates(Revoking):
         self._requests.take(str(device_id))
         return None
 
+    def _release(self, cert_id: int, device_id: int) -> None:
+        """End the hold of a device at a former certificate: it asks for the new one itself."""
+        row = self._table.locked_by_id(cert_id)
+        if row is not None and self._table.holds.end(cert_id, [device_id]):
+            self._table.announce_to([device_id], cert_id, row["serial_number"])
+
     def _require_renewable(self, row: Row, device_id: int) -> None:
         if not self._table.is_assigned(device_id, row["id"]):
             raise not_found("No such certificate")
@@ -329,3 +338,10 @@ def refuse_imported(row: Row) -> None:
             " or give it an issuer"
         )
         raise conflict(what, "CERT_IMPORTED")
+
+
+def refuse_rollout(table: CertificateTable, cert_id: int) -> None:
+    """Raise ErrorResponse 409 for the renewal of a certificate that a rollout renews."""
+    if (row := table.holds.rollout_of(cert_id)) is not None:
+        what = f"Rollout {row['id']} renews certificate {cert_id}, and is {row['state']}: abort it first"
+        raise conflict(what, "ROLLOUT_OPEN")

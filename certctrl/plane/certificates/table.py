@@ -14,6 +14,7 @@ from cryptography.x509 import load_pem_x509_certificate
 from certctrl import lean
 from certctrl.model.priority import Priority
 from certctrl.plane.ca.issuer import Issued
+from certctrl.plane.certificates.holds import Holds
 from certctrl.plane.errors import not_found
 from certctrl.plane.issuers.issuer import BUILTIN
 from certctrl.plane.orders.renewal_times import Life, due_at, late_at
@@ -55,6 +56,7 @@ class CertificateTable:
         self._keyring = keyring
         self._stream = stream
         self._wall_now = wall_now
+        self.holds = Holds(database)
         self.on_stored: Callable[[int], object] = lambda cert_id: None
         """Called in the unit of work with the id of a replaced certificate."""
         self.refuse_names: Callable[[Sequence[str]], object] = lambda names: None
@@ -131,6 +133,7 @@ class CertificateTable:
             batch,
             cert_id,
         )
+        self.holds.note_stored(cert_id, action)
         self.on_stored(cert_id)
         return self.log(cert_id, action, reason, device_id, issued.serial_number)
 
@@ -149,10 +152,18 @@ class CertificateTable:
         return self._keyring.unseal(f"certificate {row['id']}", sealed) if sealed else b""
 
     def announce(self, cert_id: int, serial: str, *, replaces_revoked: bool = False) -> None:
-        """Signal a new certificate to its devices, more urgently if theirs is revoked or near its end."""
+        """Signal a new certificate to its devices, more urgently if theirs is revoked or near its end.
+
+        Devices that a rollout holds at the former one are left out.
+        """
+        self.announce_to(self.holders(cert_id, held=False), cert_id, serial, replaces_revoked=replaces_revoked)
+
+    def announce_to(
+        self, device_ids: Sequence[int], cert_id: int, serial: str, *, replaces_revoked: bool = False
+    ) -> None:
+        """Signal a new certificate to some of its devices, as ``announce``."""
         priority = self.priority_of({cert_id: serial}, [cert_id] if replaces_revoked else ())
-        ref = {"cert_id": cert_id, "serial": serial}
-        self._stream.append_to_all(self.holders(cert_id), "cert.renewed", ref, priority)
+        self._stream.append_to_all(device_ids, "cert.renewed", {"cert_id": cert_id, "serial": serial}, priority)
 
     def priority_of(self, serials: Mapping[int, str], replaced: Collection[int]) -> Priority | None:
         """Return the class of the signals of new certificates, some of which replace revoked ones; None: the usual one."""
@@ -197,7 +208,11 @@ class CertificateTable:
         return {name: row[name] for name in ("id", "cert_id", "action", "status", "serial_number")}
 
     def assign(self, device_ids: Sequence[int], cert_id: int, serial: str) -> None:
-        """Assign a certificate to devices, and signal it to them if it is issued."""
+        """Assign a certificate to devices, and signal it to them if it is issued.
+
+        During a rollout, they get the version of the devices that are still held.
+        """
+        serial = self.holds.begin_as_others(cert_id, device_ids) or serial
         for device_id in device_ids:
             self._db.run("INSERT INTO assignments VALUES (?, ?, ?)", device_id, cert_id, self._wall_now())
         self.on_assigned(device_ids)
@@ -209,14 +224,22 @@ class CertificateTable:
         self._db.run("DELETE FROM endpoints WHERE device_id = ? AND cert_id = ?", device_id, cert_id)
         if not self._db.run("DELETE FROM assignments WHERE device_id = ? AND cert_id = ?", device_id, cert_id):
             return False
+        self.holds.end(cert_id, [device_id])
         self.on_assigned([device_id])  # takes the lock of profiles, which comes before that of the stream
         self._stream.append(device_id, "cert.unassigned", {"cert_id": cert_id})
         return True
 
-    def holders(self, cert_id: int) -> list[int]:
-        """Return the devices that a certificate is assigned to."""
-        rows = self._db.all("SELECT device_id FROM assignments WHERE cert_id = ? ORDER BY device_id", cert_id)
-        return [row["device_id"] for row in rows]
+    def holders(self, cert_id: int, *, held: bool = True) -> list[int]:
+        """Return the devices that a certificate is assigned to; without ``held``, those that no rollout holds."""
+        free = (
+            ""
+            if held
+            else (
+                " AND NOT EXISTS (SELECT 1 FROM certificate_holds h WHERE h.cert_id = a.cert_id AND h.device_id = a.device_id)"
+            )
+        )
+        sql = f"SELECT a.device_id FROM assignments a WHERE a.cert_id = ?{free} ORDER BY a.device_id"
+        return [row["device_id"] for row in self._db.all(sql, cert_id)]
 
     def is_assigned(self, device_id: int, cert_id: int) -> bool:
         """Return whether a certificate is assigned to a device."""

@@ -14,6 +14,7 @@ from certctrl.model.certificate import DEVICE_KEY
 from certctrl.plane.ca.sealing import seal_private_key
 from certctrl.plane.certificates.batch import Material, Seal, sealed_or_error
 from certctrl.plane.certificates.device_keys import blocked_renewal, visible_orders
+from certctrl.plane.certificates.holds import JOINED, at_version, columns
 from certctrl.plane.certificates.revisions import ListedRow
 from certctrl.plane.certificates.table import KEY_AT_DEVICE, CertificateTable
 from certctrl.plane.clock import when
@@ -28,7 +29,8 @@ _COLUMNS = (
     "id", "domain_name", "sans", "serial_number", "fingerprint_sha256", "not_before", "not_after", "status",
     "updated_at", "key_origin", "public_key_sha256", "key_type", "must_staple", "batch",
 )  # fmt: skip
-_LISTED = ", ".join(f"c.{name}" for name in _COLUMNS)
+_LISTED = columns(_COLUMNS)
+_OF_DEVICE = f"FROM certificates c JOIN assignments a ON a.cert_id = c.id{JOINED} WHERE a.device_id = ?"
 
 
 class ListOfDevice(NamedTuple):
@@ -104,8 +106,8 @@ class CertificateViews:
     def page(self, device_id: int, after_id: int, limit: int) -> list[dict[str, Any]]:
         """Return summaries of a device's issued certificates with ids above ``after_id``, by id."""
         rows = self._db.all(
-            "SELECT c.* FROM certificates c JOIN assignments a ON a.cert_id = c.id"
-            " WHERE a.device_id = ? AND c.id > ? AND (c.serial_number != '' OR c.key_origin = ?) ORDER BY c.id LIMIT ?",
+            f"SELECT {_LISTED} {_OF_DEVICE} AND c.id > ? AND (c.serial_number != '' OR c.key_origin = ?)"
+            " ORDER BY c.id LIMIT ?",
             device_id,
             after_id,
             KEY_AT_DEVICE,
@@ -121,8 +123,7 @@ class CertificateViews:
     def list_of(self, device_id: int) -> ListOfDevice:
         """Return all issued certificates of a device, as the table has them, for `listed`."""
         rows = self._db.all(
-            f"SELECT {_LISTED} FROM certificates c JOIN assignments a ON a.cert_id = c.id"
-            " WHERE a.device_id = ? AND (c.serial_number != '' OR c.key_origin = ?) ORDER BY c.id",
+            f"SELECT {_LISTED} {_OF_DEVICE} AND (c.serial_number != '' OR c.key_origin = ?) ORDER BY c.id",
             *(device_id, KEY_AT_DEVICE),
         )
         return ListOfDevice(rows, visible_orders(self._db, rows), self._sizes(device_id, rows))
@@ -147,7 +148,10 @@ class CertificateViews:
 
     def detail(self, device_id: int, cert_id: int) -> dict[str, Any]:
         """Return ``CertificateDetail``; ErrorResponse 404 unless the certificate is assigned to the device."""
-        row = self._table.of_device(device_id, cert_id)
+        names = columns((*_COLUMNS, "certificate_pem", "chain_pem"))
+        row = self._db.one(f"SELECT {names} {_OF_DEVICE} AND c.id = ?", device_id, cert_id)
+        if row is None:
+            raise not_found("No such certificate")
         pem = {"certificate_pem": row["certificate_pem"], "chain_pem": row["chain_pem"]}
         return self._of_device(row, visible_orders(self._db, [row]), self._sizes(device_id, [row])) | pem
 
@@ -182,21 +186,35 @@ class CertificateViews:
 
     def _seals(self, wanted: Sequence[tuple[int, int]], known: Sequence[str]) -> list[Seal | CertctrlError]:
         sql = (
-            f"SELECT a.device_id, a.cert_id, d.public_key FROM (VALUES {', '.join(['(?, ?)'] * len(wanted))}) AS v"
+            "SELECT a.device_id, a.cert_id, d.public_key, h.serial_number AS held"
+            f" FROM (VALUES {', '.join(['(?, ?)'] * len(wanted))}) AS v"
             " JOIN assignments a ON a.device_id = v.column1 AND a.cert_id = v.column2"
             " JOIN devices d ON d.id = a.device_id"
+            " LEFT JOIN certificate_holds h ON h.cert_id = a.cert_id AND h.device_id = a.device_id"
         )
         rows = self._db.all(sql, *chain.from_iterable(wanted))
-        keys = {(row["device_id"], row["cert_id"]): row["public_key"] for row in rows}
-        ids = sorted({row["cert_id"] for row in rows})
-        sql = f"SELECT * FROM certificates WHERE id IN ({marks(ids)})"
-        certificates = {row["id"]: _WithKey(row, self._table) for row in self._db.all(sql, *ids)} if ids else {}
+        keys = {(row["device_id"], row["cert_id"]): (row["public_key"], row["held"]) for row in rows}
+        certificates = self._versions({(row["cert_id"], row["held"]) for row in rows})
         return [
-            partial(_material, certificates[pair[1]], keys[pair], etag)
-            if pair in keys and pair[1] in certificates  # it may have been removed between the statements
+            partial(_material, certificates[pair[1], keys[pair][1]], keys[pair][0], etag)
+            if pair in keys and (pair[1], keys[pair][1]) in certificates  # may have been removed between the statements
             else not_found("No such certificate")
             for pair, etag in zip(wanted, known, strict=True)
         ]
+
+    def _versions(self, wanted: Collection[tuple[int, str | None]]) -> dict[tuple[int, str | None], _WithKey]:
+        """Return certificates, each at the version with a serial number at which devices are held, or at the present one."""
+        ids = sorted({cert_id for cert_id, _ in wanted})
+        sql = f"SELECT * FROM certificates WHERE id IN ({marks(ids)})"
+        rows = {row["id"]: row for row in self._db.all(sql, *ids)} if ids else {}
+        held = self._table.holds.versions([(cert_id, serial) for cert_id, serial in wanted if serial is not None])
+        found = {}
+        for cert_id, serial in wanted:
+            if (row := rows.get(cert_id)) is None:
+                continue
+            version = held.get((cert_id, serial)) if serial and row["status"] == "active" else None
+            found[cert_id, serial] = _WithKey(row if version is None else at_version(row, version), self._table)
+        return found
 
     def summary(self, row: Row) -> dict[str, Any]:
         """Return the fields that both operators and devices read."""

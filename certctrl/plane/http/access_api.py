@@ -42,9 +42,10 @@ class AccessApi:
         return routes_of([(method, path, only(endpoint)) for method, path, endpoint in guarded])
 
     async def whoami(self, request: Request) -> Response:
-        """Return the operator who asks, and the role."""
+        """Return the operator who asks, and the role; also that requests may have a dry run."""
         caller: Caller = request.scope[OPERATOR]
-        return data_answer({"who": caller.who, "role": str(caller.role), "via": caller.via, "address": caller.address})
+        who = {"who": caller.who, "role": str(caller.role), "via": caller.via, "address": caller.address}
+        return data_answer(who | {"dry_run": True})
 
     # --- operators ------------------------------------------------------------------------------------------------
 

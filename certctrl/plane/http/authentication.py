@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -12,13 +13,14 @@ from starlette.responses import Response
 
 from certctrl.errors import CertctrlError
 from certctrl.plane.access.roles import Caller
-from certctrl.plane.audit.acts import Act, acting
+from certctrl.plane.audit.acts import Act, Trial, acting
 from certctrl.plane.core import Plane
 from certctrl.plane.devices.sessions import DeviceSession
-from certctrl.plane.errors import ErrorResponse, forbidden
-from certctrl.plane.http.permissions import Permission, permission_of
+from certctrl.plane.errors import ErrorResponse, bad_request, forbidden
+from certctrl.plane.http.answers import data_answer
+from certctrl.plane.http.permissions import NEVER_TRIED, Permission, permission_of
 from certctrl.plane.http.reading import bearer_token
-from certctrl.plane.http.routing import METHOD, ROUTE, Endpoint
+from certctrl.plane.http.routing import METHOD, ROUTE, Endpoint, is_dry_run
 from certctrl.plane.limits import plain_address
 
 CONNECTION = "certctrl.connection"
@@ -141,10 +143,29 @@ class Authenticator:
         async def guarded(request: Request) -> Response:
             permission = permission_of(request.scope[METHOD], request.scope[ROUTE])
             caller = await self.require_operator(request, if_away=permission.if_away)
+            if permission.action and is_dry_run(request):
+                return await self._tried(request, caller, permission, endpoint)
             with self.allowed(request, caller, permission):
                 return await endpoint(request)
 
         return guarded
+
+    async def _tried(self, request: Request, caller: Caller, permission: Permission, endpoint: Endpoint) -> Response:
+        """Return what an endpoint would change; whatever it changes is rolled back. ErrorResponse as from the endpoint.
+
+        An endpoint with a preview of its own answers with that, and with ``dry_run``.
+        """
+        caller.require(permission.role)
+        if (request.scope[METHOD], request.scope[ROUTE]) in NEVER_TRIED:
+            raise bad_request("This request has no dry run: it does not change the database only", field="dry_run")
+        request.scope[OPERATOR] = caller
+        trial = Trial(self._plane.audit, caller, permission.action, permission.kinds)
+        _note_path(trial, request, permission)
+        with acting(trial):
+            response = await endpoint(request)
+        if _is_preview(bytes(response.body)):
+            return response
+        return data_answer({"dry_run": True, "action": permission.action, "changes": trial.changes})
 
     def operators_or_devices(self, endpoint: Endpoint) -> Endpoint:
         """Return the endpoint, which authenticates devices itself; other callers are treated as by ``operators_only``."""
@@ -165,10 +186,19 @@ class Authenticator:
             yield
             return
         act = Act(self._plane.audit, caller, permission.action, permission.kinds)
-        asked = request.query_params
-        act.note_fields({field: asked[field] for field in permission.kinds if field in asked} | request.path_params)
+        _note_path(act, request, permission)
         with acting(act):
             yield
+
+
+def _is_preview(body: bytes) -> bool:
+    data = json.loads(body).get("data") if b'"dry_run"' in body else None
+    return isinstance(data, dict) and data.get("dry_run") is True
+
+
+def _note_path(act: Act, request: Request, permission: Permission) -> None:
+    asked = request.query_params
+    act.note_fields({field: asked[field] for field in permission.kinds if field in asked} | request.path_params)
 
 
 def note_authenticated(request: Request) -> None:

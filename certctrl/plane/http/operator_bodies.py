@@ -161,15 +161,38 @@ Texts = Annotated[tuple[Annotated[str, Text(100)], ...], AtMost(20)]
 
 @lean.frozen(kw_only=True)
 class NewRollout(NewProfile):
-    """A version of a profile, and the rules of its rollout."""
+    """A version of a profile, or certificates to renew, and the rules of the rollout."""
 
-    profile: Annotated[str, Text(100)]
+    profile: Name = ""
+    cert_ids: Annotated[tuple[Id, ...], AtMost(MAX_RENEWED)] = ()
     waves: Texts = DEFAULT_WAVES
     canary: Annotated[str | None, Text(1000, optional=True)] = None
     max_failures: Annotated[int, Between(0, 1_000_000)] = 0
     pause_seconds: Annotated[int, Between(0, 2_592_000)] = 0
     windows: Texts = ()
     serial: Name = ""
+
+
+@lean.frozen(kw_only=True)
+class RenewalPlan:
+    """The rules of the rollouts of renewals that are due."""
+
+    over: Annotated[int | None, Whole(nullable=True, least=1)] = None
+    """They are for certificates on more devices; None: none has a rollout."""
+    waves: Texts = DEFAULT_WAVES
+    canary: Annotated[str | None, Text(1000, optional=True)] = None
+    max_failures: Annotated[int, Between(0, 1_000_000)] = 0
+    pause_seconds: Annotated[int, Between(0, 2_592_000)] = 0
+    windows: Texts = ()
+    serial: Name = ""
+
+
+@lean.frozen(kw_only=True)
+class Abort:
+    """How a rollout ends."""
+
+    forward: bool = False
+    """Whether all devices get what is new."""
 
 
 @lean.frozen(kw_only=True)

@@ -103,6 +103,8 @@ PERMISSIONS: dict[tuple[str, str], Permission] = {
     ("POST", f"{_ROLLOUTS}/{{rid}}/abort"): Permission(OPERATOR, "rollout.abort"),
     ("GET", f"{USER}/rollout-freeze"): Permission(VIEWER),
     ("POST", f"{USER}/rollout-freeze"): Permission(OPERATOR, "rollout.freeze", {"uid": "user"}),
+    ("GET", f"{USER}/renewal-rollouts"): Permission(VIEWER),
+    ("POST", f"{USER}/renewal-rollouts"): Permission(OPERATOR, "renewal-rollouts.put", {"uid": "user"}),
     ("GET", f"{USER}/fleet/causes"): Permission(VIEWER),
     ("GET", f"{USER}/fleet/devices"): Permission(VIEWER),
     ("GET", f"{USER}/fleet/certificates"): Permission(VIEWER),
@@ -158,6 +160,17 @@ def actions() -> list[str]:
     named = [permission.action for permission in (*PERMISSIONS.values(), SIGN_IN, SIGN_OUT)]
     return sorted({action for action in named if action} | set(OTHER_ACTIONS))
 
+
+NEVER_TRIED = frozenset(
+    {
+        ("POST", f"{DEVICE}/questions"),
+        ("POST", f"{_ISSUERS}/change-key"),
+        ("POST", f"{_ISSUERS}/deactivate"),
+        ("POST", f"{_CA}/constraints"),
+        ("POST", _TLS),
+    }
+)
+"""Routes that have no dry run: they ask a host or a CA, or change what a control plane has in memory."""
 
 OTHER_ACTIONS = (
     "audit.expire", "device.key-rotated", "device.replaced", "operator-key.on", "operator-key.rotate", "plane.migrate", "plane.restore", "rollout.end",

@@ -7,13 +7,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from certctrl.plane.core import Plane
-from certctrl.plane.errors import bad_request
 from certctrl.plane.http import operator_bodies
 from certctrl.plane.http.answers import data_answer
 from certctrl.plane.http.authentication import Authenticator
 from certctrl.plane.http.bodies import read_as
 from certctrl.plane.http.reading import LARGE_BODY_CAP, whole_number
-from certctrl.plane.http.routing import USER, Endpoint, number, routes_of
+from certctrl.plane.http.routing import USER, Endpoint, is_dry_run, number, routes_of
 from certctrl.plane.profiles.profiles import ProfileChange
 
 _PROFILES = f"{USER}/profiles"
@@ -66,11 +65,3 @@ class ProfileApi:
         """Delete a profile; ``?dry_run=1`` as for `put`."""
         user_id, name = number(request, "uid"), request.path_params["name"]
         return data_answer(await self._plane.profiles.delete(user_id, name, dry_run=is_dry_run(request)))
-
-
-def is_dry_run(request: Request) -> bool:
-    """Return whether a request asks only what would change; ErrorResponse 400 for an unclear one."""
-    asked = request.query_params.get("dry_run", "0")
-    if asked not in ("0", "1"):
-        raise bad_request("dry_run must be 0 or 1", field="dry_run")
-    return asked == "1"

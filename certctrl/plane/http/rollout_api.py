@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -10,19 +11,20 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from certctrl.plane.core import Plane
+from certctrl.plane.errors import bad_request
 from certctrl.plane.http import operator_bodies
 from certctrl.plane.http.answers import data_answer
 from certctrl.plane.http.authentication import Authenticator
 from certctrl.plane.http.bodies import read_as
-from certctrl.plane.http.profile_api import is_dry_run
 from certctrl.plane.http.reading import LARGE_BODY_CAP
-from certctrl.plane.http.routing import USER, Endpoint, number, routes_of
+from certctrl.plane.http.routing import USER, Endpoint, is_dry_run, number, routes_of
 from certctrl.plane.profiles.profiles import ProfileChange
 from certctrl.plane.rollouts.rollouts import RolloutRules
 
 _ROLLOUTS = f"{USER}/rollouts"
 _ROLLOUT = f"{_ROLLOUTS}/{{rid}}"
 _FREEZE = f"{USER}/rollout-freeze"
+_DUE = f"{USER}/renewal-rollouts"
 
 
 class RolloutApi:
@@ -38,6 +40,7 @@ class RolloutApi:
             ("GET", _ROLLOUTS, self.rollouts), ("POST", _ROLLOUTS, self.start), ("GET", _ROLLOUT, self.rollout),
             ("POST", f"{_ROLLOUT}/pause", self.pause), ("POST", f"{_ROLLOUT}/resume", self.resume),
             ("POST", f"{_ROLLOUT}/abort", self.abort), ("GET", _FREEZE, self.frozen), ("POST", _FREEZE, self.freeze),
+            ("GET", _DUE, self.due), ("POST", _DUE, self.put_due),
         ]  # fmt: skip
         only = self._authenticator.operators_only
         return routes_of([(method, path, only(endpoint)) for method, path, endpoint in guarded])
@@ -49,17 +52,17 @@ class RolloutApi:
     async def start(self, request: Request) -> Response:
         """Start a rollout; the body is an ``operator_bodies.NewRollout``. With ``?dry_run=1``, return its plan."""
         body = await read_as(operator_bodies.NewRollout, request, LARGE_BODY_CAP)
-        change = ProfileChange(devices=body.devices, order=body.order, installs=body.installs, note=body.note)
-        rules = RolloutRules(
-            waves=body.waves,
-            canary=body.canary or "",
-            max_failures=body.max_failures,
-            pause_seconds=body.pause_seconds,
-            windows=body.windows,
-            serial=body.serial,
-        )
+        if bool(body.profile) == bool(body.cert_ids):
+            raise bad_request(
+                "Give either the profile or the certificates to renew: profile or cert_ids", field="profile"
+            )
         user_id, is_plan = number(request, "uid"), is_dry_run(request)
-        started = await self._plane.rollouts.start(user_id, body.profile, change, rules, dry_run=is_plan)
+        if body.cert_ids:
+            start, rules = self._plane.renewal_rollouts.start, _rules(body)
+            unit = partial(start, user_id, body.cert_ids, rules, note=body.note, dry_run=is_plan)
+            return data_answer(await self._plane.work_long(unit), 200 if is_plan else 201)
+        change = ProfileChange(devices=body.devices, order=body.order, installs=body.installs, note=body.note)
+        started = await self._plane.rollouts.start(user_id, body.profile, change, _rules(body), dry_run=is_plan)
         return data_answer(started, 200 if is_plan else 201)
 
     async def rollout(self, request: Request) -> Response:
@@ -75,8 +78,9 @@ class RolloutApi:
         return await self._of_one(request, self._plane.rollouts.resume)
 
     async def abort(self, request: Request) -> Response:
-        """Abort a rollout."""
-        return await self._of_one(request, self._plane.rollouts.abort)
+        """Abort a rollout: ``{"forward"?}``."""
+        body = await read_as(operator_bodies.Abort, request)
+        return await self._of_one(request, partial(self._plane.rollouts.abort, forward=body.forward))
 
     async def _of_one(self, request: Request, function: Callable[[int, int], dict[str, Any]]) -> Response:
         return data_answer(await self._plane.work_long(function, number(request, "uid"), number(request, "rid")))
@@ -90,3 +94,24 @@ class RolloutApi:
         """Freeze all rollouts: ``{"reason"}``; without a reason, end that."""
         body = await read_as(operator_bodies.Freeze, request)
         return data_answer(await self._plane.work(self._plane.rollouts.freeze, number(request, "uid"), body.reason))
+
+    async def due(self, request: Request) -> Response:
+        """Return the plan of renewals that are due."""
+        return data_answer(await self._plane.work(self._plane.renewal_rollouts.default, number(request, "uid")))
+
+    async def put_due(self, request: Request) -> Response:
+        """Set the plan of renewals that are due: an ``operator_bodies.RenewalPlan``."""
+        body, user_id = await read_as(operator_bodies.RenewalPlan, request), number(request, "uid")
+        put = self._plane.renewal_rollouts.set_default
+        return data_answer(await self._plane.work(put, user_id, body.over, _rules(body)))
+
+
+def _rules(body: operator_bodies.NewRollout | operator_bodies.RenewalPlan) -> RolloutRules:
+    return RolloutRules(
+        waves=body.waves,
+        canary=body.canary or "",
+        max_failures=body.max_failures,
+        pause_seconds=body.pause_seconds,
+        windows=body.windows,
+        serial=body.serial,
+    )

@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from certctrl.plane.errors import bad_request
 from certctrl.plane.http.middleware import App, Receive, Scope, Send
 from certctrl.plane.http.reading import whole_number
 
@@ -86,3 +87,11 @@ def user_and_device(request: Request) -> tuple[int, int]:
 def user_and_certificate(request: Request) -> tuple[int, int]:
     """Return the ids of ``CERTIFICATE``."""
     return number(request, "uid"), number(request, "cid")
+
+
+def is_dry_run(request: Request) -> bool:
+    """Return whether a request asks only what would change; ErrorResponse 400 for an unclear one."""
+    asked = request.query_params.get("dry_run", "0")
+    if asked not in ("0", "1"):
+        raise bad_request("dry_run must be 0 or 1", field="dry_run")
+    return asked == "1"

@@ -106,6 +106,11 @@ class Batches:
                 raise conflict(f"Certificate {row['id']} was imported, so it is not renewed here", "CERT_IMPORTED")
             if row["status"] == "revoked":
                 raise conflict(f"Certificate {row['id']} is revoked", "CERT_REVOKED")
+            if (rollout := self._table.holds.rollout_of(row["id"])) is not None:
+                what = (
+                    f"Rollout {rollout['id']} renews certificate {row['id']}, and is {rollout['state']}: abort it first"
+                )
+                raise conflict(what, "ROLLOUT_OPEN")
         return self._order(rows, self._batch_names(ids), request)
 
     def start_set(self, certificate: Row, request: OrderRequest) -> dict[int, dict[str, Any]]:
@@ -271,7 +276,8 @@ class Batches:
         """
         rows = self._db.all(
             "SELECT a.device_id, a.cert_id, d.features FROM assignments a JOIN devices d ON d.id = a.device_id"
-            f" WHERE a.cert_id IN ({marks(list(serials))}) ORDER BY a.device_id, a.cert_id",
+            f" WHERE a.cert_id IN ({marks(list(serials))}) AND NOT EXISTS (SELECT 1 FROM certificate_holds h"
+            " WHERE h.cert_id = a.cert_id AND h.device_id = a.device_id) ORDER BY a.device_id, a.cert_id",
             *serials,
         )
         held: dict[int, list[int]] = {}

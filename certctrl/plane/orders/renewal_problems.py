@@ -76,7 +76,8 @@ class RenewalProblems:
         now = self._wall_now()
         rows = self._db.all(
             "SELECT c.id, c.domain_name, c.serial_number, c.issuer, c.not_before, c.not_after, o.problem, o.fix,"
-            " o.id AS order_id FROM certificates c"
+            " o.id AS order_id, (SELECT min(h.rollout_id) FROM certificate_holds h WHERE h.cert_id = c.id"
+            " AND h.serial_number = c.serial_number) AS rollout_id FROM certificates c"
             " LEFT JOIN orders o ON o.cert_id = c.id AND o.state IN ('csr_wanted', 'ready', 'blocked')"
             " WHERE c.status = 'active' AND c.serial_number != '' AND c.not_after - ? <= (c.not_after - c.not_before) * ?"
             " AND EXISTS (SELECT 1 FROM assignments a WHERE a.cert_id = c.id) ORDER BY c.not_after, c.id LIMIT ?",
@@ -102,6 +103,8 @@ def _late(row: Row, now: float) -> LateRenewal | None:
         return None
     if is_imported:
         why = "it was imported: get the next one from its CA, then cert-ctrl plane import"
+    elif row["order_id"] is None and row["rollout_id"] is not None:
+        why = f"rollout {row['rollout_id']} is to renew it: cert-ctrl plane rollout status {row['rollout_id']}"
     elif row["order_id"] is None:
         why = "its renewal is not ordered yet"
     else:

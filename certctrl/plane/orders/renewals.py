@@ -51,6 +51,8 @@ NO_WINDOW_PAUSE = 86_400.0
 """Seconds until a CA that suggests no window is asked again."""
 _OPEN = "SELECT 1 FROM orders o WHERE o.cert_id = c.id AND o.state IN ('csr_wanted', 'ready', 'blocked')"
 _USED = "SELECT 1 FROM assignments a WHERE a.cert_id = c.id"
+_HELD = "SELECT 1 FROM certificate_holds h WHERE h.cert_id = c.id AND h.serial_number = c.serial_number"
+"""A rollout is to renew it, when its first device is released."""
 
 log = logging.getLogger("certctrl.Renewals")
 
@@ -82,6 +84,8 @@ class Renewals:
         self._storage_check = storage_check
         self._wall_now = wall_now
         self._planned_at = float("-inf")
+        self.roll_out: Callable[[Row], bool] = lambda certificate: False
+        """Called in the unit of work with a certificate that is due, whose row is locked: whether a rollout renews it."""
 
     async def run(self) -> None:
         """Order what is due and ask for windows, until cancelled."""
@@ -170,6 +174,7 @@ class Renewals:
         rows = self._db.all(
             "SELECT c.id, c.issuer FROM certificates c WHERE c.renew_at <= ? AND c.status = 'active' AND c.serial_number != ''"
             f" AND c.issuer NOT IN ({marks(excluded)}) AND EXISTS ({_USED}) AND NOT EXISTS ({_OPEN})"
+            f" AND NOT EXISTS ({_HELD})"
             " ORDER BY c.renew_at, c.id LIMIT ?",
             *(now, *excluded, MAX_ORDERED),
         )
@@ -180,6 +185,8 @@ class Renewals:
             certificate = self._table.locked_by_id(row["id"])
             if certificate is not None and _is_due(certificate, now):  # otherwise it has changed since
                 request = OrderRequest(action="renew", reason="due", in_background=True)
+                if self.roll_out(certificate):
+                    continue
                 if not self._batches.start_set(certificate, request):
                     self._orders.start(certificate, request)
         if len(rows) == MAX_ORDERED:

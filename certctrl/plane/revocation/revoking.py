@@ -51,7 +51,8 @@ class Revoking(CertificateViews):
         """Revoke a certificate at its CA, until an operator renews it, and signal its devices to withdraw it.
 
         With ``replace``, devices keep it until its replacement arrives; it is revoked then, or immediately if its key is
-        compromised. ``serial_number`` may be that of an earlier certificate, which changes nothing at the devices.
+        compromised. ``serial_number`` may be that of an earlier certificate, which only devices have that a rollout holds at it:
+        they get the present one.
         With ``confirmed``, only record that an operator has revoked it at its CA. ``reason_code`` is a name of RFC 5280.
         ErrorResponse 400, 404, and 409 if it cannot be replaced.
         """
@@ -78,6 +79,8 @@ class Revoking(CertificateViews):
         if serial and serial != row["serial_number"]:
             self._revocations.start(row, code, serial)
             self._table.log(cert_id, "revoke", reason, None, serial)
+            if row["status"] == "active" and (held := self._table.holds.end_at(cert_id, serial)):
+                self._table.announce_to(held, cert_id, row["serial_number"], replaces_revoked=True)
             return self.show(user_id, cert_id)
         for one in (row, *self._made_from(row)):
             self._withdraw(one, reason, code)
@@ -95,6 +98,7 @@ class Revoking(CertificateViews):
             " private_key_enc = ? WHERE id = ?",
             *(now, reason, code, now, b"", cert_id),
         )
+        self._table.holds.end(cert_id)
         self._orders.cancel_of(cert_id, "the certificate was revoked")
         self._forget_requests(cert_id)
         self._table.log(cert_id, "revoke", reason, None, row["serial_number"])

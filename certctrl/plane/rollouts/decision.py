@@ -158,7 +158,8 @@ def _reason(
 
 
 def _awaited(wave: int, of_wave: Sequence[MemberFacts], release: Collection[int]) -> str:
-    count = sum(one.state is Member.RELEASED or one.id in release for one in of_wave)
+    chosen = frozenset(release)
+    count = sum(one.state is Member.RELEASED or one.id in chosen for one in of_wave)
     return f"the proof of {counted(count, 'device')} of wave {wave}" if count else ""
 
 

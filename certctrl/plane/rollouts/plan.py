@@ -13,6 +13,8 @@ DEFAULT_WAVES = ("1", "10%")
 DAY_SECONDS = 86_400
 FROZEN = "rollouts_frozen:"
 """Start of the name of a setting for each user: why nothing is released."""
+RENEWAL_PLAN = "renewal_rollouts:"
+"""Start of the name of a setting for each user: the plan of renewals that are due."""
 _WAVE = re.compile(r"([1-9]\d{0,5})(%?)", re.ASCII)
 _WINDOW = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)", re.ASCII)
 

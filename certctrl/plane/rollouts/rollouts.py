@@ -1,7 +1,7 @@
 """Rollouts: start, show, pause, resume and abort them. Methods run in the caller's unit of work, except ``start``.
 
-A device that is released gets the new version of the profile by a pin; all others keep the present one, also new devices,
-until the rollout is done.
+A rollout is one of a profile, or one of renewals (`rollouts.renewals`). A device that is released gets the new version of
+the profile by a pin; all others keep the present one, also new devices, until the rollout is done.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from certctrl.plane.devices.devices import Devices, require_user
 from certctrl.plane.errors import bad_request, conflict, not_found
 from certctrl.plane.profiles.expression import ExpressionError, parse
 from certctrl.plane.profiles.profiles import Candidate, ProfileChange, Profiles, refuse_problems
+from certctrl.plane.rollouts.changes import Change
 from certctrl.plane.rollouts.plan import (
     DEFAULT_WAVES,
     FROZEN,
@@ -30,6 +31,8 @@ from certctrl.plane.storage.database import Database, Row, marks
 from certctrl.text import counted, one_line
 
 OPEN = ("running", "paused", "halted")
+PROFILE, RENEWAL = "profile", "renewal"
+"""Kinds of rollouts."""
 MAX_PAUSE = 30 * 86_400
 _DEVICES_PER_STATEMENT = 200
 
@@ -58,6 +61,8 @@ class Rollouts:
         self._profiles = profiles
         self._devices = devices
         self._wall_now = wall_now
+        self.changes: dict[str, Change] = {}
+        """What the rollouts of each kind change."""
         self.on_started: Callable[[], object] = lambda: None
         """Called after the commit when a rollout may have something to do."""
 
@@ -77,26 +82,35 @@ class Rollouts:
         chosen = [row["id"] for row in changes["devices"] if not row["problem"]]
         if not chosen:
             raise conflict(f"The change of profile {name} changes no config: there is nothing to roll out")
-        planned = await self._db.work_long(self._planned, chosen, rules)
+        planned = await self._db.work_long(self.planned, chosen, rules)
         summary = {"profile": name, "version": candidate.version.version, "changes": changes, "dry_run": dry_run}
         if dry_run:
-            return summary | {"id": None, "waves": _wave_counts(planned)}
+            return summary | {"id": None, "waves": wave_counts(planned)}
         rollout_id = await self._db.work_long(self._start, user_id, candidate, change.note, planned, rules)
         log.info("rollout %d of profile %s has started, for %s", rollout_id, name, counted(len(planned), "device"))
         shown = await self._db.work_long(self.show, user_id, rollout_id)
         return summary | {key: shown[key] for key in ("id", "version", "waves", "state")}
 
-    def _planned(self, device_ids: Sequence[int], rules: RolloutRules) -> list[tuple[int, int, str]]:
-        """Return the wave and the serial group of each device."""
+    def planned(self, device_ids: Sequence[int], rules: RolloutRules) -> list[tuple[int, int, str]]:
+        """Return the wave and the serial group of each device; ErrorResponse 400 if none is a canary."""
+        tags, first = self._tags(device_ids), self.canaries(device_ids, rules)
+        if rules.canary and not first:
+            raise bad_request(f"No device of this rollout matches the canary {rules.canary}", field="canary")
+        waves = waves_of(device_ids, wave_sizes(rules.waves), set(first))
+        return [(one, waves[one], serial_group(rules.serial, tags.get(one, ()))) for one in device_ids]
+
+    def canaries(self, device_ids: Sequence[int], rules: RolloutRules) -> list[int]:
+        """Return the devices that are the first wave."""
+        if not rules.canary:
+            return []
+        tags, canary = self._tags(device_ids), parse(rules.canary)
+        return [one for one in device_ids if canary.matches(tags.get(one, ()))]
+
+    def _tags(self, device_ids: Sequence[int]) -> dict[int, list[str]]:
         tags: dict[int, list[str]] = {}
         for start in range(0, len(device_ids), _DEVICES_PER_STATEMENT):
             tags |= self._devices.tags.of(device_ids[start : start + _DEVICES_PER_STATEMENT])
-        canary = parse(rules.canary) if rules.canary else None
-        first = [one for one in device_ids if canary is not None and canary.matches(tags.get(one, ()))]
-        if canary is not None and not first:
-            raise bad_request(f"No device whose config changes matches the canary {canary.text}", field="canary")
-        waves = waves_of(device_ids, wave_sizes(rules.waves), set(first))
-        return [(one, waves[one], serial_group(rules.serial, tags.get(one, ()))) for one in device_ids]
+        return tags
 
     def _start(
         self,
@@ -107,11 +121,23 @@ class Rollouts:
         rules: RolloutRules,
     ) -> int:
         profile_id, version = self._profiles.store(user_id, candidate, note, current=False)
+        return self.insert(user_id, profile_id, version, planned, rules, note)
+
+    def insert(
+        self,
+        user_id: int,
+        profile_id: int | None,
+        version: int,
+        planned: Sequence[tuple[int, int, str]],
+        rules: RolloutRules,
+        note: str,
+    ) -> int:
+        """Store a rollout that is running, of a profile or, without one, of renewals; return its id."""
         now = self._wall_now()
         rollout_id = self._db.insert(
             "INSERT INTO rollouts (user_id, profile_id, version, state, rules, note, created_at, updated_at)"
             " VALUES (?, ?, ?, 'running', ?, ?, ?, ?)",
-            *(user_id, profile_id, version, _rules_json(rules), note, now, now),
+            *(user_id, profile_id, version, rules_json(rules), note, now, now),
         )
         for start in range(0, len(planned), _DEVICES_PER_STATEMENT):
             some = planned[start : start + _DEVICES_PER_STATEMENT]
@@ -130,8 +156,8 @@ class Rollouts:
         require_user(self._db, user_id)
         rows = self._db.all(f"{_ROLLOUTS} WHERE r.user_id = ? ORDER BY r.id DESC LIMIT 500", user_id)
         counts = self._counts([row["id"] for row in rows])
-        frozen = self.frozen(user_id)
-        return [_shown(row, counts.get(row["id"], {}), frozen) for row in rows]
+        frozen, renewed = self.frozen(user_id), self._renewed([row["id"] for row in rows])
+        return [_shown(row, counts.get(row["id"], {}), renewed.get(row["id"], []), frozen) for row in rows]
 
     def show(self, user_id: int, rollout_id: int) -> dict[str, Any]:
         """Return a rollout with the devices of each state, except those that are held or have proven the change."""
@@ -153,7 +179,8 @@ class Rollouts:
             }
             for one in notable
         ]
-        shown = _shown(row, self._counts([rollout_id]).get(rollout_id, {}), self.frozen(user_id))
+        counts, renewed = self._counts([rollout_id]), self._renewed([rollout_id])
+        shown = _shown(row, counts.get(rollout_id, {}), renewed.get(rollout_id, []), self.frozen(user_id))
         return shown | {"rules": json.loads(row["rules"]), "devices": devices}
 
     def _counts(self, rollout_ids: Sequence[int]) -> dict[int, dict[int, dict[str, int]]]:
@@ -165,6 +192,17 @@ class Rollouts:
         )
         for row in self._db.all(sql, *rollout_ids) if rollout_ids else ():
             found.setdefault(row["rollout_id"], {}).setdefault(row["wave"], {})[row["state"]] = int(row["n"])
+        return found
+
+    def _renewed(self, rollout_ids: Sequence[int]) -> dict[int, list[dict[str, Any]]]:
+        """Return rollout -> the certificates that it renews."""
+        found: dict[int, list[dict[str, Any]]] = {}
+        sql = (
+            "SELECT t.rollout_id, c.id, c.domain_name FROM rollout_certificates t JOIN certificates c ON c.id = t.cert_id"
+            f" WHERE t.rollout_id IN ({marks(rollout_ids)}) ORDER BY t.rollout_id, c.id"
+        )
+        for row in self._db.all(sql, *rollout_ids) if rollout_ids else ():
+            found.setdefault(row["rollout_id"], []).append({"id": row["id"], "name": row["domain_name"]})
         return found
 
     def _row(self, user_id: int, rollout_id: int) -> Row:
@@ -187,8 +225,14 @@ class Rollouts:
         )
         return self._set_state(user_id, rollout_id, "running", allowed=OPEN)
 
-    def abort(self, user_id: int, rollout_id: int) -> dict[str, Any]:
-        """End a rollout: devices that are released keep the new version, the others the present one. Idempotent."""
+    def abort(self, user_id: int, rollout_id: int, *, forward: bool = False) -> dict[str, Any]:
+        """End a rollout: devices that are released keep the new version, the others the present one. Idempotent.
+
+        ``forward``: all get the new one, which only a rollout of renewals can do.
+        """
+        row = self._locked(user_id, rollout_id)
+        if row["state"] in (*OPEN, "aborted"):
+            self.changes[kind_of(row)].abort(row, forward=forward)
         return self._set_state(user_id, rollout_id, "aborted", allowed=(*OPEN, "aborted"))
 
     def _set_state(self, user_id: int, rollout_id: int, state: str, *, allowed: Sequence[str]) -> dict[str, Any]:
@@ -230,13 +274,32 @@ class Rollouts:
         return {"frozen": bool(reason), "reason": reason}
 
 
-_ROLLOUTS = "SELECT r.*, p.name AS profile FROM rollouts r JOIN profiles p ON p.id = r.profile_id"
+_ROLLOUTS = "SELECT r.*, coalesce(p.name, '') AS profile FROM rollouts r LEFT JOIN profiles p ON p.id = r.profile_id"
 
 
-def _shown(row: Row, counts: Mapping[int, Mapping[str, int]], frozen: str) -> dict[str, Any]:
+def kind_of(row: Row) -> str:
+    """Return what a rollout changes: ``profile`` or ``renewal``."""
+    return RENEWAL if row["profile_id"] is None else PROFILE
+
+
+def _what(row: Row, renewed: Sequence[Mapping[str, Any]]) -> str:
+    """Return what a rollout changes, in words."""
+    if kind_of(row) == PROFILE:
+        return f"profile {row['profile']}, version {row['version']}"
+    if len(renewed) == 1:
+        return f"the renewal of certificate {renewed[0]['id']} ({renewed[0]['name']})"
+    return f"the renewal of {counted(len(renewed), 'certificate')}"
+
+
+def _shown(
+    row: Row, counts: Mapping[int, Mapping[str, int]], renewed: Sequence[Mapping[str, Any]], frozen: str
+) -> dict[str, Any]:
     waits = f"the end of the freeze: {frozen}" if frozen and row["state"] == "running" else row["waits"]
     return {
         "id": row["id"],
+        "kind": kind_of(row),
+        "what": _what(row, renewed),
+        "certificates": list(renewed),
         "profile": row["profile"],
         "version": row["version"],
         "state": row["state"],
@@ -252,7 +315,8 @@ def _shown(row: Row, counts: Mapping[int, Mapping[str, int]], frozen: str) -> di
     }
 
 
-def _wave_counts(planned: Sequence[tuple[int, int, str]]) -> list[dict[str, Any]]:
+def wave_counts(planned: Sequence[tuple[int, int, str]]) -> list[dict[str, Any]]:
+    """Return the waves of a rollout that has not started."""
     counts: dict[int, int] = {}
     for _, wave, _ in planned:
         counts[wave] = counts.get(wave, 0) + 1
@@ -278,7 +342,8 @@ def check_rules(rules: RolloutRules) -> None:
         raise bad_request("serial: use one tag, such as db, or a key, such as cluster=", field="serial")
 
 
-def _rules_json(rules: RolloutRules) -> str:
+def rules_json(rules: RolloutRules) -> str:
+    """Return rules as they are stored."""
     return json.dumps(
         {
             "waves": list(rules.waves),

@@ -8,28 +8,28 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from math import inf
 from typing import Any
 
+import attrs
 import trio
 
 from certctrl.errors import CertctrlError
-from certctrl.model.plan import OutcomeKind
 from certctrl.plane.access.roles import Caller
 from certctrl.plane.audit.acts import Act
 from certctrl.plane.audit.log import AuditLog
 from certctrl.plane.devices.devices import Devices
 from certctrl.plane.health.problems import ProblemName, Problems
-from certctrl.plane.installs import PROFILES_GUARD, Installs
+from certctrl.plane.installs import PROFILES_GUARD
 from certctrl.plane.profiles.profiles import Profiles
-from certctrl.plane.profiles.stored import StoredProfiles
+from certctrl.plane.rollouts.changes import DEVICES_PER_STATEMENT, Change, Settled
 from certctrl.plane.rollouts.decision import Decision, Member, MemberFacts, Rules, decide
 from certctrl.plane.rollouts.plan import closed, windows_of
-from certctrl.plane.rollouts.rollouts import Rollouts
+from certctrl.plane.rollouts.renewals import RenewalRollouts
+from certctrl.plane.rollouts.rollouts import PROFILE, Rollouts, kind_of
 from certctrl.plane.storage.database import Database, Row, marks
-from certctrl.text import one_line
+from certctrl.text import counted, one_line
 
 STALE_SECONDS = 900.0
 """A device that was not heard from for so long is skipped; the console calls it stale, too."""
@@ -38,14 +38,6 @@ IDLE_SECONDS = 20.0
 """Without a running rollout; one that another plane starts is noticed then, if not earlier."""
 MAX_RELEASED = 200
 """Devices that one round releases."""
-_DEVICES_PER_STATEMENT = 500
-_SET_BACK_SECONDS = 86_400.0
-"""By which a clock may be set back without hiding reports; earlier ones, of a whole fleet, take seconds to read."""
-_PROOFS = (OutcomeKind.APPLIED, OutcomeKind.UNCHANGED)
-_FAILURES = (OutcomeKind.FAILED, OutcomeKind.ROLLED_BACK)
-_VERSION = re.compile(r"\d{1,16}", re.ASCII)
-_SIGNAL = "install.updated"
-"""Its outcome is proof; that of ``state.resync_required`` says only that a device has compared, not that it has changed."""
 
 log = logging.getLogger("certctrl.Plane")
 
@@ -57,20 +49,18 @@ class RolloutRunner:
         self,
         database: Database,
         rollouts: Rollouts,
+        renewals: RenewalRollouts,
         profiles: Profiles,
-        stored: StoredProfiles,
         devices: Devices,
-        installs: Installs,
         problems: Problems,
         audit: AuditLog,
         wall_now: Callable[[], float],
     ) -> None:
         self._db = database
         self._rollouts = rollouts
+        self._renewals = renewals
         self._profiles = profiles
-        self._stored = stored
         self._devices = devices
-        self._installs = installs
         self._problems = problems
         self._audit = audit
         self._wall_now = wall_now
@@ -98,10 +88,13 @@ class RolloutRunner:
 
     async def round(self) -> int:
         """Run one round of each running rollout; return their number."""
+        for rollout_id, device_ids in (await self._db.work(self._renewals.near_end)).items():
+            for start in range(0, len(device_ids), MAX_RELEASED):
+                await self._db.work_long(self._release_ending, rollout_id, device_ids[start : start + MAX_RELEASED])
         ids = await self._db.work(self._running)
-        for rollout_id in ids:
+        for rollout_id, kind in ids:
             may_skip = trio.current_time() >= self.begun + STALE_SECONDS
-            while await self._db.work_long(self._round, rollout_id, may_skip):
+            while await self._db.work_long(self._round, rollout_id, kind, may_skip):
                 await trio.lowlevel.checkpoint()
         if ids:
             await self._profiles.apply()  # of rollouts that are done
@@ -118,15 +111,23 @@ class RolloutRunner:
         else:
             self._problems.clear(ProblemName.ROLLOUT_HALTED)
 
-    def _running(self) -> list[int]:
-        return [row["id"] for row in self._db.all("SELECT id FROM rollouts WHERE state = 'running' ORDER BY id")]
+    def _running(self) -> list[tuple[int, str]]:
+        rows = self._db.all("SELECT id, profile_id FROM rollouts WHERE state = 'running' ORDER BY id")
+        return [(row["id"], kind_of(row)) for row in rows]
 
-    def _round(self, rollout_id: int, may_skip: bool) -> bool:
+    def _release_ending(self, rollout_id: int, device_ids: Sequence[int]) -> None:
+        """Release devices that are held at a certificate near its end, whatever the state of their rollout."""
+        for rollout in self._db.all_unlocked("SELECT * FROM rollouts WHERE id = ?", rollout_id):
+            detail = {"near_end": len(device_ids)}
+            self._recorded(rollout, "rollout.release", lambda: self._release(rollout, device_ids), detail)  # noqa: B023
+
+    def _round(self, rollout_id: int, kind: str, may_skip: bool) -> bool:
         """Run one round of a rollout, unless another plane does; return whether the next one may release more.
 
         ``may_skip``: this plane has run for long enough to have heard from each device that is up.
         """
-        self._db.guard(PROFILES_GUARD, alone=True)
+        if kind == PROFILE:
+            self._db.guard(PROFILES_GUARD, alone=True)
         found = self._db.all_unlocked("SELECT * FROM rollouts WHERE id = ? AND state = 'running'", rollout_id)
         if not found:
             return False
@@ -135,8 +136,16 @@ class RolloutRunner:
         now = self._wall_now()
         limits = Rules(max_failures=rules["max_failures"], pause_seconds=rules["pause_seconds"])
         may_release = self._held_back(rollout, rules, now)
+        if reason := self._change(rollout).void(rollout):
+            self._recorded(rollout, "rollout.end", lambda: self._end(rollout_id, "aborted", reason))
+            return False
         decision = decide(members, limits, now, may_release=may_release, may_skip=may_skip)
+        if decision.waits and (obstacle := self._change(rollout).obstacle(rollout)):
+            decision = attrs.evolve(decision, waits=f"{decision.waits}; {obstacle}")
         return self._carry_out(rollout, decision)
+
+    def _change(self, rollout: Row) -> Change:
+        return self._rollouts.changes[kind_of(rollout)]
 
     def _held_back(self, rollout: Row, rules: Mapping[str, Any], now: float) -> str:
         """Return why nothing may be released at present; empty: it may."""
@@ -159,7 +168,7 @@ class RolloutRunner:
             *(rollout["id"], Member.PROVEN.value, Member.ACCEPTED.value),
         )
         waiting = [row for row in rows if row["state"] in (Member.RELEASED, Member.FAILED, Member.ACCEPTED)]
-        reported = self._reported(waiting)
+        reported = self._change(rollout).settled(rollout, waiting)
         stale_before = self._wall_now() - STALE_SECONDS
         opened = self._opened([row["device_id"] for row in rows])
         found = []
@@ -183,34 +192,17 @@ class RolloutRunner:
     def _opened(self, device_ids: Sequence[int]) -> Collection[int]:
         """Return the devices with an open push socket."""
         found: set[int] = set()
-        for start in range(0, len(device_ids), _DEVICES_PER_STATEMENT):
-            found |= self._devices.opened(device_ids[start : start + _DEVICES_PER_STATEMENT]).keys()
+        for start in range(0, len(device_ids), DEVICES_PER_STATEMENT):
+            found |= self._devices.opened(device_ids[start : start + DEVICES_PER_STATEMENT]).keys()
         return found
 
-    def _reported(self, rows: Sequence[Row]) -> dict[int, Row]:
-        """Return the newest final outcome of each device that is about its released config, or a later one."""
-        released = {row["device_id"]: row for row in rows}
-        ids, found = list(released), {}
-        for start in range(0, len(ids), _DEVICES_PER_STATEMENT):
-            some = ids[start : start + _DEVICES_PER_STATEMENT]
-            sql = (
-                "SELECT device_id, ref, outcome, detail, at FROM outcomes"
-                f" WHERE device_id IN ({marks(some)}) AND type = ? AND at > ? ORDER BY at, ts_ms"
-            )
-            since = min(released[one]["released_at"] for one in some) - _SET_BACK_SECONDS
-            for outcome in self._db.all(sql, *some, _SIGNAL, since):
-                if _is_about(outcome, released[outcome["device_id"]]):
-                    found[outcome["device_id"]] = outcome
-        return found
-
-    def _settle(self, rollout_id: int, row: Row, report: Row) -> tuple[Member, float]:
+    def _settle(self, rollout_id: int, row: Row, report: Settled) -> tuple[Member, float]:
         """Store what a device has reported, if it is new; return its state, and when it was settled."""
-        former = Member(row["state"])
-        state = Member.PROVEN if report["outcome"] in _PROOFS else Member.FAILED
+        former, state = Member(row["state"]), report.state
         if state is former or (state is Member.FAILED and former is Member.ACCEPTED):
             return former, row["settled_at"]
         at = self._wall_now()
-        self._set([row["device_id"]], rollout_id, state, detail=one_line(report["detail"], 500), settled_at=at)
+        self._set([row["device_id"]], rollout_id, state, detail=one_line(report.detail, 500), settled_at=at)
         return state, at
 
     # --- what is done ---------------------------------------------------------------------------------------------
@@ -241,7 +233,7 @@ class RolloutRunner:
         """Run a part of the round, and write an entry of what the plane has changed by itself to the audit log."""
         rollout_id = rollout["id"]
         act = Act(self._audit, Caller.of_plane(f"rollout {rollout_id}"), action, {"profile": "profile"}, detail)
-        profile = self._db.one("SELECT name FROM profiles WHERE id = ?", rollout["profile_id"])
+        profile = self._db.one("SELECT name FROM profiles WHERE id = ?", rollout["profile_id"] or 0)
         act.note_fields({"rid": rollout_id, "uid": rollout["user_id"], "profile": profile and profile["name"]})
         act.around(self._db, unit)
 
@@ -260,37 +252,27 @@ class RolloutRunner:
         self._recorded(rollout, "rollout.release", lambda: self._release(rollout, device_ids), detail)
 
     def _finish(self, rollout: Row) -> None:
-        self._profiles.make_current(rollout["user_id"], rollout["profile_id"], rollout["version"])
+        self._change(rollout).finish(rollout)
         self._end(rollout["id"], "done", "")
 
     def _end(self, rollout_id: int, state: str, reason: str) -> None:
         now = self._wall_now()
         sql = "UPDATE rollouts SET state = ?, reason = ?, waits = '', updated_at = ?, finished_at = ? WHERE id = ?"
-        self._db.run(sql, state, reason, now, now if state == "done" else None, rollout_id)
+        self._db.run(sql, state, reason, now, now if state in ("done", "aborted") else None, rollout_id)
 
     def _release(self, rollout: Row, device_ids: Sequence[int]) -> None:
-        """Give devices the new version, and signal them; those whose config cannot be made have failed."""
-        values = ", ".join(["(?, ?, ?)"] * len(device_ids))
-        self._db.run(
-            f"INSERT INTO profile_pins VALUES {values}"
-            " ON CONFLICT (profile_id, device_id) DO UPDATE SET version = excluded.version",
-            *(value for one in device_ids for value in (rollout["profile_id"], one, rollout["version"])),
-        )
-        changed = set(self._stored.refresh(device_ids, strict=False))
-        now, problems = self._wall_now(), self._installs.problems(device_ids)
+        """Give devices the new version, and signal them; those that are settled immediately wait for no report."""
+        settled, now = self._change(rollout).release(rollout, device_ids), self._wall_now()
         self._db.run(
             "UPDATE rollout_devices SET state = ?, detail = '', released_at = ?, config_version = (SELECT i.version FROM"
             " install_configs i WHERE i.device_id = rollout_devices.device_id) WHERE rollout_id = ? AND device_id IN"
             f" ({marks(device_ids)})",
             *(Member.RELEASED.value, now, rollout["id"], *device_ids),
         )
-        for device_id, problem in problems.items():
-            self._set([device_id], rollout["id"], Member.FAILED, detail=problem, settled_at=now)
-        same = [one for one in device_ids if one not in changed and one not in problems]
-        if same:
-            self._set(same, rollout["id"], Member.PROVEN, detail="nothing to change", settled_at=now)
+        for device_id, (state, detail) in settled.items():
+            self._set([device_id], rollout["id"], state, detail=detail, settled_at=now)
         self._db.run("UPDATE rollouts SET updated_at = ? WHERE id = ?", now, rollout["id"])
-        log.info("rollout %d: %d devices released", rollout["id"], len(device_ids))
+        log.info("rollout %d: %s released", rollout["id"], counted(len(device_ids), "device"))
 
     def _set(self, device_ids: Sequence[int], rollout_id: int, state: Member, **values: Any) -> None:
         columns = "".join(f", {name} = ?" for name in values)
@@ -298,11 +280,3 @@ class RolloutRunner:
             f"UPDATE rollout_devices SET state = ?{columns} WHERE rollout_id = ? AND device_id IN ({marks(device_ids)})",
             *(state.value, *values.values(), rollout_id, *device_ids),
         )
-
-
-def _is_about(outcome: Row, released: Row) -> bool:
-    """Return whether an outcome is a final one of the released config, or of a later one."""
-    if outcome["outcome"] not in (*_PROOFS, *_FAILURES):
-        return False
-    version = str(json.loads(outcome["ref"]).get("version"))  # whatever the device has sent
-    return _VERSION.fullmatch(version) is not None and int(version) >= released["config_version"]

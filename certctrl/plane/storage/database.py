@@ -74,6 +74,24 @@ CURRENT_ACT: ContextVar[ActOfCaller | None] = ContextVar("certctrl.act", default
 """The act of the current task, within which its units of work run."""
 
 
+class UndoneError(Exception):
+    """Raised by a unit of work to roll back what it has changed; ``Database.work`` returns its result all the same."""
+
+    def __init__(self, result: Any) -> None:
+        super().__init__("the unit of work is tried only")
+        self.result = result
+
+
+@contextlib.contextmanager
+def without_act() -> Iterator[None]:
+    """Run the block outside of the current act, whose request may be tried only, or may have a part in the audit log."""
+    token = CURRENT_ACT.set(None)
+    try:
+        yield
+    finally:
+        CURRENT_ACT.reset(token)
+
+
 class Database(ABC):
     """An engine; its methods raise DiskError if the database fails or cannot be reached."""
 
@@ -89,7 +107,11 @@ class Database(ABC):
     async def work(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a unit of work and return its result, after the commit and the callbacks of ``after_commit``."""
         with self.calls.measured():
-            return await self._work(self._unit(function, *args, **kwargs))
+            try:
+                return await self._work(self._unit(function, *args, **kwargs))
+            except UndoneError as undone:
+                result: T = undone.result
+                return result
 
     def _unit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Callable[[], T]:
         """Return a unit of work, within the act of the current task."""
@@ -103,7 +125,11 @@ class Database(ABC):
     async def work_now(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a unit of work, as ``work``, without waiting for other processes that lock the whole database."""
         with self.calls.measured():
-            return await self._work_now(self._unit(function, *args, **kwargs))
+            try:
+                return await self._work_now(self._unit(function, *args, **kwargs))
+            except UndoneError as undone:
+                result: T = undone.result
+                return result
 
     async def _work_now(self, unit: Callable[[], T]) -> T:
         """Run a unit of work, without waiting for other processes that lock the whole database."""
@@ -124,7 +150,11 @@ class Database(ABC):
     async def work_long(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a unit of work that may take more than a few milliseconds, as ``work``, but never on the event loop."""
         with self.calls.measured():
-            return await self._work_long(self._unit(function, *args, **kwargs))
+            try:
+                return await self._work_long(self._unit(function, *args, **kwargs))
+            except UndoneError as undone:
+                result: T = undone.result
+                return result
 
     async def _work_long(self, unit: Callable[[], T]) -> T:
         """Run a unit of work in a thread."""

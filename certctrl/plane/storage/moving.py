@@ -21,7 +21,7 @@ TABLES = (
     "published_proofs", "proof_holds", "device_tags", "sockets", "questions",
     "profiles", "profile_versions", "profile_pins", "rollouts", "rollout_devices",
     "operators", "operator_tokens", "operator_sessions", "audit", "audit_objects",
-    "deployments", "endpoints", "device_replacements",
+    "deployments", "endpoints", "device_replacements", "held_certificates", "certificate_holds", "rollout_certificates",
     "alert_channels", "alert_groups", "alert_messages", "alert_problems",
 )  # fmt: skip
 """All tables, each after those it refers to."""

@@ -384,6 +384,50 @@ CREATE TABLE alert_problems (
   seen_at REAL NOT NULL, PRIMARY KEY (plane, name)
 ) WITHOUT ROWID;
 """,
+    """
+CREATE TABLE held_certificates (
+  cert_id INTEGER NOT NULL REFERENCES certificates(id), serial_number TEXT NOT NULL, fingerprint_sha256 TEXT NOT NULL,
+  not_before REAL NOT NULL, not_after REAL NOT NULL, certificate_pem TEXT NOT NULL, chain_pem TEXT NOT NULL,
+  private_key_enc BLOB NOT NULL, public_key_sha256 TEXT NOT NULL, batch TEXT NOT NULL, updated_at REAL NOT NULL,
+  PRIMARY KEY (cert_id, serial_number)
+) WITHOUT ROWID;
+CREATE TABLE certificate_holds (
+  cert_id INTEGER NOT NULL REFERENCES certificates(id), device_id INTEGER NOT NULL REFERENCES devices(id),
+  serial_number TEXT NOT NULL, rollout_id INTEGER NOT NULL, PRIMARY KEY (cert_id, device_id)
+) WITHOUT ROWID;
+CREATE INDEX certificate_holds_rollout ON certificate_holds(rollout_id);
+CREATE TABLE rollout_certificates (
+  rollout_id INTEGER NOT NULL, cert_id INTEGER NOT NULL REFERENCES certificates(id), serial_number TEXT NOT NULL,
+  PRIMARY KEY (rollout_id, cert_id)
+) WITHOUT ROWID;
+--sqlite
+CREATE TABLE rollouts_of_all (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, user_id INTEGER NOT NULL REFERENCES users(id),
+  profile_id INTEGER REFERENCES profiles(id), version INTEGER NOT NULL,
+  state TEXT NOT NULL CHECK (state IN ('running', 'paused', 'halted', 'done', 'aborted')),
+  rules TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '', waits TEXT NOT NULL DEFAULT '', note TEXT NOT NULL DEFAULT '',
+  created_at REAL NOT NULL, updated_at REAL NOT NULL, finished_at REAL
+);
+INSERT INTO rollouts_of_all SELECT * FROM rollouts;
+CREATE TABLE rollout_devices_of_all (
+  rollout_id INTEGER NOT NULL REFERENCES rollouts_of_all(id), device_id INTEGER NOT NULL REFERENCES devices(id),
+  wave INTEGER NOT NULL, serial_group TEXT NOT NULL DEFAULT '',
+  state TEXT NOT NULL CHECK (state IN ('held', 'skipped', 'released', 'proven', 'failed', 'accepted')),
+  config_version INTEGER NOT NULL DEFAULT 0, detail TEXT NOT NULL DEFAULT '', released_at REAL,
+  settled_at REAL NOT NULL DEFAULT 0, PRIMARY KEY (rollout_id, device_id)
+) WITHOUT ROWID;
+INSERT INTO rollout_devices_of_all SELECT * FROM rollout_devices;
+DROP TABLE rollout_devices;
+DROP TABLE rollouts;
+ALTER TABLE rollouts_of_all RENAME TO rollouts;
+ALTER TABLE rollout_devices_of_all RENAME TO rollout_devices;
+CREATE UNIQUE INDEX rollouts_open ON rollouts(profile_id) WHERE state IN ('running', 'paused', 'halted');
+CREATE INDEX rollouts_user ON rollouts(user_id, id);
+CREATE INDEX rollout_devices_device ON rollout_devices(device_id);
+--postgres
+--ALTER TABLE rollouts ALTER COLUMN profile_id DROP NOT NULL;
+--end
+""",
 )
 """One script per schema version, oldest first, in SQLite's dialect; the database counts those that have run.
 

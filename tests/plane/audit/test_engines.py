@@ -45,7 +45,7 @@ async def test_an_act_is_recorded_with_its_units_of_work(plane: Plane) -> None:
     objects = entry["objects"]
     assert isinstance(objects, list)
     assert [(shown["kind"], shown["name"], shown["after"]) for shown in objects] == [
-        ("user", name, {"name": name, "rollouts_frozen": ""}) for name in ("first", "second")
+        ("user", name, {"name": name, "rollouts_frozen": "", "renewal_rollouts": ""}) for name in ("first", "second")
     ]  # fmt: skip
 
 

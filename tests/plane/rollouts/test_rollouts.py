@@ -457,7 +457,7 @@ async def test_a_new_profile_can_be_rolled_out(fleet: Fleet) -> None:
         ({"waves": ("0",)}, "waves: '0' is not the size of a wave"),
         ({"windows": ("22-6",)}, "windows: '22-6' is not a window"),
         ({"canary": "web &&"}, "canary: character 5"),
-        ({"canary": "nothing"}, "No device whose config changes matches the canary nothing"),
+        ({"canary": "nothing"}, "No device of this rollout matches the canary nothing"),
         ({"serial": "a or b"}, "serial: use one tag"),
         ({"serial": "*"}, "serial: "),
         ({"serial": "and"}, "serial: "),
