@@ -29,6 +29,7 @@ from certctrl.cli.plane.fleet import (
     Csv,
     Limit,
     OfReason,
+    Search,
     Sort,
     States,
     causes,
@@ -168,6 +169,7 @@ def devices(
     ] = None,
     state: States = None,
     reason: OfReason = "",
+    search: Search = "",
     sort: Sort = "",
     limit: Limit = None,
     after: After = "",
@@ -177,7 +179,8 @@ def devices(
 
     Shows who is online (a push socket is open now, or the last poll was within its wait), the version that the agent had
     at its last start, tags, last contact, waiting signals and the outcomes of the last day. plane status counts the
-    versions. With --state, --reason, --sort, --limit, --after or --csv it shows the state of each device, and why, instead.
+    versions. With --state, --reason, --search, --sort, --limit, --after or --csv it shows the state of each device, and
+    why, instead.
 
     \b
     cert-ctrl plane devices --data /var/lib/plane
@@ -186,10 +189,12 @@ def devices(
     cert-ctrl plane devices --data /var/lib/plane --agent-version 0.1.0
     cert-ctrl plane devices --data /var/lib/plane --outcomes web-1
     """
-    if (wanted := wanted_rows(state, reason, sort, limit, after, csv=csv)) is not None:
+    if (wanted := wanted_rows(state, reason, search, sort, limit, after, csv=csv)) is not None:
         if outcomes is not None or agent_version is not None:
             other = "--outcomes" if outcomes is not None else "--agent-version"
-            raise UsageError(f"{other} does not go with --state, --reason, --sort, --limit, --after and --csv")
+            raise UsageError(
+                f"{other} does not go with --state, --reason, --search, --sort, --limit, --after and --csv"
+            )
         show_rows(ctx, "devices", wanted, tag)
         return
     if outcomes is not None and (tag or agent_version is not None):

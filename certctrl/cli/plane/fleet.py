@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv as csv_files
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -13,7 +12,8 @@ from certctrl import lean
 from certctrl.cli.output import table, write_error, write_line
 from certctrl.cli.plane.connection import OperatorApi, call_plane, show
 from certctrl.errors import PlaneError, UsageError
-from certctrl.text import counted, one_line
+from certctrl.model.csv_rows import csv_lines, flat_cause, flat_device
+from certctrl.text import counted
 
 _PAGE = 50
 _WHOLE_PAGE = 500
@@ -25,6 +25,14 @@ States = Annotated[
 ]
 OfReason = Annotated[
     str, typer.Option("--reason", metavar="REASON", help="Only those with this reason, as plane causes shows it.")
+]
+Search = Annotated[
+    str,
+    typer.Option(
+        "--search",
+        metavar="TEXT",
+        help="Only those with this in their name, or web-*; of devices also a certificate or address.",
+    ),
 ]
 Sort = Annotated[
     str,
@@ -46,10 +54,10 @@ class Wanted:
 
 
 def wanted_rows(
-    states: Sequence[str] | None, reason: str, sort: str, limit: int | None, after: str, *, csv: bool
+    states: Sequence[str] | None, reason: str, search: str, sort: str, limit: int | None, after: str, *, csv: bool
 ) -> Wanted | None:
     """Return what these options ask for; None if none of them is given."""
-    found = {"state": ",".join(states or ()), "reason": reason, "sort": sort, "after": after}
+    found = {"state": ",".join(states or ()), "reason": reason, "q": search, "sort": sort, "after": after}
     query = {name: value for name, value in found.items() if value} | ({} if limit is None else {"limit": str(limit)})
     return Wanted(query, csv) if query or csv else None
 
@@ -66,7 +74,7 @@ def causes(ctx: typer.Context, csv: Csv = False) -> None:
     """
     answer = call_plane(ctx, lambda api: _call(api, "causes", {}))
     if csv:
-        _write_csv(_flat_cause(row) for row in answer["causes"])
+        _write_csv(flat_cause(row) for row in answer["causes"])
         return
     show(ctx, answer, lambda: _causes(answer))
 
@@ -76,7 +84,7 @@ def show_rows(ctx: typer.Context, kind: str, wanted: Wanted, tags: Sequence[str]
     query = {"limit": str(_PAGE)} | dict(wanted.query) | ({"tag": ",".join(tags)} if tags else {})
     if wanted.csv:
         rows = call_plane(ctx, lambda api: _all_rows(api, kind, query | {"limit": str(_WHOLE_PAGE)}))
-        _write_csv(_flat_device(row) if kind == "devices" else row for row in rows)
+        _write_csv(flat_device(row) if kind == "devices" else row for row in rows)
         return
     answer = call_plane(ctx, lambda api: _call(api, kind, query))
     show(ctx, answer, lambda: _rows(kind, answer))
@@ -204,33 +212,6 @@ def _ends(row: Mapping[str, Any]) -> str:
 # --- CSV --------------------------------------------------------------------------------------------------------------
 
 
-def _flat_cause(row: Mapping[str, Any]) -> dict[str, Any]:
-    flat = {name: value for name, value in row.items() if name not in ("example", "ends_first")}
-    return flat | _flat_end(row) | {f"example_{name}": value for name, value in row["example"].items()}
-
-
-def _flat_end(row: Mapping[str, Any]) -> dict[str, Any]:
-    first = row["ends_first"] or {}
-    return {"ends_first": first.get("certificate", ""), "ends_first_at": first.get("at", "")}
-
-
-def _flat_device(row: Mapping[str, Any]) -> dict[str, Any]:
-    flat = {name: value for name, value in row.items() if name not in ("why", "tags", "ends_first")} | _flat_end(row)
-    why = row["why"] or {}
-    shown = ("cause", "certificate", "step", "reason", "message", "fix", "attempts")
-    return flat | {"tags": " ".join(row["tags"])} | {name: why.get(name, "") for name in shown}
-
-
 def _write_csv(rows: Any) -> None:
     """Print rows as CSV, with the names of their fields first; nothing if there are none."""
-    writer: Callable[[Sequence[str]], Any] = csv_files.writer(sys.stdout, lineterminator="\n").writerow
-    for number, row in enumerate(rows):
-        if number == 0:
-            writer(list(row))
-        writer([_csv_cell(value) for value in row.values()])
-
-
-def _csv_cell(value: Any) -> str:
-    """Return the text of a cell; one that a spreadsheet would take for a formula begins with a quote."""
-    text = "" if value is None else one_line(str(value), None)
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
+    sys.stdout.writelines(csv_lines(rows))

@@ -12,7 +12,7 @@ import typer
 from certctrl.cli.output import duration, short_serial, table, write_line
 from certctrl.cli.plane.connection import OperatorApi, call_plane, show
 from certctrl.cli.plane.documents import joined
-from certctrl.cli.plane.fleet import After, Csv, Limit, OfReason, Sort, States, show_rows, wanted_rows
+from certctrl.cli.plane.fleet import After, Csv, Limit, OfReason, Search, Sort, States, show_rows, wanted_rows
 from certctrl.cli.plane.revocation import unfinished
 from certctrl.cli.plane.tags import OnTagged, tagged
 from certctrl.errors import UsageError
@@ -33,6 +33,7 @@ def certificates(
     tag: OnTagged = None,
     state: States = None,
     reason: OfReason = "",
+    search: Search = "",
     sort: Sort = "",
     limit: Limit = None,
     after: After = "",
@@ -40,17 +41,19 @@ def certificates(
 ) -> None:
     """List the certificates, or those that expire soon, by day.
 
-    With --state, --reason, --sort, --limit, --after or --csv it shows the state of each certificate instead, and on how
-    many devices the newest is served.
+    With --state, --reason, --search, --sort, --limit, --after or --csv it shows the state of each certificate instead, and
+    on how many devices the newest is served.
 
     \b
     cert-ctrl plane certificates --data /var/lib/plane
     cert-ctrl plane certificates --data /var/lib/plane --state stuck --sort ends
     cert-ctrl plane certificates --data /var/lib/plane --expiring 30d --tag web
     """
-    if (wanted := wanted_rows(state, reason, sort, limit, after, csv=csv)) is not None:
+    if (wanted := wanted_rows(state, reason, search, sort, limit, after, csv=csv)) is not None:
         if expiring:
-            raise UsageError("--expiring does not go with --state, --reason, --sort, --limit, --after and --csv")
+            raise UsageError(
+                "--expiring does not go with --state, --reason, --search, --sort, --limit, --after and --csv"
+            )
         show_rows(ctx, "certificates", wanted, tag)
         return
     seconds = span(expiring) if expiring else None

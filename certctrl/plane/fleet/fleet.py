@@ -15,14 +15,17 @@ from certctrl.plane.clock import when
 from certctrl.plane.devices.devices import require_user
 from certctrl.plane.devices.endpoints import AGE_SECONDS
 from certctrl.plane.devices.tags import DeviceTags, carried_by, checked_tags
-from certctrl.plane.errors import bad_request
+from certctrl.plane.errors import bad_request, not_found
+from certctrl.plane.fleet.copies import COPY_PLACE, copy_of, place_of_word, searched
 from certctrl.plane.fleet.statements import Moment
 from certctrl.plane.fleet.words import CERTIFICATE_WORDS, COPY_WORDS, DEVICE_WORDS, REASONS, STALE, cause_id, meaning
+from certctrl.plane.settings import DAY
 from certctrl.plane.storage.database import Database, Row, marks
 from certctrl.text import nearest, one_line
 
 MAX_PAGE = 500
 MAX_CAUSES = 500
+MAX_ENDS = 5000
 _LAST = 1e11
 """More than any time: a row without a time comes last."""
 _RANKED = {"expired": 0, "still served": 1, "not served": 2, "stuck": 3, "expiring": 4, STALE: 5}
@@ -35,6 +38,8 @@ class Query:
     states: Collection[str] = ()
     reason: str = ""
     tags: Collection[str] = ()
+    search: str = ""
+    """Part of the name of the device or certificate, of its certificates, or its address; ``*`` stands for anything."""
     sort: str = "worst"
     after: str = ""
     """``next`` of the page before; empty: from the beginning."""
@@ -43,8 +48,7 @@ class Query:
 
 def _rank(words: Sequence[str]) -> str:
     """Return the expression that orders rows by their word, and then by what ends first."""
-    ranks = " ".join(f"WHEN '{word}' THEN {number}" for number, word in enumerate(words))
-    return f"(CASE word {ranks} ELSE {len(words)} END) * {2 * _LAST:.1f} + coalesce(ends_at, {_LAST:.1f})"
+    return f"{place_of_word(words)} * {2 * _LAST:.1f} + coalesce(ends_at, {_LAST:.1f})"
 
 
 DEVICE_SORTS = {
@@ -105,16 +109,79 @@ class Fleet:
         moment = self._moment(user_id)
         where, fits = self._fits(query, "id", DEVICE_WORDS)
         rows, following = self._page(moment.states, "states", query, DEVICE_SORTS, where, fits)
-        ids = [row["id"] for row in rows]
-        why, tags, ends = self._troubles_of(moment, ids), self._tags.of(ids), self._first_to_end(moment, ids)
+        counts = self._counts(moment.states, "states")
         return {
-            "devices": [
-                _device(row, why.get(row["id"]), ends.get(row["id"], ""), tags.get(row["id"], [])) for row in rows
-            ],
-            "total": self._total(moment.states, "states", where, fits),
-            "counts": self._counts(moment.states, "states"),
+            "devices": self._devices(moment, rows),
+            "total": self._total(moment.states, "states", where, fits) if fits else sum(counts.values()),
+            "counts": counts,
             "next": following,
             "at": when(moment.now),
+        }
+
+    def device(self, user_id: int, device_id: int) -> dict[str, Any]:
+        """Return a device as in ``devices``, with ``copies``: its certificates, and ``others``: what else has failed.
+
+        ErrorResponse 404.
+        """
+        moment = self._moment(user_id, device_id=device_id)
+        sql, parameters = moment.states
+        rows = self._db.all(f"{sql} SELECT * FROM states", *parameters)
+        if not rows:
+            raise not_found("No such device")
+        sql, parameters = moment.troubles
+        others = self._db.all(f"{sql} SELECT * FROM troubles WHERE cert_id = 0 AND word != ?", *parameters, STALE)
+        return {
+            "device": self._devices(moment, rows)[0],
+            "copies": [copy_of(row) for row in self._copies(moment, "cert_id", 0, MAX_PAGE)],
+            "others": [_why(row) for row in others],
+            "at": when(moment.now),
+        }
+
+    def alike(self, user_id: int, step: str, reason: str) -> int:
+        """Return the number of devices that fail at this step for this reason, with any certificate."""
+        row = self._db.one(
+            "SELECT count(DISTINCT x.device_id) AS n FROM deployments x JOIN devices d ON d.id = x.device_id"
+            " WHERE x.failing = 1 AND x.step = ? AND x.reason = ? AND d.user_id = ? AND d.status = 'active'",
+            *(step, reason, user_id),
+        )
+        return 0 if row is None else int(row["n"])
+
+    def certificate(self, user_id: int, cert_id: int, after: int = 0, limit: int = 50) -> dict[str, Any]:
+        """Return a certificate as in ``certificates``, with ``copies``: a page of its devices, the worst first.
+
+        ``after``: ``next`` of the page before. ErrorResponse 404.
+        """
+        moment = self._moment(user_id, cert_id=cert_id)
+        sql, parameters = moment.certs
+        row = self._db.one(f"{sql} SELECT * FROM certs WHERE id = ?", *parameters, cert_id)
+        if row is None:
+            raise not_found("No such certificate")
+        copies = self._copies(moment, COPY_PLACE, after, limit + 1)
+        return {
+            "certificate": _certificate(row),
+            "copies": [copy_of(copy) for copy in copies[:limit]],
+            "counts": self._counts(moment.copies, "copies"),
+            "next": copies[limit - 1]["place"] if len(copies) > limit else None,
+            "at": when(moment.now),
+        }
+
+    def summary(self, user_id: int, days: int) -> dict[str, Any]:
+        """Return how many copies are in each state, and when what is in use ends: by certificate, in the next days."""
+        moment = self._moment(user_id)
+        sql, parameters = moment.copies
+        ends = self._db.all(
+            f"{sql} SELECT cert_id, certificate, min(ends_at) AS ends_at, count(*) AS devices,"
+            " sum(CASE WHEN word = 'stuck' THEN 1 ELSE 0 END) AS stuck FROM copies"
+            " WHERE ends_at >= ? AND ends_at < ? GROUP BY cert_id, certificate ORDER BY min(ends_at), cert_id LIMIT ?",
+            *(*parameters, moment.now, moment.now + days * DAY, MAX_ENDS),
+        )
+        return {
+            "copies": self._counts(moment.copies, "copies"),
+            "ends": [
+                {"id": row["cert_id"], "certificate": row["certificate"], "at": when(row["ends_at"])}
+                | {"devices": row["devices"], "stuck": row["stuck"]}
+                for row in ends
+            ],
         }
 
     def certificates(self, user_id: int, query: Query) -> dict[str, Any]:
@@ -124,19 +191,32 @@ class Fleet:
         moment = self._moment(user_id)
         where, fits = self._fits(query, "id", CERTIFICATE_WORDS, of_certificates=True)
         rows, following = self._page(moment.certs, "certs", query, CERTIFICATE_SORTS, where, fits)
+        counts = self._counts(moment.certs, "certs")
         return {
             "certificates": [_certificate(row) for row in rows],
-            "total": self._total(moment.certs, "certs", where, fits),
-            "counts": self._counts(moment.certs, "certs"),
+            "total": self._total(moment.certs, "certs", where, fits) if fits else sum(counts.values()),
+            "counts": counts,
             "next": following,
             "at": when(moment.now),
         }
 
-    def _moment(self, user_id: int) -> Moment:
+    def _moment(self, user_id: int, *, device_id: int = 0, cert_id: int = 0) -> Moment:
         now = self._wall_now()
+        before, believed_after = now - self._stale_seconds, now - AGE_SECONDS
         return Moment(
-            user_id=user_id, now=now, stale_before=now - self._stale_seconds, believed_after=now - AGE_SECONDS
+            user_id=user_id, now=now, stale_before=before, believed_after=believed_after, device_id=device_id, cert_id=cert_id
         )
+
+    def _devices(self, moment: Moment, rows: Sequence[Row]) -> list[dict[str, Any]]:
+        ids = [row["id"] for row in rows]
+        why, tags, ends = self._troubles_of(moment, ids), self._tags.of(ids), self._first_to_end(moment, ids)
+        return [_device(row, why.get(row["id"]), ends.get(row["id"], ""), tags.get(row["id"], [])) for row in rows]
+
+    def _copies(self, moment: Moment, key: str, after: int, limit: int) -> list[Row]:
+        """Return copies with their ``place``, ordered by it, beyond one; ``key``: its expression."""
+        sql, parameters = moment.copies
+        sql = f"{sql} SELECT copies.*, {key} AS place FROM copies WHERE {key} > ? ORDER BY {key} LIMIT ?"
+        return self._db.all(sql, *parameters, after, limit)
 
     def _fits(
         self, query: Query, column: str, words: Collection[str], *, of_certificates: bool = False
@@ -162,6 +242,10 @@ class Fleet:
             inner = f"SELECT a.cert_id FROM assignments a WHERE {carried}"
             parts.append(f"{column} IN ({inner})" if of_certificates else carried)
             parameters += asked
+        if query.search:
+            sql, found = searched(query.search, column, of_certificates=of_certificates)
+            parts.append(sql)
+            parameters += found
         return " AND ".join(parts) or "1 = 1", tuple(parameters)
 
     def _page(

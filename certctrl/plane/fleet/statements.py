@@ -110,26 +110,45 @@ class Moment:
     """A device last heard before this is stale."""
     believed_after: float
     """What was seen at an endpoint before this counts for nothing."""
+    device_id: int = 0
+    """Only this device; 0: all."""
+    cert_id: int = 0
+    """Only the copies of this certificate; 0: all."""
 
     @property
     def copies(self) -> tuple[str, tuple[float, ...]]:
         """The expressions up to ``copies``, and their parameters."""
-        return f"WITH {_WRONG}, {_COPIES}", (self.believed_after, self.now, self.now, self.user_id)
+        wrong, copies, ids = _WRONG, self._narrowed(_COPIES), ()
+        if self.device_id:
+            wrong, ids = wrong.replace("p.at > ?", "p.at > ? AND p.device_id = ?"), (self.device_id,)
+        parameters = (self.believed_after, *ids, self.now, self.now, *self._whose)
+        if not self.cert_id:
+            return f"WITH {wrong}, {copies}", parameters
+        return f"WITH {wrong}, {copies.removesuffix(')')} AND a.cert_id = ?)", (*parameters, self.cert_id)
 
     @property
     def troubles(self) -> tuple[str, tuple[float, ...]]:
         """The expressions up to ``troubles``."""
         sql, parameters = self.copies
-        return f"{sql}, {_TROUBLES}", (*parameters, self.user_id, self.user_id, self.stale_before)
+        return f"{sql}, {self._narrowed(_TROUBLES)}", (*parameters, *self._whose, *self._whose, self.stale_before)
 
     @property
     def states(self) -> tuple[str, tuple[float, ...]]:
         """The expressions up to ``states``."""
         sql, parameters = self.troubles
-        return f"{sql}, {_STATES}", (*parameters, self.stale_before, self.user_id)
+        return f"{sql}, {self._narrowed(_STATES)}", (*parameters, self.stale_before, *self._whose)
 
     @property
     def certs(self) -> tuple[str, tuple[float, ...]]:
         """The expressions with ``copies`` and ``certs``."""
         sql, parameters = self.copies
         return f"{sql}, {_CERTS}", (*parameters, self.now, self.user_id)
+
+    @property
+    def _whose(self) -> tuple[int, ...]:
+        """The parameters of ``d.user_id = ?``, as ``_narrowed`` leaves it."""
+        return (self.user_id, self.device_id) if self.device_id else (self.user_id,)
+
+    def _narrowed(self, sql: str) -> str:
+        """Return an expression that reads one device only, if one is asked for: by its key, not out of all of them."""
+        return sql.replace("d.user_id = ?", "d.user_id = ? AND d.id = ?") if self.device_id else sql

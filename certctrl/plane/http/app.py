@@ -10,6 +10,9 @@ from certctrl.plane.http.alert_api import AlertApi
 from certctrl.plane.http.anchor_api import AnchorApi
 from certctrl.plane.http.audit_api import AuditApi
 from certctrl.plane.http.ca_api import CaApi
+from certctrl.plane.http.console.changes import ConsoleChanges
+from certctrl.plane.http.console.pages import Console
+from certctrl.plane.http.console.records import ConsoleRecords
 from certctrl.plane.http.crl_api import CrlApi
 from certctrl.plane.http.device_api import DeviceApi
 from certctrl.plane.http.faults import Faults
@@ -58,6 +61,9 @@ def make_app(plane: Plane, *, faults: Faults | None = None) -> App:
         *push.operator_routes(),
         *ApprovalPage(plane).routes(),
         *ProviderPage(plane).routes(),
+        *Console(plane).routes(),
+        *ConsoleRecords(plane).routes(),
+        *ConsoleChanges(plane).routes(),
     ]
     inner = DirectRoutes(of_devices, Router(routes, redirect_slashes=False))
     app = Middleware(plane, inner, (route.path for route in routes))

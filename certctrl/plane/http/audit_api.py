@@ -39,7 +39,7 @@ class AuditApi:
         seconds = {name: float(whole_number(asked[name], name, 0)) for name in ("since", "until") if name in asked}
         chosen = Filter(
             who=clean_line(asked.get("who", ""), 100),
-            what=_known_action(asked.get("what", "")),
+            what=known_action(asked.get("what", "")),
             device_id=whole_number(asked["device"], "device", 1) if "device" in asked else None,
             since=seconds.get("since"),
             until=seconds.get("until"),
@@ -53,7 +53,7 @@ class AuditApi:
         return json_answer(await self._plane.work_long(text))  # a page may have many megabytes: not on the event loop
 
 
-def _known_action(what: str) -> str:
+def known_action(what: str) -> str:
     """Return a filter for actions; ErrorResponse 400 if none has this name, with the nearest."""
     known = actions()
     groups = sorted({action.partition(".")[0] for action in known})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from starlette.requests import Request
@@ -18,7 +18,7 @@ from certctrl.plane.http.reading import whole_number
 from certctrl.plane.http.routing import USER, Endpoint, number, routes_of
 from certctrl.text import one_line
 
-_ASKED = frozenset({"state", "reason", "tag", "sort", "after", "limit"})
+_ASKED = frozenset({"state", "reason", "tag", "q", "sort", "after", "limit"})
 
 
 class FleetApi:
@@ -43,7 +43,7 @@ class FleetApi:
         return await self._read(lambda: self._plane.fleet.causes(number(request, "uid")))
 
     async def devices(self, request: Request) -> Response:
-        """Return a page of devices: ``?state=&reason=&tag=&sort=&after=&limit=``."""
+        """Return a page of devices: ``?state=&reason=&tag=&q=&sort=&after=&limit=``."""
         user_id, query = number(request, "uid"), query_of_list(request)
         return await self._read(lambda: self._plane.fleet.devices(user_id, query))
 
@@ -60,7 +60,11 @@ class FleetApi:
 
 def query_of_list(request: Request) -> Query:
     """Return the query of a list; ErrorResponse 400 for an unknown parameter, which would be taken for a filter."""
-    asked = request.query_params
+    return query_of(request.query_params)
+
+
+def query_of(asked: Mapping[str, str]) -> Query:
+    """Return the query that parameters name, as ``query_of_list``."""
     if unknown := sorted(set(asked) - _ASKED):
         raise bad_request(
             f"{one_line(unknown[0], 40)!r} is not a filter: use {', '.join(sorted(_ASKED))}", field="query"
@@ -73,6 +77,7 @@ def query_of_list(request: Request) -> Query:
         states=words("state"),
         reason=asked.get("reason", ""),
         tags=words("tag"),
+        search=asked.get("q", ""),
         sort=asked.get("sort", "worst"),
         after=asked.get("after", ""),
         limit=whole_number(asked.get("limit", "50"), "limit", 1, MAX_PAGE),

@@ -465,3 +465,83 @@ async def test_an_answer_is_json(site: Site) -> None:
     await site.device("web-1")
     for read in (site.devices, site.certificates):
         assert json.loads(json.dumps(await read()))["at"] == "2026-09-21T14:13:20Z"
+
+
+# --- one device, one certificate, all numbers, searches ---------------------------------------------------------------
+
+
+async def test_one_device_is_as_in_the_list(site: Site) -> None:
+    other, device = await site.device("web-1"), await site.device("web-2")
+    cert, second = await site.certificate("a.test", device, other), await site.certificate("b.test", device)
+    await site.report(device, second, serial=await site.serial(second), served=True)
+    for one in (device, other):
+        await site.report(one, cert, FAILED, "run command-failed")
+    await site.report(device, cert, FAILED, "plan policy", kind="install.updated", ref={})
+    answer = await site.plane.work_long(site.plane.fleet.device, 1, device)
+    (row,) = [row for row in (await site.devices())["devices"] if row["id"] == device]
+    assert answer["device"] == row
+    assert [(one["certificate"], one["state"]) for one in answer["copies"]] == [
+        ("a.test", "stuck"),
+        ("b.test", "served"),
+    ]
+    assert [(one["step"], one["reason"]) for one in answer["others"]] == [("plan", "policy")]
+    assert await site.plane.work_long(site.plane.fleet.alike, 1, "run", "command-failed") == 2
+    for missing in (device + 99, 2**53):
+        with pytest.raises(ErrorResponse, match="No such device"):
+            await site.plane.work_long(site.plane.fleet.device, 1, missing)
+
+
+async def test_one_certificate_has_its_worst_devices_first(site: Site) -> None:
+    devices = [await site.device(f"web-{number}") for number in range(5)]
+    cert = await site.certificate("a.test", *devices)
+    for device in devices[:3]:
+        await site.report(device, cert, serial=await site.serial(cert))
+    await site.report(devices[3], cert, FAILED, "run command-failed")
+    seen, after = [], 0
+    while True:
+        answer = await site.plane.work_long(site.plane.fleet.certificate, 1, cert, after, 2)
+        seen += [(one["device"], one["state"]) for one in answer["copies"]]
+        if answer["next"] is None:
+            break
+        after = answer["next"]
+    assert seen == [
+        ("web-3", "stuck"),
+        ("web-4", "waiting"),
+        ("web-0", "deployed"),
+        ("web-1", "deployed"),
+        ("web-2", "deployed"),
+    ]
+    assert answer["counts"] == {"deployed": 3, "stuck": 1, "waiting": 1}
+    assert [answer["certificate"]] == (await site.certificates())["certificates"]
+    with pytest.raises(ErrorResponse, match="No such certificate"):
+        await site.plane.work_long(site.plane.fleet.certificate, 1, cert + 1, 0, 2)
+
+
+async def test_the_summary_has_what_ends(site: Site) -> None:
+    device = await site.device("web-1")
+    cert = await site.certificate("a.test", device)
+    await site.report(device, cert, serial=await site.serial(cert))
+    found = await site.plane.work_long(site.plane.fleet.summary, 1, 30)
+    assert found == {"copies": {"deployed": 1}, "ends": []}
+    (end,) = (await site.plane.work_long(site.plane.fleet.summary, 1, 91))["ends"]
+    assert (end["id"], end["certificate"], end["devices"], end["stuck"]) == (cert, "a.test", 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("search", "devices", "certificates"),
+    [
+        ("WEB-", ["web-1", "web-2"], []),
+        ("*-1", ["web-1", "db-1"], []),
+        ("b.test", ["db-1"], ["b.test"]),
+        ("%", [], []),
+        ("web_1", [], []),
+    ],
+)
+async def test_rows_are_found_by_a_text(site: Site, search: str, devices: list[str], certificates: list[str]) -> None:
+    for name in ("web-1", "web-2", "db-1"):
+        last = await site.device(name)
+    await site.certificate("a.test")
+    await site.certificate("b.test", last)
+    answer = await site.devices(search=search, sort="id")
+    assert (names(answer), answer["total"]) == (devices, len(devices))
+    assert names(await site.certificates(search=search), "certificates") == certificates

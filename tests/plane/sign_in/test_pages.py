@@ -74,6 +74,17 @@ def world(build: Callable[..., World], issuer: str) -> World:
     return made
 
 
+@pytest.mark.parametrize("path", ["/fleet/rollouts/1?done=paused", "/fleet/devices?q=" + "a" * 480])
+async def test_who_asked_for_the_console_gets_there(world: World, path: str) -> None:
+    browser = SsoBrowser(world)
+    sent = await browser.get(path)
+    first = await browser.get(sent.headers["location"])
+    link = re.search(rb'href="(/device/oidc[^"]*)">Sign in with Example ID', first.body)
+    assert link is not None
+    reply = await browser.sign_in("u-alice", link[1].decode())
+    assert (reply.status, reply.headers["refresh"]) == (200, f"0; url={path}")
+
+
 async def test_an_operator_signs_in_and_approves_a_device(world: World) -> None:
     browser, code = SsoBrowser(world), await grant(world)
     first = await browser.get(f"/device?user_code={code}")

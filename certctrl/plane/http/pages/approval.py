@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import secrets
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
@@ -31,11 +32,14 @@ from certctrl.plane.http.pages.html import asset, page, read_form, redirect
 from certctrl.plane.http.permissions import Permission
 from certctrl.plane.http.reading import whole_number
 from certctrl.plane.limits import caller_of, plain_address
+from certctrl.plane.operators import Operators
 from certctrl.text import counted
 
 SESSION = "__Host-certctrl-operator"
 SIGN_IN = "__Host-certctrl-form"
 _MAX_CODE = 20
+_MAX_PATH = 500
+_CONSOLE = re.compile(r"/fleet(?:[/?][\x21-\x5b\x5d-\x7e]*)?", re.ASCII)
 
 log = logging.getLogger("certctrl.Plane")
 
@@ -61,12 +65,16 @@ class ApprovalPage:
     async def show(self, request: Request) -> Response:
         """Show the sign-in form, the code form, or the device with the code."""
         user_code = request.query_params.get("user_code", "").strip()[:_MAX_CODE]
-        return await self._plane.work(self._show, request, user_code)
+        return await self._plane.work(
+            self._show, request, user_code, console_path(request.query_params.get("next", ""))
+        )
 
-    def _show(self, request: Request, user_code: str) -> Response:
+    def _show(self, request: Request, user_code: str, following: str) -> Response:
         session = self._session(request)
         if session is None:
-            return self._sign_in_page(request, user_code)
+            return self._sign_in_page(request, user_code, following)
+        if following:
+            return redirect(following)
         csrf = self._operators.csrf_token(session)
         if not user_code:
             return page("Approve a device", views.enter_code(csrf=csrf))
@@ -91,7 +99,7 @@ class ApprovalPage:
     async def sign_in(self, request: Request) -> Response:
         """Start a session for the right key."""
         form = await self._form(request, SIGN_IN)
-        user_code = form.get("user_code", "")[:_MAX_CODE]
+        user_code, following = form.get("user_code", "")[:_MAX_CODE], console_path(form.get("next", ""))
         caller = caller_of(address_of(request))
         key = form.get("key", "").strip()
         try:
@@ -100,9 +108,9 @@ class ApprovalPage:
                 session = await self._operators.start_session(key, caller)
         except ErrorResponse as error:
             log.warning("sign-in from %s failed: %s", caller, error)
-            return self._sign_in_page(request, user_code, error)
+            return self._sign_in_page(request, user_code, following, error)
         log.info("%s signed in from %s", "operator" if who.who == BY_KEY else who.who, caller)
-        answer = redirect(f"/device?user_code={quote(user_code)}" if user_code else "/device")
+        answer = redirect(target_of(user_code, following))
         set_cookie(answer, SESSION, session, self._plane.settings.page_session_seconds)
         set_cookie(answer, SIGN_IN, "", 0)
         return answer
@@ -176,7 +184,9 @@ class ApprovalPage:
         self._plane.database.after_commit(partial(note_authenticated, request))
         return session
 
-    def _sign_in_page(self, request: Request, user_code: str, error: ErrorResponse | None = None) -> Response:
+    def _sign_in_page(
+        self, request: Request, user_code: str, following: str, error: ErrorResponse | None = None
+    ) -> Response:
         cookie = request.cookies.get(SIGN_IN) or secrets.token_urlsafe(24)
         alert, status, headers = "", 200, {}
         if error is not None:
@@ -185,7 +195,11 @@ class ApprovalPage:
                 alert = f"{error.what}. Try again in {counted(round(error.retry_after / 60) or 1, 'minute')}."
                 headers = {"retry-after": str(int(error.retry_after))}
         body = views.sign_in(
-            csrf=self._operators.csrf_token(cookie), user_code=user_code, error=alert, provider=self._provider_label()
+            csrf=self._operators.csrf_token(cookie),
+            user_code=user_code,
+            following=following,
+            error=alert,
+            provider=self._provider_label(),
         )
         answer = page("Sign in", body, status=status, headers=headers)
         set_cookie(answer, SIGN_IN, cookie, 3600)
@@ -195,14 +209,30 @@ class ApprovalPage:
         return "" if self._plane.provider is None else self._plane.provider.label
 
     async def _form(self, request: Request, cookie: str) -> dict[str, str]:
-        """Return a posted form; ErrorResponse 403 unless the plane made it for this browser."""
-        if request.headers.get("sec-fetch-site", "same-origin") != "same-origin":
-            raise forbidden("This form was sent from another site.")
-        form = await read_form(request)
-        value = request.cookies.get(cookie, "")
-        if not value or not self._operators.is_csrf_token(value, form.get("csrf", "")):
-            raise forbidden("This form is no longer valid.")
-        return form
+        return await checked_form(self._operators, request, cookie)
+
+
+async def checked_form(operators: Operators, request: Request, cookie: str) -> dict[str, str]:
+    """Return a posted form; ErrorResponse 403 unless the plane made it for the browser with this cookie."""
+    if request.headers.get("sec-fetch-site", "same-origin") != "same-origin":
+        raise forbidden("This form was sent from another site.")
+    form = await read_form(request)
+    value = request.cookies.get(cookie, "")
+    if not value or not operators.is_csrf_token(value, form.get("csrf", "")):
+        raise forbidden("This form is no longer valid.")
+    return form
+
+
+def console_path(text: str) -> str:
+    """Return a path of the console to go to after signing in; empty for anything else."""
+    return text if len(text) <= _MAX_PATH and _CONSOLE.fullmatch(text) else ""
+
+
+def target_of(user_code: str, following: str) -> str:
+    """Return where a browser goes after signing in."""
+    if following:
+        return following
+    return f"/device?user_code={quote(user_code)}" if user_code else "/device"
 
 
 def shown(endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:

@@ -50,8 +50,13 @@ def page(title: str, body: Html, *, status: int = 200, headers: Mapping[str, str
 
 def asset(name: str, media_type: str) -> Response:
     """Return a file next to this module."""
+    return asset_of(Path(__file__).with_name(name), media_type)
+
+
+def asset_of(path: Path, media_type: str) -> Response:
+    """Return a file of the program."""
     headers = HEADERS | {"cache-control": "max-age=3600"}
-    return Response(Path(__file__).with_name(name).read_bytes(), 200, headers, media_type)
+    return Response(path.read_bytes(), 200, headers, media_type)
 
 
 def redirect(target: str) -> Response:

@@ -11,7 +11,6 @@ import binascii
 import hmac
 import json
 import logging
-from urllib.parse import quote
 
 import attrs
 from starlette.requests import Request
@@ -26,7 +25,7 @@ from certctrl.plane.errors import ErrorResponse, bad_request, forbidden, not_fou
 from certctrl.plane.http import permissions
 from certctrl.plane.http.authentication import address_of
 from certctrl.plane.http.pages import views
-from certctrl.plane.http.pages.approval import SESSION, set_cookie, shown
+from certctrl.plane.http.pages.approval import SESSION, console_path, set_cookie, shown, target_of
 from certctrl.plane.http.pages.html import page, redirect
 from certctrl.plane.http.reading import clean_line
 from certctrl.plane.limits import caller_of, plain_address
@@ -64,7 +63,12 @@ class ProviderPage:
         except ProviderError as error:
             raise _failed(error) from None
         user_code = request.query_params.get("user_code", "").strip()[:_MAX_CODE]
-        kept = attrs.asdict(attempt) | {"user_code": user_code, "until": self._plane.wall_now() + _SECONDS}
+        following = console_path(request.query_params.get("next", ""))
+        kept = attrs.asdict(attempt) | {
+            "user_code": user_code,
+            "next": following,
+            "until": self._plane.wall_now() + _SECONDS,
+        }
         sealed = self._plane.keyring.seal(_PURPOSE, json.dumps(kept).encode())
         _set_lax_cookie(answer, base64.urlsafe_b64encode(sealed).decode(), _SECONDS)
         return answer
@@ -73,7 +77,9 @@ class ProviderPage:
         """Start a session for the person who comes back with a code."""
         provider, caller = self._provider(), caller_of(address_of(request))
         await self._operators.check_attempts(caller)
-        attempt, user_code = self._attempt(request)  # not counted: any site can send a browser here without one
+        attempt, user_code, following = self._attempt(
+            request
+        )  # not counted: any site can send a browser here without one
         try:
             person = await self._person(provider, request, attempt)
             session, name = await self._session(request, person)
@@ -83,7 +89,7 @@ class ProviderPage:
                 await self._operators.note_failure(caller)
             raise
         log.info("%s signed in from %s at the provider", name, caller)
-        target = f"/device?user_code={quote(user_code)}" if user_code else "/device"
+        target = target_of(user_code, following)
         answer = page("Signed in", views.signed_in(name=name, target=target), headers={"refresh": f"0; url={target}"})
         set_cookie(answer, SESSION, session, self._plane.settings.page_session_seconds)
         _set_lax_cookie(answer, "", 0)
@@ -111,8 +117,11 @@ class ProviderPage:
         with acting(act):
             return await self._operators.open_provider_session(person), name
 
-    def _attempt(self, request: Request) -> tuple[Attempt, str]:
-        """Return the attempt of this browser, and its user code; ErrorResponse 400 if it is not the one that comes back."""
+    def _attempt(self, request: Request) -> tuple[Attempt, str, str]:
+        """Return the attempt of this browser, its user code, and the page that it asked for.
+
+        ErrorResponse 400 if it is not the one that comes back.
+        """
         text = request.cookies.get(COOKIE, "")
         try:
             sealed = base64.urlsafe_b64decode(text[:_MAX_COOKIE])
@@ -124,7 +133,8 @@ class ProviderPage:
             raise bad_request("This is the answer to another sign-in. Start again.")
         if kept["until"] < self._plane.wall_now():
             raise bad_request("The sign-in took too long. Start again.")
-        return Attempt(state=kept["state"], nonce=kept["nonce"], verifier=kept["verifier"]), kept["user_code"]
+        attempt = Attempt(state=kept["state"], nonce=kept["nonce"], verifier=kept["verifier"])
+        return attempt, kept["user_code"], kept.get("next", "")  # absent: begun before an update
 
     def _back(self, request: Request) -> str:
         """Return the URL to which the provider sends browsers."""

@@ -11,17 +11,17 @@ from certctrl.plane.http.pages.html import Html, fill
 from certctrl.text import counted
 
 
-def sign_in(*, csrf: str, user_code: str, error: str = "", provider: str = "") -> Html:
-    """Ask for the operator key or a token; ``provider``: what else there is to sign in with."""
+def sign_in(*, csrf: str, user_code: str, following: str = "", error: str = "", provider: str = "") -> Html:
+    """Ask for the operator key or a token; ``following``: the page after that, ``provider``: what else to sign in with."""
     return fill(
         """<h1>Sign in</h1>
-<p>Only operators of this control plane can approve devices.</p>
+<p>{why}</p>
 {alert}
 {provider}
 <form method="post" action="/device/sign-in">
 <input type="hidden" name="csrf" value="{csrf}">
 <input type="hidden" name="user_code" value="{user_code}">
-<input type="text" name="username" value="operator" autocomplete="username" hidden>
+{next}<input type="text" name="username" value="operator" autocomplete="username" hidden>
 <label for="key">Operator key or token</label>
 <input id="key" name="key" type="password" autocomplete="current-password" required autofocus
  aria-describedby="key-hint"{invalid}>
@@ -29,10 +29,14 @@ def sign_in(*, csrf: str, user_code: str, error: str = "", provider: str = "") -
 directory.</p>
 <button class="primary">Sign in</button>
 </form>""",
+        why="To see the fleet, you need an account; the role viewer is enough."
+        if following
+        else "Only operators of this control plane can approve devices.",
+        next=fill('<input type="hidden" name="next" value="{path}">', path=following) if following else Html(""),
         alert=_alert(error),
         csrf=csrf,
         user_code=user_code,
-        provider=_provider(provider, user_code),
+        provider=_provider(provider, user_code, following),
         invalid=Html(' aria-invalid="true"' if error else ""),
     )
 
@@ -48,10 +52,10 @@ def signed_in(*, name: str, target: str) -> Html:
     )
 
 
-def _provider(label: str, user_code: str) -> Html:
+def _provider(label: str, user_code: str, following: str) -> Html:
     if not label:
         return Html("")
-    query = f"?user_code={quote(user_code)}" if user_code else ""
+    query = f"?user_code={quote(user_code)}" if user_code else f"?next={quote(following)}" if following else ""
     return fill(
         '<p><a class="button" href="/device/oidc{query}">Sign in with {label}</a></p>', query=query, label=label
     )
@@ -69,6 +73,7 @@ def enter_code(*, csrf: str, user_code: str = "", error: str = "") -> Html:
  autocomplete="off" autocapitalize="characters" spellcheck="false" placeholder="XXXX-XXXX"{invalid}>
 <button class="primary">Continue</button>
 </form>
+<p class="hint"><a href="/fleet">The state of the fleet</a></p>
 {sign_out}""",
         alert=_alert(error),
         user_code=user_code,

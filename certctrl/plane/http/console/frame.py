@@ -1,0 +1,189 @@
+"""The frame of all pages of the console, and the list that a URL asks for. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from starlette.responses import Response
+
+from certctrl import lean
+from certctrl.plane.access.roles import Caller, Role
+from certctrl.plane.clock import rfc3339
+from certctrl.plane.http.console.parts import NOTHING, SYMBOLS, anchor, hidden, joined, link
+from certctrl.plane.http.pages.html import HEADERS, Html, fill
+
+HOME = "/fleet"
+DEVICES, CERTIFICATES = f"{HOME}/devices", f"{HOME}/certificates"
+ROLLOUTS, AUDIT = f"{HOME}/rollouts", f"{HOME}/audit"
+_PARTS = (
+    (HOME, "Overview"), (DEVICES, "Devices"), (CERTIFICATES, "Certificates"), (ROLLOUTS, "Rollouts"), (AUDIT, "Audit"),
+)  # fmt: skip
+_POLICY = (
+    "default-src 'none'; style-src 'self'; img-src 'self'; script-src 'self'; connect-src 'self'; form-action 'self';"
+    " frame-ancestors 'none'; base-uri 'none'"
+)
+CONSOLE_HEADERS = HEADERS | {"content-security-policy": _POLICY}
+
+NOTICES = {
+    "paused": "Paused: nothing more is released. Devices that are released go on.",
+    "resumed": "Resumed.",
+    "aborted": "Aborted. Devices that have the new version keep it, the others stay at theirs.",
+    "asked": "Asked to try again: the device compares everything as soon as it is heard from.",
+    "renewing": "A renewal is ordered.",
+    "revoked": "Shut out: all its requests are refused from now on.",
+}
+"""Value of ``?done=`` -> what a page says after a change."""
+
+
+@lean.frozen(kw_only=True)
+class Viewer:
+    """Who looks at a page."""
+
+    caller: Caller
+    csrf: str
+    user_id: int
+    """Whose devices are shown."""
+    user: str = ""
+    """The name of that user; empty: there is only one."""
+    users: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def may_change(self) -> bool:
+        """Whether buttons of operators are shown."""
+        return self.caller.role.includes(Role.OPERATOR)
+
+
+def shell(
+    title: str,
+    body: Html,
+    viewer: Viewer,
+    *,
+    here: str = "",
+    status: int = 200,
+    live: int = 0,
+    search: str = "",
+    done: str = "",
+) -> Response:
+    """Return a page; ``live``: seconds after which its live parts are read again, ``done``: the notice to show."""
+    refresh = NOTHING
+    if live:
+        refresh = fill('<noscript><meta http-equiv="refresh" content="{seconds}"></noscript>', seconds=max(live, 10))
+    notice = NOTHING
+    if done in NOTICES:
+        notice = fill('<p class="notice" role="status">{text}</p>', text=NOTICES[done])
+    text = fill(
+        _PAGE,
+        title=title,
+        body=body,
+        refresh=refresh,
+        live=live,
+        search=search,
+        notice=notice,
+        symbols=SYMBOLS,
+        nav=_nav(here),
+        account=_account(viewer),
+    )
+    return Response(text, status, CONSOLE_HEADERS, "text/html; charset=utf-8")
+
+
+def _nav(here: str) -> Html:
+    return joined(
+        fill(
+            '<li><a href="{href}"{current}>{name}</a></li>',
+            href=href,
+            name=name,
+            current=Html(' aria-current="page"' if href == here else ""),
+        )
+        for href, name in _PARTS
+    )
+
+
+def _account(viewer: Viewer) -> Html:
+    caller = viewer.caller
+    others = joined(
+        fill("<li>{link}</li>", link=anchor(f"Devices of {user['name']}", link(HOME, {"user": user["id"]})))
+        for user in viewer.users
+        if len(viewer.users) > 1
+    )
+    return fill(
+        """<details class="who"><summary><span class="away">Your account: </span>{who}{user}</summary><ul>
+<li class="soft">Role: {role}{via}</li>
+<li><a href="/device">Let a device in</a></li>
+{others}<li><form method="post" action="/device/sign-out">{csrf}<button>Sign out</button></form></li></ul></details>""",
+        who=caller.who,
+        user=fill(' <span class="soft">· {user}</span>', user=viewer.user) if viewer.user else NOTHING,
+        role=caller.role,
+        via=f", by {caller.via}" if caller.via else "",
+        others=others,
+        csrf=hidden(csrf=viewer.csrf),
+    )
+
+
+def head(
+    title: Html, below: Html = NOTHING, *, crumb: Html = NOTHING, acts: Html = NOTHING, live_at: float = 0.0
+) -> Html:
+    """Return the head of a page: what it is about, a line below, and what can be done; ``live_at``: of when it is."""
+    live = NOTHING
+    if live_at:
+        live = fill(
+            '<p class="live">At <span id="at" data-live>{at} UTC</span> · <a href="">Refresh</a>'
+            ' <button type="button" data-toggle hidden>Live: on</button></p>',
+            at=rfc3339(live_at)[11:19],
+        )
+    return fill(
+        '<div class="head"><div>{crumb}<h1>{title}</h1>{below}</div><div class="acts">{live}{acts}</div></div>\n',
+        crumb=fill('<p class="crumb">{crumb}</p>', crumb=crumb) if crumb else NOTHING,
+        title=title,
+        below=below,
+        acts=acts,
+        live=live,
+    )
+
+
+@lean.frozen
+class Asked:
+    """What a URL asks of a list: its path, and the parameters that are not empty."""
+
+    path: str
+    query: Mapping[str, str]
+
+    def with_(self, **changes: str) -> str:
+        """Return the URL with other parameters, at its first page unless ``after`` is among them."""
+        return link(self.path, {**self.query, "after": "", **changes})
+
+    def filters(self) -> Mapping[str, str]:
+        """Return the parameters that select rows."""
+        return {name: value for name, value in self.query.items() if name in ("state", "reason", "tag", "q") and value}
+
+
+_PAGE = """\
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta name="robots" content="noindex">
+<title>{title} – certctrl</title>
+<link rel="icon" href="/device/icon.svg" type="image/svg+xml">
+<link rel="stylesheet" href="/fleet/console.css">
+<script src="/fleet/console.js" defer></script>
+{refresh}
+</head>
+<body data-live-seconds="{live}">
+{symbols}
+<a class="skip" href="#main">To the content</a>
+<header class="top"><div>
+<a class="brand" href="/fleet"><img src="/device/icon.svg" alt="" width="24" height="24">certctrl</a>
+<nav aria-label="Main"><ul>{nav}</ul></nav>
+<form class="find" role="search" action="/fleet/devices"><label class="away" for="find">Find a device by name, address or certificate</label>
+<input id="find" name="q" type="search" value="{search}" placeholder="Find a device  /" maxlength="100" autocomplete="off" spellcheck="false"></form>
+{account}
+</div></header>
+<main id="main" tabindex="-1">
+{notice}{body}
+</main>
+</body>
+</html>
+"""
