@@ -82,6 +82,9 @@ Handler = Callable[[Agent, Signal], Awaitable[Outcome | Candidate]]
 ENTRY_POINTS = "certctrl.signal_handlers"
 """The group of entry points in which other packages offer handlers."""
 
+SMALL_MATERIAL = 6 * 1024
+"""Characters of a lone certificate's material up to which it is opened in less time than a thread job starts."""
+
 MAX_DETAIL = 500
 """Characters of the detail of an outcome."""
 
@@ -191,7 +194,8 @@ async def _stage_fetched(agent: Agent, cert_id: int, materials: DeployMaterials)
     if record is not None and record.facts.domains:
         try:
             opener = _opener(agent, cert_id, record.facts.domains, materials)
-            return await agent.installer.stage(opener, agent.items, alone=agent.burst.is_alone)
+            alone = agent.burst.is_alone and materials.size <= SMALL_MATERIAL
+            return await agent.installer.stage(opener, agent.items, alone=alone)
         except WrongNamesError:
             pass
     summary: CertificateSummary = await agent.authorized(lambda token: agent.plane.fetch_certificate(token, cert_id))

@@ -50,6 +50,8 @@ class Poller:
         self._token = ""
         """Access token of the last poll; another call may have refreshed it since."""
         self._waiting = trio.CancelScope()
+        self._admitted: list[InboxEntry] = []
+        """The new signals of the page that is delivered next."""
         self._answered: list[trio.Event] = []
         self._opened_at = trio.current_time()
         self._failures = 0
@@ -134,9 +136,12 @@ class Poller:
                 if step.wait and agent.session.may_send_acks(started):
                     nursery.start_soon(send_meanwhile, agent, name="acks")
                 event = await self._request(step)
+                if isinstance(event, events.Updates):
+                    self._take(event)
                 nursery.cancel_scope.cancel()
         if self._waiting.cancelled_caught:
             return self._timer()
+        await trio.lowlevel.cancel_shielded_checkpoint()  # the handlers of a page send their requests first
         if not step.wait:
             agent.counters.poll_seconds.add(trio.current_time() - started)
         self._count(event)
@@ -144,9 +149,14 @@ class Poller:
             agent.inbox.caught_up()
         if not isinstance(event, events.Updates):
             agent.burst.last_page()
-        elif event.full:
-            agent.burst.full_page()
         return event
+
+    def _take(self, page: events.Updates) -> None:
+        """Let the handlers start; everything else about a page is done while they wait for the material."""
+        log_poll(self.agent, page)
+        if page.full:
+            self.agent.burst.full_page()
+        self._admitted = self.agent.admit(page.signals)
 
     async def _request(self, step: steps.Poll) -> events.Event:
         agent = self.agent
@@ -212,8 +222,8 @@ class Poller:
         agent = self.agent
         amid_burst = agent.burst.more_pages  # if so, the batch waits to learn that this was the last page
         try:
-            # the handlers start first: most are done before the page would be on disk, and need not be written
-            fresh = agent.admit(step.signals)
+            # the handlers have started: most are done before the page would be on disk, and need not be written
+            fresh, self._admitted = self._admitted, []
             try:
                 if not amid_burst:
                     await self._outcomes(fresh, step.outcome_wait)
@@ -272,7 +282,8 @@ class Poller:
     async def _after(self, event: events.Event) -> None:
         """Log the answer, raise breaker alerts, finish requested polls."""
         agent, session = self.agent, self.agent.session
-        log_poll(agent, event, routine=self._quiet)
+        if not isinstance(event, events.Updates):
+            log_poll(agent, event, routine=self._quiet)
         if isinstance(event, events.POLL_ENDS):
             self._summarise(event)
         if not isinstance(event, events.POLL_ENDS):

@@ -176,7 +176,7 @@ class Installer(InstalledCerts):
 
         ``source``: a bundle, or a function that opens one (see `opener`), called in the same thread. The candidate
         survives a crash only after `converge` has settled it. ``alone``: whether no other is expected to be switched
-        with it. Raises DiskError, CommandError (a check refuses it), PolicyRefusedError (a check may not run here),
+        with it, and ``source`` takes no longer than a thread to start. Raises DiskError, CommandError (a check refuses it), PolicyRefusedError (a check may not run here),
         MaterialError (a format cannot be made).
         """
         return await staging.stage(self._context, source, items, alone=alone)

@@ -124,6 +124,18 @@ class DeployMaterials:
     chain_pem: str | None = None
     serial_number: str = ""
 
+    @property
+    def size(self) -> int:
+        """Characters of certificate, chain and key."""
+        texts = (
+            self.certificate_pem,
+            self.chain_pem,
+            self.enc_privkey_b64,
+            self.private_key_der_b64,
+            self.private_key_pem,
+        )
+        return sum(len(text) for text in texts if text is not None)
+
 
 @lean.frozen(kw_only=True)
 class CaBundle:

@@ -68,6 +68,15 @@ def leaks(fs: ModelFs) -> list[str]:
     return [path for path, node in fs.tree().items() if SECRET in node.data and node.mode & 0o077]
 
 
+def torn(fs: ModelFs) -> list[str]:
+    """Return the generations that are not as they were written, live or not."""
+    top = str(LAYOUT.generations)
+    inside = [Path(path) for path in fs.tree() if path.startswith(f"{top}/")]
+    found = {path.parent for path in inside if len(path.parts) == len(LAYOUT.generations.parts) + 3}
+    made = [material(number) for number in range(1, 10)]
+    return [str(one) for one in found if {file: read_bytes(fs, one / file, 1000) for file in made[0]} not in made]
+
+
 def strays(fs: ModelFs) -> list[str]:
     return [path for path in fs.tree() if any(is_temp(part) or part.startswith(".tmp-") for part in path.split("/"))]
 
@@ -122,6 +131,7 @@ class Protocol:
         self.always(fs)
         self.recover(fs)
         assert not (found := strays(fs)), f"left behind: {found}"
+        assert not (found := torn(fs)), f"torn generations: {found}"
         assert not (found := leaks(fs)), f"readable by others: {found}"
         self.always(fs)
         self.recovered(fs)

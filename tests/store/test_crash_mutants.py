@@ -54,12 +54,8 @@ def no_directory_fsync(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ModelFs, "fsync", lambda fs, handle: real(fs, handle) if fs.fstat(handle).kind == "file" else None)
 
 
-def contents_not_synced(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(generation_files.GenerationFiles, "sync_contents", lambda self, paths: None)
-
-
 def generation_not_durable_before_the_link(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(generation_files.GenerationFiles, "sync_homes", lambda self, names: None)
+    patch.setattr(generation_files.GenerationFiles, "sync", lambda self, generations: None)
 
 
 def link_moved_away_first(patch: pytest.MonkeyPatch) -> None:
@@ -288,7 +284,6 @@ MUTANTS: list[tuple[Mutate, type[Protocol]]] = [
     (no_file_fsync, Refresh),
     (no_directory_fsync, Renew),
     (no_directory_fsync, Register),
-    (contents_not_synced, Renew),
     (generation_not_durable_before_the_link, Renew),
     (link_moved_away_first, Renew),
     (mode_set_late, Renew),

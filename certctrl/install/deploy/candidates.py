@@ -21,7 +21,6 @@ from certctrl.model.certificate import Bundle, CertFacts
 from certctrl.model.plan import InstallItem
 from certctrl.model.policy import MaintenanceWindow
 from certctrl.model.records import CertRecord, Retry
-from certctrl.store.deployments import generations
 
 
 @lean.define(eq=False)
@@ -113,14 +112,16 @@ async def to_switch(
 ) -> dict[int, Candidate]:
     """Return the candidates that may be switched to now: prepared ones, and those staged before.
 
-    Afterwards the prepared ones are durable and recorded as staged; those that have to wait are in the results.
-    `with_missing_files` completes them, once their groups are locked.
+    Afterwards the prepared ones are durable and recorded as staged, except for an unwritten one that need not wait; those
+    that have to wait are in the results. `with_missing_files` completes them, once their groups are locked.
     ``due_now``: further certificates whose staged material is tried although it is not due.
     Raises CertctrlError; then nothing is switched.
     """
     newest = {one.cert_id: one for one in prepared}
-    await _settle(context, [one.staged for one in newest.values() if one.staged is not None])
-    _note_staged(context, newest, results.together)
+    if not _can_be_written_later(context, newest, results.together):
+        if any(one.staged or one.unwritten for one in newest.values()):
+            newest = await context.offload(staging.settle, context, newest.values())
+        note_staged(context, newest, results.together)
     due = atomic.with_siblings(context, results.concerned.union(due_now))
     candidates = await _with_staged(context, newest, due, everything, results)
     now = not_waiting(context, candidates, results, ignore_window=ignore_window)
@@ -130,12 +131,18 @@ async def to_switch(
     return now
 
 
-async def _settle(context: Context, staged: Sequence[generations.Staged]) -> None:
-    """Make generations durable; those of a lone renewal are already, and need no thread."""
-    if context.generations.are_durable(staged):
-        context.generations.settle(staged)
-    else:
-        await context.offload(context.generations.settle, staged)
+def _can_be_written_later(context: Context, prepared: Mapping[int, Candidate], together: Mapping[int, str]) -> bool:
+    """Return whether the only candidate is unwritten and can be written by the job that switches to it.
+
+    So it is if nothing may make it wait, and nothing else is to be switched with it.
+    """
+    if len(prepared) != 1 or together or context.policy().window is not None:
+        return False
+    (one,) = prepared.values()
+    record = context.records.certificates.get(one.cert_id)
+    if one.unwritten is None or record is None or record.held or record.batch:
+        return False
+    return not any(other.staged for other in context.records.ours)
 
 
 async def _with_staged(
@@ -162,7 +169,7 @@ async def _with_staged(
     return found
 
 
-def _note_staged(context: Context, prepared: Mapping[int, Candidate], together: Mapping[int, str]) -> None:
+def note_staged(context: Context, prepared: Mapping[int, Candidate], together: Mapping[int, str]) -> None:
     """Record the staged generations, which may have to wait or to be retried; durable with the next save.
 
     They replace earlier staged ones, with the batches of those.

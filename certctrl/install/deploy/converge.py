@@ -2,7 +2,8 @@
 
 A power cut may follow each step:
 
-1. all staged generations are settled with one sync: STAGED, nothing live has changed;
+1. all staged generations are settled with one sync: STAGED, nothing live has changed. That of a lone renewal is written
+   and settled in the job of 4, if nothing comes in between;
 2. the files of each group are staged next to their destinations, with an intent journal for each group. If one cannot
    be written, its group is not switched, so that a full disk changes nothing live;
 3. the activation markers of due commands are removed: otherwise the commands would not run again after 4;
@@ -28,14 +29,14 @@ import trio
 from certctrl import lean
 from certctrl.errors import BatchRefusedError, CertctrlError, DiskError
 from certctrl.install.deploy import atomic
-from certctrl.install.deploy.candidates import may_make, with_missing_files
+from certctrl.install.deploy.candidates import may_make, note_staged, with_missing_files
 from certctrl.install.deploy.context import Context, Locks
 from certctrl.install.deploy.executor import Executor, load_for
 from certctrl.install.deploy.groups import Group, SwitchedPlan, has_files, stale_markers
 from certctrl.install.deploy.names import publish
 from certctrl.install.deploy.observe import observe_and_plan
 from certctrl.install.deploy.results import Results, was_rolled_back
-from certctrl.install.deploy.staging import Candidate
+from certctrl.install.deploy.staging import Candidate, settle
 from certctrl.install.deploy.transaction import Transaction
 from certctrl.install.plan.dependencies import enabled
 from certctrl.install.plan.values import GroupPlan, InstallPlan
@@ -69,6 +70,9 @@ class Convergence:
         busy: list[Group] = []
         for group in groups:
             (ready if self._acquired(group) else busy).append(group)
+        if ready and not busy:
+            await self._work(ready)
+            return
         async with trio.open_nursery() as nursery:
             for group in busy:
                 nursery.start_soon(self._later, group, name="a group locked by another call")
@@ -113,12 +117,20 @@ class Convergence:
 
     async def _complete(self, groups: Iterable[Group]) -> None:
         """Make the wanted files that generations lack; a certificate whose files cannot be made fails alone."""
+        if not self.context.indexer.of(self.items).empty:  # the items have changed since it was opened
+            await self._write([one for one in self.candidates.values() if one.unwritten])
         ids = {cert_id for group in groups for cert_id in group.cert_ids if self._is_due(cert_id)}
         made, faults = await with_missing_files(self.context, self.items, self.candidates, ids)
         self.candidates.update(made)
         for cert_id, error in faults.items():
             self.results.unmade(cert_id, error, self.candidates.pop(cert_id, None), self.items)
         self.results.refuse_batches(self.candidates, faults)
+
+    async def _write(self, unwritten: Sequence[Candidate]) -> None:
+        if unwritten:
+            written = await self.context.offload(settle, self.context, unwritten)
+            self.candidates.update(written)
+            note_staged(self.context, written, self.results.together)
 
     def _is_due(self, cert_id: int) -> bool:
         """Return whether wanted files of a certificate are to be made now."""
@@ -152,13 +164,19 @@ class Convergence:
         parts = atomic.units(atomic.batches_of(self.context), [*by_id], {one.cert_id for one in wanted})
         return [[by_id[cert_id] for cert_id in part] for part in parts]
 
-    async def _switch(self, groups: Sequence[Group], candidates: Mapping[int, Candidate]) -> SwitchedPlan:
+    async def _switch(self, groups: Sequence[Group], candidates: dict[int, Candidate]) -> SwitchedPlan:
         """Plan, stage the files, and switch. Raises DiskError; then nothing was switched."""
         context, policy = self.context, self.context.policy()
         nodes = frozenset[str]().union(*(group.nodes for group in groups))
         items = [item for item in enabled(self.items) if f"item:{item.id}" in nodes]
         records = [record for record in context.records.ours if f"cert:{record.cert_id}" in nodes]
         switched = SwitchedPlan(items=items, candidates=candidates)
+        unwritten = [one for one in candidates.values() if one.unwritten]
+
+        def write_now() -> None:
+            if unwritten:
+                candidates.update(written := settle(context, unwritten))
+                self.candidates.update(written)
 
         def switch_now(plan: InstallPlan) -> None:
             if any(group.batch for group in groups):
@@ -173,10 +191,12 @@ class Convergence:
             candidates,
             policy=policy,
             examine=self.examine,
+            first=write_now,
             then=switch_now,
             due_now=self.due_now | self.candidates.keys(),
             together={cert_id: group.batch for group in groups if group.batch for cert_id in group.cert_ids},
         )
+        note_staged(context, {one.cert_id: candidates[one.cert_id] for one in unwritten}, self.results.together)
         for cert_id, fault in switched.observed.faults.items():
             self.results.mark_unreadable(cert_id, fault)
         if not switched.is_switched:
@@ -348,4 +368,6 @@ class Convergence:
             self.results.items_unplanned = True
         ids = frozenset[int]().union(*(group.cert_ids for group in groups))
         for cert_id in sorted(ids & (self.results.concerned | self.candidates.keys())):
-            self.results.failed(cert_id, error, staged=self.candidates.get(cert_id))
+            candidate = self.candidates.get(cert_id)
+            staged = candidate if candidate is not None and candidate.unwritten is None else None
+            self.results.failed(cert_id, error, staged=staged)

@@ -107,23 +107,24 @@ async def observe_and_plan(
     policy: HostPolicy,
     unproven: Collection[int] = (),
     examine: Collection[int] | None = None,
-    then: Callable[[InstallPlan], None] | None = None,
+    first: Callable[[], None] = lambda: None,
+    then: Callable[[InstallPlan], None] = lambda plan: None,
     due_now: Collection[int] | None = None,
     made: Mapping[int, Mapping[str, str]] | None = None,
     together: Mapping[int, str] = MappingProxyType({}),
 ) -> tuple[InstallPlan, ObservedState]:
     """Observe and plan in one thread job: with thousands of items, either would stall the event loop.
 
-    ``then``: called with the plan in the same thread. ``due_now``: leave out work that is not due yet, except for these
+    ``first``: called before that in the same thread. ``then``: called with the plan after that. ``due_now``: leave out work that is not due yet, except for these
     certificates (see `without_not_due`); None: leave out nothing. ``made``: certificate id -> file that a preview
     treats as remade -> why. ``together``: as for `plan_for`.
     """
     activations, retries = dict(context.records.activations), context.records.retries
 
     def work() -> tuple[InstallPlan, ObservedState]:
+        first()
         observed = observe(context, items, records, candidates, policy=policy, unproven=unproven, examine=examine)
-        if made:
-            observed = attrs.evolve(observed, certs=_with_made(observed.certs, made))
+        observed = _with_made(observed, made or {})
         plan = plan_for(
             items,
             observed.certs,
@@ -138,17 +139,16 @@ async def observe_and_plan(
         if due_now is not None:
             not_due = [record for record in records if not retries.is_due(cert_resource(record.cert_id))]
             plan = without_not_due(plan, observed.certs, not_due, due_now, retries.items_not_due())
-        if then is not None:
-            then(plan)
+        then(plan)
         return plan, observed
 
     plan, observed = await context.offload(work)
     return plan, observed
 
 
-def _with_made(certs: Mapping[int, DesiredCert], made: Mapping[int, Mapping[str, str]]) -> dict[int, DesiredCert]:
-    """Return the certificates as they would be with these files, whose contents are not known yet."""
-    found = dict(certs)
+def _with_made(observed: ObservedState, made: Mapping[int, Mapping[str, str]]) -> ObservedState:
+    """Return the state as it would be with these files of certificates, whose contents are not known yet."""
+    found = dict(observed.certs)
     for cert_id, files in made.items():
         cert = found[cert_id]
         found[cert_id] = attrs.evolve(
@@ -158,7 +158,7 @@ def _with_made(certs: Mapping[int, DesiredCert], made: Mapping[int, Mapping[str,
             proven=False,
             made=f"a new generation: {'; '.join(files.values())}",
         )
-    return found
+    return attrs.evolve(observed, certs=found) if made else observed
 
 
 def _cert(

@@ -1,12 +1,13 @@
 """Stage: write a checked bundle next to the live one and run the plan's checks on it. Nothing live changes.
 
-Salted files (PKCS#12, JKS) are reused from a generation of the same certificate, so that the same material always
-makes the same generation.
+A lone renewal that no item copies is only opened here, and `settle` writes it in the thread job that switches to it: each
+job takes longer to start than its work. Salted files (PKCS#12, JKS) are reused from a generation of the same certificate,
+so that the same material always makes the same generation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
@@ -36,11 +37,13 @@ class Candidate:
 
     facts: CertFacts
     generation: str
-    """Its id."""
+    """Its id; of an unwritten one, the fingerprint of the certificate."""
     placeholder: bool = False
     """True for a self-signed stand-in for a revoked certificate."""
     staged: Staged | None = None
-    """For `GenerationStore.settle`; None if the generation is already durable."""
+    """For `settle`; None if the generation is already durable, or unwritten."""
+    unwritten: Bundle | None = None
+    """What `settle` writes first; None if the generation has been written."""
     etag: str = ""
     """The ETag of the plane's answer that it was made from; empty: not known."""
 
@@ -87,13 +90,18 @@ async def stage(
 ) -> Candidate:
     """Write a bundle's files to a staging directory and run the checks of its copy items on them.
 
-    Not durable until `GenerationStore.settle`, which settles many together; unless no other comes with it (``alone``)
-    and nothing checks it, which saves a thread job. Raises DiskError; CommandError if a check fails, and
-    PolicyRefusedError if this host does not allow it (unchecked material never goes live).
+    Not durable until `settle`, which settles many together. ``alone``: no other comes with it, and it is opened in a
+    moment, so this is not left to a thread; if no item copies a certificate, it is not written yet. Raises DiskError;
+    CommandError if a check fails, and PolicyRefusedError if this host does not allow it (unchecked material never goes
+    live).
     """
     bundle: Bundle
     index = context.indexer.of(items)
-    bundle, staged = await context.shared_offload(_write, context, source, index, placeholder, alone)
+    if alone and index.empty:
+        source = source if isinstance(source, Bundle) else source()
+        if _is_renewal(context, source.facts):
+            return Candidate(facts=source.facts, generation=source.facts.fingerprint_sha256, unwritten=source)
+    bundle, staged = await context.shared_offload(_write, context, source, index, placeholder)
     if check:
         try:
             await _check(context, bundle, staged, index.copies(bundle.facts))
@@ -104,7 +112,7 @@ async def stage(
 
 
 def _write(
-    context: Context, source: Bundle | Callable[[], Bundle], index: ItemIndex, placeholder: bool, alone: bool
+    context: Context, source: Bundle | Callable[[], Bundle], index: ItemIndex, placeholder: bool
 ) -> tuple[Bundle, Staged]:
     bundle = source if isinstance(source, Bundle) else source()
     wanted = index.files(bundle.facts)
@@ -115,8 +123,35 @@ def _write(
         facts["passwords"] = {kind: password_mark(password) for kind, password in passwords.items()}
     salted = _salted_files(context, bundle, kinds, facts)
     files = virtual_files(bundle, wanted - salted.keys(), passwords.__getitem__) | salted
-    durable = alone and not any(item.check for item in index.copies(bundle.facts))
-    return bundle, context.generations.stage(bundle.facts.name, files, facts, durable=durable)
+    return bundle, context.generations.stage(bundle.facts.name, files, facts)
+
+
+def _is_renewal(context: Context, facts: CertFacts) -> bool:
+    """Return whether this is a renewal of a certificate that is live."""
+    record = context.records.certificates.get(facts.cert_id)
+    return (
+        record is not None and bool(record.generation) and record.facts.fingerprint_sha256 != facts.fingerprint_sha256
+    )
+
+
+def settle(context: Context, candidates: Iterable[Candidate]) -> dict[int, Candidate]:
+    """Write those that are not written yet, make all durable, and return them. Blocks on the disk.
+
+    Raises DiskError, or CertctrlError for a certificate that was withdrawn since it was opened.
+    """
+    written = {
+        one.cert_id: one if one.unwritten is None else _written(context, one, one.unwritten) for one in candidates
+    }
+    context.generations.settle([one.staged for one in written.values() if one.staged is not None])
+    return written
+
+
+def _written(context: Context, candidate: Candidate, bundle: Bundle) -> Candidate:
+    record = context.records.certificates.get(candidate.cert_id)
+    if record is None or not record.generation:
+        raise CertctrlError(f"{candidate.name} was withdrawn while its renewal was fetched")
+    _, staged = _write(context, bundle, ItemIndex.of(()), placeholder=False)
+    return attrs.evolve(candidate, generation=staged.id, staged=staged, unwritten=None)
 
 
 def password_mark(password: bytes) -> str:

@@ -227,15 +227,31 @@ class GenerationFiles:
             return None
         return manifest
 
-    def is_complete(self, name: str, generation: str) -> bool:
-        """Return whether all files of a generation exist, without reading them."""
+    def number_of(self, name: str, generation: str) -> int:
+        """Return the number of a generation; 0 if its manifest is lost."""
         try:
-            files = self.manifest(name, generation)["files"]
+            return int(self.manifest(name, generation)["number"])
+        except StateCorruptError:
+            return 0
+
+    def is_sound(self, name: str, generation: str, proven: int) -> bool:
+        """Return whether all files of a generation exist.
+
+        One whose number is above ``proven`` may have been renamed by a process that did not live to sync it: it is made
+        durable and read.
+        """
+        try:
+            manifest = self.manifest(name, generation)
         except StateCorruptError:
             return False
+        if int(manifest["number"]) > proven:
+            self.sync([(name, generation)])  # `sync_inherited` cannot sync contents without syncfs
+            with suppress(DiskError):  # one that cannot be read now is read again before it is switched to
+                return self.manifest_if_whole(name, generation) is not None
         directory = self._layout.generation(name, generation)
         return all(
-            (found := self._fs.lstat(directory / file)) is not None and found.kind is FileKind.FILE for file in files
+            (found := self._fs.lstat(directory / file)) is not None and found.kind is FileKind.FILE
+            for file in manifest["files"]
         )
 
     # --- writing ------------------------------------------------------------------------------------------
@@ -321,17 +337,20 @@ class GenerationFiles:
         with closing(self._fs, self._fs.create(file, mode, at=directory)) as handle:
             self._fs.write(handle, data)
 
-    def sync_contents(self, directories: Sequence[Path]) -> None:
-        """Make temporary directories and their contents durable."""
+    def sync(self, generations: Collection[tuple[str, str]]) -> None:
+        """Make generations durable under their ids, by name and id: one syncfs for any number."""
         with closing(self._fs, self._fs.open_dir(self._layout.generations)) as top:
             if self._fs.syncfs(top):
                 return
-            for path in directories:
-                with closing(self._fs, self._fs.open_dir(path)) as directory:
+            for name, generation in generations:
+                with closing(self._fs, self._fs.open_dir(self._layout.generation(name, generation))) as directory:
                     for file in self._fs.listdir(directory):
                         with closing(self._fs, self._fs.open_file(file, at=directory)) as handle:
                             self._fs.fsync(handle)
                     self._fs.fsync(directory)
+            for name in {name: None for name, _ in generations}:
+                with closing(self._fs, self._fs.open_dir(name, at=top)) as home:
+                    self._fs.fsync(home)
             self._fs.fsync(top)  # the directories of new names
 
     def link_public(self, name: str, places: Mapping[Path, Handle]) -> set[Path]:
@@ -349,16 +368,6 @@ class GenerationFiles:
             if swap_link_at(self._fs, places[place], link, text, keep=aliased):
                 changed.add(place)
         return changed
-
-    def sync_homes(self, names: Collection[str]) -> None:
-        """Make the entries of the directories of some names durable; one syncfs for many."""
-        if len(names) >= MANY:
-            with closing(self._fs, self._fs.open_dir(self._layout.generations)) as top:
-                if self._fs.syncfs(top):
-                    return
-        for name in names:
-            with closing(self._fs, self._fs.open_dir(f"{self._layout.generations}/{name}")) as home:
-                self._fs.fsync(home)
 
     def sync_inherited(self) -> None:
         """Make renames durable that an earlier process did not sync."""

@@ -4,10 +4,11 @@
     certs/.live/<name> -> ../.generations/<name>/<id>          renaming over this link is the commit point
     certs/<name>.crt   -> .live/<name>/fullchain.pem           the spec's names lead through it and never change
 
-Order, each step durable before the next: private directory with the files, then the manifest → renamed to its id →
-link renamed → files read again through the link. So the live link leads to a matching key and certificate after any
-crash, and both change in one rename. Rejected: two renames for key and certificate (torn between them), numbered "current"
-copies (torn inside), renaming the live directory away.
+Order: private directory with the files, then the manifest → renamed to its id → made durable, in one sync for contents
+and name → link renamed, durably → files read again through the link. So the live link leads to a matching key and
+certificate after any crash, and both change in one rename. A power cut before the sync may leave an id without its
+contents: such a directory is newer than the live one, and the sweep reads those. Rejected: two renames for key and
+certificate (torn between them), numbered "current" copies (torn inside), renaming the live directory away.
 
 The id is a hash of contents and facts, so publishing the same files again changes nothing. One process writes, the
 holder of ``daemon.lock``; different names may be staged in different threads.
@@ -23,8 +24,6 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 from weakref import ref
-
-import attrs
 
 from certctrl import lean
 from certctrl.errors import DiskError, StateCorruptError
@@ -103,13 +102,11 @@ class GenerationStore:
 
     # --- staging ------------------------------------------------------------------------------------------
 
-    def stage(
-        self, name: str, files: Mapping[str, bytes], facts: Mapping[str, Any], *, durable: bool = False
-    ) -> Staged:
+    def stage(self, name: str, files: Mapping[str, bytes], facts: Mapping[str, Any]) -> Staged:
         """Write a generation next to the others; an existing equal one is reused.
 
-        ``files``: file name -> bytes. ``facts``: JSON, part of the identity. ``durable``: make it durable under its id
-        now; `settle` then has nothing to do, but until it is called, the generation is removed with the object.
+        ``files``: file name -> bytes. ``facts``: JSON, part of the identity. Until `settle` is called, the generation
+        is removed with the object.
         """
         hashes = {file: hashlib.sha256(data).hexdigest() for file, data in sorted(files.items())}
         wanted = identify(hashes, facts)
@@ -127,12 +124,7 @@ class GenerationStore:
         self._verified.add((name, found))
         staged = Staged(name=name, id=found, path=path, unchanged=False, files=tuple(hashes), number=number)
         self._pending.setdefault(name, {})[found] = (path.name, ref(staged))
-        if not durable:
-            return staged
-        self._make_durable([staged])
-        final = attrs.evolve(staged, path=self.path(name, found))
-        self._pending.setdefault(name, {})[found] = (found, ref(final))
-        return final
+        return staged
 
     def _still_wanted(self, name: str, wanted: str) -> Staged | None:
         """Return the staged generation with this id if still referenced; remove unreferenced ones of this name."""
@@ -201,34 +193,21 @@ class GenerationStore:
         self._give_up()
         self._files.clear_up()
 
-    def are_durable(self, staged: Sequence[Staged]) -> bool:
-        """Return whether `settle` would not need the disk for these generations."""
-        return not any(one.is_temporary or (one.name, one.id) not in self._durable for one in staged)
-
     def settle(self, staged: Sequence[Staged]) -> None:
         """Make generations durable under their ids, so that they survive a crash; one syncfs for any number."""
-        try:
-            self._make_durable(staged)
-        finally:
-            for one in staged:
-                if self._directory(one) == one.id:
-                    self._pending.get(one.name, {}).pop(one.id, None)
-
-    def _make_durable(self, staged: Sequence[Staged]) -> None:
         distinct = {(one.name, one.id): one for one in staged}
         fresh = {k: one for k, one in distinct.items() if one.is_temporary and self._directory(one) == one.path.name}
         others = [one for key, one in distinct.items() if key not in fresh and key not in self._durable]
-        unsynced = [one for one in others if self._has_its_id(one)]  # others were withdrawn
-        if fresh:
-            self._files.sync_contents([one.path for one in fresh.values()])
+        unsynced = {(one.name, one.id): one for one in others if self._has_its_id(one)}  # others were withdrawn
         generations = str(self._layout.generations)
         for one in fresh.values():
             home = f"{generations}/{one.name}"  # as text: a thousand paths cost more than their renames
             self._fs.rename(f"{home}/{one.path.name}", f"{home}/{one.id}")
             self._files.note_settled(one.name, one.number, one.id)
-            self._pending.setdefault(one.name, {})[one.id] = (one.id, ref(one))
-        self._files.sync_homes({one.name: None for one in (*fresh.values(), *unsynced)}.keys())
-        self._durable.update(fresh, ((one.name, one.id) for one in unsynced))
+            self._pending[one.name].pop(one.id)
+        if settling := [*fresh, *unsynced]:
+            self._files.sync(settling)
+            self._durable.update(settling)
 
     def _has_its_id(self, staged: Staged) -> bool:
         """Return whether a generation has its id as its name."""
@@ -273,8 +252,7 @@ class GenerationStore:
     def _need_whole(self, name: str, generation: str) -> None:
         self._files.verify(self.path(name, generation), self._files.manifest(name, generation))
         if (name, generation) not in self._durable:
-            with closing(self._fs, self._fs.open_dir(self._layout.generations / name)) as home:
-                self._fs.fsync(home)
+            self._files.sync([(name, generation)])
 
     def _switch_links(self, to: Mapping[str, str | None], before: Mapping[str, str | None] | None = None) -> None:
         """Point links at generations, durably; ``before``: the live ones, if they have just been read."""
@@ -403,10 +381,10 @@ class GenerationStore:
             live = self.live_id(name)
         except StateCorruptError:
             return 0  # the live generation is unknown: remove nothing
-        swept = 0
+        swept, proven = 0, self._files.number_of(name, live) if live is not None else 0
         with closing(self._fs, self._fs.open_dir(self._layout.generations / name)) as home:
             for entry in self._fs.listdir(home):
-                if entry.startswith(TEMP) or (entry != live and not self._files.is_complete(name, entry)):
+                if entry.startswith(TEMP) or (entry != live and not self._files.is_sound(name, entry, proven)):
                     self._files.remove(self._layout.generations / name / entry, home)
                     swept += 1
                 else:
