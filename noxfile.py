@@ -72,6 +72,7 @@ def tests(session: nox.Session) -> None:
 def integration(session: nox.Session) -> None:
     """Run against real processes, sockets and services; skips missing ones, or fails with CERTCTRL_REQUIRE_REAL."""
     session.install("-e", ".[dev]")
+    session.install("-r", str(LOCKS / "build.txt"))
     args = session.posargs or ["-n", WORKERS, "--dist", "loadfile"]  # they mostly wait; a file shares its servers
     session.run("pytest", "-m", "integration and not campaign", *args)
 
@@ -222,7 +223,7 @@ def packages(session: nox.Session, own: bool) -> None:
     session.run("python", str(LOCKS.parent / "build.py"), "dist", *options)
     args = session.posargs or ["-s", "--timeout", "3600"]
     files = [f"tests/integration/test_{name}.py" for name in ("packages_installed", "wheel")]
-    session.run("pytest", *files, "-m", "campaign", *args, env=env)
+    session.run("pytest", *files, *args, env=env)
 
 
 @nox.session
@@ -248,18 +249,11 @@ def helper(session: nox.Session) -> None:
 
 @nox.session
 def locks(session: nox.Session) -> None:
-    """Write the requirement files of the packages anew, with the newest releases that ``pyproject.toml`` allows."""
+    """Write what packages and the gate install anew, with the newest releases that ``pyproject.toml`` allows."""
     session.install("uv")
-    common = [
-        "--python-platform",
-        "linux",
-        "--python-version",
-        SUPPORTED[0],
-        "--generate-hashes",
-        "--no-emit-index-url",
-        "--upgrade",
-    ]
-    common += ["--custom-compile-command", "nox -s locks", "--no-annotate", "--quiet"]
+    always = ["--python-version", SUPPORTED[0], "--generate-hashes", "--no-emit-index-url", "--upgrade"]
+    always += ["--custom-compile-command", "nox -s locks", "--no-annotate", "--quiet"]
+    common = ["--python-platform", "linux", *always]
     # twofish is a source only, for keystores that certctrl does not make; psycopg finds the libpq of the distribution.
     without = ["--no-emit-package", "twofish", "--no-emit-package", "psycopg-binary"]
     compile_ = ("uv", "pip", "compile", "pyproject.toml", *common)
@@ -272,6 +266,13 @@ def locks(session: nox.Session) -> None:
             without += ["--no-emit-package", line.partition("==")[0]]
     extras += ["--extra", "plane-postgres", "--constraint", agent]
     session.run(*compile_, *extras, *without, "-o", plane, silent=True)
+    gate = ("uv", "pip", "compile", *always, "--universal")  # for all Pythons and machines
+    session.run(*gate, "--group", "nox", "-o", ".ci/nox.txt", silent=True)
+    of_gate = [word for extra in ("dev", "lint", "types") for word in ("--extra", extra)]
+    same = [word for lock in (agent, plane, build) for word in ("--constraint", lock)]  # versions as in the packages
+    session.run(
+        *gate, "pyproject.toml", *of_gate, "--group", "packages", *same, "-o", ".ci/constraints.txt", silent=True
+    )
 
 
 def requirements(extra: str) -> list[str]:

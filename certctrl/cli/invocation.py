@@ -61,7 +61,7 @@ class Invocation:
         if must_exist:
             _require_directory(root)
             if not (is_present(layout.application) or is_present(layout.state) or SERVER_VARIABLE in os.environ):
-                fix = f"give another directory with -c, or run cert-ctrl -c {root} init --server URL"
+                fix = f"give another directory with -c, or run {_making(root)}"
                 raise ConfigError("is not a config directory: no application.json", file=str(root), fix=fix)
         return layout
 
@@ -76,9 +76,14 @@ def _refuse_link(root: Path) -> None:
 
 def _require_directory(root: Path) -> None:
     if not is_present(root):
-        raise ConfigError("no such directory", file=str(root), fix=f"cert-ctrl -c {root} init --server URL")
+        raise ConfigError("no such directory", file=str(root), fix=_making(root))
     if not root.is_dir():
         raise ConfigError("is not a directory", file=str(root), fix="give the agent's config directory with -c")
+
+
+def _making(root: Path) -> str:
+    """Return the command that makes a config directory: `setup` is for hosts, whose agent is a service."""
+    return "cert-ctrl setup" if str(root) == DEFAULT_DIRECTORY else f"cert-ctrl -c {root} init --server URL"
 
 
 def is_present(path: Path) -> bool:

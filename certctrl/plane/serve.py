@@ -159,6 +159,7 @@ def _log_start(plane: Plane, url: str) -> None:
 def _start_tasks(
     nursery: trio.Nursery, plane: Plane, certificate: ServerCertificate, reload: RepeatedEvent | None
 ) -> None:
+    plane.issuers.load_kinds()
     tasks = (
         plane.housekeeping.run,
         plane.storage_check.run,

@@ -31,6 +31,7 @@ def main() -> None:
 
 def make_root(suite: str, out: Path, packages: Sequence[str]) -> None:
     """Install a minimal release with packages into a directory or a tar file, which is complete if it exists."""
+    out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="cert-ctrl-root-") as scratch:
         target = Path(scratch) / out.name if out.suffix == ".tar" else out
         argv = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(packages)}"]

@@ -99,6 +99,14 @@ def test_a_missing_directory(ran: Callable[..., Ran], tmp_path: Path) -> None:
     )
 
 
+def test_the_directory_of_a_host_is_made_by_setup(
+    ran: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A package makes it, empty."""
+    monkeypatch.setattr(invocation, "DEFAULT_DIRECTORY", str(tmp_path))
+    assert ran("status").err.endswith("fix: give another directory with -c, or run cert-ctrl setup\n")
+
+
 @pytest.mark.parametrize("command", ["list-certs", "history", "policy show", "policy allow path /srv/x --yes", "plan"])
 def test_another_directory_is_not_treated_as_an_empty_host(
     command: str, ran: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -228,8 +236,8 @@ def test_the_directory_may_come_from_the_environment_or_be_the_default(
     for where in ("default", "from-environment", "given"):
         argv = ["-c", str(tmp_path / where)] if where == "given" else []
         error = f"cert-ctrl: error: {tmp_path}/{where}: no such directory\n"
-        fix = f"fix: cert-ctrl -c {tmp_path}/{where} init --server URL\n"
-        assert ran(*argv, *command.split()) == (78, "", error + fix)
+        fix = "setup" if where == "default" else f"-c {tmp_path}/{where} init --server URL"
+        assert ran(*argv, *command.split()) == (78, "", f"{error}fix: cert-ctrl {fix}\n")
         monkeypatch.setenv("CERTCTRL_CONFIG_DIR", str(tmp_path / "from-environment"))
 
 

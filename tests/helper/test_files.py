@@ -13,9 +13,12 @@ import pytest
 from acl import acl_of, packed, set_acl
 from helper_world import Direct, direct, rule, write_policy
 
-from certctrl.errors import DiskError, PolicyRefusedError
+from certctrl.errors import ConfigError, DiskError, PolicyRefusedError
 from certctrl.helper import files
 from certctrl.helper.messages import Request, Result, Verb
+from certctrl.helper.policy import load_policy
+from certctrl.model.paths import MAX_NAME
+from certctrl.store.disk.atomic import temp_name
 from certctrl.store.disk.fs import FileKind, RealFs
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -155,6 +158,24 @@ def test_a_killed_restore_can_be_repeated(former: Direct, tls: Path, monkeypatch
     assert len(os.listdir(tls)) == 3
     client.restore(str(key), BACKUP, digest(b"new"))
     assert os.listdir(tls) == ["a.key"] and shown(key) == (b"old", 0o640, SERVICE, SERVICE)
+
+
+@pytest.mark.parametrize("letter", ["k", "\N{LATIN SMALL LETTER E WITH ACUTE}", "\N{GRINNING FACE}"])
+def test_the_longest_name_leaves_room_for_those_of_all_copies(tmp_path: Path, tls: Path, letter: str) -> None:
+    key = tls / (letter * (MAX_NAME // len(letter.encode())))
+    helper = direct(policy=write_policy(tmp_path / "p.json", {"files": [rule(key, str(FORMER), "0", "0644")]}))
+    key.write_bytes(b"old")
+    temp, backup = (temp_name(RealFs(), key.name) for _ in range(2))
+    helper.client.stage(str(key), temp, backup, b"new")
+    helper.client.put(str(key), temp)
+    write_policy(tmp_path / "p.json", {"files": [rule(key, str(SERVICE), "0", "0640")]})  # so that it is copied again
+    helper.client.restore(str(key), backup, digest(b"new"))
+    assert shown(key) == (b"old", 0o640, SERVICE, 0)
+    helper.client.drop(str(key), temp, backup)
+    assert os.listdir(tls) == [key.name]
+    longer = rule(f"{key}k")
+    with pytest.raises(ConfigError, match="too long"):
+        load_policy(RealFs(), write_policy(tmp_path / "p.json", {"files": [longer]}))
 
 
 def test_a_file_is_removed_only_with_the_expected_bytes(helper: Direct, tls: Path) -> None:

@@ -16,11 +16,10 @@ class Builds:
     def __init__(self, folder: Path, *options: str, made: Path | None = None) -> None:
         self.folder = folder
         self._options = options
-        self._made = made or folder / "made"
-        if made is None:
-            self.build(self._made, "--release", "1")
-        if not self.debs("2"):
-            self.build(folder / "next", "--release", "2", "--kind", "deb", "--compression", "gzip")
+        self._places = [folder / "made", *([made] if made else [])]
+        missing = [word for release in "12" if not self.debs(release) for word in ("--release", release)]
+        if missing:
+            self.build(folder / "made", *missing, "--kind", "deb")
 
     def build(self, out: Path, *options: str) -> None:
         """Build packages into a directory."""
@@ -32,11 +31,13 @@ class Builds:
         return self._find(f"*-{release}_*.deb")
 
     def rpms(self, release: str = "1") -> list[Path]:
-        """Return the RPM packages of a release, that of the agent first."""
-        return self._find(f"*-{release}.*.rpm")
+        """Return the RPM packages of a release, that of the agent first; build them if they are missing."""
+        if not self._find(pattern := f"*-{release}.*.rpm"):
+            self.build(self.folder / "made", "--release", release, "--kind", "rpm")
+        return self._find(pattern)
 
     def _find(self, pattern: str) -> list[Path]:
-        found = [path for folder in (self._made, self.folder / "next") for path in folder.rglob(pattern)]
+        found = [path for folder in self._places for path in folder.rglob(pattern)]
         return sorted(found, key=lambda path: "-plane" in path.name)
 
 

@@ -1,7 +1,6 @@
 """The packaged root helper in a Debian with a running systemd: nginx, PostgreSQL and Java, with an agent that is not root.
 
-``nox -s helper`` runs it. CERTCTRL_TEST_PACKAGES may name a directory with the packages, CERTCTRL_TEST_HELPER_ROOT a tar file to keep the
-root in.
+``nox -s helper`` runs it. CERTCTRL_TEST_PACKAGES may name a directory with the packages, CERTCTRL_PACKAGES_CACHE one to keep the root in.
 """
 
 from __future__ import annotations
@@ -67,7 +66,7 @@ def host(release: tuple[str, str], tmp_path: Path, need: Callable[[str], str]) -
     """Yield a running system with the services; PostgreSQL has a free port."""
     need("mmdebstrap")
     suite, version = release
-    tar = Path(os.environ.get("CERTCTRL_TEST_HELPER_ROOT") or tmp_path / "root.tar")
+    tar = Path(os.environ.get("CERTCTRL_PACKAGES_CACHE") or tmp_path) / f"helper-{suite}.tar"
     if not tar.exists():
         python = f"python{sys.version_info.major}.{sys.version_info.minor}"
         argv = [sys.executable, str(PROJECT / "deploy/packages/roots.py"), suite, str(tar), *PACKAGES, python]

@@ -123,6 +123,15 @@ def test_other_releases_come_from_the_mirrors_of_this_machine(
     assert out == expected
 
 
+def test_a_root_is_kept_in_a_new_directory(tmp_path: Path) -> None:
+    (tmp_path / "mmdebstrap").write_text(
+        '#!/bin/sh\nfor word; do case "$word" in *.tar) echo whole > "$word" ;; esac; done\n'
+    )
+    (tmp_path / "mmdebstrap").chmod(0o755)
+    run_here("roots.make_root('bookworm', Path('new/cache/bookworm.tar'), ['nginx'])", tmp_path)
+    assert [path.read_text() for path in (tmp_path / "new/cache").iterdir()] == ["whole\n"]
+
+
 def test_the_newest_source_that_the_mirror_has_is_taken(tmp_path: Path, need: Callable[[str], str]) -> None:
     """It lists 1.10, whose files are missing."""
     need("dpkg")

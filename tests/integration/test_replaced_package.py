@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fleet import ROOT, Agent, Child, Fleet, Plane, wait_for
+from fleet import ROOT, Agent, Child, Fleet, Plane, run_cli, wait_for
 
 from certctrl import __version__
 from certctrl.errors import ExitStatus
@@ -20,28 +20,40 @@ SAID = f"the installed package changed (was {__version__}): restarting"
 
 
 class Site:
-    """A directory of installed packages with ours, and an agent that runs from it."""
+    """A directory of installed packages with ours, and a program that runs from it."""
 
-    def __init__(self, root: Path, fleet: Fleet, agent: Agent) -> None:
-        self.root, self.fleet, self.agent, self._starts = root, fleet, agent, 0
+    def __init__(self, root: Path, fleet: Fleet) -> None:
+        self.root, self.fleet, self._starts = root, fleet, 0
         self.install()
 
     def install(self) -> None:
         shutil.copytree(ROOT / "certctrl", self.root / "certctrl", ignore=shutil.ignore_patterns("__pycache__"))
 
-    def start(self) -> Child:
+    def run(self, *words: str | Path, until: str) -> Child:
+        """Start a command; return when it has said that it is ready."""
         self._starts += 1
-        argv = [sys.executable, "-P", "-m", "certctrl", "-c", str(self.agent.layout.root), "--keep-running"]
+        argv = [sys.executable, "-P", "-m", "certctrl", *words]
         started = self.fleet.child(argv, f"replaced.{self._starts}.log", PYTHONPATH=str(self.root))
-        started.says("Ready: poll mode")
+        started.says(until)
         return started
 
 
+class AgentSite(Site):
+    """One with an agent."""
+
+    def __init__(self, root: Path, fleet: Fleet, agent: Agent) -> None:
+        super().__init__(root, fleet)
+        self.agent = agent
+
+    def start(self) -> Child:
+        return self.run("-c", self.agent.layout.root, "--keep-running", until="Ready: poll mode")
+
+
 @pytest.fixture
-def site(tmp_path: Path, fleet: Fleet, plane: Plane) -> Site:
+def site(tmp_path: Path, fleet: Fleet, plane: Plane) -> AgentSite:
     agent = fleet.agent(plane)
     plane.operator.issue("replaced.example.com", agent.device_id)
-    return Site(tmp_path / "site", fleet, agent)
+    return AgentSite(tmp_path / "site", fleet, agent)
 
 
 def upgrade(site: Site) -> None:
@@ -74,7 +86,7 @@ def change_one_file_after_the_other(site: Site) -> None:
 
 @pytest.mark.parametrize("replace", [upgrade, take_away, change_one_file_after_the_other])
 def test_a_signal_that_needs_a_late_module_is_handled_after_the_restart(
-    site: Site, replace: Callable[[Site], None]
+    site: AgentSite, replace: Callable[[Site], None]
 ) -> None:
     agent, daemon = site.agent, site.start()
     agent.catches_up()
@@ -101,7 +113,7 @@ def test_a_signal_that_needs_a_late_module_is_handled_after_the_restart(
     assert "applied" in outcomes and set(outcomes) <= {"applied", "unchanged"}, "no failure was counted"
 
 
-def test_a_command_is_told_to_try_again(site: Site) -> None:
+def test_a_command_is_told_to_try_again(site: AgentSite) -> None:
     daemon = site.start()
     site.agent.catches_up()
     upgrade(site)
@@ -112,7 +124,7 @@ def test_a_command_is_told_to_try_again(site: Site) -> None:
     assert daemon.wait() == ExitStatus.BUSY and daemon.text.count(SAID) == 1
 
 
-def test_a_stop_after_an_upgrade_is_a_stop(site: Site) -> None:
+def test_a_stop_after_an_upgrade_is_a_stop(site: AgentSite) -> None:
     """As in `pip install --upgrade` and then `systemctl restart`."""
     daemon = site.start()
     site.agent.catches_up()
@@ -120,9 +132,26 @@ def test_a_stop_after_an_upgrade_is_a_stop(site: Site) -> None:
     assert daemon.stop() == 0 and SAID not in daemon.text, daemon.text
 
 
-def test_touching_nothing_of_ours_changes_nothing(site: Site, tmp_path: Path) -> None:
+def test_touching_nothing_of_ours_changes_nothing(site: AgentSite, tmp_path: Path) -> None:
     daemon = site.start()
     site.agent.catches_up()
     os.utime(site.root / "certctrl")
     assert site.agent.cli("plan").returncode == 0
     assert daemon.stop() == 0
+
+
+ADD = ("plane", "issuers", "add", "own", "--kind", "command", "--set", 'command=["/usr/bin/false"]')
+
+
+@pytest.mark.parametrize("replace", [upgrade, take_away])
+def test_a_control_plane_issues_on_until_it_is_restarted(
+    tmp_path: Path, fleet: Fleet, replace: Callable[[Site], None]
+) -> None:
+    site, data = Site(tmp_path / "site", fleet), tmp_path / "plane"
+    served = site.run("plane", "serve", "--data", data, "--listen", "127.0.0.1:0", until="operator key")
+    replace(site)
+    issued = run_cli("plane", "issue", "replaced.example.com", "--data", data)
+    assert issued.returncode == 0, issued.stderr
+    assert "'/usr/bin/false' is not a program that the control plane may run" in run_cli(*ADD, "--data", data).stderr
+    assert served.stop() == 0
+    assert "Traceback" not in served.text and "cannot be used" not in served.text

@@ -101,6 +101,10 @@ class Issuers:
             self._kinds = installed_kinds()
         return self._kinds
 
+    def load_kinds(self) -> None:
+        """Load all kinds now: later, the installed package may be that of another release, or be missing."""
+        self._kinds = installed_kinds()
+
     async def get(self, name: str) -> Issuer:
         """Return an issuer as it is configured now; ConfigError if it cannot be made."""
         known = _Known(name, "{}", None) if name in WITHOUT_ROW else await self._db.work_long(self._known, name)
