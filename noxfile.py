@@ -71,8 +71,7 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def integration(session: nox.Session) -> None:
     """Run against real processes, sockets and services; skips missing ones, or fails with CERTCTRL_REQUIRE_REAL."""
-    session.install("-e", ".[dev]")
-    session.install("-r", str(LOCKS / "build.txt"))
+    session.install("-e", ".[dev]", "--group", "packages")
     args = session.posargs or ["-n", WORKERS, "--dist", "loadfile"]  # they mostly wait; a file shares its servers
     session.run("pytest", "-m", "integration and not campaign", *args)
 
@@ -240,7 +239,7 @@ def images(session: nox.Session) -> None:
 
 @nox.session
 def helper(session: nox.Session) -> None:
-    """Let the packaged root helper work for nginx, PostgreSQL and Java in a Debian with systemd (needs root)."""
+    """Let the packaged root helper work for the services of the recipes in a Debian with systemd (needs root)."""
     session.install("-e", ".[dev]")
     session.install("-r", str(LOCKS / "build.txt"))
     args = session.posargs or ["-s", "--timeout", "3600"]

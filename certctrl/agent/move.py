@@ -3,7 +3,7 @@
 Nothing changes until the new plane has a certificate for all names of each one in use here, and items if there are
 some here. Then, under the locks of both directories:
 
-    marker │ configuration → CA → identity and session → state of the former plane removed │ marker removed → source voided
+    marker │ CA → configuration → identity and session → state of the former plane removed │ marker removed → source voided
 
 Each step can be repeated, and the source is complete until the marker is gone: repeating the command finishes a move that
 was interrupted, and the agent does not start before. Certificates, items and records stay as they are. The agent finds
@@ -13,6 +13,7 @@ same names are deployed.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from certctrl.store.disk.fs import Fs
 from certctrl.store.disk.lock import lock_daemon
 from certctrl.store.layout import PUBLIC_MODE, ConfigDir
 from certctrl.store.state.installed import InstalledState
-from certctrl.store.state.moves import begin_move, begun_move, end_move
+from certctrl.store.state.moves import begin_move, begun_move, end_move, refuse_unfinished_move
 from certctrl.store.state.session import SessionState
 
 _TAKEN_OVER = ("server_url", "approval_host", "allow_http_loopback")
@@ -83,7 +84,8 @@ async def move(layout: ConfigDir, source: ConfigDir, *, dry_run: bool, seams: Se
     origin = here.sources["application.server_url"]
     if origin.startswith("environment"):
         raise ConfigError("names the control plane of this host", file=origin, fix="unset it, and move again")
-    if (found := _done(layout, source, seams)) is not None:
+    _ca_files(load_config(source, seams.environ).config.httpclient.ca_files, source)
+    if (found := _done(layout, source, seams, dry_run=dry_run)) is not None:
         return found
     if session.load_tokens() is None:
         raise NotRegisteredError(f"{source.root} is not registered", fix=f"cert-ctrl -c {source.root} register")
@@ -95,22 +97,34 @@ async def move(layout: ConfigDir, source: ConfigDir, *, dry_run: bool, seams: Se
     return findings.as_json(moved=True)
 
 
-def _done(layout: ConfigDir, source: ConfigDir, seams: Seams) -> dict[str, Any] | None:
-    """Return the result if the move from ``source`` was done, or is finished now; None if it was not begun."""
+def _done(layout: ConfigDir, source: ConfigDir, seams: Seams, *, dry_run: bool) -> dict[str, Any] | None:
+    """Return the result if the move from ``source`` was done, or is finished now; None if it was not begun.
+
+    Raises ConfigError if ``dry_run`` and it is not finished.
+    """
     begun = begun_move(layout, seams.fs)
     if begun is not None and begun != str(source.root):
         fix = f"finish it first: cert-ctrl -c {layout.root} move {begun}"
         raise ConfigError("another move was interrupted", file=str(layout.move), fix=fix)
     server, there = (_server(one, seams) for one in (layout, source))
-    mine, theirs = (SessionState(one, seams.fs).load_device_id() for one in (layout, source))
-    if begun is None and (server != there or mine != theirs):
+    mine, theirs = (SessionState(one, seams.fs) for one in (layout, source))
+    same = server == there and mine.load_device_id() == theirs.load_device_id() is not None
+    if begun is None and not same:
         return None
+    usable = seams.fs.lstat(source.refresh_token) is not None  # the first file that `_void` removes
+    if begun is None and usable and mine.load_device_secret() != theirs.load_device_secret():
+        what = f"is registered there as the same device as {layout.root}, with another key"
+        raise ConfigError(what, file=str(source.root), fix="remove the directory whose key the plane does not have")
+    result = {"server": there, "moved": True, "ready": True, "finished": begun is not None}
+    if dry_run:
+        refuse_unfinished_move(layout, seams.fs)
+        return result
     with lock_daemon(layout, seams.fs), lock_daemon(source, seams.fs):
         if begun is not None:
             _switch(layout, source, seams)
         else:
             _void(source, seams.fs)
-    return {"server": there, "moved": True, "ready": True, "finished": begun is not None}
+    return result
 
 
 def _server(layout: ConfigDir, seams: Seams) -> str:
@@ -172,18 +186,21 @@ def _compare(
 def _switch(layout: ConfigDir, source: ConfigDir, seams: Seams) -> None:
     """Take over configuration, CA and session of ``source``; idempotent. Raises DiskError."""
     fs = seams.fs
+    resumed = begun_move(layout, fs) is not None
     begin_move(layout, fs, source)
+    before = _configuration(layout, fs)
     try:
         _take_configuration(layout, source, seams)
-    except DiskError:
-        if _server(layout, seams) != _server(source, seams):
-            end_move(layout, fs)  # nothing has changed yet
+    except (ConfigError, DiskError):
+        if not resumed and _configuration(layout, fs) == before:
+            end_move(layout, fs)  # the agent can start: nothing has changed yet
         raise
     mine, theirs = SessionState(layout, fs), SessionState(source, fs)
     keys, device_id, tokens = theirs.load_device_keys(), theirs.load_device_id(), theirs.load_tokens()
     if keys is None or device_id is None or tokens is None:
         fix = f"cert-ctrl -c {source.root} register, then move again"
         raise NotRegisteredError(f"{source.root} is no longer registered", fix=fix)
+    mine.save_rotated_secret(theirs.load_rotated_secret())  # the new plane may have this one already
     mine.save_device_keys(keys)
     mine.save_device_id(device_id)
     mine.save_tokens(tokens)
@@ -193,6 +210,12 @@ def _switch(layout: ConfigDir, source: ConfigDir, seams: Seams) -> None:
     InstalledState(layout, fs).forget_versions()
     end_move(layout, fs)
     _void(source, fs)
+
+
+def _configuration(layout: ConfigDir, fs: Fs) -> list[bytes | None]:
+    """Return the files that `_take_configuration` changes."""
+    files = (layout.application, layout.httpclient, layout.plane_ca, layout.taken_plane_ca, layout.next_plane_ca)
+    return [read_bytes(fs, path, SIZE_LIMIT) for path in files]
 
 
 def _take_configuration(layout: ConfigDir, source: ConfigDir, seams: Seams) -> None:
@@ -208,12 +231,26 @@ def _take_configuration(layout: ConfigDir, source: ConfigDir, seams: Seams) -> N
 
 
 def _ca_files(files: Sequence[str], source: ConfigDir) -> list[str]:
-    """Return the CA files of the source as they are found from another directory."""
-    own = source.plane_ca.name
-    return [own if one in (own, str(source.plane_ca)) else str(source.root / Path(one)) for one in files]
+    """Return the CA files of the source as they are found from another directory.
+
+    Raises ConfigError if one is in the source, which may be removed after the move.
+    """
+    own, found = source.plane_ca.name, list[str]()
+    for one in files:
+        path = source.root / one
+        if path == source.plane_ca:
+            found.append(own)
+        elif source.root in Path(os.path.normpath(path)).parents:
+            fix = f"put it elsewhere, for example at /etc/ssl/{path.name}, and name that path"
+            raise ConfigError(f"{one} is in {source.root}", file=str(source.httpclient), path="ca_files", fix=fix)
+        else:
+            found.append(str(path))
+    return found
 
 
 def _void(source: ConfigDir, fs: Fs) -> None:
-    """Remove session and key of the source, so that no second agent can use them."""
-    for path in (source.refresh_token, source.access_token, source.device_secret_key, source.device_public_key):
+    """Remove session and keys of the source, so that no second agent can use them."""
+    tokens = (source.refresh_token, source.access_token)
+    keys = (source.rotated_secret_key, source.next_secret_key, source.device_secret_key, source.device_public_key)
+    for path in (*tokens, *keys):
         remove_file(fs, path)

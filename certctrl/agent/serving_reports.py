@@ -26,14 +26,17 @@ class ServingReports:
     """Certificate id -> what is wrong, in words."""
     _due: dict[int, tuple[dict[str, Any], int]] = attrs.field(factory=dict)
     """Certificate id -> event, and what stands for its contents."""
-    _sent: dict[int, tuple[int, float]] = attrs.field(factory=dict)
-    """Certificate id -> what stands for the accepted contents, and when they were accepted (Trio clock)."""
+    _sent: dict[int, tuple[int | None, float]] = attrs.field(factory=dict)
+    """Certificate id -> what stands for the accepted contents, and when they were accepted (Trio clock).
+
+    None while a request is under way, and after one without an answer: the plane may have either.
+    """
 
     def note(self, cert_id: int, event: dict[str, Any], seed: object) -> None:
         """Make an event due unless the plane has accepted the same; ``seed``: what else makes it another one."""
         token = hash((seed, repr(event)))
         before, at = self._sent.get(cert_id, (None, 0.0))
-        if before is None and not event["endpoints"]:
+        if cert_id not in self._sent and not event["endpoints"]:
             self._due.pop(cert_id, None)  # the plane knows of none either
         elif before != token or trio.current_time() - at >= HEARTBEAT_SECONDS:
             self._due[cert_id] = event, token
@@ -45,13 +48,14 @@ class ServingReports:
         return frozenset(self._sent) | frozenset(self._due)
 
     def next(self, count: int) -> list[dict[str, Any]]:
-        """Return events that are due, as many as fit into a request; they stay until `sent`."""
+        """Return events that are due, as many as fit into a request, which is sent now; they stay until `sent`."""
         events, size = list[dict[str, Any]](), 0
         for event, _ in self._due.values():
             size += len(event["endpoints"]) + 1
             if events and (size > ENDPOINTS_PER_REQUEST or len(events) >= count):
                 break
             events.append(event)
+            self._sent[event["cert_id"]] = None, trio.current_time()
         return events
 
     def sent(self, events: Sequence[dict[str, Any]]) -> None:

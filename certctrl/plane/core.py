@@ -68,6 +68,7 @@ from certctrl.plane.sign_in.provider import provider_of
 from certctrl.plane.storage.data_dir import DataDir, GivenKeys, keep_file, locked, make_data_dir
 from certctrl.plane.storage.database import Database, P, T
 from certctrl.plane.storage.gathering import A, Gathering, Rush, one_of
+from certctrl.plane.storage.key_rotation import refuse_rotating
 from certctrl.plane.storage.keyring import Keyring
 from certctrl.plane.storage.signal_stream import SignalStream
 from certctrl.plane.storage.sqlite import SqliteDatabase
@@ -75,9 +76,11 @@ from certctrl.plane.storage.sqlite import SqliteDatabase
 log = logging.getLogger("certctrl.Plane")
 
 
-def require_secrets(database: Database) -> None:
-    """Raise ConfigError unless the database has the CA keys: with several planes, no single one creates them."""
-    if database.one("SELECT 1 FROM secrets WHERE name = 'ca-root'") is None:
+def check_secrets(database: Database, data: DataDir | None, *, is_shared: bool) -> None:
+    """Raise ConfigError if the secrets are under two keys, or if there are none: several planes do not create them."""
+    if data is not None:
+        refuse_rotating(database, data.storage_key)
+    if is_shared and database.one("SELECT 1 FROM secrets WHERE name = 'ca-root'") is None:
         raise ConfigError(
             "the database has no CA keys", fix="move a control plane into it: cert-ctrl plane migrate-to --data DIR URL"
         )
@@ -156,6 +159,7 @@ class Plane:
             stored.refresh([device_id], strict=False)  # its name may have changed; first: see CertificateTable.unassign
             if new_identity:
                 self.reports.deployments.forget(device_id)
+                self.reports.endpoints.forget(device_id)
             self.device_keys.registered(device_id, new_identity)
 
         self.enrolment.on_registered = registered
@@ -275,8 +279,7 @@ class Plane:
                 database, monotonic = connect(), monotonic or clock.monotonic
             stack.callback(database.close)
             with database.transaction():
-                if connect is not None:
-                    require_secrets(database)
+                check_secrets(database, directory, is_shared=connect is not None)
                 plane = cls(
                     directory,
                     database,

@@ -211,6 +211,10 @@ class DeviceLife:
         revoke = how.revoke and not count and is_issued
         return {"action": REVOKE if revoke else WITHDRAW, "other_devices": count}
 
+    def _fate_now(self, device_id: int, cert_id: int, how: Decommissioning) -> dict[str, Any]:
+        row = self._db.one("SELECT id, status, serial_number FROM certificates WHERE id = ?", cert_id)
+        return {} if row is None else self._fate(device_id, row, how)
+
     def _lock_out(self, user_id: int, device_id: int, reason: str) -> None:
         self._devices.locked(device_id, user_id)
         self._replacements.end(device_id)
@@ -218,6 +222,8 @@ class DeviceLife:
 
     async def _withdraw(self, user_id: int, device_id: int, planned: dict[str, Any], how: Decommissioning) -> None:
         cert_id = planned["id"]
+        if planned["action"] == REVOKE:  # another device may have got it since
+            planned |= await self._db.work(self._fate_now, device_id, cert_id, how)
         if planned["action"] == REVOKE:
             reason = how.reason or "its device was decommissioned"
             await self._certificates.revoke(user_id, cert_id, reason=reason, reason_code=how.reason_code)

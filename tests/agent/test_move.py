@@ -11,7 +11,7 @@ import pytest
 from certctrl.agent import move as move_module
 from certctrl.agent.move import Findings, move
 from certctrl.agent.setup import Seams
-from certctrl.errors import BusyError, ConfigError, UsageError
+from certctrl.errors import BusyError, ConfigError, DiskError, UsageError
 from certctrl.model.records import DeviceKeys, Tokens
 from certctrl.store.config.files import add_settings, init_config_dir, load_config
 from certctrl.store.disk.fs import RealFs
@@ -141,3 +141,74 @@ async def test_what_a_move_refuses(dirs: tuple[ConfigDir, ConfigDir], tmp_path: 
     begin_move(here, FS, ConfigDir(tmp_path / "other"))
     with pytest.raises(ConfigError, match="another move was interrupted"):
         await move(here, source, dry_run=False, seams=SEAMS)
+
+
+async def test_a_dry_run_changes_nothing_after_an_interrupted_or_a_finished_move(
+    dirs: tuple[ConfigDir, ConfigDir],
+) -> None:
+    here, source = dirs
+    begin_move(here, FS, source)
+    before = [path.read_bytes() for path in (here.application, source.refresh_token, source.device_secret_key)]
+    with lock_daemon(here, FS), pytest.raises(ConfigError, match="was interrupted"):
+        await move(here, source, dry_run=True, seams=SEAMS)
+    assert before == [path.read_bytes() for path in (here.application, source.refresh_token, source.device_secret_key)]
+    await move(here, source, dry_run=False, seams=SEAMS)
+    with lock_daemon(here, FS):
+        assert (await move(here, source, dry_run=True, seams=SEAMS))["moved"]
+
+
+async def test_a_directory_of_the_same_device_with_another_key_keeps_it(dirs: tuple[ConfigDir, ConfigDir]) -> None:
+    here, source = dirs
+    await move(here, source, dry_run=False, seams=SEAMS)
+    session = SessionState(source, FS)  # a copy of this directory, registered again
+    session.save_device_keys(DeviceKeys(public=bytes([8]) * 32, secret=bytes([9]) * 32))
+    session.save_tokens(Tokens(access_token="access-9", refresh_token="refresh-9"))
+    with pytest.raises(ConfigError, match="the same device"):
+        await move(here, source, dry_run=False, seams=SEAMS)
+    assert source.device_secret_key.exists() and source.refresh_token.exists()
+
+
+async def test_a_key_that_is_being_rotated_moves_with_the_session(dirs: tuple[ConfigDir, ConfigDir]) -> None:
+    here, source = dirs
+    SessionState(here, FS).save_rotated_secret(bytes([3]) * 32)
+    SessionState(source, FS).save_rotated_secret(bytes([7]) * 32)
+    await move(here, source, dry_run=False, seams=SEAMS)
+    assert SessionState(here, FS).load_rotated_secret() == bytes([7]) * 32
+    assert not source.rotated_secret_key.exists()
+
+
+async def test_the_rotated_key_of_the_former_plane_does_not_stay(dirs: tuple[ConfigDir, ConfigDir]) -> None:
+    here, source = dirs
+    SessionState(here, FS).save_rotated_secret(bytes([3]) * 32)
+    await move(here, source, dry_run=False, seams=SEAMS)
+    assert not SessionState(here, FS).has_rotated_secret()
+
+
+@pytest.mark.parametrize(("failing", "startable"), [("write_atomic", True), ("add_settings", False)])
+async def test_after_a_full_disk_the_agent_starts_only_with_its_former_configuration(
+    dirs: tuple[ConfigDir, ConfigDir], monkeypatch: pytest.MonkeyPatch, failing: str, startable: bool
+) -> None:
+    here, source = dirs
+
+    def full(*_: Any, **__: Any) -> None:
+        raise DiskError("no space left on device", path=str(here.root))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(move_module, failing, full)
+        with pytest.raises(DiskError):
+            await move(here, source, dry_run=False, seams=SEAMS)
+        with pytest.raises(DiskError):
+            await move(here, source, dry_run=False, seams=SEAMS)
+    assert (not here.move.exists()) == startable == (here.plane_ca.read_bytes() == PEM % b"https://old.example")
+    await move(here, source, dry_run=False, seams=SEAMS)
+    assert_moved(here, source)
+
+
+async def test_ca_files_in_the_directory_that_is_removed_are_refused(dirs: tuple[ConfigDir, ConfigDir]) -> None:
+    here, source = dirs
+    (source.root / "corp.pem").write_bytes(PEM % b"corp")
+    add_settings(FS, source, {"ca_files": ["corp.pem"]}, "httpclient")
+    for dry_run in (True, False):
+        with pytest.raises(ConfigError, match=r"corp\.pem is in"):
+            await move(here, source, dry_run=dry_run, seams=SEAMS)
+    assert not here.move.exists()

@@ -60,6 +60,21 @@ async def test_what_changes_while_it_is_sent_is_told_again(autojump_clock: MockC
     assert [one["endpoints"][0]["reason"] for one in told(reports)] == ["no-tls"]
 
 
+async def test_what_goes_back_while_it_is_sent_is_told_again(autojump_clock: MockClock) -> None:
+    for answered in (True, False):
+        reports = ServingReports()
+        reports.note(1, event(1, ""), 5.0)
+        told(reports)
+        reports.note(1, event(1, "no-tls"), 5.0)
+        sending = reports.next(100)
+        reports.note(1, event(1, ""), 5.0)
+        if answered:
+            reports.sent(sending)
+        assert [one["endpoints"][0]["reason"] for one in told(reports)] == [""]
+        reports.note(1, event(1, ""), 5.0)
+        assert told(reports) == []
+
+
 async def test_an_end_is_told_once_and_only_of_what_was_told(autojump_clock: MockClock) -> None:
     reports = ServingReports()
     reports.note(1, event(1), None)

@@ -40,6 +40,7 @@ def context(layout: ConfigDir, monkeypatch: pytest.MonkeyPatch) -> CheckContext:
         path.chmod(0o600)
     monkeypatch.setattr(check.os, "geteuid", lambda: 4711)
     monkeypatch.setattr(check, "own_names", lambda: ("cert-ctrl", "cert-ctrl"))
+    monkeypatch.setattr(check, "POLKIT", str(layout.policy))
     fs = RealFs()
     return CheckContext(layout=layout, fs=fs, store=StateStore(layout, fs), environ={}, now=lambda: 0.0, config=CONFIG)
 
@@ -62,6 +63,14 @@ def test_without_a_helper_its_lines_are_named(context: CheckContext) -> None:
     assert (key[0], key[2]) == ("WARN", f'{start}"files": [{line}]')
     assert "server.crt" in chain[1] and '"mode": "0644"' in chain[2]
     assert unit[2] == f'{start}"units": {{"db.service": ["reload"]}}'
+
+
+def test_without_polkit_its_units_are_named(context: CheckContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then nothing else lets the agent's user start `cert-ctrl-reload@`."""
+    monkeypatch.setattr(check, "POLKIT", str(context.layout.root / "missing"))
+    *_, unit, web = findings(context)
+    assert '"db.service"' in unit[2]
+    assert '"units": {"web.service": ["reload"]}' in web[2]
 
 
 def test_the_lines_of_doctor_are_accepted(

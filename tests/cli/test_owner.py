@@ -97,7 +97,7 @@ COMMANDS = [
     "status", "list-certs", "plan", "apply", "poll-now", "history", "doctor", "register", "--keep-running",
     "renew --domain a.example", "rollback --domain a.example", "forget --domain a.example --yes", "config show", "config check", "policy show",
     "policy allow path /srv/x --yes", "trust show", "init --name web-1", "adopt --dry-run --config certbot=/usr",
-    "keystore-password --domain a.example --from-file /proc/sys/kernel/ostype",
+    "keystore-password --domain a.example --from-file /proc/sys/kernel/ostype", "move /nowhere",
     "setup --server https://127.0.0.1:1 --system-ca --token-file /proc/sys/kernel/ostype",
 ]  # fmt: skip
 

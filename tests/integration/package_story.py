@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import ssl
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +45,12 @@ class Story:
         }:
             self.host.run("test", "-x", program, quiet=True)
 
-    def run_agent_as_root(self) -> None:
-        """Replace the unit by the root variant, as docs/installing.md says."""
-        self.host.run("install", "-m", "0644", f"{EXAMPLES}/cert-ctrl-root.service", f"/etc/systemd/system/{AGENT}")
-        self.host.run("systemctl", "daemon-reload")
+    def allow(self, files: Collection[Mapping[str, str]], units: Collection[str]) -> None:
+        """Let the root helper write files and reload units for the agent, as docs/root-helper.md says."""
+        policy = {"files": list(files), "units": {unit: ["reload"] for unit in units}}
+        self.host.write("/etc/cert-ctrl-helper.json", json.dumps({"cert-ctrl": policy}))
+        self.host.run("cert-ctrl", "helper", "--check")
+        self.host.run("systemctl", "enable", "--now", "cert-ctrl-helper.socket")
 
     def set_up(self) -> None:
         """Set control plane and agent up; both run then."""

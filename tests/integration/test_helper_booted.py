@@ -1,27 +1,24 @@
-"""The packaged root helper in a Debian with a running systemd: nginx, PostgreSQL and Java, with an agent that is not root.
+"""The packaged root helper in a Debian with a running systemd, for each service with a recipe, with an agent that is not root.
 
 ``nox -s helper`` runs it. CERTCTRL_TEST_PACKAGES may name a directory with the packages, CERTCTRL_PACKAGES_CACHE one to keep the root in.
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
 import re
-import socket
-import ssl
-import struct
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from booted_root import BootedRoot, Transcript, wait_for
-from cryptography import x509
+from helped_stories import KEYSTORE, MAIL, Databases, Servers
 from package_roots import BUILD, PROJECT
-from package_story import AGENT, DATA, DIRECTORY, EXAMPLES, SITE, Story
+from package_story import DATA, SITE
 
 from certctrl.sandbox.servers import free_port
 
@@ -34,13 +31,27 @@ PACKAGES = (
     "dbus",
     "ca-certificates",
     "libpq5",
+    "openssl",
     "nginx",
+    "haproxy",
+    "apache2",
+    "postfix",
+    "dovecot-imapd",
     "polkitd",
     "postgresql",
     "default-jre-headless",
 )
-SSL_REQUEST = struct.pack("!ii", 8, 80877103)
-KEYSTORE, PASSWORD = "/etc/ssl/myapp/keystore.jks", "/etc/ssl/myapp/password"
+DOVECOT = """\
+listen = 127.0.0.1
+service imap-login {{
+  inet_listener imap {{
+    port = {imap}
+  }}
+  inet_listener imaps {{
+    port = {imaps}
+  }}
+}}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -62,146 +73,53 @@ def debs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture
-def host(release: tuple[str, str], tmp_path: Path, need: Callable[[str], str]) -> Iterator[BootedRoot]:
-    """Yield a running system with the services; PostgreSQL has a free port."""
+def ports() -> dict[str, int]:
+    """Return a free port for each server, since the network is that of this machine."""
+    return {name: free_port() for name in ("postgresql", "haproxy", "apache", "smtp", "imap", "imaps")}
+
+
+@pytest.fixture
+def host(
+    release: tuple[str, str], tmp_path: Path, need: Callable[[str], str], ports: dict[str, int]
+) -> Iterator[BootedRoot]:
+    """Yield a running system with the services."""
     need("mmdebstrap")
     suite, version = release
-    tar = Path(os.environ.get("CERTCTRL_PACKAGES_CACHE") or tmp_path) / f"helper-{suite}.tar"
+    of_packages = hashlib.sha256(" ".join(PACKAGES).encode()).hexdigest()[:8]
+    tar = Path(os.environ.get("CERTCTRL_PACKAGES_CACHE") or tmp_path) / f"helper-{suite}-{of_packages}.tar"
     if not tar.exists():
         python = f"python{sys.version_info.major}.{sys.version_info.minor}"
         argv = [sys.executable, str(PROJECT / "deploy/packages/roots.py"), suite, str(tar), *PACKAGES, python]
         subprocess.run(argv, check=True, timeout=1800)
     (root := tmp_path / "root").mkdir()
     subprocess.run(["tar", "-xf", tar, "-C", root], check=True, timeout=600)
-    (root / "etc/nginx/sites-enabled/default").unlink()  # it listens on port 80, also outside
-    config = root / f"etc/postgresql/{version}/main/postgresql.conf"
-    config.write_text(re.sub(r"^port = \d+", f"port = {free_port()}", config.read_text(), flags=re.M))
+    use_ports(root / "etc", version, ports)
     with BootedRoot(root, Transcript()) as booted:
         yield booted
 
 
-class Helped(Story):
-    """A host whose agent writes for PostgreSQL and Java, and reloads nginx and PostgreSQL, through the helper."""
-
-    def __init__(self, host: BootedRoot, keep: Path, version: str) -> None:
-        super().__init__(host, keep)
-        self.database = f"postgresql@{version}-main.service"
-        self.config = f"/etc/postgresql/{version}/main/postgresql.conf"
-        found = re.search(r"^port = (\d+)", host.file(self.config).read_text(), re.M)
-        assert found is not None
-        self.database_port = int(found[1])
-
-    def prepare(self) -> None:
-        """Do what the pages of the root helper, PostgreSQL and Java say."""
-        host = self.host
-        host.run("useradd", "--system", "--user-group", "myapp")
-        host.run("install", "-d", "/etc/ssl/postgresql", "/etc/ssl/myapp")
-        key = {"owner": "postgres", "group": "postgres", "mode": "0600"}
-        files = [
-            {"path": "/etc/ssl/postgresql/server.key", **key},
-            {"path": "/etc/ssl/postgresql/server.crt", **key, "mode": "0644"},
-            {"path": KEYSTORE, "owner": "root", "group": "myapp", "mode": "0640"},
-        ]
-        units = {self.database: ["reload"], "nginx.service": ["reload"]}
-        host.write("/etc/cert-ctrl-helper.json", json.dumps({"cert-ctrl": {"files": files, "units": units}}))
-        host.run("cert-ctrl", "helper", "--check")
-        host.run("systemctl", "enable", "--now", "cert-ctrl-helper.socket")
-
-    def use_items(self) -> None:
-        """Give the agent the items of the three recipes, without checks by programs that the root lacks."""
-        items, policies = list[dict[str, Any]](), list[dict[str, Any]]()
-        for name in ("nginx", "postgresql", "java"):
-            recipe = self.host.file(f"{EXAMPLES}/services/{name}")
-            text = (recipe / "items.json").read_text().replace("db.example.com", SITE).replace("app.example.com", SITE)
-            items += json.loads(text)
-            policies.append(json.loads((recipe / "policy.json").read_text()))
-        ports = {443: self.nginx_port, 5432: self.database_port}
-        for item in items:
-            item.pop("check", None)
-            if "port" in item.get("verify", {}):
-                item["verify"]["port"] = ports[item["verify"]["port"]]
-            elif "verify" in item:  # Java generates code, which the agent's unit forbids: keytool is run by the test
-                del item["verify"]
-        items = [item for item in items if item["id"] != "reload myapp"]
-        policy: dict[str, Any] = {"commands": {}, "write_roots": [], "owners": []}
-        for one in policies:
-            policy["commands"] |= one["commands"]
-            policy["write_roots"] += one.get("write_roots", [])
-            policy["owners"] += one.get("owners", [])
-        reload = policy["commands"]["reload postgresql"]["argv"]
-        policy["commands"]["reload postgresql"]["argv"] = [*reload[:-1], self.database]
-        host = self.host
-        host.write(f"{DIRECTORY}/installs.local.json", json.dumps(items))
-        host.write(f"{DIRECTORY}/policy.json", json.dumps(policy))
-        host.run("chown", f"--reference={DIRECTORY}", f"{DIRECTORY}/installs.local.json", f"{DIRECTORY}/policy.json")
-
-    def start_services(self) -> None:
-        """Let nginx and PostgreSQL use the certificate, after the first one has arrived."""
-        host = self.host
-        site = host.file(f"{EXAMPLES}/services/nginx/site.conf").read_text()
-        host.write("/etc/nginx/conf.d/site.conf", site.replace("listen 443", f"listen 127.0.0.1:{self.nginx_port}"))
-        host.run("systemctl", "restart", "nginx")
-        tls = host.file(f"{EXAMPLES}/services/postgresql/tls.conf").read_text()
-        config = host.file(self.config)
-        old = [line for line in config.read_text().splitlines() if not line.startswith("ssl")]
-        host.write(self.config, "\n".join([*old, tls]))
-        host.run("systemctl", "restart", self.database)
-        host.run("install", "-m", "0440", "-g", "myapp", f"{DIRECTORY}/state/passwords/{SITE}.jks", PASSWORD)
-        self._ca.write_text(host.run("cat", f"{DATA}/issuing-ca.pem", quiet=True))
-
-    def live(self) -> int:
-        """Return the serial of the agent's live certificate."""
-        data = self.host.file(f"{DIRECTORY}/certs/{SITE}.pem")
-        path = data if data.exists() else self.host.file(f"{DIRECTORY}/certs/{SITE}.crt")
-        text = self.host.run("cat", f"/{path.relative_to(self.host.path)}", quiet=True)
-        return x509.load_pem_x509_certificates(text.encode())[0].serial_number
-
-    def of_database(self) -> int:
-        """Return the serial that PostgreSQL serves to a client that verifies it."""
-        context = ssl.create_default_context(cafile=str(self._ca))
-        with socket.create_connection(("127.0.0.1", self.database_port), timeout=10) as plain:
-            plain.sendall(SSL_REQUEST)
-            assert plain.recv(1) == b"S"
-            with context.wrap_socket(plain, server_hostname=SITE) as tls:
-                return x509.load_der_x509_certificate(tls.getpeercert(binary_form=True) or b"").serial_number
-
-    def of_keystore(self) -> int:
-        """Return the serial that Java reads from the keystore, as the user of the application."""
-        words = ("keytool", "-list", "-v", "-keystore", KEYSTORE, "-storepass:file", PASSWORD)
-        said = self.host.run(*words, user="myapp", quiet=True)
-        assert "PrivateKeyEntry" in said
-        found = re.search(r"Serial number: ([0-9a-f]+)", said)
-        assert found is not None, said
-        return int(found[1], 16)
-
-    def all_have(self) -> int:
-        """Wait until nginx, PostgreSQL and Java have the live certificate; return its serial."""
-        live = self.live()
-        wait_for(lambda: int(self.served(), 16) == live, "nginx serves it")
-        wait_for(lambda: self.of_database() == live, "PostgreSQL serves it")
-        assert self.of_keystore() == live
-        return live
-
-    def rights(self, path: str) -> str:
-        """Return owner, group and mode of a file."""
-        return self.host.run("stat", "--format=%U:%G:%a", path, quiet=True).strip()
-
-    def audit(self) -> list[dict[str, Any]]:
-        """Return the helper's lines in the journal."""
-        lines = self.host.journal("cert-ctrl-helper.service")
-        return [json.loads(line) for line in lines if line.startswith("{")]
+def use_ports(etc: Path, version: str, ports: dict[str, int]) -> None:
+    """Let no service listen elsewhere than at its port here; HAProxy has no frontend yet."""
+    (etc / "nginx/sites-enabled/default").unlink()
+    database = etc / f"postgresql/{version}/main/postgresql.conf"
+    database.write_text(re.sub(r"^port = \d+", f"port = {ports['postgresql']}", database.read_text(), flags=re.M))
+    (etc / "apache2/ports.conf").write_text(f"Listen 127.0.0.1:{ports['apache']}\n")
+    (etc / "apache2/sites-enabled/000-default.conf").unlink()
+    mail = etc / "postfix/master.cf"
+    mail.write_text(re.sub(r"^smtp( +inet)", rf"127.0.0.1:{ports['smtp']}\1", mail.read_text(), flags=re.M))
+    (etc / "dovecot/conf.d/98-ports.conf").write_text(DOVECOT.format(**ports))
 
 
 def test_nginx_postgresql_and_java_through_the_helper(
-    host: BootedRoot, debs: list[Path], release: tuple[str, str], tmp_path: Path
+    host: BootedRoot, debs: list[Path], release: tuple[str, str], ports: dict[str, int], tmp_path: Path
 ) -> None:
-    story = Helped(host, tmp_path, release[1])
+    story = Databases(host, tmp_path, ports, release[1])
     story.install(debs)
     story.prepare()
     story.set_up()
     story.use_items()
     host.run("systemctl", "reload", "cert-ctrl")
-    story.issue()
+    story.issue_for(SITE)
     wait_for(lambda: host.file(KEYSTORE).exists(), "the keystore is written")
     story.start_services()
     host.run("cert-ctrl", "apply", "--now")
@@ -212,17 +130,14 @@ def test_nginx_postgresql_and_java_through_the_helper(
 
     started = host.shows(story.database, "ActiveEnterTimestampMonotonic")
     for _ in range(2):
-        before = story.live()
-        host.run("cert-ctrl", "plane", "renew", "--data", DATA, SITE, "--yes")
-        wait_for(lambda before=before: story.live() != before, "the renewed certificate arrives")  # type: ignore[misc]
+        story.renew_for(SITE)
         story.all_have()
         host.run("systemctl", "kill", "--signal=KILL", "cert-ctrl-helper.service", quiet=True)
     assert story.all_have() != first
     assert host.shows(story.database, "ActiveEnterTimestampMonotonic") == started, "reloaded, not restarted"
     host.run("cert-ctrl", "status")
 
-    pid = host.shows(AGENT, "MainPID")
-    assert host.run("stat", "--format=%U", f"/proc/{pid}", quiet=True).strip() == "cert-ctrl"
+    assert story.agent_is_not_root()
     done = [(one["user"], one["request"], one["result"]) for one in story.audit()]
     for one in story.audit():
         if one["result"] != "done":
@@ -235,10 +150,70 @@ def test_nginx_postgresql_and_java_through_the_helper(
     assert left == "", "no staged file or copy is left"
 
 
-def test_a_user_of_the_host_gets_nothing_from_the_helper(
-    host: BootedRoot, debs: list[Path], release: tuple[str, str], tmp_path: Path
+def test_haproxy_apache_postfix_and_dovecot_through_the_helper(
+    host: BootedRoot, debs: list[Path], ports: dict[str, int], tmp_path: Path
 ) -> None:
-    story = Helped(host, tmp_path, release[1])
+    story = Servers(host, tmp_path, ports)
+    story.install(debs)
+    story.prepare()
+    story.set_up()
+    story.use_items()
+    host.run("systemctl", "reload", "cert-ctrl")
+    story.allow_as_doctor_says()
+    host.run("cert-ctrl", "plan")
+    for name in (SITE, MAIL):
+        story.issue_for(name)
+    for path in story.FILES:
+        wait_for(host.file(path).exists, f"{path} is written")
+    story.start_services()
+    host.run("cert-ctrl", "apply", "--now")
+    first, before_renewals, running = story.all_have(), len(story.audit()), story.running()
+    assert [story.rights(path) for path in story.FILES] == ["root:root:600"] * 2
+
+    served = [first]
+    for _ in range(2):
+        for name in (SITE, MAIL):
+            story.renew_for(name)
+        served.append(story.all_have())
+        host.run("systemctl", "kill", "--signal=KILL", "cert-ctrl-helper.service", quiet=True)
+    for server in story.NAMES:
+        assert len({serials[server] for serials in served}) == 3, f"{server} has served each certificate"
+    assert story.running() == running, "reloaded, not restarted"
+    assert [story.rights(path) for path in story.FILES] == ["root:root:600"] * 2
+    host.run("cert-ctrl", "status")
+    assert story.agent_is_not_root()
+
+    audit = story.audit()
+    assert [one for one in audit[before_renewals:] if one["result"] not in ("done", "unnamed")] == []
+    assert story.reloads_by_polkit() == []
+
+    before = story.of("haproxy")
+    with story.broken_haproxy():
+        host.run("cert-ctrl", "plane", "renew", "--data", DATA, SITE, "--yes")
+        wait_for(lambda: "restore" in {one["request"] for one in story.audit()}, "the renewal is rolled back")
+        wait_for(lambda: story.of_file(story.FILES[0]) == before, "the old file is back")
+        assert story.of("haproxy") == before
+        assert story.rights(story.FILES[0]) == "root:root:600"
+    host.run("cert-ctrl", "apply", "--now")
+    wait_for(lambda: story.live() != before, "the renewed certificate is live")
+    assert story.all_have()["haproxy"] != before
+
+    audit = story.audit()
+    counts = Counter((one["request"], one.get("unit") or one.get("path") or "", one["result"]) for one in audit)
+    for (request, what, result), count in sorted(counts.items()):
+        host.transcript.say(f"  helper: {request} {what} {result}: {count}")
+    assert all(counts["put", path, "done"] >= 3 for path in story.FILES)
+    assert all(counts["reload", unit, "done"] >= 2 for unit in story.UNITS)
+    assert counts["reload", "haproxy.service", "failed"] >= 1
+    assert story.reloads_by_polkit() == []
+    left = host.run("find", "/etc/haproxy/certs", "/etc/postfix/tls", "-name", ".*", quiet=True)
+    assert left == "", "no staged file or copy is left"
+
+
+def test_a_user_of_the_host_gets_nothing_from_the_helper(
+    host: BootedRoot, debs: list[Path], release: tuple[str, str], ports: dict[str, int], tmp_path: Path
+) -> None:
+    story = Databases(host, tmp_path, ports, release[1])
     story.install(debs)
     story.prepare()
     code = "import socket; s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET); s.connect('/run/cert-ctrl-helper.sock'); "

@@ -85,7 +85,7 @@ def test_a_service_that_fails_while_the_plane_is_away_is_reported_later() -> Non
         scene.world.services.known[cert].stopped = True
         await trio.sleep(2 * INTERVAL)
         network.app = app
-        await scene.until(lambda: reasons(scene) == ["endpoint-refuses"], 600)
+        await scene.until(lambda: reasons(scene) == ["endpoint-refuses"], 2000)  # the pause between polls had grown
 
     play(scenario)
 

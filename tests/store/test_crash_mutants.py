@@ -288,7 +288,7 @@ MUTANTS: list[tuple[Mutate, type[Protocol]]] = [
     (link_moved_away_first, Renew),
     (mode_set_late, Renew),
     (old_generation_pruned_before_the_switch, Renew),
-    (inherited_not_synced, Renew),
+    (inherited_not_synced, Records),
     (withdrawn_without_sync, Withdraw),
     (journal_armed_after_the_renames, Copies),
     (journal_after_the_temporary_files, Copies),

@@ -20,6 +20,9 @@ from certctrl.model.policy import HostPolicy
 from certctrl.store.disk.helper import rule_for
 from certctrl.text import counted, one_line
 
+POLKIT = "/usr/share/dbus-1/system-services/org.freedesktop.PolicyKit1.service"
+"""It is there if polkit is installed; minimal servers have none."""
+
 
 def helper_findings(context: CheckContext) -> Iterator[Finding]:
     """Yield a warning for each file and unit that needs the root helper and does not have it."""
@@ -80,13 +83,13 @@ def _needing(item: InstallItem) -> Iterator[tuple[CopyAction, int, str]]:
 
 
 def _units(item: InstallItem, policy: HostPolicy) -> Iterator[tuple[ExecAction, str, str]]:
-    """Yield verb and unit, if an item calls systemctl for them; `cert-ctrl-reload@` has its own polkit rule."""
+    """Yield verb and unit, if an item calls systemctl for them; `cert-ctrl-reload@` needs none where polkit is installed."""
     if not isinstance(item, ExecAction) or item.refused or not item.cmd_argv:
         return
     named = policy.commands.get(item.cmd_argv[0])
     argv: Sequence[str] = named.argv if named is not None and len(item.cmd_argv) == 1 else item.cmd_argv
     found = unit_of(argv)
-    if found is not None and argv[1] != "start":
+    if found is not None and (argv[1] != "start" or not os.path.exists(POLKIT)):
         yield item, *found
 
 

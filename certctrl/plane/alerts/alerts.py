@@ -17,6 +17,7 @@ from certctrl.plane.orders.renewal_problems import RenewalProblems
 from certctrl.plane.planes import Planes
 from certctrl.plane.settings import PlaneSettings
 from certctrl.plane.storage.database import Database
+from certctrl.plane.storage.key_rotation import installation_of
 from certctrl.plane.storage.keyring import Keyring
 
 
@@ -41,7 +42,7 @@ class Alerts:
             database, jobs, self.channels, conditions, self.outbox, problems, planes, host, wall_now
         )
         self.senders = Senders(
-            keyring.derived("alerts")[:6].hex(), lambda: settings.public_url or planes.address or host, wall_now
+            installation_of(database, keyring), lambda: settings.public_url or planes.address or host, wall_now
         )
         self.runner = AlertRunner(
             database,

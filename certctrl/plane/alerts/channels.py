@@ -92,6 +92,10 @@ class Channels:
         row = self._db.one("SELECT * FROM alert_channels WHERE id = ?", channel_id)
         return None if row is None else self._channel(row)
 
+    def hold(self, channel_id: int) -> bool:
+        """Keep a channel from being removed until this unit of work ends; False if it was removed."""
+        return self._db.one_locked("SELECT id FROM alert_channels WHERE id = ?", channel_id) is not None
+
     def named(self, name: str) -> Channel:
         """Return a channel; ErrorResponse 404."""
         return self._channel(self._require(name))
@@ -149,7 +153,9 @@ class Channels:
 
     def remove(self, name: str) -> None:
         """Remove a channel with its messages; ErrorResponse 404."""
-        row = self._require(name)
+        row = self._db.one_locked("SELECT * FROM alert_channels WHERE name = ?", name)  # waits for `hold`
+        if row is None:
+            raise self._unknown(name)
         sql = (
             "DELETE FROM jobs WHERE kind = 'alert'"
             " AND job_key IN (SELECT CAST(m.id AS TEXT) FROM alert_messages m WHERE m.channel_id = ?)"

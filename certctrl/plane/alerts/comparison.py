@@ -91,6 +91,8 @@ class Comparison:
 
     def _compare_one(self, channel: Channel, present: Sequence[Condition], may_judge_silence: bool) -> int:
         now, count = self._wall_now(), 0
+        if not self._channels.hold(channel.id):
+            return 0
         groups: dict[str, dict[str, Condition]] = {}
         for one in present:
             if channel.settings.wants(one, now, channel.created_at):

@@ -11,8 +11,9 @@ from enum import StrEnum
 from certctrl import lean
 from certctrl.plane.clock import rfc3339
 from certctrl.plane.devices.clones import WINDOW_SECONDS
+from certctrl.plane.devices.endpoints import AGE_SECONDS
 from certctrl.plane.fleet.statements import Moment
-from certctrl.plane.fleet.words import STALE, cause_id, meaning
+from certctrl.plane.fleet.words import EXPIRING, STALE, cause_id, meaning
 from certctrl.plane.health.problems import ProblemName
 from certctrl.plane.orders.problems import FAILING
 from certctrl.plane.orders.renewal_problems import RenewalProblems
@@ -110,7 +111,8 @@ class Conditions:
 
     def _troubles(self, user_id: int, now: float) -> list[Condition]:
         """Return silent devices and stuck certificates, by the words of the fleet page."""
-        moment = Moment(user_id=user_id, now=now, stale_before=now - self._stale_seconds)
+        stale_before = now - self._stale_seconds
+        moment = Moment(user_id=user_id, now=now, stale_before=stale_before, believed_after=now - AGE_SECONDS)
         sql, parameters = moment.troubles
         rows = self._db.all(
             f"{sql} SELECT * FROM troubles ORDER BY device_id, cert_id LIMIT ?", *parameters, MAX_CONDITIONS
@@ -119,17 +121,17 @@ class Conditions:
 
     def _rollouts(self) -> list[Condition]:
         rows = self._db.all(
-            "SELECT r.id, r.user_id, r.version, r.reason, r.updated_at, p.name FROM rollouts r"
-            " JOIN profiles p ON p.id = r.profile_id WHERE r.state = 'halted' ORDER BY r.id"
+            "SELECT r.id, r.user_id, r.version, r.reason, r.updated_at, coalesce(p.name, '') AS name FROM rollouts r"
+            " LEFT JOIN profiles p ON p.id = r.profile_id WHERE r.state = 'halted' ORDER BY r.id"
         )
         return [
             Condition(
                 event=Event.ROLLOUT_HALTED,
                 group=f"{Event.ROLLOUT_HALTED}.{row['id']}",
                 key=str(row["id"]),
-                name=f"rollout {row['id']} of profile {row['name']}",
+                name=f"rollout {row['id']} of {_carried(row)}",
                 cause=one_line(row["reason"], _DETAIL) or "devices have failed",
-                what=f"rollout {row['id']} of profile {row['name']}, version {row['version']}, has halted",
+                what=f"rollout {row['id']} of {_carried(row)}{_version(row)} has halted",
                 fix=f"cert-ctrl plane rollout status {row['id']}",
                 since=row["updated_at"],
                 user_id=row["user_id"],
@@ -238,6 +240,14 @@ class Conditions:
         ]
 
 
+def _carried(row: Row) -> str:
+    return f"profile {row['name']}" if row["name"] else "renewals"
+
+
+def _version(row: Row) -> str:
+    return f", version {row['version']}," if row["name"] else ""
+
+
 def _silent(row: Row, user_id: int) -> Condition:
     cause, fix = meaning(row["reason"])
     name = one_line(row["device"], 60)
@@ -259,9 +269,10 @@ def _stuck(row: Row, user_id: int) -> Condition:
     device, certificate = one_line(row["device"], 60), one_line(row["certificate"], 100)
     what = f"{certificate} on {device}" if certificate else device
     detail = one_line(row["detail"], _DETAIL)
+    event = Event.CERTIFICATE_ENDING if row["word"] == EXPIRING else Event.CERTIFICATE_STUCK
     return Condition(
-        event=Event.CERTIFICATE_STUCK,
-        group=f"{Event.CERTIFICATE_STUCK}.{cause_id(row['word'], row['step'], row['reason'])}",
+        event=event,
+        group=f"{event}.{cause_id(row['word'], row['step'], row['reason'])}",
         key=f"{row['device_id']}.{row['cert_id']}",
         name=what,
         cause=cause,

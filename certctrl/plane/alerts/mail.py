@@ -21,7 +21,8 @@ from certctrl.text import one_line
 SECONDS = 60.0
 """For the whole conversation."""
 _STEP_SECONDS = 20.0
-_MAX_THREADS = 4
+_MAX_THREADS = 20
+"""As many as messages are sent at a time: none waits for a thread, so that a server that hangs fails no other's mail."""
 STARTTLS, IMPLICIT, NONE = "starttls", "implicit", "none"
 _THREADS = trio.CapacityLimiter(_MAX_THREADS)
 

@@ -7,7 +7,8 @@ receiver fails is retried for a day, and is a dead letter then, which an operato
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from certctrl import lean
@@ -17,7 +18,7 @@ from certctrl.plane.clock import when
 from certctrl.plane.errors import conflict, not_found
 from certctrl.plane.jobs import Job, Jobs
 from certctrl.plane.settings import DAY
-from certctrl.plane.storage.database import Database, Row
+from certctrl.plane.storage.database import Database, Row, marks
 from certctrl.text import one_line
 
 JOB = "alert"
@@ -29,12 +30,16 @@ LEASE_SECONDS = 120.0
 """Longer than an attempt, so that leases need no extension."""
 SENT_DAYS, DEAD_DAYS = 30, 90
 """For how long messages are kept."""
+MAX_PER_CHANNEL = 2
+"""Messages that one plane sends to one channel at a time, so that a receiver that hangs does not hold up others."""
 FAILING_ATTEMPTS = 3
 """Failed attempts after which a message is a problem of the plane."""
+_ID = "CASE WHEN jobs.kind = 'alert' THEN CAST(jobs.job_key AS BIGINT) END"
+"""The message of a job, as a number: found by its key, not out of all; keys of other jobs are no numbers."""
 _EARLIER = (
     "NOT EXISTS (SELECT 1 FROM alert_messages m JOIN alert_messages e ON e.channel_id = m.channel_id"
     " AND e.group_name = m.group_name AND e.id < m.id AND e.state = 'due'"
-    " WHERE m.state = 'due' AND CAST(m.id AS TEXT) = jobs.job_key)"
+    f" WHERE m.state = 'due' AND m.id = {_ID})"
 )
 
 
@@ -68,19 +73,38 @@ class Outbox:
         self._jobs.put(JOB, str(new_id), now)
         return new_id
 
-    def claim(self, limit: int) -> list[tuple[Job, Delivery]]:
-        """Claim messages that are due, each after those of its group that were stored before."""
-        found = []
-        for job in self._jobs.claim(JOB, limit=limit, lease_seconds=LEASE_SECONDS, only=_EARLIER):
-            row = self._db.one("SELECT * FROM alert_messages WHERE id = ? AND state = 'due'", int(job.key))
-            if row is None:
-                self._jobs.finish(job)
-                continue
-            delivery = Delivery(
-                row["id"], row["channel_id"], json.loads(row["body"]), row["attempts"], row["created_at"]
-            )
-            found.append((job, delivery))
+    def claim(self, limit: int, sending: Mapping[int, int] | None = None) -> list[tuple[Job, Delivery]]:
+        """Claim messages that are due, each after those of its group that were stored before.
+
+        ``sending``: id of a channel -> messages that this plane is sending to it.
+        """
+        found: list[tuple[Job, Delivery]] = []
+        busy = Counter(sending or {})
+        while len(found) < limit:
+            full = [channel_id for channel_id, count in busy.items() if count >= MAX_PER_CHANNEL]
+            left = MAX_PER_CHANNEL - max((count for count in busy.values() if count < MAX_PER_CHANNEL), default=0)
+            jobs = self._due(min(left, limit - len(found)), full)
+            if not jobs:
+                break
+            for job in jobs:
+                if delivery := self._delivery(job):
+                    found.append((job, delivery))
+                    busy[delivery.channel_id] += 1
         return found
+
+    def _due(self, limit: int, full: Sequence[int]) -> list[Job]:
+        """Claim jobs of messages that are due, but to none of these channels."""
+        of_full = f"SELECT 1 FROM alert_messages f WHERE f.id = {_ID} AND f.channel_id IN ({marks(full)})"
+        only = f"{_EARLIER} AND NOT EXISTS ({of_full})" if full else _EARLIER
+        return self._jobs.claim(JOB, limit=limit, lease_seconds=LEASE_SECONDS, only=only, parameters=full)
+
+    def _delivery(self, job: Job) -> Delivery | None:
+        """Return what a job sends; None: nothing any more, and the job is over."""
+        row = self._db.one("SELECT * FROM alert_messages WHERE id = ? AND state = 'due'", int(job.key))
+        if row is None:
+            self._jobs.finish(job)
+            return None
+        return Delivery(row["id"], row["channel_id"], json.loads(row["body"]), row["attempts"], row["created_at"])
 
     def succeed(self, job: Job, problem: str = "") -> None:
         """Record that the receiver has accepted a message, even if the claim was lost meanwhile; ``problem`` remains."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+from collections import Counter
 from collections.abc import Callable
 from math import inf
 from typing import Any
@@ -57,7 +58,8 @@ class AlertRunner:
         self._silence_seconds = silence_seconds
         self._wall_now = wall_now
         self._due = trio.Event()
-        self._sending = 0
+        self._sending = Counter[int]()
+        """Id of a channel -> messages that are being sent to it."""
         self.begun = inf
         """When this plane began to hear devices (Trio clock)."""
 
@@ -99,10 +101,10 @@ class AlertRunner:
         await self._db.work(self._comparison.plan)
         await self._db.work_long(lambda: self._comparison.run(may_judge_silence=may_judge_silence))
         claimed = []
-        if self._sending < MAX_CONCURRENT:
-            claimed = await self._db.work(self._outbox.claim, MAX_CONCURRENT - self._sending)
+        if (free := MAX_CONCURRENT - self._sending.total()) > 0:
+            claimed = await self._db.work(self._outbox.claim, free, dict(self._sending))
         for job, delivery in claimed:
-            self._sending += 1
+            self._sending[delivery.channel_id] += 1
             nursery.start_soon(self._send, job, delivery, name=f"alert {delivery.id}")
         await self._report()
         return len(claimed)
@@ -113,7 +115,7 @@ class AlertRunner:
         except CertctrlError as error:  # retried once the lease has expired
             log.error("alert %d cannot be stored: %s", delivery.id, error)
         finally:
-            self._sending -= 1
+            self._sending[delivery.channel_id] -= 1
             self.wake()
 
     async def _attempt(self, job: Job, delivery: Delivery) -> None:

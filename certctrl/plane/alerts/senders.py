@@ -15,7 +15,7 @@ class Senders:
 
     def __init__(self, installation: str, source: Callable[[], str], wall_now: Callable[[], float]) -> None:
         """``installation``: the same at all planes on one database; ``source``: how messages name the plane."""
-        self._installation = installation
+        self.installation = installation
         self._source = source
         self._wall_now = wall_now
 
@@ -24,7 +24,7 @@ class Senders:
 
         Its delivery id is the same in each attempt, so that receivers can drop repetitions.
         """
-        delivery = f"alert-{self._installation}-{message_id}"
+        delivery = f"alert-{self.installation}-{message_id}"
         if channel.kind == MAIL:
             return await self._send_mail(channel, message, delivery, created_at)
         body = self._body(channel, message, delivery)
@@ -40,7 +40,7 @@ class Senders:
             return texts.as_slack(message, self._source())
         if channel.kind == PAGERDUTY:
             key = channel.secrets["routing_key"]
-            return texts.as_pagerduty(message, delivery, self._source(), key, self._installation)
+            return texts.as_pagerduty(message, delivery, self._source(), key, self.installation)
         return texts.as_json(message, delivery, self._source())
 
     async def _send_mail(self, channel: Channel, message: Message, delivery: str, created_at: float) -> str:

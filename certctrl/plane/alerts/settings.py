@@ -6,7 +6,7 @@ import ipaddress
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, tzinfo
-from email.utils import parseaddr
+from email.utils import getaddresses, parseaddr
 from typing import Any
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
@@ -162,7 +162,8 @@ def _sender(value: Any, _: Any = None) -> str:
 
 def _address(value: Any, _: Any = None) -> str:
     found: str = line(320)(value, str)
-    if not found.isascii() or not _ADDRESS.fullmatch(parseaddr(found)[1]):
+    is_one = len(getaddresses([found])) == 1  # the header would name all, but only the first would get the mail
+    if not found.isascii() or not is_one or not _ADDRESS.fullmatch(parseaddr(found)[1]):
         raise Unfit(f"is {one_line(found, 60)!r}, which is not a mail address", "use NAME@DOMAIN")
     return found
 

@@ -48,6 +48,8 @@ class CheckedBackend(TcpBackend):
             found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except OSError as error:
             raise httpcore.ConnectError(error) from error
+        except UnicodeError:
+            raise DeliveryError(f"cannot resolve the host of {host}: it is no name of a host") from None
         addresses = allowed_addresses(host, (str(one[4][0]) for one in found), allow_local=self._allow_local)
         failure: Exception | None = None
         for address in addresses:
@@ -72,6 +74,8 @@ async def post(
             status = await connections.exchange(request, _status, Progress())
     except httpcore.ConnectError as error:
         raise DeliveryError(str(explain.connect_error(error, place, now=None, own_ca=False))) from None
+    except httpcore.RemoteProtocolError:  # whose text quotes the answer
+        raise DeliveryError(f"the connection to {place} broke: no answer in HTTP") from None
     except BROKEN as error:
         raise DeliveryError(
             f"the connection to {place} broke: {one_line(str(error) or type(error).__name__)}"

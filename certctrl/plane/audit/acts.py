@@ -132,7 +132,7 @@ class Trial(Act):
 
     def __init__(self, audit: AuditLog, caller: Caller, action: str, kinds: Mapping[str, str] | None = None) -> None:
         super().__init__(audit, caller, action, kinds)
-        self._changes: dict[tuple[str, str], dict[str, Any]] = {}
+        self._changes: dict[tuple[str, ...], dict[str, Any]] = {}
 
     @property
     def changes(self) -> list[dict[str, Any]]:
@@ -155,6 +155,8 @@ class Trial(Act):
                     self._note((kind, str(new_id)), None, subjects.shown(database, kind, str(new_id)), is_new=True)
             for subject, old in before.items():
                 self._note(subject, old, subjects.shown(database, *subject))
+            for subject in list(self._subjects)[MAX_COMPARED:]:
+                self._note(subject, None, None)
         raise UndoneError(result)
 
     def _note(
@@ -163,9 +165,11 @@ class Trial(Act):
         less, more = subjects.difference(before, after)
         kind, object_id = subject
         name = str((after or before or {}).get("name") or "")
-        known = self._changes.get(subject, {"before": {}, "after": {}})  # by an earlier unit of the request
+        # Units are rolled back, so that new objects of different ones may have the same id.
+        place = (kind, object_id, str(len(self._changes))) if is_new else subject
+        known = self._changes.get(place, {"before": {}, "after": {}})  # by an earlier unit of the request
         changed = {"before": less | known["before"], "after": known["after"] | more}
-        self._changes[subject] = {"kind": kind, "id": "" if is_new else object_id, "name": name} | changed
+        self._changes[place] = {"kind": kind, "id": "" if is_new else object_id, "name": name} | changed
 
 
 @contextlib.contextmanager

@@ -99,7 +99,8 @@ class Holds:
     def note_stored(self, cert_id: int, action: str) -> None:
         """End the holds that a new version of a certificate does not belong to: all devices are to get it.
 
-        That of an open rollout is a renewal.
+        That of an open rollout is a renewal. ``action`` is empty if its device has made the key: it removes the key if it
+        is told the former version.
         """
         kept = f" AND rollout_id NOT IN ({OPEN_ROLLOUTS})" if action == "renew" else ""
         if self._db.run(f"DELETE FROM certificate_holds WHERE cert_id = ?{kept}", cert_id):

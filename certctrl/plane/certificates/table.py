@@ -133,7 +133,7 @@ class CertificateTable:
             batch,
             cert_id,
         )
-        self.holds.note_stored(cert_id, action)
+        self.holds.note_stored(cert_id, action if key else "")
         self.on_stored(cert_id)
         return self.log(cert_id, action, reason, device_id, issued.serial_number)
 

@@ -134,6 +134,8 @@ class Enrolment:
             replacement = self.replacements.usable(text, public_key)  # its device is locked now
             if row["status"] == "revoked":
                 raise device_revoked(row["revoked_at"], row["revoke_reason"])
+            if replacement["used_at"] is not None and row["public_key"] != public_key:
+                raise invalid_token("Replacement token was used, and the device has another key since")
             self._devices.refuse_revoked(public_key, facts.device_public_id)
             self._devices.refuse_other(row["id"], public_key, facts.device_public_id)
             challenge = self._challenge(Claim(text, facts.device_public_id, public_key, row["session"]), proof)

@@ -1,7 +1,8 @@
 """Replacements: tokens by which new hardware registers as a device that there is already.
 
 The operator's command is the approval, so the token is for one device, and for one host: the first one whose key is
-proven. The same host may use it again, because the response may have been lost. A device has one such token at a time.
+proven. The same host may use it again, because the response may have been lost, unless the device has another key since.
+A device has one such token at a time.
 """
 
 from __future__ import annotations

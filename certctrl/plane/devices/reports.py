@@ -65,7 +65,7 @@ class Reports:
         self._kept = settings.outcomes_kept
         self._wall_now = wall_now
         self.deployments = Deployments(database)
-        self._endpoints = Endpoints(database)
+        self.endpoints = Endpoints(database)
         self.on_announced: Callable[[int], object] = lambda device_id: None
         """Called, in the unit of work, when the agent of a device has announced its features."""
 
@@ -85,10 +85,10 @@ class Reports:
                             *(*said, device_id, *said),
                         )
                         if SERVING_REPORTS not in features:
-                            self._endpoints.forget(device_id)
+                            self.endpoints.forget(device_id)
                         self.on_announced(device_id)
                     case EndpointsReport():
-                        self._endpoints.note(device_id, event, self._wall_now())
+                        self.endpoints.note(device_id, event, self._wall_now())
                     case OtherEvent():
                         pass
                     case _:

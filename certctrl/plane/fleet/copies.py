@@ -51,9 +51,9 @@ def copy_of(row: Row) -> dict[str, Any]:
 
 def searched(text: str, column: str, *, of_certificates: bool) -> tuple[str, list[str]]:
     """Return the condition that a row is found by a text, and its parameters."""
-    escaped = _ESCAPED.sub(r"!\g<0>", one_line(text.strip().lower(), MAX_SEARCH))
+    escaped = _ESCAPED.sub(r"!\g<0>", one_line(text.strip(), MAX_SEARCH))
     pattern = escaped.replace("*", "%") if "*" in text else f"%{escaped}%"
-    like = "LIKE ? ESCAPE '!'"
+    like = "LIKE lower(?) ESCAPE '!'"  # by the engine: SQLite knows no other letters than those of ASCII
     if of_certificates:
         of_row = f"SELECT c.id FROM certificates c WHERE lower(c.sans) {like}"
         return f"(lower(name) {like} OR {column} IN ({of_row}))", [pattern, f"%{pattern}%"]

@@ -137,13 +137,20 @@ class Fleet:
             "at": when(moment.now),
         }
 
-    def alike(self, user_id: int, step: str, reason: str) -> int:
+    def alike(self, user_id: int, word: str, step: str, reason: str) -> int:
         """Return the number of devices that fail at this step for this reason, with any certificate."""
-        row = self._db.one(
-            "SELECT count(DISTINCT x.device_id) AS n FROM deployments x JOIN devices d ON d.id = x.device_id"
-            " WHERE x.failing = 1 AND x.step = ? AND x.reason = ? AND d.user_id = ? AND d.status = 'active'",
-            *(step, reason, user_id),
-        )
+        if word in ("not served", "still served") or reason == word:  # which no deployment says
+            sql, parameters = self._moment(user_id).troubles
+            sql = (
+                f"{sql} SELECT count(DISTINCT device_id) AS n FROM troubles WHERE word = ? AND step = ? AND reason = ?"
+            )
+            row = self._db.one(sql, *parameters, word, step, reason)
+        else:
+            row = self._db.one(
+                "SELECT count(DISTINCT x.device_id) AS n FROM deployments x JOIN devices d ON d.id = x.device_id"
+                " WHERE x.failing = 1 AND x.step = ? AND x.reason = ? AND d.user_id = ? AND d.status = 'active'",
+                *(step, reason, user_id),
+            )
         return 0 if row is None else int(row["n"])
 
     def certificate(self, user_id: int, cert_id: int, after: int = 0, limit: int = 50) -> dict[str, Any]:
@@ -204,7 +211,12 @@ class Fleet:
         now = self._wall_now()
         before, believed_after = now - self._stale_seconds, now - AGE_SECONDS
         return Moment(
-            user_id=user_id, now=now, stale_before=before, believed_after=believed_after, device_id=device_id, cert_id=cert_id
+            user_id=user_id,
+            now=now,
+            stale_before=before,
+            believed_after=believed_after,
+            device_id=device_id,
+            cert_id=cert_id,
         )
 
     def _devices(self, moment: Moment, rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -233,7 +245,9 @@ class Fleet:
             parts.append(f"({' OR '.join(either)})")
             parameters += [*own, *copies]
         if query.reason:
-            source = "copies" if of_certificates else "troubles"
+            source = "troubles"
+            if of_certificates:  # troubles name the word where there is no other reason
+                source = "(SELECT cert_id, CASE WHEN reason = '' THEN word ELSE reason END AS reason FROM copies) r"
             parts.append(f"{column} IN (SELECT {mine} FROM {source} WHERE reason = ?)")
             parameters.append(query.reason)
         if query.tags:

@@ -118,7 +118,8 @@ class Moment:
     @property
     def copies(self) -> tuple[str, tuple[float, ...]]:
         """The expressions up to ``copies``, and their parameters."""
-        wrong, copies, ids = _WRONG, self._narrowed(_COPIES), ()
+        wrong, copies = _WRONG, self._narrowed(_COPIES)
+        ids: tuple[int, ...] = ()
         if self.device_id:
             wrong, ids = wrong.replace("p.at > ?", "p.at > ? AND p.device_id = ?"), (self.device_id,)
         parameters = (self.believed_after, *ids, self.now, self.now, *self._whose)

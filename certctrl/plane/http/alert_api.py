@@ -15,9 +15,8 @@ from certctrl.plane.http import operator_bodies
 from certctrl.plane.http.answers import data_answer, empty_answer
 from certctrl.plane.http.authentication import Authenticator
 from certctrl.plane.http.bodies import read_as
-from certctrl.plane.http.profile_api import is_dry_run
 from certctrl.plane.http.reading import LARGE_BODY_CAP, whole_number
-from certctrl.plane.http.routing import Endpoint, number, routes_of
+from certctrl.plane.http.routing import Endpoint, is_dry_run, number, routes_of
 from certctrl.text import nearest, one_line
 
 _CHANNELS, _MESSAGES = "/apiv1/alert-channels", "/apiv1/alert-messages"

@@ -12,8 +12,7 @@ from certctrl.plane.http import operator_bodies
 from certctrl.plane.http.answers import data_answer
 from certctrl.plane.http.authentication import Authenticator
 from certctrl.plane.http.bodies import read_as
-from certctrl.plane.http.profile_api import is_dry_run
-from certctrl.plane.http.routing import DEVICE, Endpoint, routes_of, user_and_device
+from certctrl.plane.http.routing import DEVICE, Endpoint, is_dry_run, routes_of, user_and_device
 
 
 class LifeApi:

@@ -168,12 +168,13 @@ NEVER_TRIED = frozenset(
         ("POST", f"{_ISSUERS}/deactivate"),
         ("POST", f"{_CA}/constraints"),
         ("POST", _TLS),
+        ("POST", f"{_CHANNELS}/{{channel}}/test"),
     }
 )
-"""Routes that have no dry run: they ask a host or a CA, or change what a control plane has in memory."""
+"""Routes that have no dry run: they ask a host or a CA, send an alert, or change what a control plane has in memory."""
 
 OTHER_ACTIONS = (
-    "audit.expire", "device.key-rotated", "device.replaced", "operator-key.on", "operator-key.rotate", "plane.migrate", "plane.restore", "rollout.end",
-    "rollout.halt", "rollout.release",
+    "audit.expire", "device.key-rotated", "device.replaced", "operator-key.on", "operator-key.rotate", "plane.migrate",
+    "plane.restore", "rollout.end", "rollout.halt", "rollout.release", "storage-key.rotate",
 )  # fmt: skip
 """Changes without a route: by the plane itself, and by commands on the data directory."""

@@ -150,6 +150,8 @@ class Batches:
     def _is_renewable(self, row: Row, reserved: Collection[str]) -> bool:
         if row["status"] != "active" or row["issuer"] == IMPORT or taken(json.loads(row["sans"]), reserved):
             return False
+        if self._table.holds.rollout_of(row["id"]) is not None:
+            return False
         known = self._orders.open_of(row["id"])
         if known is not None and known["action"] == "replace":  # what replaces a revoked certificate waits for nothing
             return False

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import attrs
@@ -131,6 +132,10 @@ class RenewalRollouts:
             if name := self._set_of(row):
                 what = f"Certificate {row['id']} is in the set {name}, which is renewed together"
                 raise conflict(f"{what}: end the set first (cert-ctrl plane together)", "IN_SET")
+            known = self._orders.open_of(row["id"])
+            if known is not None and known["batch"]:
+                what = f"Certificate {row['id']} is being renewed together with others"
+                raise conflict(f"{what}: wait, or end batch {known['batch']}", "IN_SET")
         return rows
 
     def _set_of(self, certificate: Row) -> str:
@@ -157,7 +162,8 @@ class RenewalRollouts:
             self._db.run(sql, rollout_id, row["id"], row["serial_number"])
             self._table.holds.begin(row["id"], self._table.holders(row["id"]), rollout_id)
         what = counted(len(rows), "certificate"), counted(len(planned), "device")
-        log.info("rollout %d of the renewal of %s has started, for %s", rollout_id, *what)
+        started = "rollout %d of the renewal of %s has started, for %s"
+        self._db.after_commit(partial(log.info, started, rollout_id, *what))
         return rollout_id
 
     # --- renewals that are due ------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from certctrl import lean
@@ -244,7 +245,7 @@ class Rollouts:
             finished = now if state == "aborted" else None
             sql = "UPDATE rollouts SET state = ?, reason = '', waits = '', updated_at = ?, finished_at = ? WHERE id = ?"
             self._db.run(sql, state, now, finished, rollout_id)
-            log.info("rollout %d is %s", rollout_id, state)
+            self._db.after_commit(partial(log.info, "rollout %d is %s", rollout_id, state))
         self._db.after_commit(self.on_started)
         return self.show(user_id, rollout_id)
 
@@ -269,7 +270,7 @@ class Rollouts:
                 *(f"{FROZEN}{user_id}", reason),
             )
             what = f"frozen: {one_line(reason)}" if reason else "no longer frozen"
-            log.info("rollouts of user %d are %s", user_id, what)
+            self._db.after_commit(partial(log.info, "rollouts of user %d are %s", user_id, what))
             self._db.after_commit(self.on_started)
         return {"frozen": bool(reason), "reason": reason}
 

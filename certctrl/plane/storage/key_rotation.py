@@ -1,7 +1,7 @@
 """Replace the storage key of stopped planes: seal all stored secrets under a new key, then make it the current one.
 
 Until the last secret is sealed under the new key, both keys are kept: a run that was interrupted at any point is repeated
-with the same two. The first unit seals the secret that each plane reads at its start, so that none starts in between.
+with the same two. No plane starts in between: neither of the keys decrypts all secrets.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ if TYPE_CHECKING:  # its driver is an extra
 
 ROTATING = "storage_key_rotation"
 """Setting while some secrets may be sealed under the old key, and some under the new one."""
+INSTALLATION = "alerts_installation"
+"""Setting with what `installation_of` returned before the first rotation."""
 NEW, OLD = "storage.key.new", "storage.key.old"
 SECRETS_PER_UNIT = 200
 
@@ -48,6 +50,8 @@ SEALED = (
     Sealed("orders", "issued_key_enc", "order {id} issued key"),
     Sealed("issuers", "secrets_enc", "issuer {name}", ("name",)),
     Sealed("issuer_items", "value_enc", "issuer {issuer} {name}", ("issuer", "name")),
+    Sealed("held_certificates", "private_key_enc", "certificate {cert_id}", ("cert_id", "serial_number")),
+    Sealed("alert_channels", "secrets_enc", "alert channel {name}", ("name",)),
 )
 """All of them; first the secret that planes read at their start."""
 
@@ -100,7 +104,10 @@ def rotate(
 def reseal(
     database: Database, old: Keyring, new: Keyring, before_unit: Callable[[Database], object] = lambda database: None
 ) -> int:
-    """Seal all secrets under a new key, in bounded transactions; return how many were under the old one."""
+    """Seal all secrets under a new key, in bounded transactions; return how many were under the old one.
+
+    The name of the installation in alerts stays.
+    """
     count = 0
     for sealed in SEALED:
         last, is_last = None, False
@@ -111,7 +118,16 @@ def reseal(
                 count += sum(_reseal(database, sealed, row, old, new) for row in rows)
             is_last = len(rows) < SECRETS_PER_UNIT
             last = rows[-1] if rows else None
+    with database.transaction():
+        before_unit(database)
+        sql = "INSERT INTO settings VALUES (?, ?) ON CONFLICT (name) DO NOTHING"
+        database.run(sql, INSTALLATION, installation_of(database, old))
     return count
+
+
+def installation_of(database: Database, keyring: Keyring) -> str:
+    """Return the name of the installation in alerts: the same at all planes on a database, and after a rotation."""
+    return database.setting(INSTALLATION) or keyring.derived("alerts")[:6].hex()
 
 
 def _portion(database: Database, sealed: Sealed, after: Row | None) -> list[Row]:
@@ -148,7 +164,7 @@ def _stopped(database: Database) -> None:
 
 
 def refuse_rotating(database: Database, file: Path) -> None:
-    """Raise ConfigError for a copy of a database in which a rotation was interrupted."""
+    """Raise ConfigError for a database in which a rotation was interrupted: no key decrypts all of its secrets."""
     if database.setting(ROTATING):
         fix = "repeat it first: cert-ctrl plane rotate storage-key"
         raise ConfigError("a rotation of its storage key was interrupted", file=str(file), fix=fix)

@@ -195,10 +195,13 @@ class PostgresDatabase(Database):
             yield from cursor.execute(sql.encode())
 
     def other_planes(self) -> int:
-        """Return the number of other connections that control planes have to this database."""
+        """Return the number of other connections that control planes have to this database.
+
+        Their URLs may give them other names, but they have the same user.
+        """
         row = self.one(
-            "SELECT count(*) AS n FROM pg_stat_activity WHERE datname = current_database() AND application_name = ?"
-            " AND pid <> pg_backend_pid()",
+            "SELECT count(*) AS n FROM pg_stat_activity WHERE datname = current_database()"
+            " AND (application_name = ? OR usename = current_user) AND pid <> pg_backend_pid()",
             self.connections.application,
         )
         return 0 if row is None else int(row["n"])

@@ -228,17 +228,17 @@ class GenerationFiles:
         return manifest
 
     def number_of(self, name: str, generation: str) -> int:
-        """Return the number of a generation; 0 if its manifest is lost."""
+        """Return the number of a generation; 0 if its manifest is lost, or cannot be read now."""
         try:
             return int(self.manifest(name, generation)["number"])
-        except StateCorruptError:
+        except DiskError:
             return 0
 
     def is_sound(self, name: str, generation: str, proven: int) -> bool:
         """Return whether all files of a generation exist.
 
         One whose number is above ``proven`` may have been renamed by a process that did not live to sync it: it is made
-        durable and read.
+        durable and read. Raises DiskError.
         """
         try:
             manifest = self.manifest(name, generation)
@@ -246,8 +246,7 @@ class GenerationFiles:
             return False
         if int(manifest["number"]) > proven:
             self.sync([(name, generation)])  # `sync_inherited` cannot sync contents without syncfs
-            with suppress(DiskError):  # one that cannot be read now is read again before it is switched to
-                return self.manifest_if_whole(name, generation) is not None
+            return self.manifest_if_whole(name, generation) is not None
         directory = self._layout.generation(name, generation)
         return all(
             (found := self._fs.lstat(directory / file)) is not None and found.kind is FileKind.FILE

@@ -194,7 +194,10 @@ class GenerationStore:
         self._files.clear_up()
 
     def settle(self, staged: Sequence[Staged]) -> None:
-        """Make generations durable under their ids, so that they survive a crash; one syncfs for any number."""
+        """Make generations durable under their ids, so that they survive a crash; one syncfs for any number.
+
+        Raises DiskError; those that were written since are then removed.
+        """
         distinct = {(one.name, one.id): one for one in staged}
         fresh = {k: one for k, one in distinct.items() if one.is_temporary and self._directory(one) == one.path.name}
         others = [one for key, one in distinct.items() if key not in fresh and key not in self._durable]
@@ -206,7 +209,15 @@ class GenerationStore:
             self._files.note_settled(one.name, one.number, one.id)
             self._pending[one.name].pop(one.id)
         if settling := [*fresh, *unsynced]:
-            self._files.sync(settling)
+            try:
+                self._files.sync(settling)
+            except DiskError:
+                for key in fresh:  # another sync might succeed although the kernel has dropped their contents
+                    self._files.doomed.add(self.path(*key))
+                    self._forget(*key)
+                with suppress(DiskError):  # tried again by `clear_up`
+                    self._files.clear_up()
+                raise
             self._durable.update(settling)
 
     def _has_its_id(self, staged: Staged) -> bool:
@@ -384,7 +395,11 @@ class GenerationStore:
         swept, proven = 0, self._files.number_of(name, live) if live is not None else 0
         with closing(self._fs, self._fs.open_dir(self._layout.generations / name)) as home:
             for entry in self._fs.listdir(home):
-                if entry.startswith(TEMP) or (entry != live and not self._files.is_sound(name, entry, proven)):
+                try:
+                    useless = entry.startswith(TEMP) or not (entry == live or self._files.is_sound(name, entry, proven))
+                except DiskError:  # synced and read again before it is switched to
+                    continue
+                if useless:
                     self._files.remove(self._layout.generations / name / entry, home)
                     swept += 1
                 else:

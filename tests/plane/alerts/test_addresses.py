@@ -6,7 +6,7 @@ import pytest
 
 from certctrl.errors import ConfigError
 from certctrl.plane.alerts.addresses import DeliveryError, allowed_addresses, refused
-from certctrl.plane.alerts.settings import check_url
+from certctrl.plane.alerts.settings import check_url, given
 
 
 @pytest.mark.parametrize(
@@ -42,6 +42,16 @@ def test_a_refused_url_is_not_repeated(url: str) -> None:
     with pytest.raises(ConfigError) as error:
         check_url(url, allow_local=False)
     assert not url or url not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["a@example.com, b@example.com", "a@example.com,b@example.com", "A <a@example.com>, b@c.d"]
+)
+def test_two_mail_addresses_are_not_one(text: str) -> None:
+    found = {"host": "mail.example.com", "sender": "a@example.com", "recipients": [text]}
+    with pytest.raises(ConfigError, match="is not a mail address"):
+        given("mail", found)
+    assert given("mail", found | {"recipients": ['"Ops, all" <a@example.com>']}).recipients
 
 
 def test_an_allowed_url() -> None:

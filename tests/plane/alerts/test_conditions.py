@@ -141,6 +141,10 @@ async def test_a_halted_rollout(site: Site) -> None:
     assert (one.group, one.name, one.cause) == (
         "rollout-halted.1", "rollout 1 of profile nginx", "2 devices have failed",
     )  # fmt: skip
+    assert one.what == "rollout 1 of profile nginx, version 2, has halted"
+    await site.run("UPDATE rollouts SET profile_id = NULL")
+    (one,) = await site.read(Event.ROLLOUT_HALTED)
+    assert (one.name, one.what) == ("rollout 1 of renewals", "rollout 1 of renewals has halted")
     await site.run("UPDATE rollouts SET state = 'running'")
     assert await site.read(Event.ROLLOUT_HALTED) == []
 

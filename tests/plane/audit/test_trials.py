@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,7 +15,7 @@ from scripted_issuer import ScriptedKind, scripted
 
 from certctrl.errors import PlaneError
 from certctrl.plane.access.roles import Caller, Role
-from certctrl.plane.audit.acts import Trial, acting
+from certctrl.plane.audit.acts import MAX_COMPARED, Trial, acting
 from certctrl.plane.audit.log import Filter
 from certctrl.plane.http.permissions import NEVER_TRIED, PERMISSIONS
 from certctrl.plane.storage.database import Database
@@ -44,16 +45,23 @@ def of_route(route: tuple[str, str], method: str, path: str) -> bool:
 
 @pytest.mark.parametrize("route", sorted(set(CASES) - NEVER_TRIED), ids=lambda route: " ".join(route))
 async def test_each_change_can_be_tried(
-    world: World, kind: ScriptedKind, monkeypatch: pytest.MonkeyPatch, route: tuple[str, str]
+    world: World,
+    kind: ScriptedKind,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    route: tuple[str, str],
 ) -> None:
     """Each request of the case to its route is tried first; then it is carried out, and changes what was said."""
     await world.plane.certificates.issue(1, ["first.example"])  # makes the intermediate
     operator, tried = world.operator, list[Reply]()
+    caplog.set_level(logging.INFO, "certctrl")
 
     async def trying(method: str, path: str, *args: Any, **more: Any) -> Reply:
         if of_route(route, method, path):
             before, calls = contents(world.plane.database), len(kind.calls) if hasattr(kind, "calls") else 0
+            caplog.clear()
             reply = await operator(method, f"{path}{'&' if '?' in path else '?'}dry_run=1", *args, **more)
+            assert caplog.messages == [], "what is logged has happened"
             assert contents(world.plane.database) == before
             assert calls == (len(kind.calls) if hasattr(kind, "calls") else 0)
             tried.append(reply)
@@ -73,7 +81,7 @@ async def test_each_change_can_be_tried(
 @pytest.mark.parametrize("route", sorted(NEVER_TRIED), ids=lambda route: " ".join(route))
 async def test_what_is_not_in_the_database_only_has_no_dry_run(world: World, route: tuple[str, str]) -> None:
     device_id = await device_of(world)
-    path = route[1].format(uid=1, did=device_id, name="builtin")
+    path = route[1].format(uid=1, did=device_id, name="builtin", channel="ops")
     reply = await world.operator(route[0], f"{path}?dry_run=1", {})
     assert (reply.status, "has no dry run" in reply.what) == (400, True)
 
@@ -96,6 +104,15 @@ async def test_an_external_issuer_is_not_asked(world: World, kind: ScriptedKind)
     kinds = {(one["kind"], one["id"]) for one in reply.data["changes"]}
     assert kinds == {("certificate", ""), ("order", "")}
     assert len(await world.plane.work(world.plane.orders.page_of_user, 1, 0, 9)) == 1
+
+
+async def test_all_objects_of_many_are_listed(world: World) -> None:
+    """A request of several units of work, each rolled back, so that new objects may get the same ids again."""
+    ids = [int((await world.plane.certificates.issue(1, [f"{n}.example"]))["id"]) for n in range(MAX_COMPARED + 3)]
+    reply = await world.operator("POST", "/apiv1/users/1/renewals?dry_run=1", {"cert_ids": ids})
+    listed = [(one["kind"], one["id"]) for one in reply.data["changes"]]
+    assert listed.count(("order", "")) == len(ids)
+    assert sorted(int(one) for kind, one in listed if kind == "certificate") == ids
 
 
 async def test_a_first_certificate_that_is_tried_leaves_a_ca_that_works(world: World) -> None:

@@ -197,6 +197,24 @@ async def test_a_replacement_token_is_for_one_host_and_one_at_a_time(plane: Plan
         await plane.life.replace(1, device, valid_seconds=10**9)
 
 
+async def test_a_used_token_does_not_bring_back_a_key_that_was_replaced(plane: Plane) -> None:
+    device, host = await Host(plane, "old-public-id").enrol(), Host(plane, "new-public-id")
+    host.facts = DeviceFacts(device_public_id="new-public-id", features=("key-rotation",))
+    token = (await plane.life.replace(1, device))["token"]
+    await host.register(token)
+    await plane.life.rotate_key(1, device)
+    new, rotate = PrivateKey.generate(), plane.rotation.rotate
+    asked = await plane.work(rotate, device, bytes(new.public_key), BothProofs())
+    answers = [opened(host.key, asked["present_challenge_b64"]), opened(new, asked["new_challenge_b64"])]
+    done = await plane.work(rotate, device, bytes(new.public_key), BothProofs(*answers))
+    with pytest.raises(PlaneError, match="the device has another key since"):
+        await host.register(token)
+    assert (await shown(plane, device))["key_fingerprint"] == done["key_fingerprint"]
+    host.key = new
+    with pytest.raises(PlaneError, match="Replacement token was used by another host"):
+        await host.register(token)
+
+
 async def test_a_revoked_device_is_not_replaced(plane: Plane) -> None:
     device = await Host(plane, "old-public-id").enrol()
     token = (await plane.life.replace(1, device))["token"]
@@ -291,6 +309,25 @@ async def test_certificates_made_from_one_are_not_revoked_with_it(plane: Plane) 
     await plane.life.decommission(1, one, Decommissioning(revoke=True))
     (left,) = await plane.work(plane.certificates.page, two, 0, 10)
     assert left["status"] != "revoked"
+
+
+async def test_a_certificate_that_another_device_gets_meanwhile_is_not_revoked(
+    plane: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device, other = await Host(plane, "public-id-1").enrol(), await Host(plane, "public-id-2").enrol()
+    made = await plane.certificates.issue(1, ["a.example"], device_ids=[device], key_origin="plane")
+    lock_out = plane.life._lock_out
+
+    def assigned(*arguments: Any) -> None:
+        lock_out(*arguments)
+        plane.certificates._assign(1, other, made["id"])
+
+    monkeypatch.setattr(plane.life, "_lock_out", assigned)
+    done = await plane.life.decommission(1, device, Decommissioning(revoke=True))
+    (one,) = done["certificates"]
+    assert (one["action"], one["other_devices"]) == ("withdraw", 1)
+    shown_one = await plane.work(plane.certificates.show, 1, made["id"])
+    assert (shown_one["status"], shown_one["device_ids"]) == ("active", [other])
 
 
 @pytest.mark.parametrize("cut", ["_lock_out", "_withdraw", "_finish"])

@@ -11,7 +11,7 @@ from certctrl.errors import CommandError, DiskError, ProbeError, ProbeFault
 from certctrl.model.causes import Reason, Step, cause_of
 from certctrl.model.plan import OutcomeKind
 from certctrl.plane.devices.older_texts import TEXTS, cause_of_report
-from certctrl.plane.fleet.words import NOT_HEARD, REASONS
+from certctrl.plane.fleet.words import EXPIRING, NOT_HEARD, REASONS
 
 PROTOCOL = Path(__file__).resolve().parents[3] / "docs" / "protocol.md"
 FAILED = OutcomeKind.FAILED
@@ -125,5 +125,5 @@ def test_the_documents_list_the_texts_of_older_agents() -> None:
 
 
 def test_each_reason_has_its_words() -> None:
-    assert set(REASONS) == {*Reason, NOT_HEARD}
+    assert set(REASONS) == {*Reason, NOT_HEARD, EXPIRING}
     assert all(what and fix for what, fix in REASONS.values())

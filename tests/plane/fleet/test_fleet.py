@@ -485,7 +485,7 @@ async def test_one_device_is_as_in_the_list(site: Site) -> None:
         ("b.test", "served"),
     ]
     assert [(one["step"], one["reason"]) for one in answer["others"]] == [("plan", "policy")]
-    assert await site.plane.work_long(site.plane.fleet.alike, 1, "run", "command-failed") == 2
+    assert await site.plane.work_long(site.plane.fleet.alike, 1, "stuck", "run", "command-failed") == 2
     for missing in (device + 99, 2**53):
         with pytest.raises(ErrorResponse, match="No such device"):
             await site.plane.work_long(site.plane.fleet.device, 1, missing)
@@ -531,14 +531,15 @@ async def test_the_summary_has_what_ends(site: Site) -> None:
     ("search", "devices", "certificates"),
     [
         ("WEB-", ["web-1", "web-2"], []),
-        ("*-1", ["web-1", "db-1"], []),
+        ("*-1", ["Übung-1", "web-1", "db-1"], []),
         ("b.test", ["db-1"], ["b.test"]),
         ("%", [], []),
         ("web_1", [], []),
+        ("Übung", ["Übung-1"], []),
     ],
 )
 async def test_rows_are_found_by_a_text(site: Site, search: str, devices: list[str], certificates: list[str]) -> None:
-    for name in ("web-1", "web-2", "db-1"):
+    for name in ("Übung-1", "web-1", "web-2", "db-1"):
         last = await site.device(name)
     await site.certificate("a.test")
     await site.certificate("b.test", last)

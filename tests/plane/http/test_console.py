@@ -220,6 +220,41 @@ async def test_a_device_says_why_and_what_to_do(world: World) -> None:
         assert text in shown, text
 
 
+async def test_a_device_whose_endpoints_serve_another_certificate_like_others(world: World) -> None:
+    await fill(world.plane, 160)
+    db, now = world.plane.database, world.plane.wall_now()
+    healthy = world.plane.fleet.devices(1, Query(states=("healthy",)))["devices"][:3]
+
+    def wrong() -> None:
+        for row in healthy:
+            db.run(
+                "INSERT INTO endpoints SELECT device_id, object_id, 'web:443', serial_number, '0b', '', NULL,"
+                " 'other-certificate', ?, ? FROM deployments WHERE device_id = ? AND kind = 'cert' AND failing = 0 LIMIT 1",
+                *(now, now, row["id"]),
+            )
+
+    await world.plane.work(wrong)
+    browser = await signed_in(world)
+    shown = text_of(await browser.get(f"/fleet/devices/{healthy[0]['id']}"))
+    assert "web:443 serves 0b" in shown and "2 other devices fail alike" in shown
+    assert "looks again about once an hour" in shown and "retried" not in shown
+    said = text_of(await browser.get("/fleet/certificates?state=not+served"))
+    assert "all are or will be renewed" not in said
+
+
+async def test_a_device_whose_certificate_has_ended_like_others(world: World) -> None:
+    await fill(world.plane, 160)
+    db = world.plane.database
+    await world.plane.work(db.run, "UPDATE certificates SET not_after = ?", world.plane.wall_now() - 60)
+    causes = world.plane.fleet.causes(1)["causes"]
+    (cause,) = (one for one in causes if (one["state"], one["reason"]) == ("expired", "expired"))
+    assert cause["devices"] > 2
+    shown = text_of(await (await signed_in(world)).get(f"/fleet/devices/{cause['example']['device_id']}"))
+    assert f"{cause['devices'] - 1} other devices fail alike" in shown
+    found = world.plane.fleet.certificates(1, Query(reason="expired"))
+    assert found["total"] >= cause["certificates"] > 0
+
+
 @pytest.mark.parametrize(
     ("state", "says"),
     [
@@ -264,6 +299,17 @@ async def test_a_list_has_the_rows_of_the_api(world: World, kind: str, asked: st
     assert [row["name"] for row in csv.DictReader(io.StringIO(exported))] == rows
     shown = json.loads((await browser.get(f"/fleet/{kind}.json{asked}")).body)
     assert shown[kind] == answer[kind][:50] and shown["total"] == len(rows)
+
+
+async def test_a_page_begins_after_a_long_name(world: World) -> None:
+    await fill(world.plane, 160)
+    browser, db = await signed_in(world), world.plane.database
+    await world.plane.work(db.run, "UPDATE devices SET name = ? || id", "ü" * 60)
+    reply = await browser.get("/fleet/devices?sort=name")
+    following = re.search(rb'<a href="([^"]*)" class="button">Next page</a>', reply.body)
+    assert following is not None and len(following[1]) > 400
+    reply = await browser.get(unescape(following[1].decode()))
+    assert (reply.status, reply.body.count(b'<th scope="row"')) == (200, 50)
 
 
 @pytest.mark.parametrize(
@@ -365,6 +411,15 @@ async def test_pause_resume_and_abort(world: World) -> None:
             "rollout",
         )
     assert (await browser.get(f"{home}/confirm?do=pause")).status == 409
+
+
+async def test_an_abort_of_renewals_tells_of_no_way_back(world: World) -> None:
+    await fill(world.plane, 160)
+    await rollout(world)
+    await world.plane.work(world.plane.database.run, "UPDATE rollouts SET profile_id = NULL")
+    browser = await signed_in(world)
+    shown = text_of(await browser.get("/fleet/rollouts/1/confirm?do=abort"))
+    assert "profile put" not in shown and "plane rollout abort 1 --forward" in shown
 
 
 async def test_a_halted_rollout_is_resumed_by_who_has_read_why(world: World) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable
 from typing import Any
 
 import attrs
 import pytest
+from csrs import csr
 from engine_plane import WALL, plane_on, registered
 
 from certctrl.errors import CertctrlError, PlaneError
@@ -17,6 +19,7 @@ from certctrl.plane.audit.log import Filter
 from certctrl.plane.core import Plane
 from certctrl.plane.devices.acks import Ack
 from certctrl.plane.devices.sessions import DeviceSession
+from certctrl.plane.orders.orders import OrderRequest
 from certctrl.plane.rollouts.rollouts import RolloutRules
 from certctrl.plane.settings import DAY
 from certctrl.plane.storage.database import Database
@@ -376,6 +379,33 @@ async def test_waves_order_which_keys_made_at_devices_are_renewed_when(fleet: Fl
     assert await asked(fleet, ids) == ids[:1]
 
 
+async def test_a_device_that_has_made_its_key_gets_the_certificate_for_it(fleet: Fleet) -> None:
+    """It was ordered before the rollout. Told the former one, the device would remove the key as unwanted."""
+    sql = "UPDATE devices SET features = ?"
+    await fleet.plane.work(fleet.plane.database.run, sql, f'["{CSR}"]')
+    made = await fleet.plane.certificates.issue(1, ["own.example.com"], device_ids=fleet.devices, key_origin="device")
+    ids = [made["id"], *made["made_for_others"]]
+    for place, cert_id in enumerate(ids):
+        await send_csr(fleet, place, cert_id)
+    first = await fleet.serial(ids[4])
+    await fleet.plane.certificates.renew(1, ids[4])
+    await fleet.start("1", certs=(made["id"],))
+    await send_csr(fleet, 4, ids[4])
+    assert await fleet.serial(ids[4]) != first
+    assert await fleet.told(4, ids[4]) == await fleet.serial(ids[4])
+    page = await fleet.plane.work(fleet.plane.stream.read, fleet.devices[4], None, 100)
+    assert page.signals[-1]["ref"] == {"cert_id": ids[4], "serial": await fleet.serial(ids[4])}
+
+
+async def send_csr(fleet: Fleet, place: int, cert_id: int) -> None:
+    """Answer the open order of a certificate with a request for a new key, and have it issued."""
+    text = base64.b64encode(csr(["own.example.com"])).decode()
+    pem = f"-----BEGIN CERTIFICATE REQUEST-----\n{text}\n-----END CERTIFICATE REQUEST-----\n"
+    order = await order_of(fleet, cert_id)
+    await fleet.plane.work(fleet.plane.device_keys.receive, fleet.devices[place], cert_id, order, pem)
+    await fleet.plane.order_runner.run_once()
+
+
 async def asked(fleet: Fleet, ids: list[int]) -> list[int]:
     """Return the certificates with an open order."""
     return [one for one in ids if await fleet.plane.work(fleet.plane.orders.open_of, one)]
@@ -430,6 +460,22 @@ async def test_what_cannot_go_in_waves_is_refused_and_nothing_starts(fleet: Flee
     done = await fleet.plane.work(lambda: preview(1, [CERT], RolloutRules(waves=("2",)), dry_run=True))
     assert (done["id"], [wave["devices"] for wave in done["waves"]]) == (None, [2, 3])
     assert await fleet.plane.work(fleet.plane.rollouts.show_all, 1) == []
+
+
+async def test_what_is_renewed_together_and_what_is_renewed_in_waves_exclude_each_other(fleet: Fleet) -> None:
+    other = await fleet.plane.certificates.issue(1, ["other.example.com"], device_ids=fleet.devices)
+    request = OrderRequest(action="renew")
+    await fleet.plane.work(fleet.plane.batches.start, 1, [CERT, other["id"]], request)
+    with pytest.raises(PlaneError, match="is being renewed together with others"):
+        await fleet.start()
+    await fleet.plane.order_runner.run_once()
+    first = await fleet.serial()
+    await fleet.start("1")
+    await fleet.plane.work(fleet.plane.batches.mark, 1, "pair", [CERT, other["id"]])
+    await fleet.plane.certificates.renew(1, other["id"])
+    await fleet.plane.order_runner.run_once()
+    assert await fleet.serial() == first, "its rollout has released no device"
+    assert await fleet.serial(other["id"]) != other["serial_number"]
 
 
 async def test_a_round_that_is_lost_is_repeated(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,8 +31,11 @@ SECRETS = {
     "secrets": "INSERT INTO secrets (value_enc, name) VALUES (?, 'more')",
     "issuers": "INSERT INTO issuers (secrets_enc, name, kind, created_at, updated_at) VALUES (?, 'le', 'acme', 0, 0)",
     "issuer_items": "INSERT INTO issuer_items (value_enc, issuer, name) VALUES (?, 'le', 'account')",
+    "held_certificates": "INSERT INTO held_certificates VALUES (1, 's', '', 0, 0, '', '', ?, '', '', 0)",
+    "alert_channels": "INSERT INTO alert_channels VALUES (1, 'ops', 'webhook', '{}', ?, 0, 0)",
 }
 ROWS = {"secrets": {"name": "more"}, "issuers": {"name": "le"}, "issuer_items": {"issuer": "le", "name": "account"}}
+ROWS |= {"held_certificates": {"cert_id": "1"}, "alert_channels": {"name": "ops"}}
 
 
 @pytest.fixture
@@ -151,6 +154,20 @@ def killed_at(step: int, data: DataDir) -> Callable[[], object]:
     return work
 
 
+def test_alerts_keep_their_name_of_the_installation(data: DataDir, tmp_path: Path) -> None:
+    """By it, receivers know that a message is about an incident that is open there."""
+    names, first = list[str](), GivenKey(data.storage_key.read_text(), data.storage_key)
+    back_up(data, tmp_path / "backup", now=0.0)
+    for _ in range(3):
+        with Plane.open(data.root) as plane:
+            names.append(plane.alerts.senders.installation)
+        rotate(data, None, nothing)
+    restore(data, tmp_path / "backup", now=1.0, old_key=first)
+    with Plane.open(data.root) as plane:
+        names.append(plane.alerts.senders.installation)
+    assert len(set(names)) == 1
+
+
 def test_kill_9_at_any_step_loses_no_secret(data: DataDir, tmp_path: Path) -> None:
     step, refused = 0, 0
     with closing(SqliteDatabase(data.database)) as database:
@@ -172,7 +189,7 @@ def test_kill_9_at_any_step_loses_no_secret(data: DataDir, tmp_path: Path) -> No
             with pytest.raises(ConfigError, match="a rotation of its storage key was interrupted"):
                 back_up(killed, tmp_path / f"backup-{step}", now=0.0)
             if step % 4 == 0:
-                with pytest.raises(ConfigError, match="does not decrypt the stored"):
+                with pytest.raises(ConfigError, match="a rotation of its storage key was interrupted"):
                     Plane.open(copy).close()
         rotate(killed, None, nothing)
         with closing(SqliteDatabase(killed.database)) as database:
@@ -245,6 +262,31 @@ def test_a_key_from_outside(data: DataDir, tmp_path: Path) -> None:
         Plane.open(data.root, keys=given).close()
 
 
+def test_no_plane_starts_with_the_new_key_of_an_interrupted_rotation(
+    data: DataDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    data.storage_key.rename(first)
+    second.write_bytes(new_storage_text())
+    both = [GivenKeys(storage=GivenKey(file.read_text(), file)) for file in (first, second)]
+    stopped, units = key_rotation._stopped, list[Database]()
+
+    def interrupted(database: Database) -> None:
+        units.append(database)
+        if len(units) == 3:
+            raise KeyboardInterrupt
+        stopped(database)
+
+    monkeypatch.setattr(key_rotation, "_stopped", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        rotate(DataDir(data.root, both[0]), None, nothing, both[1].storage)
+    for keys in both:
+        with pytest.raises(ConfigError, match="a rotation of its storage key was interrupted"):
+            Plane.open(data.root, keys=keys).close()
+    rotate(DataDir(data.root, both[0]), None, nothing, both[1].storage)
+    Plane.open(data.root, keys=both[1]).close()
+
+
 def test_a_backup_from_before_is_restored_with_the_old_key(data: DataDir, tmp_path: Path) -> None:
     back_up(data, tmp_path / "backup", now=0.0)
     rotate(data, None, nothing)
@@ -267,6 +309,9 @@ def test_several_planes(data: DataDir, postgres: PostgresServer, tmp_path: Path)
     other = tmp_path / "other"
     shutil.copytree(data.root, other)
     with Plane.open(other, connect=connect), pytest.raises(BusyError, match="connections of control planes use"):
+        rotate(data, connect, nothing)
+    named = lambda: PostgresDatabase(f"{url}&application_name=second-plane")  # noqa: E731
+    with Plane.open(other, connect=named), pytest.raises(BusyError, match="connections of control planes use"):
         rotate(data, connect, nothing)
     rotate(data, connect, nothing)
     with pytest.raises(ConfigError, match="does not decrypt the stored"):

@@ -86,6 +86,25 @@ def test_a_start_removes_a_generation_that_a_power_cut_has_torn(fs: ModelFs) -> 
     assert len(fs.trace) > before and fs.open_files() == []
 
 
+def test_a_generation_that_could_not_be_made_durable_is_written_again(fs: ModelFs) -> None:
+    """After a failed sync, a kernel may consider lost data to be written: another sync succeeds, and the data is lost."""
+    store = GenerationStore(LAYOUT, fs)
+    live = publish(store, "a")["a"]
+    (first,) = stage(store, "a", serial=2)
+    fs.fault = lambda verb, path: errno.EIO if verb in ("fsync", "syncfs") else None
+    with pytest.raises(DiskError):
+        store.settle([first])
+    fs.fault = None
+    del first
+    before = len(fs.trace)
+    (again,) = stage(store, "a", serial=2)
+    assert again.is_temporary and any(call.startswith("write ") for call in fs.trace[before:])
+    store.settle([again])
+    assert store.switch({"a": again.id}) == {"a": live}
+    assert store.ids("a") == [live, again.id]
+    assert (fs.open_files(), store.has_leftovers) == ([], False)
+
+
 def test_a_generation_that_cannot_be_read_does_not_prevent_a_start(
     fs: ModelFs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,6 +126,37 @@ def test_a_generation_that_cannot_be_read_does_not_prevent_a_start(
         with pytest.raises(DiskError):
             again.switch({"a": newer.id})
     again.switch({"a": newer.id})
+
+
+def test_a_generation_that_cannot_be_synced_does_not_prevent_a_start(fs: ModelFs) -> None:
+    store = GenerationStore(LAYOUT, fs)
+    publish(store, "a")
+    (newer,) = stage(store, "a", serial=2)
+    store.settle([newer])
+    again = GenerationStore(LAYOUT, fs)
+    fs.fault = lambda verb, path: errno.EIO if verb == "fsync" and newer.id in str(path) else None
+    assert again.sweep() == 0
+    fs.fault = None
+    fs.trace.clear()
+    again.switch({"a": newer.id})
+    assert fs.can_syncfs or any(one.startswith("fsync ") and newer.id in one for one in fs.trace)
+    assert fs.open_files() == []
+
+
+def test_a_live_manifest_that_cannot_be_read_does_not_prevent_a_start(
+    fs: ModelFs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = publish(GenerationStore(LAYOUT, fs), "a")["a"]
+    real = ModelFs.read
+
+    def read(self: ModelFs, handle: Handle, limit: int) -> bytes:
+        if handle.path.endswith(f"{live}/manifest.json"):
+            raise DiskError("cannot read", path=handle.path, errno=errno.EIO)
+        return real(self, handle, limit)
+
+    monkeypatch.setattr(ModelFs, "read", read)
+    again = GenerationStore(LAYOUT, fs)
+    assert (again.sweep(), again.live_id("a")) == (0, live)
 
 
 @pytest.mark.parametrize("sticky", [False, True])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import gc
-import random
 from collections.abc import Callable
 from contextlib import suppress
 from weakref import ref
@@ -88,30 +87,19 @@ def test_clearing_up_removes_only_unreferenced_generations(fs: ModelFs, store: G
     assert (temporary(fs), store.has_leftovers) == ([], False)
 
 
-@pytest.mark.parametrize("again", [True, False])
-def test_a_generation_that_was_renamed_but_not_synced_is_not_forgotten(
-    fs: ModelFs, store: GenerationStore, again: bool
-) -> None:
-    """Its key stayed until the next start, and the next generation got the same number."""
-    publish(store, "a", serial=1)
+def test_a_generation_that_was_renamed_but_not_synced_does_not_stay(fs: ModelFs, store: GenerationStore) -> None:
+    first = publish(store, "a", serial=1)["a"]
     staged = stage(store, "a", serial=2)
     fs.fault = lambda verb, path: errno.EIO if verb == "syncfs" else None
     with pytest.raises(DiskError):
         store.settle(staged)
     fs.fault = None
-    if again:
-        store.settle(staged)
-        assert all(
-            f"{store.path('a', staged[0].id)}/manifest.json" in crashed.tree()
-            for crashed in fs.crash_states(10, random.Random(1))
-        )
-    staged.clear()
-    gc.collect()
+    assert (store.ids("a"), temporary(fs), store.has_leftovers) == ([first], [], False)
+    store.settle(staged)  # in vain
     newest = publish(store, "a", serial=3)["a"]
     assert newest is not None
-    assert store.manifest("a", newest)["number"] == 3
-    assert store.prune("a", 0) == 2
-    assert store.ids("a") == [newest]
+    assert store.manifest("a", newest)["number"] == 2
+    assert (store.prune("a", 0), store.ids("a")) == (1, [newest])
 
 
 def stage_and_discard(store: GenerationStore) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import random
 from collections.abc import Callable
 
@@ -10,7 +9,7 @@ import pytest
 from model_generations import FILES, LAYOUT, model_disk, publish, stage
 from modeldisk import ModelFs
 
-from certctrl.errors import DiskError, StateCorruptError
+from certctrl.errors import StateCorruptError
 from certctrl.store import decode
 from certctrl.store.deployments.generation_files import identify
 from certctrl.store.deployments.generations import GenerationStore
@@ -30,38 +29,46 @@ def changes(fs: ModelFs) -> list[str]:
     return [line for line in fs.trace if not line.startswith(("fsync", "syncfs"))]
 
 
-def settle_without_sync(fs: ModelFs, store: GenerationStore) -> None:
-    """Stage and rename a generation of `a`, and fail before the new name is durable."""
+class KilledError(Exception):
+    """Stands for the end of the process."""
+
+
+def killed_before_sync(fs: ModelFs, store: GenerationStore) -> GenerationStore:
+    """Stage and rename a generation of `a`, end before the new name is durable, and return the next process's store."""
     staged = stage(store, "a")
     home = f"fsync {LAYOUT.generations / 'a'}"
-    fs.fault = lambda verb, path: errno.EIO if f"{verb} {path}" == home else None
-    with pytest.raises(DiskError):
+
+    def kill(verb: str, path: str) -> None:
+        if f"{verb} {path}" == home:
+            raise KilledError
+
+    fs.fault = kill
+    with pytest.raises(KilledError):
         store.settle(staged)
     fs.fault = None
-    assert staged[0].id in GenerationStore(LAYOUT, fs).ids("a")
+    again = GenerationStore(LAYOUT, fs)
+    assert staged[0].id in again.ids("a")
+    return again
 
 
 # --- durable ------------------------------------------------------------------------------------------------
 
 
 def earlier_process(fs: ModelFs, store: GenerationStore) -> GenerationStore:
-    settle_without_sync(fs, store)
-    return GenerationStore(LAYOUT, fs)
+    return killed_before_sync(fs, store)
 
 
 def withdrawn(fs: ModelFs, store: GenerationStore) -> GenerationStore:
     publish(store, "a", "b")
     store.withdraw("a")
-    settle_without_sync(fs, store)
-    return store
+    return killed_before_sync(fs, store)
 
 
 def pruned(fs: ModelFs, store: GenerationStore) -> GenerationStore:
     publish(store, "a")
     publish(store, "a", serial=2)
     assert store.prune("a", 0) == 1
-    settle_without_sync(fs, store)
-    return store
+    return killed_before_sync(fs, store)
 
 
 @pytest.mark.parametrize("before", [earlier_process, withdrawn, pruned])

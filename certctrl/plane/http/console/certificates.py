@@ -69,11 +69,11 @@ def certificates(answer: Mapping[str, Any], asked: Asked, now: float) -> Html:
 def _said(counts: Mapping[str, int]) -> str:
     bad = counts.get("failing", 0) + counts.get("expired", 0)
     total = many(sum(counts.values()), "certificate")
-    return (
-        f"{number(bad)} of {total} cannot be renewed or have expired."
-        if bad
-        else f"{total}, all are or will be renewed."
-    )
+    if bad:
+        return f"{number(bad)} of {total} cannot be renewed or have expired."
+    if soon := counts.get("not served", 0) + counts.get("expiring", 0):
+        return f"{number(soon)} of {total} end soon, or are not served where they are in place."
+    return f"{total}, all are or will be renewed."
 
 
 def _row(row: Mapping[str, Any], now: float) -> list[Html]:

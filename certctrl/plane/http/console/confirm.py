@@ -52,6 +52,10 @@ def _effects(row: Mapping[str, Any], do: str) -> tuple[Sequence[str], str]:
     if do == "resume":
         accepted = "The failures until now are accepted: they no longer count, and the next one beyond the limit halts it again."
         return (f"{rest} are left and get the new version, wave by wave.", accepted), "Pause stops it again."
+    if row.get("kind") == "renewal":
+        kept = f"{has} that have the renewed certificates keep them; {rest} keep the former ones until these are near their end."
+        back = f"There is no way back to the former ones. All get the renewed ones by: cert-ctrl plane rollout abort {row['id']} --forward"
+        return (kept, "What is not issued yet is not issued. The rollout ends, and cannot be resumed."), back
     kept = f"{has} that have the new version keep it; {rest} stay at the former one."
     back = "The way back: cert-ctrl plane profile put with the former version, or another rollout."
     return (kept, "The rollout ends. It cannot be resumed."), back

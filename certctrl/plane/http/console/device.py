@@ -179,9 +179,12 @@ def _degraded(found: DeviceFound, why: Mapping[str, Any], now: float) -> Html:
         parts.append(_clients_get(copy, now))
     fix = why["fix"]
     steps = [f"{fix[:1].upper()}{fix[1:]}."]
-    steps.append(
-        "It is retried by itself, ever less often. To have it retried at once: Try again now, or cert-ctrl apply --now on the host."
-    )
+    if why["copy"] == "not served":
+        steps.append("The device looks again about once an hour.")
+    elif why["reason"] != why["copy"]:
+        steps.append(
+            "It is retried by itself, ever less often. To have it retried at once: Try again now, or cert-ctrl apply --now on the host."
+        )
     parts.append(_steps(steps))
     tried = f"Reported {many(why['attempts'], 'time')}. " if why["attempts"] > 1 else ""
     if found.alike > 1:

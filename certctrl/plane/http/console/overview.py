@@ -299,7 +299,7 @@ def _ends(ends: Sequence[Mapping[str, Any]], now: float) -> Html:
     )
     return fill(
         '<section aria-labelledby="h-ends"><h2 id="h-ends">Ends in the next {count} days</h2><div class="card">\n{chart}'
-        '<p class="hint">{said}. Those that are not stuck are renewed before.</p><ul class="ends">{rows}</ul>{all}</div></section>\n',
+        '<p class="hint">{said}. What is neither stuck nor expiring is renewed before.</p><ul class="ends">{rows}</ul>{all}</div></section>\n',
         count=ENDS_DAYS,
         chart=_chart(days, said),
         said=said,

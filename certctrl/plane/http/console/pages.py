@@ -151,7 +151,7 @@ class Console:
             outcomes=outcomes[:history],
             has_more=len(outcomes) > history,
             entries=plane.audit.page(Filter(device_id=device_id), 0, 5),
-            alike=self._fleet.alike(user_id, why["step"], why["reason"]) if why else 0,
+            alike=self._fleet.alike(user_id, why["copy"], why["step"], why["reason"]) if why else 0,
         )
 
     async def device_json(self, request: Request, viewer: Viewer) -> Response:
@@ -241,9 +241,12 @@ class Console:
 
 
 def _query(request: Request, limit: int = _ROWS) -> Query:
-    """Return the query of a list, as in the API; ``user`` and what concerns the page only are no filters."""
+    """Return the query of a list, as in the API; ``user`` and what concerns the page only are no filters.
+
+    ``after`` stays as it is: it may contain a long name, and a shortened one would begin no page.
+    """
     asked = {
-        name: clean_line(value, _MAX_TEXT)
+        name: value if name == "after" else clean_line(value, _MAX_TEXT)
         for name, value in request.query_params.items()
         if name not in ("user", "done")
     }
