@@ -46,7 +46,7 @@ async def report_serving(agent: Agent) -> None:
 
 
 async def _look_safely(agent: Agent, only: Collection[int] | None) -> frozenset[int]:
-    """Look; what a service answers must not stop the daemon, whatever it is."""
+    """Look at endpoints, and log an unexpected error: no answer of a service may stop the daemon."""
     try:
         return await look_now(agent, only)
     except Exception as error:

@@ -178,7 +178,7 @@ def remove(ctx: typer.Context, name: Name, yes: Yes = False) -> int:
     async def question(api: OperatorApi) -> str:
         row = await api.call("GET", _path(name))
         waiting = row["due"] + row["dead"]
-        unsent = f", and {counted(waiting, 'message')} that nobody has received" if waiting else ""
+        unsent = f", and {counted(waiting, 'undelivered message')}" if waiting else ""
         return f"Remove alert channel {name}{unsent}?"
 
     if not agreed(ctx, question, yes=yes):

@@ -1,6 +1,6 @@
 """Look at what endpoints serve between deployments: a service may return to an old certificate, or fail, by itself.
 
-A look changes nothing and waits for nobody. One that a deployment of the same certificate overtakes says nothing.
+A look changes nothing and takes no lock. Its result is discarded if the same certificate is deployed meanwhile.
 """
 
 from __future__ import annotations

@@ -151,7 +151,7 @@ class Authenticator:
         return guarded
 
     async def _tried(self, request: Request, caller: Caller, permission: Permission, endpoint: Endpoint) -> Response:
-        """Return what an endpoint would change; whatever it changes is rolled back. ErrorResponse as from the endpoint.
+        """Run an endpoint, roll back its changes, and return what they were. ErrorResponse as from the endpoint.
 
         An endpoint with a preview of its own answers with that, and with ``dry_run``.
         """

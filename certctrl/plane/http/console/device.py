@@ -144,7 +144,7 @@ def _need(found: DeviceFound, now: float) -> Html:
 _OF_STALE = (
     "Look whether the host runs and reaches this control plane.",
     "On the host: cert-ctrl doctor tells what is wrong, cert-ctrl status what it serves.",
-    "If the host is gone for good, shut it out.",
+    "If the host no longer exists, shut it out.",
 )
 
 
