@@ -2,8 +2,8 @@
 
 A ready certificate waits here, and its signal stays in the inbox, so a crash loses nothing. Its resource is released as
 soon as another signal of it is due: a revocation never waits for a batch. A batch is complete once as many of its
-certificates are known as the plane announced, and each is ready or no longer in it: a newer signal replaced its own, or
-it ended without material. If that takes longer than the limit, the ready ones fail, and wait with `RetryKind.BATCH`
+certificates are known as the plane announced, and each is ready or no longer in it: a newer renewal replaced its own, it
+was unassigned, or it ended without material. Whether it is unassigned, the plane has to confirm first. If that takes longer than the limit, the ready ones fail, and wait with `RetryKind.BATCH`
 until a missing one becomes ready.
 
 The certificates of a batch are not stored here: the signals name them. After a crash the comparison with the plane
@@ -22,7 +22,7 @@ from certctrl.agent.batches import ReadyCertificate
 from certctrl.install.deploy.retry_table import RetryTable
 from certctrl.install.plan.retries import ROUNDING
 from certctrl.model.records import RetryKind
-from certctrl.model.signals import MAX_IN_BATCH, CertRenewed, Signal, identity
+from certctrl.model.signals import MAX_IN_BATCH, CertRenewed, CertUnassigned, Signal, identity
 from certctrl.text import one_line
 
 MAX_WHY = 400
@@ -125,6 +125,11 @@ class AtomicBatches:
             gathering.unfinished.clear()
         for signal in of_batches:
             self._note(signal)
+        for cert_id in {one.cert_id for one in signals if isinstance(one, CertUnassigned)}:
+            if self._is_unconfirmed(cert_id):
+                for gathering in self._found.values():
+                    if cert_id in gathering.seen and gathering.held:
+                        gathering.unfinished.add(cert_id)
         done = [batch for batch, one in self._found.items() if not (one.unfinished or one.held)]
         for batch in done:  # signals of it that were superseded may still arrive
             self._found[batch].ends_at = math.inf
@@ -139,6 +144,11 @@ class AtomicBatches:
         gathering.note(signal.cert_id)
         if signal.ts_ms >= gathering.announced_at:
             gathering.size, gathering.announced_at = signal.batch.size, signal.ts_ms
+
+    def _is_unconfirmed(self, cert_id: int) -> bool:
+        """Return whether the plane has not confirmed yet that a certificate is unassigned, as a signal says."""
+        retry = self._retries.of(f"cert:{cert_id}")
+        return retry is None or retry.kind is not RetryKind.GRACE
 
     def _overtaken(self, signals: Iterable[Signal]) -> list[ReadyCertificate]:
         held = {one.entry.signal.resource: one for one in self.held}

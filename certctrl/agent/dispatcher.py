@@ -310,7 +310,27 @@ class Dispatcher:
             await self._done([(entry, result.outcome, seconds)])
         else:
             await self._failed(entry, result, seconds)
+        if isinstance(entry.signal, CertRevoked):
+            await self._supersede_revoked(entry.signal)
         await remove_old_generations(self.agent)
+
+    async def _supersede_revoked(self, signal: CertRevoked) -> None:
+        """End the earlier signals of a certificate if its revocation is confirmed: they announced what is revoked."""
+        record = self.agent.installer.records.get(signal.cert_id)
+        if record is None or not record.revoked:
+            return
+        retried = [
+            InboxEntry(signal=one.signal, retry=one) for one in self.agent.installer.retries.signals() if one.signal
+        ]
+        older = [
+            entry
+            for entry in (*retried, *self.agent.inbox.entries())
+            if entry.signal.resource == signal.resource
+            and entry.signal.ts_ms <= signal.ts_ms
+            and not isinstance(entry.signal, CertRevoked)
+        ]
+        if older:
+            await self._finish_superseded(older)
 
     async def _handle(self, entry: InboxEntry, started: float) -> ReadyCertificate | Result:
         """Run the handler of a signal; return what it prepared, or how it ended."""

@@ -29,7 +29,7 @@ from certctrl.agent.host_keys import forget_withdrawn_keys, on_csr_wanted, repla
 from certctrl.agent.install_config import MAX_NAMED, note_idle_items, refresh_install_config, refused_items
 from certctrl.agent.log_lines import Line, log_line
 from certctrl.agent.materials import changed_materials
-from certctrl.agent.reconcile import plan_resync
+from certctrl.agent.reconcile import compare, plan_resync
 from certctrl.agent.signal_results import failed
 from certctrl.agent.standing import (
     known_again,
@@ -162,6 +162,16 @@ async def _resume_unassignment(agent: Agent, signal: CertRenewed) -> None:
         await agent.inbox.secure()
 
 
+async def _resume_renewal(agent: Agent, signal: Signal, summary: CertificateSummary | None) -> None:
+    """Admit the renewal again that an unassignment superseded, if the plane still offers a certificate."""
+    if summary is None:
+        return
+    for renewal in compare([summary], agent.installer.records, signal.ts_ms + 1).signals:
+        if isinstance(renewal, CertRenewed):
+            agent.admit([attrs.evolve(renewal, batch=summary.batch)])
+            await agent.inbox.secure()
+
+
 async def _require_absent(agent: Agent, signal: CertRenewed) -> None:
     """Raise LaggingError until the wait is over and both detail and list show no such certificate."""
     missing = f"the plane announced certificate {signal.cert_id}, but does not offer it"
@@ -288,12 +298,14 @@ async def on_cert_unassigned(agent: Agent, signal: Signal) -> Outcome:
     await forget_withdrawn_keys(agent, cert_id)
     if record is None or not has_left_something(record):
         clear_alerts(agent, cert_id)
+        await _resume_renewal(agent, signal, await find_certificate(agent, cert_id))
         return Outcome(kind=OutcomeKind.UNCHANGED, detail="not in use on this host")
     if why := no_order(agent, record, signal, await recognise_plane(agent)):
         return Outcome(kind=OutcomeKind.IGNORED, detail=why)
     if (summary := await find_certificate(agent, cert_id)) is not None or await is_listed(agent, cert_id):
         why = f"still assigned: the plane says {(summary and summary.status) or 'active'!r}"
         require_arrival(agent, signal, why)
+        await _resume_renewal(agent, signal, summary)
         return Outcome(kind=OutcomeKind.UNCHANGED, detail=why)
     if in_use(record) and agent.policy.on_unassigned is not Retirement.KEEP:
         await let_grace_pass(agent, agent.installer.records[cert_id])

@@ -2,8 +2,9 @@
 
 Signals of one resource are handled in order, those of different resources concurrently. A signal is only a hint:
 its handler fetches the current state. So of several signals for one resource only the newest is handled, even if it
-arrived first. A revocation is the exception: it raises an alert, which a later renewal must not suppress. It is
-handled first, but does not block the resource while it waits for its retry.
+arrived first. A revocation is the exception, in both directions. It raises an alert, which a later renewal must not
+suppress; and until the plane has confirmed it, it must not suppress an earlier renewal. So the newest revocation is
+handled first, then the newest other signal, which does not wait for a retry of the revocation.
 """
 
 from __future__ import annotations
@@ -66,10 +67,8 @@ def _coalesced(group: list[InboxEntry], superseded: list[InboxEntry]) -> list[In
     """Return the entries of one resource to keep, in the order to handle them; add the others to ``superseded``."""
     if isinstance(group[0].signal, UnknownSignal | MalformedSignal):
         return group  # each gets its own ack, and handling it is free
-    newest = max(reversed(group), key=lambda entry: entry.signal.ts_ms)  # of equals, the last to arrive
     revocations = [entry for entry in group if isinstance(entry.signal, CertRevoked)]
-    kept = [newest]
-    if revocations and not isinstance(newest.signal, CertRevoked):
-        kept.insert(0, max(revocations, key=lambda entry: entry.signal.ts_ms))
+    others = [entry for entry in group if not isinstance(entry.signal, CertRevoked)]
+    kept = [max(reversed(some), key=lambda entry: entry.signal.ts_ms) for some in (revocations, others) if some]
     superseded += [entry for entry in group if not any(entry is one for one in kept)]
     return kept

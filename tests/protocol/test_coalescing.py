@@ -67,13 +67,18 @@ def test_a_renewal_does_not_supersede_a_revocation() -> None:
     assert choose([waiting, renewed], (), 100.0).run == [waiting]
 
 
-def test_a_revocation_supersedes_earlier_signals() -> None:
+def test_a_revocation_leaves_an_earlier_renewal_until_it_is_confirmed() -> None:
     renewed, revoked = entry(CertRenewed(1, 7)), entry(CertRevoked(2, 7))
     choice = choose([renewed, revoked], (), 0.0)
-    assert (choice.run, choice.superseded) == ([revoked], [renewed])
+    assert (choice.run, choice.superseded) == ([revoked], [])
+    waiting = entry(CertRevoked(2, 7), next_try_at=100.0)
+    assert choose([renewed, waiting], (), 0.0).run == [renewed]
     twice = [entry(CertRevoked(1, 7)), entry(CertRevoked(2, 7)), entry(CertRenewed(3, 7))]
     choice = choose(twice, (), 0.0)
     assert (choice.run, choice.superseded) == ([twice[1]], [twice[0]])
+    mixed = [entry(CertRenewed(1, 7)), entry(CertRenewed(2, 7)), entry(CertRevoked(3, 7))]
+    choice = choose(mixed, (), 0.0)
+    assert (choice.run, choice.superseded) == ([mixed[2]], [mixed[0]])
 
 
 def test_a_busy_resource_is_left_alone() -> None:

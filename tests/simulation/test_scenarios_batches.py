@@ -120,6 +120,52 @@ def test_an_earlier_signal_does_not_take_a_certificate_out_of_its_batch() -> Non
     play(scenario, setting=ONE_A_PAGE)
 
 
+@pytest.mark.parametrize("kind", ["cert.revoked", "cert.unassigned"])
+@pytest.mark.parametrize("setting", [QUIET, ONE_A_PAGE])
+def test_a_withdrawal_that_is_not_true_does_not_take_a_certificate_out_of_its_batch(kind: str, setting: object) -> None:
+    """It is newer than the renewal; until the plane confirms it, nothing of the batch is switched."""
+
+    async def scenario(scene: Scene) -> None:
+        ids = await three(scene)
+        await scene.host.stop()
+        await together(scene, ids)
+        with scene.plane.database.transaction():
+            scene.plane.stream.append(DEVICE, kind, {"cert_id": ids[0]})
+        with patch("certctrl.agent.reconcile.plan_resync", does_nothing):
+            await scene.until(lambda: all(served(scene, one) for one in ids), within=4 * 3600)
+
+    play(scenario, setting=setting)  # type: ignore[arg-type]
+
+
+def test_a_revocation_that_is_true_leaves_the_others_of_its_batch() -> None:
+    async def scenario(scene: Scene) -> None:
+        ids = await three(scene)
+        await scene.host.stop()
+        await together(scene, ids)
+        await scene.plane.certificates.revoke(USER, ids[0])
+        with patch("certctrl.agent.reconcile.plan_resync", does_nothing):
+            await scene.until(lambda: all(served(scene, one) for one in ids[1:]))
+            await scene.until(lambda: scene.agent.installer.records[ids[0]].revoked)
+        assert scene.agent.installer.records[ids[0]].revoked and live(scene, ids[0]) != fingerprint(scene, ids[0])
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("kind", ["cert.revoked", "cert.unassigned"])
+def test_a_first_certificate_survives_a_withdrawal_that_is_not_true(kind: str) -> None:
+    async def scenario(scene: Scene) -> None:
+        await three(scene)
+        await scene.host.stop()
+        row = await scene.issue("c4.example")
+        scene.operators.introduce(row["id"], row["domain_name"])
+        with scene.plane.database.transaction():
+            scene.plane.stream.append(DEVICE, kind, {"cert_id": row["id"]})
+        with patch("certctrl.agent.reconcile.plan_resync", does_nothing):
+            await scene.until(lambda: live(scene, row["id"]) != "", within=600)
+
+    play(scenario)
+
+
 def test_a_late_signal_of_a_batch_that_is_served_is_done_even_after_a_restart() -> None:
     """A comparison with the plane came before the pages with its signals, and the agent has forgotten the batch."""
 

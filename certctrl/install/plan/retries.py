@@ -79,16 +79,20 @@ def after_failure(
 
     ``life``: seconds until the certificate in use, or the first of several, ends; infinite if none is in use.
     Failures are counted while the same work fails; the count starts again for new material, for an item that failed
-    for the live generation, and for a service that is down. The pause is bounded by the remaining life, except for a
+    for the live generation, and for a service that is down. If a signal fails for changing reasons that waiting cures,
+    its pauses go on growing, although the count starts again. The pause is bounded by the remaining life, except for a
     server's Retry-After and for material that is not valid yet.
     """
+    least = 0.0
     if before is not None and not _same_work(before, failure):
+        if _same_signal(before, failure) and {before.kind, failure.kind} <= set(UNCOUNTED):
+            least = min(2 * before.pause, PAUSES[failure.kind].last)
         before = attrs.evolve(before, attempts=0, failures=0)
     failures = (before.failures if before is not None else 0) + 1
     attempts = (before.attempts if before is not None else 0) + (failure.kind not in UNCOUNTED)
     pauses = PAUSES[failure.kind]
     pause = grown(pauses.first, pauses.last, failures)
-    pause = jittered(pause, random) if pauses.jitter else pause
+    pause = max(jittered(pause, random) if pauses.jitter else pause, least)
     retry = Retry(
         resource=failure.resource,
         kind=failure.kind,
@@ -115,6 +119,10 @@ def _same_work(before: Retry, failure: Failure) -> bool:
     separate = (RetryKind.PENDING, RetryKind.LAGGING, RetryKind.DOWN)
     if len(kinds) == 2 and not kinds.isdisjoint(separate) and kinds != {RetryKind.PENDING, RetryKind.DOWN}:
         return False
+    return _same_signal(before, failure)
+
+
+def _same_signal(before: Retry, failure: Failure) -> bool:
     if failure.signal is None or before.signal is None:
         return True
     return identity(before.signal) == identity(failure.signal)

@@ -110,6 +110,19 @@ def test_a_new_signal_starts_from_the_beginning() -> None:
     assert [(retry.attempts, retry.signal) for retry in retries] == [(1, OLD), (2, OLD), (1, NEW)]
 
 
+def test_changing_reasons_that_waiting_cures_do_not_keep_the_pauses_short() -> None:
+    kinds = [RetryKind.LAGGING, RetryKind.DISK, RetryKind.LAGGING, RetryKind.WAITING] * 2
+    assert pauses(*(failure(kind, signal=OLD) for kind in kinds)) == [5, 10, 20, 40, 80, 160, 300, 300]
+    assert [one.failures for one in fails(*(failure(kind, signal=OLD) for kind in kinds[:3]))] == [1, 1, 1]
+    assert (
+        pauses(failure(RetryKind.WAITING, signal=OLD, retry_after=3600), failure(RetryKind.LAGGING, signal=NEW))[1] == 5
+    )
+    assert (
+        pauses(failure(RetryKind.WAITING, signal=OLD, retry_after=3600), failure(RetryKind.LAGGING, signal=OLD))[1]
+        == 300
+    )
+
+
 def test_the_installer_keeps_the_signal() -> None:
     retries = fails(failure(RetryKind.REFUSED, signal=OLD), failure(RetryKind.REFUSED))
     assert (retries[-1].attempts, retries[-1].signal) == (2, OLD)
