@@ -31,7 +31,7 @@ from source_code import (
 GROUND = ("errors", "text", "lean", "backoff")
 BELOW_STORE = (*GROUND, "model", "protocol")
 BELOW_PLANE = (
-    *GROUND, "model", "protocol.wire", "net.connections", "net.transport", "net.tls", "net.explain",
+    *GROUND, "model", "protocol.wire", "net.connections", "net.transport", "net.tls", "net.tls_stream", "net.explain",
     "net.metrics_listener", "net.prometheus", "net.challenge_listener",
 )  # fmt: skip
 IN_PLANE = (*BELOW_PLANE, "plane.clock", "plane.errors", "plane.settings", "plane.storage")
@@ -60,8 +60,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *GROUND, "model", "net.connections", "net.explain", "net.http", "net.pools", "net.stream", "net.tls",
         "net.websocket",
     ),
-    "net.connections": ("net.reused",),
-    "net.reused": (),
+    "net.connections": ("net.reused", "net.tls_stream"),
+    "net.reused": ("net.usual",),
+    "net.usual": (),
+    "net.tls_stream": (),
     "net.metrics_listener": (),
     "net.admission": (),
     "net.challenge_listener": ("model.challenges", "net.admission"),

@@ -228,12 +228,14 @@ def _opener(agent: Agent, cert_id: int, domains: tuple[str, ...], materials: Dep
 
 def _secret_for(agent: Agent, materials: DeployMaterials) -> bytes:
     """Return the device's secret key; while it is replaced, the one to which the material is sealed."""
+    from certctrl.install.material.private_key import is_key_of  # here: as opening it
+
+    sealed_to, last = materials.device_keyfp_b64, agent.store.session.last_device_keys
+    if sealed_to and last is not None and is_key_of(sealed_to, last.public):
+        return last.secret  # even if it was replaced since; a burst need not look at the files for each certificate
     keys = agent.store.session.load_device_keys()
     if keys is None:
         return b""
-    from certctrl.install.material.private_key import is_key_of  # here: as opening it
-
-    sealed_to = materials.device_keyfp_b64
     if not sealed_to or is_key_of(sealed_to, keys.public) or not agent.store.session.has_rotated_secret():
         return keys.secret
     return agent.store.session.load_rotated_secret() or keys.secret

@@ -138,10 +138,11 @@ class Poller:
                 event = await self._request(step)
                 if isinstance(event, events.Updates):
                     self._take(event)
+                    for _ in ("the dispatcher starts the handlers", "they send their requests, before anything else"):
+                        await trio.lowlevel.cancel_shielded_checkpoint()
                 nursery.cancel_scope.cancel()
         if self._waiting.cancelled_caught:
             return self._timer()
-        await trio.lowlevel.cancel_shielded_checkpoint()  # the handlers of a page send their requests first
         if not step.wait:
             agent.counters.poll_seconds.add(trio.current_time() - started)
         self._count(event)

@@ -161,6 +161,8 @@ class Installer(InstalledCerts):
 
     async def prepare_commands(self, cert_id: int, items: Sequence[InstallItem]) -> None:
         """Start the supervisors for a certificate's check and reload, while it is being fetched."""
+        if not items:
+            return
         record = self.records.get(cert_id)
         facts = record.facts if record is not None else CertFacts(cert_id=cert_id, name="")
         checks = any(item.check for item in self._context.indexer.of(items).copies(facts))

@@ -20,6 +20,7 @@ import httpcore
 import trio
 
 from certctrl.net.reused import ReusedConnection
+from certctrl.net.tls_stream import TlsStream
 
 BROKEN = (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError, httpcore.UnsupportedProtocol)
 """The library's exceptions for a connection that could not be opened, or that broke."""
@@ -180,7 +181,7 @@ class TcpBackend(httpcore.AsyncNetworkBackend):
 
 
 class _Stream(httpcore.AsyncNetworkStream):
-    def __init__(self, stream: trio.SocketStream | trio.SSLStream[trio.SocketStream]) -> None:
+    def __init__(self, stream: trio.SocketStream | TlsStream) -> None:
         self._stream = stream
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
@@ -206,14 +207,16 @@ class _Stream(httpcore.AsyncNetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> httpcore.AsyncNetworkStream:
+        if not isinstance(self._stream, trio.SocketStream) or not server_hostname:
+            raise httpcore.ConnectError("no TLS within TLS, nor without the server's name")
+        opened: TlsStream | trio.SocketStream = self._stream
         try:
-            name = None if server_hostname is None else server_hostname.encode("ascii")
-            secured = trio.SSLStream(self._socket, ssl_context, server_hostname=name, https_compatible=True)
+            secured = opened = TlsStream(self._stream, ssl_context, server_hostname=server_hostname.encode("ascii"))
             with trio.fail_after(math.inf if timeout is None else timeout):
                 await secured.do_handshake()
         except BaseException as error:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + _CLOSE_SECONDS):
-                await self.aclose()
+                await opened.aclose()
             if isinstance(error, trio.TooSlowError):
                 raise httpcore.ConnectTimeout(error) from error
             if isinstance(error, trio.BrokenResourceError):
@@ -222,12 +225,9 @@ class _Stream(httpcore.AsyncNetworkStream):
         return _Stream(secured)
 
     def get_extra_info(self, info: str) -> Any:
-        return self._socket.socket.is_readable() if info == "is_readable" else None
-
-    @property
-    def _socket(self) -> trio.SocketStream:
-        stream = self._stream
-        return stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
+        if info != "is_readable":
+            return None
+        return self._stream.is_readable() if isinstance(self._stream, TlsStream) else self._stream.socket.is_readable()
 
 
 class RequestBody:

@@ -27,6 +27,9 @@ class Turns:
         ``waiting``: classes with signals that wait. ``running``: handlers that each class has now. ``limit``: handlers
         that the classes share; a class with fewer than its share gets one beyond that.
         """
+        if not waiting:
+            self._credit = {}
+            return None
         weights = weights_of(order)
         total, is_free = sum(weights.values()), sum(running.values()) < limit
         able = [

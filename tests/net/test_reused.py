@@ -98,6 +98,37 @@ async def test_an_answer_that_is_not_http_ends_the_connection(peer: Peer, answer
     assert await peer.exchange() == (200, b"{}")
 
 
+@pytest.mark.parametrize("answer", [OK[:-1], CHUNKED[:-9]], ids=["length", "chunks"])
+async def test_a_body_that_ends_early_is_not_taken_for_a_whole_one(peer: Peer, answer: bytes) -> None:
+    await peer.open()
+
+    async def send(seen: Any, stream: Any) -> bytes | None:
+        if (data := peer.answers.pop(0)) is not OK:
+            await stream.send_all(data)
+            return None
+        return OK
+
+    peer.site.script = send
+    peer.answers = [answer, OK]
+    with pytest.raises(httpcore.RemoteProtocolError):
+        await peer.exchange()
+    assert not peer.kept.open
+    assert await peer.exchange() == (200, b"{}")
+
+
+@pytest.mark.parametrize("cut", [10, len(OK) - 3, len(OK) - 1], ids=["head", "between", "body"])
+async def test_an_answer_in_two_pieces_is_read(peer: Peer, cut: int) -> None:
+    async def send(seen: Any, stream: Any) -> bytes:
+        await stream.send_all(OK[:cut])
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        return OK[cut:]
+
+    await peer.open()
+    peer.site.script = send
+    assert [await peer.exchange() for _ in range(2)] == [(200, b"{}")] * 2
+    assert peer.site.connections == 1
+
+
 async def test_bytes_behind_an_answer_are_no_answer_to_the_next_request(peer: Peer) -> None:
     await peer.open(OK + b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil", OK, OK)
     assert await peer.exchange() == (200, b"{}")

@@ -179,7 +179,7 @@ def note_staged(context: Context, prepared: Mapping[int, Candidate], together: M
         record = record or CertRecord(facts=CertFacts(cert_id=candidate.cert_id, name=candidate.name))
         batch = together.get(candidate.cert_id, "")
         if record.generation != candidate.generation:
-            facts = attrs.evolve(record.facts, name=candidate.name)
+            facts = record.facts if record.name == candidate.name else attrs.evolve(record.facts, name=candidate.name)
             context.records.note(attrs.evolve(record, facts=facts, staged=candidate.generation, batch=batch))
         elif record.batch != batch:
             context.records.note(attrs.evolve(record, batch=batch if atomic.is_unproven(record) else ""))

@@ -21,7 +21,7 @@ did not concern are tried again immediately. An atomic batch is one group, and i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 
 import trio
@@ -287,8 +287,9 @@ class Convergence:
         done: list[Group] = []
         try:
             for number, group in enumerate(groups):
-                if (transaction := self._transaction(group, switched)) is not None:
-                    transaction.record_switch()
+                batch, has_switched = switched.unproven(group), switched.group_plan(group) is not None
+                self._record_without_steps(group, switched, batch, changed=batch if has_switched else ())
+                if has_switched:
                     done.append(group)
                 if number % RECORD_BATCH == RECORD_BATCH - 1:
                     await trio.lowlevel.checkpoint()
@@ -315,7 +316,7 @@ class Convergence:
         group_plan = switched.group_plan(group)
         batch = switched.unproven(group)
         if group_plan is None:
-            self._record_idle(group, switched, batch)
+            self._record_without_steps(group, switched, batch)
             return None
         executor, fault = switched.executors.get(group) or self._executor(group, switched), switched.faults.get(group)
         if isinstance(fault, BatchRefusedError):
@@ -348,7 +349,10 @@ class Convergence:
             rolled_back=[i for i, one in batch.items() if was_rolled_back(self.results.record(i), one)],
         )
 
-    def _record_idle(self, group: Group, switched: SwitchedPlan, batch: Mapping[int, Candidate]) -> None:
+    def _record_without_steps(
+        self, group: Group, switched: SwitchedPlan, batch: Mapping[int, Candidate], changed: Collection[int] = ()
+    ) -> None:
+        """Record a group that needed no files and commands; ``changed``: what was switched."""
         left_out = switched.plan.left_out
         for cert_id in sorted(group.cert_ids):
             cert = switched.observed.certs.get(cert_id)
@@ -357,7 +361,7 @@ class Convergence:
                 live=cert.generation if cert is not None else "",
                 candidate=batch.get(cert_id) or switched.observed.unrecorded.get(cert_id),
                 targets=switched.plan.targets.get(cert_id, ()),
-                changed=False,
+                changed=cert_id in changed,
                 left_out=left_out.get(cert_id, ()),
                 not_due=cert_id in switched.plan.not_due,
             )

@@ -74,10 +74,6 @@ class Transaction:
         await self._succeed(executor)
         return frozenset()
 
-    def record_switch(self) -> None:
-        """Record the success of a group that needed only its switch."""
-        self._record_success(self.executor)
-
     async def _succeed(self, executor: Executor) -> None:
         try:
             await executor.close()

@@ -99,7 +99,10 @@ def _certificates(leaf_pem: str, chain_pem: str) -> tuple[x509.Certificate, tupl
     own = _parsed(leaf_pem, "leaf")
     if not own:
         raise MaterialError("the bundle has no certificate", reason="leaf-unreadable")
-    found = tuple(dict.fromkeys((*own, *_parsed(chain_pem, "chain"))))
+    chain = _parsed(chain_pem, "chain")
+    found = (
+        (own[0], *(one for one in chain if one != own[0])) if len(own) == 1 else tuple(dict.fromkeys((*own, *chain)))
+    )
     if len(found) > LONGEST_CHAIN + 1:
         raise MaterialError(f"the chain is longer than {LONGEST_CHAIN} certificates", reason="chain-order")
     leaf = next((one for one in own if not any(_is_issued(other, one) for other in own if other != one)), own[0])

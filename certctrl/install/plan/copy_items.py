@@ -40,6 +40,8 @@ class ItemIndex:
 
     def copies(self, facts: CertFacts) -> list[CopyAction]:
         """Return the copy items of a certificate: those with its id, then those that name it."""
+        if self.empty:
+            return []
         found = (item for one in dict.fromkeys((facts.name, *facts.domains[:1])) for item in self.by_name.get(one, ()))
         named = {item.id: item for item in found}
         return [*self.by_id.get(facts.cert_id, []), *named.values()]

@@ -225,6 +225,8 @@ def _group_plan(
     ids = tuple(sorted(int(node[5:]) for node in nodes if node.startswith("cert:")))
     certs = [inputs.certs[cert] for cert in ids if cert in inputs.certs]
     switches = tuple(cert for cert in certs if cert.generation and cert.generation != cert.live)
+    if not mine:  # as for most certificates of a burst
+        return GroupPlan(cert_ids=ids, switches=switches)
     touched = {write.node for item in mine for write in inputs.writes.get(item.id, ())}
     runs = {run.items: run for run in _runs(inputs, mine, touched)}
     run_of = {name: run for run in runs.values() for name in run.items}

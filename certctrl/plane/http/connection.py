@@ -13,6 +13,7 @@ from urllib.parse import unquote
 
 import trio
 
+from certctrl.net.tls_stream import TlsStream
 from certctrl.plane.http import garbage
 from certctrl.plane.http.framing import CONTINUE, ResponseFraming, refusal, switching
 from certctrl.plane.http.memo import MEMO, remembered
@@ -20,7 +21,6 @@ from certctrl.plane.http.middleware import GONE, SWITCH, WEBSOCKET, App, Message
 from certctrl.plane.http.parsing import END, Event, Refusal, Request, RequestParser
 from certctrl.plane.http.plain_stream import PlainStream
 from certctrl.plane.http.proxies import Address
-from certctrl.plane.http.tls_stream import TlsStream
 from certctrl.plane.http.unread import unread
 
 HANDSHAKE_SECONDS = 10.0

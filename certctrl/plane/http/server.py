@@ -14,13 +14,13 @@ from math import inf
 import trio
 
 from certctrl.errors import TransportError
+from certctrl.net.tls_stream import TlsStream
 from certctrl.plane.http.authentication import CONNECTION
 from certctrl.plane.http.connection import HEAD_SECONDS, LAST_SECONDS, Connection
 from certctrl.plane.http.middleware import App
 from certctrl.plane.http.plain_stream import PlainStream
 from certctrl.plane.http.proxies import Address, ForwardedFor, Proxies, ProxyHeaderError, read_header
 from certctrl.plane.http.shared_port import take_over
-from certctrl.plane.http.tls_stream import TlsStream
 from certctrl.plane.limits import UnauthenticatedConnections, caller_of, plain_address
 
 UNAUTHENTICATED_PER_ADDRESS = 1000

@@ -67,7 +67,7 @@ def parse_json(body: bytes | str) -> Any:
         text = body if isinstance(body, str) else body.decode()
         if has_too_many_values(text):
             raise BadAnswerError(f"the answer has more than {MAX_VALUES} values")
-        value = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
+        value = _DECODER.decode(text)
     except RecursionError:
         raise BadAnswerError("the answer is nested too deeply") from None
     except ValueError:  # including UnicodeDecodeError, and integers beyond Python's digit limit
@@ -92,6 +92,9 @@ def has_too_many_values(text: str) -> bool:
 
 def _finite(text: str) -> float:
     return max(-sys.float_info.max, min(float(text), sys.float_info.max))
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite)
 
 
 def _check_depth(value: Any) -> None:

@@ -120,7 +120,7 @@ class SessionState:
     def load_device_keys(self) -> DeviceKeys | None:
         """Return the key pair; None before registration, even if its creation was interrupted.
 
-        Cached while the files are unchanged: a burst loads it once per certificate.
+        Cached while the files are unchanged.
         """
         versions = [
             self._files.version_of(path) for path in (self.layout.device_secret_key, self.layout.device_public_key)
@@ -130,6 +130,11 @@ class SessionState:
         keys = self._read_device_keys()
         self._keys = None if keys is None else (versions, keys)
         return keys
+
+    @property
+    def last_device_keys(self) -> DeviceKeys | None:
+        """The key pair as `load_device_keys` returned it last; it may have been replaced since."""
+        return None if self._keys is None else self._keys[1]
 
     def _read_device_keys(self) -> DeviceKeys | None:
         secret = self._load_key(self.layout.device_secret_key)

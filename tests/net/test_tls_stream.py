@@ -13,9 +13,9 @@ import trio
 import trio.testing
 import trustme
 
+from certctrl.net.tls_stream import TlsStream
 from certctrl.plane.http.connection import Connection
 from certctrl.plane.http.middleware import Message, Receive, Scope, Send
-from certctrl.plane.http.tls_stream import TlsStream
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -193,3 +193,61 @@ async def test_a_client_that_ends_tls_during_its_request_is_answered_and_left(au
         assert (await client.sock.recv(65_536)) != b""  # tickets and response, which TLS no longer decrypts
         while await client.sock.recv(65_536):
             pass
+
+
+@asynccontextmanager
+async def client_of(
+    authority: trustme.CA, name: bytes = b"plane.test", trusted: trustme.CA | None = None
+) -> AsyncIterator[tuple[TlsStream, TlsStream]]:
+    """Yield the client's side, before its handshake, and the server's."""
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("plane.test").configure_cert(server)
+    (trusted or authority).configure_trust(client)
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listener:
+        opened = await trio.open_tcp_stream(*listener.socket.getsockname())
+        ours = TlsStream(opened, client, server_hostname=name)
+        theirs = TlsStream(await listener.accept(), server)
+        try:
+            with trio.fail_after(30):
+                yield ours, theirs
+        finally:
+            await ours.aclose()
+            theirs.close()
+
+
+async def test_a_client_and_a_server_understand_each_other(authority: trustme.CA) -> None:
+    async with client_of(authority) as (ours, theirs):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(theirs.do_handshake)
+            await ours.do_handshake()
+        await theirs.send_all(b"a" * 40_000)
+        with trio.fail_after(10):
+            while not ours.is_readable():
+                await trio.sleep(0.01)
+        assert len(await ours.receive_some(7)) == 7
+        assert ours.is_readable(), "the rest of the record is in OpenSSL's memory"
+        assert await received(ours, 39_993) == b"a" * 39_993
+        assert not ours.is_readable()
+        await ours.aclose()
+        assert await theirs.receive_some() == b"", "the end, not a broken connection"
+        assert ours.is_readable()
+        with pytest.raises(trio.BrokenResourceError):
+            await ours.receive_some()
+
+
+@pytest.mark.parametrize("why", ["another name", "another CA"])
+async def test_a_client_refuses_a_server_that_it_cannot_verify(authority: trustme.CA, why: str) -> None:
+    name, trusted = (b"other.test", authority) if why == "another name" else (b"plane.test", trustme.CA())
+    async with client_of(authority, name, trusted) as (ours, theirs), trio.open_nursery() as nursery:
+
+        async def fails() -> None:
+            with pytest.raises(trio.BrokenResourceError):
+                await theirs.do_handshake()
+                await theirs.receive_some()
+
+        nursery.start_soon(fails)
+        with pytest.raises(trio.BrokenResourceError) as caught:
+            await ours.do_handshake()
+        assert isinstance(caught.value.__cause__, ssl.SSLCertVerificationError)
+        await ours.aclose()
