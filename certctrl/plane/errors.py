@@ -82,6 +82,11 @@ def forbidden(what: str, key: str = "FORBIDDEN") -> ErrorResponse:
     return ErrorResponse(what, status=403, key=key, code=4031)
 
 
+def out_of_scope(what: str) -> ErrorResponse:
+    """Return 403: the scope of the operator's token does not include it."""
+    return forbidden(what, "OUT_OF_SCOPE")
+
+
 def not_found(what: str) -> ErrorResponse:
     """Return 404: missing, or not visible to this caller."""
     return ErrorResponse(what, status=404, key="NOT_FOUND", code=4004)

@@ -77,6 +77,7 @@ _FIXES = {
     "ROTATION_UNSUPPORTED": "update the agent of that device",
     "PUSH_UNSUPPORTED": "update the agent of that device",
     "REFUSED_BY_POLICY": "the host decides: remote_questions in its policy.json",
+    "OUT_OF_SCOPE": "use a token without tags, or one with tags that fit: cert-ctrl plane token create NAME --tag TAG",
     "ROLE_REQUIRED": "use a token with that role, or ask an admin for it: cert-ctrl plane operator role NAME ROLE",
     "OPERATOR_TOKEN_EXPIRED": "ask an admin for a new one: cert-ctrl plane token create",
     "OPERATOR_TOKEN_REVOKED": "ask an admin for a new one: cert-ctrl plane token create",

@@ -157,15 +157,24 @@ def create(
         RoleName | None,
         typer.Option("--role", metavar="ROLE", help="At most the role of the operator; default: always the same."),
     ] = None,
+    tags: Annotated[
+        list[str] | None,
+        typer.Option("--tag", metavar="TAG", help="Only for devices with this tag; if repeated, with all of the tags."),
+    ] = None,
 ) -> None:
     """Create and print an API token of an operator.
 
-    It cannot be shown again. Commands use it with --token-file; it also signs in on the approval page.
+    It cannot be shown again. Commands use it with --token-file; it also signs in on the approval page, unless it has tags.
+
+    With --tag, it sees and changes only devices with these tags, and what only such devices have. It has at most the role
+    operator.
 
     \b
     cert-ctrl plane token create --data /var/lib/plane laptop \\
         --operator alice --expires-in 90d > token
     chmod 0600 token
+    cert-ctrl plane token create --data /var/lib/plane ci \\
+        --operator alice --expires-in 30d --tag env=prod > ci-token
     """
     seconds = span(expires_in)
 
@@ -173,10 +182,16 @@ def create(
         body = {"operator": of, "name": name, "expires_in": seconds} | (
             {"role": token_role.value} if token_role else {}
         )
+        if tags:
+            await _require_scopes(api)
+            body |= {"tags": tags}
         return await api.call("POST", _TOKENS, body)
 
     row = call_plane(ctx, request)
-    write_error(f"token {row['id']} ({row['name']}) of {row['operator']}, {row['role']}, until {row['expires_at']}")
+    only = f", for devices with {' and '.join(row['tags'])}" if tags else ""
+    write_error(
+        f"token {row['id']} ({row['name']}) of {row['operator']}, {row['role']}{only}, until {row['expires_at']}"
+    )
     show(ctx, row, row["token"])
 
 
@@ -197,9 +212,12 @@ def list_tokens(
         return [row for row in found if all_ or row["status"] in ("valid", "disabled")]
 
     rows = call_plane(ctx, request)
-    names = ("id", "name", "operator", "role", "status", "expires_at", "last_used_at", "last_address")
-    heads = ("id", "name", "operator", "role", "status", "expires", "last used", "from")
-    cells = [["never" if row[name] is None else one_line(str(row[name])) for name in names] for row in rows]
+    names = ("id", "name", "operator", "role", "tags", "status", "expires_at", "last_used_at", "last_address")
+    heads = ("id", "name", "operator", "role", "devices", "status", "expires", "last used", "from")
+    cells = [
+        ["never" if row[name] is None else one_line(str(row[name])) for name in names]
+        for row in (row | {"tags": " ".join(row.get("tags") or ["all"])} for row in rows)
+    ]
     show(ctx, rows, lambda: table(heads, cells) if rows else write_line("no tokens"))
 
 
@@ -223,6 +241,12 @@ def revoke(
     show(ctx, row, f"token {row['id']} ({row['name']}) of {row['operator']} is revoked")
 
 
+async def _require_scopes(api: OperatorApi) -> None:
+    """Raise UsageError if the control plane knows no tags of tokens: it would create one for all devices."""
+    if "tags" not in await api.call("GET", "/apiv1/whoami"):
+        raise UsageError("this control plane is too old for tokens with tags", fix="update it first")
+
+
 async def _token_id(api: OperatorApi, named: str) -> int:
     if named.isascii() and named.isdigit():
         return int(named)
@@ -235,7 +259,7 @@ async def _token_id(api: OperatorApi, named: str) -> int:
 
 
 def whoami(ctx: typer.Context) -> None:
-    """Show the operator as whom commands act, and the role.
+    """Show the operator as whom commands act, the role, and the tags of the token's devices.
 
     \b
     cert-ctrl plane whoami --token-file token --ca ca.pem \\
@@ -247,4 +271,5 @@ def whoami(ctx: typer.Context) -> None:
 
     row = call_plane(ctx, request)
     via = f", by {row['via']}" if row["via"] else ""
-    show(ctx, row, f"{row['who']}, {row['role']}{via}, from {row['address'] or 'an unknown address'}")
+    only = f", for devices with {' and '.join(row['tags'])}" if row.get("tags") else ""
+    show(ctx, row, f"{row['who']}, {row['role']}{via}{only}, from {row['address'] or 'an unknown address'}")

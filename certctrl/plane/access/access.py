@@ -48,7 +48,7 @@ class OperatorAccess:
 
     def may_be_operator(self, token: str) -> bool:
         """Return whether a bearer token looks like an operator's, without reading the database."""
-        return self._keyring.is_operator(token) or token.startswith((accounts.PREFIX, key.PREFIX))
+        return self._keyring.is_operator(token) or token.startswith((*accounts.PREFIXES, key.PREFIX))
 
     def was_accepted(self, token: str) -> bool:
         """Return whether an operator was let in with this token, without reading the database."""
@@ -80,7 +80,7 @@ class OperatorAccess:
 
     def identify(self, token: str, address: str) -> tuple[Caller, Row | None]:
         """Return the operator with a token, and its row unless it is the key, in a unit of work; ErrorResponse 401."""
-        if token.startswith(accounts.PREFIX):
+        if token.startswith(accounts.PREFIXES):
             return self.accounts.authenticate(token, address)
         self._key_counted = not (self.key.is_off() or self.key.is_outdated())
         self.key.require(token)

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from certctrl.plane.access.key import OperatorKey
 from certctrl.plane.access.roles import PLANE, Caller, Role
 from certctrl.plane.clock import when
-from certctrl.plane.errors import ErrorResponse, bad_request, conflict, forbidden, invalid_token, not_found
+from certctrl.plane.errors import (
+    ErrorResponse,
+    bad_request,
+    conflict,
+    forbidden,
+    invalid_token,
+    not_found,
+    out_of_scope,
+)
 from certctrl.plane.settings import DAY
 from certctrl.plane.storage.database import Database, Row
 from certctrl.plane.storage.keyring import digest
 from certctrl.text import nearest, one_line
 
 PREFIX = "ot_"
+SCOPED_PREFIX = "os_"
+"""Of tokens with a scope: a control plane of an earlier release, which knows no scopes, takes them for unknown."""
+PREFIXES = (PREFIX, SCOPED_PREFIX)
 MAX_TOKEN_DAYS = 366
 MAX_OPERATORS = 1000
 MAX_TOKENS = 100
@@ -142,10 +153,13 @@ class Accounts:
 
     # --- tokens ---------------------------------------------------------------------------------------------------
 
-    def create_token(self, operator: str, name: str, role: Role | None, seconds: int) -> dict[str, Any]:
+    def create_token(
+        self, operator: str, name: str, role: Role | None, seconds: int, tags: Sequence[str] = ()
+    ) -> dict[str, Any]:
         """Create a token; only this answer contains its text. ErrorResponse 400, 404 and 409.
 
-        ``role``: at most that of the operator; None: always that of the operator.
+        ``role``: at most that of the operator; None: always that of the operator. ``tags``: its scope, with which it has at
+        most the role operator.
         """
         row, now = self._row(operator), self._wall_now()
         if not name:
@@ -155,6 +169,10 @@ class Accounts:
         if role is not None and not Role(row["role"]).includes(role):
             what = f"A token has at most the role of its operator: {operator} is {row['role']}"
             raise bad_request(what, field="role")
+        if tags and role is Role.ADMIN:
+            raise bad_request(
+                "A token with tags has at most the role operator: admins act on the whole fleet", field="role"
+            )
         if row["disabled_at"] is not None:
             raise conflict(f"Operator {operator} is disabled", "OPERATOR_DISABLED")
         valid = self._db.all(
@@ -165,11 +183,12 @@ class Accounts:
             raise conflict(f"{operator} has a valid token {name} already", "EXISTS")
         if len(valid) >= MAX_TOKENS:
             raise conflict(f"{operator} has {MAX_TOKENS} valid tokens already", "LIMIT")
-        text = PREFIX + secrets.token_urlsafe(32)
+        text = (SCOPED_PREFIX if tags else PREFIX) + secrets.token_urlsafe(32)
+        own = role or (Role.OPERATOR if tags else "")
         token_id = self._db.insert(
-            "INSERT INTO operator_tokens (operator_id, name, role, token_hash, created_at, expires_at)"
-            " VALUES (?, ?, ?, ?, ?, ?)",
-            *(row["id"], name, str(role or ""), digest(text), now, now + seconds),
+            "INSERT INTO operator_tokens (operator_id, name, role, token_hash, created_at, expires_at, tags)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            *(row["id"], name, str(own), digest(text), now, now + seconds, " ".join(tags)),
         )
         return self._token(token_id) | {"token": text}
 
@@ -205,7 +224,7 @@ class Accounts:
         elif status == "valid" and row["disabled_at"] is not None:
             status = "disabled"
         shown = {name: row[name] for name in plain} | {name: when(row[name]) for name in times}
-        return shown | {"role": str(_role_of(row)), "status": status}
+        return shown | {"role": str(_role_of(row)), "tags": row["tags"].split(), "status": status}
 
     def authenticate(self, text: str, address: str) -> tuple[Caller, Row]:
         """Return the operator of a token, and its row; ErrorResponse 401 for one that does not work."""
@@ -233,7 +252,10 @@ class Accounts:
     # --- sessions of the pages ------------------------------------------------------------------------------------
 
     def open_session(self, id_hash: str, token: Row, seconds: float) -> None:
-        """Store a session that was opened with a token, and ends with it."""
+        """Store a session that was opened with a token, and ends with it; ErrorResponse 403 for one with a scope."""
+        if token["tags"]:
+            what = f"This token is only for devices with {token['tags'].replace(' ', ' and ')}, and the pages are about all"
+            raise out_of_scope(f"{what}: use it with commands and the API")
         ends = min(self._wall_now() + seconds, token["expires_at"])
         sql = "INSERT INTO operator_sessions (id_hash, operator_id, token_id, expires_at) VALUES (?, ?, ?, ?)"
         self._db.run(sql, id_hash, token["operator_id"], token["id"], ends)
@@ -282,7 +304,7 @@ class Accounts:
         """Return the operator of an open session, as they are now; None if it has ended."""
         now = self._wall_now()
         row = self._db.one(
-            "SELECT o.name AS operator, o.role AS operator_role, t.name, t.role, s.token_id FROM operator_sessions s"
+            "SELECT o.name AS operator, o.role AS operator_role, t.name, t.role, t.tags, s.token_id FROM operator_sessions s"
             " JOIN operators o ON o.id = s.operator_id LEFT JOIN operator_tokens t ON t.id = s.token_id"
             " WHERE s.id_hash = ? AND s.expires_at > ? AND o.disabled_at IS NULL AND o.deleted_at IS NULL"
             " AND (s.token_id IS NULL OR (t.revoked_at IS NULL AND t.expires_at > ?))",
@@ -327,7 +349,8 @@ def _role_of(row: Row) -> Role:
 
 
 def _caller(row: Row, address: str) -> Caller:
-    return Caller(who=row["operator"], role=_role_of(row), via=f"token {row['name']}", address=address)
+    tags = tuple(row["tags"].split())
+    return Caller(who=row["operator"], role=_role_of(row), via=f"token {row['name']}", address=address, tags=tags)
 
 
 def _refused(what: str, key: str) -> ErrorResponse:

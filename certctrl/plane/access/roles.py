@@ -44,6 +44,8 @@ class Caller:
     via: str = ""
     """What authenticated the operator, such as ``token ci``."""
     address: str = ""
+    tags: tuple[str, ...] = ()
+    """The scope of the token: only devices that carry all of these, and nothing of the whole fleet; empty: everything."""
 
     @classmethod
     def of_plane(cls, via: str = "") -> Self:

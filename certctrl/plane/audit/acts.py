@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
@@ -45,6 +45,8 @@ class Act:
         detail: Mapping[str, Any] | None = None,
     ) -> None:
         """``kinds``: by field, the kind of objects that it names, in addition to `KIND_OF_FIELD`."""
+        self.check: Callable[[Collection[tuple[str, str]]], object] = lambda subjects: None
+        """Called in each unit of work with the objects that the request names, by kind and id; may refuse them."""
         self._audit = audit
         self._caller = caller
         self._action = action
@@ -88,6 +90,7 @@ class Act:
         """Run a unit of work, and add what it changes to the entry, in the same transaction."""
         if not self.is_open:
             return unit()
+        self.check(self._subjects.keys())
         compared = list(self._subjects)[: MAX_COMPARED if self._entry is None else _COMPARED_AGAIN]
         before = {subject: subjects.shown(database, *subject) for subject in compared}
         changes = database.changes()
@@ -143,6 +146,7 @@ class Trial(Act):
         """Run a unit of work, note what it changes, and roll it back."""
         if not self.is_open:
             return unit()
+        self.check(self._subjects.keys())
         before = {subject: subjects.shown(database, *subject) for subject in list(self._subjects)[:MAX_COMPARED]}
         changes = database.changes()
         with database.noting_inserts() as inserts:

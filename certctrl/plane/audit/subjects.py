@@ -208,9 +208,9 @@ def _setting(database: Database, object_id: str) -> Values | None:
 
 
 def _token(database: Database, object_id: str) -> Values | None:
-    columns, times = ("name", "role"), ("expires_at", "revoked_at")
+    columns, times = ("name", "role", "tags"), ("expires_at", "revoked_at")
     row = database.one(
-        "SELECT t.name, t.role, t.expires_at, t.revoked_at, o.name AS operator FROM operator_tokens t"
+        "SELECT t.name, t.role, t.tags, t.expires_at, t.revoked_at, o.name AS operator FROM operator_tokens t"
         " JOIN operators o ON o.id = t.operator_id WHERE t.id = ?",
         _number(object_id),
     )

@@ -256,23 +256,23 @@ class Certificates(Revoking):
         if row["key_origin"] != KEY_AT_DEVICE or self._table.holders(cert_id):
             self._orders.start(row, OrderRequest(action="issue", reason=f"the issuer is {issuer} now"))
 
-    async def assign(self, user_id: int, device_id: int, cert_id: int) -> dict[str, Any]:
-        """Assign a certificate to a device; idempotent.
+    async def assign(self, user_id: int, device_id: int, cert_id: int, scope: Sequence[str] = ()) -> dict[str, Any]:
+        """Assign a certificate to a device, and return it as `show`; idempotent.
 
         If keys are made at devices, a further device gets its own certificate, which is returned.
         """
-        return await self._db.work_long(self._assign, user_id, device_id, cert_id)
+        return await self._db.work_long(self._assign, user_id, device_id, cert_id, scope)
 
-    def _assign(self, user_id: int, device_id: int, cert_id: int) -> dict[str, Any]:
+    def _assign(self, user_id: int, device_id: int, cert_id: int, scope: Sequence[str]) -> dict[str, Any]:
         row = self._table.locked(user_id, cert_id)
         require_device(self._db, user_id, device_id)
         if row["status"] == "revoked":
             raise conflict("This certificate is revoked", "CERT_REVOKED")
         if row["key_origin"] == KEY_AT_DEVICE:
-            return self.show(user_id, self._templates.assign(device_id, row))
+            return self.show(user_id, self._templates.assign(device_id, row), scope)
         if not self._table.is_assigned(device_id, cert_id):
             self._table.assign([device_id], cert_id, row["serial_number"])
-        return self.show(user_id, cert_id)
+        return self.show(user_id, cert_id, scope)
 
     async def unassign(self, user_id: int, device_id: int, cert_id: int) -> None:
         """Unassign a certificate from a device; ErrorResponse 404 if it is not assigned."""

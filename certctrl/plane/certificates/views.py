@@ -87,21 +87,26 @@ class CertificateViews:
         self._table = table
         self._wall_now = wall_now
 
-    def page_of_user(self, user_id: int, after_id: int, limit: int, tags: Collection[str] = ()) -> list[dict[str, Any]]:
+    def page_of_user(
+        self, user_id: int, after_id: int, limit: int, tags: Collection[str] = (), scope: Sequence[str] = ()
+    ) -> list[dict[str, Any]]:
         """Return up to ``limit`` certificates of a user with ids above ``after_id``, by id, as operators see them.
 
-        With ``tags``, only those that are assigned to a device that carries all of them.
+        With ``tags``, only those that are assigned to a device that carries all of them; ``scope`` as for `show`.
         """
         require_user(self._db, user_id)
-        asked = checked_tags(tags, "tag")
+        asked = (*checked_tags(tags, "tag"), *scope)
         device = f"SELECT 1 FROM assignments a WHERE a.cert_id = c.id AND {carried_by('a.device_id', asked)}"
         tagged = f" AND EXISTS ({device})" if asked else ""
         sql = f"SELECT c.* FROM certificates c WHERE c.user_id = ? AND c.id > ?{tagged} ORDER BY c.id LIMIT ?"
-        return self._shown(self._db.all(sql, user_id, after_id, *asked, limit))
+        return self._shown(self._db.all(sql, user_id, after_id, *asked, limit), scope)
 
-    def show(self, user_id: int, cert_id: int) -> dict[str, Any]:
-        """Return one certificate as operators see it."""
-        return self._shown([self._table.row(user_id, cert_id)])[0]
+    def show(self, user_id: int, cert_id: int, scope: Sequence[str] = ()) -> dict[str, Any]:
+        """Return one certificate as operators see it.
+
+        ``scope``: only the devices that carry all of these tags, and what was made for those, are named.
+        """
+        return self._shown([self._table.row(user_id, cert_id)], scope)[0]
 
     def page(self, device_id: int, after_id: int, limit: int) -> list[dict[str, Any]]:
         """Return summaries of a device's issued certificates with ids above ``after_id``, by id."""
@@ -234,10 +239,13 @@ class CertificateViews:
             "updated_at": when(row["updated_at"]),
         }
 
-    def _shown(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    def _shown(self, rows: Sequence[Row], scope: Sequence[str] = ()) -> list[dict[str, Any]]:
         ids = [row["id"] for row in rows]
-        holders, orders = self._holders(ids), self._open_orders(ids)
-        made = self._children(ids)
+        holders, orders = self._holders(ids, scope), self._open_orders(ids)
+        made = self._children(ids, scope)
+        templates = {row["template_id"] for row in rows if row["template_id"] is not None}
+        if scope:
+            templates = {cert_id for cert_id, found in self._holders(sorted(templates), scope).items() if found}
         blocked = self._blocked([row for row in rows if row["key_origin"] == KEY_AT_DEVICE], holders)
         return [
             self.summary(row)
@@ -253,7 +261,7 @@ class CertificateViews:
                 "order_id": orders[row["id"]]["id"] if row["id"] in orders else None,
                 "order_state": orders[row["id"]]["state"] if row["id"] in orders else "",
                 "problem": (orders[row["id"]]["problem"] if row["id"] in orders else "") or blocked.get(row["id"], ""),
-                "template_id": row["template_id"],
+                "template_id": row["template_id"] if row["template_id"] in templates else None,
                 "made_for_others": made.get(row["id"], []),
                 "revoked_at": when(row["revoked_at"]),
                 "revoke_reason": row["revoke_reason"],
@@ -262,11 +270,14 @@ class CertificateViews:
             for row in rows
         ]
 
-    def _holders(self, ids: Sequence[int]) -> dict[int, list[int]]:
+    def _holders(self, ids: Sequence[int], scope: Sequence[str]) -> dict[int, list[int]]:
         """Return the ids of the devices of each certificate."""
         found: dict[int, list[int]] = {cert_id: [] for cert_id in ids}
-        sql = f"SELECT cert_id, device_id FROM assignments WHERE cert_id IN ({marks(ids)}) ORDER BY cert_id, device_id"
-        for row in self._db.all(sql, *ids) if ids else ():
+        sql = (
+            f"SELECT a.cert_id, a.device_id FROM assignments a WHERE a.cert_id IN ({marks(ids)})"
+            f" AND {carried_by('a.device_id', scope)} ORDER BY a.cert_id, a.device_id"
+        )
+        for row in self._db.all(sql, *ids, *scope) if ids else ():
             found[row["cert_id"]].append(row["device_id"])
         return found
 
@@ -278,11 +289,14 @@ class CertificateViews:
         )
         return {row["cert_id"]: row for row in self._db.all(sql, *ids)} if ids else {}
 
-    def _children(self, ids: Sequence[int]) -> dict[int, list[int]]:
+    def _children(self, ids: Sequence[int], scope: Sequence[str]) -> dict[int, list[int]]:
         """Return the certificates that were made from templates for further devices, by template."""
         found: dict[int, list[int]] = {}
-        sql = f"SELECT id, template_id FROM certificates WHERE template_id IN ({marks(ids)}) ORDER BY id"
-        for row in self._db.all(sql, *ids) if ids else ():
+        sql = (
+            f"SELECT c.id, c.template_id FROM certificates c WHERE c.template_id IN ({marks(ids)})"
+            f" AND {carried_by('c.template_device_id', scope)} ORDER BY c.id"
+        )
+        for row in self._db.all(sql, *ids, *scope) if ids else ():
             found.setdefault(row["template_id"], []).append(row["id"])
         return found
 

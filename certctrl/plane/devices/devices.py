@@ -251,10 +251,15 @@ class Devices:
             shown += page
         return shown
 
-    def page(self, user_id: int, after_id: int, limit: int, tags: Collection[str] = ()) -> list[dict[str, Any]]:
-        """Return up to ``limit`` devices of a user that carry all ``tags``, with ids above ``after_id``, by id."""
+    def page(
+        self, user_id: int, after_id: int, limit: int, tags: Collection[str] = (), scope: Sequence[str] = ()
+    ) -> list[dict[str, Any]]:
+        """Return up to ``limit`` devices of a user that carry all ``tags``, with ids above ``after_id``, by id.
+
+        They carry all tags of ``scope``, too, which are valid.
+        """
         self.require_user(user_id)
-        asked = checked_tags(tags, "tag")
+        asked = (*checked_tags(tags, "tag"), *scope)
         sql = f"SELECT * FROM devices WHERE user_id = ? AND id > ? AND {carried_by('devices.id', asked)} ORDER BY id LIMIT ?"
         return self._shown(self._db.all(sql, user_id, after_id, *asked, limit))
 

@@ -37,7 +37,7 @@ def checked_tags(given: Iterable[str], field: str) -> tuple[str, ...]:
     if len(tags) > MAX_TAGS:
         raise bad_request(f"{len(tags)} tags are more than {MAX_TAGS}", field=field)
     for tag, following in pairwise(tags):
-        if _key(tag) and _key(tag) == _key(following):
+        if key_of(tag) and key_of(tag) == key_of(following):
             raise bad_request(f"{tag} and {following} are two values of one key", field=field)
     return tags
 
@@ -53,15 +53,16 @@ def carried_by(column: str, tags: Sequence[str]) -> str:
     return " AND ".join([found] * len(tags)) or "1 = 1"
 
 
-def _key(tag: str) -> str:
+def key_of(tag: str) -> str:
+    """Return the key of a tag; empty for a plain one."""
     key, equals, _ = tag.partition("=")
     return key if equals else ""
 
 
 def _changed(row: Any, present: Sequence[str], added: Sequence[str], removed: Sequence[str]) -> dict[str, Any]:
     """Return the tags of a device after a change, and what it changes; ErrorResponse 409 beyond the limit."""
-    keys = {_key(tag) for tag in added} - {""}
-    kept = {tag for tag in present if tag not in removed and _key(tag) not in keys}
+    keys = {key_of(tag) for tag in added} - {""}
+    kept = {tag for tag in present if tag not in removed and key_of(tag) not in keys}
     tags = sorted(kept | set(added))
     if len(tags) > MAX_TAGS:
         what = f"Device {row['id']} ({row['name']}) would have {len(tags)} tags; {MAX_TAGS} are possible"
@@ -86,12 +87,15 @@ class DeviceTags:
             found.setdefault(row["device_id"], []).append(row["tag"])
         return {device_id: sorted(tags) for device_id, tags in found.items()}
 
-    def used(self, user_id: int) -> list[dict[str, Any]]:
-        """Return the tags of a user's devices, in order, with the number of devices that carry each."""
+    def used(self, user_id: int, scope: Sequence[str] = ()) -> list[dict[str, Any]]:
+        """Return the tags of a user's devices, in order, with the number of devices that carry each.
+
+        ``scope``: only devices that carry all of these.
+        """
         rows = self._db.all(
-            "SELECT t.tag AS tag, count(*) AS n FROM device_tags t JOIN devices d ON d.id = t.device_id"
-            " WHERE d.user_id = ? GROUP BY t.tag",
-            user_id,
+            "SELECT u.tag AS tag, count(*) AS n FROM device_tags u JOIN devices d ON d.id = u.device_id"
+            f" WHERE d.user_id = ? AND {carried_by('d.id', scope)} GROUP BY u.tag",
+            *(user_id, *scope),
         )
         return sorted(({"tag": row["tag"], "devices": row["n"]} for row in rows), key=lambda row: str(row["tag"]))
 
@@ -134,8 +138,8 @@ class DeviceTags:
     def enrol(self, device_id: int, tags: Iterable[str]) -> None:
         """Add the tags of an enrolment token to a device that registers; what operators gave it before stays."""
         present = self.of([device_id]).get(device_id, [])
-        keys = {_key(tag) for tag in present} - {""}
-        new = [tag for tag in tags if tag not in present and _key(tag) not in keys]
+        keys = {key_of(tag) for tag in present} - {""}
+        new = [tag for tag in tags if tag not in present and key_of(tag) not in keys]
         fitting = new[: MAX_TAGS - len(present)]
         if len(fitting) < len(new):
             log.warning(

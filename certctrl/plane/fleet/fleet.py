@@ -76,10 +76,13 @@ class Fleet:
         self._wall_now = wall_now
         self._tags = DeviceTags(database)
 
-    def causes(self, user_id: int) -> dict[str, Any]:
-        """Return all that needs an operator, grouped by cause, the worst first."""
+    def causes(self, user_id: int, scope: Sequence[str] = ()) -> dict[str, Any]:
+        """Return all that needs an operator, grouped by cause, the worst first.
+
+        ``scope``, here and below: only devices that carry all of these tags exist, and certificates that one of them has.
+        """
         require_user(self._db, user_id)
-        moment = self._moment(user_id)
+        moment = self._moment(user_id, scope=scope)
         sql, parameters = moment.troubles
         rows = self._db.all(
             f"{sql}, ranked AS (SELECT t.*, row_number() OVER (PARTITION BY word, step, reason"
@@ -102,11 +105,11 @@ class Fleet:
             "at": when(moment.now),
         }
 
-    def devices(self, user_id: int, query: Query) -> dict[str, Any]:
+    def devices(self, user_id: int, query: Query, scope: Sequence[str] = ()) -> dict[str, Any]:
         """Return a page of devices. ErrorResponse 400 for a query that does not fit."""
         require_user(self._db, user_id)
         _check(query, (*DEVICE_WORDS, *COPY_WORDS), DEVICE_SORTS)
-        moment = self._moment(user_id)
+        moment = self._moment(user_id, scope=scope)
         where, fits = self._fits(query, "id", DEVICE_WORDS)
         rows, following = self._page(moment.states, "states", query, DEVICE_SORTS, where, fits)
         counts = self._counts(moment.states, "states")
@@ -191,12 +194,12 @@ class Fleet:
             ],
         }
 
-    def certificates(self, user_id: int, query: Query) -> dict[str, Any]:
+    def certificates(self, user_id: int, query: Query, scope: Sequence[str] = ()) -> dict[str, Any]:
         """Return a page of certificates. ErrorResponse 400 for a query that does not fit."""
         require_user(self._db, user_id)
         _check(query, (*CERTIFICATE_WORDS, *COPY_WORDS), CERTIFICATE_SORTS)
-        moment = self._moment(user_id)
-        where, fits = self._fits(query, "id", CERTIFICATE_WORDS, of_certificates=True)
+        moment = self._moment(user_id, scope=scope)
+        where, fits = self._fits(query, "id", CERTIFICATE_WORDS, of_certificates=True, scope=scope)
         rows, following = self._page(moment.certs, "certs", query, CERTIFICATE_SORTS, where, fits)
         counts = self._counts(moment.certs, "certs")
         return {
@@ -207,7 +210,7 @@ class Fleet:
             "at": when(moment.now),
         }
 
-    def _moment(self, user_id: int, *, device_id: int = 0, cert_id: int = 0) -> Moment:
+    def _moment(self, user_id: int, *, device_id: int = 0, cert_id: int = 0, scope: Sequence[str] = ()) -> Moment:
         now = self._wall_now()
         before, believed_after = now - self._stale_seconds, now - AGE_SECONDS
         return Moment(
@@ -217,6 +220,7 @@ class Fleet:
             believed_after=believed_after,
             device_id=device_id,
             cert_id=cert_id,
+            scope=tuple(scope),
         )
 
     def _devices(self, moment: Moment, rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -231,7 +235,13 @@ class Fleet:
         return self._db.all(sql, *parameters, after, limit)
 
     def _fits(
-        self, query: Query, column: str, words: Collection[str], *, of_certificates: bool = False
+        self,
+        query: Query,
+        column: str,
+        words: Collection[str],
+        *,
+        of_certificates: bool = False,
+        scope: Sequence[str] = (),
     ) -> tuple[str, tuple[Any, ...]]:
         """Return the condition that a row fits a query, and its parameters; a device fits with any of its copies."""
         mine, other = ("cert_id", "device_id") if of_certificates else ("device_id", "cert_id")
@@ -251,7 +261,7 @@ class Fleet:
             parts.append(f"{column} IN (SELECT {mine} FROM {source} WHERE reason = ?)")
             parameters.append(query.reason)
         if query.tags:
-            asked = checked_tags(query.tags, "tag")
+            asked = (*checked_tags(query.tags, "tag"), *scope)
             carried = carried_by(column if not of_certificates else f"a.{other}", asked)
             inner = f"SELECT a.cert_id FROM assignments a WHERE {carried}"
             parts.append(f"{column} IN ({inner})" if of_certificates else carried)

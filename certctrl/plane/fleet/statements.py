@@ -8,6 +8,7 @@ on each device. ``troubles``: all that needs an operator. ``states``: each devic
 from __future__ import annotations
 
 from certctrl import lean
+from certctrl.plane.devices.tags import carried_by
 
 _IN_USE_ENDS = "CASE WHEN x.serial_number = c.serial_number THEN c.not_after ELSE o.not_after END"
 _ENDS = f"CASE WHEN e.not_after < coalesce({_IN_USE_ENDS}, 1e11) THEN e.not_after ELSE {_IN_USE_ENDS} END"
@@ -114,9 +115,11 @@ class Moment:
     """Only this device; 0: all."""
     cert_id: int = 0
     """Only the copies of this certificate; 0: all."""
+    scope: tuple[str, ...] = ()
+    """Only devices that carry all of these tags, and certificates that one of them has."""
 
     @property
-    def copies(self) -> tuple[str, tuple[float, ...]]:
+    def copies(self) -> tuple[str, tuple[float | str, ...]]:
         """The expressions up to ``copies``, and their parameters."""
         wrong, copies = _WRONG, self._narrowed(_COPIES)
         ids: tuple[int, ...] = ()
@@ -128,28 +131,33 @@ class Moment:
         return f"WITH {wrong}, {copies.removesuffix(')')} AND a.cert_id = ?)", (*parameters, self.cert_id)
 
     @property
-    def troubles(self) -> tuple[str, tuple[float, ...]]:
+    def troubles(self) -> tuple[str, tuple[float | str, ...]]:
         """The expressions up to ``troubles``."""
         sql, parameters = self.copies
         return f"{sql}, {self._narrowed(_TROUBLES)}", (*parameters, *self._whose, *self._whose, self.stale_before)
 
     @property
-    def states(self) -> tuple[str, tuple[float, ...]]:
+    def states(self) -> tuple[str, tuple[float | str, ...]]:
         """The expressions up to ``states``."""
         sql, parameters = self.troubles
         return f"{sql}, {self._narrowed(_STATES)}", (*parameters, self.stale_before, *self._whose)
 
     @property
-    def certs(self) -> tuple[str, tuple[float, ...]]:
+    def certs(self) -> tuple[str, tuple[float | str, ...]]:
         """The expressions with ``copies`` and ``certs``."""
         sql, parameters = self.copies
-        return f"{sql}, {_CERTS}", (*parameters, self.now, self.user_id)
+        seen = f" AND EXISTS (SELECT 1 FROM assignments a WHERE a.cert_id = c.id AND {carried_by('a.device_id', self.scope)})"
+        certs = f"{_CERTS.removesuffix(')')}{seen})" if self.scope else _CERTS
+        return f"{sql}, {certs}", (*parameters, self.now, self.user_id, *self.scope)
 
     @property
-    def _whose(self) -> tuple[int, ...]:
+    def _whose(self) -> tuple[int | str, ...]:
         """The parameters of ``d.user_id = ?``, as ``_narrowed`` leaves it."""
-        return (self.user_id, self.device_id) if self.device_id else (self.user_id,)
+        return (self.user_id, *((self.device_id,) if self.device_id else ()), *self.scope)
 
     def _narrowed(self, sql: str) -> str:
-        """Return an expression that reads one device only, if one is asked for: by its key, not out of all of them."""
-        return sql.replace("d.user_id = ?", "d.user_id = ? AND d.id = ?") if self.device_id else sql
+        """Return an expression that reads one device only, if one is asked for, by its key, and those within the scope."""
+        parts = ["d.user_id = ?"] + ["d.id = ?"] * bool(self.device_id)
+        if self.scope:
+            parts.append(carried_by("d.id", self.scope))
+        return sql.replace("d.user_id = ?", " AND ".join(parts))

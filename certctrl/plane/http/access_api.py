@@ -10,12 +10,13 @@ from starlette.routing import Route
 
 from certctrl.plane.access.roles import Caller
 from certctrl.plane.core import Plane
+from certctrl.plane.devices.tags import checked_tags
 from certctrl.plane.errors import bad_request
 from certctrl.plane.http import operator_bodies
 from certctrl.plane.http.answers import data_answer, empty_answer
-from certctrl.plane.http.authentication import OPERATOR, Authenticator
+from certctrl.plane.http.authentication import Authenticator
 from certctrl.plane.http.bodies import read_as
-from certctrl.plane.http.routing import Endpoint, number, routes_of
+from certctrl.plane.http.routing import OPERATOR, Endpoint, number, routes_of
 
 _OPERATORS, _TOKENS = "/apiv1/operators", "/apiv1/operator-tokens"
 _OPERATOR, _KEY = f"{_OPERATORS}/{{operator}}", "/apiv1/plane/operator-key"
@@ -45,7 +46,7 @@ class AccessApi:
         """Return the operator who asks, and the role; also that requests may have a dry run."""
         caller: Caller = request.scope[OPERATOR]
         who = {"who": caller.who, "role": str(caller.role), "via": caller.via, "address": caller.address}
-        return data_answer(who | {"dry_run": True})
+        return data_answer(who | {"tags": list(caller.tags), "dry_run": True})
 
     # --- operators ------------------------------------------------------------------------------------------------
 
@@ -79,10 +80,11 @@ class AccessApi:
         return data_answer(await self._plane.work_long(self._access.accounts.tokens, operator))
 
     async def create_token(self, request: Request) -> Response:
-        """Create a token: ``{"operator", "name", "expires_in", "role"?}``; only this response has its text."""
+        """Create a token: ``{"operator", "name", "expires_in", "role"?, "tags"?}``; only this response has its text."""
         body = await read_as(operator_bodies.NewToken, request)
         create = self._access.accounts.create_token
-        made = await self._plane.work(create, body.operator, body.name, body.role, body.expires_in)
+        tags = checked_tags(body.tags, "tags")
+        made = await self._plane.work(create, body.operator, body.name, body.role, body.expires_in, tags)
         return data_answer(made, 201)
 
     async def revoke_token(self, request: Request) -> Response:

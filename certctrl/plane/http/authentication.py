@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from starlette.requests import Request
@@ -14,19 +15,20 @@ from starlette.responses import Response
 from certctrl.errors import CertctrlError
 from certctrl.plane.access.roles import Caller
 from certctrl.plane.audit.acts import Act, Trial, acting
+from certctrl.plane.audit.subjects import KIND_OF_FIELD
 from certctrl.plane.core import Plane
 from certctrl.plane.devices.sessions import DeviceSession
 from certctrl.plane.errors import ErrorResponse, bad_request, forbidden
 from certctrl.plane.http.answers import data_answer
 from certctrl.plane.http.permissions import NEVER_TRIED, Permission, permission_of
 from certctrl.plane.http.reading import bearer_token
-from certctrl.plane.http.routing import METHOD, ROUTE, Endpoint, is_dry_run
+from certctrl.plane.http.routing import METHOD, OPERATOR, ROUTE, Endpoint, is_dry_run
+from certctrl.plane.http.scopes import Within, within
 from certctrl.plane.limits import plain_address
+from certctrl.plane.token_scope import TokenScope, whole_fleet
 
 CONNECTION = "certctrl.connection"
 """Key of the `UnauthenticatedConnection` in the state of an ASGI scope."""
-OPERATOR = "certctrl.operator"
-"""Key of the `Caller` in an ASGI scope, if it is an operator."""
 A = TypeVar("A")
 T = TypeVar("T")
 _ETAG = re.compile(r'(?:W/)?"?([^"]*)"?')
@@ -82,6 +84,7 @@ class Authenticator:
 
     def __init__(self, plane: Plane) -> None:
         self._plane = plane
+        self._scope = TokenScope(plane.database)
 
     async def as_device(self, request: Request, function: Callable[[DeviceSession], T], *, long: bool = False) -> T:
         """Authenticate the calling device and call a function with its session, in one unit of work, perhaps a long one.
@@ -124,10 +127,10 @@ class Authenticator:
         """Return whether an endpoint of ``operators_or_devices`` was called by an operator."""
         return OPERATOR in request.scope
 
-    async def require_operator(self, request: Request, *, if_away: bool = False) -> Caller:
+    async def require_operator(self, request: Request, *, if_away: bool = False, scoped: bool = False) -> Caller:
         """Return the operator who sends a request; ErrorResponse 403 for a device, 401 for other callers.
 
-        ``if_away`` as in `OperatorAccess.authenticate`.
+        ``if_away`` as in `OperatorAccess.authenticate`. Without ``scoped``, 403 for a token with a scope.
         """
         token = bearer_token(request)
         if token.count(".") == 2:
@@ -135,6 +138,8 @@ class Authenticator:
             raise forbidden("Only operators may do this")
         caller = await self._plane.access.authenticate(token, plain_address(address_of(request)), if_away=if_away)
         note_authenticated(request)
+        if caller.tags and not scoped:
+            raise whole_fleet(caller)
         return caller
 
     def operators_only(self, endpoint: Endpoint) -> Endpoint:
@@ -142,13 +147,31 @@ class Authenticator:
 
         async def guarded(request: Request) -> Response:
             permission = permission_of(request.scope[METHOD], request.scope[ROUTE])
-            caller = await self.require_operator(request, if_away=permission.if_away)
+            caller = await self.require_operator(request, if_away=permission.if_away, scoped=True)
+            if caller.tags:
+                await self._require_scope(request, caller, permission)
             if permission.action and is_dry_run(request):
                 return await self._tried(request, caller, permission, endpoint)
             with self.allowed(request, caller, permission):
                 return await endpoint(request)
 
         return guarded
+
+    async def _require_scope(self, request: Request, caller: Caller, permission: Permission) -> None:
+        """Raise ErrorResponse unless the route is for tokens with a scope, and what its path names is within that."""
+        place = within(request)
+        if place is Within.NOTHING:
+            raise whole_fleet(caller)
+        caller.require(permission.role)
+        named = {KIND_OF_FIELD[field]: text for field, text in request.path_params.items() if field in KIND_OF_FIELD}
+        unit = partial(self._scope.require, caller, list(named.items()), whole=place is Within.WHOLE)
+        await self._plane.database.work_read(unit)
+
+    def _keep_within(self, act: Act, request: Request) -> None:
+        """Have an act refuse objects outside the scope of its caller, in the unit of work that would change them."""
+        caller: Caller = request.scope[OPERATOR]
+        if caller.tags:
+            act.check = partial(self._scope.require, caller, whole=within(request) is Within.WHOLE)
 
     async def _tried(self, request: Request, caller: Caller, permission: Permission, endpoint: Endpoint) -> Response:
         """Run an endpoint, roll back its changes, and return what they were. ErrorResponse as from the endpoint.
@@ -160,12 +183,14 @@ class Authenticator:
             raise bad_request("This request has no dry run: it does not change the database only", field="dry_run")
         request.scope[OPERATOR] = caller
         trial = Trial(self._plane.audit, caller, permission.action, permission.kinds)
+        self._keep_within(trial, request)
         _note_path(trial, request, permission)
         with acting(trial):
             response = await endpoint(request)
         if _is_preview(bytes(response.body)):
             return response
-        return data_answer({"dry_run": True, "action": permission.action, "changes": trial.changes})
+        changes = trial.changes if not caller.tags else _without_others(trial.changes)
+        return data_answer({"dry_run": True, "action": permission.action, "changes": changes})
 
     def operators_or_devices(self, endpoint: Endpoint) -> Endpoint:
         """Return the endpoint, which authenticates devices itself; other callers are treated as by ``operators_only``."""
@@ -186,9 +211,23 @@ class Authenticator:
             yield
             return
         act = Act(self._plane.audit, caller, permission.action, permission.kinds)
+        self._keep_within(act, request)
         _note_path(act, request, permission)
         with acting(act):
             yield
+
+
+def _without_others(changes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the changes of a dry run without the devices of certificates, some of which the caller may not see."""
+    hidden = ("certificate", "devices")
+    return [
+        change
+        | {
+            side: {name: value for name, value in change[side].items() if (change["kind"], name) != hidden}
+            for side in ("before", "after")
+        }
+        for change in changes
+    ]
 
 
 def _is_preview(body: bytes) -> bool:

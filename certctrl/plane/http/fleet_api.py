@@ -16,6 +16,7 @@ from certctrl.plane.http.answers import json_answer, json_of
 from certctrl.plane.http.authentication import Authenticator
 from certctrl.plane.http.reading import whole_number
 from certctrl.plane.http.routing import USER, Endpoint, number, routes_of
+from certctrl.plane.http.scopes import tags_of
 from certctrl.text import one_line
 
 _ASKED = frozenset({"state", "reason", "tag", "q", "sort", "after", "limit"})
@@ -40,17 +41,18 @@ class FleetApi:
 
     async def causes(self, request: Request) -> Response:
         """Return all that needs an operator, grouped by cause."""
-        return await self._read(lambda: self._plane.fleet.causes(number(request, "uid")))
+        user_id, scope = number(request, "uid"), tags_of(request)
+        return await self._read(lambda: self._plane.fleet.causes(user_id, scope))
 
     async def devices(self, request: Request) -> Response:
         """Return a page of devices: ``?state=&reason=&tag=&q=&sort=&after=&limit=``."""
-        user_id, query = number(request, "uid"), query_of_list(request)
-        return await self._read(lambda: self._plane.fleet.devices(user_id, query))
+        user_id, query, scope = number(request, "uid"), query_of_list(request), tags_of(request)
+        return await self._read(lambda: self._plane.fleet.devices(user_id, query, scope))
 
     async def certificates(self, request: Request) -> Response:
         """Return a page of certificates, as ``devices``."""
-        user_id, query = number(request, "uid"), query_of_list(request)
-        return await self._read(lambda: self._plane.fleet.certificates(user_id, query))
+        user_id, query, scope = number(request, "uid"), query_of_list(request), tags_of(request)
+        return await self._read(lambda: self._plane.fleet.certificates(user_id, query, scope))
 
     async def _read(self, read: Callable[[], dict[str, Any]]) -> Response:
         """Read in a thread, and make the text there."""

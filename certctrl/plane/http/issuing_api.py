@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import trio
@@ -18,11 +19,12 @@ from certctrl.plane.core import Plane
 from certctrl.plane.errors import ErrorResponse, bad_request
 from certctrl.plane.http import operator_bodies
 from certctrl.plane.http.answers import data_answer, empty_answer
-from certctrl.plane.http.authentication import OPERATOR, Authenticator
+from certctrl.plane.http.authentication import Authenticator
 from certctrl.plane.http.bodies import read_as
 from certctrl.plane.http.listing import listed
 from certctrl.plane.http.reading import LARGE_BODY_CAP
-from certctrl.plane.http.routing import USER, Endpoint, number, routes_of
+from certctrl.plane.http.routing import OPERATOR, USER, Endpoint, number, routes_of
+from certctrl.plane.http.scopes import tags_of
 from certctrl.plane.issuers.issuer import AccountHolder
 from certctrl.plane.issuers.registry import NewIssuer
 
@@ -141,14 +143,14 @@ class IssuingApi:
 
     async def orders(self, request: Request) -> Response:
         """Return a user's orders, with ``?open=1`` those that have not ended; ``?after_id=&limit=`` for a page."""
-        orders = self._plane.orders
-        page_of = orders.open_page_of_user if request.query_params.get("open") == "1" else orders.page_of_user
+        only_open = request.query_params.get("open") == "1"
+        page_of = partial(self._plane.orders.page_of_user, scope=tags_of(request), only_open=only_open)
         return await listed(self._plane, request, page_of)
 
     async def order(self, request: Request) -> Response:
         """Return one order."""
         ids = number(request, "uid"), number(request, "oid")
-        return data_answer(await self._plane.work(self._plane.orders.show, *ids))
+        return data_answer(await self._plane.work(self._plane.orders.show, *ids, tags_of(request)))
 
     async def retry(self, request: Request) -> Response:
         """Make an open order due now, or repeat a failed one."""

@@ -15,6 +15,7 @@ from certctrl.plane.devices.devices import MAX_PAGE
 from certctrl.plane.http.answers import json_answer, json_of
 from certctrl.plane.http.reading import whole_number
 from certctrl.plane.http.routing import number
+from certctrl.plane.http.scopes import tags_of
 
 Page = Callable[[int, int, int], list[dict[str, Any]]]
 
@@ -44,9 +45,10 @@ async def listed(plane: Plane, request: Request, page_of: Page) -> Response:
 
 
 async def listed_by_tag(plane: Plane, request: Request, page_of: Callable[..., list[dict[str, Any]]]) -> Response:
-    """Return what ``listed`` returns, of devices that carry all tags of ``?tag=TAG,TAG``."""
+    """Return what ``listed`` returns, of devices that carry all tags of ``?tag=TAG,TAG`` and those of the caller's scope."""
     asked = request.query_params
-    return await listed(plane, request, partial(page_of, tags=asked["tag"].split(",") if "tag" in asked else ()))
+    tags, scope = asked["tag"].split(",") if "tag" in asked else (), tags_of(request)
+    return await listed(plane, request, partial(page_of, tags=tags, scope=scope))
 
 
 def _read(page_of: Page, user_id: int, after_id: int, limit: int) -> tuple[list[dict[str, Any]], bytes]:

@@ -20,12 +20,15 @@ from certctrl.plane.http.listing import listed_by_tag
 from certctrl.plane.http.reading import read_object, whole_number
 from certctrl.plane.http.routing import (
     DEVICE,
+    OPERATOR,
     USER,
     Endpoint,
     number,
     routes_of,
     user_and_device,
 )
+from certctrl.plane.http.scopes import tags_of
+from certctrl.plane.token_scope import refuse_own_tags
 
 _USERS = "/apiv1/users"
 _TAGS = f"{USER}/device-tags"
@@ -113,17 +116,18 @@ class OperatorApi:
 
     async def tags(self, request: Request) -> Response:
         """Return the tags of a user's devices, with the number of devices that carry each."""
-        devices, user_id = self._plane.devices, number(request, "uid")
+        devices, user_id, scope = self._plane.devices, number(request, "uid"), tags_of(request)
 
         def read() -> list[dict[str, Any]]:
             devices.require_user(user_id)
-            return devices.tags.used(user_id)
+            return devices.tags.used(user_id, scope)
 
         return data_answer(await self._plane.work_long(read))
 
     async def change_tags(self, request: Request) -> Response:
         """Change the tags of devices, of all or none: ``{"device_ids", "add"?, "remove"?}``."""
         body = await read_as(operator_bodies.TagChange, request)
+        refuse_own_tags(request.scope[OPERATOR], {*body.add, *body.remove})
         change = self._plane.devices.tags.change
         user_id = number(request, "uid")
         changed = await self._plane.work_long(change, user_id, body.device_ids, add=body.add, remove=body.remove)

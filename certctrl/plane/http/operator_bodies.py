@@ -42,12 +42,16 @@ class OperatorChange:
 
 @lean.frozen(kw_only=True)
 class NewToken:
-    """A token to create, for some seconds; without a role, it has that of its operator."""
+    """A token to create, for some seconds; without a role, it has that of its operator.
+
+    With ``tags``, only for devices that carry all of them.
+    """
 
     operator: Annotated[str, Text(100)]
     name: Annotated[str, Line(100)]
     expires_in: Id
     role: Role | None = None
+    tags: Tags = ()
 
 
 @lean.frozen

@@ -32,6 +32,7 @@ from certctrl.plane.http.routing import (
     user_and_certificate,
     user_and_device,
 )
+from certctrl.plane.http.scopes import tags_of
 from certctrl.protocol.wire.install_config import listed_items
 from certctrl.protocol.wire.reader import Misfit
 
@@ -123,7 +124,8 @@ class OperatorResources:
 
     async def certificate(self, request: Request) -> Response:
         """Return one certificate."""
-        return data_answer(await self._plane.work_long(self._plane.certificates.show, *user_and_certificate(request)))
+        ids, scope = user_and_certificate(request), tags_of(request)
+        return data_answer(await self._plane.work_long(self._plane.certificates.show, *ids, scope))
 
     async def change_certificate(self, request: Request) -> Response:
         """Change the issuer of a certificate: ``{"issuer"}``."""
@@ -175,7 +177,9 @@ class OperatorResources:
     async def assign(self, request: Request) -> Response:
         """Assign a certificate to a device: ``{"cert_id"}``."""
         body = await read_as(operator_bodies.CertificateAssignment, request)
-        return data_answer(await self._plane.certificates.assign(*user_and_device(request), body.cert_id))
+        return data_answer(
+            await self._plane.certificates.assign(*user_and_device(request), body.cert_id, tags_of(request))
+        )
 
     async def unassign(self, request: Request) -> Response:
         """Unassign a certificate from a device."""

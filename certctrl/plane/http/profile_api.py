@@ -13,6 +13,7 @@ from certctrl.plane.http.authentication import Authenticator
 from certctrl.plane.http.bodies import read_as
 from certctrl.plane.http.reading import LARGE_BODY_CAP, whole_number
 from certctrl.plane.http.routing import USER, Endpoint, is_dry_run, number, routes_of
+from certctrl.plane.http.scopes import tags_of
 from certctrl.plane.profiles.profiles import ProfileChange
 
 _PROFILES = f"{USER}/profiles"
@@ -38,30 +39,33 @@ class ProfileApi:
 
     async def profiles(self, request: Request) -> Response:
         """Return a user's profiles in order, without their items."""
-        return data_answer(await self._plane.work_long(self._plane.profiles.show_all, number(request, "uid")))
+        show_all, user_id = self._plane.profiles.show_all, number(request, "uid")
+        return data_answer(await self._plane.work_long(show_all, user_id, tags_of(request)))
 
     async def profile(self, request: Request) -> Response:
         """Return a profile with its items; ``?version=`` for an earlier one."""
         asked = request.query_params.get("version")
         version = None if asked is None else whole_number(asked, "version", 1)
         shown = await self._plane.work_long(
-            self._plane.profiles.show, number(request, "uid"), request.path_params["name"], version
+            self._plane.profiles.show, number(request, "uid"), request.path_params["name"], version, tags_of(request)
         )
         return data_answer(shown)
 
     async def history(self, request: Request) -> Response:
         """Return the versions of a profile, newest first, without their items."""
         user_id, name = number(request, "uid"), request.path_params["name"]
-        return data_answer(await self._plane.work_long(self._plane.profiles.history, user_id, name))
+        return data_answer(await self._plane.work_long(self._plane.profiles.history, user_id, name, tags_of(request)))
 
     async def put(self, request: Request) -> Response:
         """Store a version: ``{"devices"?, "order"?, "installs"?, "note"?}``; with ``?dry_run=1``, return what would change."""
         body = await read_as(operator_bodies.NewProfile, request, LARGE_BODY_CAP)
         change = ProfileChange(devices=body.devices, order=body.order, installs=body.installs, note=body.note)
         user_id, name = number(request, "uid"), request.path_params["name"]
-        return data_answer(await self._plane.profiles.put(user_id, name, change, dry_run=is_dry_run(request)))
+        put, dry_run, scope = self._plane.profiles.put, is_dry_run(request), tags_of(request)
+        return data_answer(await put(user_id, name, change, dry_run=dry_run, scope=scope))
 
     async def delete(self, request: Request) -> Response:
         """Delete a profile; ``?dry_run=1`` as for `put`."""
         user_id, name = number(request, "uid"), request.path_params["name"]
-        return data_answer(await self._plane.profiles.delete(user_id, name, dry_run=is_dry_run(request)))
+        delete, dry_run, scope = self._plane.profiles.delete, is_dry_run(request), tags_of(request)
+        return data_answer(await delete(user_id, name, dry_run=dry_run, scope=scope))

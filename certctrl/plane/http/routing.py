@@ -16,6 +16,8 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 METHOD, ROUTE = "certctrl.method", "certctrl.route"
 """Keys of an ASGI scope: the method and the path of its route, as in the table of ``routes_of``."""
+OPERATOR = "certctrl.operator"
+"""Key of the `Caller` in an ASGI scope, if it is an operator."""
 SELF = "/apiv1/devices/self"
 USER = "/apiv1/users/{uid}"
 DEVICE = f"{USER}/devices/{{did}}"

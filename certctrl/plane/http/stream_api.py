@@ -15,12 +15,12 @@ from certctrl.plane.devices.sessions import DeviceSession
 from certctrl.plane.errors import ErrorResponse, unavailable
 from certctrl.plane.http import operator_bodies
 from certctrl.plane.http.answers import data_answer, error_answer
-from certctrl.plane.http.authentication import OPERATOR, Authenticator, ForDevices, address_of
+from certctrl.plane.http.authentication import Authenticator, ForDevices, address_of
 from certctrl.plane.http.bodies import read_as
 from certctrl.plane.http.connection import Connection
 from certctrl.plane.http.conversation import Conversation
 from certctrl.plane.http.reading import bearer_token, clean_line, whole_number
-from certctrl.plane.http.routing import DEVICE, Endpoint, routes_of, user_and_device
+from certctrl.plane.http.routing import DEVICE, OPERATOR, Endpoint, routes_of, user_and_device
 from certctrl.plane.http.upgrade import VERSION, Upgrade, check_handshake
 from certctrl.plane.http.websocket import WebSocket
 from certctrl.protocol.wire.push import STREAM_PATH, SUBPROTOCOL

@@ -7,17 +7,18 @@ failed renewal does not change the certificate in use.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from certctrl import lean
 from certctrl.plane.certificates.table import KEY_AT_DEVICE
 from certctrl.plane.clock import when
 from certctrl.plane.devices.devices import require_user
+from certctrl.plane.devices.tags import carried_by
 from certctrl.plane.errors import conflict, not_found
 from certctrl.plane.jobs import Jobs
 from certctrl.plane.settings import DAY
-from certctrl.plane.storage.database import Database, Row
+from certctrl.plane.storage.database import Database, Row, marks
 
 CSR_WANTED, READY, DONE, FAILED, BLOCKED = "csr_wanted", "ready", "done", "failed", "blocked"
 OPEN = (CSR_WANTED, READY, BLOCKED)
@@ -193,23 +194,37 @@ class Orders:
         """Return the open order of a certificate."""
         return self._db.one(f"SELECT * FROM orders WHERE cert_id = ? AND {_OPEN_SQL}", cert_id)
 
-    def show(self, user_id: int, order_id: int) -> dict[str, Any]:
-        """Return one order as operators see it; ErrorResponse 404."""
-        return _shown(self._of_user(user_id, order_id))
+    def show(self, user_id: int, order_id: int, scope: Sequence[str] = ()) -> dict[str, Any]:
+        """Return one order as operators see it; ErrorResponse 404.
 
-    def page_of_user(self, user_id: int, after_id: int, limit: int) -> list[dict[str, Any]]:
-        """Return up to ``limit`` orders of a user with ids above ``after_id``, by id."""
-        require_user(self._db, user_id)
-        return [
-            _shown(row)
-            for row in self._db.all(f"{_SELECT} AND o.id > ? ORDER BY o.id LIMIT ?", user_id, after_id, limit)
-        ]
+        ``scope``: without the device that asked for it, unless it carries all of these tags.
+        """
+        return self._shown([self._of_user(user_id, order_id)], scope)[0]
 
-    def open_page_of_user(self, user_id: int, after_id: int, limit: int) -> list[dict[str, Any]]:
-        """Return open orders, as ``page_of_user``."""
+    def page_of_user(
+        self, user_id: int, after_id: int, limit: int, scope: Sequence[str] = (), *, only_open: bool = False
+    ) -> list[dict[str, Any]]:
+        """Return up to ``limit`` orders of a user with ids above ``after_id``, by id.
+
+        ``scope``: only for certificates of devices that carry all of these tags, and as for `show`.
+        """
         require_user(self._db, user_id)
-        sql = f"{_SELECT} AND o.id > ? AND o.{_OPEN_SQL} ORDER BY o.id LIMIT ?"
-        return [_shown(row) for row in self._db.all(sql, user_id, after_id, limit)]
+        sql = f"{_SELECT} AND o.id > ?"
+        if scope:
+            sql += f" AND EXISTS (SELECT 1 FROM assignments a WHERE a.cert_id = o.cert_id AND {carried_by('a.device_id', scope)})"
+        if only_open:
+            sql += f" AND o.{_OPEN_SQL}"
+        rows = self._db.all(f"{sql} ORDER BY o.id LIMIT ?", user_id, after_id, *scope, limit)
+        return self._shown(rows, scope)
+
+    def _shown(self, rows: Sequence[Row], scope: Sequence[str]) -> list[dict[str, Any]]:
+        shown = [_shown(row) for row in rows]
+        ids = sorted({row["device_id"] for row in rows if row["device_id"] is not None}) if scope else []
+        if ids:
+            sql = f"SELECT id FROM devices WHERE id IN ({marks(ids)}) AND {carried_by('devices.id', scope)}"
+            seen = {row["id"] for row in self._db.all(sql, *ids, *scope)}
+            shown = [one | {"device_id": one["device_id"] if one["device_id"] in seen else None} for one in shown]
+        return shown
 
     def answer(self, order_id: int) -> dict[str, Any]:
         """Return the order as the answer to a request for a renewal."""

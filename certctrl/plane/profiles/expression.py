@@ -49,6 +49,16 @@ class Expression:
     """The tags that it names, including ``env=*``."""
     matches: Matcher
     """Whether it selects a device with these tags."""
+    required: frozenset[str] = frozenset()
+    """Tags without which it selects no device, as far as its form shows; not ``env=*``."""
+
+
+@lean.frozen(eq=False)
+class _Part:
+    """A part of an expression, with the tags without which it selects no device."""
+
+    matches: Matcher
+    required: frozenset[str] = frozenset()
 
 
 @lean.frozen
@@ -64,9 +74,10 @@ def parse(text: str) -> Expression:
             f"an expression has at most {MAX_CHARACTERS} characters; it is too long", MAX_CHARACTERS + 1
         )
     parser = _Parser(list(_tokens(text)), len(text) + 1)
-    matches = parser.expression(0)
+    found = parser.expression(0)
     parser.end()
-    return Expression(" ".join(parser.canonical).replace("( ", "(").replace(" )", ")"), frozenset(parser.tags), matches)
+    text = " ".join(parser.canonical).replace("( ", "(").replace(" )", ")")
+    return Expression(text, frozenset(parser.tags), found.matches, found.required)
 
 
 def _tokens(text: str) -> Iterator[_Token]:
@@ -82,12 +93,15 @@ class _Parser:
         self.canonical: list[str] = []
         self.tags: set[str] = set()
 
-    def expression(self, depth: int) -> Matcher:
+    def expression(self, depth: int) -> _Part:
         """Read alternatives."""
         found = [self._conjunction(depth)]
         while self._take("or"):
             found.append(self._conjunction(depth))
-        return found[0] if len(found) == 1 else lambda tags: any(one(tags) for one in found)
+        if len(found) == 1:
+            return found[0]
+        required = frozenset.intersection(*(one.required for one in found))
+        return _Part(lambda tags: any(one.matches(tags) for one in found), required)
 
     def end(self) -> None:
         """Raise ExpressionError unless all tokens were read."""
@@ -97,21 +111,24 @@ class _Parser:
             what = f"expected and, or, or the end instead of {_shown(token.text)}{_hint_word(token.text)}"
             raise ExpressionError(what, token.position)
 
-    def _conjunction(self, depth: int) -> Matcher:
+    def _conjunction(self, depth: int) -> _Part:
         found = [self._term(depth)]
         while self._take("and"):
             found.append(self._term(depth))
-        return found[0] if len(found) == 1 else lambda tags: all(one(tags) for one in found)
+        if len(found) == 1:
+            return found[0]
+        required = frozenset[str]().union(*(one.required for one in found))
+        return _Part(lambda tags: all(one.matches(tags) for one in found), required)
 
-    def _term(self, depth: int) -> Matcher:
+    def _term(self, depth: int) -> _Part:
         token = self._peek()
         if token is None:
             raise ExpressionError("expected a tag", self._end)
         if depth > MAX_DEPTH:
             raise ExpressionError(f"nested more than {MAX_DEPTH} times", token.position)
         if self._take("not"):
-            negated = self._term(depth + 1)
-            return lambda tags: not negated(tags)
+            negated = self._term(depth + 1).matches
+            return _Part(lambda tags: not negated(tags))
         if self._take("("):
             inner = self.expression(depth + 1)
             if not self._take(")"):
@@ -119,7 +136,7 @@ class _Parser:
             return inner
         return self._tag(token)
 
-    def _tag(self, token: _Token) -> Matcher:
+    def _tag(self, token: _Token) -> _Part:
         word = token.text
         if word in (")", "and", "or"):
             raise ExpressionError(f"expected a tag instead of {word!r}", token.position)
@@ -129,11 +146,11 @@ class _Parser:
         self._next += 1
         self.canonical.append(word)
         if word == ALL:
-            return lambda tags: True
+            return _Part(lambda tags: True)
         self.tags.add(word)
         if key:
-            return lambda tags: any(tag.startswith(key) for tag in tags)
-        return lambda tags: word in tags
+            return _Part(lambda tags: any(tag.startswith(key) for tag in tags))
+        return _Part(lambda tags: word in tags, frozenset({word}))
 
     def _peek(self) -> _Token | None:
         return self._tokens[self._next] if self._next < len(self._tokens) else None

@@ -19,10 +19,12 @@ from certctrl import lean
 from certctrl.errors import CertctrlError
 from certctrl.plane.audit.acts import aside
 from certctrl.plane.devices.devices import require_user
+from certctrl.plane.devices.tags import carried_by
 from certctrl.plane.errors import bad_request, conflict
 from certctrl.plane.installs import PROFILES_GUARD, Installs
 from certctrl.plane.profiles.effective import EffectiveError, ProfileItems, checked_profile, json_of
 from certctrl.plane.profiles.expression import ExpressionError, parse
+from certctrl.plane.profiles.scoped import require_seen, require_within
 from certctrl.plane.profiles.stored import DEVICES_PER_UNIT, Loaded, StoredProfiles, Version, differences
 from certctrl.plane.profiles.views import ProfileViews
 from certctrl.plane.storage.database import Database, Row
@@ -74,27 +76,37 @@ class Profiles(ProfileViews):
 
     # --- changes --------------------------------------------------------------------------------------------------
 
-    async def put(self, user_id: int, name: str, change: ProfileChange, *, dry_run: bool = False) -> dict[str, Any]:
+    async def put(
+        self, user_id: int, name: str, change: ProfileChange, *, dry_run: bool = False, scope: Sequence[str] = ()
+    ) -> dict[str, Any]:
         """Store a version of a profile, and bring the configs of its devices up to date; return what changes.
 
         ErrorResponse 400 for items or an expression that are not valid, or if a device would get a config that is not.
-        Nothing happens if the present version is the same.
+        Nothing happens if the present version is the same. ``scope``: 403 unless the profile is for devices with all of
+        these tags only, now and before.
         """
-        candidate = await self._db.work_long(self._candidate, user_id, name, change)
-        return await self._change(user_id, candidate, change.note, dry_run=dry_run)
+        candidate = await self._db.work_long(self._candidate, user_id, name, change, scope)
+        return await self._change(user_id, candidate, change.note, dry_run=dry_run, scope=scope)
 
     async def prepare(self, user_id: int, name: str, change: ProfileChange) -> tuple[Candidate, dict[str, Any]]:
         """Return the version that ``put`` would store, and what it would change."""
         candidate = await self._db.work_long(self._candidate, user_id, name, change)
         return candidate, await self.preview(user_id, candidate.version)
 
-    async def delete(self, user_id: int, name: str, *, note: str = "", dry_run: bool = False) -> dict[str, Any]:
-        """Delete a profile, and take its items from its devices; return what changes. Its history stays."""
-        candidate = await self._db.work_long(self._deletion, user_id, name)
-        return await self._change(user_id, candidate, note, dry_run=dry_run)
+    async def delete(
+        self, user_id: int, name: str, *, note: str = "", dry_run: bool = False, scope: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """Delete a profile, and take its items from its devices; return what changes. Its history stays.
 
-    async def _change(self, user_id: int, candidate: Candidate, note: str, *, dry_run: bool) -> dict[str, Any]:
-        changes = await self.preview(user_id, candidate.version)
+        ``scope``: ErrorResponse 404 unless the profile is for devices with all of these tags only, now and before.
+        """
+        candidate = await self._db.work_long(self._deletion, user_id, name, scope)
+        return await self._change(user_id, candidate, note, dry_run=dry_run, scope=scope)
+
+    async def _change(
+        self, user_id: int, candidate: Candidate, note: str, *, dry_run: bool, scope: Sequence[str]
+    ) -> dict[str, Any]:
+        changes = await self.preview(user_id, candidate.version, scope)
         version = candidate.version
         if not dry_run:
             refuse_problems(version.name, changes)
@@ -113,7 +125,7 @@ class Profiles(ProfileViews):
             "changes": changes,
         }
 
-    def _candidate(self, user_id: int, name: str, change: ProfileChange) -> Candidate:
+    def _candidate(self, user_id: int, name: str, change: ProfileChange, scope: Sequence[str] = ()) -> Candidate:
         require_user(self._db, user_id)
         state = self._state(user_id)  # first: what is read afterwards may be newer, which `store` then refuses
         if not _NAME.fullmatch(name):
@@ -146,10 +158,12 @@ class Profiles(ProfileViews):
             raise bad_request(f"devices: {error}", field="devices") from None
         except EffectiveError as error:
             raise bad_request(str(error), field=error.path or "installs") from None
+        require_within(self._db, user_id, name, parse(text), scope)
         is_same = known is not None and _contents(known) == _contents(version) and not self._pins(known.profile_id)
         return Candidate(version, is_same, state)
 
-    def _deletion(self, user_id: int, name: str) -> Candidate:
+    def _deletion(self, user_id: int, name: str, scope: Sequence[str]) -> Candidate:
+        require_seen(self._db, user_id, name, scope)
         state, row = self._state(user_id), self._row(user_id, name)
         before = self._version(row, None)
         items = checked_profile(name, [])
@@ -182,15 +196,16 @@ class Profiles(ProfileViews):
         )
         return tuple(number for row in rows for number in (row["id"], row["version"], row["n"]))
 
-    async def preview(self, user_id: int, candidate: Version) -> dict[str, Any]:
+    async def preview(self, user_id: int, candidate: Version, scope: Sequence[str] = ()) -> dict[str, Any]:
         """Return what changes for which devices with a version: ``devices``, ``matched`` and ``problems``.
 
-        Revoked devices are left out. A device that has a problem already has no new one.
+        Revoked devices are left out, and those that lack a tag of ``scope``. A device that has a problem already has no new
+        one.
         """
         found: dict[str, Any] = {"devices": [], "matched": 0, "problems": 0}
         after = 0
         while True:
-            rows, after = await self._db.work_long(self._preview_some, user_id, candidate, after)
+            rows, after = await self._db.work_long(self._preview_some, user_id, candidate, after, scope)
             for matched, problem, row in rows:
                 found["matched"] += matched
                 found["problems"] += problem
@@ -200,13 +215,13 @@ class Profiles(ProfileViews):
             await trio.lowlevel.checkpoint()
 
     def _preview_some(
-        self, user_id: int, candidate: Version, after: int
+        self, user_id: int, candidate: Version, after: int, scope: Sequence[str]
     ) -> tuple[list[tuple[bool, bool, dict[str, Any] | None]], int]:
         """Return the changes of the next devices after an id, and the id to continue after; 0 if these were the last."""
         rows = self._db.all(
             "SELECT i.* FROM install_configs i JOIN devices d ON d.id = i.device_id WHERE d.user_id = ? AND d.id > ?"
-            " AND d.status != 'revoked' ORDER BY d.id LIMIT ?",
-            *(user_id, after, DEVICES_PER_UNIT),
+            f" AND d.status != 'revoked' AND {carried_by('d.id', scope)} ORDER BY d.id LIMIT ?",
+            *(user_id, after, *scope, DEVICES_PER_UNIT),
         )
         loaded = (self._stored.load(user_id) or Loaded({}, {})).with_version(candidate)
         devices = self._stored.values([row["device_id"] for row in rows])

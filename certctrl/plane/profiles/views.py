@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from certctrl.plane.clock import when
 from certctrl.plane.devices.devices import require_user
 from certctrl.plane.errors import not_found
+from certctrl.plane.profiles.scoped import require_seen, scoped_profiles
 from certctrl.plane.profiles.stored import StoredProfiles, Version
 from certctrl.plane.storage.database import Database, Row
 from certctrl.text import nearest, one_line
@@ -21,8 +23,11 @@ class ProfileViews:
         self._db = database
         self._stored = stored
 
-    def show_all(self, user_id: int) -> list[dict[str, Any]]:
-        """Return a user's profiles in order, without their items, with the numbers of their devices."""
+    def show_all(self, user_id: int, scope: Sequence[str] = ()) -> list[dict[str, Any]]:
+        """Return a user's profiles in order, without their items, with the numbers of their devices.
+
+        ``scope``, here and below: only profiles that are for devices with all of these tags exist.
+        """
         require_user(self._db, user_id)
         loaded = self._stored.load(user_id)
         if loaded is None:
@@ -35,6 +40,9 @@ class ProfileViews:
                     counts[version.profile_id][0] += 1
                     counts[version.profile_id][1] += bool(problem)
         chosen = [one for one in loaded.current.values() if one.devices is not None]
+        if scope:
+            seen = scoped_profiles(self._db, user_id, scope)
+            chosen = [one for one in chosen if one.name in seen]
         return [
             {name: value for name, value in self._shown(user_id, one).items() if name != "installs"}
             | {"items": len(one.items.items), "device_count": counts[one.profile_id][0]}
@@ -55,8 +63,9 @@ class ProfileViews:
             tags.setdefault(row["device_id"], []).append(row["tag"])
         return [(row["id"], tags.get(row["id"], []), row["problem"]) for row in rows]
 
-    def show(self, user_id: int, name: str, version: int | None = None) -> dict[str, Any]:
+    def show(self, user_id: int, name: str, version: int | None = None, scope: Sequence[str] = ()) -> dict[str, Any]:
         """Return a profile with its items, its present version or an earlier one, and the devices that have problems."""
+        require_seen(self._db, user_id, name, scope)
         row = self._row(user_id, name)
         found = self._version(row, version)
         if version is None and found.devices is None:
@@ -69,8 +78,9 @@ class ProfileViews:
                 problems.append({"id": device_id, "problem": problem})
         return self._shown(user_id, found) | {"problems": problems}
 
-    def history(self, user_id: int, name: str) -> list[dict[str, Any]]:
+    def history(self, user_id: int, name: str, scope: Sequence[str] = ()) -> list[dict[str, Any]]:
         """Return the versions of a profile, newest first, without their items."""
+        require_seen(self._db, user_id, name, scope)
         row = self._row(user_id, name)
         rows = self._db.all("SELECT * FROM profile_versions WHERE profile_id = ? ORDER BY version DESC", row["id"])
         return [

@@ -153,9 +153,10 @@ class Revoking(CertificateViews):
         """Return the certificates of a template, one per device, locked."""
         return self._db.all_locked("SELECT * FROM certificates WHERE template_id = ? ORDER BY id", template["id"])
 
-    def _shown(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    def _shown(self, rows: Sequence[Row], scope: Sequence[str] = ()) -> list[dict[str, Any]]:
         revoked = self._revocations.of([row["id"] for row in rows])
         codes = {row["id"]: row["revoke_code"] for row in rows}
         return [
-            one | {"revoke_code": codes[one["id"]], "revocations": revoked[one["id"]]} for one in super()._shown(rows)
+            one | {"revoke_code": codes[one["id"]], "revocations": revoked[one["id"]]}
+            for one in super()._shown(rows, scope)
         ]

@@ -43,6 +43,20 @@ def test_operators_and_tokens(site: PlaneSite, tmp_path: Path, monkeypatch: pyte
     assert refused.status == 77 and "Operator carol is disabled" in refused.err and "operator enable" in refused.err
     assert "1 valid" in site("operator", "enable", "carol").output
     assert "carols" in site("token", "list", "--operator", "carol").output
+    scoped = token_file(site, tmp_path / "ci", "carol", "--tag", "web", "--tag", "env=prod")
+    only = "carol, operator, by token ci, for devices with env=prod and web, from 127.0.0.1"
+    assert with_token(site, scoped, "whoami").output.strip() == only
+    assert with_token(site, scoped, "devices").status == 0
+    refused = with_token(site, scoped, "enrolment-token")
+    assert (
+        refused.status == 77 and "outside the scope of token ci of carol: devices with env=prod and web" in refused.err
+    )
+    assert "plane token create" in refused.err
+    assert "env=prod web" in site("token", "list").output
+    assert (
+        "is not a tag" in site("token", "create", "x", "--operator", "carol", "--expires-in", "1d", "--tag", "Web").err
+    )
+    assert "is revoked" in site("token", "revoke", "ci").output
     assert "is revoked" in site("token", "revoke", "carols").output
     assert "was revoked at" in with_token(site, file, "devices").err
     assert site("token", "list").output.strip() == "no tokens"

@@ -101,7 +101,7 @@ async def test_a_change_by_a_token_names_its_operator(world: World) -> None:
     (entry,) = world.plane.audit.page(Filter(who="alice"), 0, 9)
     assert (entry["via"], entry["action"], entry["address"]) == ("token ci", "user.add", "192.0.2.7")
     assert (await caller("GET", "/apiv1/whoami")).data == {
-        "who": "alice", "role": "admin", "via": "token ci", "address": "192.0.2.7", "dry_run": True,
+        "who": "alice", "role": "admin", "via": "token ci", "address": "192.0.2.7", "tags": [], "dry_run": True,
     }  # fmt: skip
 
 

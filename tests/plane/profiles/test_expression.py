@@ -42,6 +42,18 @@ def test_the_text_is_the_expression_with_single_spaces() -> None:
     assert parse(" NOT(web OR  db ) and\t( env=* )").text == "not (web or db) and (env=*)"
 
 
+@pytest.mark.parametrize(
+    ("text", "required"),
+    [
+        ("web", {"web"}), ("web and env=prod", {"web", "env=prod"}), ("web or db", set()), ("*", set()), ("env=*", set()),
+        ("web and (db or env=prod)", {"web"}), ("(web and db) or (web and x)", {"web"}), ("not web", set()),
+        ("not (not web)", set()), ("web and not db", {"web"}), ("web and *", {"web"}), ("web or *", set()),
+    ],
+)  # fmt: skip
+def test_the_tags_that_an_expression_requires(text: str, required: set[str]) -> None:
+    assert parse(text).required == required
+
+
 def test_as_many_levels_as_allowed() -> None:
     for text in ("not " * MAX_DEPTH + "web", "(" * MAX_DEPTH + "web" + ")" * MAX_DEPTH):
         assert parse(text).matches({"web"})
@@ -99,6 +111,7 @@ LEAF = st.sampled_from(TAGS).map(lambda tag: (tag, lambda tags: tag in tags))
 def test_an_expression_means_what_it_says(tree: Tree, tags: set[str]) -> None:
     text, expected = tree
     assert parse(text).matches(tags) == expected(tags)
+    assert not parse(text).matches(tags) or parse(text).required <= tags
 
 
 @given(st.text(st.sampled_from("wbn oadrt()=*!&\x00é"), max_size=40))
