@@ -23,6 +23,10 @@ CAP = 4 * 1024 * 1024
 """Bytes of one answer."""
 
 
+_API, DRY_RUN = "/apiv1/", "/apiv1/dry-run/"
+"""Beginnings of paths: of requests, and of their dry runs."""
+
+
 class TriedError(Exception):
     """A change was tried only; ``answer`` has ``action`` and ``changes``."""
 
@@ -137,24 +141,32 @@ class Operator:
 
     async def call(self, method: str, path: str, *, json: Any = None, query: Mapping[str, str] | None = None) -> Any:
         """Return ``data`` of the answer for any path of the operator API; None if there is none."""
-        if not self._dry_run or method == "GET":
+        is_trial = self._dry_run and method != "GET"
+        if not is_trial and (query or {}).get("dry_run") != "1":
             return await self._call(method, path, json, query)
-        await self._require_trials()
-        data = await self._call(method, path, json, {**(query or {}), "dry_run": "1"})
-        if isinstance(data, dict) and data.get("dry_run") is True and "action" in data:
+        data = await self._try(method, path, json, {**(query or {}), "dry_run": "1"})
+        if is_trial and isinstance(data, dict) and data.get("dry_run") is True and "action" in data:
             raise TriedError(data)
         return data
 
-    async def _require_trials(self) -> None:
-        """Raise PlaneError for an older plane, which would change something."""
+    async def _try(self, method: str, path: str, json: Any, query: Mapping[str, str]) -> Any:
+        """Return what a change would do, by a path that planes do not have if they would carry the change out."""
+        try:
+            return await self._call(method, path.replace(_API, DRY_RUN, 1), json, query)
+        except PlaneError as error:
+            if error.status == 404 and not await self._tries():
+                raise PlaneError("this control plane is too old for --dry-run", status=400, fix="update it") from None
+            raise
+
+    async def _tries(self) -> bool:
+        """Return whether the plane has the paths of dry runs."""
         try:
             whoami = await self._call("GET", "/apiv1/whoami", None, None)
         except PlaneError as error:
             if error.status != 404:
                 raise
-            whoami = None
-        if not (isinstance(whoami, dict) and whoami.get("dry_run") is True):
-            raise PlaneError("this control plane is too old for --dry-run", status=400, fix="update it")
+            return False
+        return isinstance(whoami, dict) and whoami.get("dry_run_paths") is True
 
     async def _call(self, method: str, path: str, json: Any, query: Mapping[str, str] | None) -> Any:
         answer = await self._http.request(

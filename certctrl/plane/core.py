@@ -143,7 +143,7 @@ class Plane:
         self.profiles = Profiles(self.database, stored, self.installs, self.wall_now)
         db, devices, wall_now = self.database, self.devices, self.wall_now
         self.rollouts = Rollouts(db, self.profiles, devices, wall_now)
-        renewing = (self._certificate_table, self.orders, self.reserved, self.audit)
+        renewing = (self._certificate_table, self.orders, self.batches, self.reserved, self.audit)
         self.renewal_rollouts = RenewalRollouts(db, self.rollouts, *renewing, wall_now)
         changes = ProfileChanges(db, self.profiles, stored, self.installs)
         self.rollouts.changes = {PROFILE: changes, RENEWAL: self.renewal_rollouts}

@@ -165,6 +165,9 @@ async def test_a_row_is_an_object(body: bytes) -> None:
             await operator.fetch_devices(1)
 
 
+JSON = {"content-type": "application/json"}
+
+
 class Pages:
     """A plane with so many rows; an old one returns all of them, whatever is asked for."""
 
@@ -216,18 +219,40 @@ async def test_lists_by_tag() -> None:
     assert [query.get("tag") for query in pages.queries] == ["web,env=prod", "", None]
 
 
-async def test_an_older_plane_is_not_asked_to_try_anything() -> None:
-    """It would ignore ``dry_run``, and change something."""
+@pytest.mark.parametrize("knows", [True, False])
+async def test_an_older_plane_is_not_asked_to_try_anything(knows: bool) -> None:
+    """It would ignore ``dry_run``, and change something; so dry runs have paths that it does not know."""
     sent: list[tuple[object, ...]] = []
 
     class Older:
         async def request(self, *args: object, **kwargs: object) -> Answer:
             sent.append(args)
-            return Answer(200, {"content-type": "application/json"}, b'{"data": {"who": "operator key"}}')
+            if args[0] == "GET" and knows:
+                return Answer(200, JSON, b'{"data": {"who": "operator key", "dry_run": true}}')
+            error = b'{"error": {"code": 4004, "what": "Not Found", "key": "NOT_FOUND", "params": {}}}'
+            return Answer(404, JSON, error)
 
         async def aclose(self) -> None: ...
 
     operator = Operator(Older(), "key", wall_now=wall, dry_run=True)
     with pytest.raises(PlaneError, match="too old for --dry-run"):
         await operator.renew(1, 1)
-    assert sent == [("GET", "/apiv1/whoami")]
+    assert sent == [("POST", "/apiv1/dry-run/users/1/certificates/1/issues"), ("GET", "/apiv1/whoami")]
+    sent.clear()
+    with pytest.raises(PlaneError, match="too old for --dry-run"):
+        await Operator(Older(), "key", wall_now=wall).call("POST", "/apiv1/users/1/rollouts", query={"dry_run": "1"})
+    assert sent[0] == ("POST", "/apiv1/dry-run/users/1/rollouts")
+
+
+async def test_what_is_missing_in_a_dry_run_is_said() -> None:
+    class Plane:
+        async def request(self, *args: object, **kwargs: object) -> Answer:
+            if args[0] == "GET":
+                return Answer(200, JSON, b'{"data": {"who": "operator key", "dry_run_paths": true}}')
+            error = b'{"error": {"code": 4004, "what": "No such certificate", "key": "NOT_FOUND", "params": {}}}'
+            return Answer(404, JSON, error)
+
+        async def aclose(self) -> None: ...
+
+    with pytest.raises(PlaneError, match="No such certificate"):
+        await Operator(Plane(), "key", wall_now=wall, dry_run=True).renew(1, 99)

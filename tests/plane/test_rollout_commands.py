@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from time import sleep
+from time import sleep, time
 from typing import Any
 
 import pytest
+from made_chains import made
 from nacl.public import PrivateKey
 from plane_commands import PlaneSite
 from proving import registration
@@ -123,10 +124,40 @@ def test_renewals_in_waves(site: PlaneSite) -> None:
     for argv, says in (
         (("renew", number, "--rollout", ","), "--rollout names no size of a wave"),
         (("renew", number, "--rollout", "1,x"), "waves: 'x' is not the size of a wave"),
-        (("renew", number, "--rollout", "1", "--together"), "--rollout renews certificates separately"),
+        (("renew", number, "--rollout", "1", "--together"), "A batch has 2 to 100 certificates, not 1"),
+        (("import", "--cert", "c", "--key", "k", "--rollout", ","), "--rollout names no size of a wave"),
+        (("import", "--cert", "c", "--key", "k", "--window", "22:00-06:00"), "are for --rollout"),
         (("renew", number, "--pause", "1h"), "are for --rollout"),
         (("rollout", "renewals", "--over", "3", "--off"), "both --over and --off"),
         (("rollout", "renewals", "--over", "0"), "--over"),
     ):
         done = site(*argv)
         assert (done.status, says in done.err) == (ExitStatus.USAGE, True), (argv, done)
+
+
+@pytest.mark.integration
+def test_sets_and_imports_in_waves(site: PlaneSite, tmp_path: Path) -> None:
+    token = site("enrolment-token", "--uses", "0").output.strip()
+    devices = []
+    for name in ("s-1", "s-2", "s-3"):
+        body = registration(f"id-of-{name}", PrivateKey.generate(), name) | {"enrolment_token": token}
+        devices += ["--device", str(site.register(body)["device"]["id"])]
+    ids = [str(site("issue", f"{name}.sets.example.com", *devices, "--json").json["id"]) for name in ("a", "b")]
+    together = ("renew", *ids, "--together", "--rollout", "1", "--yes")
+    plan = site(*together, "--dry-run").output
+    assert plan == "a rollout of the renewal of 2 certificates would have 2 waves of 1, 2 devices\n"
+    assert "of the renewal of 2 certificates has started: 2 waves of 1, 2 devices" in site(*together).output
+    rollout = str(site("rollout", "list", "--json").json[0]["id"])
+    assert waiting(site, rollout)["waits"] == "the proof of 1 device of wave 1"
+    assert site("rollout", "abort", rollout, "--forward", "--yes").status == 0
+    leaf = made("leaf", names=["a.sets.example.com"], start=time() - 100, end=time() + 86_400)
+    (tmp_path / "a.pem").write_text(leaf.pem)
+    key = tmp_path / "a.key"
+    key.touch(0o600)
+    key.write_text(leaf.key_pem)
+    argv = ("import", "--cert", str(tmp_path / "a.pem"), "--key", str(key), "--renews", ids[0], "--rollout", "1")
+    what = f"certificate {ids[0]} (a.sets.example.com)"
+    assert site(*argv, "--dry-run").output == f"a rollout of {what} would have 2 waves of 1, 2 devices\n"
+    assert len(site("rollout", "list", "--json").json) == int(rollout)
+    assert f"of {what} has started: 2 waves of 1, 2 devices" in site(*argv).output
+    assert "this certificate was imported already" in site(*argv).err

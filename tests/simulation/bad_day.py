@@ -1,8 +1,9 @@
 """A bad day of a fleet: a profile with a mistake for some devices, a lost plane and a revocation, under a virtual clock.
 
-Two planes share a database file. A profile and the renewal of a certificate are rolled out in waves to devices, each of
-which polls one of the planes, or the other one once its own is lost. Meanwhile one of the certificates is revoked. One seed is one day. The watcher compares with what the devices themselves have done, not with what the
-planes believe; what it sees against the rules is in ``Day.broken``.
+Two planes share a database file. A profile and the renewal of certificates, two of which are a set, are rolled out in
+waves to devices, each of which polls one of the planes, or the other one once its own is lost; on every other day, so is
+an imported certificate. Meanwhile one of the certificates is revoked. One seed is one day. The watcher compares with what
+the devices themselves have done, not with what the planes believe; what it sees against the rules is in ``Day.broken``.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ from typing import Any
 
 import attrs
 import trio
+from made_chains import made
 from nacl.public import PrivateKey
 from simulation.clock import START, run_seeded
 
+from certctrl.model.features import ATOMIC_BATCH
 from certctrl.model.plan import OutcomeKind
 from certctrl.plane.ca.issuer import inline
+from certctrl.plane.certificates.imports import ImportRequest
 from certctrl.plane.core import Plane
 from certctrl.plane.devices.acks import Ack
 from certctrl.plane.devices.devices import DeviceFacts
@@ -41,6 +45,9 @@ WAVES = ("1", "5%", "20%", "40%")
 SIZES = (1, 0.05, 0.2, 0.4)
 RENEWAL_WAVES = ("2", "20%", "50%")
 RENEWAL_SIZES = (2, 0.2, 0.5)
+REVOKED, SET, IMPORTED = 1, (2, 3), 4
+"""Ids of the certificates."""
+DAY = 86_400
 BROKEN_SHARE = 0.03
 SILENT_SHARE = 0.01
 POLL_SECONDS = 20.0, 60.0
@@ -159,15 +166,23 @@ class Day:
             self.devices.append(Device(device_id, place, self.chance.randrange(2), place in broken, place in silent))
         await plane.profiles.put(USER, "web", ProfileChange(devices="*", installs=[OLD]))
         ids = [device.id for device in self.devices]
-        for name in ("revoked.example", "renewed.example"):
-            made = await plane.certificates.issue(USER, [name], device_ids=ids)
-            self.first[made["id"]] = made["serial_number"]
+        names = ["revoked.example", "renewed.example", "paired.example"]
+        for name in [*names, "imported.example"] if self.seed % 2 else names:
+            issued = await plane.certificates.issue(USER, [name], device_ids=ids)
+            self.first[issued["id"]] = issued["serial_number"]
+        await plane.work(plane.batches.mark, USER, "pair", SET)
 
     async def _start(self) -> None:
         plane, rules = self.plane, RolloutRules(waves=WAVES, max_failures=self.limit, serial="cluster=")
         await plane.rollouts.start(USER, "web", ProfileChange(installs=[NEW]), rules)
         rules = RolloutRules(waves=RENEWAL_WAVES)
-        await plane.work(plane.renewal_rollouts.start, USER, list(self.first), rules)
+        await plane.work(plane.renewal_rollouts.start, USER, [REVOKED, SET[0]], rules)
+        if IMPORTED in self.first:
+            name, now = "imported.example", plane.wall_now()
+            one = made(name, names=[name], start=now - 60, end=now + 90 * DAY)
+            request = ImportRequest(certificate_pem=one.pem, private_key_pem=one.key_pem)
+            begin = plane.renewal_rollouts.begin_import
+            await plane.imports.add(USER, request, cert_id=IMPORTED, roll_out=lambda row: begin(row, rules, ""))
 
     async def _serve(self, number: int) -> None:
         """Run a plane until it is lost: in the middle of a unit of work, which is rolled back."""
@@ -221,6 +236,7 @@ class Day:
     async def _poll(self, device: Device, plane: Plane) -> None:
         plane.devices.seen(device.id, "192.0.2.1", "", plane.wall_now())
         page = await plane.work(plane.stream.read, device.id, device.cursor or None, 100)
+        self._check_batches(device, page.signals)
         for signal in sorted(page.signals, key=lambda one: one["type"] != "cert.revoked"):
             if signal["type"] == "cert.revoked":
                 self._withdrawn(device, signal["ref"]["cert_id"])
@@ -231,6 +247,13 @@ class Day:
         device.cursor = page.cursor
         if self.chance.random() < 0.05:  # a full comparison
             await self._compare(device, plane)
+
+    def _check_batches(self, device: Device, signals: Any) -> None:
+        """Note a new certificate of the set that comes without the other one."""
+        new = [one["ref"] for one in signals if one["ref"].get("cert_id") in SET and one["type"] == "cert.renewed"]
+        batches = [ref.get("batch", {}) for ref in new if ref["serial"] != self.first[ref["cert_id"]]]
+        if any(batch.get("size") != len(SET) or batches.count(batch) != len(SET) for batch in batches):
+            self._note(f"d{device.place} is told a part of a set: {batches}")
 
     def _withdrawn(self, device: Device, cert_id: int) -> None:
         device.serials[cert_id] = ""
@@ -288,12 +311,17 @@ class Day:
         for row in found.rows:
             if row["status"] == "active":
                 self._saw(device, row["id"], row["serial_number"])
+        serials = {row["id"]: row["serial_number"] for row in found.rows}
+        if len({serials[cert_id] == self.first[cert_id] for cert_id in SET}) > 1:
+            self._note(f"d{device.place} has a part of a set: {serials}")
+        for row in found.rows:
+            if row["status"] == "active":
                 await self._fetched(device, plane, row["id"])
 
     def _saw(self, device: Device, cert_id: int, serial: str) -> None:
         if serial != self.first[cert_id] and (cert_id, device.place) not in self.renewed:
             self.renewed.add((cert_id, device.place))
-            if cert_id == 2 or not self.revoked_at:
+            if cert_id != REVOKED or not self.revoked_at:
                 self._check_wave(device, RENEWAL_SIZES, lambda one: one.reported.get(cert_id) == serial)
 
     # --- the watcher ----------------------------------------------------------------------------------------------
@@ -354,8 +382,9 @@ class Day:
         for device in self.devices:
             if not device.is_silent and device.serials.get(1) != "":
                 self._note(f"d{device.place} still serves the revoked certificate")
-            if not device.is_silent and (2, device.place) not in self.renewed:
-                self._note(f"d{device.place} has not got the renewed certificate")
+            for cert_id in () if device.is_silent else (*SET, *({IMPORTED} & self.first.keys())):
+                if (cert_id, device.place) not in self.renewed:
+                    self._note(f"d{device.place} has not got the renewed certificate {cert_id}")
 
 
 def _wave_of(place: int, size: int, sizes: tuple[float, ...]) -> int:
@@ -377,6 +406,7 @@ def _plane_on(database: Database, keyring: Keyring, now: Callable[[], float]) ->
 
 def _registered(plane: Plane, facts: DeviceFacts, tag: str) -> int:
     device_id = int(plane.devices.expect(USER, facts)["id"])
+    facts = attrs.evolve(facts, features=(ATOMIC_BATCH,))
     plane.devices.activate(device_id, facts, bytes(PrivateKey.generate().public_key))
     plane.devices.tags.change(USER, [device_id], add=[tag])
     return device_id

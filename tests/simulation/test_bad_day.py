@@ -18,11 +18,11 @@ from simulation.bad_day import Day, live
 from certctrl.plane.certificates import views
 from certctrl.plane.certificates.holds import Holds
 from certctrl.plane.certificates.table import CertificateTable
+from certctrl.plane.orders.batches import Batches
 from certctrl.plane.revocation.revoking import Revoking
 from certctrl.plane.rollouts import decision
 from certctrl.plane.rollouts.changes import ProfileChanges
 from certctrl.plane.rollouts.decision import Member
-from certctrl.plane.rollouts.renewals import RenewalRollouts
 from certctrl.plane.rollouts.runner import RolloutRunner
 
 FEW, MANY = 40, 1000
@@ -99,9 +99,27 @@ def to_released_only(self: Revoking, row: Any, reason: str, code: str) -> None:
         WITHDRAW(self, row, reason, code)
 
 
-def order_ends_holds(self: RenewalRollouts, rollout: Any, cert_id: int, former: str, device_ids: Any) -> None:
-    RELEASE_ONE(self, rollout, cert_id, former, device_ids)
-    self._table.holds.end(cert_id)
+def order_ends_holds(self: Batches, cert_ids: Any, device_ids: Any, **more: Any) -> Any:
+    found = BATCH_RELEASE(self, cert_ids, device_ids, **more)
+    for cert_id in found:
+        self._table.holds.end(cert_id)
+    return found
+
+
+def part_of_set(self: Batches, cert_ids: Any, device_ids: Any, **more: Any) -> Any:
+    """Release a device from the last certificate one round later than from the others."""
+    *first, last = sorted(cert_ids)
+    found = BATCH_RELEASE(self, first or [last], device_ids, **more)
+    return found | ({last: self._table.locked_by_id(last)} if first else {})
+
+
+def one_by_one(self: Batches, rows: Any, device_ids: Any, request: Any) -> None:
+    for row in rows:
+        self._orders.start(row, request)
+
+
+def import_to_all(self: Holds, cert_id: int, action: str) -> None:
+    NOTE_STORED(self, cert_id, "" if action == "import" else action)
 
 
 def tell_no_one(self: Holds, cert_id: int, device_ids: Any = None) -> list[int]:
@@ -114,8 +132,9 @@ def never_ends(self: Holds, cert_id: int, device_ids: Any = None) -> list[int]:
 
 
 DECIDE, SETTLED = decision.decide, ProfileChanges.settled
-PROFILE_RELEASE, HOLDERS, RELEASE_ONE = ProfileChanges.release, CertificateTable.holders, RenewalRollouts._release_one
-END, WITHDRAW = Holds.end, Revoking._withdraw
+PROFILE_RELEASE, HOLDERS, BATCH_RELEASE = ProfileChanges.release, CertificateTable.holders, Batches.release
+END, NOTE_STORED, WITHDRAW = Holds.end, Holds.note_stored, Revoking._withdraw
+BATCHES = "certctrl.plane.orders.batches.Batches"
 HOLDS = "certctrl.plane.certificates.holds.Holds"
 MISTAKES: dict[str, tuple[str, Any]] = {
     "failures do not halt": ("certctrl.plane.rollouts.runner.decide", no_limit),
@@ -134,9 +153,10 @@ MISTAKES: dict[str, tuple[str, Any]] = {
     "a revocation is told to released devices only": (
         "certctrl.plane.revocation.revoking.Revoking._withdraw", to_released_only,
     ),
-    "the first renewal ends all holds": (
-        "certctrl.plane.rollouts.renewals.RenewalRollouts._release_one", order_ends_holds,
-    ),
+    "the first renewal ends all holds": (f"{BATCHES}.release", order_ends_holds),
+    "a device is released from a part of a set": (f"{BATCHES}.release", part_of_set),
+    "certificates of a set are renewed one by one": (f"{BATCHES}.order_group", one_by_one),
+    "an import is given to all devices": (f"{HOLDS}.note_stored", import_to_all),
     "released devices are not told": (f"{HOLDS}.end", tell_no_one),
     "holds do not end": (f"{HOLDS}.end", never_ends),
 }  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +15,17 @@ from certctrl.cli.output import write_error
 from certctrl.cli.plane.connection import OperatorApi, call_plane, show
 from certctrl.cli.plane.documents import joined
 from certctrl.cli.plane.issue import Devices
+from certctrl.cli.plane.rollouts import (
+    Canary,
+    InWaves,
+    MaxFailures,
+    Pause,
+    Serial,
+    Windows,
+    print_started,
+    refuse_rules,
+    rules_of,
+)
 from certctrl.cli.plane.secrets import refuse_readable
 from certctrl.errors import MaterialError, UsageError
 
@@ -52,19 +63,30 @@ def import_certificate(
     password_file: PasswordFile = "",
     device: Devices = None,
     renews: Replaced = "",
+    rollout: InWaves = "",
+    canary: Canary = "",
+    max_failures: MaxFailures = 0,
+    pause: Pause = "0s",
+    window: Windows = None,
+    serial: Serial = "",
 ) -> None:
     """Import a certificate with its key.
 
     Assigns it to devices, too. The chain is sorted, completed and checked. A certificate for the same names as an
     imported one renews it: its id and its devices stay. The control plane cannot renew an imported certificate; it
-    warns a month before its expiry.
+    warns a month before its expiry. With --rollout, the devices of the certificate that it renews get it in waves, each
+    released by the proof of the one before: see plane rollout status.
 
     \b
     cert-ctrl plane import --data /var/lib/plane --cert www.pem --key www.key \\
         --chain ca.pem --device web-1
     cert-ctrl plane import --data /var/lib/plane --pkcs12 www.p12 \\
         --password-file password
+    cert-ctrl plane import --data /var/lib/plane --cert www.pem --key www.key \\
+        --rollout 1,10%,50% --pause 1h
     """
+    rules = rules_of(rollout, canary, max_failures, pause, window, serial)
+    _check(rules, is_rollout=bool(rollout))
     if bool(pkcs12) == bool(cert or key) or (not pkcs12 and not (cert and key)):
         raise UsageError("nothing to import", fix="give --cert FILE --key FILE, or --pkcs12 FILE")
     body = _body(cert, key, chain or (), pkcs12, _password(password_file))
@@ -73,18 +95,32 @@ def import_certificate(
         sent = body | {"device_ids": await api.devices(device or ())}
         if renews:
             sent["cert_id"] = await api.certificate(renews)
+        if rollout:
+            return await api.call("POST", "rollouts", {"imported": sent} | rules)
         return await api.call("POST", "certificate-imports", sent)
 
-    row = call_plane(ctx, request)
+    done = call_plane(ctx, request)
+    row = done["certificate"] if rollout else done
     for note in row["notes"]:
         write_error(f"note: {note}")
-    given = (
-        f", assigned to device {joined(row['device_ids'])}"
-        if row["device_ids"]
-        else "; assign it with cert-ctrl plane assign"
-    )
-    text = f"imported certificate {row['id']} for {row['domain_name']}, valid until {row['not_after']}{given}"
-    show(ctx, row, text)
+    if rollout and done["waves"]:
+        show(ctx, done, lambda: print_started(done, f"certificate {row['id']} ({row['domain_name']})"))
+        return
+    show(ctx, done, _imported(row))
+
+
+def _imported(row: Mapping[str, Any]) -> str:
+    devices = row["device_ids"]
+    given = f", assigned to device {joined(devices)}" if devices else "; assign it with cert-ctrl plane assign"
+    return f"imported certificate {row['id']} for {row['domain_name']}, valid until {row['not_after']}{given}"
+
+
+def _check(rules: Mapping[str, Any], *, is_rollout: bool) -> None:
+    """Raise UsageError for rules of a rollout that do not go together."""
+    if not is_rollout:
+        refuse_rules(rules, "add --rollout 1,10%")
+    elif not rules["waves"]:
+        raise UsageError("--rollout names no size of a wave", fix="--rollout 1,10%")
 
 
 def _body(cert: str, key: str, chains: Sequence[str], pkcs12: str, password: bytes) -> dict[str, Any]:

@@ -11,7 +11,17 @@ from certctrl.cli.output import write_error, write_line
 from certctrl.cli.plane.bar import Bar
 from certctrl.cli.plane.connection import OperatorApi, Yes, agreed, call_plane, shared_options, show
 from certctrl.cli.plane.orders import NoWait, wait_for_order
-from certctrl.cli.plane.rollouts import Canary, MaxFailures, Pause, Serial, Windows, rules_of, waves_text
+from certctrl.cli.plane.rollouts import (
+    Canary,
+    InWaves,
+    MaxFailures,
+    Pause,
+    Serial,
+    Windows,
+    print_started,
+    refuse_rules,
+    rules_of,
+)
 from certctrl.cli.plane.tags import require_known
 from certctrl.errors import ExitStatus, UsageError
 from certctrl.text import counted
@@ -41,12 +51,6 @@ Tagged = Annotated[
 Together = Annotated[
     bool,
     typer.Option("--together", help="Deliver them once all are issued; hosts switch to all of them or to none."),
-]
-InWaves = Annotated[
-    str,
-    typer.Option(
-        "--rollout", metavar="SIZES", help="Renew in waves: devices or shares of each; the rest is the last one."
-    ),
 ]
 WouldRenew = Annotated[bool, typer.Option("--dry-run", help="Show what would change, or the waves; renew nothing.")]
 FromIssuer = Annotated[str, typer.Option("--issuer", metavar="NAME", help="Renew those of this issuer.")]
@@ -85,9 +89,10 @@ def renew(
     cert-ctrl plane renew --data /var/lib/plane --issuer le --due
     cert-ctrl plane renew --data /var/lib/plane --tag web
     cert-ctrl plane renew --data /var/lib/plane 3 --rollout 1,10%,50%
+    cert-ctrl plane renew --data /var/lib/plane 3 4 5 --together --rollout 1,10%
     """
     named, rules = certificates or [], rules_of(rollout, canary, max_failures, pause, window, serial)
-    _check(rules, together, is_rollout=bool(rollout))
+    _check(rules, is_rollout=bool(rollout))
     if bool(named) == (every or due or bool(issuer) or bool(tag)):
         raise UsageError("name certificates, or use --all, --due, --issuer or --tag", fix="cert-ctrl plane renew ID")
     shared_options(ctx).dry_run = dry_run and not rollout
@@ -101,7 +106,7 @@ def renew(
     if not dry_run and not agreed(ctx, f"Renew {counted(len(ids), 'certificate')}?", yes=yes):
         return ExitStatus.FAILED
     if rollout:
-        _roll_out(ctx, ids, rules | {"note": reason}, dry_run)
+        _roll_out(ctx, {"together" if together else "cert_ids": ids} | rules | {"note": reason}, dry_run)
         return ExitStatus.DONE
     return _renew_many(ctx, ids, reason, no_wait, together=together)
 
@@ -115,31 +120,19 @@ def _own(rows: Sequence[dict[str, Any]]) -> list[int]:
     return [row["id"] for row in rows if row["issuer"] != "import"]
 
 
-def _check(rules: dict[str, Any], together: bool, *, is_rollout: bool) -> None:
+def _check(rules: dict[str, Any], *, is_rollout: bool) -> None:
     """Raise UsageError for options that do not go together."""
     if is_rollout and not rules["waves"]:
         raise UsageError("--rollout names no size of a wave", fix="cert-ctrl plane renew ID --rollout 1,10%")
-    if is_rollout and together:
-        raise UsageError("--rollout renews certificates separately", fix="leave out --rollout or --together")
-    if not is_rollout and any(rules.values()):
-        what = "--canary, --max-failures, --pause, --window and --serial are for --rollout"
-        raise UsageError(what, fix="cert-ctrl plane renew ID --rollout 1,10%")
+    if not is_rollout:
+        refuse_rules(rules, "cert-ctrl plane renew ID --rollout 1,10%")
 
 
-def _roll_out(ctx: typer.Context, ids: Sequence[int], rules: dict[str, Any], dry_run: bool) -> None:
+def _roll_out(ctx: typer.Context, body: dict[str, Any], dry_run: bool) -> None:
     query = {"dry_run": "1"} if dry_run else None
-    body = {"cert_ids": list(ids)} | rules
     done = call_plane(ctx, lambda api: api.call("POST", "rollouts", body, query=query))
     what = f"the renewal of {counted(len(done['certificates']), 'certificate')}"
-    if dry_run:
-        show(ctx, done, f"a rollout of {what} would have {waves_text(done)}")
-        return
-
-    def started() -> None:
-        write_line(f"rollout {done['id']} of {what} has started: {waves_text(done)}")
-        write_line(f"follow it with: cert-ctrl plane rollout status {done['id']}")
-
-    show(ctx, done, started)
+    show(ctx, done, lambda: print_started(done, what))
 
 
 def _renew_one(ctx: typer.Context, named: str, reason: str, no_wait: bool) -> None:

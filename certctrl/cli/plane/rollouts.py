@@ -22,6 +22,10 @@ rollout = typer.Typer(help="Changes in waves, each released by proof.", **GROUP)
 Waves = Annotated[
     str, typer.Option("--waves", metavar="SIZES", help="Devices or shares of each wave; the rest is the last one.")
 ]
+InWaves = Annotated[
+    str,
+    typer.Option("--rollout", metavar="SIZES", help="In waves: devices or shares of each; the rest is the last one."),
+]
 Canary = Annotated[
     str, typer.Option("--canary", metavar="TAGS", help="Devices with these tags are a wave before all others.")
 ]
@@ -92,6 +96,21 @@ def rules_of(
         "windows": list(window or ()),
         "serial": serial,
     }
+
+
+def refuse_rules(rules: Mapping[str, Any], fix: str) -> None:
+    """Raise UsageError for rules of a command without --rollout."""
+    if any(rules.values()):
+        raise UsageError("--canary, --max-failures, --pause, --window and --serial are for --rollout", fix=fix)
+
+
+def print_started(done: Mapping[str, Any], what: str) -> None:
+    """Print that a rollout has started, or what it would be."""
+    if done["dry_run"]:
+        write_line(f"a rollout of {what} would have {waves_text(done)}")
+        return
+    write_line(f"rollout {done['id']} of {what} has started: {waves_text(done)}")
+    write_line(f"follow it with: cert-ctrl plane rollout status {done['id']}")
 
 
 def _seconds(text: str) -> int:

@@ -88,6 +88,7 @@ class Bulk:
         return ordered
 
     def _renew_some(self, user_id: int, cert_ids: Sequence[int], reason: str) -> list[dict[str, Any]]:
+        self._batches.lock_whole(cert_ids)
         return [self._renew(user_id, cert_id, reason) for cert_id in cert_ids]
 
     def _renew(self, user_id: int, cert_id: int, reason: str) -> dict[str, Any]:

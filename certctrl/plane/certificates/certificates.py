@@ -34,6 +34,7 @@ from certctrl.plane.storage.signal_stream import SignalStream
 
 MAX_VALIDITY = 366 * DAY
 MIN_VALIDITY = 10
+_RELEASED_AT_ONCE = 500
 
 
 @lean.frozen(kw_only=True)
@@ -298,7 +299,7 @@ class Certificates(Revoking):
     def _device_request(self, row: Row, device_id: int, *, share: bool) -> dict[str, Any] | None:
         """Check a device's renewal request; return an open order, or a renewal that is recent enough to ``share``."""
         self._require_renewable(row, device_id)
-        self._release(row["id"], device_id)
+        self._release(row["id"], [device_id])  # it asks for the new one itself
         if not share:
             self._requests.take(str(device_id))
             return None
@@ -317,11 +318,15 @@ class Certificates(Revoking):
         self._requests.take(str(device_id))
         return None
 
-    def _release(self, cert_id: int, device_id: int) -> None:
-        """End the hold of a device at a former certificate: it asks for the new one itself."""
-        row = self._table.locked_by_id(cert_id)
-        if row is not None and self._table.holds.end(cert_id, [device_id]):
-            self._table.announce_to([device_id], cert_id, row["serial_number"])
+    def _release(self, cert_id: int, device_ids: Sequence[int], *, replaces_revoked: bool = False) -> None:
+        if mates := self._table.holds.mates([cert_id]):
+            self._batches.lock_whole([cert_id])
+            for start in range(0, len(device_ids), _RELEASED_AT_ONCE):
+                some = device_ids[start : start + _RELEASED_AT_ONCE]
+                self._batches.release(mates, some, replaces_revoked=replaces_revoked)
+
+    def _lock_whole(self, cert_id: int) -> None:
+        self._batches.lock_whole([cert_id])
 
     def _require_renewable(self, row: Row, device_id: int) -> None:
         if not self._table.is_assigned(device_id, row["id"]):

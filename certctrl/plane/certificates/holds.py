@@ -91,18 +91,29 @@ class Holds:
             self._forget(cert_id)
         return [row["device_id"] for row in rows]
 
-    def end_at(self, cert_id: int, serial: str) -> list[int]:
-        """Hold the devices of one version no longer; return them."""
+    def held_at(self, cert_id: int, serial: str) -> list[int]:
+        """Return the devices that are held at one version."""
         sql = "SELECT device_id FROM certificate_holds WHERE cert_id = ? AND serial_number = ? ORDER BY device_id"
-        return self.end(cert_id, [row["device_id"] for row in self._db.all(sql, cert_id, serial)])
+        return [row["device_id"] for row in self._db.all(sql, cert_id, serial)]
+
+    def mates(self, cert_ids: Sequence[int]) -> list[int]:
+        """Return certificates at which a rollout holds devices, with those that it gives them together with these."""
+        rows = self._db.all(
+            "SELECT DISTINCT m.cert_id FROM certificate_holds h JOIN rollout_certificates t"
+            " ON t.rollout_id = h.rollout_id AND t.cert_id = h.cert_id JOIN rollout_certificates m"
+            " ON m.rollout_id = t.rollout_id AND (m.cert_id = t.cert_id OR (m.together = t.together AND t.together != ''))"
+            f" WHERE h.cert_id IN ({marks(cert_ids)}) ORDER BY m.cert_id",
+            *cert_ids,
+        )
+        return [row["cert_id"] for row in rows]
 
     def note_stored(self, cert_id: int, action: str) -> None:
         """End the holds that a new version of a certificate does not belong to: all devices are to get it.
 
-        That of an open rollout is a renewal. ``action`` is empty if its device has made the key: it removes the key if it
-        is told the former version.
+        That of an open rollout is a renewal, or an import. ``action`` is empty if its device has made the key: it removes
+        the key if it is told the former version.
         """
-        kept = f" AND rollout_id NOT IN ({OPEN_ROLLOUTS})" if action == "renew" else ""
+        kept = f" AND rollout_id NOT IN ({OPEN_ROLLOUTS})" if action in ("renew", "import") else ""
         if self._db.run(f"DELETE FROM certificate_holds WHERE cert_id = ?{kept}", cert_id):
             self._forget(cert_id)
 

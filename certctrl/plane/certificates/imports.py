@@ -35,7 +35,13 @@ from certctrl.errors import MaterialError
 from certctrl.plane.ca.domains import clean_names
 from certctrl.plane.ca.issuer import Issued
 from certctrl.plane.ca.x509 import fingerprint, pem_of, serial_text
-from certctrl.plane.certificates.certificates import MAX_VALIDITY, MIN_VALIDITY, Certificates, IssuingParts
+from certctrl.plane.certificates.certificates import (
+    MAX_VALIDITY,
+    MIN_VALIDITY,
+    Certificates,
+    IssuingParts,
+    refuse_rollout,
+)
 from certctrl.plane.certificates.chains import (
     UNREADABLE,
     Chain,
@@ -56,6 +62,8 @@ from certctrl.plane.storage.database import Database, Row
 MAX_BYTES = 512 * 1024
 """Bytes of one file, and of one field of a request."""
 MAX_RSA_BITS = 8192
+RollOut = Callable[[Row], dict[str, Any]]
+"""Called in the unit of work with a certificate whose row is locked, before it is replaced: holds its devices at it."""
 _EXPORT_KEY = "openssl pkey -in FILE -out NEW-FILE"
 
 
@@ -223,17 +231,29 @@ class Imports:
         self._wall_now = wall_now
 
     async def add(
-        self, user_id: int, request: ImportRequest, *, cert_id: int | None = None, device_ids: Collection[int] = ()
+        self,
+        user_id: int,
+        request: ImportRequest,
+        *,
+        cert_id: int | None = None,
+        device_ids: Collection[int] = (),
+        roll_out: RollOut | None = None,
     ) -> dict[str, Any]:
         """Import a certificate and assign it to devices; return it as operators see it, with ``notes``.
 
         It renews the certificate ``cert_id``, or an imported one for the same names; otherwise it is a new certificate.
+        ``roll_out``: its devices get it in waves; what that returns is ``rollout``, None if they have it already.
         ErrorResponse 400 for unusable material, 404, and 409 for reserved names, other names and older certificates.
         """
-        return await self._db.work_long(self._add, user_id, request, cert_id, sorted(set(device_ids)))
+        return await self._db.work_long(self._add, user_id, request, cert_id, sorted(set(device_ids)), roll_out)
 
     def _add(
-        self, user_id: int, request: ImportRequest, cert_id: int | None, device_ids: Sequence[int]
+        self,
+        user_id: int,
+        request: ImportRequest,
+        cert_id: int | None,
+        device_ids: Sequence[int],
+        roll_out: RollOut | None,
     ) -> dict[str, Any]:
         require_user(self._db, user_id)
         for device_id in device_ids:
@@ -245,16 +265,20 @@ class Imports:
         self._reserved.refuse(checked.names)
         self._refuse_revoked(user_id, checked)
         row = self._renewed(user_id, checked.names, cert_id)
-        notes = list(checked.chain.notes)
+        notes, rollout = list(checked.chain.notes), None
+        if row is None and roll_out is not None:
+            what = f"There is no certificate for {', '.join(checked.names[:5])} that it renews: import it without waves"
+            raise conflict(what, "NOT_IN_USE")
         if row is None:
             row = self._table.locked(user_id, self._new(user_id, checked))
         if row["serial_number"] == serial_text(checked.chain.leaf) and row["status"] == "active":
             notes.append("this certificate was imported already")
         else:
-            self._store(row, checked)
+            rollout = self._store(row, checked, roll_out)
         missing = [one for one in device_ids if not self._table.is_assigned(one, row["id"])]
         self._table.assign(missing, row["id"], serial_text(checked.chain.leaf))
-        return self._certificates.show(user_id, row["id"]) | {"notes": notes}
+        shown = self._certificates.show(user_id, row["id"]) | {"notes": notes}
+        return shown if roll_out is None else shown | {"rollout": rollout}
 
     def _refuse_revoked(self, user_id: int, checked: CheckedImport) -> None:
         """Refuse a certificate that was revoked here: importing it would serve it again."""
@@ -296,11 +320,14 @@ class Imports:
             ),
         )
 
-    def _store(self, row: Row, checked: CheckedImport) -> None:
+    def _store(self, row: Row, checked: CheckedImport, roll_out: RollOut | None) -> dict[str, Any] | None:
         issued = checked.issued()
         if row["status"] == "active" and issued.not_before < row["not_before"]:
             what = f"it is older than the certificate in use, which is valid from {rfc3339(row['not_before'])}"
             raise conflict(f"This certificate cannot renew certificate {row['id']}: {what}", "OLDER")
+        if row["status"] == "active":
+            refuse_rollout(self._table, row["id"])
+        rollout = None if roll_out is None else roll_out(row)
         self._orders.cancel_of(row["id"], "a certificate was imported")
         self._db.run(
             "UPDATE certificates SET issuer = ?, key_origin = 'plane', key_type = ? WHERE id = ?",
@@ -308,6 +335,7 @@ class Imports:
         )
         self._table.store(row["id"], issued, "import", "", None)
         self._table.announce(row["id"], issued.serial_number)
+        return rollout
 
     def _authorities(self) -> list[x509.Certificate]:
         """Return the CAs that operators have stored."""

@@ -46,7 +46,7 @@ class AccessApi:
         """Return the operator who asks, and the role; also that requests may have a dry run."""
         caller: Caller = request.scope[OPERATOR]
         who = {"who": caller.who, "role": str(caller.role), "via": caller.via, "address": caller.address}
-        return data_answer(who | {"tags": list(caller.tags), "dry_run": True})
+        return data_answer(who | {"tags": list(caller.tags), "dry_run": True, "dry_run_paths": True})
 
     # --- operators ------------------------------------------------------------------------------------------------
 

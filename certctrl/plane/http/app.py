@@ -26,9 +26,10 @@ from certctrl.plane.http.operator_api import OperatorApi
 from certctrl.plane.http.operator_resources import OperatorResources
 from certctrl.plane.http.pages.approval import ApprovalPage
 from certctrl.plane.http.pages.provider import ProviderPage
+from certctrl.plane.http.permissions import PERMISSIONS
 from certctrl.plane.http.profile_api import ProfileApi
 from certctrl.plane.http.rollout_api import RolloutApi
-from certctrl.plane.http.routing import DirectRoutes
+from certctrl.plane.http.routing import DirectRoutes, DryRuns
 from certctrl.plane.http.stream_api import StreamApi
 
 __all__ = ["Plane", "make_app"]
@@ -65,6 +66,8 @@ def make_app(plane: Plane, *, faults: Faults | None = None) -> App:
         *ConsoleRecords(plane).routes(),
         *ConsoleChanges(plane).routes(),
     ]
-    inner = DirectRoutes(of_devices, Router(routes, redirect_slashes=False))
+    changing = {path for (_, path), permission in PERMISSIONS.items() if permission.action}
+    tried = [route for route in routes if route.path in changing]
+    inner = DirectRoutes(of_devices, DryRuns(tried, Router(routes, redirect_slashes=False)))
     app = Middleware(plane, inner, (route.path for route in routes))
     return app if faults is None else faults.around(app)

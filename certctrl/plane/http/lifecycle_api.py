@@ -39,14 +39,8 @@ class LifecycleApi:
     async def add_import(self, request: Request) -> Response:
         """Import a certificate: ``{"certificate_pem", "private_key_pem", "chain_pem"?, "cert_id"?, "device_ids"?}``."""
         body = await read_as(operator_bodies.CertificateImport, request, LARGE_BODY_CAP)
-        new = ImportRequest(
-            certificate_pem=body.certificate_pem,
-            private_key_pem=body.private_key_pem,
-            chain_pem=body.chain_pem or "",
-        )
-        row = await self._plane.imports.add(
-            number(request, "uid"), new, cert_id=body.cert_id, device_ids=body.device_ids
-        )
+        user_id, new = number(request, "uid"), import_of(body)
+        row = await self._plane.imports.add(user_id, new, cert_id=body.cert_id, device_ids=body.device_ids)
         return data_answer(row, 201)
 
     async def check(self, request: Request) -> Response:
@@ -78,6 +72,12 @@ class LifecycleApi:
         """Deliver the issued certificates of a batch separately."""
         user_id, batch = number(request, "uid"), request.path_params["name"]
         return data_answer(await self._plane.work_long(self._plane.batches.dissolve, user_id, batch))
+
+
+def import_of(body: operator_bodies.CertificateImport) -> ImportRequest:
+    """Return the certificates and the key of a body."""
+    chain = body.chain_pem or ""
+    return ImportRequest(certificate_pem=body.certificate_pem, private_key_pem=body.private_key_pem, chain_pem=chain)
 
 
 def issue_arguments(body: operator_bodies.NewCertificate) -> dict[str, object]:

@@ -163,26 +163,10 @@ class NewProfile:
 Texts = Annotated[tuple[Annotated[str, Text(100)], ...], AtMost(20)]
 
 
-@lean.frozen(kw_only=True)
-class NewRollout(NewProfile):
-    """A version of a profile, or certificates to renew, and the rules of the rollout."""
+@lean.frozen(kw_only=True, slots=False)
+class Rules:
+    """The rules of a rollout; without slots, so that a body can have another base."""
 
-    profile: Name = ""
-    cert_ids: Annotated[tuple[Id, ...], AtMost(MAX_RENEWED)] = ()
-    waves: Texts = DEFAULT_WAVES
-    canary: Annotated[str | None, Text(1000, optional=True)] = None
-    max_failures: Annotated[int, Between(0, 1_000_000)] = 0
-    pause_seconds: Annotated[int, Between(0, 2_592_000)] = 0
-    windows: Texts = ()
-    serial: Name = ""
-
-
-@lean.frozen(kw_only=True)
-class RenewalPlan:
-    """The rules of the rollouts of renewals that are due."""
-
-    over: Annotated[int | None, Whole(nullable=True, least=1)] = None
-    """They are for certificates on more devices; None: none has a rollout."""
     waves: Texts = DEFAULT_WAVES
     canary: Annotated[str | None, Text(1000, optional=True)] = None
     max_failures: Annotated[int, Between(0, 1_000_000)] = 0
@@ -237,6 +221,25 @@ class CertificateImport:
     cert_id: Annotated[int | None, Whole()] = None
     """The certificate that it renews; without one, an imported certificate for the same names."""
     device_ids: Annotated[tuple[Id, ...], AtMost(10_000)] = ()
+
+
+@lean.frozen(kw_only=True)
+class NewRollout(NewProfile, Rules):
+    """A version of a profile, or certificates to renew or to import, and the rules of the rollout."""
+
+    profile: Name = ""
+    cert_ids: Annotated[tuple[Id, ...], AtMost(MAX_RENEWED)] = ()
+    together: Annotated[tuple[Id, ...], AtMost(MAX_RENEWED)] = ()
+    """Certificates to renew, of which each device gets all in one batch."""
+    imported: CertificateImport | None = attrs.field(default=None, repr=False)
+
+
+@lean.frozen(kw_only=True)
+class RenewalPlan(Rules):
+    """The rules of the rollouts of renewals that are due."""
+
+    over: Annotated[int | None, Whole(nullable=True, least=1)] = None
+    """They are for certificates on more devices; None: none has a rollout."""
 
 
 @lean.frozen

@@ -96,7 +96,7 @@ PERMISSIONS: dict[tuple[str, str], Permission] = {
     ("DELETE", f"{_PROFILES}/{{name}}"): Permission(OPERATOR, "profile.delete", _PROFILE),
     ("GET", f"{_PROFILES}/{{name}}/history"): Permission(VIEWER),
     ("GET", _ROLLOUTS): Permission(VIEWER),
-    ("POST", _ROLLOUTS): Permission(OPERATOR, "rollout.start", {"profile": "profile"}),
+    ("POST", _ROLLOUTS): Permission(OPERATOR, "rollout.start", {"profile": "profile", "together": "certificate"}),
     ("GET", f"{_ROLLOUTS}/{{rid}}"): Permission(VIEWER),
     ("POST", f"{_ROLLOUTS}/{{rid}}/pause"): Permission(OPERATOR, "rollout.pause"),
     ("POST", f"{_ROLLOUTS}/{{rid}}/resume"): Permission(OPERATOR, "rollout.resume"),

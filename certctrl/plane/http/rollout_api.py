@@ -10,16 +10,19 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from certctrl.plane.audit.acts import note_request
 from certctrl.plane.core import Plane
 from certctrl.plane.errors import bad_request
 from certctrl.plane.http import operator_bodies
 from certctrl.plane.http.answers import data_answer
 from certctrl.plane.http.authentication import Authenticator
 from certctrl.plane.http.bodies import read_as
+from certctrl.plane.http.lifecycle_api import import_of
 from certctrl.plane.http.reading import LARGE_BODY_CAP
 from certctrl.plane.http.routing import USER, Endpoint, is_dry_run, number, routes_of
 from certctrl.plane.profiles.profiles import ProfileChange
 from certctrl.plane.rollouts.rollouts import RolloutRules
+from certctrl.plane.storage.database import Row
 
 _ROLLOUTS = f"{USER}/rollouts"
 _ROLLOUT = f"{_ROLLOUTS}/{{rid}}"
@@ -52,18 +55,35 @@ class RolloutApi:
     async def start(self, request: Request) -> Response:
         """Start a rollout; the body is an ``operator_bodies.NewRollout``. With ``?dry_run=1``, return its plan."""
         body = await read_as(operator_bodies.NewRollout, request, LARGE_BODY_CAP)
-        if bool(body.profile) == bool(body.cert_ids):
-            raise bad_request(
-                "Give either the profile or the certificates to renew: profile or cert_ids", field="profile"
-            )
+        if [bool(body.profile), bool(body.cert_ids), bool(body.together), body.imported is not None].count(True) != 1:
+            what = "Give either the profile or the certificates to renew: profile, cert_ids, together or imported"
+            raise bad_request(what, field="profile")
         user_id, is_plan = number(request, "uid"), is_dry_run(request)
-        if body.cert_ids:
-            start, rules = self._plane.renewal_rollouts.start, _rules(body)
-            unit = partial(start, user_id, body.cert_ids, rules, note=body.note, dry_run=is_plan)
-            return data_answer(await self._plane.work_long(unit), 200 if is_plan else 201)
+        if body.imported is not None:
+            return data_answer(await self._import(user_id, body, body.imported, is_plan), 200 if is_plan else 201)
+        if body.cert_ids or body.together:
+            start, together = self._plane.renewal_rollouts.start, bool(body.together)
+            unit = partial(start, user_id, body.cert_ids or body.together, _rules(body), together=together)
+            plan = await self._plane.work_long(partial(unit, note=body.note, dry_run=is_plan))
+            return data_answer(plan, 200 if is_plan else 201)
         change = ProfileChange(devices=body.devices, order=body.order, installs=body.installs, note=body.note)
         started = await self._plane.rollouts.start(user_id, body.profile, change, _rules(body), dry_run=is_plan)
         return data_answer(started, 200 if is_plan else 201)
+
+    async def _import(
+        self, user_id: int, body: operator_bodies.NewRollout, imported: operator_bodies.CertificateImport, is_plan: bool
+    ) -> dict[str, Any]:
+        """Start the rollout of an import; the changes of a dry run are taken back by the caller's trial."""
+
+        def roll_out(certificate: Row) -> dict[str, Any]:
+            return self._plane.renewal_rollouts.begin_import(certificate, _rules(body), body.note)
+
+        note_request(imported)
+        row = await self._plane.imports.add(
+            user_id, import_of(imported), cert_id=imported.cert_id, device_ids=imported.device_ids, roll_out=roll_out
+        )
+        found = row.pop("rollout") or {"id": None, "waves": []}
+        return found | {"certificate": row, "dry_run": is_plan} | ({"id": None} if is_plan else {})
 
     async def rollout(self, request: Request) -> Response:
         """Return one rollout, with the devices that are under way, are skipped or have failed."""
@@ -106,7 +126,7 @@ class RolloutApi:
         return data_answer(await self._plane.work(put, user_id, body.over, _rules(body)))
 
 
-def _rules(body: operator_bodies.NewRollout | operator_bodies.RenewalPlan) -> RolloutRules:
+def _rules(body: operator_bodies.Rules) -> RolloutRules:
     return RolloutRules(
         waves=body.waves,
         canary=body.canary or "",

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Route, Router
 
 from certctrl.plane.errors import bad_request
 from certctrl.plane.http.middleware import App, Receive, Scope, Send
@@ -18,6 +18,7 @@ METHOD, ROUTE = "certctrl.method", "certctrl.route"
 """Keys of an ASGI scope: the method and the path of its route, as in the table of ``routes_of``."""
 OPERATOR = "certctrl.operator"
 """Key of the `Caller` in an ASGI scope, if it is an operator."""
+API, DRY_RUN = "/apiv1/", "/apiv1/dry-run/"
 SELF = "/apiv1/devices/self"
 USER = "/apiv1/users/{uid}"
 DEVICE = f"{USER}/devices/{{did}}"
@@ -57,6 +58,25 @@ class DirectRoutes:
                 if match is not None and method in (route.methods or ()):
                     return route, match.groupdict()
         return None
+
+
+class DryRuns:
+    """Answers requests to some routes below `DRY_RUN` as those without it and with ``?dry_run=1``.
+
+    Earlier releases do not have these paths, whereas they ignore the query and carry out the request.
+    """
+
+    def __init__(self, routes: Sequence[Route], others: App) -> None:
+        self._tried = Router(routes, redirect_slashes=False)
+        self._others = others
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not scope["path"].startswith(DRY_RUN):
+            await self._others(scope, receive, send)
+            return
+        query = b"&".join([*filter(None, [scope["query_string"]]), b"dry_run=1"])
+        path = API + scope["path"].removeprefix(DRY_RUN)
+        await self._tried({**scope, "path": path, "query_string": query}, receive, send)
 
 
 def routes_of(table: Iterable[tuple[str, str, Endpoint]]) -> list[Route]:

@@ -23,6 +23,7 @@ from certctrl.model.features import ATOMIC_BATCH
 from certctrl.model.priority import Priority
 from certctrl.model.signals import MAX_IN_BATCH
 from certctrl.plane.ca.issuer import Issued
+from certctrl.plane.certificates.holds import JOINED
 from certctrl.plane.certificates.table import KEY_AT_DEVICE, CertificateTable
 from certctrl.plane.clock import when
 from certctrl.plane.devices.devices import require_user
@@ -119,13 +120,18 @@ class Batches:
         Empty if it must be ordered alone. A member that cannot be renewed is left out: it must not keep the others. The
         request of a device is only for certificates that share hosts with its own.
         """
-        ids = self._ids_of_set(certificate)
+        rollout = self._ids_of_rollout(certificate) if request.device_id is not None else []
+        ids = rollout or self.ids_of_set(certificate)
         if len(ids) > MAX_ORDERED:
             what = "certificate %d is renewed alone: its set has %d certificates, more than %d"
             log.warning(what, certificate["id"], len(ids), MAX_ORDERED)
             return {}
         rows, reserved = [self._table.locked_by_id(cert_id) for cert_id in ids], self._reserved.all()
-        good = [row for row in rows if row is not None and self._is_renewable(row, reserved)]
+        good = [
+            row
+            for row in rows
+            if row is not None and self._is_renewable(row, reserved) and (rollout or not self._in_rollout(row["id"]))
+        ]
         if certificate["id"] not in [row["id"] for row in good]:
             return {}
         batches = self._batch_names([row["id"] for row in good])
@@ -135,7 +141,43 @@ class Batches:
             return {}
         return {one["cert_id"]: one for one in self._order(good, batches, request)}
 
-    def _ids_of_set(self, certificate: Row) -> list[int]:
+    def _ids_of_rollout(self, certificate: Row) -> list[int]:
+        """Return what an open rollout is to renew in one batch with a certificate that it has not renewed; empty: nothing."""
+        rows = self._db.all(
+            "SELECT m.cert_id, c.serial_number = m.serial_number AS due FROM rollout_certificates t"
+            " JOIN rollouts r ON r.id = t.rollout_id AND r.state IN ('running', 'paused', 'halted')"
+            " JOIN rollout_certificates m ON m.rollout_id = t.rollout_id AND m.together = t.together"
+            " JOIN certificates c ON c.id = m.cert_id WHERE t.cert_id = ? AND t.together != '' ORDER BY m.cert_id",
+            certificate["id"],
+        )
+        due = [row["cert_id"] for row in rows if row["due"]]
+        return due if certificate["id"] in due else []
+
+    def _in_rollout(self, cert_id: int) -> bool:
+        return self._table.holds.rollout_of(cert_id) is not None
+
+    def lock_whole(self, cert_ids: Collection[int]) -> None:
+        """Lock certificates with those that they are renewed together with, in the order of their ids.
+
+        So does, before anything else, each unit of work that changes several: otherwise two of them may wait for each other.
+        """
+        if not cert_ids:
+            return
+        given = sorted(set(cert_ids))
+        ids = {*given, *self._table.holds.mates(given)}
+        for row in self._db.all(f"SELECT * FROM certificates WHERE id IN ({marks(given)})", *given):
+            ids |= {*self.ids_of_set(row)}
+        self.lock_ids(ids)
+
+    def lock_ids(self, cert_ids: Collection[int]) -> dict[int, Row]:
+        """Lock certificates in the order of their ids; return them by id."""
+        ids = sorted(cert_ids)
+        if not ids:
+            return {}
+        sql = f"SELECT * FROM certificates WHERE id IN ({marks(ids)}) ORDER BY id"
+        return {row["id"]: row for row in self._db.all_locked(sql, *ids)}
+
+    def ids_of_set(self, certificate: Row) -> list[int]:
         """Return the set of a certificate or of its template, with those made from templates, by id; empty: none."""
         name = certificate["together"]
         if not name and certificate["template_id"] is not None:
@@ -149,8 +191,6 @@ class Batches:
 
     def _is_renewable(self, row: Row, reserved: Collection[str]) -> bool:
         if row["status"] != "active" or row["issuer"] == IMPORT or taken(json.loads(row["sans"]), reserved):
-            return False
-        if self._table.holds.rollout_of(row["id"]) is not None:
             return False
         known = self._orders.open_of(row["id"])
         if known is not None and known["action"] == "replace":  # what replaces a revoked certificate waits for nothing
@@ -193,6 +233,59 @@ class Batches:
             " AND EXISTS (SELECT 1 FROM assignments a WHERE a.cert_id = c.id)"
         )
         return sorted({*ids, *(row["id"] for row in self._db.all(sql, user_id, *ids))})
+
+    # --- rollouts -------------------------------------------------------------------------------------------------
+
+    def release(
+        self, cert_ids: Collection[int], device_ids: Sequence[int], *, replaces_revoked: bool = False
+    ) -> dict[int, Row]:
+        """Hold devices at former certificates no longer, and signal the new ones: those of one batch together.
+
+        Returns the certificates, which are locked.
+        """
+        rows = self.lock_ids(cert_ids)
+        of_batch: dict[str, set[int]] = {}
+        for cert_id, row in rows.items():
+            told = self._table.holds.end(cert_id, device_ids)
+            if not told or row["status"] != "active":
+                continue
+            if row["batch"]:
+                of_batch.setdefault(row["batch"], set()).update(told)
+            else:
+                serial = row["serial_number"]
+                self._table.announce_to(told, cert_id, serial, replaces_revoked=replaces_revoked)
+        for batch, devices in of_batch.items():
+            serials = {cert_id: row["serial_number"] for cert_id, row in rows.items() if row["batch"] == batch}
+            priority = self._table.priority_of(serials, list(serials) if replaces_revoked else ())
+            self._announce(batch, serials, priority, sorted(devices))
+        return rows
+
+    def order_group(self, rows: Sequence[Row], device_ids: Sequence[int], request: OrderRequest) -> None:
+        """Order those certificates of a group that devices have, each with those that share devices with it.
+
+        What the same request has ordered before, and is not issued yet, stays in its batch.
+        """
+        if not rows:
+            return
+        batches = self._batch_names([row["id"] for row in rows])
+        sql = f"SELECT DISTINCT cert_id FROM assignments WHERE device_id IN ({marks(device_ids)})"
+        held = self._db.all(sql, *device_ids)
+        touched = {row["cert_id"] for row in held} & batches.keys()
+        alone = [row for row in rows if row["id"] in touched and not batches[row["id"]]]
+        for row in alone:
+            self._orders.start(row, request)
+        for batch in sorted({batches[cert_id] for cert_id in touched} - {""}):
+            of_batch = [row for row in rows if batches[row["id"]] == batch]
+            if not self._is_ordered(of_batch, request.reason):
+                self._order(of_batch, batches, request)
+
+    def _is_ordered(self, rows: Sequence[Row], reason: str) -> bool:
+        """Return whether certificates have open orders for one reason and in one batch."""
+        known = [self._orders.open_of(row["id"]) for row in rows]
+        found = {(order["batch"], order["reason"]) for order in known if order is not None}
+        return None not in known and len(found) == 1 and all(batch and why == reason for batch, why in found)
+
+    # --- issued ---------------------------------------------------------------------------------------------------
 
     def lock(self, order_id: int) -> str:
         """Lock the certificates of an order's batch, in the order of their ids; return the batch, empty: none."""
@@ -271,16 +364,19 @@ class Batches:
         self._orders.end(order["id"], DONE)
         self._issuers.note_success(order["issuer"], used=True)
 
-    def _announce(self, batch: str, serials: Mapping[int, str], priority: Priority | None) -> None:
-        """Signal new certificates to their devices; devices with the same ones get the same signals.
+    def _announce(
+        self, batch: str, serials: Mapping[int, str], priority: Priority | None, device_ids: Sequence[int] = ()
+    ) -> None:
+        """Signal new certificates to their devices, or to some; devices with the same ones get the same signals.
 
         All of a batch are as urgent as the most urgent one, because they are switched together.
         """
+        chosen = f" AND a.device_id IN ({marks(device_ids)})" if device_ids else ""
         rows = self._db.all(
             "SELECT a.device_id, a.cert_id, d.features FROM assignments a JOIN devices d ON d.id = a.device_id"
             f" WHERE a.cert_id IN ({marks(list(serials))}) AND NOT EXISTS (SELECT 1 FROM certificate_holds h"
-            " WHERE h.cert_id = a.cert_id AND h.device_id = a.device_id) ORDER BY a.device_id, a.cert_id",
-            *serials,
+            f" WHERE h.cert_id = a.cert_id AND h.device_id = a.device_id){chosen} ORDER BY a.device_id, a.cert_id",
+            *(*serials, *device_ids),
         )
         held: dict[int, list[int]] = {}
         able = {row["device_id"]: ATOMIC_BATCH in announced(row) for row in rows}
@@ -328,8 +424,9 @@ class Batches:
 def sizes_of_device(database: Database, device_id: int) -> Counter[str]:
     """Return the batches of a device's certificates, and the number of certificates in each."""
     rows = database.all(
-        "SELECT c.batch, count(*) AS n FROM certificates c JOIN assignments a ON a.cert_id = c.id"
-        " WHERE a.device_id = ? AND c.batch != '' AND c.status = 'active' GROUP BY c.batch",
+        "SELECT coalesce(f.batch, c.batch) AS batch, count(*) AS n FROM certificates c JOIN assignments a"
+        f" ON a.cert_id = c.id{JOINED} WHERE a.device_id = ? AND coalesce(f.batch, c.batch) != '' AND c.status = 'active'"
+        " GROUP BY coalesce(f.batch, c.batch)",
         device_id,
     )
     return Counter({row["batch"]: int(row["n"]) for row in rows})

@@ -178,6 +178,7 @@ class Renewals:
             " ORDER BY c.renew_at, c.id LIMIT ?",
             *(now, *excluded, MAX_ORDERED),
         )
+        self._batches.lock_whole([row["id"] for row in rows])
         for row in rows:
             if waiting[row["issuer"]] >= MAX_WAITING:
                 continue

@@ -75,12 +75,14 @@ class Revoking(CertificateViews):
         return self.show(user_id, cert_id)
 
     def _revoke(self, user_id: int, cert_id: int, reason: str, code: str, serial: str) -> dict[str, Any]:
+        if serial:
+            self._lock_whole(cert_id)
         row = self._table.locked(user_id, cert_id)
         if serial and serial != row["serial_number"]:
             self._revocations.start(row, code, serial)
             self._table.log(cert_id, "revoke", reason, None, serial)
-            if row["status"] == "active" and (held := self._table.holds.end_at(cert_id, serial)):
-                self._table.announce_to(held, cert_id, row["serial_number"], replaces_revoked=True)
+            if row["status"] == "active" and (held := self._table.holds.held_at(cert_id, serial)):
+                self._release(cert_id, held, replaces_revoked=True)
             return self.show(user_id, cert_id)
         for one in (row, *self._made_from(row)):
             self._withdraw(one, reason, code)
@@ -148,6 +150,12 @@ class Revoking(CertificateViews):
 
     def _refuse_names(self, names: Sequence[str]) -> None:
         """Refuse names of the plane; ErrorResponse 409."""
+
+    def _release(self, cert_id: int, device_ids: Sequence[int], *, replaces_revoked: bool = False) -> None:
+        """Hold devices at a former certificate, and at those renewed together with it, no longer."""
+
+    def _lock_whole(self, cert_id: int) -> None:
+        """Lock a certificate with those that are renewed together with it."""
 
     def _made_from(self, template: Row) -> list[Row]:
         """Return the certificates of a template, one per device, locked."""

@@ -20,6 +20,8 @@ FAILURES = (OutcomeKind.FAILED, OutcomeKind.ROLLED_BACK)
 SET_BACK_SECONDS = 86_400.0
 """By which a clock may be set back without hiding reports; earlier ones, of a whole fleet, take seconds to read."""
 DEVICES_PER_STATEMENT = 500
+MAX_RELEASED = 200
+"""Devices that one unit of work releases."""
 _VERSION = re.compile(r"\d{1,16}", re.ASCII)
 _SIGNAL = "install.updated"
 """Its outcome is proof; that of ``state.resync_required`` says only that a device has compared, not that it has changed."""
@@ -40,6 +42,9 @@ class Change(Protocol):
 
     def release(self, rollout: Row, device_ids: Sequence[int]) -> Mapping[int, Settled]:
         """Give devices the new version, and signal them; return those that are settled immediately."""
+
+    def go_on(self, rollout: Row) -> bool:
+        """Before the end, give the new version to some other devices if there are many; return whether there were."""
 
     def finish(self, rollout: Row) -> None:
         """Give all other devices the new version."""
@@ -101,6 +106,10 @@ class ProfileChanges:
         return {one: same for one in device_ids if one not in changed} | {
             one: Settled(Member.FAILED, problem) for one, problem in problems.items()
         }
+
+    def go_on(self, rollout: Row) -> bool:
+        """Return False: the version is made that of all devices at once."""
+        return False
 
     def finish(self, rollout: Row) -> None:
         """Make the new version that of all devices."""

@@ -4,6 +4,8 @@ When such a rollout starts, its devices are held at the certificates that they h
 is released is held no longer. The first one of a certificate orders its renewal; the others get what was issued for it.
 So a certificate with one device, such as one whose key is made there, is renewed when that device is released. Revocations
 end the holds of their certificate, and a certificate near its end those of its devices, whatever the rollout waits for.
+
+Certificates of a group (``together``) are ordered in batches, and a device is released from all of them at once.
 """
 
 from __future__ import annotations
@@ -16,50 +18,32 @@ from typing import Any
 
 import attrs
 
-from certctrl import lean
-from certctrl.model.signals import CertRenewed, CsrWanted
+from certctrl.model.signals import MAX_IN_BATCH
 from certctrl.plane.access.roles import Caller
 from certctrl.plane.audit.acts import Act
 from certctrl.plane.audit.log import AuditLog
 from certctrl.plane.certificates.certificates import refuse_imported, refuse_rollout
 from certctrl.plane.certificates.table import KEY_AT_DEVICE, CertificateTable
-from certctrl.plane.devices.deployments import WAITS
 from certctrl.plane.devices.devices import require_user
 from certctrl.plane.errors import ErrorResponse, bad_request, conflict
-from certctrl.plane.orders.orders import BLOCKED, CSR_WANTED, FAILED, OrderRequest, Orders
+from certctrl.plane.orders.batches import Batches
+from certctrl.plane.orders.orders import OrderRequest, Orders
 from certctrl.plane.orders.renewal_times import ENDING_SHARE
 from certctrl.plane.reserved_names import ReservedNames, refuse_reserved
-from certctrl.plane.rollouts.changes import DEVICES_PER_STATEMENT, FAILURES, PROOFS, SET_BACK_SECONDS, Settled
-from certctrl.plane.rollouts.decision import Member
+from certctrl.plane.rollouts import changes
+from certctrl.plane.rollouts.changes import Settled
 from certctrl.plane.rollouts.plan import RENEWAL_PLAN
+from certctrl.plane.rollouts.proof import SAME, RenewalProof
 from certctrl.plane.rollouts.rollouts import RolloutRules, Rollouts, check_rules, rules_json, wave_counts
 from certctrl.plane.storage.database import Database, Row, marks
 from certctrl.text import counted
 
 MAX_CERTIFICATES = 1000
-"""Certificates of one rollout, with those that were made from templates."""
-_RENEWED = (CertRenewed.type, "cert.updated")
-_SAME = Settled(Member.PROVEN, "nothing to change")
+"""Certificates of one rollout, with those that were made from templates and the others of sets."""
+ONE_GROUP = "*"
+"""The group of all certificates of a rollout; no set has this name."""
 
 log = logging.getLogger("certctrl.Plane")
-
-
-@lean.frozen(kw_only=True)
-class _Copy:
-    """A certificate of a rollout on a device."""
-
-    cert_id: int
-    former: str
-    """Serial number at the start of the rollout."""
-    present: str
-    deployed: str
-    """Serial number that the device has reported; empty: none."""
-    is_failing: bool
-    reported_at: float
-
-    @property
-    def is_renewed(self) -> bool:
-        return self.present != self.former
 
 
 class RenewalRollouts:
@@ -71,6 +55,7 @@ class RenewalRollouts:
         rollouts: Rollouts,
         table: CertificateTable,
         orders: Orders,
+        batches: Batches,
         reserved: ReservedNames,
         audit: AuditLog,
         wall_now: Callable[[], float],
@@ -79,6 +64,8 @@ class RenewalRollouts:
         self._rollouts = rollouts
         self._table = table
         self._orders = orders
+        self._batches = batches
+        self._proof = RenewalProof(database)
         self._reserved = reserved
         self._audit = audit
         self._wall_now = wall_now
@@ -86,15 +73,39 @@ class RenewalRollouts:
     # --- start ----------------------------------------------------------------------------------------------------
 
     def start(
-        self, user_id: int, cert_ids: Sequence[int], rules: RolloutRules, *, note: str = "", dry_run: bool = False
+        self,
+        user_id: int,
+        cert_ids: Sequence[int],
+        rules: RolloutRules,
+        *,
+        together: bool = False,
+        note: str = "",
+        dry_run: bool = False,
     ) -> dict[str, Any]:
         """Start the rollout of renewals; return it, or with ``dry_run`` its waves.
 
-        Certificates made from a template are included. ErrorResponse 400, 404, and 409 if one cannot be renewed in waves.
+        Certificates made from a template, and the others of a set, are included. ``together``: each device gets all of
+        its certificates in one batch, as it does those of a set. ErrorResponse 400, 404, and 409 if one cannot be renewed
+        in waves.
         """
         check_rules(rules)
         require_user(self._db, user_id)
-        rows = self._renewable(user_id, cert_ids)
+        groups = self._groups(user_id, cert_ids, together)
+        rows = self._renewable(user_id, groups, set(cert_ids))
+        if together and (len(rows) < 2 or len(set(cert_ids)) > MAX_IN_BATCH):
+            raise bad_request(f"A batch has 2 to {MAX_IN_BATCH} certificates, not {len(rows)}", field="together")
+        self._refuse_mixed(rows, groups)
+        return self._begin(user_id, rows, groups, rules, note, dry_run)
+
+    def _begin(
+        self,
+        user_id: int,
+        rows: Sequence[Row],
+        groups: Mapping[int, str],
+        rules: RolloutRules,
+        note: str,
+        dry_run: bool = False,
+    ) -> dict[str, Any]:
         devices = self._devices([row["id"] for row in rows])
         if not devices:
             raise conflict("No device has any of these certificates: there is nothing to roll out")
@@ -103,12 +114,23 @@ class RenewalRollouts:
         summary = {"certificates": certificates, "devices": len(devices), "dry_run": dry_run}
         if dry_run:
             return summary | {"id": None, "waves": wave_counts(planned)}
-        rollout_id = self._store(user_id, rows, planned, rules, note)
+        rollout_id = self._store(user_id, rows, groups, planned, rules, note)
         shown = self._rollouts.show(user_id, rollout_id)
         return summary | {key: shown[key] for key in ("id", "what", "waves", "state")}
 
-    def _renewable(self, user_id: int, cert_ids: Sequence[int]) -> list[Row]:
-        """Return certificates and those made from them, by id and locked; ErrorResponse for one that cannot be renewed."""
+    def begin_import(self, certificate: Row, rules: RolloutRules, note: str) -> dict[str, Any]:
+        """Start the rollout of a certificate that is about to be imported, and whose row is locked; return it.
+
+        ErrorResponse 400, and 409 if there is nothing to roll out.
+        """
+        check_rules(rules)
+        if certificate["status"] != "active" or not certificate["serial_number"]:
+            what = f"Certificate {certificate['id']} is not in use: import it without waves"
+            raise conflict(what, "CERT_REVOKED" if certificate["status"] == "revoked" else "WRAP_PENDING")
+        return self._begin(certificate["user_id"], [certificate], {certificate["id"]: ""}, rules, note)
+
+    def _groups(self, user_id: int, cert_ids: Sequence[int], together: bool) -> dict[int, str]:
+        """Return certificates, those made from them and the others of their sets, by id, with the name of their group."""
         asked = sorted(set(cert_ids))
         made = self._db.all(
             f"SELECT c.id FROM certificates c WHERE c.user_id = ? AND c.template_id IN ({marks(asked)})"
@@ -116,27 +138,60 @@ class RenewalRollouts:
             " AND EXISTS (SELECT 1 FROM assignments a WHERE a.cert_id = c.id) ORDER BY c.id",
             *(user_id, *asked),
         )
-        ids = sorted({*asked, *(row["id"] for row in made)})
-        if len(ids) > MAX_CERTIFICATES:
-            what = f"A rollout renews up to {MAX_CERTIFICATES} certificates, not {len(ids)}"
+        found = dict.fromkeys([*asked, *(row["id"] for row in made)], "")
+        named = sorted(found)
+        for row in self._db.all(
+            f"SELECT * FROM certificates WHERE user_id = ? AND id IN ({marks(named)})", user_id, *named
+        ):
+            found |= dict.fromkeys(self._batches.ids_of_set(row), self._set_of(row))
+        if len(found) > MAX_CERTIFICATES:
+            what = f"A rollout renews up to {MAX_CERTIFICATES} certificates, not {len(found)}"
             raise bad_request(what, field="cert_ids")
-        rows, reserved = [self._table.locked(user_id, cert_id) for cert_id in ids], self._reserved.all()
+        return {cert_id: ONE_GROUP if together else found[cert_id] for cert_id in sorted(found)}
+
+    def _renewable(self, user_id: int, groups: Mapping[int, str], asked: Collection[int]) -> list[Row]:
+        """Return certificates by id, and locked; ErrorResponse for one that cannot be renewed.
+
+        One that was not ``asked`` for, but is in a set, is left out then, as in all renewals of sets.
+        """
+        rows, reserved = [self._table.locked(user_id, cert_id) for cert_id in groups], self._reserved.all()
+        found = []
         for row in rows:
-            refuse_reserved(json.loads(row["sans"]), reserved)
-            refuse_imported(row)
-            refuse_rollout(self._table, row["id"])
-            if row["status"] == "revoked":
-                raise conflict(f"Certificate {row['id']} is revoked", "CERT_REVOKED")
-            if not row["serial_number"]:
-                raise conflict(f"Certificate {row['id']} is not issued yet", "WRAP_PENDING")
-            if name := self._set_of(row):
-                what = f"Certificate {row['id']} is in the set {name}, which is renewed together"
-                raise conflict(f"{what}: end the set first (cert-ctrl plane together)", "IN_SET")
-            known = self._orders.open_of(row["id"])
-            if known is not None and known["batch"]:
-                what = f"Certificate {row['id']} is being renewed together with others"
-                raise conflict(f"{what}: wait, or end batch {known['batch']}", "IN_SET")
-        return rows
+            try:
+                self._refuse(row, reserved, groups)
+            except ErrorResponse:
+                if row["id"] in asked or not self._set_of(row):
+                    raise
+                continue
+            found.append(row)
+        return found
+
+    def _refuse(self, row: Row, reserved: Collection[str], groups: Mapping[int, str]) -> None:
+        refuse_reserved(json.loads(row["sans"]), reserved)
+        refuse_imported(row)
+        refuse_rollout(self._table, row["id"])
+        if row["status"] == "revoked":
+            raise conflict(f"Certificate {row['id']} is revoked", "CERT_REVOKED")
+        if not row["serial_number"]:
+            raise conflict(f"Certificate {row['id']} is not issued yet", "WRAP_PENDING")
+        known = self._orders.open_of(row["id"])
+        if known is not None and known["batch"]:
+            what = f"Certificate {row['id']} is being renewed together with others"
+            raise conflict(f"{what}: wait, or end batch {known['batch']}", "IN_SET")
+
+    def _refuse_mixed(self, rows: Sequence[Row], groups: Mapping[int, str]) -> None:
+        """Refuse a group in which a shared certificate would be ordered with keys that devices of later waves must make.
+
+        A device is told the certificate for a key that it has made, whether it is held or not.
+        """
+        own = {groups[row["id"]] for row in rows if row["key_origin"] == KEY_AT_DEVICE} - {""}
+        for row in rows:
+            shares = groups[row["id"]] in own and row["key_origin"] != KEY_AT_DEVICE
+            if shares and len(self._table.holders(row["id"])) > 1:
+                what = (
+                    f"Certificate {row['id']} is on several devices, and others of its batch have keys made at devices"
+                )
+                raise conflict(f"{what}: roll them out separately", "KEYS_AT_DEVICES")
 
     def _set_of(self, certificate: Row) -> str:
         """Return the set of a certificate, or of its template; empty: none."""
@@ -154,12 +209,18 @@ class RenewalRollouts:
         return [row["device_id"] for row in rows]
 
     def _store(
-        self, user_id: int, rows: Sequence[Row], planned: Sequence[tuple[int, int, str]], rules: RolloutRules, note: str
+        self,
+        user_id: int,
+        rows: Sequence[Row],
+        groups: Mapping[int, str],
+        planned: Sequence[tuple[int, int, str]],
+        rules: RolloutRules,
+        note: str,
     ) -> int:
         rollout_id = self._rollouts.insert(user_id, None, 0, planned, rules, note)
         for row in rows:
-            sql = "INSERT INTO rollout_certificates (rollout_id, cert_id, serial_number) VALUES (?, ?, ?)"
-            self._db.run(sql, rollout_id, row["id"], row["serial_number"])
+            sql = "INSERT INTO rollout_certificates (rollout_id, cert_id, serial_number, together) VALUES (?, ?, ?, ?)"
+            self._db.run(sql, rollout_id, row["id"], row["serial_number"], groups[row["id"]])
             self._table.holds.begin(row["id"], self._table.holders(row["id"]), rollout_id)
         what = counted(len(rows), "certificate"), counted(len(planned), "device")
         started = "rollout %d of the renewal of %s has started, for %s"
@@ -190,15 +251,18 @@ class RenewalRollouts:
     def begin_due(self, certificate: Row) -> bool:
         """Roll out the renewal of a certificate that is due, if its user has a plan for it; return whether."""
         user_id, cert_id = certificate["user_id"], certificate["id"]
+        if self._table.holds.held_at(cert_id, certificate["serial_number"]):
+            return True  # with another one of its set, a moment ago
         plan = self.default(user_id)
         if plan["over"] is None or certificate["key_origin"] == KEY_AT_DEVICE:
             return False  # with keys made at devices, each has its own certificate, with its own time
-        if len(self._devices([cert_id])) <= plan["over"] or self._set_of(certificate):
+        ids = self._batches.ids_of_set(certificate) or [cert_id]
+        if len(self._devices(ids)) <= plan["over"]:
             return False
         rules = RolloutRules(**{field.name: plan[field.name] for field in attrs.fields(RolloutRules)})
         act = Act(self._audit, Caller.of_plane("renewals"), "rollout.start", detail={"note": "due"})
         act.note_fields({"uid": user_id, "cert_id": cert_id})
-        rules = _without_canary(rules, self._has_canary(cert_id, rules))
+        rules = _without_canary(rules, bool(self._rollouts.canaries(self._devices(ids), rules)))
         try:
             act.around(self._db, lambda: self.start(user_id, [cert_id], rules, note="due"))
         except ErrorResponse as error:
@@ -206,61 +270,94 @@ class RenewalRollouts:
             return False
         return True
 
-    def _has_canary(self, cert_id: int, rules: RolloutRules) -> bool:
-        return bool(self._rollouts.canaries(self._devices([cert_id]), rules))
-
     # --- carried out ----------------------------------------------------------------------------------------------
 
     def release(self, rollout: Row, device_ids: Sequence[int]) -> Mapping[int, Settled]:
         """Give devices the renewed certificates, and order those that are not renewed yet."""
-        rows = self._db.all(
-            "SELECT DISTINCT t.cert_id, t.serial_number FROM rollout_certificates t JOIN assignments a ON a.cert_id = t.cert_id"
-            f" WHERE t.rollout_id = ? AND a.device_id IN ({marks(device_ids)}) ORDER BY t.cert_id",
-            *(rollout["id"], *device_ids),
-        )
-        for row in rows:
-            self._release_one(rollout, row["cert_id"], row["serial_number"], device_ids)
-        left = {device_id for device_id, copies in self._copies(rollout, device_ids).items() if copies}
-        return {one: _SAME for one in device_ids if one not in left}
+        of_rollout = self._db.all("SELECT * FROM rollout_certificates WHERE rollout_id = ?", rollout["id"])
+        former = {row["cert_id"]: row["serial_number"] for row in of_rollout}
+        groups = {row["cert_id"]: row["together"] for row in of_rollout}
+        on_devices = self._on_devices(rollout, device_ids)
+        touched = {groups[cert_id] for cert_id in on_devices} - {""}
+        rows = self._batches.release({*on_devices, *(one for one in groups if groups[one] in touched)}, device_ids)
+        due = [row for row in rows.values() if row["status"] == "active" and row["serial_number"] == former[row["id"]]]
+        request = OrderRequest(action="renew", reason=_reason(rollout), in_background=True)
+        for row in due:
+            if not groups[row["id"]]:
+                self._orders.start(row, request)
+        for group in sorted(touched):
+            self._batches.order_group([row for row in due if groups[row["id"]] == group], device_ids, request)
+        left = {device_id for device_id, copies in self._proof.copies(rollout, device_ids).items() if copies}
+        return {one: SAME for one in device_ids if one not in left}
 
-    def _release_one(self, rollout: Row, cert_id: int, former: str, device_ids: Sequence[int]) -> None:
-        row = self._table.locked_by_id(cert_id)
-        told = self._table.holds.end(cert_id, device_ids)
-        if row is None or row["status"] != "active":
-            return
-        if row["serial_number"] == former:
-            request = OrderRequest(action="renew", reason=_reason(rollout), in_background=True)
-            self._orders.start(row, request)
-        if told:
-            self._table.announce_to(told, cert_id, row["serial_number"])
+    def _on_devices(self, rollout: Row, device_ids: Sequence[int]) -> list[int]:
+        """Return the certificates of a rollout that devices have, or are held at."""
+        chosen = f"rollout_id = ? AND device_id IN ({marks(device_ids)})"
+        rows = self._db.all(
+            "SELECT t.cert_id FROM rollout_certificates t JOIN assignments a ON a.cert_id = t.cert_id"
+            f" WHERE {chosen} UNION SELECT cert_id FROM certificate_holds WHERE {chosen}",
+            *(rollout["id"], *device_ids) * 2,
+        )
+        return [row["cert_id"] for row in rows]
+
+    def settled(self, rollout: Row, rows: Sequence[Row]) -> Mapping[int, Settled]:
+        """Return which devices have their renewed certificates in use, and which have failed."""
+        return self._proof.settled(rollout, rows)
+
+    def go_on(self, rollout: Row) -> bool:
+        """Give the renewed certificates to some of the other devices if they are many; return whether they were."""
+        held = self._held(rollout["id"], changes.MAX_RELEASED + 1)
+        if len(held) <= changes.MAX_RELEASED:
+            return False
+        self.release(rollout, held[:-1])
+        return True
 
     def finish(self, rollout: Row) -> None:
-        """Give all other devices the renewed certificates."""
-        if held := self._held(rollout["id"]):
+        """Give all other devices the renewed certificates, after `go_on`."""
+        if held := self._held(rollout["id"], changes.MAX_RELEASED):
             self.release(rollout, held)
 
+    def going_forward(self) -> list[int]:
+        """Return the rollouts that were aborted forward, and have devices that do not have the renewed certificates yet."""
+        return [row["id"] for row in self._db.all("SELECT id FROM rollouts WHERE forward != 0 ORDER BY id")]
+
+    def forward(self, rollout: Row) -> bool:
+        """Give the renewed certificates to some devices of a rollout that was aborted forward; return whether more are left."""
+        held = self._held(rollout["id"], changes.MAX_RELEASED)
+        if held:
+            self.release(rollout, held)
+        more = len(held) == changes.MAX_RELEASED
+        chosen = f" AND device_id IN ({marks(held)})" if more else ""
+        self._db.run(
+            "UPDATE rollout_devices SET state = 'released', released_at = ? WHERE rollout_id = ?"
+            f" AND state IN ('held', 'skipped'){chosen}",
+            *(self._wall_now(), rollout["id"], *(held if more else ())),
+        )
+        if not more:
+            self._db.run("UPDATE rollouts SET forward = 0 WHERE id = ?", rollout["id"])
+        return more
+
     def abort(self, rollout: Row, *, forward: bool) -> None:
-        """End holds: with ``forward`` all, otherwise those of certificates that are not renewed, whose orders end."""
+        """End holds: with ``forward`` all, otherwise those of certificates that are not renewed, whose orders end.
+
+        With ``forward``, the runner goes on if the devices are many.
+        """
         if forward:
-            self.finish(rollout)
-            self._db.run(
-                "UPDATE rollout_devices SET state = 'released', released_at = ? WHERE rollout_id = ?"
-                " AND state IN ('held', 'skipped')",
-                *(self._wall_now(), rollout["id"]),
-            )
+            self._db.run("UPDATE rollouts SET forward = 1 WHERE id = ?", rollout["id"])
+            self.forward(rollout)
             return
         rows = self._db.all(
             "SELECT t.cert_id, t.serial_number FROM rollout_certificates t WHERE t.rollout_id = ? AND EXISTS (SELECT 1"
             " FROM certificate_holds h WHERE h.cert_id = t.cert_id AND h.rollout_id = t.rollout_id) ORDER BY t.cert_id",
             rollout["id"],
         )
+        locked = self._batches.lock_ids([row["cert_id"] for row in rows])
         for row in rows:
-            certificate = self._table.locked_by_id(row["cert_id"])
-            if certificate is None or certificate["serial_number"] != row["serial_number"]:
+            if locked[row["cert_id"]]["serial_number"] != row["serial_number"]:
                 continue
             known = self._orders.open_of(row["cert_id"])
-            if known is not None and known["reason"] == _reason(rollout):
-                self._orders.end(known["id"], FAILED, f"rollout {rollout['id']} was aborted")
+            if known is None or known["reason"] == _reason(rollout):  # one that has failed keeps its batch waiting
+                self._orders.cancel_of(row["cert_id"], f"rollout {rollout['id']} was aborted")
             self._table.holds.end(row["cert_id"])
 
     def near_end(self) -> dict[int, list[int]]:
@@ -298,78 +395,9 @@ class RenewalRollouts:
         )
         return "its certificates are revoked" if left is None else ""
 
-    def _held(self, rollout_id: int) -> list[int]:
-        sql = "SELECT DISTINCT device_id FROM certificate_holds WHERE rollout_id = ? ORDER BY device_id"
-        return [row["device_id"] for row in self._db.all(sql, rollout_id)]
-
-    # --- what devices report --------------------------------------------------------------------------------------
-
-    def settled(self, rollout: Row, rows: Sequence[Row]) -> Mapping[int, Settled]:
-        """Return the devices that have all of their renewed certificates in use, and those that have failed with one.
-
-        A device has failed, too, if the order for it has ended, or if it could not make its key.
-        """
-        ids, found = [row["device_id"] for row in rows], {}
-        for start in range(0, len(ids), DEVICES_PER_STATEMENT):
-            some = rows[start : start + DEVICES_PER_STATEMENT]
-            copies = self._copies(rollout, [row["device_id"] for row in some])
-            reports = self._reports(some)
-            orders = self._last_orders({one.cert_id for of in copies.values() for one in of if not one.is_renewed})
-            for device_id, of_device in copies.items():
-                verdicts = [
-                    _verdict(one, reports.get((device_id, one.cert_id), ()), orders.get(one.cert_id), rollout)
-                    for one in of_device
-                ]
-                if (settled := _together(verdicts)) is not None:
-                    found[device_id] = settled
-        return found
-
-    def _copies(self, rollout: Row, device_ids: Sequence[int]) -> dict[int, list[_Copy]]:
-        """Return the certificates of a rollout that each device has, without revoked ones."""
-        found: dict[int, list[_Copy]] = {one: [] for one in device_ids}
-        rows = self._db.all(
-            "SELECT a.device_id, t.cert_id, t.serial_number AS former, c.serial_number AS present,"
-            " coalesce(x.serial_number, '') AS deployed, coalesce(x.failing, 0) AS failing, coalesce(x.at, 0) AS at"
-            " FROM rollout_certificates t JOIN assignments a ON a.cert_id = t.cert_id"
-            " JOIN certificates c ON c.id = t.cert_id AND c.status = 'active'"
-            " LEFT JOIN deployments x ON x.device_id = a.device_id AND x.kind = 'cert' AND x.object_id = t.cert_id"
-            f" WHERE t.rollout_id = ? AND a.device_id IN ({marks(device_ids)}) ORDER BY a.device_id, t.cert_id",
-            *(rollout["id"], *device_ids),
-        )
-        for row in rows:
-            copy = _Copy(
-                cert_id=row["cert_id"],
-                former=row["former"],
-                present=row["present"],
-                deployed=row["deployed"],
-                is_failing=bool(row["failing"]),
-                reported_at=row["at"],
-            )
-            found[row["device_id"]].append(copy)
-        return found
-
-    def _reports(self, rows: Sequence[Row]) -> dict[tuple[int, int], list[Row]]:
-        """Return the outcomes of each device and certificate since it was released, oldest first."""
-        ids, types = [row["device_id"] for row in rows], (*_RENEWED, CsrWanted.type)
-        since = min(row["released_at"] for row in rows) - SET_BACK_SECONDS
-        found: dict[tuple[int, int], list[Row]] = {}
-        for outcome in self._db.all(
-            "SELECT device_id, type, ref, outcome, reason, detail, at FROM outcomes"
-            f" WHERE device_id IN ({marks(ids)}) AND type IN ({marks(types)}) AND at > ? ORDER BY at, ts_ms",
-            *(*ids, *types, since),
-        ):
-            cert_id = json.loads(outcome["ref"]).get("cert_id")  # whatever the device has sent
-            if type(cert_id) is int:
-                found.setdefault((outcome["device_id"], cert_id), []).append(outcome)
-        return found
-
-    def _last_orders(self, cert_ids: Collection[int]) -> dict[int, Row]:
-        ids = sorted(cert_ids)
-        sql = (
-            "SELECT * FROM orders WHERE id IN (SELECT max(id) FROM orders"
-            f" WHERE cert_id IN ({marks(ids)}) GROUP BY cert_id)"
-        )
-        return {row["cert_id"]: row for row in self._db.all(sql, *ids)} if ids else {}
+    def _held(self, rollout_id: int, limit: int) -> list[int]:
+        sql = "SELECT DISTINCT device_id FROM certificate_holds WHERE rollout_id = ? ORDER BY device_id LIMIT ?"
+        return [row["device_id"] for row in self._db.all(sql, rollout_id, limit)]
 
 
 def _reason(rollout: Row) -> str:
@@ -379,44 +407,3 @@ def _reason(rollout: Row) -> str:
 def _without_canary(rules: RolloutRules, has_canary: bool) -> RolloutRules:
     """Return rules without a canary that a certificate does not have."""
     return rules if has_canary else attrs.evolve(rules, canary="")
-
-
-def _verdict(copy: _Copy, reports: Sequence[Row], order: Row | None, rollout: Row) -> Settled | None:
-    """Return what a device has proven about a certificate; None: nothing yet."""
-    if not copy.is_renewed:
-        return _of_order(order, reports, rollout)
-    about = [one for one in reports if one["type"] in _RENEWED and json.loads(one["ref"]).get("serial") == copy.present]
-    final = [one for one in about if one["outcome"] in PROOFS or _has_failed(one)]
-    last = final[-1] if final else None
-    in_use = copy.deployed == copy.present and not copy.is_failing
-    if last is not None and _has_failed(last) and not (in_use and copy.reported_at > last["at"]):
-        return Settled(Member.FAILED, last["detail"])
-    return Settled(Member.PROVEN) if in_use or last is not None else None
-
-
-def _of_order(order: Row | None, reports: Sequence[Row], rollout: Row) -> Settled | None:
-    """Return why a certificate cannot be renewed; None: it may be."""
-    if order is None or (order["finished_at"] is not None and order["finished_at"] < rollout["created_at"]):
-        return None
-    if order["state"] in (FAILED, BLOCKED):
-        return Settled(Member.FAILED, order["problem"])
-    about = [
-        one
-        for one in reports
-        if one["type"] == CsrWanted.type and json.loads(one["ref"]).get("order_id") == order["id"]
-    ]
-    if order["state"] == CSR_WANTED and about and _has_failed(about[-1]):
-        return Settled(Member.FAILED, about[-1]["detail"])
-    return None
-
-
-def _has_failed(outcome: Row) -> bool:
-    return outcome["outcome"] in FAILURES and outcome["reason"] not in WAITS
-
-
-def _together(verdicts: Sequence[Settled | None]) -> Settled | None:
-    """Return the state of a device with these verdicts about its certificates; None: it is still under way."""
-    failed = next((one for one in verdicts if one is not None and one.state is Member.FAILED), None)
-    if failed is not None or None in verdicts:
-        return failed
-    return verdicts[0] if verdicts else _SAME

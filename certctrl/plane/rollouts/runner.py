@@ -23,7 +23,7 @@ from certctrl.plane.devices.devices import Devices
 from certctrl.plane.health.problems import ProblemName, Problems
 from certctrl.plane.installs import PROFILES_GUARD
 from certctrl.plane.profiles.profiles import Profiles
-from certctrl.plane.rollouts.changes import DEVICES_PER_STATEMENT, Change, Settled
+from certctrl.plane.rollouts.changes import DEVICES_PER_STATEMENT, MAX_RELEASED, Change, Settled
 from certctrl.plane.rollouts.decision import Decision, Member, MemberFacts, Rules, decide
 from certctrl.plane.rollouts.plan import closed, windows_of
 from certctrl.plane.rollouts.renewals import RenewalRollouts
@@ -36,8 +36,6 @@ STALE_SECONDS = 900.0
 ROUND_SECONDS = 2.0
 IDLE_SECONDS = 20.0
 """Without a running rollout; one that another plane starts is noticed then, if not earlier."""
-MAX_RELEASED = 200
-"""Devices that one round releases."""
 
 log = logging.getLogger("certctrl.Plane")
 
@@ -91,6 +89,9 @@ class RolloutRunner:
         for rollout_id, device_ids in (await self._db.work(self._renewals.near_end)).items():
             for start in range(0, len(device_ids), MAX_RELEASED):
                 await self._db.work_long(self._release_ending, rollout_id, device_ids[start : start + MAX_RELEASED])
+        for rollout_id in await self._db.work(self._renewals.going_forward):
+            while await self._db.work_long(self._forward, rollout_id):
+                await trio.lowlevel.checkpoint()
         ids = await self._db.work(self._running)
         for rollout_id, kind in ids:
             may_skip = trio.current_time() >= self.begun + STALE_SECONDS
@@ -120,6 +121,11 @@ class RolloutRunner:
         for rollout in self._db.all_unlocked("SELECT * FROM rollouts WHERE id = ?", rollout_id):
             detail = {"near_end": len(device_ids)}
             self._recorded(rollout, "rollout.release", lambda: self._release(rollout, device_ids), detail)  # noqa: B023
+
+    def _forward(self, rollout_id: int) -> bool:
+        """Release some devices of a rollout that was aborted forward, unless another plane does; return whether more are left."""
+        found = self._db.all_unlocked("SELECT * FROM rollouts WHERE id = ? AND forward != 0", rollout_id)
+        return bool(found) and self._renewals.forward(found[0])
 
     def _round(self, rollout_id: int, kind: str, may_skip: bool) -> bool:
         """Run one round of a rollout, unless another plane does; return whether the next one may release more.
@@ -215,6 +221,8 @@ class RolloutRunner:
             log.warning("rollout %d has halted: %s", rollout_id, decision.halt)
             return False
         if decision.done:
+            if self._change(rollout).go_on(rollout):
+                return True
             self._recorded(rollout, "rollout.end", lambda: self._finish(rollout))
             log.info("rollout %d is done", rollout_id)
             return False

@@ -73,7 +73,7 @@ def test_the_tables_name_every_route_of_operators(world: World) -> None:
 
 def routes_of_operators(world: World) -> set[tuple[str, str]]:
     """Return the routes of the application below /apiv1 that are not those of devices."""
-    router = make_app(world.plane)._inner._others  # type: ignore[attr-defined]
+    router = make_app(world.plane)._inner._others._others  # type: ignore[attr-defined]
     assert isinstance(router, Router)
     found = {(method, route.path) for route in router.routes for method in route.methods}  # type: ignore[attr-defined]
     of_devices = ("/apiv1/devices/self", "/apiv1/device/registration")

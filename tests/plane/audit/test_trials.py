@@ -18,6 +18,7 @@ from certctrl.plane.access.roles import Caller, Role
 from certctrl.plane.audit.acts import MAX_COMPARED, Trial, acting
 from certctrl.plane.audit.log import Filter
 from certctrl.plane.http.permissions import NEVER_TRIED, PERMISSIONS
+from certctrl.plane.http.routing import API, DRY_RUN
 from certctrl.plane.storage.database import Database
 
 MEMORY = frozenset({"limits"})
@@ -60,7 +61,7 @@ async def test_each_change_can_be_tried(
         if of_route(route, method, path):
             before, calls = contents(world.plane.database), len(kind.calls) if hasattr(kind, "calls") else 0
             caplog.clear()
-            reply = await operator(method, f"{path}{'&' if '?' in path else '?'}dry_run=1", *args, **more)
+            reply = await operator(method, path.replace(API, DRY_RUN, 1), *args, **more)
             assert caplog.messages == [], "what is logged has happened"
             assert contents(world.plane.database) == before
             assert calls == (len(kind.calls) if hasattr(kind, "calls") else 0)
@@ -76,6 +77,18 @@ async def test_each_change_can_be_tried(
         if "action" in reply.data:  # otherwise it is a preview of its own
             assert reply.data["action"] == action
             assert reply.data["changes"] or action in WITHOUT_OBJECT, "sent elsewhere? then it is NEVER_TRIED"
+
+
+async def test_only_changes_of_operators_have_paths_of_dry_runs(world: World) -> None:
+    device = await world.device()
+    assert (await device("GET", "/apiv1/devices/self/certificates")).status == 200
+    for path in ("devices/self/certificates", "devices/self/notify", "whoami", "", "dry-run/users"):
+        for method in ("GET", "POST"):
+            for client in (device, world.operator):
+                assert (await client(method, f"{DRY_RUN}{path}", {} if method == "POST" else None)).status in (404, 405)
+    assert (await world.operator("POST", f"{DRY_RUN}users?dry_run=0", {"name": "eve"})).data["dry_run"] is True
+    assert (await world.operator("GET", f"{DRY_RUN}users")).data == (await world.operator("GET", f"{API}users")).data
+    assert (await world.stranger("POST", f"{DRY_RUN}users", {"name": "eve"})).status == 401
 
 
 @pytest.mark.parametrize("route", sorted(NEVER_TRIED), ids=lambda route: " ".join(route))

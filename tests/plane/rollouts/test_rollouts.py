@@ -5,94 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import attrs
 import pytest
-import trio
-from engine_plane import WALL, new_device, plane_on
+from engine_plane import new_device
+from profile_fleet import FILES, NEW, Fleet, profile_fleet
 
-from certctrl.errors import CertctrlError, PlaneError
+from certctrl.errors import PlaneError
 from certctrl.model.plan import OutcomeKind
 from certctrl.plane.audit.log import Filter
-from certctrl.plane.core import Plane
 from certctrl.plane.devices.reports import Ack
 from certctrl.plane.profiles.profiles import ProfileChange
 from certctrl.plane.rollouts.rollouts import RolloutRules
-from certctrl.plane.rollouts.runner import IDLE_SECONDS, ROUND_SECONDS
 from certctrl.plane.storage.database import Database
-from certctrl.plane.storage.keyring import Keyring
-
-FILES = {
-    "id": "files", "type": "copy", "ob_name": "www.example.com", "from": ["combined.pem"], "to": ["/etc/tls/www.pem"],
-}  # fmt: skip
-NEW = FILES | {"to": ["/etc/tls/new.pem"]}
-
-
-@attrs.define
-class Fleet:
-    """Devices that have the first version of a profile, and the planes that they use."""
-
-    planes: list[Plane]
-    devices: list[int]
-    now: list[float]
-
-    @property
-    def plane(self) -> Plane:
-        return self.planes[0]
-
-    async def start(self, *waves: str, **rules: Any) -> int:
-        given = RolloutRules(waves=waves or ("1", "10%"), **rules)
-        done = await self.plane.rollouts.start(1, "p", ProfileChange(installs=[NEW]), given)
-        return int(done["id"])
-
-    async def round(self) -> None:
-        for plane in self.planes:
-            await plane.rollout_runner.round()
-
-    async def ack(self, *devices: int, outcome: OutcomeKind = OutcomeKind.APPLIED) -> None:
-        """Report an outcome of the newest config of devices, as their agents do."""
-        for device in devices:
-            version = (await self.plane.work(self.plane.installs.versions, [device]))[device]
-            ack = Ack(
-                type="install.updated", ts_ms=version, ref={"version": version}, outcome=outcome, detail="because"
-            )
-            await self.plane.work(self.plane.reports.store, device, [ack])
-
-    async def heard(self, *devices: int) -> None:
-        for device in devices:
-            self.plane.devices.seen(device, "192.0.2.7", "", self.now[0])
-        await self.plane.work(self.plane.devices.save_sightings)
-
-    async def new(self) -> list[int]:
-        """Return the devices that have the new version, by their place."""
-        found = []
-        for place, device in enumerate(self.devices):
-            document = await self.plane.work(self.plane.installs.document, device)
-            if document["installs"] == [NEW]:
-                found.append(place)
-        return found
-
-    async def show(self, rollout: int) -> dict[str, Any]:
-        return await self.plane.work(self.plane.rollouts.show, 1, rollout)
-
-    async def recorded(self) -> list[tuple[str, dict[str, Any]]]:
-        """Return what the planes have recorded of their own work, the oldest first."""
-        entries = await self.plane.work(self.plane.audit.page, Filter(who="plane"), 0, 100)
-        return [(entry["action"], entry["detail"]) for entry in reversed(entries)]
-
-    async def state(self, rollout: int) -> tuple[str, str]:
-        shown = await self.show(rollout)
-        return shown["state"], shown["reason"] or shown["waits"]
 
 
 @pytest.fixture
 async def fleet(open_database: Callable[[], Database]) -> Fleet:
-    keyring, now = Keyring.open(None), [WALL]
-    planes = [plane_on(open_database(), keyring, wall_now=lambda: now[0]) for _ in range(2)]
-    devices = [await new_device(planes[0], f"d{number}") for number in range(6)]
-    found = Fleet(planes, devices, now)
-    await planes[0].profiles.put(1, "p", ProfileChange(devices="*", installs=[FILES]))
-    await found.heard(*devices)
-    return found
+    return await profile_fleet(open_database)
 
 
 async def test_each_wave_is_released_by_the_proof_of_the_one_before(fleet: Fleet) -> None:
@@ -249,53 +177,6 @@ async def test_a_device_that_is_not_heard_from_is_skipped_and_catches_up(fleet: 
     assert [action for action, _ in await fleet.recorded()] == ["rollout.release"] * 2 + ["rollout.end"]
 
 
-async def test_a_wave_is_recorded_once_with_its_first_devices(fleet: Fleet) -> None:
-    """Devices that are released later than others of their wave, or before it, add no entries."""
-    fleet.now[0] += 3600
-    await fleet.heard(fleet.devices[0])
-    await fleet.start("3")
-    await fleet.round()
-    await fleet.ack(fleet.devices[0])
-    for place in (1, 4, 2, 3, 5):
-        await fleet.heard(fleet.devices[place])
-        await fleet.round()
-        await fleet.ack(fleet.devices[place])
-    await fleet.round()
-    assert len(await fleet.new()) == 6
-    recorded = await fleet.recorded()
-    assert recorded[0] == ("rollout.release", {"waves": [1], "devices": 3})
-    assert [action for action, _ in recorded].count("rollout.release") == 2
-
-
-async def test_nothing_is_released_by_an_outage(fleet: Fleet) -> None:
-    """It skipped each wave, and gave all devices the version at the end, as the first wave had proven it."""
-    rollout = await fleet.start("1", "2")
-    await fleet.round()
-    await fleet.ack(fleet.devices[0])
-    fleet.now[0] += 1000
-    await fleet.round()
-    assert (await fleet.new(), await fleet.state(rollout)) == ([0], ("running", "a device that is heard from: none is"))
-    await fleet.heard(*fleet.devices)
-    await fleet.round()
-    assert await fleet.new() == [0, 1, 2]
-
-
-async def test_a_plane_that_has_just_started_skips_nobody(fleet: Fleet) -> None:
-    rollout = await fleet.start("1", "2")
-    await fleet.round()
-    await fleet.ack(fleet.devices[0])
-    fleet.now[0] += 1000
-    await fleet.heard(fleet.devices[0])
-    for plane in fleet.planes:
-        plane.rollout_runner.begun = trio.current_time()
-    await fleet.round()
-    assert await fleet.state(rollout) == ("running", "devices of wave 2 that were not heard from yet")
-    for plane in fleet.planes:
-        plane.rollout_runner.begun -= 900
-    await fleet.round()
-    assert (await fleet.show(rollout))["waves"][1]["states"] == {"skipped": 2}
-
-
 async def test_revoking_the_first_wave_is_no_proof(fleet: Fleet) -> None:
     rollout = await fleet.start("1", "2")
     await fleet.round()
@@ -355,36 +236,6 @@ async def test_canaries_and_serial_groups(fleet: Fleet) -> None:
     assert len(await fleet.new()) == 6
 
 
-async def test_planes_that_run_rounds_at_a_time_release_once(fleet: Fleet) -> None:
-    rollout = await fleet.start("2", "2")
-    for devices in (fleet.devices[:0], fleet.devices[:2], fleet.devices[2:4], fleet.devices[4:]):
-        await fleet.ack(*devices)
-        async with trio.open_nursery() as nursery:
-            for plane in fleet.planes * 2:
-                nursery.start_soon(plane.rollout_runner.round)
-    await fleet.round()
-    assert (await fleet.state(rollout))[0] == "done"
-    assert [action for action, _ in await fleet.recorded()] == ["rollout.release"] * 3 + ["rollout.end"]
-    for device in fleet.devices:
-        page = await fleet.plane.work(fleet.plane.stream.read, device, None, 100)
-        assert [signal["ref"]["version"] for signal in page.signals] == [2, 3]
-
-
-async def test_a_round_that_dies_leaves_nothing_half_done(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
-    rollout = await fleet.start("3")
-
-    def killed(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(fleet.plane.installs, "problems", killed)
-    with pytest.raises(BaseException):  # noqa: B017
-        await fleet.plane.rollout_runner.round()
-    assert (await fleet.new(), await fleet.recorded()) == ([], [])
-    await fleet.planes[1].rollout_runner.round()
-    assert await fleet.new() == [0, 1, 2]
-    assert (await fleet.show(rollout))["waves"][0]["states"] == {"released": 3}
-
-
 async def test_a_device_that_does_not_fit_when_released_fails(fleet: Fleet) -> None:
     rollout = await fleet.start("1")
     await fleet.plane.installs.put(fleet.devices[0], [FILES | {"id": "own", "to": ["/etc/tls/new.pem"]}])
@@ -407,32 +258,6 @@ async def test_a_device_that_has_nothing_to_change_when_released_needs_no_report
     await fleet.ack(fleet.devices[1])
     await fleet.round()
     assert (await fleet.show(rollout))["waves"][1]["states"] == {"released": 1}
-
-
-async def test_rounds_go_on_after_a_failure_and_when_woken(
-    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, autojump_clock: object, caplog: pytest.LogCaptureFixture
-) -> None:
-    runner, begun = fleet.plane.rollout_runner, trio.current_time()
-    times: list[float] = []
-    results = [CertctrlError("the disk is full"), 1, 0, 0, 0]
-
-    async def one_round() -> int:
-        times.append(trio.current_time() - begun)
-        result = results[len(times) - 1]
-        if isinstance(result, CertctrlError):
-            raise result
-        return result
-
-    monkeypatch.setattr(runner, "round", one_round)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(runner.run)
-        await trio.sleep(30)
-        runner.wake()
-        await trio.sleep(19)
-        nursery.cancel_scope.cancel()
-    assert times == pytest.approx([0, ROUND_SECONDS, 2 * ROUND_SECONDS, 2 * ROUND_SECONDS + IDLE_SECONDS, 30])
-    assert runner.begun == begun
-    assert "a round of the rollouts failed: the disk is full" in caplog.text
 
 
 async def test_a_new_profile_can_be_rolled_out(fleet: Fleet) -> None:
