@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import secrets
 from collections.abc import Callable
 
 from certctrl.plane.access.access import OperatorAccess
 from certctrl.plane.access.accounts import MAX_SESSIONS
+from certctrl.plane.access.marked import MarkedSecrets
 from certctrl.plane.access.roles import BY_KEY, Caller, Role
 from certctrl.plane.audit.acts import aside
 from certctrl.plane.errors import ErrorResponse, forbidden
@@ -38,6 +38,7 @@ class Operators:
         self._codes = SharedAttempts(database, "codes", 10, settings.lock_out_seconds, wall_now)
         """Wrong user codes per session, so that no browser can try them all."""
         self._csrf_key = keyring.derived("forms of the pages")
+        self._marks = MarkedSecrets(keyring.derived("sessions of the pages"))
 
     async def who_has(self, key: str, caller: str) -> Caller:
         """Return the operator with a key or token; ErrorResponse 403 for a wrong one, 429 after too many.
@@ -63,7 +64,7 @@ class Operators:
 
     async def open_provider_session(self, person: Person) -> str:
         """Return a new session of a person from the provider; ErrorResponse 403 without a role, and as ``Accounts``."""
-        role, session = person.role, secrets.token_urlsafe(32)
+        role, session = person.role, self._marks.new()
         if role is None:
             with aside():
                 await self._db.work(self._access.accounts.end_sessions_of, person.subject)
@@ -90,7 +91,7 @@ class Operators:
         row: Row | None
         _, row = self._access.identify(key, caller)
         self._keys.succeeded(caller)
-        session = secrets.token_urlsafe(32)
+        session = self._marks.new()
         if row is not None:
             self._access.accounts.open_session(digest(session), row, self._seconds)
             self._access.accounts.note_use(row["id"], caller)
@@ -105,12 +106,18 @@ class Operators:
         sql = f"DELETE FROM page_sessions WHERE id_hash != ? AND id_hash NOT IN ({kept})"
         self._db.run(sql, id_hash, id_hash, MAX_SESSIONS - 1)
 
+    def may_be_session(self, session: str) -> bool:
+        """Return whether a cookie was made by a control plane, without reading the database."""
+        return self._marks.is_own(session)
+
     def is_signed_in(self, session: str) -> bool:
         """Return whether a session is open."""
         return self.caller_of(session) is not None
 
     def caller_of(self, session: str) -> Caller | None:
-        """Return the operator of an open session; None if it has ended."""
+        """Return the operator of an open session; None if it has ended, or never was one."""
+        if not self.may_be_session(session):
+            return None
         row = self._db.one("SELECT expires_at FROM page_sessions WHERE id_hash = ?", self._stored(session))
         if row is None:
             return self._access.accounts.of_session(digest(session))

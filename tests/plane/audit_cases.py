@@ -293,13 +293,23 @@ async def test_channel(world: World) -> Any:
 
 
 async def resend(world: World) -> Any:
+    number = await dead_message(world)
+    return await world.operator("POST", f"/apiv1/alert-messages/{number}/resend", {})
+
+
+async def dismiss_message(world: World) -> Any:
+    number = await dead_message(world)
+    return await world.operator("POST", f"/apiv1/alert-messages/{number}/dismiss", {})
+
+
+async def dead_message(world: World) -> int:
     await put_channel(world)
     alerts = world.plane.alerts
     channel = await world.plane.work(alerts.channels.named, "ops")
     number = await world.plane.work(alerts.outbox.add, channel.id, message_of_test("ops", world.clock.wall))
     await world.plane.work(world.plane.database.run, "UPDATE alert_messages SET state = 'dead'")
     forget(world)
-    return await world.operator("POST", f"/apiv1/alert-messages/{number}/resend", {})
+    return number
 
 
 async def put_rule(world: World) -> Any:
@@ -442,6 +452,7 @@ CASES: dict[tuple[str, str], Case] = {
     ("DELETE", "/apiv1/alert-channels/{channel}"): remove_channel,
     ("POST", "/apiv1/alert-channels/{channel}/test"): test_channel,
     ("POST", "/apiv1/alert-messages/{mid}/resend"): resend,
+    ("POST", "/apiv1/alert-messages/{mid}/dismiss"): dismiss_message,
     ("POST", "/apiv1/plane/ca/constraints"): constrain,
     ("POST", "/apiv1/plane/tls"): switch_tls,
     ("POST", "/apiv1/operators"): add_operator,

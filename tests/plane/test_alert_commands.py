@@ -6,7 +6,10 @@ import base64
 import hashlib
 import hmac
 import json
+import sqlite3
+import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from alert_receivers import HttpsReceiver, https_receiver
 from plane_commands import PlaneSite
 
 from certctrl.errors import ExitStatus
+from certctrl.plane.alerts.texts import test_message as message_of_test
 
 
 @pytest.fixture
@@ -81,6 +85,46 @@ def test_a_revocation_reaches_a_channel(site: PlaneSite, receiver: HttpsReceiver
     assert site("alerts", "remove", "now", "--yes").status == 0
 
 
+def add_dead(data: Path, channel: str, count: int) -> list[str]:
+    """Store messages that could not be delivered, and return their ids."""
+    with closing(sqlite3.connect(data / "plane.db", timeout=30)) as database, database:
+        (channel_id,) = database.execute("SELECT id FROM alert_channels WHERE name = ?", (channel,)).fetchone()
+        sql = (
+            "INSERT INTO alert_messages (channel_id, group_name, kind, body, state, attempts, problem, created_at, retry_from,"
+            " ended_at) VALUES (?, 'test', 'test', ?, 'dead', 30, 'answered with 410', ?, ?, ?)"
+        )
+        now = time.time()
+        body = json.dumps(message_of_test(channel, now))
+        return [str(database.execute(sql, (channel_id, body, now, now, now)).lastrowid) for _ in range(count)]
+
+
+@pytest.mark.integration
+def test_dead_messages_are_dismissed(site: PlaneSite, tmp_path: Path) -> None:
+    url = secret_file(tmp_path / "url", "https://chat.invalid/hook")
+    for name in ("gone", "other"):
+        site("alerts", "add", name, "--kind", "slack", "--url-file", url, "--event", "rollout-halted")
+    first, second, third = add_dead(site.data, "gone", 3)
+    (fourth,) = add_dead(site.data, "other", 1)
+    assert "give up: plane alerts dismiss" in site("alerts", "outbox", "--state", "dead").output
+    tried = site("alerts", "dismiss", first, "--dry-run").output
+    assert tried == f"would dismiss message {first}: test of alert channel gone\n"
+    assert site("alerts", "dismiss", first).output == f"dismissed message {first}: test of alert channel gone\n"
+    tried = site("alerts", "dismiss", "--dead", "--channel", "gone", "--dry-run").output
+    assert [line.split()[3] for line in tried.splitlines()] == [f"{second}:", f"{third}:"]
+    done = site("alerts", "dismiss", "--dead", "--channel", "gone", "--json").json
+    assert [(row["id"], row["state"]) for row in done] == [(int(second), "dismissed"), (int(third), "dismissed")]
+    dead = site("alerts", "outbox", "--state", "dead", "--json").json
+    assert [row["id"] for row in dead] == [int(fourth)]
+    shown = site("alerts", "outbox", first).output
+    assert "state: dismissed" in shown and "dismissed: 20" in shown
+    listed = site("alerts", "list", "--json").json
+    assert [(row["name"], row["dead"]) for row in listed] == [("gone", 0), ("other", 1)]
+    entries = site("audit", "--what", "alert-message.dismiss", "--json").json
+    assert [one["objects"][0]["id"] for one in entries] == [third, second, first]
+    for name in ("gone", "other"):
+        site("alerts", "remove", name, "--yes")
+
+
 @pytest.mark.integration
 def test_mistakes_are_named(site: PlaneSite, tmp_path: Path) -> None:
     url = secret_file(tmp_path / "url", "https://hooks.example.com/services/T0/B0/XXX")
@@ -122,6 +166,9 @@ def test_mistakes_are_named(site: PlaneSite, tmp_path: Path) -> None:
         (("resend", "999"), ExitStatus.FAILED, "There is no alert message 999"),
         (("resend",), ExitStatus.USAGE, "give either the ID of a message or --dead"),
         (("resend", "1", "--dead"), ExitStatus.USAGE, "give either the ID of a message or --dead"),
+        (("dismiss", "999"), ExitStatus.FAILED, "There is no alert message 999"),
+        (("dismiss",), ExitStatus.USAGE, "give either the ID of a message or --dead"),
+        (("dismiss", "1", "--channel", "m"), ExitStatus.USAGE, "--channel belongs to --dead"),
     ):
         done = site("alerts", *argv)
         assert (done.status, says in done.err) == (status, True), (argv, done)
@@ -131,4 +178,5 @@ def test_mistakes_are_named(site: PlaneSite, tmp_path: Path) -> None:
     near = site("alerts", "show", "t")
     assert "There is no alert channel 't'" in near.err
     assert site("alerts", "resend", "--dead").output == "no dead messages\n"
+    assert site("alerts", "dismiss", "--dead").output == "no dead messages\n"
     assert site("alerts", "remove", "s", "--yes").status == 0

@@ -43,7 +43,7 @@ from certctrl.text import counted, one_line
 alerts = typer.Typer(help="Send alerts by webhook and mail, and see what was sent.", **GROUP)
 
 _CHANNELS, _MESSAGES = "/apiv1/alert-channels", "/apiv1/alert-messages"
-_STATES = ("due", "sent", "dead")
+_STATES = ("due", "sent", "dead", "dismissed")
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The channel.")]
 Id = Annotated[int, typer.Argument(metavar="ID", min=1, help="The message.")]
 
@@ -219,7 +219,9 @@ def test_channel(ctx: typer.Context, name: Name) -> int:
 def outbox(
     ctx: typer.Context,
     message_id: Annotated[int | None, typer.Argument(metavar="[ID]", min=1, help="Only this message.")] = None,
-    state: Annotated[str, typer.Option("--state", metavar="STATE", help="Only due, sent or dead messages.")] = "",
+    state: Annotated[
+        str, typer.Option("--state", metavar="STATE", help="Only due, sent, dead or dismissed messages.")
+    ] = "",
     channel: Annotated[str, typer.Option("--channel", metavar="NAME", help="Only messages to this channel.")] = "",
     limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, max=500, help="At most so many messages.")] = 50,
     before: Annotated[
@@ -229,6 +231,7 @@ def outbox(
     """List the messages, the newest first, or show one.
 
     due: it waits, or is retried. sent: the receiver has accepted it. dead: retried for a day without success.
+    dismissed: dead, and given up by an operator.
 
     \b
     cert-ctrl plane alerts outbox --data /var/lib/plane --state dead
@@ -255,12 +258,14 @@ def _print_messages(rows: Sequence[Mapping[str, Any]], limit: int) -> None:
     if len(rows) == limit:
         write_line(f"more: --before {rows[-1]['id']}")
     if any(row["state"] == "dead" for row in rows):
-        write_line("send dead ones again: cert-ctrl plane alerts resend ID, or --dead for all")
+        write_line(
+            "send dead ones again: cert-ctrl plane alerts resend ID, or --dead for all; give up: plane alerts dismiss"
+        )
 
 
 def _print_message(row: Mapping[str, Any]) -> None:
-    for key in ("id", "channel", "state", "attempts", "created_at", "next_at", "ended_at", "problem"):
-        if row[key] not in ("", None):
+    for key in ("id", "channel", "state", "attempts", "created_at", "next_at", "ended_at", "dismissed_at", "problem"):
+        if row.get(key) not in ("", None):
             write_line(f"{key.replace('_at', '')}: {row[key]}")
     message = row["message"]
     write_line(f"title: {message['title']}")
@@ -289,10 +294,7 @@ def resend(
     cert-ctrl plane alerts resend --data /var/lib/plane 17
     cert-ctrl plane alerts resend --data /var/lib/plane --dead --dry-run
     """
-    if (message_id is None) != dead:
-        raise UsageError("give either the ID of a message or --dead", fix="cert-ctrl plane alerts outbox --state dead")
-    if channel and not dead:
-        raise UsageError("--channel belongs to --dead", fix="leave it out")
+    _check_chosen(message_id, channel, dead=dead)
 
     async def request(api: OperatorApi) -> Any:
         found = [await api.call("GET", f"{_MESSAGES}/{message_id}")] if message_id else await _dead(api, channel)
@@ -309,6 +311,50 @@ def resend(
             write_line("no dead messages")
 
     show(ctx, rows, text)
+
+
+@alerts.command("dismiss", cls=OperatorCommand)
+def dismiss(
+    ctx: typer.Context,
+    message_id: Annotated[int | None, typer.Argument(metavar="[ID]", min=1, help="The message.")] = None,
+    dead: Annotated[bool, typer.Option("--dead", help="All dead messages, the oldest first.")] = False,
+    channel: Annotated[str, typer.Option("--channel", metavar="NAME", help="With --dead: only to this channel.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be dismissed.")] = False,
+) -> None:
+    """Give up dead messages.
+
+    They are no longer a problem of the control plane. They stay visible for 90 days, and can still be sent again. What
+    lasts is told again by the channel's next reminder.
+
+    \b
+    cert-ctrl plane alerts dismiss --data /var/lib/plane 17
+    cert-ctrl plane alerts dismiss --data /var/lib/plane --dead --dry-run
+    """
+    _check_chosen(message_id, channel, dead=dead)
+
+    async def request(api: OperatorApi) -> Any:
+        found = [await api.call("GET", f"{_MESSAGES}/{message_id}")] if message_id else await _dead(api, channel)
+        query = {"dry_run": "1"} if dry_run else None
+        done = [await api.call("POST", f"{_MESSAGES}/{row['id']}/dismiss", {}, query=query) for row in found]
+        return found if dry_run else done
+
+    rows = call_plane(ctx, request)
+
+    def text() -> None:
+        for row in rows:
+            write_line(f"{'would dismiss' if dry_run else 'dismissed'} message {row['id']}: {row['title']}")
+        if not rows:
+            write_line("no dead messages")
+
+    show(ctx, rows, text)
+
+
+def _check_chosen(message_id: int | None, channel: str, *, dead: bool) -> None:
+    """Raise UsageError unless either a message or all dead ones are chosen."""
+    if (message_id is None) != dead:
+        raise UsageError("give either the ID of a message or --dead", fix="cert-ctrl plane alerts outbox --state dead")
+    if channel and not dead:
+        raise UsageError("--channel belongs to --dead", fix="leave it out")
 
 
 async def _dead(api: OperatorApi, channel: str) -> list[Any]:

@@ -70,11 +70,9 @@ def list_operators(ctx: typer.Context) -> None:
         return await api.call("GET", _OPERATORS)
 
     rows = call_plane(ctx, request)
-    heads = ("name", "role", "status", "valid tokens", "last used", "created")
-    names = ("name", "role", "status", "tokens", "last_used_at", "created_at")
-    cells = [
-        [str(row[name] or "never") if name == "last_used_at" else str(row[name]) for name in names] for row in rows
-    ]
+    heads = ("name", "role", "status", "valid tokens", "token last used", "last sign-in", "created")
+    names = ("name", "role", "status", "tokens", "last_used_at", "last_sign_in_at", "created_at")
+    cells = [["never" if row.get(name) is None else str(row[name]) for name in names] for row in rows]
     show(ctx, rows, lambda: table(heads, cells) if rows else write_line("no operators: only the operator key"))
 
 

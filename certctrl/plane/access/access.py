@@ -10,6 +10,7 @@ from certctrl.errors import CertctrlError
 from certctrl.plane.access import accounts, key
 from certctrl.plane.access.accounts import Accounts
 from certctrl.plane.access.key import OperatorKey
+from certctrl.plane.access.marked import MarkedSecrets
 from certctrl.plane.access.roles import BY_KEY, Caller, Role
 from certctrl.plane.audit.acts import aside
 from certctrl.plane.errors import DatabaseAwayError, ErrorResponse, invalid_token
@@ -20,7 +21,10 @@ from certctrl.plane.storage.keyring import Keyring, digest
 _REMEMBERED = 1000
 """Tokens that are known to have been accepted, in memory."""
 _UNKNOWN_RATE, _UNKNOWN_BURST = 10.0, 100
-"""Requests per second of one address with tokens that are not known to have been accepted: each reads the database."""
+"""Requests per second with tokens that are not known to have been accepted: each reads the database.
+
+They are counted for each token that control planes have made, and together for all others of one address.
+"""
 _OUTDATED = (
     "the operator key of this control plane is not the current one: copy it from where it was replaced, or:"
     " cert-ctrl plane rotate operator-key --data DIR, with --operator-key-file FILE if it is given from outside DIR"
@@ -38,7 +42,8 @@ class OperatorAccess:
         self._db = database
         self._keyring = keyring
         self.key = OperatorKey(database, keyring)
-        self.accounts = Accounts(database, self.key, wall_now)
+        self._marks = MarkedSecrets(keyring.derived("tokens of operators"))
+        self.accounts = Accounts(database, self.key, self._marks, wall_now)
         self._accepted: dict[str, None] = {}
         self._unknown = Buckets(_UNKNOWN_RATE, _UNKNOWN_BURST, monotonic)
         self._key_counted = not (self.key.is_off() or self.key.is_outdated())
@@ -55,14 +60,16 @@ class OperatorAccess:
         return digest(token) in self._accepted
 
     async def authenticate(self, token: str, address: str, *, if_away: bool = False) -> Caller:
-        """Return the operator with a token; ErrorResponse 401, and 429 after too many unknown ones of an address.
+        """Return the operator with a token; ErrorResponse 401, and 429 after too many unknown ones.
+
+        A token with a right checksum was made by a control plane: others' guesses from the same address do not hold it up.
 
         ``if_away``: while the database is away, let the key in, which it may have replaced or turned off meanwhile.
         """
         if not self.may_be_operator(token):
             raise invalid_token("This is neither the operator key nor a token of an operator")
         if not (self.was_accepted(token) or self._keyring.is_operator(token)):
-            self._unknown.take(caller_of(address))
+            self._unknown.take(digest(token) if self._marks.is_own(token) else caller_of(address))
         try:
             caller, row = await self._db.work_read(self.identify, token, address)
         except ErrorResponse:

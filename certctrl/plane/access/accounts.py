@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from certctrl.plane.access.key import OperatorKey
+from certctrl.plane.access.marked import MarkedSecrets
 from certctrl.plane.access.roles import PLANE, Caller, Role
 from certctrl.plane.clock import when
 from certctrl.plane.errors import (
@@ -46,9 +46,13 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._@+-]{0,99}", re.ASCII)
 class Accounts:
     """The tables of operators and tokens."""
 
-    def __init__(self, database: Database, key: OperatorKey, wall_now: Callable[[], float]) -> None:
+    def __init__(
+        self, database: Database, key: OperatorKey, marks: MarkedSecrets, wall_now: Callable[[], float]
+    ) -> None:
+        """``marks`` makes the texts of tokens."""
         self._db = database
         self._key = key
+        self._marks = marks
         self._wall_now = wall_now
 
     # --- operators ------------------------------------------------------------------------------------------------
@@ -117,6 +121,7 @@ class Accounts:
             "disabled_at": when(row["disabled_at"]),
             "tokens": row["tokens"],
             "last_used_at": when(row["last_used_at"]),
+            "last_sign_in_at": when(row["signed_in_at"]),
         }
 
     def _row(self, name: str) -> Row:
@@ -183,7 +188,7 @@ class Accounts:
             raise conflict(f"{operator} has a valid token {name} already", "EXISTS")
         if len(valid) >= MAX_TOKENS:
             raise conflict(f"{operator} has {MAX_TOKENS} valid tokens already", "LIMIT")
-        text = (SCOPED_PREFIX if tags else PREFIX) + secrets.token_urlsafe(32)
+        text = self._marks.new(SCOPED_PREFIX if tags else PREFIX)
         own = role or (Role.OPERATOR if tags else "")
         token_id = self._db.insert(
             "INSERT INTO operator_tokens (operator_id, name, role, token_hash, created_at, expires_at, tags)"
@@ -208,6 +213,26 @@ class Accounts:
             self._row(operator)
         rows = self._db.all(f"{_TOKENS} WHERE (o.name = ? OR ? = '') ORDER BY t.id", operator, operator)
         return [self._shown_token(row) for row in rows]
+
+    def page_of_tokens(self, operator: str, status: str, before_id: int | None, limit: int) -> list[dict[str, Any]]:
+        """Return tokens, the newest first: with a status, ``current`` (valid or disabled), or all."""
+        now, parts, parameters = self._wall_now(), ["1 = 1"], list[Any]()
+        if operator:
+            parts.append("o.name = ?")
+            parameters.append(operator)
+        if before_id is not None:
+            parts.append("t.id < ?")
+            parameters.append(before_id)
+        if status:
+            sql, times = _OF_STATUS[status]
+            parts.append(sql)
+            parameters += [now] * times
+        rows = self._db.all(f"{_TOKENS} WHERE {' AND '.join(parts)} ORDER BY t.id DESC LIMIT ?", *parameters, limit)
+        return [self._shown_token(row) for row in rows]
+
+    def token(self, token_id: int) -> dict[str, Any]:
+        """Return a token, without its text; ErrorResponse 404."""
+        return self._token(token_id)
 
     def _token(self, token_id: int) -> dict[str, Any]:
         row = self._db.one(f"{_TOKENS} WHERE t.id = ?", token_id)
@@ -259,6 +284,7 @@ class Accounts:
         ends = min(self._wall_now() + seconds, token["expires_at"])
         sql = "INSERT INTO operator_sessions (id_hash, operator_id, token_id, expires_at) VALUES (?, ?, ?, ?)"
         self._db.run(sql, id_hash, token["operator_id"], token["id"], ends)
+        self._note_sign_in(token["operator_id"])
         self._end_oldest(token["operator_id"], id_hash)
 
     def open_provider_session(self, subject: str, name: str, role: Role, id_hash: str, seconds: float) -> Caller:
@@ -278,8 +304,12 @@ class Accounts:
             self.change(row["name"], role, None)
         sql = "INSERT INTO operator_sessions (id_hash, operator_id, expires_at) VALUES (?, ?, ?)"
         self._db.run(sql, id_hash, row["id"], self._wall_now() + seconds)
+        self._note_sign_in(row["id"])
         self._end_oldest(row["id"], id_hash)
         return Caller(who=row["name"], role=role, via="single sign-on")
+
+    def _note_sign_in(self, operator_id: int) -> None:
+        self._db.run("UPDATE operators SET signed_in_at = ? WHERE id = ?", self._wall_now(), operator_id)
 
     def _end_oldest(self, operator_id: int, new: str) -> None:
         """End the sessions of an operator that end first, beyond `MAX_SESSIONS` with the new one."""
@@ -340,6 +370,17 @@ _TOKENS = (
     "SELECT t.*, o.name AS operator, o.role AS operator_role, o.disabled_at, o.deleted_at FROM operator_tokens t"
     " JOIN operators o ON o.id = t.operator_id"
 )
+
+_CURRENT = "t.revoked_at IS NULL AND t.expires_at > ?"
+_OF_STATUS = {
+    "current": (_CURRENT, 1),
+    "valid": (f"{_CURRENT} AND o.disabled_at IS NULL", 1),
+    "disabled": (f"{_CURRENT} AND o.disabled_at IS NOT NULL", 1),
+    "expired": ("t.revoked_at IS NULL AND t.expires_at <= ?", 1),
+    "revoked": ("t.revoked_at IS NOT NULL", 0),
+}
+"""Status of tokens -> its condition, and how often that has the time."""
+TOKEN_STATUSES = tuple(_OF_STATUS)
 
 
 def _role_of(row: Row) -> Role:

@@ -192,12 +192,12 @@ class Channels:
     def _shown(self, channel: Channel, row: Row | None) -> dict[str, Any]:
         counts = self._db.one(
             "SELECT coalesce(sum(CASE WHEN state = 'due' THEN 1 ELSE 0 END), 0) AS due,"
-            " coalesce(sum(CASE WHEN state = 'dead' THEN 1 ELSE 0 END), 0) AS dead,"
+            " coalesce(sum(CASE WHEN state = 'dead' AND dismissed_at IS NULL THEN 1 ELSE 0 END), 0) AS dead,"
             " max(CASE WHEN state = 'sent' THEN ended_at END) AS sent_at FROM alert_messages WHERE channel_id = ?",
             channel.id,
         )
         failing = self._db.one(
-            "SELECT problem FROM alert_messages WHERE channel_id = ? AND state != 'sent' AND problem != ''"
+            "SELECT problem FROM alert_messages WHERE channel_id = ? AND state != 'sent' AND problem != '' AND dismissed_at IS NULL"
             " ORDER BY id DESC LIMIT 1",
             channel.id,
         )

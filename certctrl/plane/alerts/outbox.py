@@ -1,7 +1,7 @@
 """Outbox: messages from the transaction that decided them until their receiver has accepted them.
 
 Each has a job, so that one plane at a time sends it. Messages about one group are sent in order. A message whose
-receiver fails is retried for a day, and is a dead letter then, which an operator may send again.
+receiver fails is retried for a day, and is a dead letter then, which an operator may send again or dismiss.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from certctrl import lean
 from certctrl.backoff import grown
 from certctrl.plane.alerts.texts import Message
 from certctrl.plane.clock import when
-from certctrl.plane.errors import conflict, not_found
+from certctrl.plane.errors import ErrorResponse, conflict, not_found
 from certctrl.plane.jobs import Job, Jobs
 from certctrl.plane.settings import DAY
 from certctrl.plane.storage.database import Database, Row, marks
@@ -23,7 +23,9 @@ from certctrl.text import one_line
 
 JOB = "alert"
 DUE, SENT, DEAD = "due", "sent", "dead"
-STATES = (DUE, SENT, DEAD)
+DISMISSED = "dismissed"
+"""A dead message that an operator has given up; in its row, it is dead with a time."""
+STATES = (DUE, SENT, DEAD, DISMISSED)
 FIRST_PAUSE, LAST_PAUSE = 10.0, 3600.0
 RETRY_SECONDS = float(DAY)
 LEASE_SECONDS = 120.0
@@ -36,6 +38,7 @@ FAILING_ATTEMPTS = 3
 """Failed attempts after which a message is a problem of the plane."""
 _ID = "CASE WHEN jobs.kind = 'alert' THEN CAST(jobs.job_key AS BIGINT) END"
 """The message of a job, as a number: found by its key, not out of all; keys of other jobs are no numbers."""
+_STATE = "CASE WHEN m.dismissed_at IS NULL THEN m.state ELSE 'dismissed' END"
 _EARLIER = (
     "NOT EXISTS (SELECT 1 FROM alert_messages m JOIN alert_messages e ON e.channel_id = m.channel_id"
     " AND e.group_name = m.group_name AND e.id < m.id AND e.state = 'due'"
@@ -140,22 +143,51 @@ class Outbox:
         return due
 
     def resend(self, message_id: int) -> dict[str, Any]:
-        """Send a message again: a dead letter, or one that waits for its next attempt. ErrorResponse 404 and 409."""
-        row = self._db.one_locked("SELECT * FROM alert_messages WHERE id = ?", message_id)
-        if row is None:
-            raise not_found(f"There is no alert message {message_id}; see plane alerts outbox")
+        """Send a message again: a dead or dismissed one, or one that waits for its next attempt. ErrorResponse 404 and 409."""
+        row = self._locked(message_id)
         if row["state"] == SENT:
             raise conflict(f"Message {message_id} was sent at {when(row['ended_at'])}", "ALREADY_SENT")
         now = self._wall_now()
-        sql = "UPDATE alert_messages SET state = 'due', attempts = 0, retry_from = ?, next_at = ?, ended_at = NULL WHERE id = ?"
+        sql = (
+            "UPDATE alert_messages SET state = 'due', attempts = 0, retry_from = ?, next_at = ?, ended_at = NULL,"
+            " dismissed_at = NULL WHERE id = ?"
+        )
         self._db.run(sql, now, now, message_id)
         self._jobs.put(JOB, str(message_id), now)
         return self.show(message_id)
 
+    def dismiss(self, message_id: int) -> dict[str, Any]:
+        """Give up a dead message, which is no longer a problem then; idempotent. ErrorResponse 404 and 409."""
+        row = self._locked(message_id)
+        if row["state"] == SENT:
+            raise conflict(f"Message {message_id} was sent at {when(row['ended_at'])}", "ALREADY_SENT")
+        if row["state"] != DEAD:
+            raise conflict(
+                f"Message {message_id} is still tried, at {when(row['next_at'] or row['retry_from'])} again", "NOT_DEAD"
+            )
+        sql = "UPDATE alert_messages SET dismissed_at = ? WHERE id = ? AND dismissed_at IS NULL"
+        self._db.run(sql, self._wall_now(), message_id)
+        return self.show(message_id)
+
+    def _locked(self, message_id: int) -> Row:
+        row = self._db.one_locked("SELECT * FROM alert_messages WHERE id = ?", message_id)
+        if row is None:
+            raise _unknown(message_id)
+        return row
+
+    def counts(self, channel: str = "") -> dict[str, int]:
+        """Return the number of messages in each state, to one channel or all."""
+        rows = self._db.all(
+            f"SELECT {_STATE} AS word, count(*) AS n FROM alert_messages m JOIN alert_channels c ON c.id = m.channel_id"
+            " WHERE c.name = ? OR ? = '' GROUP BY word",
+            *(channel, channel),
+        )
+        return {row["word"]: int(row["n"]) for row in rows}
+
     def page(self, *, state: str, channel: str, before_id: int | None, limit: int) -> list[dict[str, Any]]:
         """Return messages, the newest first."""
         parts, parameters = ["1 = 1"], list[Any]()
-        for condition, value in (("m.state = ?", state), ("c.name = ?", channel), ("m.id < ?", before_id)):
+        for condition, value in ((f"{_STATE} = ?", state), ("c.name = ?", channel), ("m.id < ?", before_id)):
             if value:
                 parts.append(condition)
                 parameters.append(value)
@@ -175,12 +207,12 @@ class Outbox:
             message_id,
         )
         if row is None:
-            raise not_found(f"There is no alert message {message_id}; see plane alerts outbox")
+            raise _unknown(message_id)
         return _shown(row) | {"message": json.loads(row["body"])}
 
     def failing(self) -> tuple[int, Row | None]:
         """Return the number of messages that cannot be delivered, and the oldest of them with its channel."""
-        where = f"m.state = '{DEAD}' OR (m.state = '{DUE}' AND m.attempts >= {FAILING_ATTEMPTS})"
+        where = f"(m.state = '{DEAD}' AND m.dismissed_at IS NULL) OR (m.state = '{DUE}' AND m.attempts >= {FAILING_ATTEMPTS})"
         count = self._db.one(f"SELECT count(*) AS n FROM alert_messages m WHERE {where}")
         oldest = self._db.one(
             "SELECT m.id, m.state, m.problem, c.name AS channel FROM alert_messages m JOIN alert_channels c"
@@ -195,6 +227,10 @@ class Outbox:
             self._db.run("DELETE FROM alert_messages WHERE state = ? AND ended_at < ?", state, now - days * DAY)
 
 
+def _unknown(message_id: int) -> ErrorResponse:
+    return not_found(f"There is no alert message {message_id}; see plane alerts outbox")
+
+
 def _shown(row: Row) -> dict[str, Any]:
     body = json.loads(row["body"])
     return {
@@ -203,10 +239,11 @@ def _shown(row: Row) -> dict[str, Any]:
         "kind": row["kind"],
         "group": row["group_name"],
         "title": one_line(body["title"]),
-        "state": row["state"],
+        "state": row["state"] if row["dismissed_at"] is None else DISMISSED,
         "attempts": row["attempts"],
         "problem": row["problem"],
         "created_at": when(row["created_at"]),
         "next_at": when(row["next_at"]) if row["state"] == DUE else None,
         "ended_at": when(row["ended_at"]),
+        "dismissed_at": when(row["dismissed_at"]),
     }

@@ -253,5 +253,7 @@ _READERS: dict[str, Callable[[Database, str], Values | None]] = {
     "profile": _profile,
     "rollout": _rollout,
     "alert-channel": _alert_channel,
-    "alert-message": _row_of("alert_messages", "group_name", "kind", "state", "attempts", "problem"),
+    "alert-message": _row_of(
+        "alert_messages", "group_name", "kind", "state", "attempts", "problem", times=("dismissed_at",)
+    ),
 }

@@ -21,7 +21,7 @@ from certctrl.text import nearest, one_line
 
 _CHANNELS, _MESSAGES = "/apiv1/alert-channels", "/apiv1/alert-messages"
 _CHANNEL, _MESSAGE = f"{_CHANNELS}/{{channel}}", f"{_MESSAGES}/{{mid}}"
-_PAGE, _MAX_PAGE = 100, 500
+_PAGE, MAX_PAGE = 100, 500
 
 
 class AlertApi:
@@ -39,7 +39,7 @@ class AlertApi:
             ("GET", _CHANNEL, self.channel), ("DELETE", _CHANNEL, self.remove_channel),
             ("POST", f"{_CHANNEL}/test", self.test_channel),
             ("GET", _MESSAGES, self.messages), ("GET", _MESSAGE, self.message),
-            ("POST", f"{_MESSAGE}/resend", self.resend),
+            ("POST", f"{_MESSAGE}/resend", self.resend), ("POST", f"{_MESSAGE}/dismiss", self.dismiss),
         ]  # fmt: skip
         only = self._authenticator.operators_only
         return routes_of([(method, path, only(endpoint)) for method, path, endpoint in guarded])
@@ -87,13 +87,9 @@ class AlertApi:
     async def messages(self, request: Request) -> Response:
         """Return a page of messages, the newest first: ``?state=&channel=&before_id=&limit=``."""
         asked = request.query_params
-        state, channel = asked.get("state", ""), asked.get("channel", "")
-        if state not in ("", *STATES):
-            meant = nearest(state, STATES)
-            hint = f"did you mean {meant}?" if meant else f"use {', '.join(STATES)}"
-            raise bad_request(f"{one_line(state, 40)!r} is not a state of messages: {hint}", field="state")
+        state, channel = known_state(asked.get("state", "")), asked.get("channel", "")
         before_id = whole_number(asked["before_id"], "before_id", 1) if "before_id" in asked else None
-        limit = whole_number(asked.get("limit", str(_PAGE)), "limit", 1, _MAX_PAGE)
+        limit = whole_number(asked.get("limit", str(_PAGE)), "limit", 1, MAX_PAGE)
 
         def read() -> list[dict[str, object]]:
             if channel:
@@ -111,3 +107,18 @@ class AlertApi:
         shown = await self._plane.work(self._alerts.outbox.resend, number(request, "mid"))
         self._alerts.runner.wake()
         return data_answer(shown, 202)
+
+    async def dismiss(self, request: Request) -> Response:
+        """Give up a dead message: it is no longer a problem."""
+        shown = await self._plane.work(self._alerts.outbox.dismiss, number(request, "mid"))
+        self._alerts.runner.wake()
+        return data_answer(shown)
+
+
+def known_state(state: str) -> str:
+    """Return a state of messages, or the empty text for all; ErrorResponse 400 for another one."""
+    if state not in ("", *STATES):
+        meant = nearest(state, STATES)
+        hint = f"did you mean {meant}?" if meant else f"use {', '.join(STATES)}"
+        raise bad_request(f"{one_line(state, 40)!r} is not a state of messages: {hint}", field="state")
+    return state

@@ -10,9 +10,12 @@ from certctrl.plane.http.alert_api import AlertApi
 from certctrl.plane.http.anchor_api import AnchorApi
 from certctrl.plane.http.audit_api import AuditApi
 from certctrl.plane.http.ca_api import CaApi
+from certctrl.plane.http.console.alert_pages import ConsoleAlerts
 from certctrl.plane.http.console.changes import ConsoleChanges
+from certctrl.plane.http.console.operator_pages import ConsoleOperators
 from certctrl.plane.http.console.pages import Console
 from certctrl.plane.http.console.records import ConsoleRecords
+from certctrl.plane.http.console.visits import UnknownPages
 from certctrl.plane.http.crl_api import CrlApi
 from certctrl.plane.http.device_api import DeviceApi
 from certctrl.plane.http.faults import Faults
@@ -62,9 +65,12 @@ def make_app(plane: Plane, *, faults: Faults | None = None) -> App:
         *push.operator_routes(),
         *ApprovalPage(plane).routes(),
         *ProviderPage(plane).routes(),
+        *ConsoleAlerts(plane).routes(),
+        *ConsoleOperators(plane).routes(),
         *Console(plane).routes(),
         *ConsoleRecords(plane).routes(),
         *ConsoleChanges(plane).routes(),
+        *UnknownPages(plane).routes(),  # after all others of the console
     ]
     changing = {path for (_, path), permission in PERMISSIONS.items() if permission.action}
     tried = [route for route in routes if route.path in changing]

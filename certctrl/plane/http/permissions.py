@@ -116,6 +116,7 @@ PERMISSIONS: dict[tuple[str, str], Permission] = {
     ("GET", _MESSAGES): Permission(VIEWER),
     ("GET", f"{_MESSAGES}/{{mid}}"): Permission(VIEWER),
     ("POST", f"{_MESSAGES}/{{mid}}/resend"): Permission(OPERATOR, "alert-message.resend"),
+    ("POST", f"{_MESSAGES}/{{mid}}/dismiss"): Permission(OPERATOR, "alert-message.dismiss"),
     ("GET", f"{USER}/cas"): Permission(VIEWER),
     ("POST", f"{USER}/cas"): Permission(ADMIN, "ca.add"),
     ("GET", "/apiv1/issuers"): Permission(VIEWER),

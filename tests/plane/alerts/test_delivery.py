@@ -200,6 +200,39 @@ async def test_a_dead_letter_is_visible_and_can_be_sent_again(site: Site, receiv
         await site.plane.work(resend, 99)
 
 
+async def test_a_dismissed_message_is_no_problem(site: Site, receiver: HttpsReceiver) -> None:
+    await site.channel(receiver, wait_seconds=0, repeat_seconds=0, events=["device-silent"])
+    await site.hosts(1, site.now - 5000)
+    receiver.script = ["503"] * 100
+    await site.rounds(15)
+    outbox, channels = site.plane.alerts.outbox, site.plane.alerts.channels
+    (row,) = await site.messages()
+    with pytest.raises(ErrorResponse, match=f"Message {row['id']} is still tried, at 20.* again"):
+        await site.plane.work(outbox.dismiss, row["id"])
+    await site.rounds(86_400 + 4000, step=600)
+    assert "alerts" in site.problems()
+    assert (await site.plane.work(channels.show, "ops"))["dead"] == 1
+    shown = await site.plane.work(outbox.dismiss, row["id"])
+    assert shown["state"] == "dismissed"
+    site.now += 60
+    assert await site.plane.work(outbox.dismiss, row["id"]) == shown, "a repetition changes nothing"
+    await site.rounds(30)
+    assert "alerts" not in site.problems()
+    channel = await site.plane.work(channels.show, "ops")
+    assert (channel["dead"], channel["problem"]) == (0, "")
+    assert await site.messages("dead") == []
+    assert [one["id"] for one in await site.messages("dismissed")] == [row["id"]]
+    receiver.script = []
+    again = await site.plane.work(outbox.resend, row["id"])
+    assert (again["state"], again["dismissed_at"]) == ("due", None)
+    await site.rounds(30)
+    assert [one["state"] for one in await site.messages()] == ["sent"]
+    with pytest.raises(ErrorResponse, match="was sent at"):
+        await site.plane.work(outbox.dismiss, row["id"])
+    with pytest.raises(ErrorResponse, match="no alert message 99"):
+        await site.plane.work(outbox.dismiss, 99)
+
+
 async def test_nothing_is_sent_to_a_server_that_is_not_trusted_or_is_local(site: Site, receiver: HttpsReceiver) -> None:
     with https_receiver() as other:
         await site.channel(receiver, wait_seconds=0, ca_pem=other.ca_pem)

@@ -15,7 +15,9 @@ from certctrl.plane.http.access_api import AccessApi
 from certctrl.plane.http.alert_api import AlertApi
 from certctrl.plane.http.audit_api import AuditApi
 from certctrl.plane.http.ca_api import CaApi
+from certctrl.plane.http.console.alert_pages import ConsoleAlerts
 from certctrl.plane.http.console.changes import ConsoleChanges
+from certctrl.plane.http.console.operator_pages import ConsoleOperators
 from certctrl.plane.http.console.pages import Console
 from certctrl.plane.http.console.records import ConsoleRecords
 from certctrl.plane.http.device_api import DeviceApi
@@ -70,6 +72,7 @@ def routes_of(world: World) -> Iterator[tuple[str, str]]:
     parts = [
         Health, DeviceApi, OperatorApi, OperatorResources, CaApi, AuditApi, AccessApi, IssuingApi, LifecycleApi, ProfileApi,
         RolloutApi, FleetApi, AlertApi, ApprovalPage, Console, ConsoleRecords, ConsoleChanges,
+        ConsoleAlerts, ConsoleOperators,
     ]  # fmt: skip
     for route in (route for part in parts for route in part(plane).routes()):
         assert isinstance(route, Route)

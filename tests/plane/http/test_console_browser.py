@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import importlib.resources
 import json
-import os
 import ssl
 import time
 import urllib.request
@@ -19,6 +16,7 @@ import attrs
 import pytest
 import trio
 from browser import Person
+from console_looks import AXE, PICTURES, look_at
 from large_fleet import fill
 
 from certctrl.plane.access.roles import Role
@@ -30,10 +28,6 @@ from certctrl.plane.settings import DAY
 
 pytestmark = pytest.mark.integration
 
-PICTURES = os.environ.get("CERTCTRL_TEST_PICTURES", "")
-"""A directory for screenshots, to be reviewed by hand."""
-AXE = os.environ.get("CERTCTRL_TEST_AXE", "")
-"""An axe.min.js that is newer than that of axe-core-python."""
 ITEM = {"id": 1, "name": "nginx", "type": "exec", "cmd_argv": ["/bin/true"]}
 PAGES = {
     "overview": "/fleet",
@@ -87,12 +81,6 @@ async def fleet(data: Path, devices: int) -> AsyncIterator[Served]:
         nursery.cancel_scope.cancel()
 
 
-def axe_script() -> str:
-    if AXE:
-        return Path(AXE).read_text()
-    return (importlib.resources.files("axe_core_python") / "axe.min.js").read_text()
-
-
 def sign_in(person: Person, served: Served) -> None:
     person.open(f"{served.address.url}/fleet")
     assert person.heading() == "Sign in"
@@ -112,45 +100,12 @@ async def test_every_page_in_every_size_and_scheme(
 
 
 def look(browser: Any, served: Served, pictures: Path) -> None:
-    person, found = Person(browser, pictures, "all"), []
+    person = Person(browser, pictures, "all")
     sign_in(person, served)
     assert "13 of 10\u202f004 devices" in person.heading()
-    for width, scheme in ((1280, "light"), (390, "dark"), (1280, "dark"), (390, "light")):
-        size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        schemes = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", schemes)
-        for name, path in PAGES.items():
-            person.open(served.address.url + path)
-            wide = browser.execute_script("return document.documentElement.scrollWidth - innerWidth")
-            assert wide <= 0, f"{name} at {width}: {wide} px are beyond the edge"
-            picture = browser.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})
-            (pictures / f"{name}-{width}-{scheme}.png").write_bytes(base64.b64decode(picture["data"]))
-            if (width, scheme) == (1280, "light") or ((width, scheme) == (390, "dark") and name in AGAIN):
-                found += [f"{name} at {width}, {scheme}: {barrier}" for barrier in barriers(browser)]
-            if width < 500:
-                found += [f"{name}: small {target}" for target in small_targets(browser)]
+    found = look_at(person, served.address.url, PAGES, pictures, again=AGAIN)
     assert found == []
     assert [line for line in person.complaints() if "404" not in line] == []
-
-
-def barriers(browser: Any) -> list[str]:
-    """Return what axe-core finds, with the elements."""
-    browser.execute_script(axe_script())
-    script = "const done = arguments[0]; axe.run(document, {resultTypes: ['violations']}).then(r => done(r.violations))"
-    return [
-        f"{one['impact']} {one['id']}: {[node['html'][:120] for node in one['nodes'][:3]]}"
-        for one in browser.execute_async_script(script)
-    ]
-
-
-def small_targets(browser: Any) -> list[str]:
-    """Return buttons and fields that are too small for a finger."""
-    script = """return [...document.querySelectorAll("button, .button, select, input:not([type=hidden]):not([type=checkbox])")]
-      .filter(e => e.getClientRects().length && e.closest("details:not([open])") === null && e.getBoundingClientRect().height < 43)
-      .map(e => e.outerHTML.slice(0, 80))"""
-    found: list[str] = browser.execute_script(script)
-    return found
 
 
 async def test_by_keyboard_only(start_browser: Callable[..., Any], tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def rollout_change(row: Mapping[str, Any], do: str, viewer: Viewer, problem: str
             list=_failed(failed),
         )
     home = f"{ROLLOUTS}/{row['id']}"
-    return _page(
+    return ask_page(
         title=f"{do.capitalize()} rollout {row['id']}, {title_of(row)}?",
         action=f"{home}/{do}",
         back=home,
@@ -81,7 +81,7 @@ def device_revocation(row: Mapping[str, Any], copies: int, viewer: Viewer, probl
         '<input id="name" name="name" type="text" required maxlength="200" autocomplete="off" autocapitalize="none" spellcheck="false"></label>',
         name=name,
     )
-    return _page(
+    return ask_page(
         title=f"Shut out {name}?",
         action=f"{home}/revoke",
         back=home,
@@ -100,7 +100,7 @@ def device_revocation(row: Mapping[str, Any], copies: int, viewer: Viewer, probl
     )
 
 
-def _page(
+def ask_page(
     *,
     title: str,
     action: str,
@@ -113,9 +113,11 @@ def _page(
     viewer: Viewer,
     danger: bool,
     problem: str,
+    which: Html = NOTHING,
 ) -> Html:
+    """Return a page that asks; ``which``: the rows that change, and how."""
     return fill(
-        """{head}<section class="need {css} confirm">{problem}<h2>What it does</h2><ul class="do">{does}</ul><p class="soft">{undo}</p>
+        """{head}<section class="need {css} confirm">{problem}<h2>What it does</h2><ul class="do">{does}</ul><p class="soft">{undo}</p>{which}
 <form method="post" action="{action}">{csrf}{ask}<div class="acts"><button class="{button}">{label}</button>{back}</div></form>
 <p class="cli">The same on a terminal: <code>{command}</code></p></section>""",
         head=head(fill("{title}", title=title)),
@@ -123,6 +125,7 @@ def _page(
         problem=fill('<p class="alert" role="alert">{text}</p>', text=problem) if problem else NOTHING,
         does=joined(fill("<li>{text}</li>", text=text) for text in does),
         undo=undo,
+        which=which,
         action=action,
         csrf=hidden(csrf=viewer.csrf),
         ask=ask,

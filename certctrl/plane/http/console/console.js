@@ -46,6 +46,10 @@
     timer = setTimeout(read, wait * 1000);
   };
 
+  const nav = document.querySelector(".top nav");
+  const current = nav?.querySelector("[aria-current]");
+  if (current) nav.scrollLeft = current.offsetLeft - nav.offsetLeft - (nav.clientWidth - current.offsetWidth) / 2;
+
   setInterval(count, 10000);
   if (seconds) {
     timer = setTimeout(read, wait * 1000);

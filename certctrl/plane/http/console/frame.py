@@ -14,10 +14,12 @@ from certctrl.plane.http.console.parts import NOTHING, SYMBOLS, anchor, hidden, 
 from certctrl.plane.http.pages.html import HEADERS, Html, fill
 
 HOME = "/fleet"
+ALERTS, OPERATORS, TOKENS = f"{HOME}/alerts", f"{HOME}/operators", f"{HOME}/tokens"
 DEVICES, CERTIFICATES = f"{HOME}/devices", f"{HOME}/certificates"
 ROLLOUTS, AUDIT = f"{HOME}/rollouts", f"{HOME}/audit"
 _PARTS = (
     (HOME, "Overview"), (DEVICES, "Devices"), (CERTIFICATES, "Certificates"), (ROLLOUTS, "Rollouts"), (AUDIT, "Audit"),
+    (ALERTS, "Alerts"), (OPERATORS, "Operators"),
 )  # fmt: skip
 _POLICY = (
     "default-src 'none'; style-src 'self'; img-src 'self'; script-src 'self'; connect-src 'self'; form-action 'self';"
@@ -26,6 +28,12 @@ _POLICY = (
 CONSOLE_HEADERS = HEADERS | {"content-security-policy": _POLICY}
 
 NOTICES = {
+    "resent": "It is sent again, for a day if need be.",
+    "dismissed": "Dismissed. It can still be sent again.",
+    "resent-all": "They are sent again, for a day if need be.",
+    "dismissed-all": "Dismissed. They can still be sent again.",
+    "operator-changed": "Changed: it applies to the next request.",
+    "withdrawn": "Withdrawn: the token is refused from now on, and the sessions that it opened have ended.",
     "paused": "Paused: nothing more is released. Devices that are released go on.",
     "resumed": "Resumed.",
     "aborted": "Aborted. Devices that have the new version keep it, the others stay at theirs.",

@@ -24,6 +24,8 @@ MARKS = {
     "proven": ("check", "good"), "failed": ("alert", "bad"), "accepted": ("skip", "off"), "settled": ("check", "good"),
     "applied": ("check", "good"), "unchanged": ("check", "off"), "rolled_back": ("alert", "bad"),
     "superseded": ("skip", "off"),
+    "due": ("clock", "info"), "sent": ("check", "good"), "dead": ("stop", "bad"), "dismissed": ("slash", "off"),
+    "critical": ("stop", "bad"), "warning": ("alert", "warn"), "active": ("check", "good"), "disabled": ("slash", "off"),
 }  # fmt: skip
 """Word -> its shape and its colour. The shape says the same as the colour."""
 

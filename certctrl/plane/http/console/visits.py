@@ -13,13 +13,14 @@ from urllib.parse import quote
 import attrs
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
 from certctrl.errors import CertctrlError
 from certctrl.plane.audit.acts import Act, acting
 from certctrl.plane.clock import rfc3339
 from certctrl.plane.core import Plane
 from certctrl.plane.devices.devices import FIRST_USER
-from certctrl.plane.errors import ErrorResponse
+from certctrl.plane.errors import ErrorResponse, not_found
 from certctrl.plane.http.authentication import address_of, note_authenticated
 from certctrl.plane.http.console.frame import CONSOLE_HEADERS, HOME, Viewer, head, shell
 from certctrl.plane.http.console.parts import anchor, clock
@@ -64,7 +65,7 @@ class Visits:
 
     async def _viewer(self, request: Request) -> Viewer | None:
         session = request.cookies.get(SESSION, "")
-        if not session:
+        if not self._operators.may_be_session(session):
             return None
         caller, users = await self._plane.work_long(
             lambda: (self._operators.caller_of(session), self._plane.devices.users())
@@ -118,6 +119,21 @@ class Visits:
         if viewer is None:
             return page(title, fill("<h1>{title}</h1>{body}", title=title, body=body), status=error.status or 500)
         return shell(title, fill("{head}{body}", head=head(Html(title)), body=body), viewer, status=error.status or 500)
+
+
+class UnknownPages:
+    """Answers whatever else is below the console's path with its own page."""
+
+    def __init__(self, plane: Plane) -> None:
+        self._visits = Visits(plane)
+
+    def routes(self) -> list[Route]:
+        """Return the route, which the router must try last."""
+        return [Route(f"{HOME}/{{rest:path}}", self._visits.page(self.unknown), methods=["GET", "POST"])]
+
+    async def unknown(self, request: Request, viewer: Viewer) -> Response:
+        """Raise ErrorResponse 404."""
+        raise not_found("There is no such page")
 
 
 def _remembered(request: Request) -> int:
