@@ -71,18 +71,22 @@ class DeviceLife:
 
     # --- names ----------------------------------------------------------------------------------------------------
 
-    async def rename(self, user_id: int, device_id: int, name: str, *, dry_run: bool = False) -> dict[str, Any]:
-        """Give a device another name, which it keeps when it registers again.
+    async def rename(
+        self, user_id: int, device_id: int, name: str, *, expected: str = "", dry_run: bool = False
+    ) -> dict[str, Any]:
+        """Give a device another name, which it keeps when it registers again; ``expected``: only if that is its name now.
 
         ErrorResponse 404, 409 for the name of another device, 400 for a name that does not fit it or its profiles.
         """
-        return await previewed(self._db, self._rename, user_id, device_id, name, dry_run=dry_run)
+        return await previewed(self._db, self._rename, user_id, device_id, name, expected, dry_run=dry_run)
 
-    def _rename(self, user_id: int, device_id: int, name: str) -> dict[str, Any]:
+    def _rename(self, user_id: int, device_id: int, name: str, expected: str) -> dict[str, Any]:
         if not name or name.isdecimal():
             raise bad_request("A device needs a name that is not a number, which would be an id", field="name")
         self._db.guard(_NAMES_GUARD, alone=True)
         row = self._devices.locked(device_id, user_id)
+        if expected and row["name"] != expected:
+            raise conflict(f"Device {device_id} is named {row['name']} now, not {expected}. Nothing was changed")
         taken = self._db.one(
             "SELECT id, name FROM devices WHERE user_id = ? AND id != ? AND status != 'revoked'"
             " AND (lower(name) = ? OR device_public_id = ?) ORDER BY id LIMIT 1",

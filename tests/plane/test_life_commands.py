@@ -55,6 +55,18 @@ def test_replace(site: PlaneSite) -> None:
     assert site("device", "replace", "life-old", "--cancel").output.endswith("(life-old) is void\n")
 
 
+def test_devices_try_again_by_name_and_by_tag(site: PlaneSite) -> None:
+    enrol(site, "life-again-1", "life-again-2", tag="again=1")
+    first = row(site, "life-again-1")
+    done = site("device", "retry", "life-again-1", "--dry-run")
+    assert done.output == f"device {first['id']} (life-again-1) would be asked to try again\n"
+    assert row(site, "life-again-1")["signals_waiting"] == first["signals_waiting"]
+    done = site("device", "retry", "--tag", "again=1")
+    assert done.output.endswith("(life-again-2) is asked to try again\n2 of 2 devices are asked to try again\n")
+    assert site("device", "retry", "life-again-1", "--json").json[0]["name"] == "life-again-1"
+    assert site("device", "retry").status == ExitStatus.USAGE
+
+
 def test_many_devices_are_decommissioned_by_tag_and_again(site: PlaneSite) -> None:
     enrol(site, "life-a", "life-b", "life-c", tag="rack=7")
     assert site("issue", "life-a.example", "--device", "life-a", "--key", "plane").status == 0

@@ -23,7 +23,7 @@ from certctrl.cli.plane.tags import require_known
 from certctrl.errors import CertctrlError, ExitStatus, PlaneError, UsageError
 from certctrl.text import counted, one_line
 
-device = typer.Typer(help="Rename, replace, re-key and decommission devices.", **GROUP)
+device = typer.Typer(help="Rename, replace, re-key, retry and decommission devices.", **GROUP)
 
 _NAMED = 5
 """Devices that a question names."""
@@ -158,6 +158,23 @@ def rotate_key(ctx: typer.Context, devices: Devices = None, tag: Tagged = None, 
     return _run(ctx, work, devices or (), tag or (), dry_run=dry_run, yes=True)
 
 
+@device.command(cls=OperatorCommand)
+def retry(ctx: typer.Context, devices: Devices = None, tag: Tagged = None, dry_run: DryRun = False) -> int:
+    """Have devices try again what has failed.
+
+    Each compares everything as soon as it is heard from. What it has stays; nothing is renewed. Exit status: 0 done, 1
+    some devices failed.
+
+    \b
+    cert-ctrl plane device retry --data /var/lib/plane web-1
+    cert-ctrl plane device retry --data /var/lib/plane --tag env=prod
+    """
+    if bool(devices) == bool(tag):
+        raise UsageError("name devices or give --tag, not both", fix="cert-ctrl plane device retry ID|NAME...")
+    work = _Bulk("resync", {}, _retrying, "asked to try again")
+    return _run(ctx, work, devices or (), tag or (), dry_run=dry_run, yes=True)
+
+
 @lean.frozen
 class _Bulk:
     """A change of many devices, one request for each."""
@@ -218,12 +235,13 @@ async def _change(
     """Change one device and print the result; a refusal is its result, a lost connection ends the command."""
     try:
         path = f"devices/{row['id']}/{work.path}"
-        done: dict[str, Any] = await api.call("POST", path, dict(work.body), query=_query(dry_run))
+        answer = await api.call("POST", path, dict(work.body), query=_query(dry_run))
     except PlaneError as error:
         if error.status in (400, 401) or error.key == "ROLE_REQUIRED" or error.status >= 500:
             raise
         write_error(f"device {row['id']} ({row['name']}): {_cause(error)}")
         return {"id": row["id"], "name": row["name"], "error": _cause(error)}
+    done = {"id": row["id"], "name": row["name"], "dry_run": dry_run} | (answer or {})
     if not quiet:
         write_line(work.line(done))
     return done
@@ -239,6 +257,11 @@ def _rotating(done: Mapping[str, Any]) -> str:
     if not done["changed"]:
         return f"{what} has been told already, and has not replaced its key yet"
     return f"{what} {'would replace' if done['dry_run'] else 'replaces'} its key when it refreshes its token"
+
+
+def _retrying(done: Mapping[str, Any]) -> str:
+    would = "would be" if done["dry_run"] else "is"
+    return f"device {done['id']} ({done['name']}) {would} asked to try again"
 
 
 def _decommissioned(done: Mapping[str, Any]) -> str:

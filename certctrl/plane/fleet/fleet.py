@@ -44,6 +44,8 @@ class Query:
     after: str = ""
     """``next`` of the page before; empty: from the beginning."""
     limit: int = 50
+    beyond: int = 0
+    """Only rows with ids above this one, also in the total: the rest of a list that is worked through by id."""
 
 
 def _rank(words: Sequence[str]) -> str:
@@ -270,6 +272,9 @@ class Fleet:
             sql, found = searched(query.search, column, of_certificates=of_certificates)
             parts.append(sql)
             parameters += found
+        if query.beyond:
+            parts.append(f"{column} > ?")
+            parameters.append(query.beyond)
         return " AND ".join(parts) or "1 = 1", tuple(parameters)
 
     def _page(

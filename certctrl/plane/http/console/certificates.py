@@ -7,6 +7,7 @@ from typing import Any
 
 from certctrl import lean
 from certctrl.plane.fleet.words import CERTIFICATE_WORDS, COPY_WORDS
+from certctrl.plane.http.console import holders_pages
 from certctrl.plane.http.console.devices import chips, foot, search_form, tabs, tags_field
 from certctrl.plane.http.console.frame import CERTIFICATES, DEVICES, Asked, Viewer, head
 from certctrl.plane.http.console.parts import (
@@ -40,11 +41,11 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-def certificates(answer: Mapping[str, Any], asked: Asked, now: float) -> Html:
-    """Return the page of a list."""
+def certificates(answer: Mapping[str, Any], asked: Asked, now: float, acts: Html = NOTHING) -> Html:
+    """Return the page of a list; ``acts``: what can be done with what it shows."""
     rows = answer["certificates"]
     body = [
-        head(Html("Certificates"), fill('<p class="soft">{said}</p>', said=_said(answer["counts"]))),
+        head(Html("Certificates"), fill('<p class="soft">{said}</p>', said=_said(answer["counts"])), acts=acts),
         tabs(asked, CERTIFICATE_WORDS, answer["counts"]),
         search_form(asked, "Name", "*.shop.example", tags_field(asked, ()), SORTS),
         chips(asked, CERTIFICATE_WORDS),
@@ -119,7 +120,7 @@ def certificate(found: CertificateFound, viewer: Viewer, now: float) -> Html:
         )
     crumb = fill('<a href="{all}">Certificates</a> / {id}', all=CERTIFICATES, id=row["id"])
     return fill(
-        '{head}{need}<div class="side"><div>{devices}</div><div>{facts}</div></div>',
+        '{head}{need}<div class="side"><div>{devices}</div><div>{facts}{forms}</div></div>',
         head=head(
             fill("{name} {state}", name=row["name"], state=state(row["state"])),
             _below(row, now),
@@ -129,6 +130,7 @@ def certificate(found: CertificateFound, viewer: Viewer, now: float) -> Html:
         need=_need(found, now),
         devices=_devices(found, now),
         facts=_facts(found, now),
+        forms=holders_pages.forms(found.shown, viewer),
     )
 
 

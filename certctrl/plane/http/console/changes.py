@@ -10,7 +10,9 @@ from certctrl.plane.core import Plane
 from certctrl.plane.errors import ErrorResponse, bad_request, conflict
 from certctrl.plane.http.console import confirm
 from certctrl.plane.http.console.frame import CERTIFICATES, DEVICES, ROLLOUTS, Viewer, shell
+from certctrl.plane.http.console.holders import ConsoleHolders
 from certctrl.plane.http.console.ids import number_in_path
+from certctrl.plane.http.console.life import ConsoleLife
 from certctrl.plane.http.console.rollouts import actions_of
 from certctrl.plane.http.console.visits import Visits
 from certctrl.plane.http.pages.html import redirect
@@ -32,6 +34,7 @@ class ConsoleChanges:
     def __init__(self, plane: Plane) -> None:
         self._plane = plane
         self._visits = Visits(plane)
+        self._life, self._holders = ConsoleLife(plane), ConsoleHolders(plane)
 
     def routes(self) -> list[Route]:
         """Return the routes."""
@@ -43,6 +46,8 @@ class ConsoleChanges:
             Route(f"{DEVICES}/{{did}}/confirm", page(self.confirm_device)),
             Route(f"{DEVICES}/{{did}}/revoke", page(self.revoke_device), methods=["POST"]),
             Route(f"{CERTIFICATES}/{{cid}}/renew", page(self.renew), methods=["POST"]),
+            *self._life.routes(),
+            *self._holders.routes(),
         ]
 
     # --- rollouts -------------------------------------------------------------------------------------------------
@@ -91,10 +96,11 @@ class ConsoleChanges:
         return redirect(f"{DEVICES}/{device_id}?done=asked")
 
     async def confirm_device(self, request: Request, viewer: Viewer) -> Response:
-        """Ask before a device is shut out: ``?do=revoke``."""
-        if request.query_params.get("do") != "revoke":
-            raise bad_request("There is no such change")
-        return await self._ask_device(viewer, number_in_path(request, "did"))
+        """Ask before a device is shut out, replaced, gets another key or is decommissioned: ``?do=``."""
+        device_id, do = number_in_path(request, "did"), request.query_params.get("do", "")
+        if do != "revoke":
+            return await self._life.ask(viewer, device_id, do)
+        return await self._ask_device(viewer, device_id)
 
     async def _ask_device(self, viewer: Viewer, device_id: int, problem: str = "") -> Response:
         viewer.caller.require(_REVOKE.role)

@@ -9,6 +9,7 @@ from certctrl import lean
 from certctrl.model.causes import Step
 from certctrl.plane.http.console.devices import of_reason
 from certctrl.plane.http.console.frame import AUDIT, CERTIFICATES, DEVICES, Viewer, head
+from certctrl.plane.http.console.life_pages import forms
 from certctrl.plane.http.console.parts import (
     NOTHING,
     Column,
@@ -73,7 +74,7 @@ class DeviceFound:
 def device(found: DeviceFound, viewer: Viewer, now: float) -> Html:
     """Return the page."""
     main = joined([_certificates(found, now), _others(found, now), _history(found, now)])
-    aside = joined([_facts(found, now), _entries(found, now)])
+    aside = joined([_facts(found, now), forms(found.row, found.shown, viewer), _entries(found, now)])
     return fill(
         '{head}{need}<div class="side"><div>{main}</div><div>{aside}</div></div>',
         head=_head(found, viewer, now),

@@ -44,11 +44,13 @@ MAX_TAGS = 200
 """Tags that the form offers."""
 
 
-def devices(answer: Mapping[str, Any], asked: Asked, tags: Sequence[Mapping[str, Any]], now: float) -> Html:
-    """Return the page of a list."""
+def devices(
+    answer: Mapping[str, Any], asked: Asked, tags: Sequence[Mapping[str, Any]], now: float, acts: Html = NOTHING
+) -> Html:
+    """Return the page of a list; ``acts``: what can be done with what it shows."""
     rows = answer["devices"]
     body = [
-        head(Html("Devices"), fill('<p class="soft">{said}</p>', said=_said(answer))),
+        head(Html("Devices"), fill('<p class="soft">{said}</p>', said=_said(answer)), acts=acts),
         tabs(asked, DEVICE_WORDS, answer["counts"]),
         _filters(asked, tags),
         chips(asked, DEVICE_WORDS),
@@ -226,12 +228,7 @@ def foot(answer: Mapping[str, Any], asked: Asked, shown: int, kind: str) -> Html
         ways.append(anchor("First page", asked.with_(), "button"))
     if following is not None:
         ways.append(anchor("Next page", asked.with_(after=following), "button"))
-    options = {"state": "--state", "reason": "--reason", "tag": "--tag", "q": "--search"}
-    given = [
-        f"{options[name]} {quoted(one)}"
-        for name, value in asked.filters().items()
-        for one in (value.split(",") if name in ("state", "tag") else [value])
-    ]
+    given = options_of(asked)
     given += [f"--sort {asked.query['sort']}"] if asked.query["sort"] != "worst" else []
     command = " ".join(["cert-ctrl plane", kind, *(given or ["--limit 50"]), "--json"])
     query = {**asked.filters(), "sort": asked.query["sort"] if asked.query["sort"] != "worst" else ""}
@@ -241,6 +238,16 @@ def foot(answer: Mapping[str, Any], asked: Asked, shown: int, kind: str) -> Html
         exports=exports(asked.path, query, command),
         ways=fill('<nav aria-label="Pages">{ways}</nav>', ways=joined(ways, " ")) if ways else NOTHING,
     )
+
+
+def options_of(asked: Asked) -> list[str]:
+    """Return the filters of a list as options of its command."""
+    options = {"state": "--state", "reason": "--reason", "tag": "--tag", "q": "--search"}
+    return [
+        f"{options[name]} {quoted(one)}"
+        for name, value in asked.filters().items()
+        for one in (value.split(",") if name in ("state", "tag") else [value])
+    ]
 
 
 def of_reason(reason: str) -> str:

@@ -40,6 +40,20 @@ NOTICES = {
     "asked": "Asked to try again: the device compares everything as soon as it is heard from.",
     "renewing": "A renewal is ordered.",
     "revoked": "Shut out: all its requests are refused from now on.",
+    "renamed": "Renamed. It keeps this name, even if it registers again.",
+    "same-name": "It has this name already: nothing was changed.",
+    "tagged": "Its tags are changed, and install items that depend on them.",
+    "same-tags": "Its tags are so already: nothing was changed.",
+    "voided": "The token for new hardware is void.",
+    "no-token": "No token for new hardware was out.",
+    "rotating": "It replaces its key when it next refreshes its token.",
+    "decommissioned": "Decommissioned: its requests are refused, and its certificates withdrawn from its list.",
+    "assigned": "Assigned: the device gets it as soon as it is heard from.",
+    "unassigned": "Unassigned: the device withdraws it as its policy says.",
+    "has-it": "The device has it already: nothing was changed.",
+    "cert-revoked": "Revoked here; its issuer is asked until it has revoked it, too.",
+    "replacing": "A replacement is ordered; this one is revoked once it is issued, or is already.",
+    "undone": "Undone: it is as before.",
 }
 """Value of ``?done=`` -> what a page says after a change."""
 
@@ -72,14 +86,20 @@ def shell(
     live: int = 0,
     search: str = "",
     done: str = "",
+    said: str = "",
+    undo: Html = NOTHING,
 ) -> Response:
-    """Return a page; ``live``: seconds after which its live parts are read again, ``done``: the notice to show."""
+    """Return a page; ``live``: seconds after which its live parts are read again.
+
+    ``done``: the notice to show, or ``said``: its text; ``undo``: the button beside it.
+    """
     refresh = NOTHING
     if live:
         refresh = fill('<noscript><meta http-equiv="refresh" content="{seconds}"></noscript>', seconds=max(live, 10))
     notice = NOTHING
-    if done in NOTICES:
-        notice = fill('<p class="notice" role="status">{text}</p>', text=NOTICES[done])
+    if said or done in NOTICES:
+        shown = '<div class="notice"><p role="status">{text}</p>{undo}</div>'
+        notice = fill(shown, text=said or NOTICES[done], undo=undo)
     text = fill(
         _PAGE,
         title=title,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -18,18 +18,29 @@ from certctrl.plane.fleet.fleet import MAX_PAGE, Query
 from certctrl.plane.http.console import certificates as certificates_page
 from certctrl.plane.http.console import device as device_page
 from certctrl.plane.http.console import devices as devices_page
+from certctrl.plane.http.console import undo
 from certctrl.plane.http.console.exports import csv_answer, json_answer
 from certctrl.plane.http.console.frame import CERTIFICATES, DEVICES, HOME, Asked, Viewer, shell
 from certctrl.plane.http.console.ids import number_in_path
+from certctrl.plane.http.console.many import ConsoleMany, said_of
+from certctrl.plane.http.console.many_pages import OF_DEVICES, RENEW, buttons
 from certctrl.plane.http.console.overview import ENDS_DAYS, Overview, overview
 from certctrl.plane.http.console.visits import Visits
 from certctrl.plane.http.fleet_api import query_of
-from certctrl.plane.http.pages.html import asset_of
+from certctrl.plane.http.pages.html import Html, asset_of
 from certctrl.plane.http.reading import clean_line, whole_number
 from certctrl.plane.http.routing import Endpoint
 from certctrl.plane.rollouts.rollouts import OPEN
 
 T = TypeVar("T")
+
+
+class Notice(TypedDict):
+    """What `shell` shows after a change."""
+
+    done: str
+    undo: Html
+
 
 _ROWS = 50
 _FAILING = 5
@@ -40,17 +51,19 @@ _MAX_TEXT = 200
 
 
 class Console:
-    """The pages that only read."""
+    """The pages that only read, and what is done with many of the rows of a list."""
 
     def __init__(self, plane: Plane) -> None:
         self._plane = plane
         self._fleet = plane.fleet
         self._visits = Visits(plane)
+        self._many = ConsoleMany(plane)
 
     def routes(self) -> list[Route]:
         """Return the routes."""
         page = self._visits.page
         return [
+            *self._many.routes(),  # before those of one device or certificate
             Route(HOME, page(self.overview)),
             Route(f"{HOME}/console.css", _asset("console.css", "text/css; charset=utf-8")),
             Route(f"{HOME}/console.js", _asset("console.js", "text/javascript; charset=utf-8")),
@@ -110,8 +123,11 @@ class Console:
         def read() -> Response:
             answer = self._fleet.devices(viewer.user_id, query)
             tags = self._plane.devices.tags.used(viewer.user_id)
-            body = devices_page.devices(answer, _asked(DEVICES, query), tags, self._plane.wall_now())
-            return shell("Devices", body, viewer, here=DEVICES, search=query.search)
+            asked = _asked(DEVICES, query)
+            acts = buttons(asked, answer["total"], viewer, OF_DEVICES)
+            body = devices_page.devices(answer, asked, tags, self._plane.wall_now(), acts)
+            said = said_of(request.query_params)
+            return shell("Devices", body, viewer, here=DEVICES, search=query.search, said=said)
 
         return await self._read(read)
 
@@ -133,8 +149,7 @@ class Console:
         def read() -> Response:
             found = self._device(viewer.user_id, device_id, shown)
             body = device_page.device(found, viewer, self._plane.wall_now())
-            done = request.query_params.get("done", "")
-            return shell(found.row["name"] or "Device", body, viewer, here=DEVICES, done=done)
+            return shell(found.row["name"] or "Device", body, viewer, here=DEVICES, **self._notice(request, viewer))
 
         return await self._read(read)
 
@@ -173,8 +188,10 @@ class Console:
 
         def read() -> Response:
             answer = self._fleet.certificates(viewer.user_id, query)
-            body = certificates_page.certificates(answer, _asked(CERTIFICATES, query), self._plane.wall_now())
-            return shell("Certificates", body, viewer, here=CERTIFICATES)
+            asked = _asked(CERTIFICATES, query)
+            acts = buttons(asked, answer["total"], viewer, (RENEW,))
+            body = certificates_page.certificates(answer, asked, self._plane.wall_now(), acts)
+            return shell("Certificates", body, viewer, here=CERTIFICATES, said=said_of(request.query_params))
 
         return await self._read(read)
 
@@ -205,10 +222,15 @@ class Console:
             shown = self._plane.certificates.show(viewer.user_id, cert_id)
             found = certificates_page.CertificateFound(answer=answer, shown=shown, after=after)
             body = certificates_page.certificate(found, viewer, self._plane.wall_now())
-            done = request.query_params.get("done", "")
-            return shell(answer["certificate"]["name"], body, viewer, here=CERTIFICATES, done=done)
+            notice = self._notice(request, viewer)
+            return shell(answer["certificate"]["name"], body, viewer, here=CERTIFICATES, **notice)
 
         return await self._read(read)
+
+    def _notice(self, request: Request, viewer: Viewer) -> Notice:
+        """Return what a page says after a change, and how that is taken back."""
+        asked, now = request.query_params, self._plane.wall_now()
+        return {"done": asked.get("done", ""), "undo": undo.form(viewer, now, asked.get("undo", ""))}
 
     # --- exports --------------------------------------------------------------------------------------------------
 
@@ -248,7 +270,7 @@ def _query(request: Request, limit: int = _ROWS) -> Query:
     asked = {
         name: value if name == "after" else clean_line(value, _MAX_TEXT)
         for name, value in request.query_params.items()
-        if name not in ("user", "done")
+        if name not in ("user", "done", "n")
     }
     return query_of({"limit": str(limit)} | {name: value for name, value in asked.items() if value})
 
