@@ -14,6 +14,7 @@ from certctrl.cli.output import table, write_line
 from certctrl.cli.plane.connection import GROUP, OperatorApi, OperatorCommand, Yes, agreed, call_plane, show
 from certctrl.cli.plane.documents import json_file
 from certctrl.errors import ExitStatus, UsageError
+from certctrl.model.change_texts import by_change, profile_summary
 from certctrl.text import counted, one_line
 
 _SHOWN_DEVICES = 5
@@ -285,42 +286,15 @@ def _body(file: str) -> dict[str, Any]:
 
 def _print_change(done: Mapping[str, Any]) -> None:
     print_change(done["changes"])
-    write_line(_summary(done, len(done["changes"]["devices"]) - done["changes"]["problems"]))
+    write_line(profile_summary(done))
 
 
 def print_change(changes: Mapping[str, Any]) -> None:
     """Print what changes, for devices with the same changes together."""
-    rows = changes["devices"]
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault(_change_of(row), []).append(row)
-    for change, devices in list(groups.items())[:_SHOWN_GROUPS]:
+    groups = by_change(changes)
+    for change, devices in groups[:_SHOWN_GROUPS]:
         named = ", ".join(f"{row['name'] or row['id']}" for row in devices[:_SHOWN_DEVICES])
         more = f" and {len(devices) - _SHOWN_DEVICES} more" if len(devices) > _SHOWN_DEVICES else ""
         write_line(f"{counted(len(devices), 'device')} ({one_line(named)}{more}): {change}")
     if len(groups) > _SHOWN_GROUPS:
         write_line(f"… and {len(groups) - _SHOWN_GROUPS} other kinds of changes; --json lists all")
-
-
-def _summary(done: Mapping[str, Any], changed: int) -> str:
-    changes, name = done["changes"], done["name"]
-    if done["unchanged"]:
-        return f"profile {name} is already {'so' if done['devices'] else 'deleted'}; nothing is changed"
-    if not done["devices"]:
-        subject = f"profile {name} {'would be' if done['dry_run'] else 'is'} deleted"
-    else:
-        subject = f"profile {name} {'would have' if done['dry_run'] else 'has'} version {done['version']}"
-        subject += f" on {counted(changes['matched'], 'device')}"
-    verb = "would change" if done["dry_run"] else "changed"
-    problems = f", and {counted(changes['problems'], 'device')} would have a problem: put refuses it"
-    config = f"the config of {counted(changed, 'device')} {verb}"
-    return f"{subject}; {config}{problems if changes['problems'] else ''}"
-
-
-def _change_of(row: Mapping[str, Any]) -> str:
-    """Return the changes of a device in one line."""
-    if row["problem"]:
-        return f"not valid: {row['problem']}"
-    parts = [f"+ {name}" for name in row["added"]] + [f"- {name}" for name in row["removed"]]
-    parts += [f"~ {one['id']} ({', '.join(one['keys'])})" for one in row["changed"]]
-    return ", ".join(map(one_line, parts)) or "the items in another order"

@@ -160,7 +160,7 @@ async def _selected(
     if named:
         wanted = {await api.certificate(name) for name in named}
         return [row for row in rows if row["id"] in wanted]
-    now = (await api.call("GET", "/apiv1/plane/status"))["time"] if due else ""
+    now = await api.time() if due else ""
     return [
         row
         for row in rows

@@ -11,10 +11,10 @@ from certctrl.cli.output import table, write_line
 from certctrl.cli.plane.connection import GROUP, OperatorApi, OperatorCommand, Yes, agreed, call_plane, show
 from certctrl.cli.plane.profiles import Devices, DryRun, Earlier, File, Name, Note, Order, print_change, request_body
 from certctrl.errors import ExitStatus, UsageError
+from certctrl.model.change_texts import plan_summary, seconds_of, waves_text
 from certctrl.text import counted, one_line
 
 _SHOWN_DEVICES = 20
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _STATES = ("proven", "released", "failed", "accepted", "skipped", "held")
 
 rollout = typer.Typer(help="Changes in waves, each released by proof.", **GROUP)
@@ -114,28 +114,20 @@ def print_started(done: Mapping[str, Any], what: str) -> None:
 
 
 def _seconds(text: str) -> int:
-    number, unit = text[:-1], text[-1:]
-    if not (number.isascii() and number.isdigit() and len(number) < 8 and unit in _SECONDS):
+    seconds = seconds_of(text)
+    if seconds is None:
         raise UsageError(f"{text!r} is not a time", fix="use 90s, 10m, 2h or 1d")
-    return int(number) * _SECONDS[unit]
+    return seconds
 
 
 def _print_start(done: Mapping[str, Any]) -> None:
     print_change(done["changes"])
-    waves = waves_text(done)
     if done["dry_run"]:
-        problems = done["changes"]["problems"]
-        refused = f"; it would be refused: {counted(problems, 'device')} would have a problem" if problems else ""
-        write_line(f"a rollout of profile {done['profile']} would have {waves}{refused}")
+        write_line(plan_summary(done))
         return
+    waves = waves_text(done)
     write_line(f"rollout {done['id']} of profile {done['profile']}, version {done['version']}, has started: {waves}")
     write_line(f"follow it with: cert-ctrl plane rollout status {done['id']}")
-
-
-def waves_text(done: Mapping[str, Any]) -> str:
-    """Return the number and the sizes of the waves of a rollout."""
-    sizes = ", ".join(str(wave["devices"]) for wave in done["waves"])
-    return f"{counted(len(done['waves']), 'wave')} of {sizes} devices"
 
 
 @rollout.command("list", cls=OperatorCommand)

@@ -108,6 +108,14 @@ class CertificateViews:
         """
         return self._shown([self._table.row(user_id, cert_id)], scope)[0]
 
+    def named(self, user_id: int, name: str) -> list[int]:
+        """Return the ids of a user's certificates with a primary name, without revoked ones and those made from others."""
+        sql = (
+            "SELECT id FROM certificates WHERE user_id = ? AND domain_name = ? AND status != 'revoked'"
+            " AND template_id IS NULL ORDER BY id"
+        )
+        return [row["id"] for row in self._db.all(sql, user_id, name)]
+
     def page(self, device_id: int, after_id: int, limit: int) -> list[dict[str, Any]]:
         """Return summaries of a device's issued certificates with ids above ``after_id``, by id."""
         rows = self._db.all(

@@ -14,7 +14,9 @@ from certctrl.plane.http.console.alert_pages import ConsoleAlerts
 from certctrl.plane.http.console.changes import ConsoleChanges
 from certctrl.plane.http.console.operator_pages import ConsoleOperators
 from certctrl.plane.http.console.pages import Console
+from certctrl.plane.http.console.profile_pages import ConsoleProfiles
 from certctrl.plane.http.console.records import ConsoleRecords
+from certctrl.plane.http.console.starts import ConsoleStarts
 from certctrl.plane.http.console.visits import UnknownPages
 from certctrl.plane.http.crl_api import CrlApi
 from certctrl.plane.http.device_api import DeviceApi
@@ -68,6 +70,8 @@ def make_app(plane: Plane, *, faults: Faults | None = None) -> App:
         *ConsoleAlerts(plane).routes(),
         *ConsoleOperators(plane).routes(),
         *Console(plane).routes(),
+        *ConsoleProfiles(plane).routes(),
+        *ConsoleStarts(plane).routes(),
         *ConsoleRecords(plane).routes(),
         *ConsoleChanges(plane).routes(),
         *UnknownPages(plane).routes(),  # after all others of the console

@@ -158,6 +158,8 @@ class NewProfile:
     installs: Annotated[Any, Raw()] = attrs.field(default=None, repr=False)
     """May contain secrets, in environment variables."""
     note: Reason = ""
+    preview_id: Annotated[str, Line(64)] = attrs.field(default="", repr=False)
+    """That of a dry run; empty: the change is made whatever it does by now."""
 
 
 Texts = Annotated[tuple[Annotated[str, Text(100)], ...], AtMost(20)]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -18,6 +21,21 @@ from certctrl.plane.profiles.profiles import ProfileChange
 
 _PROFILES = f"{USER}/profiles"
 _PROFILE = f"{_PROFILES}/{{name}}"
+
+
+async def put_profile(
+    plane: Plane,
+    user_id: int,
+    name: str,
+    body: operator_bodies.NewProfile,
+    *,
+    dry_run: bool,
+    scope: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Store a version of a profile, or return what would change; ``scope`` as for `Profiles.put`."""
+    change = ProfileChange(devices=body.devices, order=body.order, installs=body.installs, note=body.note)
+    put = plane.profiles.put
+    return await put(user_id, name, change, expected=body.preview_id, dry_run=dry_run, scope=scope)
 
 
 class ProfileApi:
@@ -59,10 +77,9 @@ class ProfileApi:
     async def put(self, request: Request) -> Response:
         """Store a version: ``{"devices"?, "order"?, "installs"?, "note"?}``; with ``?dry_run=1``, return what would change."""
         body = await read_as(operator_bodies.NewProfile, request, LARGE_BODY_CAP)
-        change = ProfileChange(devices=body.devices, order=body.order, installs=body.installs, note=body.note)
         user_id, name = number(request, "uid"), request.path_params["name"]
-        put, dry_run, scope = self._plane.profiles.put, is_dry_run(request), tags_of(request)
-        return data_answer(await put(user_id, name, change, dry_run=dry_run, scope=scope))
+        dry_run, scope = is_dry_run(request), tags_of(request)
+        return data_answer(await put_profile(self._plane, user_id, name, body, dry_run=dry_run, scope=scope))
 
     async def delete(self, request: Request) -> Response:
         """Delete a profile; ``?dry_run=1`` as for `put`."""

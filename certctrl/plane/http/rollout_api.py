@@ -30,6 +30,45 @@ _FREEZE = f"{USER}/rollout-freeze"
 _DUE = f"{USER}/renewal-rollouts"
 
 
+async def start_rollout(
+    plane: Plane, user_id: int, body: operator_bodies.NewRollout, *, dry_run: bool
+) -> dict[str, Any]:
+    """Start a rollout, or return its plan; ErrorResponse 400 unless it is for one thing."""
+    if [bool(body.profile), bool(body.cert_ids), bool(body.together), body.imported is not None].count(True) != 1:
+        what = "Give either the profile or the certificates to renew: profile, cert_ids, together or imported"
+        raise bad_request(what, field="profile")
+    rules, expected = _rules(body), body.preview_id
+    if body.imported is not None:
+        if expected:
+            raise bad_request("An import has no preview to compare with: leave out preview_id", field="preview_id")
+        return await _import(plane, user_id, body, body.imported, dry_run)
+    if cert_ids := body.cert_ids or body.together:
+        start = partial(plane.renewal_rollouts.start, together=bool(body.together), note=body.note, expected=expected)
+        return await plane.work_long(partial(start, dry_run=dry_run), user_id, cert_ids, rules)
+    change = ProfileChange(devices=body.devices, order=body.order, installs=body.installs, note=body.note)
+    return await plane.rollouts.start(user_id, body.profile, change, rules, expected=expected, dry_run=dry_run)
+
+
+async def _import(
+    plane: Plane,
+    user_id: int,
+    body: operator_bodies.NewRollout,
+    imported: operator_bodies.CertificateImport,
+    is_plan: bool,
+) -> dict[str, Any]:
+    """Start the rollout of an import; the changes of a dry run are taken back by the caller's trial."""
+
+    def roll_out(certificate: Row) -> dict[str, Any]:
+        return plane.renewal_rollouts.begin_import(certificate, _rules(body), body.note)
+
+    note_request(imported)
+    row = await plane.imports.add(
+        user_id, import_of(imported), cert_id=imported.cert_id, device_ids=imported.device_ids, roll_out=roll_out
+    )
+    found = row.pop("rollout") or {"id": None, "waves": []}
+    return found | {"certificate": row, "dry_run": is_plan} | ({"id": None} if is_plan else {})
+
+
 class RolloutApi:
     """The endpoints, one method each."""
 
@@ -55,35 +94,9 @@ class RolloutApi:
     async def start(self, request: Request) -> Response:
         """Start a rollout; the body is an ``operator_bodies.NewRollout``. With ``?dry_run=1``, return its plan."""
         body = await read_as(operator_bodies.NewRollout, request, LARGE_BODY_CAP)
-        if [bool(body.profile), bool(body.cert_ids), bool(body.together), body.imported is not None].count(True) != 1:
-            what = "Give either the profile or the certificates to renew: profile, cert_ids, together or imported"
-            raise bad_request(what, field="profile")
-        user_id, is_plan = number(request, "uid"), is_dry_run(request)
-        if body.imported is not None:
-            return data_answer(await self._import(user_id, body, body.imported, is_plan), 200 if is_plan else 201)
-        if body.cert_ids or body.together:
-            start, together = self._plane.renewal_rollouts.start, bool(body.together)
-            unit = partial(start, user_id, body.cert_ids or body.together, _rules(body), together=together)
-            plan = await self._plane.work_long(partial(unit, note=body.note, dry_run=is_plan))
-            return data_answer(plan, 200 if is_plan else 201)
-        change = ProfileChange(devices=body.devices, order=body.order, installs=body.installs, note=body.note)
-        started = await self._plane.rollouts.start(user_id, body.profile, change, _rules(body), dry_run=is_plan)
+        is_plan = is_dry_run(request)
+        started = await start_rollout(self._plane, number(request, "uid"), body, dry_run=is_plan)
         return data_answer(started, 200 if is_plan else 201)
-
-    async def _import(
-        self, user_id: int, body: operator_bodies.NewRollout, imported: operator_bodies.CertificateImport, is_plan: bool
-    ) -> dict[str, Any]:
-        """Start the rollout of an import; the changes of a dry run are taken back by the caller's trial."""
-
-        def roll_out(certificate: Row) -> dict[str, Any]:
-            return self._plane.renewal_rollouts.begin_import(certificate, _rules(body), body.note)
-
-        note_request(imported)
-        row = await self._plane.imports.add(
-            user_id, import_of(imported), cert_id=imported.cert_id, device_ids=imported.device_ids, roll_out=roll_out
-        )
-        found = row.pop("rollout") or {"id": None, "waves": []}
-        return found | {"certificate": row, "dry_run": is_plan} | ({"id": None} if is_plan else {})
 
     async def rollout(self, request: Request) -> Response:
         """Return one rollout, with the devices that are under way, are skipped or have failed."""

@@ -24,6 +24,7 @@ from certctrl.plane.errors import bad_request, conflict
 from certctrl.plane.installs import PROFILES_GUARD, Installs
 from certctrl.plane.profiles.effective import EffectiveError, ProfileItems, checked_profile, json_of
 from certctrl.plane.profiles.expression import ExpressionError, parse
+from certctrl.plane.profiles.previews import preview_id, refuse_other
 from certctrl.plane.profiles.scoped import require_seen, require_within
 from certctrl.plane.profiles.stored import DEVICES_PER_UNIT, Loaded, StoredProfiles, Version, differences
 from certctrl.plane.profiles.views import ProfileViews
@@ -77,16 +78,24 @@ class Profiles(ProfileViews):
     # --- changes --------------------------------------------------------------------------------------------------
 
     async def put(
-        self, user_id: int, name: str, change: ProfileChange, *, dry_run: bool = False, scope: Sequence[str] = ()
+        self,
+        user_id: int,
+        name: str,
+        change: ProfileChange,
+        *,
+        expected: str = "",
+        dry_run: bool = False,
+        scope: Sequence[str] = (),
     ) -> dict[str, Any]:
         """Store a version of a profile, and bring the configs of its devices up to date; return what changes.
 
         ErrorResponse 400 for items or an expression that are not valid, or if a device would get a config that is not.
-        Nothing happens if the present version is the same. ``scope``: 403 unless the profile is for devices with all of
-        these tags only, now and before.
+        Nothing happens if the present version is the same. ``expected``: the ``preview_id`` of a dry run; 409 if it
+        would do something else by now. ``scope``: 403 unless the profile is for devices with all of these tags only, now
+        and before.
         """
         candidate = await self._db.work_long(self._candidate, user_id, name, change, scope)
-        return await self._change(user_id, candidate, change.note, dry_run=dry_run, scope=scope)
+        return await self._change(user_id, candidate, change.note, expected=expected, dry_run=dry_run, scope=scope)
 
     async def prepare(self, user_id: int, name: str, change: ProfileChange) -> tuple[Candidate, dict[str, Any]]:
         """Return the version that ``put`` would store, and what it would change."""
@@ -104,11 +113,19 @@ class Profiles(ProfileViews):
         return await self._change(user_id, candidate, note, dry_run=dry_run, scope=scope)
 
     async def _change(
-        self, user_id: int, candidate: Candidate, note: str, *, dry_run: bool, scope: Sequence[str]
+        self,
+        user_id: int,
+        candidate: Candidate,
+        note: str,
+        *,
+        expected: str = "",
+        dry_run: bool,
+        scope: Sequence[str],
     ) -> dict[str, Any]:
         changes = await self.preview(user_id, candidate.version, scope)
-        version = candidate.version
+        version, preview = candidate.version, preview_id(user_id, described(candidate.version), changes)
         if not dry_run:
+            refuse_other(expected, preview)
             refuse_problems(version.name, changes)
             if not candidate.is_same:
                 _, number = await self._db.work_long(self.store, user_id, candidate, note)
@@ -123,14 +140,12 @@ class Profiles(ProfileViews):
             "unchanged": candidate.is_same,
             "dry_run": dry_run,
             "changes": changes,
-        }
+        } | ({"preview_id": preview} if dry_run else {})
 
     def _candidate(self, user_id: int, name: str, change: ProfileChange, scope: Sequence[str] = ()) -> Candidate:
         require_user(self._db, user_id)
         state = self._state(user_id)  # first: what is read afterwards may be newer, which `store` then refuses
-        if not _NAME.fullmatch(name):
-            what = "A profile's name has 1 to 64 lower-case letters, digits, '-', '_' and '.'"
-            raise bad_request(f"{what}, not {one_line(name, 80)!r}", field="name")
+        check_name(name)
         row = self._db.one("SELECT id, name, version FROM profiles WHERE user_id = ? AND name = ?", user_id, name)
         before = None if row is None else self._version(row, None)
         known = before if before is not None and before.devices is not None else None
@@ -249,7 +264,7 @@ class Profiles(ProfileViews):
         if self._state(user_id) != candidate.state:
             raise conflict("The profiles have changed meanwhile: try again")
         profile_id, number = version.profile_id or self._add(user_id, version.name), version.version
-        self._refuse_rollout(profile_id)
+        self.refuse_rollout(profile_id)
         if not version.profile_id and not current:  # until the rollout is done, devices have a version without items
             self._insert(profile_id, attrs.evolve(version, devices=None, items=NO_ITEMS), "")
             number += 1
@@ -272,11 +287,18 @@ class Profiles(ProfileViews):
             self._wall_now(),
         )
 
-    def _refuse_rollout(self, profile_id: int) -> None:
+    def refuse_rollout(self, profile_id: int) -> None:
+        """Raise ErrorResponse 409 if a profile has an open rollout."""
         sql = "SELECT id, state FROM rollouts WHERE profile_id = ? AND state IN ('running', 'paused', 'halted')"
         if (row := self._db.one(sql, profile_id)) is not None:
             what = f"Rollout {row['id']} of this profile is {row['state']}: abort it first"
             raise conflict(what, "ROLLOUT_OPEN")
+
+    def refuse_rollout_of(self, user_id: int, name: str) -> None:
+        """Raise ErrorResponse 409 if the profile with a name, should there be one, has an open rollout."""
+        row = self._db.one("SELECT id FROM profiles WHERE user_id = ? AND name = ?", user_id, name)
+        if row is not None:
+            self.refuse_rollout(row["id"])
 
     def make_current(self, user_id: int, profile_id: int, version: int) -> None:
         """Give all devices a version of a profile: their configs are due."""
@@ -313,6 +335,18 @@ class Profiles(ProfileViews):
             except CertctrlError as error:
                 log.error("install configs cannot be brought up to date: %s", error)
             await trio.sleep(_SECONDS)
+
+
+def check_name(name: str) -> None:
+    """Raise ErrorResponse 400 for what cannot be the name of a profile."""
+    if not _NAME.fullmatch(name):
+        what = "A profile's name has 1 to 64 lower-case letters, digits, '-', '_' and '.'"
+        raise bad_request(f"{what}, not {one_line(name, 80)!r}", field="name")
+
+
+def described(version: Version) -> tuple[str, int, str, int, str]:
+    """Return all that makes a version."""
+    return (version.name, version.version, *_contents(version))
 
 
 def refuse_problems(name: str, changes: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from certctrl.plane.devices.devices import require_user
 from certctrl.plane.errors import not_found
 from certctrl.plane.profiles.scoped import require_seen, scoped_profiles
 from certctrl.plane.profiles.stored import StoredProfiles, Version
-from certctrl.plane.storage.database import Database, Row
+from certctrl.plane.storage.database import Database, Row, marks
 from certctrl.text import nearest, one_line
 
 
@@ -77,6 +77,22 @@ class ProfileViews:
             if problem and found.devices is not None and found.devices.matches(tags):
                 problems.append({"id": device_id, "problem": problem})
         return self._shown(user_id, found) | {"problems": problems}
+
+    def devices(self, user_id: int, name: str, after: int, limit: int) -> dict[str, Any]:
+        """Return the devices that have a profile, by id after one, with their ``version``, ``problem`` and the ``total``."""
+        row, loaded = self._row(user_id, name), self._stored.load(user_id)
+        assert loaded is not None
+        having: list[dict[str, Any]] = []
+        for device_id, tags, problem in self._devices(user_id):
+            version = loaded.pinned.get(device_id, {}).get(row["id"]) or loaded.current[row["id"]]
+            if version.devices is not None and version.devices.matches(tags):
+                having.append({"id": device_id, "name": "", "version": version.version, "problem": problem})
+        left = [one for one in having if one["id"] > after]
+        shown = left[:limit]
+        sql = f"SELECT id, name FROM devices WHERE id IN ({marks(shown)})"
+        names = {one["id"]: one["name"] for one in self._db.all(sql, *(one["id"] for one in shown))} if shown else {}
+        rows = [one | {"name": names[one["id"]]} for one in shown]
+        return {"devices": rows, "total": len(having), "next": shown[-1]["id"] if len(left) > limit else None}
 
     def history(self, user_id: int, name: str, scope: Sequence[str] = ()) -> list[dict[str, Any]]:
         """Return the versions of a profile, newest first, without their items."""

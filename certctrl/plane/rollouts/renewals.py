@@ -29,12 +29,13 @@ from certctrl.plane.errors import ErrorResponse, bad_request, conflict
 from certctrl.plane.orders.batches import Batches
 from certctrl.plane.orders.orders import OrderRequest, Orders
 from certctrl.plane.orders.renewal_times import ENDING_SHARE
+from certctrl.plane.profiles.previews import preview_id, refuse_other
 from certctrl.plane.reserved_names import ReservedNames, refuse_reserved
 from certctrl.plane.rollouts import changes
 from certctrl.plane.rollouts.changes import Settled
 from certctrl.plane.rollouts.plan import RENEWAL_PLAN
 from certctrl.plane.rollouts.proof import SAME, RenewalProof
-from certctrl.plane.rollouts.rollouts import RolloutRules, Rollouts, check_rules, rules_json, wave_counts
+from certctrl.plane.rollouts.rollouts import RolloutRules, Rollouts, check_rules, rules_json
 from certctrl.plane.storage.database import Database, Row, marks
 from certctrl.text import counted
 
@@ -80,13 +81,14 @@ class RenewalRollouts:
         *,
         together: bool = False,
         note: str = "",
+        expected: str = "",
         dry_run: bool = False,
     ) -> dict[str, Any]:
         """Start the rollout of renewals; return it, or with ``dry_run`` its waves.
 
         Certificates made from a template, and the others of a set, are included. ``together``: each device gets all of
-        its certificates in one batch, as it does those of a set. ErrorResponse 400, 404, and 409 if one cannot be renewed
-        in waves.
+        its certificates in one batch, as it does those of a set. ``expected``: the ``preview_id`` of a dry run; 409 if it
+        would do something else by now. ErrorResponse 400, 404, and 409 if one cannot be renewed in waves.
         """
         check_rules(rules)
         require_user(self._db, user_id)
@@ -95,7 +97,7 @@ class RenewalRollouts:
         if together and (len(rows) < 2 or len(set(cert_ids)) > MAX_IN_BATCH):
             raise bad_request(f"A batch has 2 to {MAX_IN_BATCH} certificates, not {len(rows)}", field="together")
         self._refuse_mixed(rows, groups)
-        return self._begin(user_id, rows, groups, rules, note, dry_run)
+        return self._begin(user_id, rows, groups, rules, note, expected=expected, dry_run=dry_run)
 
     def _begin(
         self,
@@ -104,6 +106,8 @@ class RenewalRollouts:
         groups: Mapping[int, str],
         rules: RolloutRules,
         note: str,
+        *,
+        expected: str = "",
         dry_run: bool = False,
     ) -> dict[str, Any]:
         devices = self._devices([row["id"] for row in rows])
@@ -112,8 +116,11 @@ class RenewalRollouts:
         planned = self._rollouts.planned(devices, rules)
         certificates = [{"id": row["id"], "name": row["domain_name"]} for row in rows]
         summary = {"certificates": certificates, "devices": len(devices), "dry_run": dry_run}
+        serials = [(row["id"], row["serial_number"]) for row in rows]
+        preview = preview_id(user_id, serials, groups, planned, rules_json(rules))
         if dry_run:
-            return summary | {"id": None, "waves": wave_counts(planned)}
+            return summary | {"id": None, "waves": self._rollouts.planned_waves(planned), "preview_id": preview}
+        refuse_other(expected, preview)
         rollout_id = self._store(user_id, rows, groups, planned, rules, note)
         shown = self._rollouts.show(user_id, rollout_id)
         return summary | {key: shown[key] for key in ("id", "what", "waves", "state")}
@@ -127,6 +134,9 @@ class RenewalRollouts:
         if certificate["status"] != "active" or not certificate["serial_number"]:
             what = f"Certificate {certificate['id']} is not in use: import it without waves"
             raise conflict(what, "CERT_REVOKED" if certificate["status"] == "revoked" else "WRAP_PENDING")
+        if certificate["key_origin"] == KEY_AT_DEVICE:  # further devices would be told one whose key they do not have
+            what = f"The key of certificate {certificate['id']} is made at its only device: import it without waves"
+            raise conflict(what, "KEYS_AT_DEVICES")
         return self._begin(certificate["user_id"], [certificate], {certificate["id"]: ""}, rules, note)
 
     def _groups(self, user_id: int, cert_ids: Sequence[int], together: bool) -> dict[int, str]:

@@ -17,7 +17,8 @@ from certctrl.plane.clock import when
 from certctrl.plane.devices.devices import Devices, require_user
 from certctrl.plane.errors import bad_request, conflict, not_found
 from certctrl.plane.profiles.expression import ExpressionError, parse
-from certctrl.plane.profiles.profiles import Candidate, ProfileChange, Profiles, refuse_problems
+from certctrl.plane.profiles.previews import preview_id, refuse_other
+from certctrl.plane.profiles.profiles import Candidate, ProfileChange, Profiles, described, refuse_problems
 from certctrl.plane.rollouts.changes import Change
 from certctrl.plane.rollouts.plan import (
     DEFAULT_WAVES,
@@ -36,6 +37,8 @@ PROFILE, RENEWAL = "profile", "renewal"
 """Kinds of rollouts."""
 MAX_PAUSE = 30 * 86_400
 _DEVICES_PER_STATEMENT = 200
+_FIRST = 5
+"""Devices of a wave that a preview names."""
 
 log = logging.getLogger("certctrl.Plane")
 
@@ -70,23 +73,36 @@ class Rollouts:
     # --- start ----------------------------------------------------------------------------------------------------
 
     async def start(
-        self, user_id: int, name: str, change: ProfileChange, rules: RolloutRules, *, dry_run: bool = False
+        self,
+        user_id: int,
+        name: str,
+        change: ProfileChange,
+        rules: RolloutRules,
+        *,
+        expected: str = "",
+        dry_run: bool = False,
     ) -> dict[str, Any]:
         """Store a version of a profile and start its rollout; return it with ``changes``, as a preview of the profile.
 
         ErrorResponse 400 as from ``Profiles.put``, and 409 if no config changes, or the profile has an open rollout.
+        ``expected``: the ``preview_id`` of a dry run; 409 if it would do something else by now.
         """
         check_rules(rules)
         candidate, changes = await self._profiles.prepare(user_id, name, change)
+        await self._db.work_long(self._profiles.refuse_rollout, candidate.version.profile_id)
         if not dry_run:
             refuse_problems(name, changes)
         chosen = [row["id"] for row in changes["devices"] if not row["problem"]]
         if not chosen:
             raise conflict(f"The change of profile {name} changes no config: there is nothing to roll out")
         planned = await self._db.work_long(self.planned, chosen, rules)
-        summary = {"profile": name, "version": candidate.version.version, "changes": changes, "dry_run": dry_run}
+        number = candidate.version.version + (not candidate.version.profile_id)  # a new one begins without items
+        summary = {"profile": name, "version": number, "changes": changes, "dry_run": dry_run}
+        preview = preview_id(user_id, described(candidate.version), changes, planned, rules_json(rules))
         if dry_run:
-            return summary | {"id": None, "waves": wave_counts(planned)}
+            waves = await self._db.work_long(self.planned_waves, planned)
+            return summary | {"id": None, "waves": waves, "preview_id": preview}
+        refuse_other(expected, preview)
         rollout_id = await self._db.work_long(self._start, user_id, candidate, change.note, planned, rules)
         log.info("rollout %d of profile %s has started, for %s", rollout_id, name, counted(len(planned), "device"))
         shown = await self._db.work_long(self.show, user_id, rollout_id)
@@ -99,6 +115,24 @@ class Rollouts:
             raise bad_request(f"No device of this rollout matches the canary {rules.canary}", field="canary")
         waves = waves_of(device_ids, wave_sizes(rules.waves), set(first))
         return [(one, waves[one], serial_group(rules.serial, tags.get(one, ()))) for one in device_ids]
+
+    def planned_waves(self, planned: Sequence[tuple[int, int, str]]) -> list[dict[str, Any]]:
+        """Return the waves of a rollout that has not started, each with the names of its ``first`` devices."""
+        waves: dict[int, list[int]] = {}
+        for device_id, wave, _ in planned:
+            waves.setdefault(wave, []).append(device_id)
+        shown = [one for ids in waves.values() for one in ids[:_FIRST]]
+        sql = f"SELECT id, name FROM devices WHERE id IN ({marks(shown)})"
+        names = {row["id"]: row["name"] or str(row["id"]) for row in self._db.all(sql, *shown)}
+        return [
+            {
+                "wave": wave,
+                "devices": len(waves[wave]),
+                "states": {"held": len(waves[wave])},
+                "first": [names[one] for one in waves[wave][:_FIRST]],
+            }
+            for wave in sorted(waves)
+        ]
 
     def canaries(self, device_ids: Sequence[int], rules: RolloutRules) -> list[int]:
         """Return the devices that are the first wave."""
@@ -314,14 +348,6 @@ def _shown(
             {"wave": wave, "devices": sum(states.values()), "states": dict(states)} for wave, states in counts.items()
         ],
     }
-
-
-def wave_counts(planned: Sequence[tuple[int, int, str]]) -> list[dict[str, Any]]:
-    """Return the waves of a rollout that has not started."""
-    counts: dict[int, int] = {}
-    for _, wave, _ in planned:
-        counts[wave] = counts.get(wave, 0) + 1
-    return [{"wave": wave, "devices": counts[wave], "states": {"held": counts[wave]}} for wave in sorted(counts)]
 
 
 def check_rules(rules: RolloutRules) -> None:

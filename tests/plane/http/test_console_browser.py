@@ -37,7 +37,13 @@ PAGES = {
     "device": "/fleet/devices/49",
     "certificates": "/fleet/certificates",
     "certificate": "/fleet/certificates/1",
+    "profiles": "/fleet/profiles",
+    "profile": "/fleet/profiles/nginx",
+    "profile-change": "/fleet/profiles/nginx/change",
     "rollouts": "/fleet/rollouts",
+    "rollout-new": "/fleet/rollouts/new",
+    "rollout-form": "/fleet/rollouts/new?profile=nginx",
+    "rollout-renewals": "/fleet/rollouts/new?certificates=1",
     "rollout": "/fleet/rollouts/1",
     "confirm": "/fleet/rollouts/1/confirm?do=abort",
     "shut-out": "/fleet/devices/49/confirm?do=revoke",
@@ -182,6 +188,95 @@ def click_only(browser: Any, served: Served) -> None:
     wait_for(lambda: "164 devices" in text())
     follow("stale")
     wait_for(lambda: "4 of 164" in text() or "4 devices" in text())
+
+
+async def test_a_profile_and_a_rollout_without_scripts(start_browser: Callable[..., Any], tmp_path: Path) -> None:
+    browser = await trio.to_thread.run_sync(start_browser, "--blink-settings=scriptEnabled=false")
+    async with fleet(tmp_path / "plane", 160) as served:
+        await trio.to_thread.run_sync(make_and_roll_out, browser, served)
+
+
+def make_and_roll_out(browser: Any, served: Served) -> None:
+    """Make a profile by the form, correct a mistake, and give its second version out in waves."""
+    from selenium.webdriver.common.by import By
+
+    def text() -> str:
+        return str(browser.find_element(By.TAG_NAME, "main").text)
+
+    def press(label: str) -> None:
+        browser.find_element(By.XPATH, f"//main//button[normalize-space()='{label}']").click()
+
+    def write(field: str, value: str) -> None:
+        browser.find_element(By.ID, field).clear()
+        browser.find_element(By.ID, field).send_keys(value)
+
+    browser.get(f"{served.address.url}/fleet/profiles")
+    browser.find_element(By.ID, "key").send_keys(f"{served.token}\n")
+    wait_for(lambda: "New profile…" in text())
+    write("new", "edge\n")
+    wait_for(lambda: "New profile edge" in text())
+    write("devices", "edge and not site=muc")
+    write("installs", '[{"id": "x", "type": "exce", "cmd_argv": ["/bin/true"]}]')
+    press("Preview…")
+    wait_for(lambda: "did you mean exec?" in text())
+    wrong = browser.find_element(By.ID, "installs")
+    assert wrong.get_attribute("aria-invalid") == "true" and "exce" in wrong.get_attribute("value")
+    write("installs", '[{"id": "x", "type": "exec", "cmd_argv": ["/bin/true"]}]')
+    press("Preview…")
+    wait_for(lambda: "Profile edge would have version 1 on 30 devices" in text())
+    press("Give it to all 30 devices at once")
+    wait_for(lambda: "Stored: the devices whose config changes are notified." in text())
+    browser.find_element(By.PARTIAL_LINK_TEXT, "Change in waves").click()
+    wait_for(lambda: "Change profile edge in waves" in text())
+    write("installs", '[{"id": "x", "type": "exec", "cmd_argv": ["/bin/echo"]}]')
+    write("pause", "10m")
+    press("Preview…")
+    wait_for(lambda: "A rollout of profile edge would have 3 waves of 1, 3, 26 devices" in text())
+    assert "when wave 1 has proven it, 10m later" in text() and "~ x (cmd_argv)" in text()
+    press("Start it")
+    wait_for(lambda: "Started: the first wave is released within seconds." in text())
+    assert "edge v2 running" in browser.find_element(By.TAG_NAME, "h1").text
+
+
+async def test_a_preview_has_no_barriers_and_the_keyboard_suffices(
+    start_browser: Callable[..., Any], need_module: Callable[[str], None], tmp_path: Path
+) -> None:
+    if not AXE:
+        need_module("axe_core_python")
+    browser = await trio.to_thread.run_sync(start_browser)
+    async with fleet(tmp_path / "plane", 160) as served:
+        await trio.to_thread.run_sync(preview_by_keyboard, browser, served, tmp_path)
+
+
+def preview_by_keyboard(browser: Any, served: Served, pictures: Path) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    person, found = Person(browser, pictures, "preview"), []
+    sign_in(person, served)
+    person.open(f"{served.address.url}/fleet/rollouts/new?certificates=1")
+
+    def tab_to(text: str) -> None:
+        for _ in range(80):
+            browser.switch_to.active_element.send_keys(Keys.TAB)
+            if browser.switch_to.active_element.text.strip() == text:
+                return
+        raise AssertionError(f"no way to {text}")
+
+    for label, heading in (
+        ("Preview…", "Start a rollout: renew 1 certificate?"),
+        ("Change it", "Renew 1 certificate in waves"),
+    ):
+        tab_to(label)
+        with person._new_page():
+            browser.switch_to.active_element.send_keys(Keys.ENTER)
+        assert person.heading() == heading
+        for width in (1280, 390):
+            size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+            browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+            found += [f"{heading} at {width}: {barrier}" for barrier in barriers(browser)]
+            assert browser.execute_script("return document.documentElement.scrollWidth - innerWidth") <= 0
+        found += small_targets(browser)
+    assert found == []
 
 
 async def test_a_rollout_page_follows_the_rollout(start_browser: Callable[..., Any], tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from certctrl import lean
 from certctrl.plane.fleet.words import CERTIFICATE_WORDS, COPY_WORDS
 from certctrl.plane.http.console import holders_pages
 from certctrl.plane.http.console.devices import chips, foot, search_form, tabs, tags_field
-from certctrl.plane.http.console.frame import CERTIFICATES, DEVICES, Asked, Viewer, head
+from certctrl.plane.http.console.frame import CERTIFICATES, DEVICES, ROLLOUTS, Asked, Viewer, head
 from certctrl.plane.http.console.parts import (
     NOTHING,
     Column,
@@ -114,9 +114,10 @@ def certificate(found: CertificateFound, viewer: Viewer, now: float) -> Html:
     acts = NOTHING
     if viewer.may_change and row["state"] != "revoked":
         acts = fill(
-            '<form method="post" action="{home}/renew">{csrf}<button>Renew now</button></form>',
+            '<form method="post" action="{home}/renew">{csrf}<button>Renew now</button></form>{waves}',
             home=f"{CERTIFICATES}/{row['id']}",
             csrf=hidden(csrf=viewer.csrf),
+            waves=anchor("Renew in waves…", link(f"{ROLLOUTS}/new", {"certificates": row["id"]}), "button"),
         )
     crumb = fill('<a href="{all}">Certificates</a> / {id}', all=CERTIFICATES, id=row["id"])
     return fill(

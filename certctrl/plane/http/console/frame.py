@@ -17,9 +17,10 @@ HOME = "/fleet"
 ALERTS, OPERATORS, TOKENS = f"{HOME}/alerts", f"{HOME}/operators", f"{HOME}/tokens"
 DEVICES, CERTIFICATES = f"{HOME}/devices", f"{HOME}/certificates"
 ROLLOUTS, AUDIT = f"{HOME}/rollouts", f"{HOME}/audit"
+PROFILES = f"{HOME}/profiles"
 _PARTS = (
-    (HOME, "Overview"), (DEVICES, "Devices"), (CERTIFICATES, "Certificates"), (ROLLOUTS, "Rollouts"), (AUDIT, "Audit"),
-    (ALERTS, "Alerts"), (OPERATORS, "Operators"),
+    (HOME, "Overview"), (DEVICES, "Devices"), (CERTIFICATES, "Certificates"), (PROFILES, "Profiles"), (ROLLOUTS, "Rollouts"),
+    (AUDIT, "Audit"), (ALERTS, "Alerts"), (OPERATORS, "Operators"),
 )  # fmt: skip
 _POLICY = (
     "default-src 'none'; style-src 'self'; img-src 'self'; script-src 'self'; connect-src 'self'; form-action 'self';"
@@ -39,6 +40,8 @@ NOTICES = {
     "aborted": "Aborted. Devices that have the new version keep it, the others stay at theirs.",
     "asked": "Asked to try again: the device compares everything as soon as it is heard from.",
     "renewing": "A renewal is ordered.",
+    "started": "Started: the first wave is released within seconds.",
+    "stored": "Stored: the devices whose config changes are notified.",
     "revoked": "Shut out: all its requests are refused from now on.",
     "renamed": "Renamed. It keeps this name, even if it registers again.",
     "same-name": "It has this name already: nothing was changed.",

@@ -61,9 +61,8 @@ class ConsoleRecords:
         def read() -> Response:
             rows, frozen = self._plane.rollouts.show_all(viewer.user_id), self._plane.rollouts.frozen(viewer.user_id)
             word = chosen if chosen in rollouts_page.WORDS else ""
-            return shell(
-                "Rollouts", rollouts_page.rollouts(rows, word, frozen, self._plane.wall_now()), viewer, here=ROLLOUTS
-            )
+            body = rollouts_page.rollouts(rows, word, frozen, viewer, self._plane.wall_now())
+            return shell("Rollouts", body, viewer, here=ROLLOUTS)
 
         return await self._plane.work_long(read)
 

@@ -44,14 +44,16 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-def rollouts(rows: Sequence[Mapping[str, Any]], chosen: str, frozen: str, now: float) -> Html:
+def rollouts(rows: Sequence[Mapping[str, Any]], chosen: str, frozen: str, viewer: Viewer, now: float) -> Html:
     """Return the page of the list; ``chosen``: only those in this state."""
     counts: dict[str, int] = {}
     for row in rows:
         counts[row["state"]] = counts.get(row["state"], 0) + 1
     fitting = [row for row in rows if chosen in ("", row["state"])]
     ice = _frozen(frozen)
-    body = [head(Html("Rollouts"), fill('<p class="soft">{said}</p>', said=_said(counts))), ice, _tabs(counts, chosen)]
+    said = fill('<p class="soft">{said}</p>', said=_said(counts))
+    acts = anchor("New rollout…", f"{ROLLOUTS}/new", "button") if viewer.may_change else NOTHING
+    body = [head(Html("Rollouts"), said, acts=acts), ice, _tabs(counts, chosen)]
     if fitting:
         body.append(table("Rollouts, the newest first", _COLUMNS, (_row(row, now) for row in fitting), css="rollouts"))
     else:

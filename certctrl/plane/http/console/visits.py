@@ -26,7 +26,7 @@ from certctrl.plane.http.console.frame import CONSOLE_HEADERS, HOME, Viewer, hea
 from certctrl.plane.http.console.parts import anchor, clock
 from certctrl.plane.http.middleware import error_response_of
 from certctrl.plane.http.pages.approval import SESSION, checked_form, set_cookie
-from certctrl.plane.http.pages.html import Html, fill, page, redirect
+from certctrl.plane.http.pages.html import FORM_CAP, Html, fill, page, redirect
 from certctrl.plane.http.permissions import Permission
 from certctrl.plane.http.reading import whole_number
 from certctrl.plane.limits import plain_address
@@ -86,9 +86,9 @@ class Visits:
             users=users,
         )
 
-    async def form(self, request: Request) -> dict[str, str]:
+    async def form(self, request: Request, cap: int = FORM_CAP) -> dict[str, str]:
         """Return a posted form; ErrorResponse 403 unless it was made for this browser."""
-        return await checked_form(self._operators, request, SESSION)
+        return await checked_form(self._operators, request, SESSION, cap)
 
     @contextlib.contextmanager
     def acting(self, viewer: Viewer, permission: Permission, **fields: object) -> Iterator[None]:

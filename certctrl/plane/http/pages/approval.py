@@ -28,7 +28,7 @@ from certctrl.plane.errors import ErrorResponse, bad_request, forbidden
 from certctrl.plane.http import permissions
 from certctrl.plane.http.authentication import address_of, note_authenticated
 from certctrl.plane.http.pages import views
-from certctrl.plane.http.pages.html import asset, page, read_form, redirect
+from certctrl.plane.http.pages.html import FORM_CAP, asset, page, read_form, redirect
 from certctrl.plane.http.permissions import Permission
 from certctrl.plane.http.reading import whole_number
 from certctrl.plane.limits import caller_of, plain_address
@@ -212,11 +212,11 @@ class ApprovalPage:
         return await checked_form(self._operators, request, cookie)
 
 
-async def checked_form(operators: Operators, request: Request, cookie: str) -> dict[str, str]:
+async def checked_form(operators: Operators, request: Request, cookie: str, cap: int = FORM_CAP) -> dict[str, str]:
     """Return a posted form; ErrorResponse 403 unless the plane made it for the browser with this cookie."""
     if request.headers.get("sec-fetch-site", "same-origin") != "same-origin":
         raise forbidden("This form was sent from another site.")
-    form = await read_form(request)
+    form = await read_form(request, cap)
     value = request.cookies.get(cookie, "")
     if not value or not operators.is_csrf_token(value, form.get("csrf", "")):
         raise forbidden("This form is no longer valid.")

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from certctrl.plane.errors import bad_request
 from certctrl.plane.http.reading import read_body
 
-_FORM_CAP = 8 * 1024
+FORM_CAP = 8 * 1024
 _MAX_FIELDS = 20
 
 HEADERS = {
@@ -64,12 +64,12 @@ def redirect(target: str) -> Response:
     return Response(None, 303, HEADERS | {"location": target})
 
 
-async def read_form(request: Request) -> dict[str, str]:
+async def read_form(request: Request, cap: int = FORM_CAP) -> dict[str, str]:
     """Return the fields of a posted form, the last of each name; ErrorResponse 400 or 413."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/x-www-form-urlencoded":
         raise bad_request("This is not a form")
-    body = await read_body(request, _FORM_CAP)
+    body = await read_body(request, cap)
     try:
         fields = parse_qs(body.decode("utf-8"), keep_blank_values=True, errors="strict", max_num_fields=_MAX_FIELDS)
     except ValueError:
