@@ -185,6 +185,17 @@ def bad_days(session: nox.Session) -> None:
 
 
 @nox.session
+def watched(session: nox.Session) -> None:
+    """Watch rollouts over 50 real agents, to an end and to a halt, in Chromium; pictures of the page go to dist/watched."""
+    session.install("-e", ".[dev]")
+    pictures = Path(os.environ.get("CERTCTRL_TEST_PICTURES") or "dist/watched").absolute()
+    pictures.mkdir(parents=True, exist_ok=True)
+    env = {"CERTCTRL_TEST_WATCHED": "50", "CERTCTRL_TEST_PICTURES": str(pictures)}
+    args = session.posargs or ["-s", "--timeout", "0"]
+    session.run("pytest", "tests/integration/test_rollout_watched.py", *args, env=env)
+
+
+@nox.session
 def mutants(session: nox.Session) -> None:
     """Change one expression of a package at a time, such as install/plan: its own tests must notice."""
     session.install("-e", ".[dev,types,mutants]")

@@ -32,8 +32,9 @@ def start(chromium: str, driver: str, profile: Path, *more: str) -> Any:
 class Person:
     """Drives one browser and reads its page. All calls block: use it in a thread."""
 
-    def __init__(self, browser: Any, pictures: Path, mode: str) -> None:
+    def __init__(self, browser: Any, pictures: Path, mode: str, patience: float = 20.0) -> None:
         self.browser = browser
+        self._patience = patience
         self._pictures = pictures
         self._mode = mode
 
@@ -71,7 +72,7 @@ class Person:
 
         self.browser.execute_script("window.leftBehind = true")
         yield
-        WebDriverWait(self.browser, 20, ignored_exceptions=[WebDriverException]).until(
+        WebDriverWait(self.browser, self._patience, ignored_exceptions=[WebDriverException]).until(
             lambda browser: browser.execute_script("return !window.leftBehind && document.readyState === 'complete'")
         )
 

@@ -38,6 +38,8 @@ IDLE_SECONDS = 20.0
 """Without a running rollout; one that another plane starts is noticed then, if not earlier."""
 
 log = logging.getLogger("certctrl.Plane")
+_REPORTING = (Member.RELEASED, Member.FAILED, Member.ACCEPTED)
+"""States that a report of the device changes."""
 
 
 class RolloutRunner:
@@ -97,6 +99,8 @@ class RolloutRunner:
             may_skip = trio.current_time() >= self.begun + STALE_SECONDS
             while await self._db.work_long(self._round, rollout_id, kind, may_skip):
                 await trio.lowlevel.checkpoint()
+        for rollout_id in await self._db.work(self._quiet):
+            await self._db.work_long(self._listen, rollout_id)
         if ids:
             await self._profiles.apply()  # of rollouts that are done
         self._report(await self._db.work(self._halted))
@@ -115,6 +119,24 @@ class RolloutRunner:
     def _running(self) -> list[tuple[int, str]]:
         rows = self._db.all("SELECT id, profile_id FROM rollouts WHERE state = 'running' ORDER BY id")
         return [(row["id"], kind_of(row)) for row in rows]
+
+    def _quiet(self) -> list[int]:
+        """Return the rollouts that release nothing now, and have devices whose reports count."""
+        rows = self._db.all(
+            "SELECT r.id FROM rollouts r WHERE r.state IN ('paused', 'halted') AND EXISTS (SELECT 1 FROM rollout_devices m"
+            " WHERE m.rollout_id = r.id AND m.state IN (?, ?, ?)) ORDER BY r.id",
+            *(one.value for one in _REPORTING),
+        )
+        return [row["id"] for row in rows]
+
+    def _listen(self, rollout_id: int) -> None:
+        """Store what the devices of a quiet rollout have reported; a paused one with too many failures halts."""
+        sql = "SELECT * FROM rollouts WHERE id = ? AND state IN ('paused', 'halted')"
+        for rollout in self._db.all_unlocked(sql, rollout_id):
+            rules, members = json.loads(rollout["rules"]), self._observed(rollout)
+            decision = decide(members, _limits(rules), self._wall_now())
+            if rollout["state"] == "paused" and decision.halt:
+                self._carry_out(rollout, decision)
 
     def _release_ending(self, rollout_id: int, device_ids: Sequence[int]) -> None:
         """Release devices that are held at a certificate near its end, whatever the state of their rollout."""
@@ -140,12 +162,11 @@ class RolloutRunner:
         rollout, rules = found[0], json.loads(found[0]["rules"])
         members = self._observed(rollout)
         now = self._wall_now()
-        limits = Rules(max_failures=rules["max_failures"], pause_seconds=rules["pause_seconds"])
         may_release = self._held_back(rollout, rules, now)
         if reason := self._change(rollout).void(rollout):
             self._recorded(rollout, "rollout.end", lambda: self._end(rollout_id, "aborted", reason))
             return False
-        decision = decide(members, limits, now, may_release=may_release, may_skip=may_skip)
+        decision = decide(members, _limits(rules), now, may_release=may_release, may_skip=may_skip)
         if decision.waits and (obstacle := self._change(rollout).obstacle(rollout)):
             decision = attrs.evolve(decision, waits=f"{decision.waits}; {obstacle}")
         return self._carry_out(rollout, decision)
@@ -173,7 +194,7 @@ class RolloutRunner:
             " WHERE m.rollout_id = ? AND (d.status != 'revoked' OR m.state IN (?, ?)) ORDER BY m.wave, m.device_id",
             *(rollout["id"], Member.PROVEN.value, Member.ACCEPTED.value),
         )
-        waiting = [row for row in rows if row["state"] in (Member.RELEASED, Member.FAILED, Member.ACCEPTED)]
+        waiting = [row for row in rows if row["state"] in _REPORTING]
         reported = self._change(rollout).settled(rollout, waiting)
         stale_before = self._wall_now() - STALE_SECONDS
         opened = self._opened([row["device_id"] for row in rows])
@@ -288,3 +309,7 @@ class RolloutRunner:
             f"UPDATE rollout_devices SET state = ?{columns} WHERE rollout_id = ? AND device_id IN ({marks(device_ids)})",
             *(state.value, *values.values(), rollout_id, *device_ids),
         )
+
+
+def _limits(rules: Mapping[str, Any]) -> Rules:
+    return Rules(max_failures=rules["max_failures"], pause_seconds=rules["pause_seconds"])

@@ -118,6 +118,39 @@ async def test_a_device_that_succeeds_later_no_longer_counts_as_failed(fleet: Fl
     assert (await fleet.state(rollout))[0] == "running"
 
 
+async def test_reports_are_seen_while_it_is_halted(fleet: Fleet) -> None:
+    rollout = await fleet.start("4")
+    await fleet.round()
+    await fleet.ack(fleet.devices[0], outcome=OutcomeKind.FAILED)
+    await fleet.round()
+    await fleet.ack(fleet.devices[0], fleet.devices[1])
+    await fleet.ack(fleet.devices[2], outcome=OutcomeKind.FAILED)
+    await fleet.round()
+    shown = await fleet.show(rollout)
+    assert (shown["state"], shown["reason"]) == ("halted", "1 device failed, none may fail")
+    assert shown["waves"][0]["states"] == {"proven": 2, "failed": 1, "released": 1}
+    assert await fleet.new() == [0, 1, 2, 3]
+    await fleet.plane.work(fleet.plane.rollouts.resume, 1, rollout)
+    await fleet.ack(fleet.devices[3])
+    await fleet.round()
+    assert len(await fleet.new()) == 6
+
+
+async def test_too_many_failures_halt_it_while_it_is_paused(fleet: Fleet) -> None:
+    rollout = await fleet.start("3", max_failures=1)
+    await fleet.round()
+    await fleet.plane.work(fleet.plane.rollouts.pause, 1, rollout)
+    await fleet.ack(fleet.devices[0])
+    await fleet.ack(fleet.devices[1], outcome=OutcomeKind.FAILED)
+    await fleet.round()
+    assert await fleet.state(rollout) == ("paused", "")
+    await fleet.ack(fleet.devices[2], outcome=OutcomeKind.FAILED)
+    await fleet.round()
+    assert await fleet.state(rollout) == ("halted", "2 devices failed, 1 may fail")
+    assert [one.name for one in fleet.plane.problems.now()] == ["rollout_halted"]
+    assert await fleet.new() == [0, 1, 2]
+
+
 async def test_new_devices_get_the_proven_version(fleet: Fleet) -> None:
     rollout = await fleet.start("1")
     await fleet.round()

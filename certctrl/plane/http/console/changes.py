@@ -76,10 +76,12 @@ class ConsoleChanges:
         form = await self._visits.form(request)
         permission = _permission(do, viewer)
         rollouts = self._plane.rollouts
-        if do == "resume" and form.get("read") != "yes":
-            row = await self._plane.work_long(rollouts.show, viewer.user_id, rollout_id)
-            if any(one["state"] == "failed" for one in row["devices"]):
+        if do == "resume":
+            failures = confirm.failures_of(await self._plane.work_long(rollouts.show, viewer.user_id, rollout_id))
+            if failures and form.get("read") != "yes":
                 return await self._ask(viewer, rollout_id, do, "Read why devices failed, and tick that you have.")
+            if failures and form.get("seen", failures) != failures:
+                return await self._ask(viewer, rollout_id, do, "Other devices have failed since. Nothing was done yet.")
         change = {"pause": rollouts.pause, "resume": rollouts.resume, "abort": rollouts.abort}[do]
         with self._visits.acting(viewer, permission, rid=rollout_id):
             await self._plane.work_long(change, viewer.user_id, rollout_id)

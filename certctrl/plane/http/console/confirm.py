@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from typing import Any
 
 from certctrl.plane.http.console.frame import DEVICES, ROLLOUTS, Viewer, head
 from certctrl.plane.http.console.parts import NOTHING, anchor, cut, hidden, joined, many, number
-from certctrl.plane.http.console.rollouts import title_of, totals_of
+from certctrl.plane.http.console.rollouts import brought_by, title_of, totals_of
 from certctrl.plane.http.pages.html import Html, fill
 
 _LISTED = 20
@@ -20,8 +21,9 @@ def rollout_change(row: Mapping[str, Any], do: str, viewer: Viewer, problem: str
     tick = NOTHING
     if do == "resume" and failed:
         tick = fill(
-            '<p>{failed} failed:</p><ul class="do">{list}</ul>'
+            '{seen}<p>{failed} failed:</p><ul class="do">{list}</ul>'
             '<label for="read"><input id="read" name="read" type="checkbox" value="yes" required>I have read why</label>',
+            seen=hidden(seen=failures_of(row)),
             failed=many(len(failed), "device"),
             list=_failed(failed),
         )
@@ -41,6 +43,12 @@ def rollout_change(row: Mapping[str, Any], do: str, viewer: Viewer, problem: str
     )
 
 
+def failures_of(row: Mapping[str, Any]) -> str:
+    """Return what stands for the failures of a rollout: others have another text; empty: there are none."""
+    failed = sorted(one["id"] for one in row["devices"] if one["state"] == "failed")
+    return sha256(repr(failed).encode()).hexdigest()[:32] if failed else ""
+
+
 def _effects(row: Mapping[str, Any], do: str) -> tuple[Sequence[str], str]:
     """Return what a change does, and how it is undone."""
     totals = totals_of(row)
@@ -51,7 +59,8 @@ def _effects(row: Mapping[str, Any], do: str) -> tuple[Sequence[str], str]:
         return (held, "Devices that are released go on, and their reports count."), "Resume undoes this at any time."
     if do == "resume":
         accepted = "The failures until now are accepted: they no longer count, and the next one beyond the limit halts it again."
-        return (f"{rest} are left and get the new version, wave by wave.", accepted), "Pause stops it again."
+        are, get = ("is", "gets") if left == 1 else ("are", "get")
+        return (f"{rest} {are} left and {get} {brought_by(row)}, wave by wave.", accepted), "Pause stops it again."
     if row.get("kind") == "renewal":
         kept = f"{has} that have the renewed certificates keep them; {rest} keep the former ones until these are near their end."
         back = f"There is no way back to the former ones. All get the renewed ones by: cert-ctrl plane rollout abort {row['id']} --forward"

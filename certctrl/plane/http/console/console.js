@@ -26,9 +26,13 @@
     return part.contains(document.activeElement) || (chosen.type === "Range" && chosen.containsNode(part, true));
   };
   const replace = (fresh) => {
+    if (fresh.title !== document.title) document.querySelector(".notice")?.remove(); // it is about the state before
+    document.title = fresh.title;
     for (const part of document.querySelectorAll("[data-live]")) {
       const next = fresh.getElementById(part.id);
-      if (next && next.innerHTML !== part.innerHTML && !isInUse(part)) part.replaceChildren(...next.childNodes);
+      if (!next || isInUse(part)) continue;
+      if (next.className !== part.className) part.className = next.className;
+      if (next.innerHTML !== part.innerHTML) part.replaceChildren(...next.childNodes);
     }
   };
   const read = async () => {

@@ -87,7 +87,7 @@ class ConsoleRecords:
             row = self._plane.rollouts.show(viewer.user_id, rollout_id)
             body = rollouts_page.rollout(row, viewer, self._plane.wall_now())
             live = LIVE_SECONDS if row["state"] in OPEN else 0
-            title = f"{rollouts_page.title_of(row)}, {row['state']}"
+            title = f"{rollouts_page.heading_of(row)}, {row['state']}"
             return shell(title, body, viewer, here=ROLLOUTS, live=live, done=done)
 
         return await self._plane.work_long(read)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from certctrl.plane.http.console.frame import DEVICES, ROLLOUTS, Viewer, head
+from certctrl.plane.http.console.frame import CERTIFICATES, DEVICES, ROLLOUTS, Viewer, head
 from certctrl.plane.http.console.parts import (
     NOTHING,
     Column,
@@ -20,7 +20,6 @@ from certctrl.plane.http.console.parts import (
     number,
     section,
     shape,
-    since,
     state,
     table,
     tone,
@@ -38,6 +37,8 @@ _MEANINGS = (
 )  # fmt: skip
 MAX_DEVICES = 200
 """Devices that a page lists."""
+_LISTED = 5
+"""Certificates that the rules name."""
 _COLUMNS = (
     Column("Rollout"), Column("State", "nowrap"), Column("Progress", "progress"), Column("Waits for", "why"),
     Column("Started", "nowrap"), Column("Ended", "nowrap"),
@@ -117,8 +118,21 @@ def _row(row: Mapping[str, Any], now: float) -> list[Html]:
 def title_of(row: Mapping[str, Any]) -> str:
     """Return what a rollout brings."""
     if row.get("kind") == "renewal":
-        return str(row["what"])
+        return str(row["what"]).removeprefix("the ")
     return f"{row['profile']} v{row['version']}"
+
+
+def heading_of(row: Mapping[str, Any]) -> str:
+    """Return what a rollout brings, as the beginning of a line; the name of a profile is left as it is."""
+    title = title_of(row)
+    return title[:1].upper() + title[1:] if row.get("kind") == "renewal" else title
+
+
+def brought_by(row: Mapping[str, Any]) -> str:
+    """Return what devices get by a rollout."""
+    if row.get("kind") != "renewal":
+        return "the new version"
+    return "the renewed certificate" if len(row.get("certificates", ())) == 1 else "the renewed certificates"
 
 
 def totals_of(row: Mapping[str, Any]) -> dict[str, int]:
@@ -177,7 +191,7 @@ def rollout(row: Mapping[str, Any], viewer: Viewer, now: float) -> Html:
         ended=fill(" · ended {ago}", ago=ago(row["finished_at"], now)) if row["finished_at"] else NOTHING,
         note=f" · {row['note']}" if row["note"] else "",
     )
-    title = fill('{title} <span id="state" data-live>{state}</span>', title=title_of(row), state=state(row["state"]))
+    title = fill('{title} <span id="state" data-live>{state}</span>', title=heading_of(row), state=state(row["state"]))
     crumb = fill('<a href="{all}">Rollouts</a> / {id}', all=ROLLOUTS, id=row["id"])
     return fill(
         '{head}{say}{waves}<div class="side"><div id="devices" data-live>{devices}</div><div>{rules}</div></div>',
@@ -211,27 +225,54 @@ def _say(row: Mapping[str, Any], totals: Mapping[str, int]) -> Html:
     match row["state"]:
         case "running":
             css, title = "need-info", f"Waits for {row['waits']}" if row["waits"] else "Releases the next devices"
-            said = "The next wave goes out when all before it are proven. Nothing goes by time alone."
+            said = (
+                _next(row["rules"]) if totals.get("held") else "No device is held: it is done when these have reported."
+            )
         case "halted":
             css, title = "need-bad", f"Halted: {row['reason']}"
-            said = "Nothing more is released. Read the reasons below, then resume, which accepts them, or abort."
+            said = f"Nothing more is released. {_failures(totals.get('failed', 0))}"
         case "paused":
             css, title = "need-warn", "Paused by an operator"
-            said = "Nothing more is released. Devices that are released go on."
+            said = "Nothing more is released. Devices that are released go on; if too many fail, it halts."
         case "aborted":
             css, title = "need-calm", f"Aborted, with {many(left, 'device')} left"
-            said = "Devices that were released keep the new version, all others the former one."
+            said = f"Devices that were released keep {brought_by(row)}, all others the former. The states are those of that moment."
         case _:
-            css, title = "need-calm", "Done"
-            said = f"{many(totals.get('proven', 0), 'device')} proved the change" + (
-                f", {number(left)} get it when they are heard from." if left else "."
-            )
+            css, title = "need-good", "Done"
+            said = _ended(totals, left)
     return fill(
         '<section class="need {css}" id="say" data-live><h2><span role="status">{title}</span></h2><p>{said}</p></section>\n',
         css=css,
         title=title,
         said=said,
     )
+
+
+def _failures(count: int) -> str:
+    """Return what to do about a halt; the title says how many had failed then, this how many fail now."""
+    if not count:
+        return "No device fails at present: resume, or abort."
+    fail = f"{many(count, 'device')} {'fails' if count == 1 else 'fail'} at present: read the reasons below."
+    repaired = "One that is repaired, and reports success, has proven the change."
+    return f"{fail} {repaired} Then resume, which accepts the other failures, or abort."
+
+
+def _next(rules: Mapping[str, Any]) -> str:
+    """Return when the next wave goes out."""
+    limit = f", or have failed within the limit of {number(rules['max_failures'])}" if rules.get("max_failures") else ""
+    return f"The next wave goes out when all before it have proven the change{limit}. Nothing goes by time alone."
+
+
+def _ended(totals: Mapping[str, int], left: int) -> str:
+    """Return how a rollout has ended, with those that have not proven the change."""
+    said = [f"{many(totals.get('proven', 0), 'device')} proved the change"]
+    if failed := totals.get("failed", 0):
+        said.append(f"{number(failed)} failed, which the rules allow")
+    if accepted := totals.get("accepted", 0):
+        said.append(f"{number(accepted)} failed and {'was' if accepted == 1 else 'were'} accepted")
+    if left:
+        said.append(f"{number(left)} {'gets it when it is' if left == 1 else 'get it when they are'} heard from")
+    return f"{', '.join(said)}."
 
 
 _WAVES = (
@@ -246,23 +287,34 @@ def _waves(row: Mapping[str, Any]) -> Html:
     for place, wave in enumerate(waves):
         states, word = wave["states"], _word_of(wave["states"], row["state"])
         what = {
-            "proven": "settled",
+            "proven": "all its devices",
+            "settled": "not all have proven it",
             "released": "under way",
-            "halted": "too many failed",
+            "halted": "devices have failed",
             "held": "waits for the waves before it" if place else "not begun",
         }[word]
         canary = place == 0 and row["rules"].get("canary")
         last = place == len(waves) - 1 and place > 0
         rows.append(
             [
-                fill("{number}{what}", number=wave["wave"], what=" canary" if canary else " rest" if last else ""),
+                fill(
+                    "Wave {number}{what}",
+                    number=wave["wave"],
+                    what=", canary" if canary else ", the rest" if last else "",
+                ),
                 state(word),
                 fill("{count}", count=number(wave["devices"])),
                 fill("{bar}{words}", bar=bar(states), words=_words(states)),
                 fill("{what}", what=what),
             ]
         )
-    key = joined(
+    shown = table("Waves", _WAVES, rows, part="waves", css="waves")
+    return section("Waves", fill("{table}{key}", table=shown, key=_key(totals_of(row))), part="w")
+
+
+def _key(totals: Mapping[str, int]) -> Html:
+    """Return what the colours of the bars mean."""
+    parts = joined(
         fill(
             '<li><svg viewBox="0 0 12 12" aria-hidden="true"><rect class="{css}" width="12" height="12" rx="2"/></svg>{word}: {meaning}</li>',
             css=_FILLS[word],
@@ -270,10 +322,9 @@ def _waves(row: Mapping[str, Any]) -> Html:
             meaning=meaning,
         )
         for word, meaning in _MEANINGS
-        if word in _FILLS and totals_of(row).get(word)
+        if word in _FILLS and totals.get(word)
     )
-    shown = table("Waves", _WAVES, rows, part="waves", css="waves")
-    return section("Waves", fill('{table}<ul class="key">{key}</ul>', table=shown, key=key), part="w")
+    return fill('<ul class="key" id="key" data-live>{parts}</ul>', parts=parts)
 
 
 def _word_of(states: Mapping[str, int], of_rollout: str) -> str:
@@ -282,7 +333,9 @@ def _word_of(states: Mapping[str, int], of_rollout: str) -> str:
         return "held"
     if states.get("failed") and of_rollout == "halted":
         return "halted"
-    return "released" if states.get("held") or states.get("released") else "proven"
+    if states.get("held") or states.get("released"):
+        return "released"
+    return "proven" if set(states) <= {"proven"} else "settled"
 
 
 _DEVICES = (
@@ -303,7 +356,7 @@ def _devices(row: Mapping[str, Any], now: float) -> Html:
             state(one["state"]),
             fill("{wave}", wave=one["wave"]),
             fill('<span class="mono">{detail}</span>', detail=cut(one["detail"])) if one["detail"] else NOTHING,
-            since(one["released_at"], now),
+            ago(one["released_at"], now) if one["released_at"] else NOTHING,
         ]
         for one in notable[:MAX_DEVICES]
     ]
@@ -315,11 +368,20 @@ def _devices(row: Mapping[str, Any], now: float) -> Html:
     return section(f"Devices to look at: {number(len(notable))}", body, part="notable")
 
 
+def _certificates(rows: Sequence[Mapping[str, Any]]) -> Html:
+    """Return links to what is renewed."""
+    links = [anchor(one["name"], f"{CERTIFICATES}/{one['id']}") for one in rows[:_LISTED]]
+    if len(rows) > _LISTED:
+        links.append(fill("{count} more", count=number(len(rows) - _LISTED)))
+    return joined(links, ", ")
+
+
 def _rules(row: Mapping[str, Any]) -> Html:
     rules = row["rules"]
     pause = rules.get("pause_seconds", 0)
     shown = facts(
         [
+            ("Certificates", _certificates(row.get("certificates", ()))),
             ("Profile", row["profile"]),
             ("Version", row["version"] if row["profile"] else ""),
             ("Waves", f"{', '.join(rules.get('waves', ()))}, the rest"),
