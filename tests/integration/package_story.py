@@ -105,7 +105,7 @@ class Story:
         return line.serial
 
     def use_database(self, url: str) -> None:
-        """Move the control plane into a database of PostgreSQL, as docs/fleet.md says; the file of SQLite is gone then."""
+        """Move the control plane into a database of PostgreSQL, as docs/postgresql.md says; the file of SQLite is gone then."""
         host = self.host
         host.run("systemctl", "stop", PLANE)
         host.run("cert-ctrl", "plane", "migrate-to", url, "--data", DATA)

@@ -1,4 +1,4 @@
-"""`deploy/fleet/fleet.py`: a fleet on one machine that loses a control plane, as docs/fleet.md tells it."""
+"""`deploy/fleet/fleet.py`: a fleet on one machine that loses a control plane, as docs/postgresql.md tells it."""
 
 from __future__ import annotations
 

@@ -18,6 +18,15 @@ from fleet import wait_for
 from pages import DOCS, Terminal, blocks, free_address
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
+DAY = ("In the morning", "A host needs you", "Let hosts in", "Change hosts, in waves", "Renew in waves")
+WEEK = (
+    "Check a backup by a restore", "What ends soon", "Alerts that nobody got", "Hosts that are silent for long",
+    "Upgrade some hosts first", "Who changed what",
+)  # fmt: skip
+INCIDENT = (
+    "An incident", "Many hosts fail alike", "A bad profile went out", "A rollout has halted",
+    "A certificate was revoked by mistake",
+)  # fmt: skip
 FINGERPRINT, MOVE = "9f86d081884c7d65", "Move a host to another control plane"
 SYSTEMCTL = """#!%s
 import os, signal, subprocess, sys, time
@@ -70,7 +79,7 @@ class Site:
         self.etc, self.data, self.units = root / "etc/cert-ctrl", root / "var/plane", root / "units"
         self.root, self.words = root, {
             "/etc/cert-ctrl": str(self.etc), "/var/lib/cert-ctrl-plane": str(self.data), "/backup": f"{root}/backup",
-            "/safe": f"{root}/safe", "/root/": f"{root}/", "-o cert-ctrl-plane": f"-o {user}", "-o cert-ctrl ": f"-o {user} ",
+            "/safe": f"{root}/safe", "/var/tmp/drill": f"{root}/drill", "/root/": f"{root}/", "-o cert-ctrl-plane": f"-o {user}", "-o cert-ctrl ": f"-o {user} ",
             "plane.example.com:8443": address, "--hostname plane.example.com": "--hostname 127.0.0.1",
         }  # fmt: skip
         self.terminal = Terminal(
@@ -136,14 +145,17 @@ def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
 def test_every_command_of_operating_works(site: Site) -> None:
     site.prepare()
     used = [
-        "Backups", "Restore the control plane", "Move the control plane to another machine",
+        *DAY, *WEEK, *INCIDENT, "Backups", "Restore the control plane", "Move the control plane to another machine",
         "Move an agent to another directory or disk", "A service serves an old or expired certificate",
         "A renewal broke a service", "Hosts do not reach the control plane", "Rename a host", "Replace a host", "Retire a host",
         "A key or a host is in foreign hands", "The operator key is in foreign hands",
         "The control plane's machine is gone", "Give a host a new device key", MOVE,
     ]  # fmt: skip
     assert {heading for heading, found in site.sections.items() if found} == set(used)
+    live_a_day(site)
+    have_an_incident(site)
     site.run("Backups")
+    live_a_week(site)
     site.run("Restore the control plane")
     move_the_plane(site)
     site.run("Move an agent to another directory or disk")
@@ -181,6 +193,53 @@ def test_a_host_moves_to_another_control_plane_as_described(site: Site) -> None:
     site.type(f"cert-ctrl plane issue www.example.com --device web-1 --key plane --data {new}")
     site.run(MOVE, 1)
     site.arrives("www.example.com", but=before)
+
+
+def live_a_day(site: Site) -> None:
+    for heading in DAY[:3]:
+        site.run(heading)
+    write_items(site, "web.json", site.etc / "certs/copy.pem")
+    site.run(DAY[3])
+    ends(site, 1, "done")
+    assert (site.etc / "certs/copy.pem").exists()
+    before = site.arrives("www.example.com")
+    site.run(DAY[4])
+    ends(site, 2, "done")
+    site.arrives("www.example.com", but=before)
+
+
+def have_an_incident(site: Site) -> None:
+    """Run its first sections: with a rollout that halts, and a certificate that is revoked."""
+    site.run(INCIDENT[0])
+    site.type("cert-ctrl plane rollout freeze --end")
+    site.run(INCIDENT[1])
+    write_items(site, "wrong.json", site.etc / "certs/wrong.pem")
+    site.type("cert-ctrl plane profile put web wrong.json")
+    site.run(INCIDENT[2])
+    write_items(site, "bad.json", site.root / "refused.pem")
+    site.type("cert-ctrl plane rollout start web bad.json")
+    ends(site, 3, "halted")
+    site.run(INCIDENT[3], None, **{"3": (1,)})
+    site.type("cert-ctrl plane rollout abort 3 --yes && cert-ctrl plane profile put web --version 2")
+    wait_for(lambda: "nothing needs you" in site.type("cert-ctrl plane causes"), "the cause to go")
+    site.type("cert-ctrl plane revoke other.example.com --yes")
+    site.run(INCIDENT[4])
+
+
+def live_a_week(site: Site) -> None:
+    site.run(WEEK[0], None, **{"/var/tmp/drill": (0, 3)})
+    for heading in WEEK[1:]:
+        site.run(heading)
+
+
+def write_items(site: Site, name: str, target: Path) -> None:
+    item = {"id": "copy", "type": "copy", "ob_name": "www.example.com", "from": ["fullchain.pem"], "to": [str(target)]}
+    (site.root / name).write_text(json.dumps([item]))
+
+
+def ends(site: Site, rollout: int, state: str) -> None:
+    command = f"cert-ctrl plane rollout status {rollout}"
+    wait_for(lambda: f"is {state}" in site.type(command, statuses=(0, 1)), f"rollout {rollout} to be {state}")
 
 
 def start_anew(site: Site) -> None:

@@ -14,7 +14,7 @@ from plane_commands import PlaneSite
 from proving import registration
 
 from certctrl.cli.plane import from_file
-from certctrl.cli.plane.listing import ending, span
+from certctrl.cli.plane.listing import ending, span, validity
 from certctrl.errors import ExitStatus, TransportError, UsageError
 
 pytestmark = pytest.mark.integration
@@ -224,6 +224,13 @@ def test_spans() -> None:
     for wrong in ("", "0d", "30", "d", "-1d", "1.5d", "99999w", "１d"):
         with pytest.raises(UsageError):
             span(wrong)
+
+
+def test_the_validity_of_a_token_is_a_span_or_seconds() -> None:
+    assert (validity("90"), validity("12h"), validity("4w")) == (90, 43_200, 2_419_200)
+    for wrong in ("", "0", "-1", "1.5", "1y", "１２"):
+        with pytest.raises(UsageError):
+            validity(wrong)
 
 
 def test_the_calendar_is_sorted_and_has_what_has_expired() -> None:

@@ -97,6 +97,7 @@ MISTAKES = [
     (["decommission", "life-bad", "--revoke-certificates", "--reason-code", "x"], "reason_code must be one of"),
     (["rename", "life-bad", "17"], "needs a name that is not a number"),
     (["replace", "life-bad", "--expires-in", "999999999"], "expires_in must be 1 to"),
+    (["replace", "life-bad", "--expires-in", "1y"], "'1y' is not a duration"),
 ]
 
 

@@ -82,7 +82,7 @@ def test_mistakes_are_named(site: PlaneSite, tmp_path: Path) -> None:
         ((*start, "--window", "22-6"), ExitStatus.USAGE, "windows: '22-6' is not a window"),
         ((*start, "--serial", "a b"), ExitStatus.USAGE, "serial: "),
         ((*start, "--canary", "a and"), ExitStatus.USAGE, "canary: character 6: expected a tag"),
-        (("status", "999"), ExitStatus.FAILED, "No such rollout: 999"),
+        (("status", "999"), ExitStatus.FAILED, "No such rollout: 999; see plane rollout list"),
         (("abort", "999", "--yes"), ExitStatus.FAILED, "No such rollout: 999"),
         (("list", "--state", "halt"), ExitStatus.USAGE, "'halt' is not a state"),
         (("freeze", "x", "--end"), ExitStatus.USAGE, "both REASON and --end"),

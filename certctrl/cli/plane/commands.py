@@ -41,7 +41,7 @@ from certctrl.cli.plane.issue import issue
 from certctrl.cli.plane.issuers import issuers
 from certctrl.cli.plane.issuing_ca import constrain, show_ca
 from certctrl.cli.plane.life import device as device_group
-from certctrl.cli.plane.listing import certificates
+from certctrl.cli.plane.listing import certificates, validity
 from certctrl.cli.plane.operator_key import operator_key, rotate
 from certctrl.cli.plane.operators import operator, token, whoami
 from certctrl.cli.plane.orders import orders
@@ -246,8 +246,8 @@ def enrolment_token(
     ctx: typer.Context,
     uses: Annotated[int, typer.Option("--uses", metavar="N", min=0, help="Maximum devices; 0: unlimited.")] = 1,
     expires_in: Annotated[
-        int, typer.Option("--expires-in", metavar="SECONDS", min=1, help="Validity of the token.")
-    ] = 86_400,
+        str, typer.Option("--expires-in", metavar="TIME", help="Validity of the token: 12h, 30d, 4w, or seconds.")
+    ] = "24h",
     label: Annotated[str, typer.Option("--label", metavar="TEXT", help="Note on its purpose.")] = "",
     tag: NewTags = None,
 ) -> None:
@@ -257,11 +257,13 @@ def enrolment_token(
 
     \b
     cert-ctrl plane enrolment-token --data /var/lib/plane --uses 20 > token
-    cert-ctrl plane enrolment-token --data /var/lib/plane --tag web > token
+    cert-ctrl plane enrolment-token --data /var/lib/plane --tag web \\
+        --expires-in 12h > token
     """
+    seconds = validity(expires_in)
 
     async def request(api: OperatorApi) -> Any:
-        fields = {"uses": uses or None, "expires_in": expires_in, "label": label, "tags": tag or []}
+        fields = {"uses": uses or None, "expires_in": seconds, "label": label, "tags": tag or []}
         return await api.operator.create_enrolment_token(api.user, **fields)
 
     row = call_plane(ctx, request)

@@ -19,6 +19,7 @@ from certctrl.cli.plane.connection import (
     shared_options,
     show,
 )
+from certctrl.cli.plane.listing import validity
 from certctrl.cli.plane.tags import require_known
 from certctrl.errors import CertctrlError, ExitStatus, PlaneError, UsageError
 from certctrl.text import counted, one_line
@@ -67,8 +68,8 @@ def replace(
     ctx: typer.Context,
     device: Device,
     expires_in: Annotated[
-        int, typer.Option("--expires-in", metavar="SECONDS", min=1, help="Validity of the token.")
-    ] = 86_400,
+        str, typer.Option("--expires-in", metavar="TIME", help="Validity of the token: 12h, 30d, 4w, or seconds.")
+    ] = "24h",
     cancel: Annotated[bool, typer.Option("--cancel", help="Void the token; the device stays as it is.")] = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -82,12 +83,13 @@ def replace(
     cert-ctrl plane device replace --data /var/lib/plane web-1 > token
     cert-ctrl register --enrolment-token-file token
     """
+    seconds = validity(expires_in)
 
     async def request(api: OperatorApi) -> Any:
         path = f"devices/{await api.device(device)}/replacement"
         if cancel:
             return await api.call("DELETE", path, query=_query(dry_run))
-        return await api.call("POST", path, {"expires_in": expires_in}, query=_query(dry_run))
+        return await api.call("POST", path, {"expires_in": seconds}, query=_query(dry_run))
 
     done = call_plane(ctx, request)
     if cancel:

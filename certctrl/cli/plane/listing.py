@@ -79,6 +79,11 @@ def span(text: str) -> int:
     return seconds
 
 
+def validity(text: str) -> int:
+    """Return the seconds for which a token is valid: a span, or a number of seconds. Raises UsageError."""
+    return int(text) if re.fullmatch("[1-9][0-9]{0,9}", text) else span(text)
+
+
 def ending(rows: Sequence[dict[str, Any]], now: float, seconds: float) -> list[dict[str, Any]]:
     """Return the certificates that expire within some seconds, and those that have expired, by time."""
     found = [

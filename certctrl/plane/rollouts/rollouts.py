@@ -243,7 +243,7 @@ class Rollouts:
     def _row(self, user_id: int, rollout_id: int) -> Row:
         row = self._db.one(f"{_ROLLOUTS} WHERE r.user_id = ? AND r.id = ?", user_id, rollout_id)
         if row is None:
-            raise not_found(f"No such rollout: {rollout_id}")
+            raise not_found(f"No such rollout: {rollout_id}; see plane rollout list")
         return row
 
     # --- changes --------------------------------------------------------------------------------------------------
@@ -286,7 +286,7 @@ class Rollouts:
     def _locked(self, user_id: int, rollout_id: int) -> Row:
         row = self._db.one_locked("SELECT * FROM rollouts WHERE user_id = ? AND id = ?", user_id, rollout_id)
         if row is None:
-            raise not_found(f"No such rollout: {rollout_id}")
+            raise not_found(f"No such rollout: {rollout_id}; see plane rollout list")
         return row
 
     # --- freeze ---------------------------------------------------------------------------------------------------

@@ -111,7 +111,7 @@ class RolloutRunner:
 
     def _report(self, halted: Sequence[int]) -> None:
         if halted:
-            what = f"halted: rollout {', '.join(map(str, halted[:5]))}; see cert-ctrl plane rollout status"
+            what = f"halted: rollout {', '.join(map(str, halted[:5]))}; see cert-ctrl plane rollout status {halted[0]}"
             self._problems.report(ProblemName.ROLLOUT_HALTED, what)
         else:
             self._problems.clear(ProblemName.ROLLOUT_HALTED)

@@ -82,7 +82,9 @@ async def test_a_failure_halts_and_the_rest_keeps_the_old_version(fleet: Fleet) 
         "id": fleet.devices[1], "name": "d1", "wave": 1, "state": "failed", "detail": "because",
         "released_at": "2026-09-21T14:13:20Z",
     }  # fmt: skip
-    assert [one.name for one in fleet.plane.problems.now()] == ["rollout_halted"]
+    (problem,) = fleet.plane.problems.now()
+    assert problem.name == "rollout_halted"
+    assert problem.what.endswith(f"see cert-ctrl plane rollout status {rollout}")
     (halt,) = await fleet.plane.work(fleet.plane.audit.page, Filter(what="rollout.halt"), 0, 9)
     assert [(shown["kind"], shown["before"], shown["after"]) for shown in halt["objects"]] == [
         (
