@@ -3,8 +3,8 @@
 A ready certificate waits here, and its signal stays in the inbox, so a crash loses nothing. Its resource is released as
 soon as another signal of it is due: a revocation never waits for a batch. A batch is complete once as many of its
 certificates are known as the plane announced, and each is ready or no longer in it: a newer renewal replaced its own, it
-was unassigned, or it ended without material. Whether it is unassigned, the plane has to confirm first. If that takes longer than the limit, the ready ones fail, and wait with `RetryKind.BATCH`
-until a missing one becomes ready.
+was unassigned, which the plane has to confirm, or it ended without material. If that takes longer than the limit, the
+ready ones fail, and wait with `RetryKind.BATCH` until a missing one becomes ready.
 
 The certificates of a batch are not stored here: the signals name them. After a crash the comparison with the plane
 announces the missing ones again, with the current size of the batch.
@@ -80,11 +80,14 @@ class AtomicBatches:
         limit: Callable[[], float],
         clock: Callable[[], float],
         compare: Callable[[], object],
+        is_withdrawn: Callable[[int], bool],
     ) -> None:
         """``limit`` returns how many seconds the ready certificates of a batch wait for the others.
 
         ``compare`` requests a comparison with the plane, once for each batch with unannounced certificates.
+        ``is_withdrawn`` returns whether the withdrawal of a certificate has begun, even if it has failed since.
         """
+        self._is_withdrawn = is_withdrawn
         self._compare = compare
         self._retries = retries
         self._limit = limit
@@ -148,7 +151,9 @@ class AtomicBatches:
     def _is_unconfirmed(self, cert_id: int) -> bool:
         """Return whether the plane has not confirmed yet that a certificate is unassigned, as a signal says."""
         retry = self._retries.of(f"cert:{cert_id}")
-        return retry is None or retry.kind is not RetryKind.GRACE
+        if retry is None or not isinstance(retry.signal, CertUnassigned):
+            return True
+        return retry.kind is not RetryKind.GRACE and not self._is_withdrawn(cert_id)
 
     def _overtaken(self, signals: Iterable[Signal]) -> list[ReadyCertificate]:
         held = {one.entry.signal.resource: one for one in self.held}

@@ -249,12 +249,15 @@ class Dispatcher:
         agent, started, in_batch = self.agent, trio.current_time(), False
         agent.last_signal = {"type": entry.signal.type, "at": agent.wall_now()}
         try:
+            was_revoked = self._has_revoked(entry.signal)
             handled = await self._handle(entry, started)
             if isinstance(handled, ReadyCertificate):
                 # a waiting revocation comes first; this signal is handled again afterwards
                 in_batch = entry.signal.resource not in self._yielding and await self._add(handled)
             else:
                 await self._conclude(entry, handled, trio.current_time() - started)
+                if not was_revoked and self._has_revoked(entry.signal):
+                    await self._supersede_revoked(entry.signal)
         except BaseException as error:  # the signal stays in the inbox
             stop_if_replaced(agent, error)
         finally:
@@ -310,15 +313,15 @@ class Dispatcher:
             await self._done([(entry, result.outcome, seconds)])
         else:
             await self._failed(entry, result, seconds)
-        if isinstance(entry.signal, CertRevoked):
-            await self._supersede_revoked(entry.signal)
         await remove_old_generations(self.agent)
 
-    async def _supersede_revoked(self, signal: CertRevoked) -> None:
-        """End the earlier signals of a certificate if its revocation is confirmed: they announced what is revoked."""
-        record = self.agent.installer.records.get(signal.cert_id)
-        if record is None or not record.revoked:
-            return
+    def _has_revoked(self, signal: Signal) -> bool:
+        """Return whether a signal revokes a certificate that is recorded as revoked; an earlier one may have done that."""
+        record = self.agent.installer.records.get(signal.cert_id) if isinstance(signal, CertRevoked) else None
+        return record is not None and record.revoked
+
+    async def _supersede_revoked(self, signal: Signal) -> None:
+        """End the earlier signals of a certificate whose revocation is confirmed: they announced what is revoked."""
         retried = [
             InboxEntry(signal=one.signal, retry=one) for one in self.agent.installer.retries.signals() if one.signal
         ]

@@ -260,6 +260,8 @@ async def on_cert_revoked(agent: Agent, signal: Signal) -> Outcome:
     await forget_withdrawn_keys(agent, cert_id)
     record = agent.installer.records.get(cert_id)
     if record is None or not (has_left_something(record) or record.alert_pending):
+        if _may_deploy_earlier(agent, signal):
+            _require_current(agent, signal, await find_certificate(agent, cert_id))
         return Outcome(kind=OutcomeKind.UNCHANGED, detail="not in use on this host")
     summary = await find_certificate(agent, cert_id)
     if in_use(record) and (why := await _not_meant(agent, record, signal, summary)):
@@ -282,6 +284,22 @@ async def on_cert_revoked(agent: Agent, signal: Signal) -> Outcome:
     return outcome
 
 
+def _may_deploy_earlier(agent: Agent, signal: Signal) -> bool:
+    """Return whether a renewal from before a signal is pending: it may deploy what a lagging plane still offers."""
+    pending = [
+        *(one.signal for one in agent.inbox.entries()),
+        *(one.signal for one in agent.installer.retries.signals()),
+    ]
+    renewals = [one for one in pending if isinstance(one, CertRenewed) and one.resource == signal.resource]
+    return any(one.ts_ms <= signal.ts_ms for one in renewals)
+
+
+def _require_current(agent: Agent, signal: Signal, summary: CertificateSummary | None) -> None:
+    """Raise LaggingError until the wait is over if the plane's detail may be from before a withdrawal."""
+    if summary is not None and summary.status != "revoked" and not is_current(summary, signal):
+        require_arrival(agent, signal, f"not confirmed yet: the plane says {summary.status or 'active'!r}")
+
+
 async def _not_meant(agent: Agent, record: CertRecord, signal: Signal, summary: CertificateSummary | None) -> str:
     """Return why a signal does not concern the certificate that has its id on this host; empty: it does."""
     known = await recognise_plane(agent)
@@ -300,7 +318,9 @@ async def on_cert_unassigned(agent: Agent, signal: Signal) -> Outcome:
     await forget_withdrawn_keys(agent, cert_id)
     if record is None or not has_left_something(record):
         clear_alerts(agent, cert_id)
-        await _resume_renewal(agent, signal, await find_certificate(agent, cert_id))
+        summary = await find_certificate(agent, cert_id)
+        _require_current(agent, signal, summary)
+        await _resume_renewal(agent, signal, summary)
         return Outcome(kind=OutcomeKind.UNCHANGED, detail="not in use on this host")
     if why := no_order(agent, record, signal, await recognise_plane(agent)):
         return Outcome(kind=OutcomeKind.IGNORED, detail=why)

@@ -226,7 +226,13 @@ def _atomic_batches(installer: Installer, agent: Callable[[], Agent]) -> AtomicB
     def limit() -> float:
         return agent().config.application.batch_limit_seconds
 
-    return AtomicBatches(installer.retries, limit=limit, clock=trio.current_time, compare=compare)
+    def is_withdrawn(cert_id: int) -> bool:
+        record = installer.records.get(cert_id)
+        return record is not None and record.withdrawal_incomplete
+
+    return AtomicBatches(
+        installer.retries, limit=limit, clock=trio.current_time, compare=compare, is_withdrawn=is_withdrawn
+    )
 
 
 def _debounce(settings: ApplicationConfig) -> tuple[float, float]:

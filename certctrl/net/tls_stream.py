@@ -29,7 +29,10 @@ class TlsStream:
         self, stream: trio.SocketStream, context: ssl.SSLContext, *, server_hostname: bytes | None = None
     ) -> None:
         """Take over the socket of a stream; ``server_hostname``: whose client this is. None: this is the server's side."""
-        sock = socket.socket(fileno=stream.socket.detach())
+        try:
+            sock = socket.socket(fileno=stream.socket.detach())
+        except (OSError, ValueError) as error:  # another task has closed it
+            raise trio.BrokenResourceError from error
         sock.setblocking(False)
         try:
             self._socket = context.wrap_socket(
@@ -116,13 +119,17 @@ class TlsStream:
             try:
                 result = call(argument)
             except ssl.SSLWantReadError:
-                await trio.lowlevel.wait_readable(self._socket)
+                wait = trio.lowlevel.wait_readable
             except ssl.SSLWantWriteError:
-                await trio.lowlevel.wait_writable(self._socket)
+                wait = trio.lowlevel.wait_writable
             except (OSError, ValueError) as error:
                 raise trio.BrokenResourceError from error
             else:
                 if not waited:
                     await trio.lowlevel.cancel_shielded_checkpoint()
                 return result
+            try:
+                await wait(self._socket)
+            except trio.BusyResourceError as error:  # a peer that renegotiates while another task reads
+                raise trio.BrokenResourceError from error
             waited = True

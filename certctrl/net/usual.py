@@ -43,6 +43,8 @@ def usual_request(method: bytes, target: bytes, headers: Sequence[tuple[bytes, b
     if named.get(b"content-length", b"0") != b"%d" % len(body):
         return None
     head = b"%b %b HTTP/1.1\r\n%b\r\n" % (method, target, b"".join([b"%b: %b\r\n" % one for one in headers]))
+    if head.count(b"\r\n") != len(headers) + 2:  # a line end in the target or a value would begin another header
+        return None
     return head + body if _REQUEST.fullmatch(head) else None
 
 

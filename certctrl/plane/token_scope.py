@@ -84,13 +84,17 @@ class TokenScope:
             if row["together"]:
                 sql = "SELECT id FROM certificates WHERE user_id = ? AND together = ?"
                 found |= {one["id"] for one in self._db.all(sql, row["user_id"], row["together"])}
-        ids = sorted(found)
+        ids = self._with_made(found)
         in_batches = self._db.all(
             "SELECT b.cert_id FROM orders o JOIN orders b ON b.batch = o.batch WHERE o.batch != '' AND o.state != 'done'"
             f" AND b.state != 'done' AND o.cert_id IN ({marks(ids)})",
             *ids,
         )
-        ids = sorted({*found, *(row["cert_id"] for row in in_batches)})
+        return self._with_made({*ids, *(row["cert_id"] for row in in_batches)})
+
+    def _with_made(self, cert_ids: Collection[int]) -> list[int]:
+        """Return certificates with those made from them."""
+        ids = sorted(cert_ids)
         made = self._db.all(f"SELECT id FROM certificates WHERE template_id IN ({marks(ids)})", *ids)
         return sorted({*ids, *(row["id"] for row in made)})
 

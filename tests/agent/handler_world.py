@@ -350,7 +350,8 @@ class World:
             ),
             "store": self.store, "fs": self.disk, "burst": BurstWatch(debounce=lambda: (0.5, 5.0), clock=trio.current_time), "batches": None, "session": None,
             "atomic": AtomicBatches(
-                self.installer.retries, limit=lambda: 600.0, clock=trio.current_time, compare=lambda: None
+                self.installer.retries, limit=lambda: 600.0, clock=trio.current_time, compare=lambda: None,
+                is_withdrawn=lambda _: False,
             ),
         }  # fmt: skip
         return Agent(

@@ -17,7 +17,7 @@ from certctrl.install.deploy.retry_table import RetryTable
 from certctrl.model.certificate import CertFacts, CertificateSummary
 from certctrl.model.config import ApplicationConfig
 from certctrl.model.records import CertRecord, InboxEntry, Retry, RetryKind, Stage
-from certctrl.model.signals import AtomicBatch, CertRenewed, CertRevoked, Signal
+from certctrl.model.signals import AtomicBatch, CertRenewed, CertRevoked, CertUnassigned, Signal
 
 LIMIT = 600.0
 
@@ -49,8 +49,13 @@ class Host:
             load=lambda: ((), False), wall_now=lambda: self.now, steady_now=lambda: self.now, random=lambda: 1.0,
             settings=ApplicationConfig,
         )  # fmt: skip
+        self.withdrawn: set[int] = set()
         self.atomic = AtomicBatches(
-            self.retries, limit=lambda: LIMIT, clock=lambda: self.now, compare=lambda: self.note_comparison()
+            self.retries,
+            limit=lambda: LIMIT,
+            clock=lambda: self.now,
+            compare=lambda: self.note_comparison(),
+            is_withdrawn=lambda cert_id: cert_id in self.withdrawn,
         )
 
     def note_comparison(self) -> None:
@@ -330,3 +335,22 @@ async def test_a_late_certificate_next_to_a_batch_is_noticed(autojump_clock: Moc
         await trio.sleep(200)
         nursery.cancel_scope.cancel()
     assert late == [2]
+
+
+@pytest.mark.parametrize(("kind", "withdrawn", "leaves"), [
+    (None, False, False), (None, True, False), (RetryKind.LAGGING, False, False), (RetryKind.WAITING, False, False),
+    (RetryKind.GRACE, False, True), (RetryKind.REFUSED, False, False), (RetryKind.REFUSED, True, True),
+])  # fmt: skip
+def test_a_batch_waits_for_an_unassigned_certificate_until_the_plane_has_confirmed_it(
+    kind: RetryKind | None, withdrawn: bool, leaves: bool
+) -> None:
+    """It need not be out of use: a service that does not reload would keep the others of the batch forever."""
+    host, members = Host(), [renewed(1), renewed(2), renewed(3)]
+    host.note(members)
+    host.hold(*members[:2])
+    unassigned = CertUnassigned(2, 3)
+    if kind is not None:
+        host.fail(unassigned, kind)
+    host.withdrawn = {3} if withdrawn else set()
+    host.note([*members[:2], *([unassigned] if kind is None else [])], *([] if kind is None else [unassigned]))
+    assert host.taken() == ([1, 2] if leaves else [])

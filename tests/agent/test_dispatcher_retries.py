@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 import pytest
 import trio
-from handler_world import APPLIED, LIVE, NOW, THERE, TS, World, refused
+from handler_world import AFTER, APPLIED, LIVE, NOW, REVOKED, THERE, TS, World, refused
 from trio.testing import MockClock
 
 from certctrl.agent.dispatcher import Dispatcher
@@ -19,7 +19,7 @@ from certctrl.model.certificate import CaBundle
 from certctrl.model.plan import Outcome, OutcomeKind
 from certctrl.model.policy import HostPolicy, Retirement
 from certctrl.model.records import Retry, RetryKind
-from certctrl.model.signals import CaAssigned, CertRevoked, CertUnassigned, Signal
+from certctrl.model.signals import CaAssigned, CertRenewed, CertRevoked, CertUnassigned, Signal
 
 SIGNAL = CaAssigned(ts_ms=TS, ca_id=3)
 CA = CaBundle(id=3, name="Private CA", ca_certificate_pem="PEM")
@@ -167,3 +167,21 @@ async def test_old_generations_that_cannot_be_removed_are_a_problem_and_no_failu
     assert await handled(scene, SIGNAL) is None
     assert [kind for kind, _ in outcomes(scene)] == [APPLIED.value]
     assert "cannot remove it" in str(scene.agent.problems["disk"])
+
+
+@pytest.mark.parametrize("earlier", [False, True], ids=["never", "once before"])
+async def test_a_revocation_that_is_not_confirmed_drops_no_renewal(scene: World, earlier: bool) -> None:
+    """Even if the certificate in use was revoked before, and kept: its successor is on the way."""
+    scene.has(attrs.evolve(LIVE, revoked=earlier, alarmed=earlier))
+    scene.shows(attrs.evolve(THERE, updated_at=AFTER))
+    scene.agent.admit([CertRenewed(ts_ms=TS - 1, cert_id=1), CertRevoked(ts_ms=TS, cert_id=1)])
+    await Dispatcher(scene.agent).drain()
+    assert "superseded" not in [kind for kind, _ in outcomes(scene)]
+
+
+async def test_a_confirmed_revocation_supersedes_what_came_before(scene: World) -> None:
+    scene.has(LIVE)
+    scene.shows(REVOKED)
+    scene.agent.admit([CertRenewed(ts_ms=TS - 1, cert_id=1), CertRevoked(ts_ms=TS, cert_id=1)])
+    await Dispatcher(scene.agent).drain()
+    assert [kind for kind, _ in outcomes(scene)] == ["applied", "superseded"]

@@ -163,6 +163,25 @@ async def test_nothing_is_read_after_bytes_that_are_not_tls(authority: trustme.C
             assert await stream.receive_some() == b""
 
 
+async def test_a_peer_that_renegotiates_while_it_is_read_and_written_loses_the_connection(
+    authority: trustme.CA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenSSL wants to read for a write then; only one task can wait for that."""
+
+    def wants_to_read(_data: object) -> int:
+        raise ssl.SSLWantReadError
+
+    async with two_ends(authority) as (stream, client):
+        await both_shake_hands(stream, client)
+        monkeypatch.setattr(stream._socket, "send", wants_to_read)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stream.receive_some)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            with pytest.raises(trio.BrokenResourceError):
+                await stream.send_all(b"x")
+            nursery.cancel_scope.cancel()
+
+
 async def test_a_closed_stream_cannot_be_read(authority: trustme.CA) -> None:
     async with two_ends(authority) as (stream, client):
         await both_shake_hands(stream, client)
@@ -193,6 +212,15 @@ async def test_a_client_that_ends_tls_during_its_request_is_answered_and_left(au
         assert (await client.sock.recv(65_536)) != b""  # tickets and response, which TLS no longer decrypts
         while await client.sock.recv(65_536):
             pass
+
+
+async def test_a_stream_that_was_closed_meanwhile_is_broken() -> None:
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listener:
+        opened = await trio.open_tcp_stream(*listener.socket.getsockname())
+        await opened.aclose()
+        with pytest.raises(trio.BrokenResourceError):
+            TlsStream(opened, ssl.create_default_context(), server_hostname=b"plane.test")
 
 
 @asynccontextmanager

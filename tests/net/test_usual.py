@@ -107,6 +107,8 @@ HEADERS = st.lists(
 )
 @example(b"POST", b"/a", [(b"host", b"plane.test"), (b"content-length", b"2")], b"{}")
 @example(b"GET", b"/a", [(b"host", b"plane.test"), (b"authorization", b"Bearer x")], b"")
+@example(b"GET", b"/a", [(b"host", b"plane.test"), (b"etag", b"a\r\nb: c")], b"")
+@example(b"POST", b"/a HTTP/1.1\r\nb: c", [(b"host", b"plane.test")], b"")
 def test_a_recognised_request_is_the_one_that_h11_sends(
     method: bytes, target: bytes, headers: list[tuple[bytes, bytes]], body: bytes
 ) -> None:

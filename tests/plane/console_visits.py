@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from html import unescape
+from html.parser import HTMLParser
 from typing import Any
 
 from page_browser import Browser
@@ -14,6 +15,7 @@ from certctrl.plane.profiles.profiles import ProfileChange
 from certctrl.plane.rollouts.rollouts import RolloutRules
 from certctrl.plane.settings import DAY
 
+HOSTILE = "<script>alert(1)</script>\"'&\x00\u202e{csrf}"
 ITEM = {"id": 1, "name": "nginx", "type": "exec", "cmd_argv": ["/bin/true"]}
 PAGES = (
     "/fleet", "/fleet/devices", "/fleet/devices?state=stuck&q=web-*&tag=web&sort=ends", "/fleet/devices/1",
@@ -51,3 +53,29 @@ def csrf_of(reply: Any) -> str:
     found = re.search(rb'name="csrf" value="([0-9a-f]+)"', reply.body)
     assert found is not None
     return found[1].decode()
+
+
+class Tags(HTMLParser):
+    """Checks that tags are closed in order, and that nothing is inline that the policy forbids."""
+
+    VOID = frozenset({"meta", "link", "input", "img", "path", "circle", "rect", "use", "br"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.scripts = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        names = [name for name, _ in attrs]
+        assert len(names) == len(set(names)), (tag, attrs)
+        assert not [name for name in names if name == "style" or name.startswith("on")], (tag, attrs)
+        self.scripts += tag == "script"
+        assert tag != "script" or dict(attrs) == {"src": "/fleet/console.js", "defer": None}
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag

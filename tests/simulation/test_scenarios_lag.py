@@ -209,3 +209,39 @@ def test_a_comparison_with_a_lagging_plane_is_soon_repeated() -> None:
         await scene.until(lambda: not scene.agent.problems, 1200)
 
     play(scenario)
+
+
+def test_a_certificate_that_was_unassigned_before_it_was_deployed_is_not_deployed() -> None:
+    """Its replica still offers it, and nothing would take it out of use later."""
+
+    async def scenario(scene: Scene) -> None:
+        first = await scene.issue("first.example")
+        await scene.until(lambda: scene.live(first["id"]))
+        async with held_back(scene):
+            row = await scene.issue("late.example")
+            await trio.sleep(60)
+            scene.world.lag()
+            await scene.plane.certificates.unassign(USER, DEVICE, row["id"])
+        await lag(scene)
+        assert not scene.live(row["id"])
+        await scene.until(lambda: scene.outcomes()[0] == ("cert.unassigned", "unchanged"), SOON)
+        assert not scene.live(row["id"])
+
+    play(scenario)
+
+
+def test_a_certificate_that_was_revoked_before_it_was_deployed_does_not_stay_in_use() -> None:
+    async def scenario(scene: Scene) -> None:
+        first = await scene.issue("first.example")
+        await scene.until(lambda: scene.live(first["id"]))
+        async with held_back(scene):
+            row = await scene.issue("late.example")
+            await trio.sleep(60)
+            scene.world.lag()
+            await scene.plane.certificates.revoke(USER, row["id"])
+        await trio.sleep(LAG)
+        scene.network.replica = None
+        await trio.sleep(SOON)
+        assert not scene.live(row["id"])
+
+    play(scenario)

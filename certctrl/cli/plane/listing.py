@@ -59,7 +59,7 @@ def certificates(
     seconds = span(expiring) if expiring else None
 
     async def request(api: OperatorApi) -> tuple[list[dict[str, Any]], str]:
-        now = (await api.call("GET", "/apiv1/plane/status"))["time"] if seconds is not None else ""
+        now = await api.time() if seconds is not None else ""
         return await tagged(api, "certificates", tag), now
 
     rows, now = call_plane(ctx, request)

@@ -257,7 +257,7 @@ async def _token_id(api: OperatorApi, named: str) -> int:
 
 
 def whoami(ctx: typer.Context) -> None:
-    """Show the operator as whom commands act, the role, and the tags of the token's devices.
+    """Show the operator as whom commands act, role and tags.
 
     \b
     cert-ctrl plane whoami --token-file token --ca ca.pem \\

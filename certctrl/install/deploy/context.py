@@ -99,6 +99,7 @@ class Context:
 class _Call:
     function: Callable[..., Any]
     args: tuple[Any, ...]
+    ended: bool = False
     result: Any = None
     error: BaseException | None = None
 
@@ -107,14 +108,7 @@ class _Call:
             self.result = self.function(*self.args)
         except BaseException as error:  # raised in its caller, not in the job
             self.error = error
-
-
-@lean.define(eq=False)
-class _Job:
-    """Calls that run together; the caller of the first one runs them."""
-
-    calls: list[_Call] = attrs.field(factory=list)
-    ended: trio.Event = attrs.field(factory=trio.Event)
+        self.ended = True
 
 
 class SharedOffload:
@@ -127,34 +121,29 @@ class SharedOffload:
 
     def __init__(self, offload: Offload) -> None:
         self._offload = offload
-        self._running: _Job | None = None
-        self._next = _Job()
+        self._waiting: list[_Call] = []
+        self._lock = trio.Lock()
 
     async def __call__(self, function: Callable[..., Any], *args: Any) -> Any:
         """Run a function in a thread, in one job with others that wait; return its result or raise its exception."""
-        call, job = _Call(function, args), self._next
-        job.calls.append(call)
+        call = _Call(function, args)
+        self._waiting.append(call)
         with trio.CancelScope(shield=True):  # the call may run in another task's job
-            if job.calls[0] is call:
-                await self._run(job)
-            else:
-                await job.ended.wait()  # of all its calls at once: with a lock, each would wake the next one
+            async with self._lock:
+                if not call.ended:
+                    await self._run_waiting()
         if call.error is not None:
             raise call.error
         return call.result
 
-    async def _run(self, job: _Job) -> None:
-        if self._running is not None:
-            await self._running.ended.wait()
-        self._running, self._next = job, _Job()
+    async def _run_waiting(self) -> None:
+        calls, self._waiting = self._waiting, []
         try:
-            await self._offload(_run_all, job.calls)
+            await self._offload(_run_all, calls)
         except BaseException as error:  # no thread: none of the calls has run
-            for call in job.calls:
-                call.error = call.error or error
-        finally:
-            self._running = None
-            job.ended.set()
+            for call in calls:
+                call.ended, call.error = True, call.error or error
+            raise
 
 
 def _run_all(calls: Sequence[_Call]) -> None:

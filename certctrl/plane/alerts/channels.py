@@ -197,8 +197,8 @@ class Channels:
             channel.id,
         )
         failing = self._db.one(
-            "SELECT problem FROM alert_messages WHERE channel_id = ? AND state != 'sent' AND problem != '' AND dismissed_at IS NULL"
-            " ORDER BY id DESC LIMIT 1",
+            "SELECT problem FROM alert_messages WHERE channel_id = ? AND state != 'sent' AND problem != ''"
+            " AND (state = 'due' OR dismissed_at IS NULL) ORDER BY id DESC LIMIT 1",
             channel.id,
         )
         return {

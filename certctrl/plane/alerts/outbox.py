@@ -38,7 +38,8 @@ FAILING_ATTEMPTS = 3
 """Failed attempts after which a message is a problem of the plane."""
 _ID = "CASE WHEN jobs.kind = 'alert' THEN CAST(jobs.job_key AS BIGINT) END"
 """The message of a job, as a number: found by its key, not out of all; keys of other jobs are no numbers."""
-_STATE = "CASE WHEN m.dismissed_at IS NULL THEN m.state ELSE 'dismissed' END"
+_STATE = "CASE WHEN m.state = 'dead' AND m.dismissed_at IS NOT NULL THEN 'dismissed' ELSE m.state END"
+"""A control plane of an earlier release sends a dismissed message again without removing the time."""
 _EARLIER = (
     "NOT EXISTS (SELECT 1 FROM alert_messages m JOIN alert_messages e ON e.channel_id = m.channel_id"
     " AND e.group_name = m.group_name AND e.id < m.id AND e.state = 'due'"
@@ -239,7 +240,7 @@ def _shown(row: Row) -> dict[str, Any]:
         "kind": row["kind"],
         "group": row["group_name"],
         "title": one_line(body["title"]),
-        "state": row["state"] if row["dismissed_at"] is None else DISMISSED,
+        "state": DISMISSED if row["state"] == DEAD and row["dismissed_at"] is not None else row["state"],
         "attempts": row["attempts"],
         "problem": row["problem"],
         "created_at": when(row["created_at"]),

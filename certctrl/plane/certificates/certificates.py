@@ -275,13 +275,24 @@ class Certificates(Revoking):
             self._table.assign([device_id], cert_id, row["serial_number"])
         return self.show(user_id, cert_id, scope)
 
-    async def unassign(self, user_id: int, device_id: int, cert_id: int) -> None:
-        """Unassign a certificate from a device; ErrorResponse 404 if it is not assigned."""
-        await self._db.work(self._unassign, user_id, device_id, cert_id)
+    async def unassign(self, user_id: int, device_id: int, cert_id: int, *, since: float | None = None) -> None:
+        """Unassign a certificate from a device; ErrorResponse 404 if it is not assigned.
 
-    def _unassign(self, user_id: int, device_id: int, cert_id: int) -> None:
+        ``since``: only if it was assigned then (`assigned_at`), otherwise ErrorResponse 409.
+        """
+        await self._db.work(self._unassign, user_id, device_id, cert_id, since)
+
+    def assigned_at(self, device_id: int, cert_id: int) -> float | None:
+        """Return when a certificate was assigned to a device; None: it is not."""
+        sql = "SELECT assigned_at FROM assignments WHERE device_id = ? AND cert_id = ?"
+        row = self._db.one(sql, device_id, cert_id)
+        return None if row is None else float(row["assigned_at"])
+
+    def _unassign(self, user_id: int, device_id: int, cert_id: int, since: float | None) -> None:
         row = self._table.locked(user_id, cert_id)
         require_device(self._db, user_id, device_id)
+        if since is not None and self.assigned_at(device_id, cert_id) not in (None, since):
+            raise conflict("It was assigned again since: look at it. Nothing was changed")
         if row["key_origin"] == KEY_AT_DEVICE:
             self._templates.unassign(device_id, row)
             return

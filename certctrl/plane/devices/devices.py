@@ -230,6 +230,12 @@ class Devices:
             raise not_found("No such device")
         return row
 
+    def named(self, user_id: int, name: str) -> list[Row]:
+        """Return the rows of a user's devices with this name, in any case; those that are not revoked if there are some."""
+        sql = "SELECT * FROM devices WHERE user_id = ? AND (name = ? OR lower(name) = ?) ORDER BY id"
+        rows = self._db.all(sql, user_id, name, name.lower())
+        return [row for row in rows if row["status"] != "revoked"] or rows
+
     def revoke(self, user_id: int, device_id: int, reason: str) -> dict[str, Any]:
         """Revoke a device: all its requests get 403 ``DEVICE_REVOKED`` from now on."""
         row = self._db.one_locked("SELECT status FROM devices WHERE id = ? AND user_id = ?", device_id, user_id)

@@ -193,12 +193,18 @@ class Authenticator:
         return data_answer({"dry_run": True, "action": permission.action, "changes": changes})
 
     def operators_or_devices(self, endpoint: Endpoint) -> Endpoint:
-        """Return the endpoint, which authenticates devices itself; other callers are treated as by ``operators_only``."""
+        """Return the endpoint, which authenticates devices itself; other callers are treated as by ``operators_only``.
+
+        ErrorResponse 403 for the dry run of a change by a device: the endpoint would carry it out.
+        """
         guarded = self.operators_only(endpoint)
 
         async def shared(request: Request) -> Response:
-            of_device = bearer_token(request).count(".") == 2
-            return await (endpoint(request) if of_device else guarded(request))
+            if bearer_token(request).count(".") != 2:
+                return await guarded(request)
+            if permission_of(request.scope[METHOD], request.scope[ROUTE]).action and is_dry_run(request):
+                raise forbidden("Only operators have dry runs")
+            return await endpoint(request)
 
         return shared
 

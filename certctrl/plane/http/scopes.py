@@ -130,6 +130,7 @@ WITHIN: dict[tuple[str, str], Within] = {
     ("GET", _MESSAGES): Within.NOTHING,
     ("GET", f"{_MESSAGES}/{{mid}}"): Within.NOTHING,
     ("POST", f"{_MESSAGES}/{{mid}}/resend"): Within.NOTHING,
+    ("POST", f"{_MESSAGES}/{{mid}}/dismiss"): Within.NOTHING,
     ("GET", f"{_PLANE}/ca"): Within.NOTHING,
     ("POST", f"{_PLANE}/ca/constraints"): Within.NOTHING,
     ("GET", f"{_PLANE}/tls"): Within.NOTHING,

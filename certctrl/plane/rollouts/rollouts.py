@@ -186,10 +186,12 @@ class Rollouts:
 
     # --- shown ----------------------------------------------------------------------------------------------------
 
-    def show_all(self, user_id: int) -> list[dict[str, Any]]:
-        """Return a user's rollouts, the newest first, without their devices."""
+    def show_all(self, user_id: int, states: Sequence[str] = ()) -> list[dict[str, Any]]:
+        """Return a user's last 500 rollouts, or those in some states, the newest first, without their devices."""
         require_user(self._db, user_id)
-        rows = self._db.all(f"{_ROLLOUTS} WHERE r.user_id = ? ORDER BY r.id DESC LIMIT 500", user_id)
+        chosen = f" AND r.state IN ({marks(states)})" if states else ""
+        sql = f"{_ROLLOUTS} WHERE r.user_id = ?{chosen} ORDER BY r.id DESC LIMIT 500"
+        rows = self._db.all(sql, user_id, *states)
         counts = self._counts([row["id"] for row in rows])
         frozen, renewed = self.frozen(user_id), self._renewed([row["id"] for row in rows])
         return [_shown(row, counts.get(row["id"], {}), renewed.get(row["id"], []), frozen) for row in rows]
@@ -252,9 +254,16 @@ class Rollouts:
         """Release nothing more until the rollout is resumed; devices that are released go on. Idempotent."""
         return self._set_state(user_id, rollout_id, "paused", allowed=("running", "paused"))
 
-    def resume(self, user_id: int, rollout_id: int) -> dict[str, Any]:
-        """Go on after a pause, or after a halt, whose failures are accepted. Idempotent."""
+    def resume(
+        self, user_id: int, rollout_id: int, *, check: Callable[[dict[str, Any]], object] | None = None
+    ) -> dict[str, Any]:
+        """Go on after a pause, or after a halt, whose failures are accepted. Idempotent.
+
+        ``check``: called with the rollout while no plane stores reports of its devices; may refuse it.
+        """
         self._locked(user_id, rollout_id)
+        if check is not None:
+            check(self.show(user_id, rollout_id))
         self._db.run(
             "UPDATE rollout_devices SET state = 'accepted' WHERE rollout_id = ? AND state = 'failed'", rollout_id
         )

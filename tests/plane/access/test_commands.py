@@ -47,6 +47,8 @@ def test_operators_and_tokens(site: PlaneSite, tmp_path: Path, monkeypatch: pyte
     only = "carol, operator, by token ci, for devices with env=prod and web, from 127.0.0.1"
     assert with_token(site, scoped, "whoami").output.strip() == only
     assert with_token(site, scoped, "devices").status == 0
+    for of_their_time in (("certificates", "--expiring", "30d"), ("renew", "--due")):
+        assert with_token(site, scoped, *of_their_time).status == 0
     refused = with_token(site, scoped, "enrolment-token")
     assert (
         refused.status == 77 and "outside the scope of token ci of carol: devices with env=prod and web" in refused.err

@@ -103,6 +103,7 @@ async def test_a_change_by_a_token_names_its_operator(world: World) -> None:
     assert (entry["via"], entry["action"], entry["address"]) == ("token ci", "user.add", "192.0.2.7")
     assert (await caller("GET", "/apiv1/whoami")).data == {
         "who": "alice", "role": "admin", "via": "token ci", "address": "192.0.2.7", "tags": [], "dry_run": True,
+        "dry_run_paths": True,
     }  # fmt: skip
 
 

@@ -283,6 +283,23 @@ async def test_certificates_made_from_one_count(scene: Scene) -> None:
     assert refused.json["error"]["params"]["devices"] == 1
 
 
+async def test_the_batch_of_a_certificate_made_from_one_counts(scene: Scene) -> None:
+    """It leaves its batch when it is ordered anew, and the others of the batch are delivered."""
+    db = scene.world.plane.database
+    for device in scene.devices.values():
+        db.run("UPDATE devices SET features = ? WHERE id = ?", '["device-keys"]', device.id)
+    root = await scene.issue("key.example", "prod-1", key_origin="device")
+    made = (await scene.world.plane.certificates.assign(1, scene.devices["prod-2"].id, root))["id"]
+    hidden = scene.certificates["hidden.example"]
+    assert (await scene.world.operator("POST", f"{USER}/renewals", {"cert_ids": [made, hidden]})).status == 202
+    db.run("UPDATE orders SET batch = 'b-1' WHERE cert_id IN (?, ?) AND state != 'done'", made, hidden)
+    for path, body in (
+        (f"{USER}/certificates/{root}/issues", {"action": "renew"}),
+        (f"{USER}/renewals", {"cert_ids": [root]}),
+    ):
+        assert (await scene.client("POST", path, body)).json["error"]["params"]["devices"] == 1
+
+
 async def test_a_certificate_does_not_name_what_it_was_made_from_outside(scene: Scene) -> None:
     for device in scene.devices.values():
         scene.world.plane.database.run("UPDATE devices SET features = ? WHERE id = ?", '["device-keys"]', device.id)
@@ -417,6 +434,7 @@ async def test_a_token_with_tags_is_no_admin(scene: Scene) -> None:
     assert (await scene.world.operator("DELETE", "/apiv1/plane/operator-key")).key == "NO_ADMIN_LEFT"
     assert (await scene.client("GET", "/apiv1/whoami")).data == {
         "who": "alice", "role": "operator", "via": "token ci", "address": "192.0.2.7", "tags": ["env=prod"], "dry_run": True,
+        "dry_run_paths": True,
     }  # fmt: skip
 
 

@@ -91,6 +91,18 @@ async def test_only_changes_of_operators_have_paths_of_dry_runs(world: World) ->
     assert (await world.stranger("POST", f"{DRY_RUN}users", {"name": "eve"})).status == 401
 
 
+async def test_a_device_has_no_dry_runs(world: World) -> None:
+    """It shares the route of renewals, which would be carried out."""
+    device = await world.device()
+    row = await world.plane.certificates.issue(1, ["own.example"], device_ids=[device.id])
+    for start, query in ((DRY_RUN, ""), (API, "?dry_run=1")):
+        path = f"{start}users/1/certificates/{row['id']}/issues{query}"
+        reply = await device("POST", path, {"action": "renew"})
+        assert (reply.status, reply.what) == (403, "Only operators have dry runs")
+    assert world.plane.certificates.show(1, row["id"])["serial_number"] == row["serial_number"]
+    assert (await device("GET", f"{DRY_RUN}users/1/devices/{device.id}/install-config")).status == 200
+
+
 @pytest.mark.parametrize("route", sorted(NEVER_TRIED), ids=lambda route: " ".join(route))
 async def test_what_is_not_in_the_database_only_has_no_dry_run(world: World, route: tuple[str, str]) -> None:
     device_id = await device_of(world)

@@ -320,7 +320,7 @@ async def test_a_certificate_that_another_device_gets_meanwhile_is_not_revoked(
 
     def assigned(*arguments: Any) -> None:
         lock_out(*arguments)
-        plane.certificates._assign(1, other, made["id"])
+        plane.certificates._assign(1, other, made["id"], ())
 
     monkeypatch.setattr(plane.life, "_lock_out", assigned)
     done = await plane.life.decommission(1, device, Decommissioning(revoke=True))

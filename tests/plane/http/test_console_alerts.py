@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from typing import Any
 from uuid import uuid4
 
@@ -40,6 +41,12 @@ async def message(world: World, channel_id: int, state: str, title: str = "a tit
         return number
 
     return await world.plane.work(add)
+
+
+def fields_of(reply: Any) -> dict[str, Any]:
+    """Return the hidden fields of a page that asks, without that against forged requests."""
+    found = re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', reply.body.decode().partition("<main")[2])
+    return {name: value for name, value in found if name != "csrf"}
 
 
 async def test_it_says_what_is_wrong_now_and_how_messages_fare(world: World) -> None:
@@ -130,13 +137,14 @@ async def test_all_dead_messages_of_a_channel(world: World, do: str) -> None:
     said = text_of(asked)
     assert "22 dead messages to ops" in said and "and 2 more" in said
     assert f"cert-ctrl plane alerts {do} --dead --channel ops" in said
-    fields = {"channel": "ops", "last": str(dead[-1]), "count": "22"}
-    await message(world, ops, "dead")
+    fields = fields_of(asked)
+    assert (fields["channel"], fields["last"]) == ("ops", str(dead[-1]))
     await world.plane.work(world.plane.alerts.outbox.resend, dead[0])
     again = await browser.post(f"/fleet/alerts/dead/{do}", **fields)
     assert again.status == 409 and "Other messages are dead now: nothing was changed." in text_of(again)
     assert world.plane.audit.page(Filter(what="alert-message"), 0, 99) == []
-    done = await browser.post(f"/fleet/alerts/dead/{do}", **fields | {"count": "21"})
+    await message(world, ops, "dead")
+    done = await browser.post(f"/fleet/alerts/dead/{do}", **fields_of(again))
     assert done.status == 303
     assert "still be sent again" in text_of(await browser.get(done.headers["location"])) or do == "resend"
     counts = await world.plane.work(world.plane.alerts.outbox.counts, "ops")
@@ -147,18 +155,47 @@ async def test_all_dead_messages_of_a_channel(world: World, do: str) -> None:
     assert {one["via"] for one in entries} == {"console, token laptop"}
 
 
+async def test_a_dismissed_message_that_an_earlier_plane_sends_again_is_due(world: World) -> None:
+    ops = await channel(world)
+    number, outbox = await message(world, ops, "dead"), world.plane.alerts.outbox
+    await world.plane.work(outbox.dismiss, number)
+    again = "UPDATE alert_messages SET state = ?, attempts = 3, ended_at = NULL WHERE id = ?"
+    for state in ("due", "sent"):
+        await world.plane.work(world.plane.database.run, again, state, number)
+        assert (await world.plane.work(outbox.show, number))["state"] == state
+        assert await world.plane.work(outbox.counts) == {state: 1}
+        shown = await world.plane.work(world.plane.alerts.channels.show, "ops")
+        assert (shown["due"], shown["dead"], shown["problem"]) == ((1, 0, REASON) if state == "due" else (0, 0, ""))
+
+
+async def test_as_many_other_dead_messages_are_not_those_that_were_shown(world: World) -> None:
+    ops = await channel(world)
+    late, first, second = [await message(world, ops, state) for state in ("due", "dead", "dead")]
+    browser = await signed_in(world)
+    asked = await browser.get("/fleet/alerts/dead/confirm?do=dismiss&channel=ops")
+    fields = fields_of(asked)
+    outbox = world.plane.alerts.outbox
+    await world.plane.work(outbox.resend, first)
+    await world.plane.work(
+        world.plane.database.run, "UPDATE alert_messages SET state = 'dead', ended_at = 1 WHERE id = ?", late
+    )
+    reply = await browser.post("/fleet/alerts/dead/dismiss", **fields)
+    assert reply.status == 409 and "Other messages are dead now: nothing was changed." in text_of(reply)
+    assert await world.plane.work(outbox.counts) == {"dead": 2, "due": 1}, (late, second)
+
+
 async def test_dead_messages_need_a_role_and_a_known_change(world: World) -> None:
     await message(world, await channel(world), "dead")
     viewer, browser = await signed_in(world, Role.VIEWER), await signed_in(world, name="bob")
     assert (await viewer.get("/fleet/alerts/dead/confirm?do=dismiss")).status == 403
     csrf = csrf_of(await viewer.get("/fleet"))
-    assert (await viewer.post("/fleet/alerts/dead/dismiss", csrf=csrf, last="1", count="1")).status == 403
+    assert (await viewer.post("/fleet/alerts/dead/dismiss", csrf=csrf, last="1", set="x")).status == 403
     assert (await browser.get("/fleet/alerts/dead/confirm?do=delete")).status == 404
     assert (await browser.post("/fleet/alerts/dead/delete")).status == 404
-    for fields in ({}, {"last": "x"}, {"last": "1", "count": ""}, {"last": "1", "count": "1", "channel": "opz"}):
+    for fields in ({}, {"last": "x"}, {"last": "1", "set": ""}, {"last": "1", "set": "1", "channel": "opz"}):
         reply = await browser.post("/fleet/alerts/dead/dismiss", **fields)
         assert reply.status in (400, 404, 409), fields
-    assert (await browser.post("/fleet/alerts/dead/dismiss", csrf="x", last="1", count="1")).status == 403
+    assert (await browser.post("/fleet/alerts/dead/dismiss", csrf="x", last="1", set="x")).status == 403
     assert await world.plane.work(world.plane.alerts.outbox.counts) == {"dead": 1}
 
 

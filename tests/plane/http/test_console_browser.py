@@ -16,7 +16,7 @@ import attrs
 import pytest
 import trio
 from browser import Person
-from console_looks import AXE, PICTURES, look_at
+from console_looks import AXE, PICTURES, barriers, look_at, small_targets
 from large_fleet import fill
 
 from certctrl.plane.access.roles import Role

@@ -6,12 +6,15 @@ import csv
 import io
 import re
 from html import unescape
+from typing import Any
 
+import pytest
 from console_visits import rollout, signed_in, text_of
 from large_fleet import fill
 from plane_world import World
 
 from certctrl.plane.audit.log import Filter
+from certctrl.plane.storage.database import CURRENT_ACT, without_act
 
 
 async def test_pause_resume_and_abort(world: World) -> None:
@@ -68,6 +71,31 @@ async def test_a_halted_rollout_is_resumed_by_who_has_read_why(world: World) -> 
     assert world.plane.rollouts.show(1, rollout_id)["state"] == "halted"
     assert (await browser.post(f"/fleet/rollouts/{rollout_id}/resume", read="yes")).status == 303
     assert world.plane.rollouts.show(1, rollout_id)["state"] == "running"
+
+
+async def test_a_failure_that_is_stored_while_the_form_is_answered_is_not_accepted(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fill(world.plane, 160)
+    rollout_id = await rollout(world)
+    db, change = world.plane.database, world.plane.work_long
+    await world.plane.work(db.run, "UPDATE rollouts SET state = 'paused'")
+    browser = await signed_in(world)
+    await browser.get(f"/fleet/rollouts/{rollout_id}/confirm?do=resume")
+
+    async def after_a_report(*args: Any, **kwargs: Any) -> Any:
+        if CURRENT_ACT.get() is not None:
+            sql = "UPDATE rollout_devices SET state = 'failed', detail = 'nginx says no' WHERE wave = 1"
+            with without_act():
+                await world.plane.work(db.run, sql)
+        return await change(*args, **kwargs)
+
+    monkeypatch.setattr(world.plane, "work_long", after_a_report)
+    reply = await browser.post(f"/fleet/rollouts/{rollout_id}/resume")
+    assert reply.status == 400 and "nginx says no" in text_of(reply)
+    shown = world.plane.rollouts.show(1, rollout_id)
+    assert (shown["state"], {one["state"] for one in shown["devices"]}) == ("paused", {"failed"})
+    assert world.plane.audit.page(Filter(what="rollout.resume"), 0, 9) == []
 
 
 async def test_a_rollout_page_lives_while_it_is_open(world: World) -> None:

@@ -4,42 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from html.parser import HTMLParser
 from typing import Any
 
-from console_visits import PAGES, csrf_of, rollout, signed_in
+from console_visits import HOSTILE, PAGES, Tags, csrf_of, rollout, signed_in
 from large_fleet import fill
 from plane_world import World
 
 from certctrl.plane.access.roles import Caller
-
-HOSTILE = "<script>alert(1)</script>\"'&\x00\u202e{csrf}"
-
-
-class Tags(HTMLParser):
-    """Checks that tags are closed in order, and that nothing is inline that the policy forbids."""
-
-    VOID = frozenset({"meta", "link", "input", "img", "path", "circle", "rect", "use", "br"})
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.scripts = 0
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        names = [name for name, _ in attrs]
-        assert len(names) == len(set(names)), (tag, attrs)
-        assert not [name for name in names if name == "style" or name.startswith("on")], (tag, attrs)
-        self.scripts += tag == "script"
-        assert tag != "script" or dict(attrs) == {"src": "/fleet/console.js", "defer": None}
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        pass
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
 
 
 async def hostile(world: World) -> None:

@@ -14,6 +14,7 @@ from certctrl.model.features import KEY_ROTATION
 from certctrl.plane.access.roles import Role
 from certctrl.plane.audit.log import Filter
 from certctrl.plane.devices import features
+from certctrl.plane.http.console import holders as holders_module
 from certctrl.plane.http.console.undo import SECONDS
 
 
@@ -210,6 +211,36 @@ async def test_assign_and_unassign_with_undo(world: World) -> None:
     ):
         reply = await browser.post(f"{home}/assign", device=named)
         assert reply.status == status and says in text_of(reply)
+
+
+async def test_undo_leaves_an_assignment_that_another_operator_made_since(world: World) -> None:
+    device = await world.device()
+    row = await world.plane.certificates.issue(1, ["www.example.com"])
+    browser = await signed_in(world)
+    home = f"/fleet/certificates/{row['id']}"
+    await browser.get(home)
+    await posted(browser, f"{home}/assign", device="web-1")
+    await world.plane.certificates.unassign(1, device.id, row["id"])
+    world.clock.wall += 1
+    await world.plane.certificates.assign(1, device.id, row["id"])
+    reply = await undone(browser)
+    assert reply.status == 409 and "assigned again since" in text_of(reply), text_of(reply)
+    assert world.plane.certificates.show(1, row["id"])["device_ids"] == [device.id]
+
+
+async def test_a_device_is_found_by_its_name_among_many_that_contain_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(holders_module, "_MOST_NAMES", 2)
+    for number in range(3):
+        await world.device(f"{number}" * 36, f"a-web-{number}")
+    device = await world.device("b" * 36, "web")
+    row = await world.plane.certificates.issue(1, ["a.example"])
+    browser = await signed_in(world)
+    home = f"/fleet/certificates/{row['id']}"
+    await browser.get(home)
+    assert "Assigned: the device gets it" in await posted(browser, f"{home}/assign", device="Web")
+    assert world.plane.certificates.show(1, row["id"])["device_ids"] == [device.id]
 
 
 async def test_certificates_with_keys_of_devices_have_no_undo(world: World) -> None:

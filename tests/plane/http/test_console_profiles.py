@@ -10,7 +10,7 @@ from html import unescape
 from typing import Any
 
 import pytest
-from console_rig import HOSTILE, Tags, csrf_of, signed_in, text_of
+from console_visits import HOSTILE, Tags, csrf_of, signed_in, text_of
 from large_fleet import fill
 from page_browser import FORM, Browser
 from plane_world import World
@@ -270,6 +270,55 @@ async def test_the_way_back_is_the_version_that_devices_have(world: World) -> No
     await world.plane.work(world.plane.rollouts.abort, 1, started["id"])
     shown = text_of(await preview(await signed_in(world), CHANGE, **fields(ITEM | {"timeout_ms": 900})))
     assert "would have version 3" in shown and "The way back: put version 1 back." in shown
+
+
+async def test_fields_that_are_left_empty_stay_as_before(world: World) -> None:
+    await three(world, ITEM)
+    browser = await signed_in(world)
+    asked = await preview(browser, CHANGE, **(fields(OTHER) | {"devices": "", "order": ""}))
+    assert "cert-ctrl plane profile put nginx nginx.json What changes" in text_of(asked)
+    assert (await browser.post(CHANGE, do="store", **of_page(asked))).status == 303
+    present = world.plane.profiles.history(1, "nginx")[0]
+    assert (present["version"], present["devices"], present["order"]) == (2, "web", 10)
+    new = f"{LIST}/other/change"
+    await preview(browser, new, **(fields(OTHER | {"id": "other"}) | {"order": ""}))
+    assert (await browser.post(new, do="store", **of_page(browser.page))).status == 303
+    assert world.plane.profiles.show(1, "other")["order"] == 100
+
+
+async def test_no_preview_of_what_a_rollout_would_refuse(world: World) -> None:
+    await three(world, ITEM)
+    browser = await signed_in(world)
+    await world.plane.rollouts.start(1, "nginx", ProfileChange(installs=[OTHER]), RolloutRules(waves=("1",)))
+    reply = await preview(browser, CHANGE, **fields(OTHER | {"timeout_ms": 900}))
+    assert reply.status == 409 and "Rollout 1 of this profile is running: abort it first" in text_of(reply)
+    assert 'value="store"' not in reply.body.decode() and '"timeout_ms": 900' in text_of(reply), "the form is kept"
+
+
+async def test_an_old_rollout_that_is_open_is_seen_behind_many_others(world: World) -> None:
+    await three(world, ITEM)
+    await world.plane.rollouts.start(1, "nginx", ProfileChange(installs=[OTHER]), RolloutRules(waves=("1",)))
+    later = (
+        "INSERT INTO rollouts (user_id, version, state, rules, note, created_at, updated_at)"
+        " SELECT 1, 0, 'done', rules, 'due', created_at, updated_at FROM rollouts WHERE id = 1"
+    )
+    await world.plane.work(lambda: [world.plane.database.run(later) for _ in range(500)])
+    browser = await signed_in(world)
+    shown = text_of(await browser.get(f"{LIST}/nginx"))
+    assert "Rollout 1 brings version 2" in shown and "Change…" not in shown
+    assert "in a rollout 1" in text_of(await browser.get(LIST))
+    assert "/fleet/rollouts/1" in (await browser.get("/fleet")).body.decode(), "as on the overview"
+
+
+async def test_a_deletion_cannot_be_put_back(world: World) -> None:
+    await three(world, ITEM)
+    await world.plane.profiles.delete(1, "nginx")
+    browser = await signed_in(world)
+    gone = text_of(await browser.get(f"{LIST}/nginx?version=2"))
+    assert "Deleted" in gone and "Change…" not in gone, "as without the version"
+    await world.plane.profiles.put(1, "nginx", ProfileChange(devices="web", order=10, installs=[ITEM]))
+    shown = text_of(await browser.get(f"{LIST}/nginx?version=2"))
+    assert "Version 2, which is not the present one" in shown and "Put this version back" not in shown
 
 
 async def test_nothing_to_change_is_said(world: World) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
+from device_key_site import NAMES, Site
 from engine_plane import WALL
 from made_chains import Made, made, pki
 from plane_world import World
@@ -123,6 +125,25 @@ async def test_what_renews_nothing_is_imported_without_waves(fleet: Fleet) -> No
     assert await fleet.plane.work(fleet.plane.rollouts.show_all, 1) == []
 
 
+async def test_a_key_that_a_device_has_made_is_replaced_without_waves(open_database: Callable[[], Database]) -> None:
+    site = Site(open_database())
+    device, other = [await site.device(name, "csr") for name in ("web-1", "web-2")]
+    cert_id = (await site.issue(device))["id"]
+    former = await site.meets(device, cert_id)
+    one = made(NAMES[0], MIDDLE, names=NAMES, start=site.now - 60)
+
+    def roll_out(certificate: Row) -> dict[str, Any]:
+        return site.plane.renewal_rollouts.begin_import(certificate, RolloutRules(waves=("1",)), "")
+
+    add = partial(site.plane.imports.add, 1, request(one), cert_id=cert_id, device_ids=[other])
+    with pytest.raises(PlaneError, match="is made at its only device: import it without waves"):
+        await add(roll_out=roll_out)
+    shown = await site.shown(cert_id)
+    assert (shown["serial_number"], shown["device_ids"]) == (former["serial_number"], [device])
+    new = (await add())["serial_number"]
+    assert [(await site.detail(each, cert_id))["serial_number"] for each in (device, other)] == [new, new]
+
+
 async def test_operators_import_in_waves_and_try_it_first(world: World) -> None:
     device = await world.device()
     await world.operator("POST", "/apiv1/users/1/certificates", {"domain_name": NAME, "device_ids": [device.id]})
@@ -135,6 +156,9 @@ async def test_operators_import_in_waves_and_try_it_first(world: World) -> None:
     rollouts, wanted = "/apiv1/users/1/rollouts", [{"wave": 1, "devices": 1, "states": {"held": 1}}]
     tried = await world.operator("POST", f"{rollouts}?dry_run=1", body)
     assert (tried.status, tried.data["id"], tried.data["waves"], tried.data["dry_run"]) == (200, None, wanted, True)
+    assert "preview_id" not in tried.data
+    unlike = await world.operator("POST", rollouts, body | {"preview_id": "0" * 32})
+    assert (unlike.status, unlike.key) == (400, "BAD_REQUEST"), "it is not started as if that had been compared"
     assert (await world.operator("GET", rollouts)).data == []
     done = await world.operator("POST", rollouts, body)
     assert (done.status, done.data["waves"], done.data["certificate"]["issuer"]) == (201, wanted, "import")

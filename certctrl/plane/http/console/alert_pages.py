@@ -191,7 +191,7 @@ class ConsoleAlerts:
         channel, last = clean_line(form.get("channel", ""), 64), whole_number(form.get("last", ""), "last", 1)
         shown = _dead(channel) | {"before_id": str(last + 1)}
         rows = await self._plane.work_long(self._page, shown, MAX_PAGE)
-        if str(len(rows)) != form.get("count", ""):
+        if form.get("set") != alerts_page.digest_of(rows):
             return await self._ask_dead(viewer, do, channel, "Other messages are dead now: nothing was changed.")
         change = self._alerts.outbox.resend if do == "resend" else self._alerts.outbox.dismiss
         for row in reversed(rows):

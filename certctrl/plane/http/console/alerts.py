@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from typing import Any
 
 from certctrl import lean
@@ -291,6 +292,11 @@ def _buttons(row: Mapping[str, Any], viewer: Viewer, back: Mapping[str, str]) ->
     )
 
 
+def digest_of(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return what is the same as long as the same messages are dead."""
+    return sha256(",".join(str(row["id"]) for row in rows).encode()).hexdigest()[:32]
+
+
 def all_dead(
     rows: Sequence[Mapping[str, Any]], total: int, do: str, channel: str, viewer: Viewer, problem: str
 ) -> Html:
@@ -316,7 +322,7 @@ def all_dead(
         back=link(ALERTS, {"state": DEAD, "channel": channel}),
         does=does,
         undo="Those that fail for a day are dead again." if is_send else "Each can still be sent again.",
-        ask=hidden(channel=channel, last=rows[0]["id"] if rows else 1, count=len(rows)),
+        ask=hidden(channel=channel, last=rows[0]["id"] if rows else 1, set=digest_of(rows)),
         command=f"cert-ctrl plane alerts {do} --dead{option}",
         label="Send them again" if is_send else "Dismiss them",
         viewer=viewer,

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -26,6 +30,14 @@ _DO = {do: permission_of("POST", f"{USER}/rollouts/{{rid}}/{do}") for do in _NOT
 _RESYNC, _REVOKE = permission_of("POST", f"{DEVICE}/resync"), permission_of("DELETE", DEVICE)
 _RENEW = permission_of("POST", f"{CERTIFICATE}/issues")
 _MAX_REASON = 200
+_Change = Callable[[int, int], dict[str, Any]]
+
+
+class _UnreadError(ErrorResponse):
+    """Failures of a rollout were not read before it is resumed."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what, status=400, key="UNREAD", code=4000)
 
 
 class ConsoleChanges:
@@ -76,15 +88,13 @@ class ConsoleChanges:
         form = await self._visits.form(request)
         permission = _permission(do, viewer)
         rollouts = self._plane.rollouts
-        if do == "resume":
-            failures = confirm.failures_of(await self._plane.work_long(rollouts.show, viewer.user_id, rollout_id))
-            if failures and form.get("read") != "yes":
-                return await self._ask(viewer, rollout_id, do, "Read why devices failed, and tick that you have.")
-            if failures and form.get("seen", failures) != failures:
-                return await self._ask(viewer, rollout_id, do, "Other devices have failed since. Nothing was done yet.")
-        change = {"pause": rollouts.pause, "resume": rollouts.resume, "abort": rollouts.abort}[do]
-        with self._visits.acting(viewer, permission, rid=rollout_id):
-            await self._plane.work_long(change, viewer.user_id, rollout_id)
+        resume = partial(rollouts.resume, check=partial(_require_read, form))
+        changes: dict[str, _Change] = {"pause": rollouts.pause, "resume": resume, "abort": rollouts.abort}
+        try:
+            with self._visits.acting(viewer, permission, rid=rollout_id):
+                await self._plane.work_long(changes[do], viewer.user_id, rollout_id)
+        except _UnreadError as unread:
+            return await self._ask(viewer, rollout_id, do, unread.what)
         return redirect(f"{ROLLOUTS}/{rollout_id}?done={_NOTICE[do]}")
 
     # --- devices and certificates ---------------------------------------------------------------------------------
@@ -135,6 +145,15 @@ class ConsoleChanges:
         with self._visits.acting(viewer, _RENEW, cid=cert_id):
             await self._plane.certificates.renew(viewer.user_id, cert_id)
         return redirect(f"{CERTIFICATES}/{cert_id}?done=renewing")
+
+
+def _require_read(form: Mapping[str, str], row: Mapping[str, Any]) -> None:
+    """Raise _UnreadError if devices of a rollout have failed, unless a form says that these were read."""
+    failures = confirm.failures_of(row)
+    if failures and form.get("read") != "yes":
+        raise _UnreadError("Read why devices failed, and tick that you have.")
+    if failures and form.get("seen", failures) != failures:
+        raise _UnreadError("Other devices have failed since. Nothing was done yet.")
 
 
 def _permission(do: str, viewer: Viewer) -> Permission:

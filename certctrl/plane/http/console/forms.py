@@ -55,9 +55,11 @@ def words_of(text: str) -> list[str]:
 
 
 def _contents(form: Fields) -> dict[str, Any]:
+    """Return what makes a version; devices and order that are left empty stay as before."""
+    order = form.get("order", "").strip()
     return {
         "devices": form.get("devices", "").strip(),
-        "order": whole_number(form.get("order", "").strip() or str(POSITION), "order", 0, MAX_POSITION),
+        "order": whole_number(order, "order", 0, MAX_POSITION) if order else None,
         "installs": _items(form.get("installs", "")),
         "note": form.get("note", ""),
         "preview_id": form.get("preview_id", ""),
@@ -138,5 +140,10 @@ def rollout_command(body: NewRollout) -> str:
 
 
 def _options(name: str, body: NewProfile) -> str:
-    note = f" --note {quoted(body.note)}" if body.note else ""
-    return f"{quoted(name)}.json --devices {quoted(body.devices or '')} --order {body.order}{note}"
+    given = {
+        "--devices": body.devices or "",
+        "--order": "" if body.order is None else str(body.order),
+        "--note": body.note,
+    }
+    options = (f"{option} {quoted(value)}" for option, value in given.items() if value)
+    return " ".join([f"{quoted(name)}.json", *options])

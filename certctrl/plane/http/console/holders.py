@@ -13,7 +13,6 @@ from certctrl.plane.audit.acts import note_request
 from certctrl.plane.certificates.table import KEY_AT_DEVICE
 from certctrl.plane.core import Plane
 from certctrl.plane.errors import bad_request, conflict, not_found
-from certctrl.plane.fleet.fleet import Query
 from certctrl.plane.http import operator_bodies
 from certctrl.plane.http.bodies import body_of
 from certctrl.plane.http.console import holders_pages, undo
@@ -81,7 +80,8 @@ class ConsoleHolders:
             await change(viewer.user_id, device_id, cert_id)
         token = ""
         if not own_keys:  # whose certificates are made anew when they are assigned again
-            takes_back = {"do": do, "device": device_id, "certificate": cert_id}
+            at = await self._plane.work(self._plane.certificates.assigned_at, device_id, cert_id)
+            takes_back = {"do": do, "device": device_id, "certificate": cert_id, "at": at}
             token = undo.signed(viewer, self._plane.wall_now(), takes_back)
         return redirect(link(f"{CERTIFICATES}/{cert_id}", {"done": f"{do}ed", "undo": token}))
 
@@ -91,15 +91,12 @@ class ConsoleHolders:
             raise bad_request("No device is given: type its name or id")
         if named.isascii() and named.isdigit() and len(named) < 16:
             return int(self._plane.devices.row(user_id, int(named))["id"])
-        found = self._plane.fleet.devices(user_id, Query(search=named, sort="name", limit=_MOST_NAMES))["devices"]
-        same = [row for row in found if row["name"].lower() == named.lower()]
-        same = [row for row in same if row["state"] != "revoked"] or same
+        same = self._plane.devices.named(user_id, named)
         if len(same) == 1:
             return int(same[0]["id"])
         if same:
-            raise conflict(
-                f"{len(same)} devices are named {named}: use one of the ids {', '.join(str(row['id']) for row in same)}"
-            )
+            ids = ", ".join(str(row["id"]) for row in same[:20])
+            raise conflict(f"{len(same)} devices are named {named}: use one of the ids {ids}")
         names: list[str] = [row["name"] for row in self._plane.devices.page(user_id, 0, _MOST_NAMES)]
         meant = nearest(named.lower(), sorted(names))
         raise not_found(f"No device is named {one_line(named, 60)!r}" + (f": did you mean {meant}?" if meant else ""))

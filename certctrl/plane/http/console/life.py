@@ -171,7 +171,10 @@ class ConsoleLife:
             home, certificates = f"{CERTIFICATES}/{cert_id}", self._plane.certificates
             is_assigned = found["do"] == undo.ASSIGN
             with self._visits.acting(viewer, _UNASSIGN if is_assigned else _ASSIGN, did=device_id, cid=cert_id):
-                await (certificates.unassign if is_assigned else certificates.assign)(user_id, device_id, cert_id)
+                if is_assigned:
+                    await certificates.unassign(user_id, device_id, cert_id, since=found["at"])
+                else:
+                    await certificates.assign(user_id, device_id, cert_id)
         return redirect(link(home, {"done": "undone"}))
 
     def _tags_back(self, user_id: int, device_id: int, added: list[str], removed: list[str]) -> None:

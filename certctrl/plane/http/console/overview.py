@@ -341,7 +341,7 @@ def _first_steps(found: Overview, now: float) -> Html:
     return fill(
         """{head}{asking}<section class="need calm"><h2>Add the first device</h2>
 <ol class="do">
-<li>On the host, with the address of this control plane: <pre>cert-ctrl register --plane https://PLANE:8443</pre></li>
+<li>On the host, with the address of this control plane: <pre>cert-ctrl setup --server https://PLANE:8443</pre></li>
 <li>It shows a code. Enter it <a href="/device">here</a>, check that it is this device, and approve.</li>
 </ol>
 <p class="soft">For many hosts, make a token instead: <code>cert-ctrl plane enrolment-token</code>.</p></section>

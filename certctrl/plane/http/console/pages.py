@@ -97,7 +97,7 @@ class Console:
             causes=self._fleet.causes(user_id),
             summary=self._fleet.summary(user_id, ENDS_DAYS),
             failing=self._fleet.certificates(user_id, Query(states=("failing", "expired"), limit=_FAILING)),
-            rollouts=[row for row in plane.rollouts.show_all(user_id) if row["state"] in OPEN],
+            rollouts=plane.rollouts.show_all(user_id, OPEN),
             frozen=plane.rollouts.frozen(user_id),
             grants=plane.grants.pending(),
         )

@@ -76,8 +76,8 @@ class ConsoleProfiles:
 
     def _open(self, viewer: Viewer) -> dict[str, Mapping[str, Any]]:
         """Return the open rollout of each profile."""
-        rows = self._plane.rollouts.show_all(viewer.user_id)
-        return {row["profile"]: row for row in rows if row["profile"] and row["state"] in OPEN}
+        rows = self._plane.rollouts.show_all(viewer.user_id, OPEN)
+        return {row["profile"]: row for row in rows if row["profile"]}
 
     async def profiles_json(self, request: Request, viewer: Viewer) -> Response:
         """Return the profiles, as ``plane profile list --json``."""
@@ -104,7 +104,7 @@ class ConsoleProfiles:
     def _found(self, viewer: Viewer, name: str, asked: int | None, after: int) -> ProfileFound:
         versions = self._profiles.history(viewer.user_id, name)
         present = next(row for row in versions if row["current"])
-        is_gone = asked is None and present["deleted"]
+        is_gone = present["deleted"] and asked in (None, present["version"])
         return ProfileFound(
             name=name,
             shown=None if is_gone else self._profiles.show(viewer.user_id, name, asked),
@@ -188,6 +188,7 @@ class ConsoleProfiles:
         planned = await put_profile(self._plane, viewer.user_id, name, body, dry_run=True)
         if planned["unchanged"]:
             raise bad_request(f"Profile {name} is already so: nothing would change")
+        await self._plane.work(self._profiles.refuse_rollout_of, viewer.user_id, name)
         page = previews.profile_preview(
             planned,
             form,

@@ -175,7 +175,7 @@ def _note(shown: Row | None) -> str:
 
 def _acts(found: ProfileFound) -> Html:
     home, asked = home_of(found.name), {"version": found.asked}
-    if found.shown is None or found.rollout is not None:
+    if found.shown is None or not found.shown["devices"] or found.rollout is not None:
         return NOTHING
     words = "Put this version back" if found.asked is not None else "Change"
     more = {"profile": found.name, **asked}

@@ -12,7 +12,7 @@ CREATE TABLE alert_messages (
   group_name TEXT NOT NULL, kind TEXT NOT NULL, body TEXT NOT NULL,
   state TEXT NOT NULL CHECK (state IN ('due', 'sent', 'dead')), attempts INTEGER NOT NULL DEFAULT 0,
   problem TEXT NOT NULL DEFAULT '', created_at REAL NOT NULL, retry_from REAL NOT NULL, next_at REAL, ended_at REAL
-);
+, dismissed_at REAL);
 CREATE TABLE alert_problems (
   plane TEXT NOT NULL, name TEXT NOT NULL, host TEXT NOT NULL, what TEXT NOT NULL, since REAL NOT NULL,
   seen_at REAL NOT NULL, PRIMARY KEY (plane, name)
@@ -64,13 +64,13 @@ CREATE TABLE certificates (
   certificate_pem TEXT NOT NULL, chain_pem TEXT NOT NULL, private_key_enc BLOB NOT NULL,
   created_at REAL NOT NULL, updated_at REAL NOT NULL, revoked_at REAL, revoke_reason TEXT NOT NULL DEFAULT ''
 , issuer TEXT NOT NULL DEFAULT 'builtin', key_origin TEXT NOT NULL DEFAULT 'plane', profile TEXT NOT NULL DEFAULT '', must_staple INTEGER NOT NULL DEFAULT 0, reuse_key INTEGER NOT NULL DEFAULT 0, renew_at REAL, template_id INTEGER, template_device_id INTEGER, public_key_sha256 TEXT NOT NULL DEFAULT '', revoke_code TEXT NOT NULL DEFAULT '', issued_by TEXT NOT NULL DEFAULT '', together TEXT NOT NULL DEFAULT '', batch TEXT NOT NULL DEFAULT '');
-INSERT INTO "certificates" VALUES(1,1,'plain.example','["plain.example"]','ecdsa-p256',17280000,'active','10:09','9645498944df0b833cca4059c1908dcf7cd3ba54bfe5a0108e8327306df5458e',1790001008.0,1807281308.0,'-----BEGIN CERTIFICATE-----
+INSERT INTO "certificates" VALUES(1,1,'plain.example','["plain.example"]','ecdsa-p256',17280000,'active','10:09','079179819d44caec58b76a05493d61b1b7a4bc87801a38a96e12f48f4fee4e52',1790001020.0,1807281320.0,'-----BEGIN CERTIFICATE-----
 MIH6MIGtoAMCAQICAhAJMAUGAytlcDAXMRUwEwYDVQQDDAxzaW11bGF0ZWQgQ0Ew
-HhcNMjYwOTIxMTQzMDA4WhcNMjcwNDA5MTQzNTA4WjAYMRYwFAYDVQQDDA1wbGFp
+HhcNMjYwOTIxMTQzMDIwWhcNMjcwNDA5MTQzNTIwWjAYMRYwFAYDVQQDDA1wbGFp
 bi5leGFtcGxlMCowBQYDK2VwAyEA8FemcXzxdVRfZ7f0YIoy8i6mamS9wNVZlYqn
-mSyTEFijHDAaMBgGA1UdEQQRMA+CDXBsYWluLmV4YW1wbGUwBQYDK2VwA0EASNdy
-YLGWYMA4qoVEmapVsccS1xZb4yIrGk0w6+QaDoKTvBCDUHmDi9VXqnqCEhqO9FtO
-cHePGqyfqrhSHEqkCw==
+mSyTEFijHDAaMBgGA1UdEQQRMA+CDXBsYWluLmV4YW1wbGUwBQYDK2VwA0EAQDp3
+gWrQ4WoobCcbcIP8h6Uc3YxXBXHsKquZOXQWsCtlCL8SDTRF/THztbgNscuVcHKo
+Amdf3EvA66Fcg5e3DA==
 -----END CERTIFICATE-----
 ','-----BEGIN CERTIFICATE-----
 MIHnMIGaoAMCAQICAQcwBQYDK2VwMA8xDTALBgNVBAMMBHJvb3QwHhcNMTEwOTI1
@@ -79,14 +79,14 @@ KjAFBgMrZXADIQBoLPd0YycunG5paS76hiC/iQEw4urnyE4z3Z6udg4fLaMTMBEw
 DwYDVR0TAQH/BAUwAwEB/zAFBgMrZXADQQALJJeqA6c5nGMoDeSfFEoEdv0Y0f8Q
 iAn0OgaNU3GCsrNzs3UeQNe/v56DwEmSvXo8ie7NvgpxSjsUbH8d9DwA
 -----END CERTIFICATE-----
-',X'D0652E711E17A609BBF7F1BF18EFD4DD3FC3C80B6DC2ADDCF16745BB22D670F2BE24D2915124AD8AA1BC23492F878F9D8016519D8C471B70DA4752C1A12351E085B60C3D09D88957BDB978F7',1790000000.0,1790001308.061,NULL,'','builtin','plane','',0,0,1.80106006460594320305e+09,NULL,NULL,'','','builtin','','');
-INSERT INTO "certificates" VALUES(2,1,'copied.example','["copied.example"]','ecdsa-p256',17280000,'active','10:0a','44f5fdeeb5cd7630e10ea4878166c76c002eefa0dce93cb6bc4640d73eb12a31',1790001008.0,1807281308.0,'-----BEGIN CERTIFICATE-----
+',X'40BD39A59E5F898ECD477D2C0BDE8B0908813E3F6DDC31D5B5E4C5057825467F84692FC0E5CBA4278C5757ABF93DECEC984A7F64F46C0BCE2B8594549216734DB99C9455AABA4EA7F83BC8A0',1790000000.0,1790001320.061,NULL,'','builtin','plane','',0,0,1.80106007660594320297e+09,NULL,NULL,'','','builtin','','');
+INSERT INTO "certificates" VALUES(2,1,'copied.example','["copied.example"]','ecdsa-p256',17280000,'active','10:0a','9a348fd5018e5b11a12b2b8423fdc9b7365fe57b72f7422f4287e3c76a4a1f5a',1790001020.0,1807281320.0,'-----BEGIN CERTIFICATE-----
 MIH8MIGvoAMCAQICAhAKMAUGAytlcDAXMRUwEwYDVQQDDAxzaW11bGF0ZWQgQ0Ew
-HhcNMjYwOTIxMTQzMDA4WhcNMjcwNDA5MTQzNTA4WjAZMRcwFQYDVQQDDA5jb3Bp
+HhcNMjYwOTIxMTQzMDIwWhcNMjcwNDA5MTQzNTIwWjAZMRcwFQYDVQQDDA5jb3Bp
 ZWQuZXhhbXBsZTAqMAUGAytlcAMhAM2gNQ4Rz52AnF7KYYsgJ2PLbwRipT6LvVux
-Tw5hZ9Z7ox0wGzAZBgNVHREEEjAQgg5jb3BpZWQuZXhhbXBsZTAFBgMrZXADQQB2
-TAxmg1OzBsgqPEsWaGZKbZnCjnLsAyhwYTrzTyN+gEy9tTAUS9uW1XtG4l5fMsFX
-SUf+OxUCk5PQSm02z6MD
+Tw5hZ9Z7ox0wGzAZBgNVHREEEjAQgg5jb3BpZWQuZXhhbXBsZTAFBgMrZXADQQAG
+cT7we8wYJvTjTpvdoEjdkJFov7WRCMopR69QjemTAUcvS5E+/+ebg6nPRbGP3I0g
+UI6cg0BLOOd6AhUF5loB
 -----END CERTIFICATE-----
 ','-----BEGIN CERTIFICATE-----
 MIHnMIGaoAMCAQICAQcwBQYDK2VwMA8xDTALBgNVBAMMBHJvb3QwHhcNMTEwOTI1
@@ -95,14 +95,14 @@ KjAFBgMrZXADIQBoLPd0YycunG5paS76hiC/iQEw4urnyE4z3Z6udg4fLaMTMBEw
 DwYDVR0TAQH/BAUwAwEB/zAFBgMrZXADQQALJJeqA6c5nGMoDeSfFEoEdv0Y0f8Q
 iAn0OgaNU3GCsrNzs3UeQNe/v56DwEmSvXo8ie7NvgpxSjsUbH8d9DwA
 -----END CERTIFICATE-----
-',X'7774406C8D7270077783907ABB02A330727B954DDE5D59F4ABCE42E05DBF2D45DD7981E3FC357B53CFA83709B0079F8018ACF6A896E10E782EFF4FC2C9D769E01A3A50BDBD50DFC0C8AA674A',1790000000.0,1790001308.061,NULL,'','builtin','plane','',0,0,1.80056689999961161609e+09,NULL,NULL,'','','builtin','','');
-INSERT INTO "certificates" VALUES(3,1,'broken.example','["broken.example"]','ecdsa-p256',17280000,'active','10:07','e23a6295f23306be3283120d05e0758ede968f1fd7263aecf98b28d363323691',1790000349.0,1807280649.0,'-----BEGIN CERTIFICATE-----
+',X'A3DB7EA5EB33132FE82A7F5A842A5A8CCC1DB5D6E03900567DFF5CAE629046D0D37015C37B75B360190CA0FA03E072AE6E6B8C0E8A67EFBAA65C9918AE723FA9785A4F7077D4448098D000FE',1790000000.0,1790001320.061,NULL,'','builtin','plane','',0,0,1.80056691199961161611e+09,NULL,NULL,'','','builtin','','');
+INSERT INTO "certificates" VALUES(3,1,'broken.example','["broken.example"]','ecdsa-p256',17280000,'active','10:07','24f9d74d636350b0b81610d5930a9677890e097d17580d29982bb9d31213f8b8',1790000362.0,1807280662.0,'-----BEGIN CERTIFICATE-----
 MIH8MIGvoAMCAQICAhAHMAUGAytlcDAXMRUwEwYDVQQDDAxzaW11bGF0ZWQgQ0Ew
-HhcNMjYwOTIxMTQxOTA5WhcNMjcwNDA5MTQyNDA5WjAZMRcwFQYDVQQDDA5icm9r
+HhcNMjYwOTIxMTQxOTIyWhcNMjcwNDA5MTQyNDIyWjAZMRcwFQYDVQQDDA5icm9r
 ZW4uZXhhbXBsZTAqMAUGAytlcAMhAMBE84x5uCPWUj54tNQVC+cSDoAADwlzrFeJ
-faL0FuMdox0wGzAZBgNVHREEEjAQgg5icm9rZW4uZXhhbXBsZTAFBgMrZXADQQA2
-+fimiWScbAywSN3QUGhU8BiORRU+C+gXLXPcElnIrh6vYFIIwmTcGOrejDjMkAUf
-s1TuC1Rl9bGdbHDwxIEA
+faL0FuMdox0wGzAZBgNVHREEEjAQgg5icm9rZW4uZXhhbXBsZTAFBgMrZXADQQCp
+VGvrxdmAMDylfyLcnLmKwakXQK18mFk47KJPt+jRuOvENyJrx0AsKUIkRjmzUYNJ
+79waONHttzJJ4mr1oncI
 -----END CERTIFICATE-----
 ','-----BEGIN CERTIFICATE-----
 MIHnMIGaoAMCAQICAQcwBQYDK2VwMA8xDTALBgNVBAMMBHJvb3QwHhcNMTEwOTI1
@@ -111,14 +111,14 @@ KjAFBgMrZXADIQBoLPd0YycunG5paS76hiC/iQEw4urnyE4z3Z6udg4fLaMTMBEw
 DwYDVR0TAQH/BAUwAwEB/zAFBgMrZXADQQALJJeqA6c5nGMoDeSfFEoEdv0Y0f8Q
 iAn0OgaNU3GCsrNzs3UeQNe/v56DwEmSvXo8ie7NvgpxSjsUbH8d9DwA
 -----END CERTIFICATE-----
-',X'6869424AD8FF8033DFE4F4FEF6627BB9F3F30D2670B0DE23DDE10055E0B616257016E229FEE82C23BD0514041107A246DE07BA8422E1C65A08A723F0EB5B5CC68573F85D1528F37BF28884BB',1790000000.0,1790000649.061,NULL,'','builtin','plane','',0,0,1.80066488670625925068e+09,NULL,NULL,'','','builtin','','');
-INSERT INTO "certificates" VALUES(4,1,'held.example','["held.example"]','ecdsa-p256',17280000,'active','10:08','6017b05970e2ed9acbdb1dfab73f2bf57eeef6ce96fdd374d28dfddc6c98e24e',1790000349.0,1807280649.0,'-----BEGIN CERTIFICATE-----
+',X'7D2C77B6EF58422A9A6CE6A57BA7D3FFB9A0D39985DAC061264C8144986BA51B99571E27E8C976CB950828BE855FC93E5D2F5564BB7B1BED0CA06F0CF20BEB6D67463EFCE7FCF6E5E08F88D7',1790000000.0,1790000662.061,NULL,'','builtin','plane','',0,0,1.8006648997062592506e+09,NULL,NULL,'','','builtin','','');
+INSERT INTO "certificates" VALUES(4,1,'held.example','["held.example"]','ecdsa-p256',17280000,'active','10:08','be329453f97f522754d2800043bc547aee04f50a0c5efaaf7a1d8b6ed5102b05',1790000362.0,1807280662.0,'-----BEGIN CERTIFICATE-----
 MIH4MIGroAMCAQICAhAIMAUGAytlcDAXMRUwEwYDVQQDDAxzaW11bGF0ZWQgQ0Ew
-HhcNMjYwOTIxMTQxOTA5WhcNMjcwNDA5MTQyNDA5WjAXMRUwEwYDVQQDDAxoZWxk
+HhcNMjYwOTIxMTQxOTIyWhcNMjcwNDA5MTQyNDIyWjAXMRUwEwYDVQQDDAxoZWxk
 LmV4YW1wbGUwKjAFBgMrZXADIQBDViYQKwKKZ4jMq1wfUMRF26ChPXXuwXe5QcsJ
-SU5HB6MbMBkwFwYDVR0RBBAwDoIMaGVsZC5leGFtcGxlMAUGAytlcANBAM+vSZiH
-MBkQDk4OaW1A833JGAubsKgUCN2uJfmW8voBVer/zKWmM8RcMwkUxrl6H3kQr/T0
-zTcDwjPuU9Sr1Qg=
+SU5HB6MbMBkwFwYDVR0RBBAwDoIMaGVsZC5leGFtcGxlMAUGAytlcANBAMF6Id6N
+HwRn7DUHmOYKthHdUL5lyUf0u9YB2m7ySjWcnsBRyf8NJWXP8233pNreMFTHh4ct
+Ecs/Bu7Xl1opAgM=
 -----END CERTIFICATE-----
 ','-----BEGIN CERTIFICATE-----
 MIHnMIGaoAMCAQICAQcwBQYDK2VwMA8xDTALBgNVBAMMBHJvb3QwHhcNMTEwOTI1
@@ -127,7 +127,7 @@ KjAFBgMrZXADIQBoLPd0YycunG5paS76hiC/iQEw4urnyE4z3Z6udg4fLaMTMBEw
 DwYDVR0TAQH/BAUwAwEB/zAFBgMrZXADQQALJJeqA6c5nGMoDeSfFEoEdv0Y0f8Q
 iAn0OgaNU3GCsrNzs3UeQNe/v56DwEmSvXo8ie7NvgpxSjsUbH8d9DwA
 -----END CERTIFICATE-----
-',X'137AEF66B90E0355BB1717E0BEDDD0FB4217ACD84B70DA68997F0CBA6A3BF0DACA09AEBA174E3FD2B2644325E5BF1D9FDBF58EF53D79183E9051CE3EF847CAF842A272665CFCA6C7892E53D1',1790000000.0,1790000649.061,NULL,'','builtin','plane','',0,0,1.80121378062576293944e+09,NULL,NULL,'','','builtin','','');
+',X'6A13107122A4D8A014B97EF190B18E4962753D4D2B346C0345049F4FBA7E5A01AB01F1ED1985B71B8E5999F9B388E6A8A93584A6B4197FDCBED6323F51A2000BD181515E9D543EAE3CCAF6CE',1790000000.0,1790000662.061,NULL,'','builtin','plane','',0,0,1.80121379362576293945e+09,NULL,NULL,'','','builtin','','');
 INSERT INTO "certificates" VALUES(5,1,'revoked.example','["revoked.example"]','ecdsa-p256',17280000,'revoked','10:05','c1f21c4e8cae05056be4eb942aad6b2ab1c250f82999766caeedfa333367a23d',1789999700.0,1807280000.0,'-----BEGIN CERTIFICATE-----
 MIH+MIGxoAMCAQICAhAFMAUGAytlcDAXMRUwEwYDVQQDDAxzaW11bGF0ZWQgQ0Ew
 HhcNMjYwOTIxMTQwODIwWhcNMjcwNDA5MTQxMzIwWjAaMRgwFgYDVQQDDA9yZXZv
@@ -143,7 +143,7 @@ KjAFBgMrZXADIQBoLPd0YycunG5paS76hiC/iQEw4urnyE4z3Z6udg4fLaMTMBEw
 DwYDVR0TAQH/BAUwAwEB/zAFBgMrZXADQQALJJeqA6c5nGMoDeSfFEoEdv0Y0f8Q
 iAn0OgaNU3GCsrNzs3UeQNe/v56DwEmSvXo8ie7NvgpxSjsUbH8d9DwA
 -----END CERTIFICATE-----
-',X'',1790000000.0,1790000649.061,1790000649.061,'','builtin','plane','',0,0,1.80028171942355751985e+09,NULL,NULL,'','','builtin','','');
+',X'',1790000000.0,1790000662.061,1790000662.061,'','builtin','plane','',0,0,1.80028171942355751985e+09,NULL,NULL,'','','builtin','','');
 CREATE TABLE crls (
   issuer_key_id TEXT PRIMARY KEY, number INTEGER NOT NULL, der BLOB NOT NULL, this_update REAL NOT NULL,
   next_update REAL NOT NULL, outdated INTEGER NOT NULL
@@ -155,12 +155,12 @@ CREATE TABLE deployments (
   serial_number TEXT NOT NULL, served_at REAL, PRIMARY KEY (device_id, kind, object_id)
 ) WITHOUT ROWID;
 INSERT INTO "deployments" VALUES(1,'ca',1,'applied','','','',0,1,1.79000006409237456318e+09,NULL,1.79000006409237456318e+09,'unknown',NULL);
-INSERT INTO "deployments" VALUES(1,'cert',1,'unchanged','','','',0,2,1.79000000077045130731e+09,NULL,1.79000000077045130731e+09,'10:01',1.79000000077045130731e+09);
-INSERT INTO "deployments" VALUES(1,'cert',2,'unchanged','','','',0,2,1.79000000077045130731e+09,NULL,1.79000000077045130731e+09,'10:02',1.79000000077045130731e+09);
-INSERT INTO "deployments" VALUES(1,'cert',3,'rolled_back','run','command-failed','item r3: /bin/true exited with 1: the service refuses its files',1,2,1.79000070775924253465e+09,1.79000070775924253465e+09,1.79000072055024170877e+09,'10:03',1.79000000077045130731e+09);
-INSERT INTO "deployments" VALUES(1,'cert',4,'applied','switch','held','staged; waits for `cert-ctrl rollback --release`: an earlier generation is held',0,1,1.79000070775924253465e+09,NULL,1.79000070775924253465e+09,'10:04',NULL);
-INSERT INTO "deployments" VALUES(1,'cert',5,'applied','','','removed',0,3,1.79000000077045130731e+09,NULL,1.79000070746367120747e+09,'',NULL);
-INSERT INTO "deployments" VALUES(1,'install',0,'unchanged','','','item r1 is idle: certificate 1 is not on this host; item c2 is idle: certificate 2 is not on this host; item r2 is idle: certificate 2 is not on this host; item r3 is idle: certificate 3 is not on this host; item c4 is idle: certificate 4 is not on this host',0,1,1.79000000052051401141e+09,NULL,1.79000000052051401141e+09,'unknown',NULL);
+INSERT INTO "deployments" VALUES(1,'cert',1,'unchanged','','','',0,2,1.79000000051767206186e+09,NULL,1.79000000072014403343e+09,'10:01',1.79000000051767206186e+09);
+INSERT INTO "deployments" VALUES(1,'cert',2,'unchanged','','','',0,2,1.79000000051767206186e+09,NULL,1.79000000072014403343e+09,'10:02',1.79000000051767206186e+09);
+INSERT INTO "deployments" VALUES(1,'cert',3,'rolled_back','run','command-failed','item r3: /bin/true exited with 1: the service refuses its files',1,2,1.79000071957840418816e+09,1.79000071957840418816e+09,1.79000073231548738478e+09,'10:03',1.79000000051767206186e+09);
+INSERT INTO "deployments" VALUES(1,'cert',4,'applied','switch','held','staged; waits for `cert-ctrl rollback --release`: an earlier generation is held',0,1,1.79000071957840418816e+09,NULL,1.79000071957840418816e+09,'10:04',NULL);
+INSERT INTO "deployments" VALUES(1,'cert',5,'applied','','','removed',0,3,1.79000000051767206186e+09,NULL,1.79000071980871248242e+09,'',NULL);
+INSERT INTO "deployments" VALUES(1,'install',0,'unchanged','','','item r1 is idle: certificate 1 is not on this host; item c2 is idle: certificate 2 is not on this host; item r2 is idle: certificate 2 is not on this host; item r3 is idle: certificate 3 is not on this host; item c4 is idle: certificate 4 is not on this host',0,2,1.79000000051767206186e+09,NULL,1.79000000051767206186e+09,'unknown',NULL);
 CREATE TABLE device_replacements (
   id INTEGER PRIMARY KEY AUTOINCREMENT, device_id INTEGER NOT NULL REFERENCES devices(id),
   token_hash TEXT NOT NULL UNIQUE, created_at REAL NOT NULL, expires_at REAL NOT NULL, ended_at REAL, used_at REAL,
@@ -182,7 +182,7 @@ CREATE TABLE devices (
   last_seen_at REAL, last_address TEXT NOT NULL DEFAULT '', last_cursor TEXT NOT NULL DEFAULT '', anchor_sha256 TEXT NOT NULL DEFAULT '', instance TEXT NOT NULL DEFAULT '', earlier_instances TEXT NOT NULL DEFAULT '{}', copies_at REAL, features TEXT NOT NULL DEFAULT '', renamed INTEGER NOT NULL DEFAULT 0, decommissioned_at REAL, key_wanted_at REAL, former_seen_at REAL, former_address TEXT NOT NULL DEFAULT '',
   UNIQUE (user_id, device_public_id)
 );
-INSERT INTO "devices" VALUES(1,1,'23229bf7-5172-02c7-59a2-76d5b4a40090','active','vm','linux','Debian GNU/Linux 12 (bookworm) x86_64','0.1.0','cert-ctrl/0.1.0',X'8F40C5ADB68F25624AE5B214EA767A6EC94D829D3D7B5E1AD1BA6F3E2138285F','57addcd56cefb4269c07945b89a221a829a40f1f0e8bd64c4a958219abc5c2c1',1,1790000000.0,1790000000.0,NULL,'',NULL,'','','','0e381947890a5d1c','{}',NULL,'["atomic-batch", "csr", "key-rotation", "priority", "push", "serving-reports"]',0,NULL,NULL,NULL,'');
+INSERT INTO "devices" VALUES(1,1,'23229bf7-5172-02c7-59a2-76d5b4a40090','active','vm','linux','Debian GNU/Linux 12 (bookworm) x86_64','0.1.0','cert-ctrl/0.1.0',X'8F40C5ADB68F25624AE5B214EA767A6EC94D829D3D7B5E1AD1BA6F3E2138285F','57addcd56cefb4269c07945b89a221a829a40f1f0e8bd64c4a958219abc5c2c1',1,1790000000.0,1790000000.0,NULL,'',NULL,'','','','1bc083aefece8521','{}',NULL,'["atomic-batch", "csr", "key-rotation", "priority", "push", "serving-reports"]',0,NULL,NULL,NULL,'');
 CREATE TABLE endpoints (
   device_id INTEGER NOT NULL REFERENCES devices(id), cert_id INTEGER NOT NULL REFERENCES certificates(id),
   endpoint TEXT NOT NULL, deployed TEXT NOT NULL, serial_number TEXT NOT NULL, fingerprint_sha256 TEXT NOT NULL,
@@ -193,7 +193,7 @@ CREATE TABLE enrolment_tokens (
   token_hash TEXT NOT NULL UNIQUE, label TEXT NOT NULL, max_uses INTEGER, uses INTEGER NOT NULL DEFAULT 0,
   created_at REAL NOT NULL, expires_at REAL NOT NULL, ended_at REAL
 , tags TEXT NOT NULL DEFAULT '');
-INSERT INTO "enrolment_tokens" VALUES(1,1,'2bf7701a3adbe3e84a0f61692783a06ce9e5a25e23438465ddfa0a07b465b387','',1,1,1790000000.0,1790086400.0,NULL,'');
+INSERT INTO "enrolment_tokens" VALUES(1,1,'2e4bf46c6cfef9c50223d6c3d566c2502c2f30b95f409fa15043fd60ed2642d7','',1,1,1790000000.0,1790086400.0,NULL,'');
 CREATE TABLE enrolments (
   token_id INTEGER NOT NULL REFERENCES enrolment_tokens(id), device_id INTEGER NOT NULL REFERENCES devices(id),
   PRIMARY KEY (token_id, device_id)
@@ -219,7 +219,7 @@ KjAFBgMrZXADIQBoLPd0YycunG5paS76hiC/iQEw4urnyE4z3Z6udg4fLaMTMBEw
 DwYDVR0TAQH/BAUwAwEB/zAFBgMrZXADQQALJJeqA6c5nGMoDeSfFEoEdv0Y0f8Q
 iAn0OgaNU3GCsrNzs3UeQNe/v56DwEmSvXo8ie7NvgpxSjsUbH8d9DwA
 -----END CERTIFICATE-----
-',1807280000.0,1790001308.061);
+',1807280000.0,1790001320.061);
 INSERT INTO "former_certificates" VALUES('10:02',2,'builtin','-----BEGIN CERTIFICATE-----
 MIH8MIGvoAMCAQICAhACMAUGAytlcDAXMRUwEwYDVQQDDAxzaW11bGF0ZWQgQ0Ew
 HhcNMjYwOTIxMTQwODIwWhcNMjcwNDA5MTQxMzIwWjAZMRcwFQYDVQQDDA5jb3Bp
@@ -235,7 +235,7 @@ KjAFBgMrZXADIQBoLPd0YycunG5paS76hiC/iQEw4urnyE4z3Z6udg4fLaMTMBEw
 DwYDVR0TAQH/BAUwAwEB/zAFBgMrZXADQQALJJeqA6c5nGMoDeSfFEoEdv0Y0f8Q
 iAn0OgaNU3GCsrNzs3UeQNe/v56DwEmSvXo8ie7NvgpxSjsUbH8d9DwA
 -----END CERTIFICATE-----
-',1807280000.0,1790001308.061);
+',1807280000.0,1790001320.061);
 INSERT INTO "former_certificates" VALUES('10:03',3,'builtin','-----BEGIN CERTIFICATE-----
 MIH8MIGvoAMCAQICAhADMAUGAytlcDAXMRUwEwYDVQQDDAxzaW11bGF0ZWQgQ0Ew
 HhcNMjYwOTIxMTQwODIwWhcNMjcwNDA5MTQxMzIwWjAZMRcwFQYDVQQDDA5icm9r
@@ -251,7 +251,7 @@ KjAFBgMrZXADIQBoLPd0YycunG5paS76hiC/iQEw4urnyE4z3Z6udg4fLaMTMBEw
 DwYDVR0TAQH/BAUwAwEB/zAFBgMrZXADQQALJJeqA6c5nGMoDeSfFEoEdv0Y0f8Q
 iAn0OgaNU3GCsrNzs3UeQNe/v56DwEmSvXo8ie7NvgpxSjsUbH8d9DwA
 -----END CERTIFICATE-----
-',1807280000.0,1790000649.061);
+',1807280000.0,1790000662.061);
 INSERT INTO "former_certificates" VALUES('10:04',4,'builtin','-----BEGIN CERTIFICATE-----
 MIH4MIGroAMCAQICAhAEMAUGAytlcDAXMRUwEwYDVQQDDAxzaW11bGF0ZWQgQ0Ew
 HhcNMjYwOTIxMTQwODIwWhcNMjcwNDA5MTQxMzIwWjAXMRUwEwYDVQQDDAxoZWxk
@@ -283,7 +283,7 @@ KjAFBgMrZXADIQBoLPd0YycunG5paS76hiC/iQEw4urnyE4z3Z6udg4fLaMTMBEw
 DwYDVR0TAQH/BAUwAwEB/zAFBgMrZXADQQALJJeqA6c5nGMoDeSfFEoEdv0Y0f8Q
 iAn0OgaNU3GCsrNzs3UeQNe/v56DwEmSvXo8ie7NvgpxSjsUbH8d9DwA
 -----END CERTIFICATE-----
-',1807280601.0,1790000649.061);
+',1807280601.0,1790000662.061);
 CREATE TABLE grants (
   id INTEGER PRIMARY KEY AUTOINCREMENT,
   device_code_hash TEXT NOT NULL UNIQUE, user_code TEXT NOT NULL UNIQUE,
@@ -333,11 +333,11 @@ INSERT INTO "issues" VALUES(3,3,'issue','',NULL,'10:03','done',1790000000.0);
 INSERT INTO "issues" VALUES(4,4,'issue','',NULL,'10:04','done',1790000000.0);
 INSERT INTO "issues" VALUES(5,5,'issue','',NULL,'10:05','done',1790000000.0);
 INSERT INTO "issues" VALUES(6,4,'renew','',NULL,'10:06','done',1790000601.0);
-INSERT INTO "issues" VALUES(7,3,'renew','',NULL,'10:07','done',1790000649.061);
-INSERT INTO "issues" VALUES(8,4,'renew','',NULL,'10:08','done',1790000649.061);
-INSERT INTO "issues" VALUES(9,5,'revoke','',NULL,'10:05','done',1790000649.061);
-INSERT INTO "issues" VALUES(10,1,'renew','',NULL,'10:09','done',1790001308.061);
-INSERT INTO "issues" VALUES(11,2,'renew','',NULL,'10:0a','done',1790001308.061);
+INSERT INTO "issues" VALUES(7,3,'renew','',NULL,'10:07','done',1790000662.061);
+INSERT INTO "issues" VALUES(8,4,'renew','',NULL,'10:08','done',1790000662.061);
+INSERT INTO "issues" VALUES(9,5,'revoke','',NULL,'10:05','done',1790000662.061);
+INSERT INTO "issues" VALUES(10,1,'renew','',NULL,'10:09','done',1790001320.061);
+INSERT INTO "issues" VALUES(11,2,'renew','',NULL,'10:0a','done',1790001320.061);
 CREATE TABLE jobs (
   id INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, job_key TEXT NOT NULL, due REAL NOT NULL,
   owner TEXT NOT NULL DEFAULT '', lease REAL NOT NULL DEFAULT 0, UNIQUE (kind, job_key)
@@ -357,11 +357,11 @@ CREATE TABLE operator_tokens (
   id INTEGER PRIMARY KEY AUTOINCREMENT, operator_id INTEGER NOT NULL REFERENCES operators(id), name TEXT NOT NULL,
   role TEXT NOT NULL, token_hash TEXT NOT NULL UNIQUE, created_at REAL NOT NULL, expires_at REAL NOT NULL,
   revoked_at REAL, last_used_at REAL, last_address TEXT NOT NULL DEFAULT ''
-);
+, tags TEXT NOT NULL DEFAULT '');
 CREATE TABLE operators (
   id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL, role TEXT NOT NULL, subject TEXT NOT NULL DEFAULT '',
   created_at REAL NOT NULL, disabled_at REAL, deleted_at REAL
-);
+, signed_in_at REAL);
 CREATE TABLE orders (
   id INTEGER PRIMARY KEY AUTOINCREMENT, cert_id INTEGER NOT NULL REFERENCES certificates(id), issuer TEXT NOT NULL,
   action TEXT NOT NULL CHECK (action IN ('issue', 'renew', 'replace')), reason TEXT NOT NULL DEFAULT '',
@@ -378,22 +378,22 @@ CREATE TABLE outcomes (
   PRIMARY KEY (device_id, signal)
 ) WITHOUT ROWID;
 INSERT INTO "outcomes" VALUES(1,'ca.assigned|ca_id=1|1790000001000','ca.assigned',1790000001000,'{"ca_id":1,"serial":"07","ca_name":"private 0"}','applied','','[]',50,1.79000006409237456318e+09,'','');
-INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=1|1789999999500','cert.renewed',1789999999500,'{"cert_id":1,"serial":"10:01"}','unchanged','','[{"cert_id":1,"serial":"10:01","fingerprint_sha256":"4ae30c35e6715db2cad41e25169451a93b74d8730db5caecf36ac74dedcb49ed","targets":["{ROOT}/certs/plain.example.crt","{ROOT}/certs/plain.example.key","{ROOT}/certs/chains/plain.example.pem"]}]',19,1.79000000077045130731e+09,'','');
-INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=1|1790000000001','cert.renewed',1790000000001,'{"cert_id":1,"serial":"10:01"}','applied','','[{"cert_id":1,"serial":"10:01","fingerprint_sha256":"4ae30c35e6715db2cad41e25169451a93b74d8730db5caecf36ac74dedcb49ed","targets":["{ROOT}/certs/plain.example.crt","{ROOT}/certs/plain.example.key","{ROOT}/certs/chains/plain.example.pem"],"served":true}]',366,1.79000000077045130731e+09,'','');
-INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=2|1789999999500','cert.renewed',1789999999500,'{"cert_id":2,"serial":"10:02"}','unchanged','','[{"cert_id":2,"serial":"10:02","fingerprint_sha256":"b415bbedd6075317244e46f51b8057413cb2bfccd41e5b62e2ca8bf4dfed8e3d","targets":["{ROOT}/certs/copied.example.crt","{ROOT}/certs/copied.example.key","{ROOT}/certs/chains/copied.example.pem","/srv/tls/2.pem","/srv/tls/2.key"]}]',19,1.79000000077045130731e+09,'','');
-INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=2|1790000000001','cert.renewed',1790000000001,'{"cert_id":2,"serial":"10:02"}','applied','','[{"cert_id":2,"serial":"10:02","fingerprint_sha256":"b415bbedd6075317244e46f51b8057413cb2bfccd41e5b62e2ca8bf4dfed8e3d","targets":["{ROOT}/certs/copied.example.crt","{ROOT}/certs/copied.example.key","{ROOT}/certs/chains/copied.example.pem","/srv/tls/2.pem","/srv/tls/2.key"],"served":true}]',366,1.79000000077045130731e+09,'','');
-INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=3|1789999999500','cert.renewed',1789999999500,'{"cert_id":3,"serial":"10:03"}','unchanged','','[{"cert_id":3,"serial":"10:03","fingerprint_sha256":"5a04178c629f351856c521866f6cc98ca5e88c08548749afaa6745b835ba4caa","targets":["{ROOT}/certs/broken.example.crt","{ROOT}/certs/broken.example.key","{ROOT}/certs/chains/broken.example.pem"]}]',19,1.79000000077045130731e+09,'','');
-INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=3|1790000000001','cert.renewed',1790000000001,'{"cert_id":3,"serial":"10:03"}','applied','','[{"cert_id":3,"serial":"10:03","fingerprint_sha256":"5a04178c629f351856c521866f6cc98ca5e88c08548749afaa6745b835ba4caa","targets":["{ROOT}/certs/broken.example.crt","{ROOT}/certs/broken.example.key","{ROOT}/certs/chains/broken.example.pem"],"served":true}]',366,1.79000000077045130731e+09,'','');
-INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=3|1790000649061','cert.renewed',1790000649061,'{"cert_id":3,"serial":"10:07"}','rolled_back','item r3: /bin/true exited with 1: the service refuses its files','[{"cert_id":3,"serial":"10:03","fingerprint_sha256":"5a04178c629f351856c521866f6cc98ca5e88c08548749afaa6745b835ba4caa","targets":["{ROOT}/certs/broken.example.crt","{ROOT}/certs/broken.example.key","{ROOT}/certs/chains/broken.example.pem"]}]',247,1.79000072055024170877e+09,'run','command-failed');
-INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=4|1789999999500','cert.renewed',1789999999500,'{"cert_id":4,"serial":"10:04"}','unchanged','','[{"cert_id":4,"serial":"10:04","fingerprint_sha256":"2469f34d47a2907dd03f279fd7840df631e5712920040dac3c277df6acd789e4","targets":["{ROOT}/certs/held.example.crt","{ROOT}/certs/held.example.key","{ROOT}/certs/chains/held.example.pem","/srv/tls/4.pem","/srv/tls/4.key"]}]',19,1.79000000077045130731e+09,'','');
-INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=4|1790000000001','cert.renewed',1790000000001,'{"cert_id":4,"serial":"10:04"}','applied','','[{"cert_id":4,"serial":"10:04","fingerprint_sha256":"2469f34d47a2907dd03f279fd7840df631e5712920040dac3c277df6acd789e4","targets":["{ROOT}/certs/held.example.crt","{ROOT}/certs/held.example.key","{ROOT}/certs/chains/held.example.pem","/srv/tls/4.pem","/srv/tls/4.key"],"served":true}]',366,1.79000000077045130731e+09,'','');
-INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=4|1790000601000','cert.renewed',1790000601000,'{"cert_id":4,"serial":"10:06"}','applied','','[{"cert_id":4,"serial":"10:06","fingerprint_sha256":"c1b7a1fe16ada0a0e3746c2224464172b6b84062a414f41a422766b61a900fd2","targets":["{ROOT}/certs/held.example.crt","{ROOT}/certs/held.example.key","{ROOT}/certs/chains/held.example.pem","/srv/tls/4.pem","/srv/tls/4.key"],"served":true}]',76,1.79000064891943240158e+09,'','');
-INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=4|1790000649061','cert.renewed',1790000649061,'{"cert_id":4,"serial":"10:08"}','applied','staged; waits for `cert-ctrl rollback --release`: an earlier generation is held','[{"cert_id":4,"serial":"10:04","fingerprint_sha256":"2469f34d47a2907dd03f279fd7840df631e5712920040dac3c277df6acd789e4","targets":["{ROOT}/certs/held.example.crt","{ROOT}/certs/held.example.key","{ROOT}/certs/chains/held.example.pem","/srv/tls/4.pem","/srv/tls/4.key"]}]',381,1.79000070775924253465e+09,'switch','held');
-INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=5|1789999999500','cert.renewed',1789999999500,'{"cert_id":5,"serial":"10:05"}','unchanged','','[{"cert_id":5,"serial":"10:05","fingerprint_sha256":"c1f21c4e8cae05056be4eb942aad6b2ab1c250f82999766caeedfa333367a23d","targets":["{ROOT}/certs/revoked.example.crt","{ROOT}/certs/revoked.example.key","{ROOT}/certs/chains/revoked.example.pem"]}]',19,1.79000000077045130731e+09,'','');
-INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=5|1790000000001','cert.renewed',1790000000001,'{"cert_id":5,"serial":"10:05"}','applied','','[{"cert_id":5,"serial":"10:05","fingerprint_sha256":"c1f21c4e8cae05056be4eb942aad6b2ab1c250f82999766caeedfa333367a23d","targets":["{ROOT}/certs/revoked.example.crt","{ROOT}/certs/revoked.example.key","{ROOT}/certs/chains/revoked.example.pem"],"served":true}]',366,1.79000000077045130731e+09,'','');
-INSERT INTO "outcomes" VALUES(1,'cert.revoked|cert_id=5|1790000649061','cert.revoked',1790000649061,'{"cert_id":5}','applied','removed','[]',267,1.79000070746367120747e+09,'','');
-INSERT INTO "outcomes" VALUES(1,'install.updated|config_id=1,version=2|1789999999500','install.updated',1789999999500,'{"config_id":1,"version":2}','unchanged','item r1 is idle: certificate 1 is not on this host; item c2 is idle: certificate 2 is not on this host; item r2 is idle: certificate 2 is not on this host; item r3 is idle: certificate 3 is not on this host; item c4 is idle: certificate 4 is not on this host','[]',7,1.79000000052051401141e+09,'','');
-INSERT INTO "outcomes" VALUES(1,'install.updated|config_id=1,version=2|1790000000001','install.updated',1790000000001,'{"config_id":1,"version":2,"installs_hash_b64":"5OqDCwhteCASJotjbPiI8oIq9MIBeeRBjTQVTB/X1us="}','unchanged','item r1 is idle: certificate 1 is not on this host; item c2 is idle: certificate 2 is not on this host; item r2 is idle: certificate 2 is not on this host; item r3 is idle: certificate 3 is not on this host; item c4 is idle: certificate 4 is not on this host','[]',1,1.79000000052051401141e+09,'','');
+INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=1|1789999999500','cert.renewed',1789999999500,'{"cert_id":1,"serial":"10:01"}','unchanged','','[{"cert_id":1,"serial":"10:01","fingerprint_sha256":"4ae30c35e6715db2cad41e25169451a93b74d8730db5caecf36ac74dedcb49ed","targets":["{ROOT}/certs/plain.example.crt","{ROOT}/certs/plain.example.key","{ROOT}/certs/chains/plain.example.pem"]}]',19,1.79000000072014403343e+09,'','');
+INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=1|1790000000001','cert.renewed',1790000000001,'{"cert_id":1,"serial":"10:01"}','applied','','[{"cert_id":1,"serial":"10:01","fingerprint_sha256":"4ae30c35e6715db2cad41e25169451a93b74d8730db5caecf36ac74dedcb49ed","targets":["{ROOT}/certs/plain.example.crt","{ROOT}/certs/plain.example.key","{ROOT}/certs/chains/plain.example.pem"],"served":true}]',297,1.79000000051767206186e+09,'','');
+INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=2|1789999999500','cert.renewed',1789999999500,'{"cert_id":2,"serial":"10:02"}','unchanged','','[{"cert_id":2,"serial":"10:02","fingerprint_sha256":"b415bbedd6075317244e46f51b8057413cb2bfccd41e5b62e2ca8bf4dfed8e3d","targets":["{ROOT}/certs/copied.example.crt","{ROOT}/certs/copied.example.key","{ROOT}/certs/chains/copied.example.pem","/srv/tls/2.pem","/srv/tls/2.key"]}]',19,1.79000000072014403343e+09,'','');
+INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=2|1790000000001','cert.renewed',1790000000001,'{"cert_id":2,"serial":"10:02"}','applied','','[{"cert_id":2,"serial":"10:02","fingerprint_sha256":"b415bbedd6075317244e46f51b8057413cb2bfccd41e5b62e2ca8bf4dfed8e3d","targets":["{ROOT}/certs/copied.example.crt","{ROOT}/certs/copied.example.key","{ROOT}/certs/chains/copied.example.pem","/srv/tls/2.pem","/srv/tls/2.key"],"served":true}]',297,1.79000000051767206186e+09,'','');
+INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=3|1789999999500','cert.renewed',1789999999500,'{"cert_id":3,"serial":"10:03"}','unchanged','','[{"cert_id":3,"serial":"10:03","fingerprint_sha256":"5a04178c629f351856c521866f6cc98ca5e88c08548749afaa6745b835ba4caa","targets":["{ROOT}/certs/broken.example.crt","{ROOT}/certs/broken.example.key","{ROOT}/certs/chains/broken.example.pem"]}]',19,1.79000000072014403343e+09,'','');
+INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=3|1790000000001','cert.renewed',1790000000001,'{"cert_id":3,"serial":"10:03"}','applied','','[{"cert_id":3,"serial":"10:03","fingerprint_sha256":"5a04178c629f351856c521866f6cc98ca5e88c08548749afaa6745b835ba4caa","targets":["{ROOT}/certs/broken.example.crt","{ROOT}/certs/broken.example.key","{ROOT}/certs/chains/broken.example.pem"],"served":true}]',297,1.79000000051767206186e+09,'','');
+INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=3|1790000662061','cert.renewed',1790000662061,'{"cert_id":3,"serial":"10:07"}','rolled_back','item r3: /bin/true exited with 1: the service refuses its files','[{"cert_id":3,"serial":"10:03","fingerprint_sha256":"5a04178c629f351856c521866f6cc98ca5e88c08548749afaa6745b835ba4caa","targets":["{ROOT}/certs/broken.example.crt","{ROOT}/certs/broken.example.key","{ROOT}/certs/chains/broken.example.pem"]}]',247,1.79000073231548738478e+09,'run','command-failed');
+INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=4|1789999999500','cert.renewed',1789999999500,'{"cert_id":4,"serial":"10:04"}','unchanged','','[{"cert_id":4,"serial":"10:04","fingerprint_sha256":"2469f34d47a2907dd03f279fd7840df631e5712920040dac3c277df6acd789e4","targets":["{ROOT}/certs/held.example.crt","{ROOT}/certs/held.example.key","{ROOT}/certs/chains/held.example.pem","/srv/tls/4.pem","/srv/tls/4.key"]}]',19,1.79000000072014403343e+09,'','');
+INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=4|1790000000001','cert.renewed',1790000000001,'{"cert_id":4,"serial":"10:04"}','applied','','[{"cert_id":4,"serial":"10:04","fingerprint_sha256":"2469f34d47a2907dd03f279fd7840df631e5712920040dac3c277df6acd789e4","targets":["{ROOT}/certs/held.example.crt","{ROOT}/certs/held.example.key","{ROOT}/certs/chains/held.example.pem","/srv/tls/4.pem","/srv/tls/4.key"],"served":true}]',297,1.79000000051767206186e+09,'','');
+INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=4|1790000601000','cert.renewed',1790000601000,'{"cert_id":4,"serial":"10:06"}','applied','','[{"cert_id":4,"serial":"10:06","fingerprint_sha256":"c1b7a1fe16ada0a0e3746c2224464172b6b84062a414f41a422766b61a900fd2","targets":["{ROOT}/certs/held.example.crt","{ROOT}/certs/held.example.key","{ROOT}/certs/chains/held.example.pem","/srv/tls/4.pem","/srv/tls/4.key"],"served":true}]',76,1.79000066159196829793e+09,'','');
+INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=4|1790000662061','cert.renewed',1790000662061,'{"cert_id":4,"serial":"10:08"}','applied','staged; waits for `cert-ctrl rollback --release`: an earlier generation is held','[{"cert_id":4,"serial":"10:04","fingerprint_sha256":"2469f34d47a2907dd03f279fd7840df631e5712920040dac3c277df6acd789e4","targets":["{ROOT}/certs/held.example.crt","{ROOT}/certs/held.example.key","{ROOT}/certs/chains/held.example.pem","/srv/tls/4.pem","/srv/tls/4.key"]}]',128,1.79000071957840418816e+09,'switch','held');
+INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=5|1789999999500','cert.renewed',1789999999500,'{"cert_id":5,"serial":"10:05"}','unchanged','','[{"cert_id":5,"serial":"10:05","fingerprint_sha256":"c1f21c4e8cae05056be4eb942aad6b2ab1c250f82999766caeedfa333367a23d","targets":["{ROOT}/certs/revoked.example.crt","{ROOT}/certs/revoked.example.key","{ROOT}/certs/chains/revoked.example.pem"]}]',19,1.79000000072014403343e+09,'','');
+INSERT INTO "outcomes" VALUES(1,'cert.renewed|cert_id=5|1790000000001','cert.renewed',1790000000001,'{"cert_id":5,"serial":"10:05"}','applied','','[{"cert_id":5,"serial":"10:05","fingerprint_sha256":"c1f21c4e8cae05056be4eb942aad6b2ab1c250f82999766caeedfa333367a23d","targets":["{ROOT}/certs/revoked.example.crt","{ROOT}/certs/revoked.example.key","{ROOT}/certs/chains/revoked.example.pem"],"served":true}]',297,1.79000000051767206186e+09,'','');
+INSERT INTO "outcomes" VALUES(1,'cert.revoked|cert_id=5|1790000662061','cert.revoked',1790000662061,'{"cert_id":5}','applied','removed','[]',316,1.79000071980871248242e+09,'','');
+INSERT INTO "outcomes" VALUES(1,'install.updated|config_id=1,version=2|1789999999500','install.updated',1789999999500,'{"config_id":1,"version":2}','unchanged','item r1 is idle: certificate 1 is not on this host; item c2 is idle: certificate 2 is not on this host; item r2 is idle: certificate 2 is not on this host; item r3 is idle: certificate 3 is not on this host; item c4 is idle: certificate 4 is not on this host','[]',7,1.79000000051767206186e+09,'','');
+INSERT INTO "outcomes" VALUES(1,'install.updated|config_id=1,version=2|1790000000001','install.updated',1790000000001,'{"config_id":1,"version":2,"installs_hash_b64":"5OqDCwhteCASJotjbPiI8oIq9MIBeeRBjTQVTB/X1us="}','unchanged','item r1 is idle: certificate 1 is not on this host; item c2 is idle: certificate 2 is not on this host; item r2 is idle: certificate 2 is not on this host; item r3 is idle: certificate 3 is not on this host; item c4 is idle: certificate 4 is not on this host','[]',1,1.79000000051767206186e+09,'','');
 CREATE TABLE page_sessions (id_hash TEXT PRIMARY KEY, expires_at REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE plane_names (
   plane TEXT NOT NULL, name TEXT NOT NULL, seen_at REAL NOT NULL, PRIMARY KEY (plane, name)
@@ -432,7 +432,7 @@ CREATE TABLE refresh_tokens (
   id TEXT PRIMARY KEY, secret_hash TEXT NOT NULL, device_id INTEGER NOT NULL REFERENCES devices(id),
   session INTEGER NOT NULL, expires_at REAL NOT NULL
 ) WITHOUT ROWID;
-INSERT INTO "refresh_tokens" VALUES('rt_60e38422e5886d4aedc1137eed996966','d0ee01e59f43f3518ef8294e1422111e65c1f3d3aab20fd514c68ffd2a387877',1,1,1797776000.0);
+INSERT INTO "refresh_tokens" VALUES('rt_718c6a2f84532ccd436bd72e7624ee2d','e4e84f1b73438be6535490cbfe9b4d2a0aa35b58de531cbdd580188c27da3b8f',1,1,1797776000.0);
 CREATE TABLE revocations (
   serial_number TEXT NOT NULL, cert_id INTEGER NOT NULL REFERENCES certificates(id), issuer TEXT NOT NULL,
   code TEXT NOT NULL, certificate_pem TEXT NOT NULL, chain_pem TEXT NOT NULL, not_after REAL NOT NULL,
@@ -455,14 +455,14 @@ KjAFBgMrZXADIQBoLPd0YycunG5paS76hiC/iQEw4urnyE4z3Z6udg4fLaMTMBEw
 DwYDVR0TAQH/BAUwAwEB/zAFBgMrZXADQQALJJeqA6c5nGMoDeSfFEoEdv0Y0f8Q
 iAn0OgaNU3GCsrNzs3UeQNe/v56DwEmSvXo8ie7NvgpxSjsUbH8d9DwA
 -----END CERTIFICATE-----
-',1807280000.0,'done',0,'','',1790000649.061,NULL,1790000649.061);
+',1807280000.0,'done',0,'','',1790000662.061,NULL,1790000662.061);
 CREATE TABLE revoked_serials (
   serial_number TEXT PRIMARY KEY, cert_id INTEGER, reason TEXT NOT NULL DEFAULT '', revoked_at REAL NOT NULL,
   not_after REAL NOT NULL, issuer_key_id TEXT NOT NULL DEFAULT ''
 ) WITHOUT ROWID;
-INSERT INTO "revoked_serials" VALUES('10:05',5,'',1790000649.061,1807280000.0,'');
+INSERT INTO "revoked_serials" VALUES('10:05',5,'',1790000662.061,1807280000.0,'');
 CREATE TABLE rollout_certificates (
-  rollout_id INTEGER NOT NULL, cert_id INTEGER NOT NULL REFERENCES certificates(id), serial_number TEXT NOT NULL,
+  rollout_id INTEGER NOT NULL, cert_id INTEGER NOT NULL REFERENCES certificates(id), serial_number TEXT NOT NULL, together TEXT NOT NULL DEFAULT '',
   PRIMARY KEY (rollout_id, cert_id)
 ) WITHOUT ROWID;
 CREATE TABLE "rollout_devices" (
@@ -478,10 +478,10 @@ CREATE TABLE "rollouts" (
   state TEXT NOT NULL CHECK (state IN ('running', 'paused', 'halted', 'done', 'aborted')),
   rules TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '', waits TEXT NOT NULL DEFAULT '', note TEXT NOT NULL DEFAULT '',
   created_at REAL NOT NULL, updated_at REAL NOT NULL, finished_at REAL
-);
+, forward INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE secrets (name TEXT PRIMARY KEY, value_enc BLOB NOT NULL) WITHOUT ROWID;
-INSERT INTO "secrets" VALUES('ca-root',X'97E803D7811774E9469FB9DB44292640ED46A348A8929E18378E9EDD2FFECCA85E8B07D1748622FCB229B6769EC0DE64016FE3057B1A5549B5AC3185F3420F427CA1291F39B3F6204248FAB1A9F2787A038222269CC6C954150887F4ABF9891EBB1AE23A7968D380F3D8E91A6F6F026332727EEFCA0C2FAB8BEB4DAE95ED5F446BE76FFA0F424D24CA906A195E5B40BF8B4C67DB656E90ED98DC5429912B00F093B319CF30A9D1394770BCD87B0DF50B3FE4E1D6D1799E230ACCDF6A95CA9F72EBE6992FF85E166970D03765102120DD3E1F234DD61D7AC8850784C88057063D0AAD38B6D981384153C52104BA82E22AB9A9BC2CAEC9A5F63ECC4D377C1C3DF30CD70C999851F1ACDD2C135C789EF7E2CCDF23DB0A0B6CF42DD3210E31371544C4865AC0DD5C1FF7C08300BE2D305F011514003BD4B9CF270520DC98AC269CCB63694AAE0024D1C53154DCB1607B71C67DBA2572E26194774226D145B7B02B40BAE05F21A5D4DC8717DB035686BFF90FDBD4654AB1C7B63ED9E16D8214B81E3181B44813D90C5D45EB2EBA5BE6196C9948089DE0A903E8729BCF956301B511E5A7DC217DCC920784DAE23764EC0EF6BB92626BC352A29F0E90DB15EA05B6426E9764FBD53FFB4A7484F2C6FB769E85048C5717C6696BAC1881A747DAC552D758B5FD29CD2DA178C35166BFD6DE380420D2C8E41177F102436F50B2348A2539B3325EF10148B937BC75CD9C88A296AA095353ACA64ECC0D880BC0025142608D9400479F559709D0680777B26DB058AB3D4E9288B71C61FBD2BAFA6E1F54A2DC71D9ECA7B264546BF61C935D704CDA1ECB6DDBE7BB6B9AC2EF1743E825866840EDFF1044FB77C8E03F763E188438C01A527A83DD2E32ED2E6D982DB5EF6FE35BB9A8A46235876A2C38865AF5102389AC33089C27D8872926E59AF984EDCF88679BC963F871A2F3D6574AAEDD68A7C5CCD6DF3E42789D1AFFACC5D260584D7C50ECBC6B9284B8B32F903A7021A9F5DCBA517F3BC72297C5D0E7A0EE58902B7046646BF71336F21B9049DA0A921CCC3CD83A9033D10C3BFFE0F8C8E9333439026B69E80FEAD96C79A242C4A6B197C013A891CDB3F227D479760A81E6C850CC04FDDC6182DF98005FD568F9259769D34471B843FDD21A2F91979FA9A3BB3D7D7EA3D83122386FC1E4B9ABE09999B3D23EA8858CA7F564FD25D7C9AF1E8D295DB24457BBB1C68E793A1E007366E9927CBECA764334FEE9E871EB28CB91EA9EE6FF256CA4D7302F3768AE80DB2D32EED56046B6CF37DAE3B8');
-INSERT INTO "secrets" VALUES('jwt',X'D1C4669429F555FD99A9C2FBE06BC6D853EFE782CCF88AA52472A05A787A64191E775473EAFCFD4BA55CC81A158E5636C8C67A911570A2CC0E328D5F');
+INSERT INTO "secrets" VALUES('ca-root',X'69BC3713D9C98588FB1A3C050E3254A5EECEEDB9E09541C611E0CBDE75F1279E52AD008BB4DE50E0FF597C43838E49031E74B097FBED9B918157F1DB38803F9CDF91126A596530EB9C1B0A625DB18D9CC118C477734B2627DB8920CC44991C11EB091CD31C4AA6684B03FCA1EBB36946A0D54A673CD353586C2116C8473AB96C8197F95AC3ED1E0BCA22B41AF5A63493CF81D8AF679411AB669FF0853368A8529E6DC2804325B7923235CB16F82759E7B75D80B08DB6DCF85F0F29A7DD7708B6E0D08987C656E444BEE9FC182D5F65C91FA5C93A8894E0B2C272CBE7AD6B04AFE76640767B452109250E023A59B5C540DBF8D89E9E6728355F141EB658D82FF9FFFB728A0BDCD70C20B89E2CD0AE0FC7EA5BE94487985246C17D31F6A288FB663B30BB498947C9799ED9C27CE936B957662FBEB69A9F802CF2B4E84849634A48F0F75E90824FE2754064E53E4F772C0F0D66EDB8E76CA7281FE3171468122284D51D0C1FBF47AF80BC2BDA6A79F4A49A75FD38B38A7DE2034D425617D7CE69E366EADEAC492F1AD134B1566DA9B6F2FAC80B9EEC1132412D7813C49BE097C933A8E2590FAAE8CC44560EBE8ECFA1F852EFF3AE2C78057C69CD4A8D877BBCB23BB37A98A97944E15BCFB9356334D9B9D0AB7DC88E266E4C16EDE27F3DC5DEF970997F4D67CDAABBBF54113F11FD433DAA1517F28E2942EA3C5CB1595712EDB1A199CB9635672DB1AAFBEE82BB0D5E4AB7F05D552223166798D7010B56DC0FB4E1400B7AB81E5B6F5DF22A4B8E6FBE0EB1F45A7CCDB016A12AEC1FBD0501789417037F1849C11F44BE067F3AAF0E74B1FFE34D48ED8F7813CD1DDB11467092485321E791C6ACD7A3F80D2F39E480C6474C6EAE906A2A7A5153A11632D3D71D40D0FD52F2A0F6B42B21BCF737D92CDE8715195750DB342723DC9B873234C2FA62672E3BBD0438C099809AA53D97B22D2187BEA134C6723B66FBF0EA59EE8FAAC4C23FC6A9C1E9161F6904DDBB2862B0BD56C25A7A78E78D8F59CA05F7FDC5BFF4AE0B930BFBF408A3B5A0FCB1847271A789DBB81347F4D5E88098EC7EA5FD59AD97E66B0B10913314BB2B22901EEF457570AD1A495E74649C39CD690FB575076F0E40853F246A2FEEA618C199890BB22591D54701C6DD9B1DC159D3F0D9E4F1916BA58A9A7A1575CCD4147606FE9EA3E36ED42962F4A02A6072190BA277F0E680BF5C7AFC8E56BDEE901E74FE61AB373E6B869378FD483727457FA19D46F131AD5122906286C054B5FFDC5141DDCAC092EF78');
+INSERT INTO "secrets" VALUES('jwt',X'2D5491059A3B9F37C32002989486B52EAA47611E8D02C35C1A38E71C1F6A08363441BE0124977F02E140A222D46D361B427A741E97305CDC158373BC');
 CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE signals (
   device_id INTEGER NOT NULL, ms INTEGER NOT NULL, seq INTEGER NOT NULL, type TEXT NOT NULL, ref TEXT NOT NULL,
@@ -495,12 +495,12 @@ INSERT INTO "signals" VALUES(1,1790000000001,4,'cert.renewed','{"cert_id":5,"ser
 INSERT INTO "signals" VALUES(1,1790000000001,5,'install.updated','{"config_id":1,"version":2,"installs_hash_b64":"5OqDCwhteCASJotjbPiI8oIq9MIBeeRBjTQVTB/X1us="}');
 INSERT INTO "signals" VALUES(1,1790000001000,0,'ca.assigned','{"ca_id":1,"serial":"07","ca_name":"private 0"}');
 INSERT INTO "signals" VALUES(1,1790000601000,0,'cert.renewed','{"cert_id":4,"serial":"10:06"}');
-INSERT INTO "signals" VALUES(1,1790000649061,0,'cert.renewed','{"cert_id":3,"serial":"10:07"}');
-INSERT INTO "signals" VALUES(1,1790000649061,1,'cert.renewed','{"cert_id":4,"serial":"10:08"}');
-INSERT INTO "signals" VALUES(1,1790000649061,2,'cert.revoked','{"cert_id":5}');
-INSERT INTO "signals" VALUES(1,1790001308061,0,'cert.renewed','{"cert_id":1,"serial":"10:09"}');
-INSERT INTO "signals" VALUES(1,1790001308061,1,'cert.renewed','{"cert_id":2,"serial":"10:0a"}');
-INSERT INTO "signals" VALUES(1,1790001308061,2,'future.kind3','{"cert_id":1}');
+INSERT INTO "signals" VALUES(1,1790000662061,0,'cert.renewed','{"cert_id":3,"serial":"10:07"}');
+INSERT INTO "signals" VALUES(1,1790000662061,1,'cert.renewed','{"cert_id":4,"serial":"10:08"}');
+INSERT INTO "signals" VALUES(1,1790000662061,2,'cert.revoked','{"cert_id":5}');
+INSERT INTO "signals" VALUES(1,1790001320061,0,'cert.renewed','{"cert_id":1,"serial":"10:09"}');
+INSERT INTO "signals" VALUES(1,1790001320061,1,'cert.renewed','{"cert_id":2,"serial":"10:0a"}');
+INSERT INTO "signals" VALUES(1,1790001320061,2,'future.kind3','{"cert_id":1}');
 CREATE TABLE sockets (
   device_id INTEGER PRIMARY KEY REFERENCES devices(id), name TEXT NOT NULL, plane TEXT NOT NULL,
   plane_started_at REAL NOT NULL, opened_at REAL NOT NULL
@@ -510,7 +510,7 @@ CREATE TABLE streams (
   last_ms INTEGER NOT NULL, last_seq INTEGER NOT NULL, floor_ms INTEGER NOT NULL, floor_seq INTEGER NOT NULL,
   length INTEGER NOT NULL DEFAULT 0
 );
-INSERT INTO "streams" VALUES(1,1790001308061,2,1790000000000,0,14);
+INSERT INTO "streams" VALUES(1,1790001320061,2,1790000000000,0,14);
 CREATE TABLE users (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, created_at REAL NOT NULL);
 INSERT INTO "users" VALUES(1,'operator',1790000000.0);
 CREATE INDEX refresh_tokens_device ON refresh_tokens(device_id);
