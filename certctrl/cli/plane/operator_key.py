@@ -175,7 +175,8 @@ def rotate_storage_key(
         return
     write_line(f"sealed {counted(done.secrets, 'secret')} under the new key: {done.key}")
     write_line(
-        f"earlier backups need the old key: {done.old}; keep each with its backups, or back up anew and remove it"
+        f"earlier backups can be read only with the old key, {done.old}: keep it with them, or make a new backup "
+        "and remove it"
     )
     if connect is not None:
         write_line("copy the new key to the other control planes before they start")

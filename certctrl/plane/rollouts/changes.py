@@ -50,7 +50,10 @@ class Change(Protocol):
         """Give all other devices the new version."""
 
     def abort(self, rollout: Row, *, forward: bool) -> None:
-        """End what the rollout holds back; ``forward``: give all devices the new version. ErrorResponse 400."""
+        """End the rollout: the other devices keep the present version, or with ``forward`` get the new one.
+
+        Raises ErrorResponse 400 where that is refused.
+        """
 
     def obstacle(self, rollout: Row) -> str:
         """Return what hinders the devices that are released; empty: nothing is known."""

@@ -170,11 +170,12 @@ def keys_only(browser: Any, site: Served, pictures: Path) -> None:
 
 
 def click_only(browser: Any, site: Served, pictures: Path) -> None:
+    from selenium.common.exceptions import StaleElementReferenceException
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.wait import WebDriverWait
 
     def says(words: str) -> None:
-        wait = WebDriverWait(browser, 60)
+        wait = WebDriverWait(browser, 60, ignored_exceptions=[StaleElementReferenceException])  # of the page before
         wait.until(lambda _: words in browser.find_element(By.TAG_NAME, "main").text)
 
     browser.get(f"{site.address.url}/fleet/tokens?operator=lin")

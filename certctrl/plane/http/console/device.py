@@ -160,7 +160,7 @@ def _steps(texts: Sequence[str]) -> Html:
 def _serves_on(row: Mapping[str, Any], now: float) -> Html:
     first = row["ends_first"]
     if first is None:
-        return Html("<p>Nobody knows what it serves now.</p>")
+        return Html("<p>What it serves now is not known.</p>")
     ended = seconds_of(first["at"]) < now
     text = (
         "<p>It has what has ended: {name} {left}.</p>"
@@ -264,7 +264,7 @@ def _certificates(found: DeviceFound, now: float) -> Html:
 def _why(copy: Mapping[str, Any], now: float) -> Html:
     if not copy["reason"]:
         return (
-            Html('<span class="soft">no endpoint is named: nobody looks</span>')
+            Html('<span class="soft">not checked: no endpoint is named</span>')
             if copy["state"] == "deployed"
             else NOTHING
         )

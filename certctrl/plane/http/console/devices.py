@@ -116,7 +116,7 @@ def _none(answer: Mapping[str, Any], asked: Asked) -> Html:
         return Html('<p class="empty">No device yet. <a href="/fleet">How to add the first one</a></p>')
     if asked.query.get("after"):
         return fill(
-            '<p class="empty">There are no more. <a href="{first}">Back to the first page</a></p>', first=asked.with_()
+            '<p class="empty">No further devices. <a href="{first}">Back to the first page</a></p>', first=asked.with_()
         )
     return fill(
         '<p class="empty">No device fits all of these filters. <a href="{all}">Show all {count}</a></p>',

@@ -11,7 +11,7 @@ from certctrl import lean
 from certctrl.plane.access.roles import Caller, Role
 from certctrl.plane.clock import rfc3339
 from certctrl.plane.http.console.parts import NOTHING, SYMBOLS, anchor, hidden, joined, link
-from certctrl.plane.http.pages.html import HEADERS, Html, fill
+from certctrl.plane.http.pages.html import HEAD, HEADERS, Html, fill
 
 HOME = "/fleet"
 ALERTS, OPERATORS, TOKENS = f"{HOME}/alerts", f"{HOME}/operators", f"{HOME}/tokens"
@@ -106,6 +106,7 @@ def shell(
     text = fill(
         _PAGE,
         title=title,
+        style="/fleet/console.css",
         body=body,
         refresh=refresh,
         live=live,
@@ -188,17 +189,9 @@ class Asked:
         return {name: value for name, value in self.query.items() if name in ("state", "reason", "tag", "q") and value}
 
 
-_PAGE = """\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta name="robots" content="noindex">
-<title>{title} – certctrl</title>
-<link rel="icon" href="/device/icon.svg" type="image/svg+xml">
-<link rel="stylesheet" href="/fleet/console.css">
+_PAGE = (
+    HEAD
+    + """\
 <script src="/fleet/console.js" defer></script>
 {refresh}
 </head>
@@ -218,3 +211,4 @@ _PAGE = """\
 </body>
 </html>
 """
+)

@@ -1,4 +1,4 @@
-"""The overview: what needs a person, why, since when, and what ends first if nobody acts. Pure."""
+"""The overview: what an operator must do, why, since when, and which certificate ends first. Pure."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def _halt(row: Mapping[str, Any]) -> Html:
 
 
 def _first(found: Overview, now: float) -> Html:
-    """Return what ends first if nobody acts."""
+    """Say which certificate ends first, among those that cannot be renewed if there are any."""
     stuck = [cause for cause in found.causes["causes"] if cause["ends_first"]]
     ends = found.summary["ends"]
     if stuck:
@@ -313,12 +313,12 @@ def _on(one: Mapping[str, Any]) -> str:
 
 
 def _chart(days: Sequence[Sequence[int]], said: str) -> Html:
-    most = max(good + bad for good, bad in days) or 1
+    highest = max(good + bad for good, bad in days) or 1
     bars = []
     for day, (good, bad) in enumerate(days):
         x, base = day * 20 + 3, 74.0
         for count, css in ((bad, "f-bad"), (good, "f-good")):
-            high = round(60 * count / most, 1)
+            high = round(60 * count / highest, 1)
             base -= high
             if count:
                 bars.append(f'<rect class="{css}" x="{x}" y="{base:.1f}" width="14" height="{high}"/>')

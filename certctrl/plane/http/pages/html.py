@@ -44,7 +44,7 @@ def fill(template: str, **values: Any) -> Html:
 
 def page(title: str, body: Html, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """Return a complete page."""
-    text = fill(_PAGE, title=title, body=body)
+    text = fill(_PAGE, title=title, style="/device/style.css", body=body)
     return Response(text, status, HEADERS | dict(headers or {}), "text/html; charset=utf-8")
 
 
@@ -77,7 +77,7 @@ async def read_form(request: Request, cap: int = FORM_CAP) -> dict[str, str]:
     return {name: values[-1] for name, values in fields.items()}
 
 
-_PAGE = """\
+HEAD = """\
 <!DOCTYPE html>
 <html lang="en">
 <head>
@@ -87,7 +87,12 @@ _PAGE = """\
 <meta name="robots" content="noindex">
 <title>{title} – certctrl</title>
 <link rel="icon" href="/device/icon.svg" type="image/svg+xml">
-<link rel="stylesheet" href="/device/style.css">
+<link rel="stylesheet" href="{style}">
+"""
+"""The beginning of every page, to fill."""
+_PAGE = (
+    HEAD
+    + """\
 </head>
 <body>
 <header><img src="/device/icon.svg" alt="" width="28" height="28"><span>certctrl</span></header>
@@ -97,3 +102,4 @@ _PAGE = """\
 </body>
 </html>
 """
+)
