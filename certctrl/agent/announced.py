@@ -79,21 +79,23 @@ async def missing_renewal(agent: Agent, signal: CertRenewed, fetched: CertFacts)
     return f"the plane announced serial {signal.serial}, but still offers {fetched.serial}"
 
 
-async def later_batch(agent: Agent, signal: CertRenewed, fetched: CertFacts) -> str:
-    """Return the atomic batch of a fetched certificate that is newer than the announced one; empty: none.
+async def unannounced_batch(agent: Agent, signal: CertRenewed, fetched: CertFacts) -> bool:
+    """Return whether a fetched certificate belongs to an atomic batch that its signal does not name.
 
-    The signals of the batch are on a later page. Switched now, the certificate would go without the others.
+    The signals of the batch are on a later page, or the signal names no serial. Switched now, the certificate would go
+    without the others.
     """
-    if signal.serial is None or ATOMIC_BATCH not in agent.plane.features or is_serial(signal.serial, fetched.serial):
-        return ""
+    announced = signal.serial is not None and is_serial(signal.serial, fetched.serial)
+    if announced or ATOMIC_BATCH not in agent.plane.features:
+        return False
     record = agent.installer.records.get(signal.cert_id)
     is_here = record is not None and record.facts.fingerprint_sha256 == fetched.fingerprint_sha256
     if is_here or wait_is_over(agent, signal):
-        return ""
+        return False
     summary = await find_certificate(agent, signal.cert_id)
     if summary is None or summary.batch is None or not is_serial(summary.serial_number, fetched.serial):
-        return ""
-    return summary.batch.id if signal.batch is None or signal.batch.id != summary.batch.id else ""
+        return False
+    return signal.batch is None or signal.batch.id != summary.batch.id
 
 
 def missing_install_config(signal: InstallUpdated, stored: StoredInstallConfig | None) -> str:

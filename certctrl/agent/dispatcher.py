@@ -22,13 +22,14 @@ import attrs
 import trio
 
 from certctrl.agent.alerts import write_or_report
-from certctrl.agent.announced import later_batch, missing_renewal
+from certctrl.agent.announced import missing_renewal, unannounced_batch
 from certctrl.agent.batches import ReadyCertificate
 from certctrl.agent.context import Agent
 from certctrl.agent.handlers import find_handler
 from certctrl.agent.log_lines import Line, log_line
 from certctrl.agent.lost import remove_old_generations
 from certctrl.agent.package_guard import raise_if_replaced, stop_if_replaced
+from certctrl.agent.reconcile import renewal_in_batch
 from certctrl.agent.signal_results import Result, explain, failed, log_certificates, result_of
 from certctrl.agent.waiting_signals import WaitingSignals
 from certctrl.install.installer import Candidate
@@ -363,9 +364,14 @@ class Dispatcher:
         signal, missing = entry.signal, ""
         if isinstance(signal, CertRenewed):
             missing = await missing_renewal(self.agent, signal, prepared.facts)
-            if batch := await later_batch(self.agent, signal, prepared.facts):
-                why = f"serial {prepared.facts.serial} belongs to atomic batch {batch}, whose signals follow"
-                return Result(failed(why, "fetch", "plane-lagging"), RetryKind.LAGGING, waits=True)
+            if await unannounced_batch(self.agent, signal, prepared.facts):
+                renewal = await renewal_in_batch(self.agent, signal)
+                if renewal is None:
+                    why = f"serial {prepared.facts.serial} belongs to an atomic batch that the plane does not list yet"
+                    return Result(failed(why, "fetch", "plane-lagging"), RetryKind.LAGGING, waits=True)
+                if renewal.batch is not None:
+                    why = f"replaced by the signals of its atomic batch {renewal.batch.id}"
+                    return Result(Outcome(kind=OutcomeKind.SUPERSEDED, detail=why))
         deadline = started + self._limit(signal)
         return ReadyCertificate(entry=entry, prepared=prepared, started=started, deadline=deadline, missing=missing)
 

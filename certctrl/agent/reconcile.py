@@ -116,6 +116,22 @@ def _with_batches(signals: Sequence[Signal], listed: Sequence[CertificateSummary
     return tuple(map(with_batch, signals))
 
 
+async def renewal_in_batch(agent: Agent, signal: CertRenewed) -> CertRenewed | None:
+    """Return a signal's renewal as the plane's list has it; admit the others of its atomic batch with it, if it has one.
+
+    The plane's list decides how many they are: the rest is in use. None: the list does not show this renewal yet.
+    """
+    listed = await list_certificates(agent)
+    later = signal.ts_ms + 1  # than what it replaces, which counts as done, and earlier than what the plane sends next
+    found = compare(listed, agent.installer.records, later).signals
+    renewals = {one.cert_id: one for one in found if isinstance(one, CertRenewed)}
+    mine = renewals.get(signal.cert_id)
+    if mine is not None and mine.batch is not None:
+        agent.admit([one for one in renewals.values() if one.batch == mine.batch])
+        await agent.inbox.secure()
+    return mine
+
+
 def compare_cas(listed: Mapping[int, str] | None, here: Collection[int], ts_ms: int) -> tuple[Signal, ...]:
     """Compare the CAs that the plane lists (None: it has no such list) with those of this host.
 

@@ -225,6 +225,7 @@ class Installer(InstalledCerts):
             results=results,
             examine=None if everything else concerned,
             due_now=due,
+            staged=True,
         ).run(group for group in groups if everything or not concerned.isdisjoint(group.cert_ids))
         if everything:
             context.records.keep_marks(item.id for item in items)

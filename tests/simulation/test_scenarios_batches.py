@@ -215,6 +215,29 @@ def test_a_batch_that_is_switched_in_parts_is_noticed(name: str, value: object) 
     assert isinstance(innermost(noticed.value), AssertionError | Violation)
 
 
+def test_a_signal_that_names_no_serial_does_not_take_a_certificate_out_of_its_batch() -> None:
+    """Found by random histories: it superseded the one that waited with its batch."""
+
+    async def scenario(scene: Scene) -> None:
+        ids = await three(scene)
+
+        async def early(*_: object) -> object:
+            raise MaterialError("valid only in a while", reason="not-yet-valid")
+
+        with patch("certctrl.agent.handlers._stage", early):
+            await together(scene, ids)
+            await scene.until(lambda: sorted(set(acks(scene, "failed"))) == ids)
+        scene.world.services.refuse_renewals(ids[2])
+        with scene.plane.database.transaction():
+            scene.plane.stream.append(DEVICE, "cert.renewed", {"cert_id": ids[0]})
+        await trio.sleep(3600)
+        assert not any(live(scene, one) == fingerprint(scene, one) for one in ids)
+        scene.world.services.refusing.clear()
+        await scene.until(lambda: all(served(scene, one) for one in ids), within=8 * 3600)
+
+    play(scenario)
+
+
 def test_bad_material_of_one_is_reported_for_all_after_the_limit() -> None:
     async def scenario(scene: Scene) -> None:
         ids = await three(scene)

@@ -29,7 +29,7 @@ import trio
 from certctrl import lean
 from certctrl.errors import BatchRefusedError, CertctrlError, DiskError
 from certctrl.install.deploy import atomic
-from certctrl.install.deploy.candidates import may_make, note_staged, with_missing_files
+from certctrl.install.deploy.candidates import may_make, not_waiting, note_staged, with_missing_files
 from certctrl.install.deploy.context import Context, Locks
 from certctrl.install.deploy.executor import Executor, load_for
 from certctrl.install.deploy.groups import Group, SwitchedPlan, has_files, stale_markers
@@ -63,6 +63,8 @@ class Convergence:
     """Certificates whose failed items are retried although they are not due."""
     forward_only: bool = False
     """Whether failures roll nothing back: a failed reload must not bring a revoked certificate back."""
+    staged: bool = False
+    """Whether candidates must still be staged, and not held, once their group is locked: others worked on it before."""
 
     async def run(self, groups: Iterable[Group]) -> None:
         """Bring groups to their desired state; the outcomes are in the results."""
@@ -92,6 +94,8 @@ class Convergence:
         held = set(groups)
         try:
             try:
+                if self.staged:
+                    await self._leave_out(groups)
                 await self._complete(groups)
                 alone = {group: self._alone(group) for group in groups}
                 ids_alone = {one.cert_id for units in alone.values() for unit in units for one in unit}
@@ -114,6 +118,20 @@ class Convergence:
         finally:
             for group in held:
                 self.locks.release(group.nodes)
+
+    async def _leave_out(self, groups: Iterable[Group]) -> None:
+        """Leave out the candidates that were withdrawn, replaced or held before their group was locked."""
+        mine = {one.cert_id: one for group in groups for one in self._mine(group)}
+        records = self.context.records.certificates
+        for cert_id, one in tuple(mine.items()):
+            record = records.get(cert_id)
+            if record is not None and not one.unwritten and one.generation not in (record.staged, record.generation):
+                del mine[cert_id], self.candidates[cert_id]
+        now = not_waiting(self.context, mine, self.results, ignore_window=True)  # it was open before
+        waiting = [mine[cert_id] for cert_id in mine.keys() - now.keys()]
+        await self._write([one for one in waiting if one.unwritten])
+        for one in waiting:
+            del self.candidates[one.cert_id]
 
     async def _complete(self, groups: Iterable[Group]) -> None:
         """Make the wanted files that generations lack; a certificate whose files cannot be made fails alone."""

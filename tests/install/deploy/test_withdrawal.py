@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import errno
+from functools import partial
 from typing import Any
 
 import attrs
 import pytest
+import trio
+import trio.testing
 from install_host import APPLIED, FAILED, RELOAD, UNCHANGED, Host, ScriptedFs, commands, kinds, reload
 from trio.testing import MockClock
 
 from certctrl.errors import DiskError
-from certctrl.model.plan import CopyAction, ExecAction, InstallItem
+from certctrl.model.plan import CopyAction, ExecAction, InstallItem, Outcome, OutcomeKind
 from certctrl.model.policy import Retirement
 from certctrl.model.records import Stage, Standing
 from certctrl.store.disk.safe_path import SIZE_LIMIT
@@ -282,3 +285,58 @@ async def test_a_copy_that_names_its_certificate_passes_to_the_successor(clock: 
     assert (host.layout.certs / "a.example+9.key").read_bytes() in target.read_bytes() != first
     assert len(host.proc.calls) == calls + 1
     assert not await host.installer.unfinished(items)
+
+
+@pytest.mark.parametrize("how", ["remove", "placeholder"])
+async def test_a_switch_that_waited_for_a_withdrawal_does_not_undo_it(clock: MockClock, host: Host, how: str) -> None:
+    """Found by random histories: the renewal that had been chosen before was recorded as staged after it."""
+    items = [ExecAction(id="r", ob_id=1, cmd_argv=RELOAD)]
+    host.allow(on_revoked=how, commands=commands(RELOAD))
+    await host.deliver(1, 2, items=items)
+    generations = host.installer._context.generations
+    revoked, others = generations.live_id("c1.example"), host.live(2)
+    locks, switched = host.installer._locks, dict[int, OutcomeKind]()
+
+    async def renew() -> None:
+        switched.update(kinds(await host.deliver(1, 2, items=items)))
+
+    async with trio.open_nursery() as nursery:
+        assert locks.try_acquire({"cert:1"})
+        nursery.start_soon(renew)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(partial(host.installer.withdraw, 1, revoked=True, items=items))
+        await trio.testing.wait_all_tasks_blocked()
+        locks.release({"cert:1"})
+    record = host.start().records[1]
+    assert (record.staged, record.batch, record.standing) == ("", "", Standing.KNOWN)
+    assert record.generation == (generations.live_id("c1.example") or "") != revoked
+    assert record.stage is (Stage.WITHDRAWN if how == "remove" else Stage.ACTIVATED)
+    assert switched == {1: UNCHANGED, 2: APPLIED} and host.live(2) != others
+    if how == "placeholder":
+        assert generations.manifest("c1.example", record.generation)["facts"]["placeholder"]
+    assert (await host.installer.converge_all(items)).kind is UNCHANGED
+
+
+async def test_a_switch_that_waited_for_a_rollback_does_not_end_its_hold(clock: MockClock, host: Host) -> None:
+    for _ in range(2):
+        await host.deliver(1)
+    generations, locks = host.installer._context.generations, host.installer._locks
+    before = generations.ids("c1.example")[0]
+    outcomes = dict[int, Outcome]()
+
+    async def renew() -> None:
+        outcomes.update(await host.deliver(1))
+
+    async with trio.open_nursery() as nursery:
+        assert locks.try_acquire({"cert:1"})
+        nursery.start_soon(host.installer.rollback, "c1.example", None, ())
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(renew)
+        await trio.testing.wait_all_tasks_blocked()
+        locks.release({"cert:1"})
+    record = host.start().records[1]
+    assert record.held and generations.live_id("c1.example") == record.generation == before
+    assert "an earlier generation is held" in outcomes[1].detail
+    await host.installer.release("c1.example")
+    await host.installer.converge_all(())
+    assert generations.live_id("c1.example") not in ("", before), "the renewal was kept"
