@@ -132,9 +132,14 @@ class SharedOffload:
             async with self._lock:
                 if not call.ended:
                     await self._run_waiting()
-        if call.error is not None:
-            raise call.error
-        return call.result
+        error, result = call.error, call.result
+        call.error = call.result = None  # the traceback of one that failed refers to all calls of its job
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error
+        return result
 
     async def _run_waiting(self) -> None:
         calls, self._waiting = self._waiting, []

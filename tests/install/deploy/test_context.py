@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
+from weakref import ref
 
 import pytest
 import trio
@@ -54,6 +56,33 @@ async def test_a_failing_call_does_not_affect_others(autojump_clock: MockClock) 
         for call in (works, fails, works, fails, works):
             nursery.start_soon(call)
     assert good == [1, 1, 1]
+
+
+class Key:
+    """Something that must not stay in memory, such as a private key."""
+
+
+async def test_an_error_does_not_keep_the_results_of_others(autojump_clock: MockClock) -> None:
+    """Found by random histories: a staging directory was in use until the next garbage collection."""
+    shared_offload, errors, keys = SharedOffload(Slow()), list[Exception](), list["ref[Key]"]()
+
+    def failing() -> None:
+        sys._getframe(1)  # as a debugger or a traceback does
+        raise ZeroDivisionError
+
+    async def fails() -> None:
+        try:
+            await shared_offload(failing)
+        except ZeroDivisionError as error:
+            errors.append(error)
+
+    async def works() -> None:
+        keys.append(ref(await shared_offload(Key)))
+
+    async with trio.open_nursery() as nursery:
+        for call in (works, works, fails, works):
+            nursery.start_soon(call)
+    assert len(errors) == 1 and [key() for key in keys] == [None] * 3
 
 
 async def test_a_cancelled_caller_does_not_affect_others(autojump_clock: MockClock) -> None:
