@@ -20,6 +20,7 @@ from certctrl.plane.access.roles import Caller
 from certctrl.plane.audit.acts import Act
 from certctrl.plane.audit.log import AuditLog
 from certctrl.plane.devices.devices import Devices
+from certctrl.plane.errors import DatabaseAwayError
 from certctrl.plane.health.problems import ProblemName, Problems
 from certctrl.plane.installs import PROFILES_GUARD
 from certctrl.plane.profiles.profiles import Profiles
@@ -90,21 +91,31 @@ class RolloutRunner:
         """Run one round of each running rollout; return their number."""
         for rollout_id, device_ids in (await self._db.work(self._renewals.near_end)).items():
             for start in range(0, len(device_ids), MAX_RELEASED):
-                await self._db.work_long(self._release_ending, rollout_id, device_ids[start : start + MAX_RELEASED])
+                await self._work(self._release_ending, rollout_id, device_ids[start : start + MAX_RELEASED])
         for rollout_id in await self._db.work(self._renewals.going_forward):
-            while await self._db.work_long(self._forward, rollout_id):
+            while await self._work(self._forward, rollout_id):
                 await trio.lowlevel.checkpoint()
         ids = await self._db.work(self._running)
         for rollout_id, kind in ids:
             may_skip = trio.current_time() >= self.begun + STALE_SECONDS
-            while await self._db.work_long(self._round, rollout_id, kind, may_skip):
+            while await self._work(self._round, rollout_id, kind, may_skip):
                 await trio.lowlevel.checkpoint()
         for rollout_id in await self._db.work(self._quiet):
-            await self._db.work_long(self._listen, rollout_id)
+            await self._work(self._listen, rollout_id)
         if ids:
             await self._profiles.apply()  # of rollouts that are done
         self._report(await self._db.work(self._halted))
         return len(ids)
+
+    async def _work(self, unit: Callable[..., bool | None], rollout_id: int, *args: Any) -> bool:
+        """Return the result of a unit of work on one rollout; its failure holds up no other. Raises DatabaseAwayError."""
+        try:
+            return bool(await self._db.work_long(unit, rollout_id, *args))
+        except DatabaseAwayError:
+            raise
+        except CertctrlError as error:  # the next round retries
+            log.error("rollout %d cannot go on: %s", rollout_id, error)
+            return False
 
     def _halted(self) -> list[int]:
         return [row["id"] for row in self._db.all("SELECT id FROM rollouts WHERE state = 'halted' ORDER BY id")]

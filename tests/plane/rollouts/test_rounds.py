@@ -9,6 +9,8 @@ import trio
 from profile_fleet import Fleet, profile_fleet
 
 from certctrl.errors import CertctrlError
+from certctrl.plane.errors import DatabaseAwayError
+from certctrl.plane.rollouts.rollouts import PROFILE
 from certctrl.plane.rollouts.runner import IDLE_SECONDS, ROUND_SECONDS
 from certctrl.plane.storage.database import Database
 
@@ -93,6 +95,27 @@ async def test_a_round_that_dies_leaves_nothing_half_done(fleet: Fleet, monkeypa
     await fleet.planes[1].rollout_runner.round()
     assert await fleet.new() == [0, 1, 2]
     assert (await fleet.show(rollout))["waves"][0]["states"] == {"released": 3}
+
+
+async def test_a_rollout_that_cannot_go_on_holds_up_no_other(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    rollout, runner = await fleet.start("3"), fleet.plane.rollout_runner
+    one_round, running = runner._round, runner._running
+    errors: list[CertctrlError] = [CertctrlError("its rules are damaged"), DatabaseAwayError("no connection")]
+
+    def broken(rollout_id: int, kind: str, may_skip: bool) -> bool:
+        if rollout_id == rollout:
+            return one_round(rollout_id, kind, may_skip)
+        raise errors.pop(0)
+
+    monkeypatch.setattr(runner, "_running", lambda: [(rollout + 1, PROFILE), *running()])
+    monkeypatch.setattr(runner, "_round", broken)
+    await runner.round()
+    assert await fleet.new() == [0, 1, 2]
+    assert f"rollout {rollout + 1} cannot go on: its rules are damaged" in caplog.text
+    with pytest.raises(DatabaseAwayError):
+        await runner.round()
 
 
 async def test_rounds_go_on_after_a_failure_and_when_woken(
