@@ -447,6 +447,15 @@ async def test_what_a_rollout_is_to_bring_is_asked(world: World) -> None:
         assert refused.status == status and says in text_of(refused), asked
 
 
+async def test_a_certificate_that_is_gone_is_asked_for_again(world: World) -> None:
+    await three(world, ITEM)
+    browser = await signed_in(world)
+    await browser.get(NEW)
+    reply = await browser.post(NEW, do="preview", certificates="77", **RULES)
+    assert reply.status == 404 and "No such certificate: 77" in text_of(reply)
+    assert b'value="77"' in reply.body, "what was asked for is kept"
+
+
 async def test_a_frozen_fleet_is_said(world: World) -> None:
     await three(world, ITEM)
     await world.plane.work(world.plane.rollouts.freeze, 1, "the fair")

@@ -109,7 +109,10 @@ class ConsoleStarts:
     ) -> Response:
         certificates: Sequence[dict[str, Any]] = ()
         if not fields.get("profile"):
-            certificates = await self._plane.work_long(self._certificates, viewer, fields)
+            try:
+                certificates = await self._plane.work_long(self._certificates, viewer, fields)
+            except ErrorResponse as error:  # one is gone since the form was shown
+                return await self._choice(viewer, fields.get("certificates", ""), problem_of(error), error.status)
             if not certificates:
                 return await self._choice(viewer, problem=problem, status=status)
         body = change_forms.rollout_form(fields, viewer, certificates=certificates, problem=problem)
