@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -87,3 +88,18 @@ class Person:
     def complaints(self) -> list[str]:
         """Return what the browser blocked or failed to load."""
         return [entry["message"] for entry in self.browser.get_log("browser") if "favicon.ico" not in entry["message"]]
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    """Wait until something holds; a page that is being replaced has nothing to read."""
+    from selenium.common.exceptions import WebDriverException
+
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            if condition():
+                return
+        except WebDriverException:
+            pass
+        time.sleep(0.2)
+    raise AssertionError("it does not come")

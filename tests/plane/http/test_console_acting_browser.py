@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -12,7 +11,7 @@ from typing import Any
 import attrs
 import pytest
 import trio
-from browser import Person
+from browser import Person, wait_for
 from console_looks import AXE, PICTURES, look_at
 from large_fleet import fill
 
@@ -148,18 +147,3 @@ def click_only(browser: Any, served: Served) -> None:
     press("Undo")
     shows("Undone: it is as before.")
     assert browser.find_element("tag name", "h1").text.startswith("web-fra-003")
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
-    """Wait until something holds; a page that is being replaced has nothing to read."""
-    from selenium.common.exceptions import WebDriverException
-
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        try:
-            if condition():
-                return
-        except WebDriverException:
-            pass
-        time.sleep(0.2)
-    raise AssertionError("it does not come")

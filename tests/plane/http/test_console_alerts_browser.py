@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 import pytest
 import trio
-from browser import Person
+from browser import Person, wait_for
 from console_looks import AXE, PICTURES, look_at
 from large_fleet import fill
 
@@ -170,13 +170,10 @@ def keys_only(browser: Any, site: Served, pictures: Path) -> None:
 
 
 def click_only(browser: Any, site: Served, pictures: Path) -> None:
-    from selenium.common.exceptions import StaleElementReferenceException
     from selenium.webdriver.common.by import By
-    from selenium.webdriver.support.wait import WebDriverWait
 
     def says(words: str) -> None:
-        wait = WebDriverWait(browser, 60, ignored_exceptions=[StaleElementReferenceException])  # of the page before
-        wait.until(lambda _: words in browser.find_element(By.TAG_NAME, "main").text)
+        wait_for(lambda: words in browser.find_element(By.TAG_NAME, "main").text)
 
     browser.get(f"{site.address.url}/fleet/tokens?operator=lin")
     browser.find_element(By.ID, "key").send_keys(f"{site.token}\n")

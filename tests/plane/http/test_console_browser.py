@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import ssl
-import time
 import urllib.request
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -15,7 +14,7 @@ from typing import Any
 import attrs
 import pytest
 import trio
-from browser import Person
+from browser import Person, wait_for
 from console_looks import AXE, PICTURES, barriers, look_at, small_targets
 from large_fleet import fill
 
@@ -298,18 +297,3 @@ def watch(browser: Any, served: Served, pictures: Path) -> None:
     served.post("/apiv1/users/1/rollouts/1/abort")
     wait_for(lambda: "aborted" in person.heading())
     assert json.loads(browser.execute_script("return JSON.stringify(document.querySelectorAll('#acts a').length)")) == 0
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
-    """Wait until something holds; a page that is being replaced has nothing to read."""
-    from selenium.common.exceptions import WebDriverException
-
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        try:
-            if condition():
-                return
-        except WebDriverException:
-            pass
-        time.sleep(0.2)
-    raise AssertionError("it does not come")

@@ -3,43 +3,12 @@
 from __future__ import annotations
 
 import re
-from html import unescape
-from typing import Any
 
+from console_visits import rollout, signed_in, text_of
 from large_fleet import fill
-from page_browser import Browser
 from plane_world import World
 
-from certctrl.plane.access.roles import Role
-from certctrl.plane.profiles.profiles import ProfileChange
 from certctrl.plane.rollouts.rollouts import RolloutRules
-from certctrl.plane.settings import DAY
-
-ITEM = {"id": 1, "name": "nginx", "type": "exec", "cmd_argv": ["/bin/true"]}
-
-
-async def signed_in(world: World, role: Role = Role.OPERATOR, name: str = "alice") -> Browser:
-    """Return a browser in which an operator with this role has signed in."""
-    accounts = world.plane.access.accounts
-    await world.plane.work(accounts.add, name, role)
-    token = (await world.plane.work(accounts.create_token, name, "laptop", None, DAY))["token"]
-    browser = Browser(world.stranger)
-    assert (await browser.sign_in(token)).status == 303
-    return browser
-
-
-async def rollout(world: World, **rules: Any) -> int:
-    """Start a rollout over the devices with the tag web, and return its id."""
-    plane = world.plane
-    await plane.profiles.put(1, "nginx", ProfileChange(devices="web", order=10, installs=[ITEM], note=""))
-    change = ProfileChange(devices="web", order=10, installs=[ITEM | {"cmd_argv": ["/bin/echo"]}], note="try")
-    return int((await plane.rollouts.start(1, "nginx", change, RolloutRules(**rules)))["id"])
-
-
-def text_of(reply: Any) -> str:
-    """Return the text of a page's content, white space collapsed."""
-    main = reply.body.decode().partition("<main")[2]
-    return " ".join(unescape(re.sub(r"<[^>]*>", " ", main)).replace("\u202f", " ").split())
 
 
 async def test_who_resumes_a_halted_rollout_has_seen_all_failures(world: World) -> None:
