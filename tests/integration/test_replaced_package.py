@@ -110,7 +110,8 @@ def test_a_signal_that_needs_a_late_module_is_handled_after_the_restart(
     wait_for(agent.has_reported_all, "its report")
     assert again.stop() == 0
     outcomes = [one["outcome"] for one in agent.plane.operator.outcomes(agent.device_id)]
-    assert "applied" in outcomes and set(outcomes) <= {"applied", "unchanged"}, "no failure was counted"
+    # on a busy machine, the comparison after the start finds the revocation before its signal is handled
+    assert "applied" in outcomes and set(outcomes) <= {"applied", "unchanged", "superseded"}, "no failure was counted"
 
 
 def test_a_command_is_told_to_try_again(site: AgentSite) -> None:
