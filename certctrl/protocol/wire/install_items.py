@@ -83,9 +83,10 @@ def unknown_keys(rows: Sequence[Any]) -> list[str]:
 def _unknown_keys(raw: Mapping[str, Any], kind: str) -> Iterator[tuple[str, str, Collection[str]]]:
     """Yield the path, the key and the known keys of each unknown key of an item and its verify object."""
     verify = raw.get("verify")
+    verify_kind = verify.get("type") if isinstance(verify, dict) else None  # not yet checked: of any type
     parts: list[tuple[str, Mapping[str, Any], Collection[str]]] = [("", raw, ITEM_KEYS[kind])]
-    if isinstance(verify, dict) and verify.get("type") in VERIFY_KEYS:
-        parts.append((".verify", verify, VERIFY_KEYS[verify["type"]]))
+    if isinstance(verify, dict) and isinstance(verify_kind, str) and verify_kind in VERIFY_KEYS:
+        parts.append((".verify", verify, VERIFY_KEYS[verify_kind]))
     for where, part, known in parts:
         for key in sorted(map(str, part.keys() - set(known))):
             yield f"{where}.{one_line(key, 40)}", key, known

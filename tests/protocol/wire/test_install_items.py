@@ -337,6 +337,8 @@ STRANGE_LOCAL: list[tuple[dict[str, Any], str]] = [
     ({"verify": {"type": "tls", "host": "a", "port": 1, "starttls": "telnet"}}, "verify.starttls: expected one of"),
     ({"verify": {"type": "tls", "host": "a", "port": 1, "start_tls": "smtp"}}, "verify.start_tls: unknown key"),
     ({"verify": {"type": "prayer"}}, "verify.type: unknown verify type prayer"),
+    ({"verify": {"type": []}}, "verify.type: expected text, got a list"),
+    ({"verify": {"type": {}}}, "verify.type: expected text, got an object"),
 ]
 
 
