@@ -113,6 +113,15 @@ def test_init_rejects_an_invalid_ca_file(content: bytes | None, tmp_path: Path, 
     assert str(ca) in done.err and not (tmp_path / "agent").exists()
 
 
+def test_init_copies_no_private_key(tmp_path: Path, ran: Run) -> None:
+    """The copy of a CA file is public, and a file with certificate and key is easily mistaken for one."""
+    ca, key = tmp_path / "ca.pem", trustme.CA().private_key_pem.bytes()
+    ca.write_bytes(trustme.CA().cert_pem.bytes() + key)
+    done = ran("-c", tmp_path / "agent", "init", "--server", "https://plane.example", "--ca", ca)
+    assert done.status == 78 and f"{ca}: contains a private key" in done.err
+    assert not (tmp_path / "agent").exists()
+
+
 # --- register -----------------------------------------------------------------------------------------------------
 
 

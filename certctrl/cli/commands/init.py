@@ -93,7 +93,10 @@ def _configured(layout: ConfigDir) -> str:
 
 
 def read_ca(path: Path) -> bytes:
-    """Return the content of a PEM file. Raises ConfigError if it contains no certificate."""
+    """Return the content of a PEM file. Raises ConfigError if it contains no certificate, or a private key.
+
+    The file gets copied to one that others may read.
+    """
     import ssl
 
     try:
@@ -111,4 +114,6 @@ def read_ca(path: Path) -> bytes:
     if not found:
         fix = "export the CA certificate in PEM format (-----BEGIN CERTIFICATE-----)"
         raise ConfigError("contains no certificate in PEM format", file=str(path), fix=fix)
+    if b"PRIVATE KEY-----" in pem:
+        raise ConfigError("contains a private key", file=str(path), fix="give a file with the CA certificate only")
     return pem
