@@ -16,7 +16,7 @@ from certctrl.plane.errors import bad_request, not_found
 from certctrl.plane.storage.database import Database, Row, marks
 from certctrl.plane.storage.signal_stream import SignalStream
 from certctrl.protocol.wire.canonical import text_hash
-from certctrl.protocol.wire.install_config import items_from_operator
+from certctrl.protocol.wire.install_config import new_items_from_operator
 from certctrl.protocol.wire.reader import Misfit
 
 PROFILES_GUARD = 0x70726F66  # "prof"
@@ -154,7 +154,7 @@ class Installs:
 def check_items(items: Any) -> None:
     """Check the items that an operator puts, as the devices will; ErrorResponse 400 names the first bad item."""
     try:
-        items_from_operator(items)
+        new_items_from_operator(items)
     except Misfit as misfit:
         raise bad_request(str(misfit), field=misfit.path) from None
     except PlanError as error:

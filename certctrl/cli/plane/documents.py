@@ -61,7 +61,7 @@ def put(
 
 def _checked_items(file: Path, body: object) -> list[Any]:
     """Return the items, checked as the control plane will, before it is asked to store them. Raises UsageError."""
-    from certctrl.protocol.wire.install_config import items_from_operator, listed_items
+    from certctrl.protocol.wire.install_config import listed_items, new_items_from_operator
     from certctrl.protocol.wire.install_items import unknown_keys
     from certctrl.protocol.wire.reader import Misfit
 
@@ -71,7 +71,7 @@ def _checked_items(file: Path, body: object) -> list[Any]:
         what, fix = f"{file} does not contain a list of items", 'write [{"id": …, "type": "copy", …}, …]'
         raise UsageError(what, fix=fix) from None
     try:
-        items_from_operator(items)
+        new_items_from_operator(items)
     except (Misfit, PlanError) as error:
         raise UsageError(f"{file}: {error}", fix=f"correct {file}; docs/items.md describes the items") from None
     for path in unknown_keys(items):

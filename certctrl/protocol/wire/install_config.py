@@ -16,7 +16,8 @@ from typing import Any
 from certctrl import lean
 from certctrl.errors import BadAnswerError, ConfigError, PlanError
 from certctrl.model.order import levels_of
-from certctrl.model.plan import LOCAL_PREFIX, InstallConfig, InstallItem
+from certctrl.model.paths import path_fault
+from certctrl.model.plan import LOCAL_PREFIX, CopyAction, InstallConfig, InstallItem
 from certctrl.protocol.wire.canonical import canonical_json, standard_base64
 from certctrl.protocol.wire.install_items import (
     did_you_mean,
@@ -132,6 +133,34 @@ def items_from_operator(data: object) -> tuple[InstallItem, ...]:
     return items
 
 
+def new_items_from_operator(data: object) -> tuple[InstallItem, ...]:
+    """Return the own items that an operator gives to a device, without copies that every host refuses or leaves idle.
+
+    Stored items may be older than these checks, so `items_from_operator` does without. Raises like it.
+    """
+    items = items_from_operator(data)
+    for i, item in enumerate(items):
+        if isinstance(item, CopyAction) and item.ob_id is None and item.ob_name is None:
+            raise Misfit("missing, and so is ob_id: the item names no certificate or CA", f"installs[{i}].ob_name")
+    _check_targets(items, "installs")
+    return items
+
+
+def _check_targets(items: Iterable[InstallItem], path: str) -> None:
+    """Raise Misfit for a target that is not normalized, or that an item before has: a host refuses those."""
+    writers: dict[str, str] = {}
+    for i, item in enumerate(items):
+        for j, target in enumerate(item.targets if isinstance(item, CopyAction) else ()):
+            if fault := path_fault(target):
+                raise Misfit(fault, f"{path}[{i}].to[{j}]")
+            if not item.enabled:
+                continue
+            if target in writers:
+                what = f"item {_named([writers[target]])} writes {one_line(target, 100)}, too"
+                raise Misfit(what, f"{path}[{i}].to[{j}]")
+            writers[target] = item.id
+
+
 def _check_depth(items: Iterable[InstallItem]) -> None:
     if (depth := len(install_order(items))) > MAX_LEVELS:
         what = f"items depend on each other in a chain of {depth}; at most {MAX_LEVELS} are allowed"
@@ -202,6 +231,11 @@ def items_from_local(rows: Sequence[Mapping[str, Any]], *, strict: bool = False)
         path = f"$[{i}]"
         try:
             items.append(read(row, path, local_names=frozenset(names)))
+        except Misfit as misfit:
+            raise ConfigError(misfit.what, file=LOCAL_FILE, path=misfit.path) from None
+    if strict:
+        try:
+            _check_targets(items, "$")
         except Misfit as misfit:
             raise ConfigError(misfit.what, file=LOCAL_FILE, path=misfit.path) from None
     seen: set[str] = set()

@@ -17,6 +17,7 @@ from certctrl.protocol.wire.install_config import (
     install_order,
     items_from_local,
     items_from_operator,
+    new_items_from_operator,
 )
 from certctrl.protocol.wire.install_items import item_or_refused, unknown_keys
 from certctrl.protocol.wire.reader import Misfit
@@ -425,6 +426,41 @@ def test_an_item_of_an_operator_that_does_not_fit(items: object, why: str) -> No
         items_from_operator(items)
     assert str(caught.value) == why
     assert str(caught.value).startswith(f"{caught.value.path}: ")
+
+
+USELESS: list[tuple[list[dict[str, Any]], str]] = [
+    ([COPY | {"to": ["/a", "/b"]}, COPY | {"id": 9, "to": ["/x", "/b"]}], "[1].to[1]: item 1 writes /b, too"),
+    ([COPY | {"to": ["/one", "/one"]}], "[0].to[1]: item 1 writes /one, too"),
+    ([COPY | {"to": ["/a//b", "/c"]}], "[0].to[0]: it is not normalized ('..', '.', '//' or a final '/')"),
+    ([COPY | {"to": ["/a", "/c/"]}], "[0].to[1]: it is not normalized ('..', '.', '//' or a final '/')"),
+]
+"""Items that every host refuses -> why."""
+
+
+@pytest.mark.parametrize(("rows", "why"), USELESS)
+def test_targets_that_every_host_refuses_are_mistakes(rows: list[dict[str, Any]], why: str) -> None:
+    """The commands name them; a host refuses only the item, and stored items may be older than these checks."""
+    with pytest.raises(Misfit) as caught:
+        new_items_from_operator(rows)
+    assert str(caught.value) == f"installs{why}"
+    with pytest.raises(ConfigError) as local:
+        items_from_local(rows, strict=True)
+    assert str(local.value) == f"installs.local.json: ${why}"
+    assert len(items_from_operator(rows)) == len(items_from_local(rows)) == len(rows)
+
+
+def test_a_disabled_item_may_have_the_targets_of_another() -> None:
+    rows = [COPY | {"id": 9, "enabled": False}, COPY]
+    for each in (rows, rows[::-1]):
+        assert len(new_items_from_operator(each)) == len(items_from_local(each, strict=True)) == 2
+
+
+def test_a_new_copy_names_a_certificate() -> None:
+    """A host would wait for it forever."""
+    rows = [{name: value for name, value in COPY.items() if not name.startswith("ob_")}]
+    with pytest.raises(Misfit, match=r"installs\[0\]\.ob_name: missing"):
+        new_items_from_operator(rows)
+    assert items_from_operator(rows)
 
 
 @pytest.mark.parametrize(
