@@ -193,13 +193,13 @@ def _challenge_directory(policy: Any) -> Iterator[Finding]:
 
 
 def _commands(policy: Any) -> Iterator[Finding]:
-    from certctrl.install.process.vetting import scripts_of, vet_command
+    from certctrl.install.process.vetting import script_of, vet_command
 
     allowed = [(f"commands.{name}", one.argv, one.sha256, one.script_sha256) for name, one in policy.commands.items()]
     allowed += [("on_alert", policy.on_alert, None, None)] if policy.on_alert else []
     allowed += [("trust_store.command", policy.trust_store.command, None, None)] if policy.trust_store.command else []
     for where, argv, sha256, script_sha256 in allowed:
-        pins = dict.fromkeys(scripts_of(argv), script_sha256) | {argv[0]: sha256}
+        pins = dict.fromkeys(script_of(argv), script_sha256) | {argv[0]: sha256}
         try:
             vet_command(argv, {path: pin for path, pin in pins.items() if pin is not None})
         except CertctrlError as error:

@@ -18,7 +18,7 @@ from certctrl.install.deploy.context import Context
 from certctrl.install.material.formats import base_of, password_kind, pem_to_der
 from certctrl.install.plan.policy import Grant, Refusal, may_probe_anywhere
 from certctrl.install.plan.values import DesiredCert, InstallPlan, Verification
-from certctrl.install.process.vetting import is_script, scripts_of, sha256_of, vet_command
+from certctrl.install.process.vetting import is_script, script_of, scripts_of, sha256_of, vet_command
 from certctrl.model.certificate import KeyKind
 from certctrl.model.commands import unit_of
 from certctrl.model.plan import COMMAND_VARIABLES, VerifyTls
@@ -86,7 +86,7 @@ def _pins(context: Context, grant: Grant, *, first: bool = True) -> dict[str, st
 
     Listed scripts are pinned at their first use if the policy says so; ``first``: pin those that are used first now.
     """
-    program, scripts = grant.argv[0], scripts_of(grant.argv)
+    program, scripts = grant.argv[0], script_of(grant.argv)
     fixed = dict.fromkeys(scripts, grant.script_sha256) | {program: grant.sha256}
     pins = {path: sha256 for path, sha256 in fixed.items() if sha256 is not None}
     if not (grant.listed and context.policy().trust_on_first_use):

@@ -31,7 +31,7 @@ def vet_scripts(argv: Sequence[str], pins: Mapping[str, str] = NO_PINS) -> None:
 
 
 def scripts_of(argv: Sequence[str]) -> list[str]:
-    """Return the existing files among the words of a command that name the script of its program."""
+    """Return the existing files among the words of a command that name what its program runs, the script last."""
     found = []
     for word in script_words(argv):
         try:
@@ -40,6 +40,15 @@ def scripts_of(argv: Sequence[str]) -> list[str]:
         except (OSError, ValueError):
             continue  # not a file: the value of an option, or a mistake that the program will report
     return found
+
+
+def script_of(argv: Sequence[str]) -> list[str]:
+    """Return the files of a command that a pin of its script is for: the last absolute one, without its interpreter.
+
+    Among relative words, the text does not show which one is the script, so all of them are returned.
+    """
+    found = scripts_of(argv)
+    return found[-1:] if found and found[-1] in argv else found
 
 
 def vet_executable(path: str, sha256: str | None = None) -> None:

@@ -11,7 +11,7 @@ from trio.testing import MockClock
 from certctrl.errors import CommandError
 from certctrl.install.plan.policy import AgentIdentity, refuse_path
 from certctrl.install.process import Proc
-from certctrl.install.process.vetting import scripts_of, sha256_of, vet_command
+from certctrl.install.process.vetting import script_of, scripts_of, sha256_of, vet_command
 from certctrl.model.commands import script_words
 from certctrl.model.plan import CopyAction, ExecAction
 from certctrl.model.policy import HostPolicy, NamedCommand
@@ -36,12 +36,25 @@ from certctrl.model.policy import HostPolicy, NamedCommand
         ("/usr/bin/timeout 10 /opt/x", ("/opt/x",)),
         ("/usr/bin/sudo -u web /bin/sh /opt/x.sh", ("/bin/sh", "/opt/x.sh")),
         ("/usr/bin/timeout 10 systemctl reload nginx", ()),
+        ("/usr/bin/php -c /etc/php.ini /opt/x.php /srv/x", ("/etc/php.ini", "/opt/x.php")),
+        ("/bin/bash --rcfile /etc/rc /opt/x.sh", ("/etc/rc", "/opt/x.sh")),
+        ("/usr/bin/node -r /opt/p.js /opt/x.js", ("/opt/p.js", "/opt/x.js")),
+        ("/usr/bin/perl -I /opt/lib -w /opt/x.pl /srv/x", ("/opt/lib", "/opt/x.pl")),
+        ("/bin/rbash /opt/x.sh", ("/opt/x.sh",)),
+        ("/usr/bin/env -S sh_/opt/x.sh", ("/opt/x.sh",)),
+        ("/usr/bin/env -Ssh_-e /opt/x.sh", ("/opt/x.sh",)),
+        ("/usr/bin/flock -n /run/x.lock /opt/x.sh", ("/opt/x.sh",)),
+        ("/usr/bin/flock /run/x.lock sh /opt/x.sh", ("/opt/x.sh",)),
+        ("/usr/bin/flock /run/x.lock -c /opt/x.sh", ("/opt/x.sh",)),
+        ("/usr/bin/flock", ()),
+        ("/usr/bin/taskset 1 /opt/x", ("/opt/x",)),
+        ("/usr/bin/unshare -n python3 /opt/x.py", ("/opt/x.py",)),
         ("/usr/bin/env", ()),
         ("", ()),
     ],
 )
 def test_the_words_that_name_a_script(line: str, found: tuple[str, ...]) -> None:
-    assert script_words(line.split()) == found
+    assert script_words([word.replace("_", " ") for word in line.split()]) == found
 
 
 @pytest.fixture
@@ -133,6 +146,28 @@ async def test_the_policy_can_pin_a_script(clock: MockClock, host: Host, script:
     host.allow(commands={"r": NamedCommand(argv=argv, script_sha256=sha256_of(str(script)))})
     assert (await host.installer.converge_all(items, due_now=True)).ok
     assert host.proc.calls == [argv]
+
+
+@pytest.mark.parametrize("before", [("/bin/bash",), ("/usr/bin/env", "/bin/bash"), ("/bin/bash", "--rcfile", "INI")])
+async def test_a_pin_is_for_the_script_and_not_for_its_interpreter(
+    before: tuple[str, ...], clock: MockClock, host: Host, script: Path
+) -> None:
+    """Behind a wrapper, the interpreter is a file that the words name as well, and so may be an option's value."""
+    settings = script.with_name("rc")
+    settings.write_text("")
+    settings.chmod(0o644)
+    argv = (*(word.replace("INI", str(settings)) for word in before), str(script))
+    assert script_of(argv) == [str(script)]
+    items = [ExecAction(id="r", ob_id=1, cmd_argv=argv)]
+    host.allow(commands={"r": NamedCommand(argv=argv, script_sha256=sha256_of(str(script)))})
+    assert (await host.deliver(1, items=items))[1].ok
+    assert host.proc.calls == [argv]
+
+
+def test_relative_words_are_pinned_all(script: Path) -> None:
+    """The text does not show which of them is the script."""
+    words = [str(script)[1:], str(script.parent / "hook.sh")[1:]]
+    assert script_of(("/bin/sh", *words)) == [str(script), str(script)]
 
 
 def test_the_plane_cannot_write_the_script_of_an_allowed_command() -> None:
