@@ -154,6 +154,23 @@ def test_destructive_commands_ask_on_a_terminal(site: PlaneSite, device: str, mo
 
 
 @pytest.mark.integration
+def test_the_question_names_the_device_that_an_id_means(
+    site: PlaneSite, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wrong digit is a wrong device: the question shows whose id it is."""
+    row = site("issue", "ids.example", "--device", device, "--json").json
+    (device_id,) = row["device_ids"]
+    (name,) = [one["name"] for one in site("devices", "--json").json if one["id"] == device_id]
+    shown = f"{device_id} ({name}), whose agent then"
+    for argv in (("unassign", str(row["id"]), "--device", str(device_id)), ("revoke-device", str(device_id))):
+        monkeypatch.setattr("sys.stdin", Terminal("n\n"))
+        result = site(*argv)
+        assert result.status == ExitStatus.FAILED and shown in result.err, result
+    monkeypatch.setattr("sys.stdin", Terminal("y\n"))
+    assert site("revoke-device", "999999").status != ExitStatus.DONE
+
+
+@pytest.mark.integration
 def test_commands_on_the_plane_s_machine_do_not_use_its_public_name(tmp_path: Path, cli: Cli) -> None:
     data = tmp_path / "data"
     argv = [sys.executable, "-m", "certctrl", "plane", "serve", "--data", str(data), "--listen", "0.0.0.0:0"]

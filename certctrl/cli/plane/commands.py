@@ -56,6 +56,7 @@ from certctrl.cli.plane.tags import NewTags, OfTag, tag_devices, tagged
 from certctrl.cli.plane.tls import tls
 from certctrl.cli.plane.together import together
 from certctrl.errors import ExitStatus, UsageError
+from certctrl.text import one_line
 
 plane = typer.Typer(help="Run and operate the reference control plane.", **GROUP)
 plane.command("setup")(setup)
@@ -135,7 +136,9 @@ def unassign(ctx: typer.Context, certificate: Certificate, device: SomeDevices, 
 
     async def question(api: OperatorApi) -> str:
         cert_id, ids = await api.certificate(certificate), await api.devices(device)
-        return f"Unassign certificate {cert_id} from device {joined(ids)}, whose agent then removes it?"
+        name = one_line(str((await api.call("GET", f"certificates/{cert_id}"))["domain_name"]), 80)
+        shown = await api.shown_devices(ids)
+        return f"Unassign certificate {cert_id} ({name}) from device {shown}, whose agent then removes it?"
 
     async def request(api: OperatorApi) -> Any:
         cert_id, ids = await api.certificate(certificate), await api.devices(device)
@@ -228,7 +231,7 @@ def revoke_device(
     """
 
     async def question(api: OperatorApi) -> str:
-        return f"Revoke device {await api.device(device)} ({device}), whose agent then stops?"
+        return f"Revoke device {await api.shown_devices([await api.device(device)])}, whose agent then stops?"
 
     if not agreed(ctx, question, yes=yes):
         return ExitStatus.FAILED

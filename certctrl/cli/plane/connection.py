@@ -273,6 +273,11 @@ class OperatorApi:
             found.setdefault(device_id, name)
         return list(found)
 
+    async def shown_devices(self, ids: Sequence[int]) -> str:
+        """Return ids with their names, for a question before these devices are changed."""
+        rows = [await self.call("GET", f"devices/{device_id}") for device_id in ids]
+        return ", ".join(f"{row['id']} ({one_line(str(row['name']), 80)})" for row in rows)
+
     async def certificate(self, named: str) -> int:
         """Return the id of a certificate, by id or primary domain; prefer certificates that are not revoked."""
         return await self._find("certificates", ascii_name(named.lower()), ("domain_name",), "certificate")

@@ -182,7 +182,7 @@ def unassign_ca(ctx: typer.Context, authority: Ca, device: SomeDevices, yes: Yes
 
     async def question(api: OperatorApi) -> str:
         ca_id, ids = await api.authority(authority), await api.devices(device)
-        return f"Remove CA {ca_id} from the trust store of device {joined(ids)}?"
+        return f"Remove CA {ca_id} from the trust store of device {await api.shown_devices(ids)}?"
 
     async def request(api: OperatorApi) -> Any:
         ca_id, ids = await api.authority(authority), await api.devices(device)
