@@ -18,7 +18,7 @@ from certctrl.agent.context import Agent
 from certctrl.agent.dispatcher import Dispatcher
 from certctrl.agent.expiry_guard import request_renewal
 from certctrl.agent.host_keys import awaited, forget_live_keys
-from certctrl.agent.install_config import item_problems
+from certctrl.agent.install_config import item_problems, note_idle_items
 from certctrl.agent.lost import check_disk
 from certctrl.agent.operations import (
     OPERATOR,
@@ -185,6 +185,7 @@ async def _done(agent: Agent, result: dict[str, Any], *, flush: bool = True) -> 
     if flush:
         await flush_acks(agent)
     await write_or_report(agent, agent.inbox.close())
+    await note_idle_items(agent)  # as they are now: what a signal has noted may have arrived since
     await save_status(agent, snapshot(agent) | {"running": False})
     return result | failed(agent)
 

@@ -34,7 +34,15 @@ from certctrl.agent.device_key import key_pair, prove
 from certctrl.agent.token_claims import read_claims
 from certctrl.agent.token_refresh import GRACE_SECONDS, finish_despite_cancel, wait_for_token_lock
 from certctrl.backoff import grown
-from certctrl.errors import BadAnswerError, DiskError, NotRegisteredError, PlaneError, StateCorruptError, TransportError
+from certctrl.errors import (
+    DEVICE_REVOKED,
+    BadAnswerError,
+    DiskError,
+    NotRegisteredError,
+    PlaneError,
+    StateCorruptError,
+    TransportError,
+)
 from certctrl.model.config import AgentConfig
 from certctrl.model.records import DeviceKeys, Recommended, Tokens
 from certctrl.net.control_plane import ControlPlane
@@ -49,6 +57,8 @@ SCOPES = ("device",)
 TRY_FOR_SECONDS = 60.0
 """Seconds during which a registration is retried while the plane is busy or disconnects."""
 FIRST_PAUSE, LAST_PAUSE = 1.0, 15.0
+_NEED_APPROVAL = (DEVICE_REVOKED, "KEY_MISMATCH")
+"""Refusals that no enrolment token lifts: tokens are on many hosts."""
 
 T = TypeVar("T")
 Form = Callable[[], Awaitable[Registration]]
@@ -285,4 +295,6 @@ def _forget_other_cursor(store: SessionState, done: Registration) -> None:
 
 def _refused(error: PlaneError, *, unattended: bool) -> NotRegisteredError:
     fix = "get a new enrolment token (cert-ctrl plane enrolment-token)" if unattended else "run register again"
+    if unattended and error.key in _NEED_APPROVAL:
+        fix = "run register without a token, and have an operator approve it (cert-ctrl plane approve)"
     return NotRegisteredError(f"the control plane refuses this registration: {error.what}", fix=fix)

@@ -213,6 +213,18 @@ async def test_a_refused_registration_leaves_the_old_one(host: Host, autojump_cl
     assert len(plane.forms) == 2
 
 
+@pytest.mark.parametrize("key", ["DEVICE_REVOKED", "KEY_MISMATCH"])
+async def test_a_refusal_that_no_token_lifts_names_the_approval(
+    host: Host, autojump_clock: MockClock, key: str
+) -> None:
+    """A new token, as advised before, was refused as well."""
+    plane = FakePlane()
+    plane.answers = [PlaneError("no", status=403, key=key)]
+    with pytest.raises(NotRegisteredError) as caught:
+        await host.register(plane, token="t")
+    assert caught.value.fix == "run register without a token, and have an operator approve it (cert-ctrl plane approve)"
+
+
 @pytest.mark.parametrize("damage", [None, b"", b"\0" * 40, b"\xff\xfe"])
 @pytest.mark.parametrize("name", FILES)
 async def test_a_refused_registration_replaces_nothing(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import trio
 from simulation.clock import run_seeded
+from simulation.disk import file_in
 from simulation.history import logged_to_journal, stand_ins
 from simulation.host import AgentProcess
 from simulation.scene import QUIET, Scene
@@ -58,5 +60,21 @@ def test_poll_now_retries_a_failure_without_a_signal() -> None:
                 break
         assert service.known[cert_id].served, "cron brings it into service"
         assert "failed" not in done
+
+    play_cron(scenario)
+
+
+def test_the_status_after_a_poll_names_no_item_idle_whose_certificate_came_with_it() -> None:
+    """The items came first and were noted as idle; nothing checked again once the certificate was here."""
+
+    async def scenario(scene: Scene) -> None:
+        about = {"ob_type": "cert", "ob_name": "late.example"}
+        item = {"id": "copy", "type": "copy", "from": ["chain.pem"], "to": ["/srv/tls/late.pem"], **about}
+        await scene.plane.installs.put(DEVICE, [item])
+        await scene.issue("late.example")
+        await poll_now(scene)
+        assert file_in(scene.host.disk.now, "/srv/tls/late.pem")
+        status = json.loads(file_in(scene.host.disk.now, f"{scene.host.root}/state/status.json") or b"{}")
+        assert status["idle_items"] == []
 
     play_cron(scenario)
