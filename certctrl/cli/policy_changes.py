@@ -175,6 +175,17 @@ def absent_account(change: Change) -> str:
     return f"there is no user {absent[0]!r} on this host" if absent else ""
 
 
+def absent_program(change: Change) -> str:
+    """Return, as a sentence, that this host lacks the program of a change; empty: it does not, or names none."""
+    import os
+
+    argvs = [entry["argv"] for entry in change.value.values()] if change.setting == "commands" else []
+    if change.setting == "trust_store" and change.value.get("command"):
+        argvs = [change.value["command"]]
+    absent = [argv[0] for argv in argvs if not os.path.exists(argv[0])]
+    return f"there is no program {absent[0]} on this host yet" if absent else ""
+
+
 def apply_change(policy: HostPolicy, change: Change) -> HostPolicy:
     """Return the changed policy, or the same one if it allows that already. Raises UsageError."""
     if change.setting == "commands":

@@ -122,6 +122,17 @@ def test_allow_does_not_offer_an_account_that_does_not_exist(
     assert layout.policy.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    "words",
+    [("command", "--", "/usr/bin/no-such-program", "x"), ("trust-store", "/srv/cas", "/usr/bin/no-such-program")],
+)
+def test_a_program_that_is_not_there_is_noted(layout: ConfigDir, ran: Run, words: tuple[str, ...]) -> None:
+    """A typing error; or the program is installed later, so it may be allowed already."""
+    done = ran("-c", layout.root, "policy", "allow", "-y", *words)
+    assert (done.status, done.err) == (0, "note: there is no program /usr/bin/no-such-program on this host yet\n")
+    assert not ran("-c", layout.root, "policy", "allow", "-y", "command", "--", "/bin/true", "y").err
+
+
 def test_two_commands_may_not_share_a_name(layout: ConfigDir, ran: Run) -> None:
     assert ran("-c", layout.root, "policy", "allow", "-y", "command", "--name", "r", "--", "/bin/true").status == 0
     done = ran("-c", layout.root, "policy", "allow", "-y", "command", "--name", "r", "--", "/bin/false")

@@ -157,6 +157,8 @@ def _add(invoked: Invocation, changes: list[Any], session: _Session) -> int:
             continue
         session.say(f"Requested: {change.allows}")
         session.say(f"Adds to policy.json: {change.line}")
+        if absent := policy_changes.absent_program(change):
+            write_error(f"note: {absent}")
         if session.yes or confirmed("Allow this?"):
             policy_now = changed
             allowed.append(change.line)
