@@ -115,6 +115,14 @@ def test_orders_can_wait_be_tried_and_cancelled(site: Site) -> None:
     order = str(row["order_id"])
     assert wait_until(lambda: site("orders", "show", order, "--json").json["problem"])
     assert "later.example" in site("orders", "list").out
+    assert [row["id"] for row in site("orders", "list", "--issuer", "house", "--problems", "--json").json] == [
+        int(order)
+    ]
+    assert site("orders", "list", "--certificate", "later.example", "--after-id", order, "--json").json == []
+    misspelt = site("orders", "list", "--issuer", "hose", "--json")
+    assert (misspelt.json, misspelt.err) == ([], "note: no order has 'hose'; did you mean house?\n")
+    first = site("orders", "list", "--all", "--limit", "1", "--json")
+    assert (len(first.json), first.err) == (1, f"note: there may be more: add --after-id {first.json[0]['id']}\n")
     shown = site("orders", "retry", order, "--no-wait", "--json").json
     assert shown["id"] == row["order_id"]
     assert wait_until(lambda: site("orders", "show", order, "--json").json["attempts"] == 2)

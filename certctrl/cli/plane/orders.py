@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -10,7 +10,8 @@ import typer
 from certctrl.cli.output import table, write_error, write_line
 from certctrl.cli.plane.connection import GROUP, OperatorApi, OperatorCommand, call_plane, show
 from certctrl.errors import CertctrlError, ExitStatus
-from certctrl.text import one_line
+from certctrl.net.operator import PAGE
+from certctrl.text import nearest, one_line
 
 orders = typer.Typer(help="Show, retry and cancel orders of certificates.", **GROUP)
 
@@ -38,18 +39,61 @@ class OrderError(CertctrlError):
 
 @orders.command("list", cls=OperatorCommand)
 def list_orders(
-    ctx: typer.Context, every: Annotated[bool, typer.Option("--all", help="Include orders that have ended.")] = False
+    ctx: typer.Context,
+    every: Annotated[bool, typer.Option("--all", help="Include orders that have ended.")] = False,
+    issuer: Annotated[str, typer.Option("--issuer", metavar="NAME", help="Only orders from this issuer.")] = "",
+    certificate: Annotated[
+        str, typer.Option("--certificate", metavar="ID|NAME", help="Only orders of this certificate.")
+    ] = "",
+    problems: Annotated[bool, typer.Option("--problems", help="Only orders with a problem.")] = False,
+    limit: Annotated[int, typer.Option("--limit", metavar="N", min=0, help="At most N orders; 0: all.")] = 0,
+    after_id: Annotated[
+        int, typer.Option("--after-id", metavar="ID", min=0, help="Only orders after this one: the next page.")
+    ] = 0,
 ) -> None:
-    """List the orders that have not ended.
+    """List the orders that have not ended, the oldest first.
 
     \b
     cert-ctrl plane orders list --data /var/lib/plane
+    cert-ctrl plane orders list --data /var/lib/plane --all --problems --limit 50
     """
 
-    async def request(api: OperatorApi) -> Any:
-        return await api.call("GET", "orders", query={} if every else {"open": "1"})
+    seen: set[str] = set()
+
+    def fits(row: dict[str, Any]) -> bool:
+        seen.update((row["issuer"], row["domain_name"]))
+        names = (str(row["cert_id"]), row["domain_name"])
+        return issuer in ("", row["issuer"]) and certificate in ("", *names) and bool(row["problem"] or not problems)
+
+    async def request(api: OperatorApi) -> list[dict[str, Any]]:
+        return await pages(api, {} if every else {"open": "1"}, fits, limit, after_id)
 
     rows = call_plane(ctx, request)
+    for wanted in filter(None, (issuer, certificate)):
+        if not rows and wanted not in seen and (meant := nearest(wanted, seen)):
+            write_error(f"note: no order has {one_line(wanted)!r}; did you mean {one_line(meant)}?")
+    show(ctx, rows, lambda: _table(rows))
+    if limit and len(rows) == limit:
+        write_error(f"note: there may be more: add --after-id {rows[-1]['id']}")
+
+
+async def pages(
+    api: OperatorApi, chosen: dict[str, str], fits: Callable[[dict[str, Any]], bool], limit: int, after_id: int
+) -> list[dict[str, Any]]:
+    """Return the orders that fit, up to ``limit``, page by page: those of a fleet exceed one answer."""
+    found: list[dict[str, Any]] = []
+    while True:
+        query = chosen | {"limit": str(PAGE), "after_id": str(after_id)}
+        page = await api.call("GET", "orders", query=query)
+        found += [row for row in page if fits(row)]
+        if limit and len(found) >= limit:
+            return found[:limit]
+        if len(page) < PAGE or page[-1]["id"] <= after_id:
+            return found
+        after_id = page[-1]["id"]
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> None:
     cells = [
         (
             str(row["id"]),
@@ -64,8 +108,7 @@ def list_orders(
         )
         for row in rows
     ]
-    heads = ("id", "cert", "domain", "issuer", "action", "state", "tries", "next or end", "problem")
-    show(ctx, rows, lambda: table(heads, cells))
+    table(("id", "cert", "domain", "issuer", "action", "state", "tries", "next or end", "problem"), cells)
 
 
 @orders.command("show", cls=OperatorCommand)
