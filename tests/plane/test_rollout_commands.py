@@ -68,6 +68,13 @@ def test_a_rollout_from_its_plan_to_its_abort(site: PlaneSite, tmp_path: Path) -
     )
     assert site("rollout", "status", number).status == ExitStatus.FAILED
     assert site("rollout", "list", "--state", "running").output == "no rollouts\n"
+    page = site("rollout", "list", "--state", "aborted", "--limit", "1", "--json")
+    assert ([str(row["id"]) for row in page.json], page.err) == (
+        [number],
+        f"note: there may be more: add --before-id {number}\n",
+    )
+    assert site("rollout", "list", "--before-id", number, "--json").json == []
+    assert "did you mean halted?" in site("rollout", "list", "--state", "haltd").err
 
 
 @pytest.mark.integration

@@ -7,14 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
-from certctrl.cli.output import table, write_line
+from certctrl.cli.output import table, write_error, write_line
 from certctrl.cli.plane.connection import GROUP, OperatorApi, OperatorCommand, Yes, agreed, call_plane, show
 from certctrl.cli.plane.profiles import Devices, DryRun, Earlier, File, Name, Note, Order, print_change, request_body
 from certctrl.errors import ExitStatus, UsageError
 from certctrl.model.change_texts import plan_summary, seconds_of, waves_text
-from certctrl.text import counted, one_line
+from certctrl.text import counted, nearest, one_line
 
 _SHOWN_DEVICES = 20
+_PAGE = 100
+_ROLLOUT_STATES = ("running", "paused", "halted", "done", "aborted")
 _STATES = ("proven", "released", "failed", "accepted", "skipped", "held")
 
 rollout = typer.Typer(help="Changes in waves, each released by proof.", **GROUP)
@@ -136,20 +138,38 @@ def list_rollouts(
     state: Annotated[
         str, typer.Option("--state", metavar="STATE", help="Only running, paused, halted, done or aborted ones.")
     ] = "",
+    limit: Annotated[int, typer.Option("--limit", metavar="N", min=0, help="At most N rollouts; 0: all.")] = 100,
+    before_id: Annotated[
+        int, typer.Option("--before-id", metavar="ID", min=0, help="Only rollouts before this one: the next page.")
+    ] = 0,
 ) -> None:
     """List the rollouts, the newest first.
 
     \b
     cert-ctrl plane rollout list --data /var/lib/plane --state halted
     """
-    if state not in ("", "running", "paused", "halted", "done", "aborted"):
-        raise UsageError(f"{state!r} is not a state", fix="use running, paused, halted, done or aborted")
-
-    async def request(api: OperatorApi) -> Any:
-        return [row for row in await api.call("GET", "rollouts") if state in ("", row["state"])]
-
-    rows = call_plane(ctx, request)
+    if state not in ("", *_ROLLOUT_STATES):
+        meant = nearest(state, _ROLLOUT_STATES)
+        fix = f"did you mean {meant}?" if meant else "use running, paused, halted, done or aborted"
+        raise UsageError(f"{state!r} is not a state", fix=fix)
+    rows = call_plane(ctx, lambda api: _rollouts(api, state, limit, before_id))
     show(ctx, rows, lambda: _print_list(rows))
+    if limit and len(rows) == limit:
+        write_error(f"note: there may be more: add --before-id {rows[-1]['id']}")
+
+
+async def _rollouts(api: OperatorApi, state: str, limit: int, before_id: int) -> list[dict[str, Any]]:
+    """Return rollouts page by page; an older control plane sends its last 500 and ignores the query."""
+    found: list[dict[str, Any]] = []
+    while True:
+        query = {"limit": str(_PAGE), "before_id": str(before_id)} | ({"state": state} if state else {})
+        page = [row for row in await api.call("GET", "rollouts", query=query) if not before_id or row["id"] < before_id]
+        found += [row for row in page if state in ("", row["state"])]
+        if limit and len(found) >= limit:
+            return found[:limit]
+        if len(page) < _PAGE:
+            return found
+        before_id = page[-1]["id"]
 
 
 def _print_list(rows: Sequence[dict[str, Any]]) -> None:

@@ -18,10 +18,10 @@ from certctrl.plane.http.answers import data_answer
 from certctrl.plane.http.authentication import Authenticator
 from certctrl.plane.http.bodies import read_as
 from certctrl.plane.http.lifecycle_api import import_of
-from certctrl.plane.http.reading import LARGE_BODY_CAP
+from certctrl.plane.http.reading import LARGE_BODY_CAP, whole_number
 from certctrl.plane.http.routing import USER, Endpoint, is_dry_run, number, routes_of
 from certctrl.plane.profiles.profiles import ProfileChange
-from certctrl.plane.rollouts.rollouts import RolloutRules
+from certctrl.plane.rollouts.rollouts import MAX_LISTED, RolloutRules
 from certctrl.plane.storage.database import Row
 
 _ROLLOUTS = f"{USER}/rollouts"
@@ -88,8 +88,13 @@ class RolloutApi:
         return routes_of([(method, path, only(endpoint)) for method, path, endpoint in guarded])
 
     async def rollouts(self, request: Request) -> Response:
-        """Return a user's rollouts, the newest first, without their devices."""
-        return data_answer(await self._plane.work_long(self._plane.rollouts.show_all, number(request, "uid")))
+        """Return a user's rollouts, the newest first, without their devices; ``?state=&before_id=&limit=``."""
+        asked = request.query_params
+        states = [word for word in asked.get("state", "").split(",") if word]
+        before_id = whole_number(asked.get("before_id", "0"), "before_id", 0)
+        limit = whole_number(asked.get("limit", str(MAX_LISTED)), "limit", 1, MAX_LISTED)
+        show_all = self._plane.rollouts.show_all
+        return data_answer(await self._plane.work_long(show_all, number(request, "uid"), states, before_id, limit))
 
     async def start(self, request: Request) -> Response:
         """Start a rollout; the body is an ``operator_bodies.NewRollout``. With ``?dry_run=1``, return its plan."""

@@ -30,9 +30,14 @@ from certctrl.plane.rollouts.plan import (
     windows_of,
 )
 from certctrl.plane.storage.database import Database, Row, marks
-from certctrl.text import counted, one_line
+from certctrl.text import counted, nearest, one_line
 
 OPEN = ("running", "paused", "halted")
+STATES = (*OPEN, "done", "aborted")
+MAX_LISTED = 500
+"""Rollouts of a list."""
+_MAX_CERTIFICATES = 100
+"""Certificates of each, in a list."""
 PROFILE, RENEWAL = "profile", "renewal"
 """Kinds of rollouts."""
 MAX_PAUSE = 30 * 86_400
@@ -186,15 +191,33 @@ class Rollouts:
 
     # --- shown ----------------------------------------------------------------------------------------------------
 
-    def show_all(self, user_id: int, states: Sequence[str] = ()) -> list[dict[str, Any]]:
-        """Return a user's last 500 rollouts, or those in some states, the newest first, without their devices."""
+    def show_all(
+        self, user_id: int, states: Sequence[str] = (), before_id: int = 0, limit: int = MAX_LISTED
+    ) -> list[dict[str, Any]]:
+        """Return a user's last rollouts, or those in some states, the newest first, without their devices, with up to 100 certificates.
+
+        ``before_id``: only those with lower ids, unless it is 0. ErrorResponse 400 for an unknown state.
+        """
         require_user(self._db, user_id)
+        for state in states:
+            if state not in STATES:
+                meant = nearest(state, STATES)
+                fix = f"did you mean {meant}?" if meant else f"use {', '.join(STATES)}"
+                raise bad_request(f"{one_line(state, 40)!r} is not a state of rollouts; {fix}", field="state")
         chosen = f" AND r.state IN ({marks(states)})" if states else ""
-        sql = f"{_ROLLOUTS} WHERE r.user_id = ?{chosen} ORDER BY r.id DESC LIMIT 500"
-        rows = self._db.all(sql, user_id, *states)
+        chosen += " AND r.id < ?" if before_id else ""
+        sql = f"{_ROLLOUTS} WHERE r.user_id = ?{chosen} ORDER BY r.id DESC LIMIT ?"
+        rows = self._db.all(sql, user_id, *states, *([before_id] if before_id else []), limit)
         counts = self._counts([row["id"] for row in rows])
         frozen, renewed = self.frozen(user_id), self._renewed([row["id"] for row in rows])
-        return [_shown(row, counts.get(row["id"], {}), renewed.get(row["id"], []), frozen) for row in rows]
+        shown = [_shown(row, counts.get(row["id"], {}), renewed.get(row["id"], []), frozen) for row in rows]
+        return [row | {"certificates": row["certificates"][:_MAX_CERTIFICATES]} for row in shown]
+
+    def show_recent(self, user_id: int, limit: int = MAX_LISTED) -> list[dict[str, Any]]:
+        """Return the last rollouts, and earlier ones that are still open, as `show_all`."""
+        rows = self.show_all(user_id, limit=limit)
+        last = rows[-1]["id"] if len(rows) == limit else 0
+        return rows + (self.show_all(user_id, OPEN, last) if last else [])
 
     def show(self, user_id: int, rollout_id: int) -> dict[str, Any]:
         """Return a rollout with the devices of each state, except those that are held or have proven the change."""

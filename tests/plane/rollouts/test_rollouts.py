@@ -340,3 +340,27 @@ async def test_a_change_that_changes_nothing_is_no_rollout(fleet: Fleet) -> None
         await fleet.plane.rollouts.start(1, "p", ProfileChange(installs=[FILES]), RolloutRules())
     with pytest.raises(PlaneError, match="No such rollout: 7"):
         await fleet.plane.work(fleet.plane.rollouts.abort, 1, 7)
+
+
+async def test_a_halted_rollout_is_listed_behind_many_later_ones(fleet: Fleet) -> None:
+    rollout = await fleet.start("1")
+    await fleet.round()
+    await fleet.ack(fleet.devices[0], outcome=OutcomeKind.FAILED)
+    await fleet.round()
+    work, rollouts = fleet.plane.work, fleet.plane.rollouts
+    await work(_copied, fleet, rollout, 4)
+    everything = [row["id"] for row in await work(rollouts.show_all, 1)]
+    assert (len(everything), everything[-1]) == (5, rollout)
+    assert [row["id"] for row in await work(rollouts.show_all, 1, ("halted", "paused"), 0, 2)] == [rollout]
+    assert [row["id"] for row in await work(rollouts.show_all, 1, (), everything[1], 2)] == everything[2:4]
+    with pytest.raises(PlaneError, match="'haltd' is not a state of rollouts; did you mean halted"):
+        await work(rollouts.show_all, 1, ("haltd",))
+    assert [row["id"] for row in await work(rollouts.show_recent, 1, 2)] == [*everything[:2], rollout]
+
+
+def _copied(fleet: Fleet, rollout: int, times: int) -> None:
+    """Add later rollouts that are done."""
+    columns = "user_id, profile_id, version, rules, reason, waits, note, created_at, updated_at, finished_at, forward"
+    sql = f"INSERT INTO rollouts (state, {columns}) SELECT 'done', {columns} FROM rollouts WHERE id = ?"
+    for _ in range(times):
+        fleet.plane.database.run(sql, rollout)

@@ -59,7 +59,7 @@ class ConsoleRecords:
         chosen = request.query_params.get("state", "")
 
         def read() -> Response:
-            rows, frozen = self._plane.rollouts.show_all(viewer.user_id), self._plane.rollouts.frozen(viewer.user_id)
+            rows, frozen = self._plane.rollouts.show_recent(viewer.user_id), self._plane.rollouts.frozen(viewer.user_id)
             word = chosen if chosen in rollouts_page.WORDS else ""
             body = rollouts_page.rollouts(rows, word, frozen, viewer, self._plane.wall_now())
             return shell("Rollouts", body, viewer, here=ROLLOUTS)
@@ -67,17 +67,22 @@ class ConsoleRecords:
         return await self._plane.work_long(read)
 
     async def rollouts_json(self, request: Request, viewer: Viewer) -> Response:
-        """Return the rollouts, as ``plane rollout list --json``."""
-        return await self._plane.work_long(lambda: json_answer(self._plane.rollouts.show_all(viewer.user_id)))
+        """Return the rollouts, as ``plane rollout list --json``; ``?state=`` as for the page."""
+        return await self._plane.work_long(lambda: json_answer(self._chosen(request, viewer)))
 
     async def rollouts_csv(self, request: Request, viewer: Viewer) -> Response:
         """Return the rollouts, without their waves but with the number of devices in each state."""
 
         def read() -> Response:
-            rows = self._plane.rollouts.show_all(viewer.user_id)
-            return csv_answer("rollouts", csv_lines(_flat(row) for row in rows))
+            return csv_answer("rollouts", csv_lines(_flat(row) for row in self._chosen(request, viewer)))
 
         return await self._plane.work_long(read)
+
+    def _chosen(self, request: Request, viewer: Viewer) -> list[dict[str, Any]]:
+        word = request.query_params.get("state", "")
+        if word in rollouts_page.WORDS:
+            return self._plane.rollouts.show_all(viewer.user_id, (word,))
+        return self._plane.rollouts.show_recent(viewer.user_id)
 
     async def rollout(self, request: Request, viewer: Viewer) -> Response:
         """Show a rollout."""

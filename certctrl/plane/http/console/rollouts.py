@@ -60,7 +60,8 @@ def rollouts(rows: Sequence[Mapping[str, Any]], chosen: str, frozen: str, viewer
     else:
         text = "No rollout is like this." if rows else "No rollout yet: cert-ctrl plane rollout start begins one."
         body.append(fill('<p class="empty">{text}</p>', text=text))
-    more = exports(ROLLOUTS, {}, "cert-ctrl plane rollout list --json")
+    option = f" --state {chosen}" if chosen else ""
+    more = exports(ROLLOUTS, {"state": chosen}, f"cert-ctrl plane rollout list{option} --json")
     body.append(fill('<div class="foot"><p>{count}</p>{more}</div>', count=many(len(fitting), "rollout"), more=more))
     return joined(body)
 
