@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 import pytest
 from earlier import earlier_data_dir
@@ -98,6 +99,30 @@ def test_items_are_checked_before_they_are_stored(site: PlaneSite, device: str, 
     result = site("install-config", "put", str(file), "--device", device)
     assert result.status == 0
     assert result.err == "note: installs[0].colour is unknown to this version; it is stored for newer agents\n"
+
+
+@pytest.mark.integration
+def test_enrolment_tokens_are_listed_and_ended(
+    site: PlaneSite, form: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    listing = ("enrolment-token", "--list", "--label", "rack 9")
+    assert site(*listing).output == "no enrolment tokens\n"
+    text = site("enrolment-token", "--label", "rack 9", "--tag", "listed", "--uses", "2").output.strip()
+    (row,) = site(*listing, "--tag", "listed", "--json").json
+    assert (row["status"], row["max_uses"], "token" in row) == ("valid", 2, False)
+    assert "0 of 2" in site(*listing).output
+    ended = ("enrolment-token", "--end", str(row["id"]))
+    assert "nothing was changed" in site(*ended, "--dry-run").output
+    said = f"enrolment token {row['id']} is ended; devices that it let in stay\n"
+    assert (site(*ended).output, site(*listing).output) == (said, "no enrolment tokens\n")
+    (first,) = site(*listing, "--all", "--json").json
+    assert (first["status"], site(*ended).output) == ("ended", said)
+    assert site(*listing, "--all", "--json").json == [first], "the time of its end stays"
+    with pytest.raises(HTTPError, match="HTTP Error 400"):
+        site.register(form("id-late", PrivateKey.generate(), "late") | {"enrolment_token": text})
+    for argv in (("--all",), ("--end", "1", "--list"), ("--end", "1", "--tag", "web")):
+        assert site("enrolment-token", *argv).status == ExitStatus.USAGE
+    assert site("enrolment-token", "--end", "999999").status == ExitStatus.FAILED
 
 
 @pytest.mark.integration

@@ -24,6 +24,7 @@ from certctrl.cli.plane.connection import (
 )
 from certctrl.cli.plane.database import backup, migrate_to, restore
 from certctrl.cli.plane.documents import ca, install_config, joined
+from certctrl.cli.plane.enrolment import enrolment_token
 from certctrl.cli.plane.fleet import (
     After,
     Csv,
@@ -41,7 +42,7 @@ from certctrl.cli.plane.issue import issue
 from certctrl.cli.plane.issuers import issuers
 from certctrl.cli.plane.issuing_ca import constrain, show_ca
 from certctrl.cli.plane.life import device as device_group
-from certctrl.cli.plane.listing import certificates, validity
+from certctrl.cli.plane.listing import certificates
 from certctrl.cli.plane.operator_key import operator_key, rotate
 from certctrl.cli.plane.operators import operator, token, whoami
 from certctrl.cli.plane.orders import orders
@@ -52,7 +53,7 @@ from certctrl.cli.plane.rollouts import rollout
 from certctrl.cli.plane.serve import serve
 from certctrl.cli.plane.setup import setup
 from certctrl.cli.plane.status import status
-from certctrl.cli.plane.tags import NewTags, OfTag, tag_devices, tagged
+from certctrl.cli.plane.tags import OfTag, tag_devices, tagged
 from certctrl.cli.plane.tls import tls
 from certctrl.cli.plane.together import together
 from certctrl.errors import ExitStatus, UsageError
@@ -244,35 +245,7 @@ def revoke_device(
     return ExitStatus.DONE
 
 
-@plane.command("enrolment-token", cls=OperatorCommand)
-def enrolment_token(
-    ctx: typer.Context,
-    uses: Annotated[int, typer.Option("--uses", metavar="N", min=0, help="Maximum devices; 0: unlimited.")] = 1,
-    expires_in: Annotated[
-        str, typer.Option("--expires-in", metavar="TIME", help="Validity of the token: 12h, 30d, 4w, or seconds.")
-    ] = "24h",
-    label: Annotated[str, typer.Option("--label", metavar="TEXT", help="Note on its purpose.")] = "",
-    tag: NewTags = None,
-) -> None:
-    """Create and print a token for unattended registration.
-
-    It cannot be shown again.
-
-    \b
-    cert-ctrl plane enrolment-token --data /var/lib/plane --uses 20 > token
-    cert-ctrl plane enrolment-token --data /var/lib/plane --tag web \\
-        --expires-in 12h > token
-    """
-    seconds = validity(expires_in)
-
-    async def request(api: OperatorApi) -> Any:
-        fields = {"uses": uses or None, "expires_in": seconds, "label": label, "tags": tag or []}
-        return await api.operator.create_enrolment_token(api.user, **fields)
-
-    row = call_plane(ctx, request)
-    show(ctx, row, row["token"])
-
-
+plane.command("enrolment-token", cls=OperatorCommand)(enrolment_token)
 plane.command(cls=OperatorCommand)(audit)
 plane.command(cls=OperatorCommand)(ask)
 plane.command("tag", cls=OperatorCommand)(tag_devices)

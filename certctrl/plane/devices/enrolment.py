@@ -189,7 +189,9 @@ class Enrolment:
     def end_token(self, user_id: int, token_id: int) -> None:
         """Void an enrolment token."""
         self._token(user_id, token_id)
-        self._db.run("UPDATE enrolment_tokens SET ended_at = ? WHERE id = ?", self._wall_now(), token_id)
+        self._db.run(
+            "UPDATE enrolment_tokens SET ended_at = ? WHERE id = ? AND ended_at IS NULL", self._wall_now(), token_id
+        )
 
     def _check_consent(self, grant: Row, row: Row | None, device_public_id: str) -> None:
         """Raise ErrorResponse 403 if the operator did not approve what this registration would do."""
