@@ -72,6 +72,11 @@ def test_a_profile_from_its_preview_to_its_end(site: PlaneSite, tmp_path: Path) 
 def test_mistakes_are_named(site: PlaneSite, tmp_path: Path) -> None:
     new_device(site, "pweb-9", "pweb9")
     file = tmp_path / "p.json"
+    file.write_text(json.dumps([FILES]))
+    for command in (("profile", "put"), ("rollout", "start")):
+        typo = site(*command, "q", str(file), "--devices", "(pweb9 AND not pewb9) or env=*", "--dry-run")
+        assert "note: no device has the tag 'pewb9'; did you mean pweb9?" in typo.err
+        assert typo.err.count("no device has the tag") == 1
     file.write_text(json.dumps([FILES | {"to": ["/etc/{device.nmae}.pem"]}]))
     for argv, status, says in (
         (("put", "p", str(file), "--devices", "pweb"), ExitStatus.USAGE, "installs[0].to[0]: unknown placeholder {device.nmae}; did you mean {device.name}?"),

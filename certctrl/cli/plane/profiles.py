@@ -13,6 +13,7 @@ import typer
 from certctrl.cli.output import table, write_line
 from certctrl.cli.plane.connection import GROUP, OperatorApi, OperatorCommand, Yes, agreed, call_plane, show
 from certctrl.cli.plane.documents import json_file
+from certctrl.cli.plane.tags import announce_unknown
 from certctrl.errors import ExitStatus, UsageError
 from certctrl.model.change_texts import by_change, profile_summary
 from certctrl.text import counted, one_line
@@ -262,7 +263,7 @@ def _send(
 async def request_body(
     api: OperatorApi, name: str, file: str, devices: str, order: int | None, version: int | None, note: str
 ) -> dict[str, Any]:
-    """Return the request for a version of a profile. Raises UsageError."""
+    """Return the request for a version of a profile; tags that no device has are announced. Raises UsageError."""
     if file and version is not None:
         raise UsageError("both a FILE and --version are given", fix="leave one of them out")
     fields = _body(file) if file else {}
@@ -270,7 +271,10 @@ async def request_body(
         found = await _profile(api, name, version)
         fields = {key: found[key] for key in ("devices", "order", "installs") if found[key] != ""}
     given = {"devices": devices, "order": order, "note": note}
-    return fields | {key: value for key, value in given.items() if value not in ("", None)}
+    body = fields | {key: value for key, value in given.items() if value not in ("", None)}
+    if version is None:
+        await announce_unknown(api, str(body.get("devices", "")))
+    return body
 
 
 def _body(file: str) -> dict[str, Any]:

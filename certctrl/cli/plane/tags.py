@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ from certctrl.errors import UsageError
 from certctrl.text import nearest, one_line
 
 _SHOWN = 20
+_TAGS = re.compile(r"[^\s()]+")
 OfTag = Annotated[
     list[str] | None,
     typer.Option("--tag", metavar="TAG", help="Only devices with this tag; if repeated, with all of the tags."),
@@ -75,6 +77,14 @@ async def tagged(api: OperatorApi, kind: str, tags: Sequence[str] | None) -> lis
     for what, fix in await _unknown(api, tags or ()):
         write_error(f"note: {what}; {fix}")
     return await api.operator.fetch_list(api.user, kind, tags)
+
+
+async def announce_unknown(api: OperatorApi, expression: str) -> None:
+    """Print a note for each tag of an expression that no device has; it may be meant for later devices."""
+    words = dict.fromkeys(_TAGS.findall(expression))
+    tags = [word for word in words if word.lower() not in ("and", "or", "not") and not word.endswith("*")]
+    for what, fix in await _unknown(api, tags):
+        write_error(f"note: {what}; {fix}")
 
 
 async def require_known(api: OperatorApi, tags: Collection[str]) -> None:
