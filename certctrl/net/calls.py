@@ -11,6 +11,7 @@ from certctrl.errors import BadAnswerError, PlaneError
 from certctrl.model.answer import Answer
 from certctrl.model.config import AgentConfig
 from certctrl.protocol.wire.answer import BODY_CAP, data_of, http_date, is_bearer_challenge, parse_error, retry_after
+from certctrl.protocol.wire.reader import MAX_VALUES
 
 if TYPE_CHECKING:
     from certctrl.net.http import Http
@@ -46,14 +47,14 @@ class UnsupportedByPlane(PlaneError):
     """The plane does not have this endpoint (404, 405, 501), which is not a failure."""
 
 
-def data_or_error(answer: Answer, *, now: float, cap: int) -> Any:
+def data_or_error(answer: Answer, *, now: float, cap: int, most: int = MAX_VALUES) -> Any:
     """Return ``data`` of a success; None if it has no body.
 
     ``now`` is wall-clock seconds, for a ``Retry-After`` date in an answer without ``Date``. Raises PlaneError or
     BadAnswerError.
     """
     if 200 <= answer.status <= 299:
-        return data_of(answer, cap=cap) if answer.body and answer.status != 204 else None
+        return data_of(answer, cap=cap, most=most) if answer.body and answer.status != 204 else None
     error = error_of(answer, now=now)
     if error.fix is None and (
         answer.status == 429 or answer.status >= 500

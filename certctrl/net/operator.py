@@ -19,8 +19,10 @@ PAGE = 500
 """Rows of one page of a list."""
 MAX_ROWS = 1_000_000
 """Rows of a list."""
-CAP = 4 * 1024 * 1024
-"""Bytes of one answer."""
+CAP = 64 * 1024 * 1024
+"""Bytes of one answer: what a change does to each device of a fleet is one."""
+MAX_VALUES = 4_000_000
+"""Values of one answer; more than an agent takes, whose control plane may be hostile."""
 
 
 _API, DRY_RUN = "/apiv1/", "/apiv1/dry-run/"
@@ -173,7 +175,7 @@ class Operator:
             method, path, query=query or {}, headers=self._headers, json=json, deadline=DEADLINE_SECONDS, cap=CAP
         )
         try:
-            return data_or_error(answer, now=self._wall_now(), cap=CAP)
+            return data_or_error(answer, now=self._wall_now(), cap=CAP, most=MAX_VALUES)
         except PlaneError as error:
             if error.status in (401, 403) and error.fix is None:
                 error.fix = "check the token, or the operator key (operator.key in the control plane's data directory)"

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import attrs
 import pytest
@@ -256,3 +256,16 @@ async def test_what_is_missing_in_a_dry_run_is_said() -> None:
 
     with pytest.raises(PlaneError, match="No such certificate"):
         await Operator(Plane(), "key", wall_now=wall, dry_run=True).renew(1, 99)
+
+
+async def test_the_changes_of_a_large_fleet_are_one_answer() -> None:
+    rows = [{"id": number, "name": f"web-{number}", "added": ["files"], "tags": ["a", "b"]} for number in range(20_000)]
+    body = json.dumps({"data": {"changes": {"devices": rows, "note": "x" * 4_000_000}}}).encode()
+
+    class One:
+        async def request(self, *_: Any, cap: int, **__: Any) -> Answer:
+            assert cap >= len(body)
+            return Answer(200, {"content-type": "application/json"}, body)
+
+    operator = Operator(cast(Any, One()), "key", wall_now=wall)
+    assert len((await operator.call("POST", "/apiv1/users/1/rollouts"))["changes"]["devices"]) == 20_000

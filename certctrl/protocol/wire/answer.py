@@ -15,6 +15,7 @@ from certctrl import lean
 from certctrl.errors import BadAnswerError, PlaneError
 from certctrl.model.answer import Answer
 from certctrl.protocol.wire.reader import (
+    MAX_VALUES,
     Misfit,
     integer,
     json_object,
@@ -68,7 +69,7 @@ class _Failure:
     error: ErrorBody
 
 
-def object_of(answer: Answer, *, cap: int = BODY_CAP) -> dict[str, Any]:
+def object_of(answer: Answer, *, cap: int = BODY_CAP, most: int = MAX_VALUES) -> dict[str, Any]:
     """Return the JSON object of an answer. Raises BadAnswerError for anything else."""
     if not answer.is_json:
         kind = one_line(answer.headers.get("content-type") or "no content type", 60)
@@ -79,16 +80,16 @@ def object_of(answer: Answer, *, cap: int = BODY_CAP) -> dict[str, Any]:
     if len(answer.body) > cap:
         raise BadAnswerError(f"the answer is larger than {cap} bytes")
     try:
-        return json_object(parse_json(answer.body))
+        return json_object(parse_json(answer.body, most))
     except Misfit as misfit:
         raise BadAnswerError(str(misfit)) from None
 
 
-def data_of(answer: Answer, *, cap: int = BODY_CAP) -> Any:
-    """Return ``data`` of a 2xx answer; raises BadAnswerError outside the wire contract."""
+def data_of(answer: Answer, *, cap: int = BODY_CAP, most: int = MAX_VALUES) -> Any:
+    """Return ``data`` of a 2xx answer with up to ``most`` values; raises BadAnswerError outside the wire contract."""
     if not 200 <= answer.status <= 299:
         raise BadAnswerError(f"status {answer.status} is not a success")
-    value = object_of(answer, cap=cap)
+    value = object_of(answer, cap=cap, most=most)
     if "data" not in value:  # null is data
         raise BadAnswerError("the answer has no data")
     return value["data"]

@@ -58,15 +58,15 @@ class Misfit(ValueError):
         """JSON path; inside a hook, relative to the value (``[3]``)."""
 
 
-def parse_json(body: bytes | str) -> Any:
-    """Parse UTF-8 JSON of bounded depth and count, without NaN; lone surrogates become U+FFFD.
+def parse_json(body: bytes | str, most: int = MAX_VALUES) -> Any:
+    """Parse UTF-8 JSON of bounded depth and ``most`` values, without NaN; lone surrogates become U+FFFD.
 
     Numbers beyond a float become the largest one: JSON could not repeat infinity. Raises BadAnswerError.
     """
     try:
         text = body if isinstance(body, str) else body.decode()
-        if has_too_many_values(text):
-            raise BadAnswerError(f"the answer has more than {MAX_VALUES} values")
+        if has_too_many_values(text, most):
+            raise BadAnswerError(f"the answer has more than {most} values")
         value = _DECODER.decode(text)
     except RecursionError:
         raise BadAnswerError("the answer is nested too deeply") from None
@@ -82,12 +82,12 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-def has_too_many_values(text: str) -> bool:
-    """Return whether JSON may have more than ``MAX_VALUES`` values, before it is parsed.
+def has_too_many_values(text: str, most: int = MAX_VALUES) -> bool:
+    """Return whether JSON may have more than ``most`` values, before it is parsed.
 
     Each value except the first follows a bracket or comma; those inside of texts count, too.
     """
-    return sum(map(text.count, "{[,")) > MAX_VALUES
+    return sum(map(text.count, "{[,")) > most
 
 
 def _finite(text: str) -> float:
