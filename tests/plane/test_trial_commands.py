@@ -35,6 +35,7 @@ def test_every_command_that_changes_something_has_a_dry_run() -> None:
         path for path in found if path.rpartition(" ")[2] in WITHOUT_TRIAL
     }
     assert found["rollout abort"] and found["tag"] and found["profile put"] and not found["devices"]
+    assert not found["alerts test"], "its request is refused as a dry run"
 
 
 @pytest.mark.integration

@@ -57,6 +57,7 @@ WITHOUT_TRIAL = frozenset(
         "constrain",
         "deactivate",
         "switch",
+        "test",
     }
 )
 """Names of commands that change nothing, and of those whose requests have no dry run."""
