@@ -10,7 +10,7 @@ from typing import Any
 from certctrl.agent.context import Agent
 from certctrl.agent.host_keys import forget_live_keys
 from certctrl.agent.log_lines import Line, log_line
-from certctrl.agent.lost import LOST
+from certctrl.agent.lost import LOST, NAMES
 from certctrl.errors import CertctrlError, DiskError, PlaneError, PlanError, VersionRollbackError
 from certctrl.install.installer import Candidate
 from certctrl.install.plan.policy import is_local
@@ -164,7 +164,7 @@ async def converge_active_items(
 
 def item_problems(agent: Agent) -> list[dict[str, Any]]:
     """Return why items or certificates are missing, as status JSON; a plan without them is incomplete."""
-    keys = ("install-config", "stored-install-config", "local-installs", LOST)
+    keys = ("install-config", "stored-install-config", "local-installs", LOST, NAMES)
     return [agent.problems[key].shown() for key in keys if key in agent.problems]
 
 

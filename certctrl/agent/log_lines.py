@@ -237,8 +237,10 @@ class Line(Enum):
     CA_REMOVED = INFO, "Signal", "CA {ca_id} removed from the trust store: {name}", \
         "The plane no longer assigns it to this device.", _NOTHING
 
-    CERTS_LOST = ERROR, "Resync", "Deployed, but not on disk: {names}", \
-        "Files below certs/ were deleted; they are fetched again.", "Find out what deleted them."
+    CERTS_LOST = ERROR, "Resync", "Deployed, but not on disk, or changed there: {names}", \
+        "Files below certs/ were deleted or changed; they are fetched again.", "Find out what changed them."
+    NAMES_RESTORED = WARNING, "Resync", "Restored public names that did not lead to their certificates: {names}", \
+        "Links below certs/ were deleted or replaced.", "Find out what changed them."
 
     # --- deployment ---
     ROLLED_BACK = ERROR, "Install", "Rolled back {name}: {why}; next try in {delay} s", \

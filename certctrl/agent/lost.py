@@ -1,4 +1,4 @@
-"""Detect deployed certificates that were deleted from disk, which are fetched again; remove what is no longer kept."""
+"""Detect deployed certificates that were deleted or damaged on disk, which are fetched again; restore public names."""
 
 from __future__ import annotations
 
@@ -13,22 +13,24 @@ from certctrl.errors import DiskError
 from certctrl.model.records import Stage
 
 LOST = "lost-certificates"
+NAMES = "public-names"
 MAX_NAMED = 5
 """Most certificates that the problem names."""
 
 
-async def check_disk(agent: Agent, *, change: bool = True) -> bool:
-    """Report the certificates that are not on disk although they were deployed; return whether there are new ones.
+async def check_disk(agent: Agent, *, change: bool = True, contents: bool = True) -> bool:
+    """Report the certificates that are not whole on disk although they were deployed; return whether there are new ones.
 
-    They count as absent from now on, so that the next comparison fetches them; not without ``change``. Also clears up
-    after a failing disk.
+    They count as absent from now on, so that the next comparison fetches them; not without ``change``. Also restores
+    public names, and clears up after a failing disk. ``contents``: also compare the bytes of files.
     """
     try:
         if change:
             await agent.installer.clear_up()
-        found = await agent.installer.lost()
+        found = await agent.installer.lost(contents=contents)
         if found and change:
             await agent.installer.update(attrs.evolve(one, generation="", activated="") for one in found)
+        await _check_names(agent, change=change)
     except DiskError as error:  # nothing is known
         report_disk_problem(agent, error)
         return False
@@ -41,6 +43,15 @@ async def check_disk(agent: Agent, *, change: bool = True) -> bool:
         agent.reconcile_requested.value = True
     report_lost(agent)
     return bool(found)
+
+
+async def _check_names(agent: Agent, *, change: bool) -> None:
+    paths = await agent.installer.repair_links(change=change)
+    if paths and change:
+        log_line(agent.log, Line.NAMES_RESTORED, names=_named(paths))
+    elif paths:
+        what = f"does not lead to its certificate: {_named(paths)}"
+        agent.report_problem(NAMES, what, "cert-ctrl apply restores it")
 
 
 async def remove_old_generations(agent: Agent) -> None:
@@ -62,7 +73,9 @@ def report_lost(agent: Agent) -> None:
 
 def _report(agent: Agent, names: Sequence[str]) -> None:
     if names:
-        agent.report_problem(LOST, f"deployed, but not on disk: {_named(names)}", "cert-ctrl apply fetches them again")
+        agent.report_problem(
+            LOST, f"deployed, but not on disk, or changed there: {_named(names)}", "cert-ctrl apply fetches them again"
+        )
     else:
         agent.clear_problem(LOST)
 

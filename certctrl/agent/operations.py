@@ -62,7 +62,7 @@ class Operations:
 
     async def status(self, _request: dict[str, Any]) -> Any:
         """Answer `status`."""
-        await check_disk(self._agent)
+        await check_disk(self._agent, contents=False)  # it may be asked every second
         await note_idle_items(self._agent)
         return snapshot(self._agent)
 

@@ -22,7 +22,7 @@ from certctrl.install.deploy.candidates import live_bundle, next_try_at, prune_u
 from certctrl.install.deploy.context import Context, Helper, Locks
 from certctrl.install.deploy.converge import Convergence
 from certctrl.install.deploy.groups import Group, bound_now, groups_of
-from certctrl.install.deploy.names import settle_names
+from certctrl.install.deploy.names import repair_links, settle_names
 from certctrl.install.deploy.results import Results, merged
 from certctrl.install.deploy.retry_table import cert_resource
 from certctrl.install.deploy.staging import Candidate
@@ -124,10 +124,14 @@ class Installer(InstalledCerts):
         finally:
             self._locks.release(mine.keys())
 
-    async def lost(self) -> list[CertRecord]:
-        """Return the certificates that are live by their records, but not on disk."""
-        found: list[CertRecord] = await self._context.offload(recovery.lost, self._context)
+    async def lost(self, *, contents: bool = True) -> list[CertRecord]:
+        """Return the certificates that are live by their records, but not whole on disk; see `recovery.lost`."""
+        found: list[CertRecord] = await self._context.offload(recovery.lost, self._context, contents)
         return [one for one in found if self.records.get(one.cert_id) is one]  # unchanged meanwhile
+
+    async def repair_links(self, *, change: bool = True) -> list[str]:
+        """Restore public names that do not lead to their certificates; return their paths. Raises DiskError."""
+        return await repair_links(self._context, self._locks, change=change)
 
     # --- deploying ------------------------------------------------------------------------------------------------
 

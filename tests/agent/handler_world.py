@@ -181,6 +181,8 @@ class FakeInstaller:
     """Whether a converge would do something."""
     missing: set[int] = attrs.field(factory=set)
     """Certificates that are not on disk."""
+    broken_names: list[str] = attrs.field(factory=list)
+    """Public names that do not lead to their certificates."""
     left: DiskError | None = None
     """Why old generations cannot be removed."""
     host_keys: dict[int, dict[str, bytes]] = attrs.field(factory=dict)
@@ -276,7 +278,10 @@ class FakeInstaller:
     async def clear_up(self) -> None:
         pass
 
-    async def lost(self) -> list[CertRecord]:
+    async def repair_links(self, *, change: bool = True) -> list[str]:
+        return self.broken_names
+
+    async def lost(self, *, contents: bool = True) -> list[CertRecord]:
         return [record for number, record in self.records.items() if number in self.missing and record.generation]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from handler_world import AFTER, HOUR, LIVE, NOW, THERE, FakePlane, World, refus
 from trio.testing import MockClock
 
 from certctrl.agent.context import Agent
+from certctrl.agent.lost import NAMES, check_disk
 from certctrl.agent.reconcile import (
     BEHIND,
     FIRST_RETRY,
@@ -123,6 +125,16 @@ async def test_what_is_not_on_disk_is_fetched_again(scene: World) -> None:
     scene.installer.missing = {1}
     await plan_resync(scene.agent, "test")
     assert scene.admitted == [RENEWED] and "lost-certificates" in scene.agent.problems
+
+
+async def test_public_names_that_were_removed_are_restored(scene: World, caplog: pytest.LogCaptureFixture) -> None:
+    scene.installer.broken_names = ["certs/a.example.crt"]
+    await check_disk(scene.agent, change=False)
+    assert "certs/a.example.crt" in scene.agent.problems[NAMES].what, "`plan` only names them"
+    scene.agent.clear_problem(NAMES)
+    with caplog.at_level(logging.WARNING):
+        await plan_resync(scene.agent, "test")
+    assert "certs/a.example.crt" in caplog.text and NAMES not in scene.agent.problems
 
 
 async def test_idle_items_are_noted(scene: World) -> None:

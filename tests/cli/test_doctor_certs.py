@@ -73,6 +73,14 @@ def with_short_issuer(load: Callable[[bytes], list[x509.Certificate]]) -> Callab
     return lambda pem: [*load(pem), builder.sign(key, hashes.SHA256())]
 
 
+def test_a_public_name_that_does_not_lead_to_its_certificate(context: CheckContext) -> None:
+    deploy(context)
+    link = context.layout.certs / "www.example.com.crt"
+    link.unlink()
+    ((level, what, fix),) = found(certificate_findings(context), "certificate")
+    assert level == "FAIL" and f"{link} does not lead to it" in what and "apply" in fix
+
+
 def test_a_mixed_pair_is_found(context: CheckContext) -> None:
     deploy(context, mixed=True)
     ((level, what, _),) = found(certificate_findings(context), "certificate")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
 import attrs
 import pytest
+import trio
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -205,3 +207,34 @@ async def test_directories(clock: MockClock, host: Host) -> None:
     assert [name_for(6, ()), name_for(6, ("",)), name_for(8, ("certificate-6",))] == [
         "certificate+6", "certificate+6", "certificate-6",
     ]  # fmt: skip
+
+
+def spoil(link: Path, what: str) -> None:
+    link.unlink()
+    if what == "a file":
+        link.write_text("x")
+    elif what == "another link":
+        link.symlink_to("nowhere")
+
+
+@pytest.mark.parametrize("what", ["removed", "a file", "another link"])
+@pytest.mark.parametrize("file", ["www.example.crt", "www.example+5.key", "chains/www.example.pem"])
+async def test_public_names_that_were_removed_are_restored(clock: MockClock, host: Host, what: str, file: str) -> None:
+    """Found by trying: without ``certs/www.example.crt`` the host was healthy, and `apply` left it so."""
+    made = {5: await deliver(host, 5), 3: await deliver(host, 3)}  # both names lead through aliases
+    link = host.layout.certs / file
+    spoil(link, what)
+    assert await host.installer.repair_links(change=False) == [str(link)]
+    assert await host.installer.repair_links() == [str(link)]
+    assert [found_at(host, "www.example"), found_at(host, "www.example+5")] == [made[3], made[5]]
+    assert await host.installer.repair_links() == []
+
+
+async def test_a_public_name_is_left_to_the_call_that_works_on_its_certificate(clock: MockClock, host: Host) -> None:
+    made = await deliver(host, 3)
+    (host.layout.certs / "www.example.crt").unlink()
+    with trio.fail_after(1):
+        async with host.installer._locks.held({"cert:3"}):
+            assert await host.installer.repair_links() == []
+    await host.installer.repair_links()
+    assert found_at(host, "www.example") == made

@@ -31,8 +31,12 @@ def certificate_findings(context: CheckContext) -> Iterator[Finding]:
         return  # reported by the check of the state files
     if not records:
         yield ok("certificate", "none deployed yet")
+    from certctrl.install.deploy.names import public_names  # here: it needs most of the installer
+
+    names = public_names((one.facts, one.outgoing) for one in records)
     for record in records:
-        yield from guarded("certificate", lambda record=record: _one(context, record))  # type: ignore[misc]
+        public = names[record.cert_id]
+        yield from guarded("certificate", lambda record=record, public=public: _one(context, record, public))  # type: ignore[misc]
 
 
 def deployed(context: CheckContext) -> list[CertRecord]:
@@ -40,11 +44,11 @@ def deployed(context: CheckContext) -> list[CertRecord]:
     return [record for record in context.store.installed.load_certificates().values() if record.generation]
 
 
-def _one(context: CheckContext, record: CertRecord) -> Iterator[Finding]:
-    """Check one certificate; repeat while a running daemon may be changing it."""
+def _one(context: CheckContext, record: CertRecord, public: str) -> Iterator[Finding]:
+    """Check one certificate, which has a ``public`` name; repeat while a running daemon may be changing it."""
     found: list[Finding] = []
     for attempt in range(1, TRIES + 1):
-        found = list(guarded("certificate", lambda record=record: _on_disk(context, record)))  # type: ignore[misc]
+        found = list(guarded("certificate", lambda record=record: _on_disk(context, record, public)))  # type: ignore[misc]
         if all(finding.level is not Level.FAIL for finding in found) or not gather(context.layout)["running"]:
             break
         if attempt < TRIES:
@@ -53,7 +57,7 @@ def _one(context: CheckContext, record: CertRecord) -> Iterator[Finding]:
     yield from found
 
 
-def _on_disk(context: CheckContext, record: CertRecord) -> Iterator[Finding]:
+def _on_disk(context: CheckContext, record: CertRecord, public: str) -> Iterator[Finding]:
     from certctrl.store.deployments.generations import GenerationStore
 
     store, who = GenerationStore(context.layout, context.fs), str(record.facts)
@@ -73,12 +77,11 @@ def _on_disk(context: CheckContext, record: CertRecord) -> Iterator[Finding]:
             f"cert-ctrl -c DIR apply; if that does not help: cert-ctrl -c DIR renew --domain {_known_as(record)}",
         )
         return
-    if store.manifest(record.name, live)["facts"].get("placeholder"):
-        why, fix = ("revoked", REVOKED_FIX) if record.revoked else ("unassigned", _forget(record))
-        yield fail("certificate", f"{who}: {why}, replaced by a self-signed placeholder", fix)
+    if broken := store.public.broken(public, record.name):
+        yield fail("certificate", f"{who}: {', '.join(broken)} does not lead to it", "cert-ctrl -c DIR apply")
         return
-    if record.revoked:
-        yield fail("certificate", f"{who}: revoked, but still in use (on_revoked is keep)", REVOKED_FIX)
+    if (retired := _retired(record, bool(store.manifest(record.name, live)["facts"].get("placeholder")))) is not None:
+        yield retired
         return
     yield _validity(context, *_with_chain_end(record, chain), who)
     if error := _last_error(context, record):
@@ -91,6 +94,16 @@ def _on_disk(context: CheckContext, record: CertRecord) -> Iterator[Finding]:
             f"{who}: held after a rollback, renewals are not deployed",
             f"cert-ctrl -c DIR rollback --domain {_known_as(record)} --release",
         )
+
+
+def _retired(record: CertRecord, placeholder: bool) -> Finding | None:
+    """Return what is wrong with a certificate that should no longer be used; None if it may be."""
+    if placeholder:
+        why, fix = ("revoked", REVOKED_FIX) if record.revoked else ("unassigned", _forget(record))
+        return fail("certificate", f"{record.facts}: {why}, replaced by a self-signed placeholder", fix)
+    if record.revoked:
+        return fail("certificate", f"{record.facts}: revoked, but still in use (on_revoked is keep)", REVOKED_FIX)
+    return None
 
 
 def _forget(record: CertRecord) -> str:

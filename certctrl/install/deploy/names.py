@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 
 import attrs
 
-from certctrl.install.deploy.context import Context
+from certctrl.install.deploy.context import Context, Locks
 from certctrl.install.plan.values import DesiredCert
 from certctrl.model.certificate import CertFacts
 from certctrl.store.layout import OWN_MARK, safe_name
@@ -80,6 +80,39 @@ def publish(
         context.generations.public.publish(wanted)
     context.public.clear()
     context.public.update(others)
+
+
+async def repair_links(context: Context, locks: Locks, *, change: bool = True) -> list[str]:
+    """Restore public names that do not lead to their certificates, and return their paths; only that without ``change``.
+
+    Those of certificates on which another call works are left to the next call. Raises DiskError.
+    """
+    broken: dict[int, list[str]] = await context.offload(_broken_links, context)
+    if not change:
+        return [path for paths in broken.values() for path in paths]
+    mine = {f"cert:{cert_id}": cert_id for cert_id in broken if locks.try_acquire({f"cert:{cert_id}"})}
+    try:
+        return await context.offload(_restore_links, context, [*mine.values()]) if mine else []
+    finally:
+        locks.release(mine.keys())
+
+
+def _broken_links(context: Context) -> dict[int, list[str]]:
+    """Return certificate id -> public paths that do not lead to it. Blocks on the disk."""
+    here = {one.cert_id: one for one in list(context.records.certificates.values()) if one.generation}
+    names = public_names((one.facts, one.outgoing) for one in here.values())
+    found = {i: context.generations.public.broken(name, here[i].name) for i, name in names.items()}
+    return {cert_id: paths for cert_id, paths in found.items() if paths}
+
+
+def _restore_links(context: Context, cert_ids: Collection[int]) -> list[str]:
+    """Restore the public names of some certificates, which are locked; return their paths. Blocks on the disk."""
+    broken = {i: paths for i, paths in _broken_links(context).items() if i in cert_ids}
+    records = context.records.certificates
+    here = [(one.facts, one.outgoing) for one in list(records.values()) if one.generation]
+    wanted = {name: records[i].name for i, name in public_names(here).items() if i in broken}
+    context.generations.public.publish(wanted, always=True)
+    return [path for paths in broken.values() for path in paths]
 
 
 async def settle_names(context: Context) -> None:

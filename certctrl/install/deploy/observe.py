@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import attrs
 
 from certctrl import lean
-from certctrl.errors import CertctrlError, CommandError, DiskError
+from certctrl.errors import CertctrlError, CommandError, DiskError, StateCorruptError
 from certctrl.install.deploy.context import Context
 from certctrl.install.deploy.retry_table import cert_resource
 from certctrl.install.deploy.staging import Candidate
@@ -171,6 +171,9 @@ def _cert(
         unrecorded = Candidate.read(context, record.name, live)
         if unrecorded.cert_id != record.cert_id:  # withdrawn; another certificate has its name now
             live, unrecorded = "", None
+        elif live != record.generation and not context.generations.is_whole(record.name, live):
+            path = context.layout.generation(record.name, live)
+            raise StateCorruptError(f"files of {path} are missing or changed", path=str(path), fix="cert-ctrl apply")
     generation = candidate.generation if candidate is not None else live
     files: dict[str, str] = {}
     if with_files and generation:

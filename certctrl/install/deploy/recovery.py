@@ -76,13 +76,15 @@ def clear_up(context: Context) -> None:
     context.generations.clear_up()
 
 
-def lost(context: Context) -> list[CertRecord]:
-    """Return the certificates that are live by their records, but not on disk. Blocks on the disk."""
-    fs, layout = context.fs, context.layout
+def lost(context: Context, contents: bool = True) -> list[CertRecord]:
+    """Return the certificates that are live by their records, but not whole on disk. Blocks on the disk.
+
+    ``contents``: as for `GenerationStore.is_whole`.
+    """
 
     def is_lost(record: CertRecord) -> bool:
         live = _live(context, record.name)
-        return not live or fs.lstat(layout.generation(record.name, live)) is None
+        return not live or not context.generations.is_whole(record.name, live, contents=contents)
 
     return [one for one in list(context.records.certificates.values()) if one.generation and is_lost(one)]
 
@@ -103,7 +105,7 @@ def _described(context: Context, record: CertRecord, live: str) -> CertRecord:
         candidate = Candidate.read(context, record.name, live)
     except StateCorruptError:
         return attrs.evolve(record, generation="")
-    if candidate.cert_id != record.cert_id:
+    if candidate.cert_id != record.cert_id or not context.generations.is_whole(record.name, live):
         return attrs.evolve(record, generation="")
     stage = Stage.ACTIVATED if live == record.activated else Stage.COMMITTED
     return attrs.evolve(with_facts(record, candidate), stage=stage)

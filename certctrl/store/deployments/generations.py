@@ -100,6 +100,15 @@ class GenerationStore:
         """Return one file. Raises StateCorruptError if it differs from what was written."""
         return self._files.read(self.path(name, generation), self._files.manifest(name, generation), file)
 
+    def is_whole(self, name: str, generation: str, *, contents: bool = True) -> bool:
+        """Return whether all files of a generation are as they were written; without ``contents``, that key and
+        certificates are there and not empty, which costs less."""
+        if contents:
+            return self._files.manifest_if_whole(name, generation) is not None
+        directory = self._layout.generation(name, generation)
+        found = [self._fs.lstat(directory / file) for file in ("private.key", "fullchain.pem")]
+        return all(one is not None and one.kind is FileKind.FILE and one.size > 0 for one in found)
+
     # --- staging ------------------------------------------------------------------------------------------
 
     def stage(self, name: str, files: Mapping[str, bytes], facts: Mapping[str, Any]) -> Staged:

@@ -15,7 +15,7 @@ from pathlib import Path
 from threading import Lock
 
 from certctrl.store.deployments.generation_files import sync_all
-from certctrl.store.disk.atomic import swap_link_at
+from certctrl.store.disk.atomic import link_text, swap_link_at
 from certctrl.store.disk.fs import FileKind, Fs, Handle, closing
 from certctrl.store.layout import ALIAS, ConfigDir
 
@@ -28,8 +28,11 @@ class PublicNames:
         self._fs = fs
         self._lock = Lock()  # groups switch in several threads
 
-    def publish(self, wanted: Mapping[str, str]) -> None:
-        """Point public names at directories of certificates, each atomically and durably; idempotent."""
+    def publish(self, wanted: Mapping[str, str], *, always: bool = False) -> None:
+        """Point public names at directories of certificates, each atomically and durably; idempotent.
+
+        ``always``: even those that are the names of their directories, which were made with the directories.
+        """
         with self._lock, ExitStack() as stack:
             paths = (self._layout.live, self._layout.certs, self._layout.chains)
             places = {path: stack.enter_context(closing(self._fs, self._fs.open_dir(path))) for path in paths}
@@ -37,6 +40,27 @@ class PublicNames:
             for public, directory in wanted.items():
                 if public != directory or public in aliases:
                     self._lead(public, directory, aliases.get(public, ""), places)
+                elif always:
+                    self._link(self._layout.public_links(public), places)
+
+    def broken(self, public: str, directory: str) -> list[str]:
+        """Return the paths of a public name that do not lead to a directory of a certificate."""
+        plain, aliased = (self._layout.public_links(public, alias=alias) for alias in (False, True))
+        found = {link: link_text(self._fs, link) for link in plain}
+        alias = self._layout.live / f"{ALIAS}{public}"
+        leads = link_text(self._fs, alias) if any(found[link] == aliased[link] for link in plain) else None
+        return [
+            str(link)
+            for link, text in found.items()
+            if not (text == plain[link] and public == directory) and not (text == aliased[link] and leads == directory)
+        ]
+
+    def _link(self, links: Mapping[Path, str], places: Mapping[Path, Handle]) -> None:
+        changed = {
+            link.parent for link, text in links.items() if swap_link_at(self._fs, places[link.parent], link.name, text)
+        }
+        if changed:
+            sync_all(self._fs, [places[path] for path in sorted(changed)])
 
     def _aliases(self, live: Handle) -> dict[str, str]:
         names = [name for name in self._fs.listdir(live) if name.startswith(ALIAS)]
@@ -48,11 +72,7 @@ class PublicNames:
             before = public if self._fs.lstat(public, at=live) is not None else directory
             swap_link_at(self._fs, live, name, before)
             self._fs.fsync(live)
-        links = self._layout.public_links(public, alias=True).items()
-        if changed := {
-            link.parent for link, text in links if swap_link_at(self._fs, places[link.parent], link.name, text)
-        }:
-            sync_all(self._fs, [places[path] for path in sorted(changed)])
+        self._link(self._layout.public_links(public, alias=True), places)
         if before != directory:
             swap_link_at(self._fs, live, name, directory)
             self._fs.fsync(live)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -252,3 +254,29 @@ async def test_a_certificate_is_lost_without_its_link_or_its_files(clock: MockCl
     await changed(host, generation="", activated="")
     assert await host.installer.lost() == []
     assert kinds(await host.deliver(1)) == {1: APPLIED} and host.live(1)
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "emptied": lambda key: key.write_bytes(b""),
+    "removed": lambda key: key.unlink(),
+    "other bytes": lambda key: key.write_bytes(key.read_bytes().swapcase()),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGES)
+async def test_a_certificate_with_damaged_files_is_lost(clock: MockClock, host: Host, what: str) -> None:
+    """Found by trying: with an empty key on disk, `status`, `plan` and `apply` said that all was well."""
+    bundle = host.bundle(1)
+    await host.installer.converge([await host.installer.stage(bundle, ())], ())
+    record = host.installer.records[1]
+    DAMAGES[what](host.layout.generation(record.name, record.generation) / "private.key")
+    assert [one.cert_id for one in await host.installer.lost()] == [1]
+    quick = [] if what == "other bytes" else [1]  # `status` may be asked every second
+    assert [one.cert_id for one in await host.installer.lost(contents=False)] == quick
+    await changed(host, generation="", activated="")
+    await host.start().recover()
+    await host.installer.converge((), ())
+    assert not host.installer.records[1].generation, "it is not taken for whole again"
+    prepared = [await host.installer.stage(bundle, ())]
+    assert kinds(await host.installer.converge(prepared, ())) == {1: APPLIED}
+    assert host.live(1) == bundle.facts.fingerprint_sha256 and await host.installer.lost() == []
