@@ -28,7 +28,7 @@ import trio
 
 from certctrl.agent.acks import announce, flush_acks
 from certctrl.agent.alert_watch import alert_forever
-from certctrl.agent.alerts import write_or_report
+from certctrl.agent.alerts import raise_alert, write_or_report
 from certctrl.agent.context import Agent
 from certctrl.agent.control import Operation, serve_control
 from certctrl.agent.dispatcher import Dispatcher
@@ -51,6 +51,8 @@ from certctrl.model.status import StopReason
 from certctrl.model.stop import Stop
 
 ACK_FLUSH_SECONDS = 5.0
+END_ALERT_SECONDS = 30.0
+"""Seconds that the alert of a session's end may take: less than systemd waits for a stop."""
 METRICS_EXTRA = "pip install 'certctrl[metrics]', then restart the daemon"
 
 
@@ -109,6 +111,7 @@ async def _run_services(
             notifier.ready(f"polling {agent.config.application.server_url}")
             task_status.started(agent)
             await _run_handlers(agent, poller, Dispatcher(agent))
+            await _alert_of_end(agent)
             services.cancel_scope.cancel()
     return agent.stop or Stop(StopReason.ASKED, "cancelled")
 
@@ -165,6 +168,17 @@ async def _run_handlers(agent: Agent, poller: Poller, dispatcher: Dispatcher) ->
                 stop_if_replaced(agent, error)
     with trio.CancelScope(shield=True):
         await write_or_report(agent, agent.inbox.close())
+
+
+async def _alert_of_end(agent: Agent) -> None:
+    """Raise an alert if the session has ended: no renewal arrives any longer, and no one may look at this host."""
+    stop = agent.stop
+    if stop is None or stop.reason not in (StopReason.REVOKED, StopReason.REFRESH_REFUSED):
+        return
+    why = ": ".join(filter(None, (stop.reason.value, stop.detail)))
+    what = f"the session with the control plane has ended, so no renewal arrives: {why}"
+    with trio.move_on_after(END_ALERT_SECONDS):
+        await raise_alert(agent, "ended", what, "cert-ctrl register, once this host may have certificates again")
 
 
 async def keep_tokens_fresh(agent: Agent) -> None:

@@ -167,6 +167,7 @@ def test_a_revoked_device_stops_permanently_and_logs_it() -> None:
     async def scenario(scene: Scene) -> None:
         await scene.until(lambda: len(scene.polls) >= 2)
         scene.world.auditor.device_revoked = True
+        agent = scene.agent
         scene.plane.devices.revoke(USER, DEVICE, "stolen")
         with trio.fail_after(3600):
             while not scene.host.parked:
@@ -177,6 +178,7 @@ def test_a_revoked_device_stops_permanently_and_logs_it() -> None:
         await trio.sleep(DAY)
         assert len(scene.sent) == count
         assert "CRIT" in scene.log
+        assert agent.counters.alerts["ended"] == 1, "the operator's command was started"
 
     play(scenario)
 
