@@ -30,7 +30,8 @@ async def check_disk(agent: Agent, *, change: bool = True, contents: bool = True
         found = await agent.installer.lost(contents=contents)
         if found and change:
             await agent.installer.update(attrs.evolve(one, generation="", activated="") for one in found)
-        await _check_names(agent, change=change)
+        if change or not found:  # without files, no name leads to them
+            await _check_names(agent, change=change)
     except DiskError as error:  # nothing is known
         report_disk_problem(agent, error)
         return False

@@ -310,6 +310,16 @@ async def test_a_file_that_an_allowed_program_leads_to_is_not_overwritten(
     assert not plan.refusals
 
 
+async def test_a_script_that_is_not_there_yet_is_not_written(clock: MockClock, host: Host) -> None:
+    """The policy lists an interpreter with a link to a file below a write root, which may appear later."""
+    link, target = host.root / "run.sh", host.out / "run-2.sh"
+    link.symlink_to(target)
+    host.allow(write_roots=(str(host.out),), commands=commands(("/bin/sh", str(link))))
+    item = CopyAction(id="c", ob_id=1, sources=("fullchain.pem",), targets=(str(target),))
+    assert "it is the program of the allowed command" in (await host.deliver(1, items=[item]))[1].detail
+    assert not target.exists()
+
+
 # --- files ---
 
 

@@ -26,8 +26,9 @@ from certctrl.install.plan.planner import commands_of, plan_for, programs
 from certctrl.install.plan.policy import is_local
 from certctrl.install.plan.retries import without_not_due
 from certctrl.install.plan.values import DesiredCa, DesiredCert, Destination, GivenRights, InstallPlan
-from certctrl.install.process.vetting import file_of, scripts_of, vet_executable, vet_scripts
+from certctrl.install.process.vetting import file_of, vet_executable, vet_scripts
 from certctrl.model.certificate import CertFacts
+from certctrl.model.commands import script_words
 from certctrl.model.paths import is_below, path_fault
 from certctrl.model.plan import CopyAction, ExecAction, InstallItem, ObjectType, WriteMethod
 from certctrl.model.policy import HostPolicy, TrustStore
@@ -261,8 +262,8 @@ def helped_destination(
 
 
 def _run_files(items: Sequence[InstallItem], policy: HostPolicy) -> list[str]:
-    """Return the programs and scripts of allowed commands."""
-    return [*programs(items, policy), *(one for argv in commands_of(items, policy) for one in scripts_of(argv))]
+    """Return the programs and scripts of allowed commands, even those that do not exist yet."""
+    return [*programs(items, policy), *(one for argv in commands_of(items, policy) for one in script_words(argv))]
 
 
 def _program_files(paths: Iterable[str]) -> dict[str | tuple[int, int], str]:

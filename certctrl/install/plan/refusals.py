@@ -11,6 +11,7 @@ from certctrl.install.plan.copy_items import is_whole
 from certctrl.install.plan.inputs import PlanInputs
 from certctrl.install.plan.policy import (
     KEY_MODES,
+    MAX_TIMEOUT,
     AgentIdentity,
     Grant,
     Refusal,
@@ -26,7 +27,7 @@ from certctrl.model.policy import HostPolicy, TrustStore
 from certctrl.text import one_line
 
 VERIFY_SECONDS = 60.0
-"""Time limit of a check or verify command, unless the policy sets less."""
+"""Time limit in seconds of a check or verify command that the policy does not list."""
 
 
 def argvs_of(item: InstallItem) -> list[tuple[str, ...]]:
@@ -65,7 +66,10 @@ def no_trust_store(suggested: TrustStore) -> Refusal:
 
 def judge_argv(policy: HostPolicy, item: str, argv: Sequence[str], identity: AgentIdentity) -> Grant | Refusal:
     """Judge the command of a check or verify."""
-    return judge_command(policy, argv, identity, timeout=VERIFY_SECONDS, local=is_local(item), item=item)
+    judged = judge_command(policy, argv, identity, timeout=MAX_TIMEOUT, local=is_local(item), item=item)
+    if isinstance(judged, Grant) and not judged.listed:
+        return attrs.evolve(judged, timeout=VERIFY_SECONDS)
+    return judged
 
 
 def _refuse_grant(inputs: PlanInputs, judged: Grant | Refusal) -> Refusal | None:

@@ -125,7 +125,8 @@ EXEC = (
     Key(
         "timeout_ms",
         {"type": "integer", "minimum": 1, "maximum": MAX_TIMEOUT_MS},
-        f"milliseconds, at most {MAX_TIMEOUT_MS // 1000} 000",
+        f"milliseconds, at most {MAX_TIMEOUT_MS // 1000} 000; only for items of the host, "
+        "for others the limit is `timeout_seconds` in `policy.json`",
         f"{DEFAULT_TIMEOUT_MS // 1000} 000",
     ),
     Key("run_as", {"type": "string", "maxLength": 256}, "user", "the agent's"),

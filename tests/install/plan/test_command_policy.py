@@ -207,6 +207,8 @@ def test_a_check_is_judged_as_a_command_of_its_item() -> None:
     assert (found.item, found.why) == ("9", "not among commands")
     assert granted(judge_argv(POLICY, "local:9", argv, IDENTITY)) == Grant(argv=argv, run_as=None, timeout=60.0)
     assert granted(judge_argv(POLICY, "9", RELOAD.argv, IDENTITY)).timeout == 20.0
+    slow = HostPolicy(commands={"slow": attrs.evolve(RELOAD, timeout_seconds=300.0)})
+    assert granted(judge_argv(slow, "9", RELOAD.argv, IDENTITY)).timeout == 300.0, "the policy's limit counts"
 
 
 @pytest.mark.parametrize(
