@@ -132,10 +132,13 @@ class GenerationFiles:
         return found
 
     def live_id(self, name: str) -> str | None:
-        """Return the id that the live link leads to; None without a link."""
+        """Return the id that the live link leads to; None without a link, or with a directory in its place.
+
+        Programs that copy what links lead to, such as some backups, make such directories.
+        """
         link = f"{self._layout.live}/{name}"
         found = link_text(self._fs, link)
-        if found is None:
+        if found is None or (not found and self.is_flattened(name)):
             return None
         start = self._live_start(name)
         if found.startswith(start) and is_plain_name(generation := found[len(start) :]):
@@ -145,6 +148,17 @@ class GenerationFiles:
             path=link,
             fix=f"remove {link}; the agent then fetches the certificate again",
         )
+
+    def is_flattened(self, name: str) -> bool:
+        """Return whether there is a directory in place of a live link."""
+        found = self._fs.lstat(self._layout.live / name)
+        return found is not None and found.kind is FileKind.DIR
+
+    def move_flattened(self, name: str) -> None:
+        """Move a directory in place of a live link to where `clear_up` and the sweep remove it, with its key."""
+        doomed = self._layout.generations / f"{TEMP}{self._fs.token()}"
+        self._fs.rename(str(self._layout.live / name), str(doomed))
+        self.doomed.add(doomed)
 
     def _live_start(self, name: str) -> str:
         return f"../{self._layout.generations.name}/{name}/"

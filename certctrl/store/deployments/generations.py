@@ -289,6 +289,8 @@ class GenerationStore:
                     if before is None:
                         swap_link_at(self._fs, places[self._layout.live], name, text)
                     elif before[name] != generation:
+                        if before[name] is None and self._files.is_flattened(name):
+                            self._files.move_flattened(name)
                         replace_link_at(self._fs, places[self._layout.live], name, text)
                 elif self._fs.lstat(name, at=places[self._layout.live]) is not None:
                     self._fs.unlink(name, at=places[self._layout.live])
@@ -310,7 +312,9 @@ class GenerationStore:
             handles = {path: stack.enter_context(closing(self._fs, self._fs.open_dir(path))) for path in places}
             self.public.remove(name, handles)
             found = self._fs.lstat(name, at=handles[self._layout.live])
-            if found is not None and found.kind is FileKind.LINK:
+            if found is not None and found.kind is FileKind.DIR:
+                self._files.move_flattened(name)
+            elif found is not None and found.kind is FileKind.LINK:
                 self._fs.unlink(name, at=handles[self._layout.live])
             sync_all(self._fs, list(handles.values()))
         with closing(self._fs, self._fs.open_dir(self._layout.generations)) as home:

@@ -280,3 +280,36 @@ async def test_a_certificate_with_damaged_files_is_lost(clock: MockClock, host: 
     prepared = [await host.installer.stage(bundle, ())]
     assert kinds(await host.installer.converge(prepared, ())) == {1: APPLIED}
     assert host.live(1) == bundle.facts.fingerprint_sha256 and await host.installer.lost() == []
+
+
+def flatten(host: Host) -> Path:
+    """Replace all links below ``certs/`` by copies, as some backups do; return the copy of certificate 1's directory."""
+    flat = host.root / "flat"
+    shutil.copytree(host.layout.certs, flat, symlinks=False)
+    shutil.rmtree(host.layout.certs)
+    flat.rename(host.layout.certs)
+    return host.layout.live / host.installer.records[1].name
+
+
+async def test_a_certificate_whose_links_were_flattened_is_deployed_again(clock: MockClock, host: Host) -> None:
+    bundle = host.bundle(1)
+    await host.installer.converge([await host.installer.stage(bundle, ())], ())
+    copy = flatten(host)
+    assert [one.cert_id for one in await host.installer.lost()] == [1]
+    await changed(host, generation="", activated="")
+    await host.start().recover()
+    assert (copy / "private.key").exists(), "services read it until the certificate is here again"
+    prepared = [await host.installer.stage(bundle, ())]
+    assert kinds(await host.installer.converge(prepared, ())) == {1: APPLIED}
+    assert host.live(1) == bundle.facts.fingerprint_sha256 and copy.is_symlink()
+    await host.installer.clear_up()
+    generations = host.layout.generations
+    assert [path.name for path in generations.iterdir()] == [copy.name], "the copies of the key are gone"
+
+
+async def test_a_withdrawn_certificate_leaves_no_flattened_copy(clock: MockClock, host: Host) -> None:
+    await host.deliver(1)
+    flatten(host)
+    await host.installer.repair_links()
+    await host.installer.withdraw(1, revoked=True, items=())
+    assert not [path for path in host.layout.certs.rglob("*") if not path.is_dir()], "copies of the key, too"
