@@ -11,6 +11,7 @@ from enum import StrEnum
 
 from certctrl import lean
 from certctrl.install.plan.retries import bounded_by_life
+from certctrl.model.certificate import CertFacts
 from certctrl.model.config import ApplicationConfig
 from certctrl.model.records import CertRecord, Stage
 
@@ -85,15 +86,20 @@ def next_check(records: Iterable[CertRecord], config: ApplicationConfig, now: fl
 
 
 class RenewalRequests:
-    """Remembers requested renewals, so that each is requested every six hours at most."""
+    """Remembers requested renewals, so that each is requested every six hours at most, or more often for a short life."""
 
     def __init__(self) -> None:
-        self._requested: dict[int, tuple[str, float, float]] = {}
+        self._requested: dict[int, tuple[CertFacts, float, float]] = {}
 
     def due(self, finding: Finding, now: float) -> bool:
-        """Return whether to request a renewal of this serial now; ``now`` on a clock that cannot be set."""
-        serial, at, pause = self._requested.get(finding.record.cert_id, ("", 0.0, 0.0))
-        return serial != finding.record.facts.serial or not 0 <= now - at < pause
+        """Return whether to request a renewal now; ``now`` on a clock that cannot be set.
+
+        A renewal that ends when its predecessor did, because both end with the same issuer, is no reason for another.
+        """
+        facts = finding.record.facts
+        before, at, pause = self._requested.get(facts.cert_id, (None, 0.0, 0.0))
+        is_other = before is None or (before.serial != facts.serial and before.not_after != facts.not_after)
+        return is_other or not 0 <= now - at < pause
 
     def record(self, finding: Finding, now: float, *, accepted: bool = True) -> None:
         """Record a request; ``accepted``: whether the plane accepted it."""
@@ -102,7 +108,7 @@ class RenewalRequests:
         if not accepted and finding.remaining > 0:
             pause = min(pause, bounded_by_life(REFUSED_REQUEST_INTERVAL, finding.remaining))
         longest = REQUEST_INTERVAL if accepted else REFUSED_REQUEST_INTERVAL
-        self._requested[record.cert_id] = (record.facts.serial, now, min(longest, pause))
+        self._requested[record.cert_id] = (record.facts, now, min(longest, pause))
 
     def next_due(self, now: float) -> float:
         """Return the seconds until the first request may be repeated; infinite: none was made."""

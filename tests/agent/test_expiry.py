@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -70,6 +71,18 @@ def test_a_renewal_is_requested_once_and_again_only_later() -> None:
     requests.record(finding, 61 * DAY)
     assert not requests.due(finding, 61 * DAY + 60)
     assert requests.due(finding, 61 * DAY + 6 * 3600)
+
+
+def test_a_renewal_that_ends_with_the_same_issuer_is_not_requested_immediately() -> None:
+    """Otherwise hosts would request renewals as fast as the CA issues them, until its certificate has ended."""
+    requests = RenewalRequests()
+    (finding,) = find_expiring([record(90)], CONFIG, 89 * DAY)
+    requests.record(finding, 0.0)
+    no_better = attrs.evolve(finding.record, facts=attrs.evolve(finding.record.facts, serial="02"))
+    assert not requests.due(attrs.evolve(finding, record=no_better), 60.0)
+    assert requests.due(attrs.evolve(finding, record=no_better), 6 * 3600.0)
+    later = attrs.evolve(no_better, facts=attrs.evolve(no_better.facts, not_after=91 * DAY))
+    assert requests.due(attrs.evolve(finding, record=later), 60.0)
 
 
 def test_a_renewal_requested_while_the_clock_was_ahead_is_requested_again() -> None:
