@@ -18,7 +18,7 @@ from cattrs import Converter
 from certctrl import lean
 from certctrl.errors import DiskError, StateCorruptError
 from certctrl.store import decode
-from certctrl.store.disk.atomic import link_text, read_bytes, swap_link_at
+from certctrl.store.disk.atomic import is_temp, link_text, read_bytes, swap_link_at, temp_name
 from certctrl.store.disk.fs import FileKind, Fs, Handle, closing
 from certctrl.store.layout import ALIAS, DIR_MODE, PUBLIC_MODE, SECRET_MODE, ConfigDir, is_plain_name
 from certctrl.store.structure import Mismatch, structure, tolerant_converter
@@ -154,11 +154,14 @@ class GenerationFiles:
         found = self._fs.lstat(self._layout.live / name)
         return found is not None and found.kind is FileKind.DIR
 
-    def move_flattened(self, name: str) -> None:
-        """Move a directory in place of a live link to where `clear_up` and the sweep remove it, with its key."""
-        doomed = self._layout.generations / f"{TEMP}{self._fs.token()}"
-        self._fs.rename(str(self._layout.live / name), str(doomed))
-        self.doomed.add(doomed)
+    def move_flattened(self, name: str, live: Handle) -> None:
+        """Move a directory out of the place of a live link; `clear_up` or the next sweep removes it, with its key.
+
+        ``live``: the open directory of live links.
+        """
+        doomed = temp_name(self._fs, name)
+        self._fs.rename(name, doomed, at=live)
+        self.doomed.add(self._layout.live / doomed)
 
     def _live_start(self, name: str) -> str:
         return f"../{self._layout.generations.name}/{name}/"
@@ -327,7 +330,7 @@ class GenerationFiles:
             if path not in self.doomed:  # another thread took it, or it is used again
                 return
             taken = path
-            if not path.name.startswith(TEMP) and self._fs.lstat(path) is not None:
+            if not (path.name.startswith(TEMP) or is_temp(path.name)) and self._fs.lstat(path) is not None:
                 taken = path.with_name(f"{TEMP}{self._fs.token()}")
                 self._fs.rename(str(path), str(taken))  # nothing may find half of it by its id
             self.doomed.remove(path)

@@ -27,7 +27,7 @@ from weakref import ref
 
 from certctrl import lean
 from certctrl.errors import DiskError, StateCorruptError
-from certctrl.store.deployments.generation_files import TEMP, GenerationFiles, Manifest, identify, sync_all
+from certctrl.store.deployments.generation_files import TEMP, GenerationFiles, Manifest, identify, remove_tree, sync_all
 from certctrl.store.deployments.public_names import PublicNames
 from certctrl.store.disk.atomic import is_temp, replace_link_at, swap_link_at
 from certctrl.store.disk.fs import FileKind, Fs, Handle, closing
@@ -290,7 +290,7 @@ class GenerationStore:
                         swap_link_at(self._fs, places[self._layout.live], name, text)
                     elif before[name] != generation:
                         if before[name] is None and self._files.is_flattened(name):
-                            self._files.move_flattened(name)
+                            self._files.move_flattened(name, places[self._layout.live])
                         replace_link_at(self._fs, places[self._layout.live], name, text)
                 elif self._fs.lstat(name, at=places[self._layout.live]) is not None:
                     self._fs.unlink(name, at=places[self._layout.live])
@@ -313,7 +313,7 @@ class GenerationStore:
             self.public.remove(name, handles)
             found = self._fs.lstat(name, at=handles[self._layout.live])
             if found is not None and found.kind is FileKind.DIR:
-                self._files.move_flattened(name)
+                self._files.move_flattened(name, handles[self._layout.live])
             elif found is not None and found.kind is FileKind.LINK:
                 self._fs.unlink(name, at=handles[self._layout.live])
             sync_all(self._fs, list(handles.values()))
@@ -388,7 +388,7 @@ class GenerationStore:
             }
             for handle in places.values():
                 for leftover in filter(is_temp, self._fs.listdir(handle)):
-                    self._fs.unlink(leftover, at=handle)
+                    remove_tree(self._fs, handle, leftover)
                     swept += 1
             found = self._fs.listdir(places[self._layout.live])
             live = [name for name in found if not (is_temp(name) or name.startswith(ALIAS))]

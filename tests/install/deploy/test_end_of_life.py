@@ -291,7 +291,10 @@ def flatten(host: Host) -> Path:
     return host.layout.live / host.installer.records[1].name
 
 
-async def test_a_certificate_whose_links_were_flattened_is_deployed_again(clock: MockClock, host: Host) -> None:
+@pytest.mark.parametrize("restarts", [False, True])
+async def test_a_certificate_whose_links_were_flattened_is_deployed_again(
+    clock: MockClock, host: Host, restarts: bool
+) -> None:
     bundle = host.bundle(1)
     await host.installer.converge([await host.installer.stage(bundle, ())], ())
     copy = flatten(host)
@@ -302,9 +305,11 @@ async def test_a_certificate_whose_links_were_flattened_is_deployed_again(clock:
     prepared = [await host.installer.stage(bundle, ())]
     assert kinds(await host.installer.converge(prepared, ())) == {1: APPLIED}
     assert host.live(1) == bundle.facts.fingerprint_sha256 and copy.is_symlink()
-    await host.installer.clear_up()
-    generations = host.layout.generations
-    assert [path.name for path in generations.iterdir()] == [copy.name], "the copies of the key are gone"
+    if restarts:
+        await host.start().recover()
+    else:
+        await host.installer.clear_up()
+    assert [*host.layout.live.iterdir()] == [copy], "the copy of the key is gone"
 
 
 async def test_a_withdrawn_certificate_leaves_no_flattened_copy(clock: MockClock, host: Host) -> None:
