@@ -23,11 +23,11 @@ from certctrl.agent.lost import check_disk
 from certctrl.agent.operations import (
     OPERATOR,
     applied,
+    changes_so_far,
     failed,
     forget_ca,
     forget_certificate,
     forget_trust,
-    generations,
     record_for,
     rolled_back,
 )
@@ -83,7 +83,7 @@ async def apply(config_dir: Path, *, now: bool = False, seams: Seams | None = No
     async with open_agent(config_dir, seams or Seams()) as agent:
         agent.installer.asked_by = OPERATOR
         await recover(agent)
-        before = generations(agent)
+        before = changes_so_far(agent)
         found, unreachable = await try_resync(agent, "`apply` was requested")
         if not unreachable:
             agent.retry_now()

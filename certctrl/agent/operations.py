@@ -83,7 +83,7 @@ class Operations:
         If the plane is unreachable, converge with what is on disk.
         """
         agent, wanted = self._agent, _read_request(request)
-        before = generations(agent)
+        before = changes_so_far(agent)
         found, unreachable = await try_resync(agent, "`apply` was requested")
         await self._retry_signals(agent.retry_now())  # first handle the differences and the retries
         outcome = await agent.installer.converge_all(
@@ -170,20 +170,26 @@ def operations_for(agent: Agent, poller: Poller, stop: Callable[[str], None]) ->
     }
 
 
-def generations(agent: Agent) -> dict[int, str]:
-    """Return certificate id -> live generation."""
-    return {cert_id: record.generation for cert_id, record in agent.installer.records.items()}
+def changes_so_far(agent: Agent) -> dict[int, tuple[str, float]]:
+    """Return certificate id -> live generation, and when something of the certificate was last changed (0: unknown)."""
+    changed = OutcomeKind.APPLIED
+    return {
+        cert_id: (one.generation, one.last_apply_at if one.last_outcome is changed else 0.0)
+        for cert_id, one in agent.installer.records.items()
+    }
 
 
 def applied(
-    agent: Agent, outcome: Outcome, before: Mapping[int, str], *, differences: int, unreachable: str
+    agent: Agent, outcome: Outcome, before: Mapping[int, tuple[str, float]], *, differences: int, unreachable: str
 ) -> dict[str, Any]:
-    """Return the result of an `apply` as plain JSON, including what its signals switched.
+    """Return the result of an `apply` as plain JSON, including what its signals changed.
 
-    ``before``: `generations` at its start. ``unreachable``: why the plane was not reached; empty: it was.
+    ``before``: `changes_so_far` at its start. ``unreachable``: why the plane was not reached; empty: it was.
     """
-    switched = {cert_id for cert_id, now in generations(agent).items() if now != before.get(cert_id, "")}
-    kind = OutcomeKind.APPLIED if switched and outcome.kind is OutcomeKind.UNCHANGED else outcome.kind
+    now, nothing = changes_so_far(agent), ("", 0.0)
+    switched = any(live != before.get(i, nothing)[0] for i, (live, _) in now.items())
+    written = any(at not in (0.0, before.get(i, nothing)[1]) for i, (_, at) in now.items())
+    kind = OutcomeKind.APPLIED if (switched or written) and outcome.kind is OutcomeKind.UNCHANGED else outcome.kind
     result = {
         "outcome": kind.value, "detail": outcome.detail, "differences": differences,
         "problems": item_problems(agent),

@@ -5,9 +5,10 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import attrs
 import pytest
 
-from certctrl.agent.operations import Operations, applied, failed, generations
+from certctrl.agent.operations import Operations, applied, changes_so_far, failed
 from certctrl.errors import UsageError
 from certctrl.model.certificate import CertFacts
 from certctrl.model.plan import Outcome, OutcomeKind
@@ -30,13 +31,28 @@ def agent_with(*generation: str, errors: tuple[str, ...] = ()) -> Any:
 
 
 def reported(outcome: Outcome, before: Any, after: Any, unreachable: str = "") -> dict[str, Any]:
-    return applied(after, outcome, generations(before), differences=1, unreachable=unreachable)
+    return applied(after, outcome, changes_so_far(before), differences=1, unreachable=unreachable)
 
 
 def test_apply_includes_what_its_signals_switched() -> None:
     assert reported(UNCHANGED, agent_with("g1"), agent_with("g2"))["outcome"] == "applied"
     assert reported(UNCHANGED, agent_with(), agent_with("g1"))["outcome"] == "applied"
     assert reported(UNCHANGED, agent_with("g1"), agent_with("g1"))["outcome"] == "unchanged"
+
+
+def test_apply_includes_what_its_signals_wrote() -> None:
+    """Found by trying: with a missing copy, a signal of the comparison wrote it, and `apply` said "unchanged"."""
+
+    def at(time: float, kind: OutcomeKind = OutcomeKind.APPLIED) -> Any:
+        agent = agent_with("g1")
+        agent.installer.records = {
+            n: attrs.evolve(one, last_apply_at=time, last_outcome=kind) for n, one in agent.installer.records.items()
+        }
+        return agent
+
+    assert reported(UNCHANGED, at(1.0), at(2.0))["outcome"] == "applied"
+    assert reported(UNCHANGED, at(1.0), at(1.0))["outcome"] == "unchanged"
+    assert reported(UNCHANGED, at(1.0), at(2.0, OutcomeKind.UNCHANGED))["outcome"] == "unchanged"
 
 
 def test_a_failure_stays_a_failure() -> None:
