@@ -88,6 +88,8 @@ class Agent:
     """Called with each configuration that SIGHUP activates."""
     plane_changed: bool = False
     """Whether certificates of another plane were found at this start, and no alert was raised yet."""
+    unassigned_since: dict[int, float] = attrs.field(factory=dict)
+    """Certificate id -> when this run noted its unassignment (steady clock), because the wall clock may be set."""
     idle_items: dict[str, str] = attrs.field(factory=dict)
     """Item id -> missing certificates or CAs that it names, as of the last comparison or status request."""
     lost: dict[int, str] = attrs.field(factory=dict)

@@ -131,12 +131,17 @@ async def let_grace_pass(agent: Agent, record: CertRecord) -> None:
     if fresh:
         record = attrs.evolve(record, standing=Standing.UNASSIGNED, unassigned_at=now)
         await agent.installer.update([record])
+        agent.unassigned_since[record.cert_id] = agent.installer.retries.steady_now()
     if mass := _mass(agent):
         if problem_key(MASS) not in agent.problems:
             await raise_alert(agent, MASS, *_too_many(mass))
         raise GraceError("more than half of all certificates were unassigned; kept", seconds=ASK_AGAIN_SECONDS)
-    left = record.unassigned_at + agent.policy.unassign_grace - now
+    waited = now - record.unassigned_at
+    if (since := agent.unassigned_since.get(record.cert_id)) is not None:
+        waited = min(waited, agent.installer.retries.steady_now() - since)  # the wall clock may have been set ahead
+    left = agent.policy.unassign_grace - waited
     if left <= 0:
+        agent.unassigned_since.pop(record.cert_id, None)
         return
     if fresh:
         log_line(agent.log, Line.CERT_UNASSIGNING, cert_id=record.cert_id, name=record.name, delay=round(left))

@@ -309,6 +309,20 @@ def test_items_that_fail_do_not_postpone_an_unassignment() -> None:
     play(scenario, attrs.evolve(CALM, poison_attempts=1))
 
 
+def test_a_clock_that_is_set_ahead_does_not_end_a_grace_time() -> None:
+    async def scenario(scene: Scene) -> None:
+        (gone, _) = await deployed(scene, "gone.example", "stays.example")
+        await scene.plane.certificates.unassign(USER, DEVICE, gone)
+        await scene.until(lambda: problem_key("unassigned", gone) in scene.agent.problems)
+        scene.world.clock.error += 2 * GRACE
+        await scene.operators._send("cert.unassigned", {"cert_id": gone})
+        await trio.sleep(GRACE / 2)
+        assert scene.live(gone), "only half of the grace time has passed"
+        await scene.until(lambda: not scene.live(gone), GRACE)
+
+    play(scenario, CALM)
+
+
 def test_a_mass_unassignment_asks() -> None:
     async def scenario(scene: Scene) -> None:
         ids = await deployed(scene, *(f"c{number}.example" for number in range(6)))
