@@ -22,7 +22,7 @@ _OPTION = re.compile(r"-[A-Za-z]+")
 _WITH_VALUE = re.compile(r"--(rcfile|init-file|require|import|loader|experimental-loader|env-file|php-ini|define)")
 _WRAPPERS = re.compile(
     r"env|busybox|nice|ionice|chrt|timeout|sudo|doas|setsid|nohup|stdbuf|setpriv|runuser|systemd-run|time"
-    r"|flock|taskset|prlimit|unshare|nsenter|numactl|runcon|xargs"
+    r"|flock|taskset|prlimit|unshare|nsenter|numactl|runcon|xargs|pkexec|chronic"
 )
 """Programs that run the program that their arguments name."""
 
