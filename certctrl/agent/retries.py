@@ -39,7 +39,7 @@ async def retry_forever(agent: Agent) -> None:
             await agent.installer.retries.changed.wait()
         passed = trio.current_time() - began
         if waited.cancelled_caught:
-            await check_disk(agent)
+            await check_disk(agent, contents=False)  # often, if something fails
             await _retry_all(agent, [one for one, left in turns.items() if left <= passed])
 
 
