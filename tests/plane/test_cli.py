@@ -196,6 +196,32 @@ def test_the_question_names_the_device_that_an_id_means(
 
 
 @pytest.mark.integration
+def test_what_a_revoked_device_is_given_is_noted(site: PlaneSite, device: str, tmp_path: Path) -> None:
+    """It is given all the same: the operator may be about to approve it again."""
+    first = site("issue", "noted.example", "--device", device)
+    assert first.err == ""
+    (device_id,) = site("issue", "again.noted.example", "--device", device, "--json").json["device_ids"]
+    ca = str(site("ca", "add", "ca-of-a-revoked-one", "--json").json["id"])
+    site("issue", "third.noted.example")
+    site("revoke-device", device, "--yes")
+    (items := tmp_path / "items.json").write_text("[]")
+    (rows := tmp_path / "rows.csv").write_text(f"domains,devices\nfourth.noted.example,{device}\n")
+    note = f"note: device {device_id} ({device}) is revoked: it receives nothing until it is registered and approved again\n"
+    for argv in (
+        ("issue", "more.noted.example", "--device", device),
+        ("issue", "--from-file", str(rows), "--yes"),
+        ("assign", "third.noted.example", "--device", str(device_id)),
+        ("ca", "assign", ca, "--device", device),
+        ("install-config", "put", str(items), "--device", device),
+        ("tag", str(device_id), "--add", "noted"),
+    ):
+        done = site(*argv)
+        assert (done.status, done.err.count(note)) == (0, 1), (argv, done)
+    assert site("unassign", "third.noted.example", "--device", device, "--yes").err == ""
+    assert site("assign", "noted.example", "--device", "999999").status == ExitStatus.FAILED
+
+
+@pytest.mark.integration
 def test_commands_on_the_plane_s_machine_do_not_use_its_public_name(tmp_path: Path, cli: Cli) -> None:
     data = tmp_path / "data"
     argv = [sys.executable, "-m", "certctrl", "plane", "serve", "--data", str(data), "--listen", "0.0.0.0:0"]

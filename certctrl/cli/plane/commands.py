@@ -116,7 +116,7 @@ def assign(ctx: typer.Context, certificate: Certificate, device: SomeDevices) ->
 
     async def request(api: OperatorApi) -> Any:
         cert_id, row = await api.certificate(certificate), {}
-        for device_id in await api.devices(device):
+        for device_id in await api.receivers(device):
             row = await api.call("POST", f"devices/{device_id}/certificates", {"cert_id": cert_id})
         return row
 

@@ -274,6 +274,17 @@ class OperatorApi:
             found.setdefault(device_id, name)
         return list(found)
 
+    async def receivers(self, named: Sequence[str]) -> list[int]:
+        """Return the ids of devices that are to get something, with a note for each that is revoked."""
+        ids = await self.devices(named)
+        for device_id in ids:
+            try:
+                note_revoked(await self.call("GET", f"devices/{device_id}"))
+            except PlaneError as error:
+                if error.status not in (403, 404):  # the change itself reports those
+                    raise
+        return ids
+
     async def shown_devices(self, ids: Sequence[int]) -> str:
         """Return ids with their names, for a question before these devices are changed."""
         rows = [await self.call("GET", f"devices/{device_id}") for device_id in ids]
@@ -373,6 +384,14 @@ def _read(path: Path, what: str, hint: str = "") -> str:
             fix=hint or "restore the file as the control plane wrote it: one word on one line",
         )
     return text
+
+
+def note_revoked(row: Mapping[str, Any]) -> None:
+    """Announce that a device is revoked although it is to get something."""
+    if row.get("status") == "revoked":
+        state = "decommissioned" if row.get("decommissioned_at") else "revoked"
+        what = f"device {row['id']} ({one_line(str(row['name']), 80)}) is {state}"
+        write_error(f"note: {what}: it receives nothing until it is registered and approved again")
 
 
 def note_duplicates(names: Sequence[str]) -> None:

@@ -51,7 +51,7 @@ def put(
     items = _checked_items(file, json_file(file))
 
     async def request(api: OperatorApi) -> Any:
-        ids = await api.devices(device)
+        ids = await api.receivers(device)
         return [await api.operator.put_install_config(api.user, device_id, items) for device_id in ids]
 
     done = call_plane(ctx, request)
@@ -161,7 +161,7 @@ def assign_ca(ctx: typer.Context, authority: Ca, device: SomeDevices) -> None:
 
     async def request(api: OperatorApi) -> Any:
         ca_id, row = await api.authority(authority), {}
-        for device_id in await api.devices(device):
+        for device_id in await api.receivers(device):
             row = await api.call("POST", f"devices/{device_id}/cas", {"ca_id": ca_id})
         return row
 

@@ -11,7 +11,7 @@ import typer
 from certctrl import lean
 from certctrl.cli.output import write_error, write_line
 from certctrl.cli.plane.bar import Bar
-from certctrl.cli.plane.connection import OperatorApi, agreed, call_plane, show
+from certctrl.cli.plane.connection import OperatorApi, agreed, call_plane, note_revoked, show
 from certctrl.cli.plane.issue_file import SHOWN_ERRORS, Entry, LineError, read_entries
 from certctrl.errors import CertctrlError, ExitStatus, PlaneError, TransportError, UsageError
 from certctrl.text import counted
@@ -85,6 +85,10 @@ async def _checked(
         errors += [LineError(entry.line, "devices", problem) for problem in unknown]
         request = {"domain_name": entry.domains[0], "sans": list(entry.domains[1:]), "device_ids": ids}
         bodies.append(request | dict(defaults) | dict(entry.fields))
+    receiving = {device_id for body in bodies for device_id in body["device_ids"]}
+    for row in known_devices:
+        if row["id"] in receiving:
+            note_revoked(row)
     checked = []
     with Bar("certificates checked", len(entries)) as bar:
         for begin in range(0, len(entries), MAX_CHECKED):

@@ -92,7 +92,7 @@ def import_certificate(
     body = _body(cert, key, chain or (), pkcs12, _password(password_file))
 
     async def request(api: OperatorApi) -> Any:
-        sent = body | {"device_ids": await api.devices(device or ())}
+        sent = body | {"device_ids": await api.receivers(device or ())}
         if renews:
             sent["cert_id"] = await api.certificate(renews)
         if rollout:

@@ -95,7 +95,7 @@ def issue(
     body: dict[str, Any] = {"domain_name": domains[0], "sans": domains[1:], **options}
 
     async def request(api: OperatorApi) -> Any:
-        return await api.call("POST", "certificates", body | {"device_ids": await api.devices(device or ())})
+        return await api.call("POST", "certificates", body | {"device_ids": await api.receivers(device or ())})
 
     note_duplicates(domains)
     row = call_plane(ctx, request)

@@ -54,7 +54,7 @@ def tag_devices(
         raise UsageError("no tag given", fix="add --add TAG or --remove TAG")
 
     async def request(api: OperatorApi) -> Any:
-        body = {"device_ids": await api.devices(devices), "add": add or [], "remove": remove or []}
+        body = {"device_ids": await api.receivers(devices), "add": add or [], "remove": remove or []}
         return await api.call("POST", "device-tags", body)
 
     rows = call_plane(ctx, request)
