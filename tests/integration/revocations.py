@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.serialization import (
 from fleet import USER, wait_for
 from recipes import Trial
 
-from certctrl.install.material.formats import has_key
+from certctrl.model.modes import has_key
 
 REVOKED = "was revoked"
 FROM_MEMORY = "removed; 127.0.0.1:{port} still serves it from memory"

@@ -89,6 +89,7 @@ def test_items_are_checked_before_they_are_stored(site: PlaneSite, device: str, 
     for wrong, expected in (
         (item | {"form": ["x"]}, "installs[0].form: unknown key; did you mean from?"),
         (item | {"from": ["privat.key"]}, "installs[0].from[0]: unknown file privat.key; did you mean private.key?"),
+        (item | {"mode": "0644"}, "installs[0].mode: 0644 is too open: a private key at most 0640"),
         (item | {"depends_on": ["wbe"]}, "depends on wbe, which does not exist; did you mean web?"),
     ):
         file.write_text(json.dumps([wrong]))

@@ -11,10 +11,10 @@ from certctrl.errors import CertctrlError
 from certctrl.helper.client import HelperClient
 from certctrl.helper.messages import POLICY
 from certctrl.install.deploy.observe import gid_of, uid_of
-from certctrl.install.material.formats import has_key
 from certctrl.install.plan.policy import AgentIdentity, is_local, refuse_path
 from certctrl.install.process.proc import own_names
 from certctrl.model.commands import unit_of
+from certctrl.model.modes import has_key
 from certctrl.model.plan import CopyAction, ExecAction, InstallItem
 from certctrl.model.policy import HostPolicy
 from certctrl.store.disk.helper import rule_for

@@ -12,7 +12,7 @@ from certctrl import lean
 from certctrl.install.adopt.in_use import InUse, groups_by_service
 from certctrl.install.adopt.uses import Service, Use, concrete
 from certctrl.install.material.domains import is_covered
-from certctrl.install.material.formats import has_key
+from certctrl.model.modes import has_key
 from certctrl.model.paths import is_below
 from certctrl.model.plan import VerifyTls, WriteMethod
 from certctrl.store.layout import safe_name

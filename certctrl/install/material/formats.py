@@ -24,7 +24,6 @@ _SALTED_FILES = {"bundle.pfx": "pfx", "bundle-legacy.pfx": "pfx", "bundle.jks": 
 WHOLE_FILES = frozenset({"combined.pem", "combined-key-last.pem", *_SALTED_FILES})
 """Files that contain a matching key and certificate."""
 BARE_KEYS = frozenset({"private.key", "private-traditional.key"})
-_KEY_FILES = BARE_KEYS | WHOLE_FILES
 _ALIAS = re.compile(r"\?alias=([A-Za-z0-9][A-Za-z0-9._-]{0,63})", re.ASCII)
 """Suffix of a keystore's name: the alias of its entry."""
 
@@ -38,11 +37,6 @@ def is_virtual(name: str) -> bool:
 def base_of(name: str) -> str:
     """Return the name of a virtual file without the alias: ``bundle.jks?alias=tomcat`` → ``bundle.jks``."""
     return name.partition("?")[0]
-
-
-def has_key(name: str) -> bool:
-    """Return whether a file contains a private key, so that its default mode is 0600."""
-    return base_of(name) in _KEY_FILES
 
 
 def password_kind(name: str) -> str | None:

@@ -15,7 +15,6 @@ from typing import TypeVar
 import attrs
 
 from certctrl.install.material.domains import is_covered, plain_domain
-from certctrl.install.material.formats import has_key
 from certctrl.install.plan.copy_items import FileGroup, file_groups_of
 from certctrl.install.plan.dependencies import (
     activation_key,
@@ -26,7 +25,7 @@ from certctrl.install.plan.dependencies import (
     ordered_steps,
 )
 from certctrl.install.plan.inputs import Host, PlanInputs
-from certctrl.install.plan.policy import KEY_MODES, PUBLIC_MODES, Grant, Refusal, judge_exec
+from certctrl.install.plan.policy import Grant, Refusal, judge_exec
 from certctrl.install.plan.refusals import argvs_of, blocked_items, collisions, judge_argv, refusal_of
 from certctrl.install.plan.values import (
     DesiredCa,
@@ -39,6 +38,7 @@ from certctrl.install.plan.values import (
     Verification,
     Write,
 )
+from certctrl.model.modes import KEY_MODES, PUBLIC_MODES, has_key
 from certctrl.model.plan import (
     CopyAction,
     ExecAction,

@@ -15,8 +15,8 @@ from typing import Any
 import attrs
 
 from certctrl import lean
-from certctrl.install.material.formats import has_key
 from certctrl.model.commands import script_words
+from certctrl.model.modes import open_mode
 from certctrl.model.paths import is_below, path_fault
 from certctrl.model.plan import COMMAND_PREFIX, LOCAL_PREFIX, CopyAction, ExecAction, VerifyTls
 from certctrl.model.policy import HostPolicy, NamedCommand, RemoteCommands
@@ -24,8 +24,6 @@ from certctrl.text import nearest, one_line
 
 MIN_TIMEOUT = 1.0
 MAX_TIMEOUT = 600.0
-PUBLIC_MODES = 0o644
-KEY_MODES = 0o640
 MAX_WORDS = 256
 MAX_WORD_CHARS = 65_536
 _LISTS = ("write_roots", "run_as", "owners", "probe")
@@ -135,12 +133,8 @@ def _refuse_own(path: str, what: str, identity: AgentIdentity) -> Refusal | None
 
 def refuse_owner(policy: HostPolicy, item: CopyAction, identity: AgentIdentity) -> Refusal | None:
     """Return why a copy item may not give its files this mode, owner or group; None: it may."""
-    together = [(item.mode, any(map(has_key, item.sources)))]
-    each = [(mode, has_key(source)) for mode, source in zip(item.modes, item.sources, strict=False)]
-    for mode, key in (*together, *each):
-        if mode is not None and mode & ~(KEY_MODES if key else PUBLIC_MODES):
-            most = "a private key at most 0640" if key else "a public file at most 0644"
-            return Refusal(item=item.id, what=f"set mode {mode:04o}", why=f"too open: {most}")
+    if too_open := open_mode(item):
+        return Refusal(item=item.id, what=f"set mode {too_open.mode:04o}", why=too_open.why)
     allowed = {*policy.owners, "root", identity.user, identity.group}
     owners, groups = item.accounts
     for name in (*sorted(owners), *sorted(groups)):

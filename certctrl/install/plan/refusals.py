@@ -6,11 +6,10 @@ from collections.abc import Collection, Sequence
 
 import attrs
 
-from certctrl.install.material.formats import has_key, is_virtual
+from certctrl.install.material.formats import is_virtual
 from certctrl.install.plan.copy_items import is_whole
 from certctrl.install.plan.inputs import PlanInputs
 from certctrl.install.plan.policy import (
-    KEY_MODES,
     MAX_TIMEOUT,
     AgentIdentity,
     Grant,
@@ -22,6 +21,7 @@ from certctrl.install.plan.policy import (
     refuse_path,
 )
 from certctrl.install.plan.values import Destination, GivenRights
+from certctrl.model.modes import KEY_MODES, has_key
 from certctrl.model.plan import CA_FILES, CopyAction, ExecAction, InstallItem, ObjectType, VerifyCommand, WriteMethod
 from certctrl.model.policy import HostPolicy, TrustStore
 from certctrl.text import one_line

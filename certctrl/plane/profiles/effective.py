@@ -24,7 +24,7 @@ from certctrl.plane.profiles.placeholders import (
     used_in,
     values_of,
 )
-from certctrl.protocol.wire.install_config import items_from_operator
+from certctrl.protocol.wire.install_config import check_modes, items_from_operator
 from certctrl.protocol.wire.install_items import item_from_operator
 from certctrl.protocol.wire.item_fields import MAX_ITEMS
 from certctrl.protocol.wire.reader import Misfit, bounded_list
@@ -122,6 +122,7 @@ def _sample(row: Mapping[str, Any]) -> dict[str, Any]:
 def _check_alone(row: Mapping[str, Any], placeholders: frozenset[str], path: str) -> None:
     """Check an item with sample values. Raises Misfit."""
     item = item_from_operator(_sample(row), path)
+    check_modes(item, path)
     repeated = not placeholders.isdisjoint(OF_CERTIFICATE)
     if not repeated or row.get("ob_id") or row.get("ob_name") or not isinstance(item, CopyAction):
         return

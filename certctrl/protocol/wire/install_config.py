@@ -15,6 +15,7 @@ from typing import Any
 
 from certctrl import lean
 from certctrl.errors import BadAnswerError, ConfigError, PlanError
+from certctrl.model.modes import open_mode
 from certctrl.model.order import levels_of
 from certctrl.model.paths import path_fault
 from certctrl.model.plan import LOCAL_PREFIX, CopyAction, InstallConfig, InstallItem
@@ -142,8 +143,15 @@ def new_items_from_operator(data: object) -> tuple[InstallItem, ...]:
     for i, item in enumerate(items):
         if isinstance(item, CopyAction) and item.ob_id is None and item.ob_name is None:
             raise Misfit("missing, and so is ob_id: the item names no certificate or CA", f"installs[{i}].ob_name")
+        check_modes(item, f"installs[{i}]")
     _check_targets(items, "installs")
     return items
+
+
+def check_modes(item: InstallItem, path: str) -> None:
+    """Raise Misfit for a mode that is too open for the files of a copy: every host refuses it."""
+    if isinstance(item, CopyAction) and (found := open_mode(item)):
+        raise Misfit(f"{found.mode:04o} is {found.why}", f"{path}.mode{found.place}")
 
 
 def _check_targets(items: Iterable[InstallItem], path: str) -> None:
@@ -235,6 +243,8 @@ def items_from_local(rows: Sequence[Mapping[str, Any]], *, strict: bool = False)
             raise ConfigError(misfit.what, file=LOCAL_FILE, path=misfit.path) from None
     if strict:
         try:
+            for i, item in enumerate(items):
+                check_modes(item, f"$[{i}]")
             _check_targets(items, "$")
         except Misfit as misfit:
             raise ConfigError(misfit.what, file=LOCAL_FILE, path=misfit.path) from None

@@ -28,13 +28,13 @@ from certctrl.install.material.formats import (
     BASE_FILES,
     base_of,
     ca_files,
-    has_key,
     is_virtual,
     password_fault,
     password_kind,
     pem_to_key_der,
 )
 from certctrl.model.certificate import Bundle
+from certctrl.model.modes import has_key
 from certctrl.model.plan import CERT_FILES
 
 PASSWORDS = {"pfx": b"pfx-password-0123", "jks": b"jks-password-4567"}

@@ -111,6 +111,8 @@ def test_a_repeated_item_may_be_for_one_certificate() -> None:
         ([EACH | {"to": ["{cert.name}"]}], "installs[0].to[0]: expected an absolute path"),
         ([FILES, FILES | {"id": 2}], "item 2 of profile web writes /etc/tls/www.key, as item files of profile web does"),
         ([FILES | {"to": ["/a", "/a"]}], "item files of profile web writes /a twice"),
+        ([FILES | {"mode": "0644"}], "installs[0].mode: 0644 is too open: a private key at most 0640"),
+        ([FILES | {"mode": [None, "0666"]}], "installs[0].mode[1]: 0666 is too open: a public file at most 0644"),
         ([{"id": "x", "type": "cpoy"}], "installs[0].type: unknown item type cpoy; did you mean copy?"),
         ([{"type": "copy"}], "installs[0].id"),
         ([FILES | {"id": f"f{n}"} for n in range(1001)], "installs: "),

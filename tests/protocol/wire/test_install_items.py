@@ -432,13 +432,15 @@ USELESS: list[tuple[list[dict[str, Any]], str]] = [
     ([COPY | {"to": ["/a", "/b"]}, COPY | {"id": 9, "to": ["/x", "/b"]}], "[1].to[1]: item 1 writes /b, too"),
     ([COPY | {"to": ["/one", "/one"]}], "[0].to[1]: item 1 writes /one, too"),
     ([COPY | {"to": ["/a//b", "/c"]}], "[0].to[0]: it is not normalized ('..', '.', '//' or a final '/')"),
+    ([COPY | {"mode": "0644"}], "[0].mode: 0644 is too open: a private key at most 0640"),
+    ([COPY | {"mode": ["0640", "0664"]}], "[0].mode[1]: 0664 is too open: a public file at most 0644"),
     ([COPY | {"to": ["/a", "/c/"]}], "[0].to[1]: it is not normalized ('..', '.', '//' or a final '/')"),
 ]
 """Items that every host refuses -> why."""
 
 
 @pytest.mark.parametrize(("rows", "why"), USELESS)
-def test_targets_that_every_host_refuses_are_mistakes(rows: list[dict[str, Any]], why: str) -> None:
+def test_targets_and_modes_that_every_host_refuses_are_mistakes(rows: list[dict[str, Any]], why: str) -> None:
     """The commands name them; a host refuses only the item, and stored items may be older than these checks."""
     with pytest.raises(Misfit) as caught:
         new_items_from_operator(rows)
