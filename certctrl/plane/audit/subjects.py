@@ -122,7 +122,8 @@ def _certificate(database: Database, object_id: str) -> Values | None:
     devices = "SELECT device_id AS found FROM assignments WHERE cert_id = ? ORDER BY device_id"
     return (
         {"name": row["domain_name"], "names": json.loads(row["sans"])}
-        | _plain(row, columns, ("not_after",))
+        | _plain(row, columns)
+        | {"not_after": when(row["not_after"]) if row["serial_number"] else None}
         | {"order": None if order is None else order["id"], "devices": _ids(database, devices, cert_id)}
     )
 

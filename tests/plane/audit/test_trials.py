@@ -131,6 +131,17 @@ async def test_an_external_issuer_is_not_asked(world: World, kind: ScriptedKind)
     assert len(await world.plane.work(world.plane.orders.page_of_user, 1, 0, 9)) == 1
 
 
+async def test_the_end_of_a_certificate_that_is_only_ordered_is_not_known(world: World, kind: ScriptedKind) -> None:
+    await issuer(world)
+    for body in ({"domain_name": "a.example", "issuer": "le"}, {"domain_name": "b.example", "key_origin": "device"}):
+        reply = await world.operator("POST", "/apiv1/users/1/certificates?dry_run=1", body)
+        (made,) = [one for one in reply.data["changes"] if one["kind"] == "certificate"]
+        assert made["after"]["status"] == "active" and "not_after" not in made["after"]
+    reply = await world.operator("POST", "/apiv1/users/1/certificates?dry_run=1", {"domain_name": "c.example"})
+    (made,) = reply.data["changes"]
+    assert made["after"]["not_after"] > "2000", "it is signed, and the signature is thrown away"
+
+
 async def test_all_objects_of_many_are_listed(world: World) -> None:
     """A request of several units of work, each rolled back, so that new objects may get the same ids again."""
     ids = [int((await world.plane.certificates.issue(1, [f"{n}.example"]))["id"]) for n in range(MAX_COMPARED + 3)]
