@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import TYPE_CHECKING
 
@@ -70,6 +71,13 @@ def _refuse_link(root: Path) -> None:
     """Raise ConfigError for a symbolic link: the agent opens its directory only by its own path."""
     if not is_present(root) or not root.is_symlink():
         return
+    try:
+        root.stat()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ConfigError(
+                "is a symbolic link that leads to itself", file=str(root), fix=f"remove the link: rm {root}"
+            ) from None
     real = os.path.realpath(root)
     raise ConfigError(f"is a symbolic link to {real}", file=str(root), fix=f"use -c {real}")
 

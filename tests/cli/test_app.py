@@ -260,6 +260,17 @@ def test_a_symbolic_link_is_refused_with_its_target(
     assert ran("-c", below / layout.root.name, "list-certs").status == 0
 
 
+@pytest.mark.parametrize("targets", [("link",), ("other", "link")])
+def test_a_link_that_leads_to_itself_is_to_be_removed(
+    targets: tuple[str, ...], tmp_path: Path, ran: Callable[..., Ran]
+) -> None:
+    for name, target in zip(("link", "other"), targets, strict=False):
+        (tmp_path / name).symlink_to(target)
+    link = tmp_path / "link"
+    error = f"cert-ctrl: error: {link}: is a symbolic link that leads to itself\nfix: remove the link: rm {link}\n"
+    assert ran("-c", link, "status") == ran("-c", link, "apply") == (78, "", error)
+
+
 @contextmanager
 def as_nobody() -> Iterator[None]:
     """Run as a user who owns nothing here."""
