@@ -103,6 +103,8 @@ class SharedOptions:
     as_json: bool = False
     dry_run: bool = False
     """Whether the first change is tried only."""
+    has_warned: bool = False
+    """Whether the operator key's mode was warned of."""
 
 
 @lean.frozen
@@ -337,7 +339,17 @@ def find_connection(options: SharedOptions) -> Connection:
     _check_url(server)
     ca = Path(options.ca) if options.ca else data and data / "ca.pem"
     key = token or _read(key_file or Path(), "the operator key")
+    if key_file is not None and not token:
+        _warn_of_mode(key_file, options)
     return Connection(server, ca.absolute() if ca is not None else None, key)
+
+
+def _warn_of_mode(key_file: Path, options: SharedOptions) -> None:
+    """Warn once of an operator key that other users can read."""
+    with contextlib.suppress(OSError):
+        if key_file.stat().st_mode & 0o077 and not options.has_warned:
+            options.has_warned = True
+            write_error(f"warning: other users can read {key_file}; see chmod 0600")
 
 
 def _token(options: SharedOptions) -> str:

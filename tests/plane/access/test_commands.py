@@ -81,6 +81,17 @@ def test_token_files(site: PlaneSite, tmp_path: Path) -> None:
     assert "leave one of them out" in both.err
 
 
+def test_an_operator_key_that_others_can_read_is_warned_of_once(site: PlaneSite, tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_bytes((site.data / "operator.key").read_bytes())
+    for mode, err in ((0o600, ""), (0o644, f"warning: other users can read {file}; see chmod 0600\n")):
+        file.chmod(mode)
+        done = site("issue", "warned.example", "--no-wait", "--operator-key-file", str(file))
+        assert (done.status, done.err) == (0, err)
+    bulk = site("device", "retry", "--tag", "none", "--operator-key-file", str(file))
+    assert bulk.err.count("warning: other users") == 1, "with several connections, too"
+
+
 def test_the_key_is_turned_off_and_on_and_replaced(site: PlaneSite, tmp_path: Path) -> None:
     refused = site("operator-key", "off", "--yes")
     assert refused.status == 1 and "No admin could sign in" in refused.err and "plane operator add" in refused.err
