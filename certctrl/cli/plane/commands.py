@@ -191,15 +191,16 @@ def devices(
     cert-ctrl plane devices --data /var/lib/plane --state degraded --state stale
     cert-ctrl plane devices --data /var/lib/plane --tag web --tag env=prod
     cert-ctrl plane devices --data /var/lib/plane --agent-version 0.1.0
+    cert-ctrl plane devices --data /var/lib/plane --agent-version 0.1.0 --csv
     cert-ctrl plane devices --data /var/lib/plane --outcomes web-1
     """
     if (wanted := wanted_rows(state, reason, search, sort, limit, after, csv=csv)) is not None:
-        if outcomes is not None or agent_version is not None:
-            other = "--outcomes" if outcomes is not None else "--agent-version"
+        if outcomes is not None:
             raise UsageError(
-                f"{other} does not go with --state, --reason, --search, --sort, --limit, --after and --csv"
+                "--outcomes does not go with --state, --reason, --search, --sort, --limit, --after and --csv"
             )
-        show_rows(ctx, "devices", wanted, tag)
+        of_version = None if agent_version is None else lambda row, _: agent_version == (row["agent"] or "unknown")
+        show_rows(ctx, "devices", wanted, tag, of_version)
         return
     if outcomes is not None and (tag or agent_version is not None):
         several = "--tag lists" if tag else "--agent-version lists"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -79,14 +79,20 @@ def causes(ctx: typer.Context, csv: Csv = False) -> None:
     show(ctx, answer, lambda: _causes(answer))
 
 
-def show_rows(ctx: typer.Context, kind: str, wanted: Wanted, tags: Sequence[str] | None) -> None:
-    """Print a page of ``devices`` or ``certificates``, or all rows as CSV."""
+Fits = Callable[[Mapping[str, Any], str], bool]
+"""Returns whether a row fits at the control plane's time, by what its lists cannot be asked for."""
+
+
+def show_rows(
+    ctx: typer.Context, kind: str, wanted: Wanted, tags: Sequence[str] | None, fits: Fits | None = None
+) -> None:
+    """Print a page of ``devices`` or ``certificates``, or all rows as CSV; only those that fit."""
     query = {"limit": str(_PAGE)} | dict(wanted.query) | ({"tag": ",".join(tags)} if tags else {})
     if wanted.csv:
-        rows = call_plane(ctx, lambda api: _all_rows(api, kind, query | {"limit": str(_WHOLE_PAGE)}))
+        rows = call_plane(ctx, lambda api: _all_rows(api, kind, query, fits))
         _write_csv(flat_device(row) if kind == "devices" else row for row in rows)
         return
-    answer = call_plane(ctx, lambda api: _call(api, kind, query))
+    answer = call_plane(ctx, lambda api: _call(api, kind, query) if fits is None else _fitting(api, kind, query, fits))
     show(ctx, answer, lambda: _rows(kind, answer))
 
 
@@ -109,15 +115,40 @@ async def _has_fleet(api: OperatorApi) -> bool:
     return True
 
 
-async def _all_rows(api: OperatorApi, kind: str, query: Mapping[str, str]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
-    following: str | None = None
-    while len(found) < _MOST_ROWS:
-        answer = await _call(api, kind, dict(query) | ({} if following is None else {"after": following}))
-        found += answer[kind]
-        if not answer[kind] or (following := answer["next"]) is None:
+async def _pages(
+    api: OperatorApi, kind: str, query: Mapping[str, str]
+) -> list[tuple[Mapping[str, str], dict[str, Any]]]:
+    """Return the pages from here to the end, each with its query."""
+    found, count = [], 0
+    query = dict(query) | {"limit": str(_WHOLE_PAGE)}
+    while count < _MOST_ROWS:
+        answer = await _call(api, kind, query)
+        found.append((query, answer))
+        count += len(answer[kind])
+        if not answer[kind] or answer["next"] is None:
             break
+        query = query | {"after": answer["next"]}
     return found
+
+
+async def _all_rows(api: OperatorApi, kind: str, query: Mapping[str, str], fits: Fits | None) -> list[dict[str, Any]]:
+    pages = [answer for _, answer in await _pages(api, kind, query)]
+    return [row for answer in pages for row in answer[kind] if fits is None or fits(row, answer["at"])]
+
+
+async def _fitting(api: OperatorApi, kind: str, query: Mapping[str, str], fits: Fits) -> dict[str, Any]:
+    """Return a page of the rows that fit, like an answer of the control plane; ``total`` is from this page on."""
+    found: list[dict[str, Any]] = []
+    last: Mapping[str, str] = {}
+    answer: dict[str, Any] = {}
+    for asked, answer in await _pages(api, kind, query):
+        for number, row in enumerate(answer[kind], 1):
+            if fits(row, answer["at"]):
+                found.append(row)
+                last = {**asked, "limit": str(number)} if len(found) == int(query["limit"]) else last
+    shown = found[: int(query["limit"])]
+    following = (await _call(api, kind, last))["next"] if len(shown) < len(found) else None
+    return answer | {kind: shown, "total": len(found), "next": following}
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -12,7 +12,7 @@ import typer
 from certctrl.cli.output import duration, short_serial, table, write_line
 from certctrl.cli.plane.connection import OperatorApi, call_plane, show
 from certctrl.cli.plane.documents import joined
-from certctrl.cli.plane.fleet import After, Csv, Limit, OfReason, Search, Sort, States, show_rows, wanted_rows
+from certctrl.cli.plane.fleet import After, Csv, Fits, Limit, OfReason, Search, Sort, States, show_rows, wanted_rows
 from certctrl.cli.plane.revocation import unfinished
 from certctrl.cli.plane.tags import OnTagged, tagged
 from certctrl.errors import UsageError
@@ -48,15 +48,12 @@ def certificates(
     cert-ctrl plane certificates --data /var/lib/plane
     cert-ctrl plane certificates --data /var/lib/plane --state stuck --sort ends
     cert-ctrl plane certificates --data /var/lib/plane --expiring 30d --tag web
+    cert-ctrl plane certificates --data /var/lib/plane --expiring 30d --csv
     """
-    if (wanted := wanted_rows(state, reason, search, sort, limit, after, csv=csv)) is not None:
-        if expiring:
-            raise UsageError(
-                "--expiring does not go with --state, --reason, --search, --sort, --limit, --after and --csv"
-            )
-        show_rows(ctx, "certificates", wanted, tag)
-        return
     seconds = span(expiring) if expiring else None
+    if (wanted := wanted_rows(state, reason, search, sort, limit, after, csv=csv)) is not None:
+        show_rows(ctx, "certificates", wanted, tag, None if seconds is None else _ends_within(seconds))
+        return
 
     async def request(api: OperatorApi) -> tuple[list[dict[str, Any]], str]:
         now = await api.time() if seconds is not None else ""
@@ -92,6 +89,16 @@ def ending(rows: Sequence[dict[str, Any]], now: float, seconds: float) -> list[d
         if row["status"] in ("active", "expired") and row["not_after"] and _time(row["not_after"]) <= now + seconds
     ]
     return sorted(found, key=lambda row: (row["not_after"], row["id"]))
+
+
+def _ends_within(seconds: float) -> Fits:
+    """Return whether a row with a state is of a certificate that expires within some seconds, like `ending`."""
+
+    def fits(row: Mapping[str, Any], now: str) -> bool:
+        ends = row["newest_ends_at"]
+        return bool(row["state"] != "revoked" and ends and _time(ends) <= _time(now) + seconds)
+
+    return fits
 
 
 def _time(text: str) -> float:
