@@ -37,6 +37,15 @@ class Made:
         return key_pem(self.key).decode()
 
 
+def _name(text: str) -> x509.GeneralName:
+    """Return an address, a URI, an e-mail address or a DNS name."""
+    if "://" in text:
+        return x509.UniformResourceIdentifier(text)
+    if "@" in text:
+        return x509.RFC822Name(text)
+    return x509.IPAddress(ip_address(text)) if is_address(text) else x509.DNSName(text)
+
+
 def made(
     name: str,
     issuer: Made | None = None,
@@ -66,7 +75,7 @@ def made(
     if constraints:
         builder = builder.add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
     if names:
-        sans = [x509.IPAddress(ip_address(one)) if is_address(one) else x509.DNSName(one) for one in names]
+        sans = [_name(one) for one in names]
         builder = builder.add_extension(x509.SubjectAlternativeName(sans), critical=False)
     if published:
         place = x509.AccessDescription(

@@ -58,6 +58,7 @@ from certctrl.plane.devices.devices import require_device, require_user
 from certctrl.plane.errors import ErrorResponse, bad_request, conflict
 from certctrl.plane.issuers.registry import IMPORT
 from certctrl.plane.storage.database import Database, Row
+from certctrl.text import one_line
 
 MAX_BYTES = 512 * 1024
 """Bytes of one file, and of one field of a request."""
@@ -186,7 +187,16 @@ def _names(leaf: x509.Certificate) -> tuple[str, ...]:
         what = "the certificate has no subject alternative names, which clients require"
         raise MaterialError(what, reason="names", fix="get a certificate with them from its CA") from None
     addresses = [str(address) for address in found.get_values_for_type(x509.IPAddress)]
-    return clean_names([*found.get_values_for_type(x509.DNSName), *addresses])
+    names = [*found.get_values_for_type(x509.DNSName), *addresses]
+    if not names:
+        others = [
+            *found.get_values_for_type(x509.UniformResourceIdentifier),
+            *found.get_values_for_type(x509.RFC822Name),
+        ]
+        such = f", only others such as {one_line(others[0], 100)}" if others else ""
+        what = f"the certificate has no DNS name and no IP address{such}"
+        raise MaterialError(what, reason="names", fix="get a certificate from its CA that has one of them, too")
+    return clean_names(names)
 
 
 def _key_type(key: Any) -> str:
