@@ -20,6 +20,7 @@ import errno
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -310,7 +311,7 @@ class GenerationStore:
         places = [self._layout.live, self._layout.certs, self._layout.chains]
         with ExitStack() as stack:
             handles = {path: stack.enter_context(closing(self._fs, self._fs.open_dir(path))) for path in places}
-            self.public.remove(name, handles)
+            self.public.remove(name, handles, partial(self._hashes, name))
             found = self._fs.lstat(name, at=handles[self._layout.live])
             if found is not None and found.kind is FileKind.DIR:
                 self._files.move_flattened(name, handles[self._layout.live])
@@ -329,6 +330,11 @@ class GenerationStore:
             self._pending.pop(name, None)
         self._durable = {item for item in self._durable if item[0] != name}
         self._verified = {item for item in self._verified if item[0] != name}
+
+    def _hashes(self, name: str, file: str) -> set[str]:
+        """Return the hashes that a virtual file has in the generations of a certificate."""
+        manifests = [self._files.manifest(name, generation) for _, generation in self._files.numbered(name)]
+        return {manifest["files"][file] for manifest in manifests if file in manifest["files"]}
 
     def prune(
         self, name: str, keep: int, *, also_keep: Collection[str] = (), proven: Sequence[str] | None = None

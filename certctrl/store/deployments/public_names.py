@@ -9,14 +9,18 @@ are for one domain, the name may belong to another one than the directory: then 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from threading import Lock
 
+from certctrl.errors import DiskError
 from certctrl.store.deployments.generation_files import sync_all
 from certctrl.store.disk.atomic import link_text, swap_link_at
 from certctrl.store.disk.fs import FileKind, Fs, Handle, closing
+from certctrl.store.disk.safe_path import SIZE_LIMIT, read_at
 from certctrl.store.layout import ALIAS, ConfigDir
 
 
@@ -77,11 +81,21 @@ class PublicNames:
             swap_link_at(self._fs, live, name, directory)
             self._fs.fsync(live)
 
-    def remove(self, directory: str, places: Mapping[Path, Handle]) -> None:
-        """Remove the public names that lead to a directory; ``places``: open directories, synced by the caller."""
+    def remove(
+        self, directory: str, places: Mapping[Path, Handle], copies: Callable[[str], Collection[str]] = lambda _: ()
+    ) -> None:
+        """Remove the public names that lead to a directory; ``places``: open directories, synced by the caller.
+
+        ``copies``: returns the hashes of a virtual file. A regular file at a public name, as a backup that followed the
+        links restores it, is removed if it has one of them, and is the operator's otherwise.
+        """
         with self._lock:
             live = places[self._layout.live]
-            mine = [public for public, leads_to in self._aliases(live).items() if leads_to == directory]
+            aliases = self._aliases(live)
+            mine = [public for public, leads_to in aliases.items() if leads_to == directory]
+            for public in sorted({*mine} | ({directory} - aliases.keys())):
+                for link, text in self._layout.public_links(public).items():
+                    self._remove_copy(link, places, partial(copies, Path(text).name))
             through = set(self._layout.public_links(directory, alias=True).values())
             for link in self._layout.public_links(directory):
                 if directory in mine or self._text(link, places) not in through:
@@ -102,3 +116,16 @@ class PublicNames:
     def _unlink(self, link: Path, places: Mapping[Path, Handle]) -> None:
         if self._text(link, places):
             self._fs.unlink(link.name, at=places[link.parent])
+
+    def _remove_copy(self, link: Path, places: Mapping[Path, Handle], hashes: Callable[[], Collection[str]]) -> None:
+        """Remove a regular file at a public name if it has one of the hashes; one that cannot be read stays."""
+        place = places[link.parent]
+        found = self._fs.lstat(link.name, at=place)
+        if found is None or found.kind is not FileKind.FILE or found.size > SIZE_LIMIT:
+            return
+        try:
+            data = read_at(self._fs, place, link.name)
+        except DiskError:
+            return
+        if hashlib.sha256(data).hexdigest() in hashes():
+            self._fs.unlink(link.name, at=place)

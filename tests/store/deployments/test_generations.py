@@ -318,6 +318,39 @@ def test_withdraw_keeps_foreign_files(layout: ConfigDir, store: GenerationStore)
     assert link.read_text() == "the operator's own"
 
 
+def test_withdraw_removes_files_that_a_backup_restored_in_place_of_links(
+    layout: ConfigDir, store: GenerationStore
+) -> None:
+    """Their keys stayed, readable at the very path where services expect them."""
+    publish(store, 1)
+    publish(store, 2)
+    store.public.publish({"alias.example": NAME})
+    links = {
+        layout.certs / f"{NAME}.key": b"key 1", layout.certs / f"{NAME}.crt": b"leaf 2 chain",
+        layout.chains / f"{NAME}.pem": b"chain", layout.certs / "alias.example.key": b"key 2",
+    }  # fmt: skip
+    for link, data in links.items():
+        link.unlink()
+        link.write_bytes(data)
+    other = layout.certs / "alias.example.crt"
+    other.unlink()
+    other.write_bytes(b"leaf 3 chain")
+    store.withdraw(NAME)
+    assert not any(link.exists() for link in links)
+    assert other.read_bytes() == b"leaf 3 chain", "not what the agent wrote"
+
+
+def test_withdraw_keeps_files_at_a_name_that_was_passed_on(layout: ConfigDir, store: GenerationStore) -> None:
+    publish(store, 1)
+    publish(store, 2, f"{NAME}+5")
+    store.public.publish({NAME: f"{NAME}+5"})
+    link = layout.chains / f"{NAME}.pem"
+    link.unlink()
+    link.write_bytes(b"chain")  # both have the same
+    store.withdraw(NAME)
+    assert link.read_bytes() == b"chain"
+
+
 def test_sweep_repairs_links_and_removes_leftovers(layout: ConfigDir, store: GenerationStore) -> None:
     live = publish(store, 1)
     half = publish(store, 2)
