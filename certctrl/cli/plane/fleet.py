@@ -119,7 +119,8 @@ async def _pages(
     api: OperatorApi, kind: str, query: Mapping[str, str]
 ) -> list[tuple[Mapping[str, str], dict[str, Any]]]:
     """Return the pages from here to the end, each with its query."""
-    found, count = [], 0
+    found: list[tuple[Mapping[str, str], dict[str, Any]]] = []
+    count = 0
     query = dict(query) | {"limit": str(_WHOLE_PAGE)}
     while count < _MOST_ROWS:
         answer = await _call(api, kind, query)
