@@ -17,10 +17,9 @@ from pathlib import Path
 from threading import Lock
 
 from certctrl.errors import DiskError
-from certctrl.store.deployments.generation_files import sync_all
-from certctrl.store.disk.atomic import link_text, swap_link_at
+from certctrl.store.deployments.generation_files import FILE_LIMIT, sync_all
+from certctrl.store.disk.atomic import link_text, read_bytes, swap_link_at
 from certctrl.store.disk.fs import FileKind, Fs, Handle, closing
-from certctrl.store.disk.safe_path import SIZE_LIMIT, read_at
 from certctrl.store.layout import ALIAS, ConfigDir
 
 
@@ -121,10 +120,10 @@ class PublicNames:
         """Remove a regular file at a public name if it has one of the hashes; one that cannot be read stays."""
         place = places[link.parent]
         found = self._fs.lstat(link.name, at=place)
-        if found is None or found.kind is not FileKind.FILE or found.size > SIZE_LIMIT:
+        if found is None or found.kind is not FileKind.FILE:
             return
         try:
-            data = read_at(self._fs, place, link.name)
+            data = read_bytes(self._fs, link.name, FILE_LIMIT, at=place) or b""
         except DiskError:
             return
         if hashlib.sha256(data).hexdigest() in hashes():
