@@ -37,6 +37,7 @@ from certctrl.cli.plane.alert_options import (
     one_of,
 )
 from certctrl.cli.plane.connection import GROUP, OperatorApi, OperatorCommand, Yes, agreed, call_plane, show
+from certctrl.cli.plane.paging import ListCommand, show_list
 from certctrl.errors import ExitStatus, UsageError
 from certctrl.text import counted, one_line
 
@@ -106,21 +107,20 @@ def _print_added(row: Mapping[str, Any]) -> None:
     write_error(f"next: cert-ctrl plane alerts test {row['name']}")
 
 
-@alerts.command("list", cls=OperatorCommand)
+@alerts.command("list", cls=ListCommand)
 def list_channels(ctx: typer.Context) -> None:
     """List the channels.
 
     \b
     cert-ctrl plane alerts list --data /var/lib/plane
+    cert-ctrl plane alerts list --data /var/lib/plane --match slack
     """
 
     async def request(api: OperatorApi) -> Any:
         return await api.call("GET", _CHANNELS)
 
-    rows = call_plane(ctx, request)
-    heads = ("name", "kind", "to", "events", "due", "dead", "last sent", "problem")
-    cells = [
-        (
+    def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+        return (
             row["name"],
             row["kind"],
             row["to"],
@@ -130,9 +130,9 @@ def list_channels(ctx: typer.Context) -> None:
             row["last_sent_at"] or "never",
             one_line(row["problem"]),
         )
-        for row in rows
-    ]
-    show(ctx, rows, lambda: table(heads, cells) if rows else write_line("no alert channels: nothing is sent"))
+
+    heads = ("name", "kind", "to", "events", "due", "dead", "last sent", "problem")
+    show_list(ctx, call_plane(ctx, request), heads, cells, none="no alert channels: nothing is sent")
 
 
 @alerts.command("show", cls=OperatorCommand)

@@ -46,6 +46,7 @@ from certctrl.cli.plane.listing import certificates
 from certctrl.cli.plane.operator_key import operator_key, rotate
 from certctrl.cli.plane.operators import operator, token, whoami
 from certctrl.cli.plane.orders import orders
+from certctrl.cli.plane.paging import ListCommand
 from certctrl.cli.plane.profiles import profile
 from certctrl.cli.plane.renewing import renew
 from certctrl.cli.plane.revocation import revoke
@@ -74,7 +75,7 @@ plane.command(cls=OperatorCommand)(issue)
 
 
 plane.command(cls=OperatorCommand)(renew)
-plane.command(cls=OperatorCommand)(together)
+plane.command(cls=ListCommand)(together)
 plane.command("import", cls=OperatorCommand)(import_certificate)
 
 
@@ -156,7 +157,7 @@ def unassign(ctx: typer.Context, certificate: Certificate, device: SomeDevices, 
     return ExitStatus.DONE
 
 
-plane.command(cls=OperatorCommand)(causes)
+plane.command(cls=ListCommand)(causes)
 plane.command(cls=OperatorCommand)(certificates)
 
 
@@ -246,7 +247,7 @@ def revoke_device(
     return ExitStatus.DONE
 
 
-plane.command("enrolment-token", cls=OperatorCommand)(enrolment_token)
+plane.command("enrolment-token", cls=ListCommand)(enrolment_token)
 plane.command(cls=OperatorCommand)(audit)
 plane.command(cls=OperatorCommand)(ask)
 plane.command("tag", cls=OperatorCommand)(tag_devices)

@@ -122,9 +122,13 @@ class OperatorCommand(TyperCommand):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.params.extend(_options())
+        self.params.extend([*self.own_options(), *_options()])
         if self.name not in WITHOUT_TRIAL and not any("--dry-run" in param.opts for param in self.params):
             self.params.append(_dry_run())
+
+    def own_options(self) -> list[TyperOption]:
+        """Return further options of a kind of commands."""
+        return []
 
 
 def _dry_run() -> TyperOption:

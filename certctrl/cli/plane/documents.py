@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from certctrl.cli.output import short_serial, table, write_error
+from certctrl.cli.output import short_serial, write_error
 from certctrl.cli.plane.connection import (
     GROUP,
     OneDevice,
@@ -21,6 +21,7 @@ from certctrl.cli.plane.connection import (
     call_plane,
     show,
 )
+from certctrl.cli.plane.paging import ListCommand, show_list
 from certctrl.errors import ExitStatus, PlanError, UsageError
 
 _MAX_FILE_BYTES = 1024 * 1024
@@ -126,29 +127,24 @@ def add_ca(
     show(ctx, row, f"added CA {row['id']} ({row['name']}), serial {row['serial_number']}")
 
 
-@ca.command("list", cls=OperatorCommand)
+@ca.command("list", cls=ListCommand)
 def list_cas(ctx: typer.Context) -> None:
     """List the CAs and the devices that trust them.
 
     \b
     cert-ctrl plane ca list --data /var/lib/plane
+    cert-ctrl plane ca list --data /var/lib/plane --match lab
     """
 
     async def request(api: OperatorApi) -> Any:
         return await api.call("GET", "cas")
 
-    rows = call_plane(ctx, request)
-    cells = [
-        (
-            str(row["id"]),
-            row["name"],
-            row["not_after"],
-            short_serial(row["serial_number"]),
-            ", ".join(map(str, row["device_ids"])),
-        )
-        for row in rows
-    ]
-    show(ctx, rows, lambda: table(("id", "name", "not after", "serial", "devices"), cells))
+    def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+        serial, devices = short_serial(row["serial_number"]), ", ".join(map(str, row["device_ids"]))
+        return str(row["id"]), row["name"], row["not_after"], serial, devices
+
+    heads = ("id", "name", "not after", "serial", "devices")
+    show_list(ctx, call_plane(ctx, request), heads, cells, key="id", none="no CAs")
 
 
 @ca.command("assign", cls=OperatorCommand)

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from certctrl.cli.output import table, write_line
 from certctrl.cli.plane.connection import OperatorApi, call_plane, show
 from certctrl.cli.plane.listing import validity
+from certctrl.cli.plane.paging import refuse_page, show_list
 from certctrl.cli.plane.tags import NewTags
 from certctrl.errors import UsageError
 from certctrl.text import one_line
@@ -34,11 +34,12 @@ def enrolment_token(
     """Create and print a token for unattended registration.
 
     It cannot be shown again. --list shows who could still register, without the texts of the tokens, and --end ends one.
+    --match, --limit and --after are for --list.
 
     \b
     cert-ctrl plane enrolment-token --data /var/lib/plane --tag web --uses 20 \\
         --expires-in 12h > token
-    cert-ctrl plane enrolment-token --data /var/lib/plane --list
+    cert-ctrl plane enrolment-token --data /var/lib/plane --list --match web
     cert-ctrl plane enrolment-token --data /var/lib/plane --end 7
     """
     if end is not None and (listed or label or tag):
@@ -48,6 +49,7 @@ def enrolment_token(
     if listed:
         _list(ctx, label, tag or (), with_ended=all_)
         return
+    refuse_page(ctx, "add --list")
     if end is not None:
         call_plane(ctx, lambda api: api.call("DELETE", f"enrolment-tokens/{end}"))
         show(ctx, {"id": end, "status": "ended"}, f"enrolment token {end} is ended; devices that it let in stay")
@@ -71,19 +73,19 @@ def _list(ctx: typer.Context, label: str, tags: Sequence[str], *, with_ended: bo
 
     rows = call_plane(ctx, request)
     heads = ("id", "label", "tags", "devices", "status", "created", "expires")
-    cells = [
-        (
-            str(row["id"]),
-            one_line(row["label"]),
-            ", ".join(row["tags"]),
-            f"{row['uses']} of {row['max_uses'] or 'any number'}",
-            row["status"],
-            row["created_at"],
-            row["expires_at"],
-        )
-        for row in rows
-    ]
-    show(ctx, rows, lambda: table(heads, cells) if rows else write_line("no enrolment tokens"))
+    show_list(ctx, rows, heads, _cells, key="id", none="no enrolment tokens")
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        str(row["id"]),
+        one_line(row["label"]),
+        ", ".join(row["tags"]),
+        f"{row['uses']} of {row['max_uses'] or 'any number'}",
+        row["status"],
+        row["created_at"],
+        row["expires_at"],
+    )
 
 
 def _status(row: dict[str, Any], now: str) -> str:

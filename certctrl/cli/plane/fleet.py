@@ -11,6 +11,7 @@ import typer
 from certctrl import lean
 from certctrl.cli.output import table, write_error, write_line
 from certctrl.cli.plane.connection import OperatorApi, call_plane, show
+from certctrl.cli.plane.paging import chosen
 from certctrl.errors import PlaneError, UsageError
 from certctrl.model.csv_rows import csv_lines, flat_cause, flat_device
 from certctrl.text import counted
@@ -70,13 +71,14 @@ def causes(ctx: typer.Context, csv: Csv = False) -> None:
 
     \b
     cert-ctrl plane causes --data /var/lib/plane
-    cert-ctrl plane causes --data /var/lib/plane --json
+    cert-ctrl plane causes --data /var/lib/plane --match disk --limit 10
     """
     answer = call_plane(ctx, lambda api: _call(api, "causes", {}))
+    rows = chosen(ctx, answer["causes"], lambda row: str(row["id"]), _cause_lines)
     if csv:
-        _write_csv(flat_cause(row) for row in answer["causes"])
+        _write_csv(flat_cause(row) for row in rows)
         return
-    show(ctx, answer, lambda: _causes(answer))
+    show(ctx, answer | {"causes": rows}, lambda: _causes(answer, rows))
 
 
 Fits = Callable[[Mapping[str, Any], str], bool]
@@ -155,25 +157,34 @@ async def _fitting(api: OperatorApi, kind: str, query: Mapping[str, str], fits: 
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def _causes(answer: Mapping[str, Any]) -> None:
-    rows, counts = answer["causes"], answer["counts"]
+def _causes(answer: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+    counts = answer["counts"]
     needing, total = counts.get("degraded", 0) + counts.get("stale", 0), sum(counts.values())
-    if not rows:
+    if not answer["causes"]:
         write_line(f"nothing needs you: {counted(total, 'device')}")
         return
     write_line(f"{needing} of {counted(total, 'device')} {'needs' if needing == 1 else 'need'} you")
     for row in rows:
-        where = counted(row["devices"], "device")
-        if row["certificates"]:
-            where += f", {counted(row['certificates'], 'certificate')}"
         write_line()
-        write_line(f"{row['state']}: {row['what']} ({', '.join(filter(None, (row['step'], row['reason'])))})")
-        ends = f"; ends first: {_ends(row)}" if row["ends_first"] else ""
-        write_line(f"  where:   {where}; since {row['since'] or 'unknown'}{ends}")
-        example = row["example"]
-        about = f"{example['device']} {example['certificate']}".strip()
-        write_line(f"  example: {about}" + (f": {example['message']}" if example["message"] else ""))
-        write_line(f"  fix:     {row['fix']}")
+        for line in _cause_lines(row):
+            write_line(line)
+    if not rows:
+        write_line("no cause fits")
+
+
+def _cause_lines(row: Mapping[str, Any]) -> tuple[str, ...]:
+    where = counted(row["devices"], "device")
+    if row["certificates"]:
+        where += f", {counted(row['certificates'], 'certificate')}"
+    ends = f"; ends first: {_ends(row)}" if row["ends_first"] else ""
+    example = row["example"]
+    about = f"{example['device']} {example['certificate']}".strip()
+    return (
+        f"{row['state']}: {row['what']} ({', '.join(filter(None, (row['step'], row['reason'])))})",
+        f"  where:   {where}; since {row['since'] or 'unknown'}{ends}",
+        f"  example: {about}" + (f": {example['message']}" if example["message"] else ""),
+        f"  fix:     {row['fix']}",
+    )
 
 
 def _rows(kind: str, answer: Mapping[str, Any]) -> None:

@@ -12,9 +12,10 @@ from urllib.parse import quote
 
 import typer
 
-from certctrl.cli.output import table, write_error, write_line
+from certctrl.cli.output import write_error, write_line
 from certctrl.cli.plane.connection import GROUP, OperatorApi, OperatorCommand, Yes, agreed, call_plane, show
 from certctrl.cli.plane.documents import parsed_json
+from certctrl.cli.plane.paging import ListCommand, refuse_page, show_list
 from certctrl.cli.plane.secrets import refuse_readable
 from certctrl.errors import ExitStatus, UsageError
 
@@ -72,7 +73,7 @@ def add(
     return _reported(row)
 
 
-@issuers.command("list", cls=OperatorCommand)
+@issuers.command("list", cls=ListCommand)
 def list_issuers(ctx: typer.Context) -> None:
     """Check and list all issuers.
 
@@ -80,26 +81,18 @@ def list_issuers(ctx: typer.Context) -> None:
 
     \b
     cert-ctrl plane issuers list --data /var/lib/plane
+    cert-ctrl plane issuers list --data /var/lib/plane --match acme
     """
 
     async def request(api: OperatorApi) -> Any:
         return await api.call("GET", _ISSUERS, query={"check": "1"})
 
-    rows = call_plane(ctx, request)
+    def cells(row: dict[str, Any]) -> tuple[str, ...]:
+        used = row["used_at"] or ""
+        return row["name"], row["kind"], _health(row), used, _facts(row), row["problem"], row["fix"]
+
     heads = ("name", "kind", "health", "last use", "facts", "problem", "fix")
-    cells = [
-        (
-            row["name"],
-            row["kind"],
-            _health(row),
-            row["used_at"] or "",
-            _facts(row),
-            row["problem"],
-            row["fix"],
-        )
-        for row in rows
-    ]
-    show(ctx, rows, lambda: table(heads, cells))
+    show_list(ctx, call_plane(ctx, request), heads, cells, none="no issuers")
 
 
 @issuers.command("show", cls=OperatorCommand)
@@ -191,7 +184,7 @@ def deactivate(ctx: typer.Context, name: Name, yes: Yes = False) -> int:
     return _ask(ctx, name, "deactivate", done=f"{account} deactivated", failed=f"{account} not deactivated")
 
 
-@issuers.command("rule", cls=OperatorCommand)
+@issuers.command("rule", cls=ListCommand)
 def rule(
     ctx: typer.Context,
     domain: Annotated[
@@ -203,16 +196,19 @@ def rule(
     """List, set or remove rules that choose the issuer.
 
     A rule for a domain includes the names below it; the most specific rule counts. Without a rule, certificates come
-    from the control plane's own CA.
+    from the control plane's own CA. --match, --limit and --after choose the rules that are listed.
 
     \b
     cert-ctrl plane issuers rule --data /var/lib/plane example.com le
     cert-ctrl plane issuers rule --data /var/lib/plane '*' le
+    cert-ctrl plane issuers rule --data /var/lib/plane --match example.com
     """
     if remove and (not domain or issuer):
         raise UsageError("--remove needs the domain of a rule, and no issuer", fix="add the domain alone")
     if domain and not issuer and not remove:
         raise UsageError("no issuer given", fix=f"cert-ctrl plane issuers rule {domain} NAME")
+    if domain:
+        refuse_page(ctx, "leave them out")
 
     async def request(api: OperatorApi) -> Any:
         if remove:
@@ -221,9 +217,10 @@ def rule(
             await api.call("POST", _RULES, {"domain": domain, "issuer": issuer})
         return await api.call("GET", _RULES)
 
-    rows = call_plane(ctx, request)
-    cells = [(row["domain"], row["issuer"]) for row in rows]
-    show(ctx, rows, lambda: table(("domain", "issuer"), cells))
+    def cells(row: dict[str, Any]) -> tuple[str, ...]:
+        return row["domain"], row["issuer"]
+
+    show_list(ctx, call_plane(ctx, request), ("domain", "issuer"), cells, key="domain", none="no rules")
 
 
 def _ask(ctx: typer.Context, name: str, action: str, *, done: str, failed: str) -> ExitStatus:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any
 from urllib.parse import quote
 
 import typer
 
-from certctrl.cli.output import table, write_error, write_line
+from certctrl.cli.output import write_error
 from certctrl.cli.plane.connection import GROUP, OperatorApi, OperatorCommand, Yes, agreed, call_plane, show
 from certctrl.cli.plane.listing import span
+from certctrl.cli.plane.paging import ListCommand, show_list
 from certctrl.errors import ExitStatus, UsageError
 from certctrl.text import one_line
 
@@ -58,12 +60,13 @@ def add(
     )
 
 
-@operator.command("list", cls=OperatorCommand)
+@operator.command("list", cls=ListCommand)
 def list_operators(ctx: typer.Context) -> None:
     """List the operators.
 
     \b
     cert-ctrl plane operator list --data /var/lib/plane
+    cert-ctrl plane operator list --data /var/lib/plane --match admin
     """
 
     async def request(api: OperatorApi) -> Any:
@@ -72,8 +75,11 @@ def list_operators(ctx: typer.Context) -> None:
     rows = call_plane(ctx, request)
     heads = ("name", "role", "status", "valid tokens", "token last used", "last sign-in", "created")
     names = ("name", "role", "status", "tokens", "last_used_at", "last_sign_in_at", "created_at")
-    cells = [["never" if row.get(name) is None else str(row[name]) for name in names] for row in rows]
-    show(ctx, rows, lambda: table(heads, cells) if rows else write_line("no operators: only the operator key"))
+
+    def cells(row: Mapping[str, Any]) -> list[str]:
+        return ["never" if row.get(name) is None else str(row[name]) for name in names]
+
+    show_list(ctx, rows, heads, cells, none="no operators: only the operator key")
 
 
 @operator.command(cls=OperatorCommand)
@@ -193,7 +199,7 @@ def create(
     show(ctx, row, row["token"])
 
 
-@token.command("list", cls=OperatorCommand)
+@token.command("list", cls=ListCommand)
 def list_tokens(
     ctx: typer.Context,
     of: Annotated[str, typer.Option("--operator", metavar="NAME", help="Only tokens of this operator.")] = "",
@@ -203,6 +209,7 @@ def list_tokens(
 
     \b
     cert-ctrl plane token list --data /var/lib/plane --operator alice
+    cert-ctrl plane token list --data /var/lib/plane --match env=prod --limit 20
     """
 
     async def request(api: OperatorApi) -> Any:
@@ -212,11 +219,12 @@ def list_tokens(
     rows = call_plane(ctx, request)
     names = ("id", "name", "operator", "role", "tags", "status", "expires_at", "last_used_at", "last_address")
     heads = ("id", "name", "operator", "role", "devices", "status", "expires", "last used", "from")
-    cells = [
-        ["never" if row[name] is None else one_line(str(row[name])) for name in names]
-        for row in (row | {"tags": " ".join(row.get("tags") or ["all"])} for row in rows)
-    ]
-    show(ctx, rows, lambda: table(heads, cells) if rows else write_line("no tokens"))
+
+    def cells(row: Mapping[str, Any]) -> list[str]:
+        shown = {**row, "tags": " ".join(row.get("tags") or ["all"])}
+        return ["never" if shown[name] is None else one_line(str(shown[name])) for name in names]
+
+    show_list(ctx, rows, heads, cells, key="id", none="no tokens")
 
 
 @token.command(cls=OperatorCommand)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
 
 import typer
 
-from certctrl.cli.output import table, write_line
+from certctrl.cli.output import write_line
 from certctrl.cli.plane.connection import GROUP, OperatorApi, OperatorCommand, Yes, agreed, call_plane, show
 from certctrl.cli.plane.documents import json_file
+from certctrl.cli.plane.paging import ListCommand, show_list
 from certctrl.cli.plane.tags import announce_unknown
 from certctrl.errors import ExitStatus, UsageError
 from certctrl.model.change_texts import by_change, profile_summary
@@ -50,7 +51,7 @@ Note = Annotated[str, typer.Option("--note", metavar="TEXT", help="Note for the 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")]
 
 
-@profile.command("list", cls=OperatorCommand)
+@profile.command("list", cls=ListCommand)
 def list_profiles(ctx: typer.Context) -> None:
     """List the profiles in their order.
 
@@ -58,34 +59,27 @@ def list_profiles(ctx: typer.Context) -> None:
 
     \b
     cert-ctrl plane profile list --data /var/lib/plane
+    cert-ctrl plane profile list --data /var/lib/plane --match env=prod
     """
 
     async def request(api: OperatorApi) -> Any:
         return await api.call("GET", "profiles")
 
-    rows = call_plane(ctx, request)
-    show(ctx, rows, lambda: _print_list(rows))
-
-
-def _print_list(rows: Sequence[dict[str, Any]]) -> None:
-    if not rows:
-        write_line("no profiles")
-        return
     heads = ("order", "name", "version", "devices with", "devices", "items", "problems", "updated")
-    cells = [
-        (
-            str(row["order"]),
-            row["name"],
-            str(row["version"]),
-            row["devices"],
-            _device_count(row),
-            str(row["items"]),
-            str(row["problem_count"] or ""),
-            row["updated_at"],
-        )
-        for row in rows
-    ]
-    table(heads, cells)
+    show_list(ctx, call_plane(ctx, request), heads, _cells, none="no profiles")
+
+
+def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        str(row["order"]),
+        row["name"],
+        str(row["version"]),
+        row["devices"],
+        _device_count(row),
+        str(row["items"]),
+        str(row["problem_count"] or ""),
+        row["updated_at"],
+    )
 
 
 def _device_count(row: Mapping[str, Any]) -> str:
@@ -127,7 +121,7 @@ def _print_one(found: Mapping[str, Any]) -> None:
         write_line(f"device {row['id']} keeps its former config: {row['problem']}")
 
 
-@profile.command("history", cls=OperatorCommand)
+@profile.command("history", cls=ListCommand)
 def history(ctx: typer.Context, name: Name) -> None:
     """List the versions of a profile, newest first.
 
@@ -135,15 +129,14 @@ def history(ctx: typer.Context, name: Name) -> None:
 
     \b
     cert-ctrl plane profile history --data /var/lib/plane nginx
+    cert-ctrl plane profile history --data /var/lib/plane nginx --limit 10
     """
 
     async def request(api: OperatorApi) -> Any:
         return await api.call("GET", f"{_path(name)}/history")
 
-    rows = call_plane(ctx, request)
-    heads = ("version", "at", "devices with", "order", "items", "note")
-    cells = [
-        (
+    def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+        return (
             f"{row['version']}{' *' if row['current'] else ''}",
             row["created_at"],
             row["devices"] or "deleted",
@@ -151,9 +144,9 @@ def history(ctx: typer.Context, name: Name) -> None:
             str(row["items"]),
             row["note"],
         )
-        for row in rows
-    ]
-    show(ctx, rows, lambda: table(heads, cells))
+
+    heads = ("version", "at", "devices with", "order", "items", "note")
+    show_list(ctx, call_plane(ctx, request), heads, cells, key="version", none="no versions")
 
 
 @profile.command("put", cls=OperatorCommand)

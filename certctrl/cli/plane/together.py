@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 
 from certctrl.cli.output import write_line
 from certctrl.cli.plane.connection import OperatorApi, call_plane, show
+from certctrl.cli.plane.paging import chosen, refuse_page
 from certctrl.errors import UsageError
 
 
@@ -24,7 +26,7 @@ def together(
 ) -> None:
     """Make a set that is renewed together, or show sets.
 
-    Without NAME, shows the sets and the waiting batches.
+    Without NAME, shows the sets and the waiting batches, or those that --match, --limit and --after choose.
 
     When one of a set is renewed, all are. Devices receive the new ones in one batch, once all are issued, and switch to
     all of them or to none. A failed order keeps its batch waiting: repeat it (plane orders retry), or dissolve the batch.
@@ -32,10 +34,12 @@ def together(
     \b
     cert-ctrl plane together --data /var/lib/plane shop 3 4 5
     cert-ctrl plane together --data /var/lib/plane shop --end
-    cert-ctrl plane together --data /var/lib/plane
+    cert-ctrl plane together --data /var/lib/plane --match shop
     """
     if bool(name) != bool(certificates or end) or (certificates and end) or (dissolve and name):
         raise UsageError("name a set and its certificates", fix="cert-ctrl plane together NAME ID ID...")
+    if name or dissolve:
+        refuse_page(ctx, "leave them out")
 
     async def request(api: OperatorApi) -> dict[str, Any]:
         if dissolve:
@@ -46,17 +50,22 @@ def together(
         return {"sets": await api.call("GET", "certificate-sets"), "batches": await api.call("GET", "batches")}
 
     found = call_plane(ctx, request)
-    show(ctx, found, lambda: _print(found))
+    rows = [*found["sets"], *found["batches"]]
+    shown = chosen(ctx, rows, lambda row: str(row["name" if "name" in row else "id"]), lambda row: (_line(row),))
+    parts = {kind: [row for row in found[kind] if row in shown] for kind in ("sets", "batches")}
+    show(ctx, found | parts, lambda: _print(shown, "no row fits" if rows else "no sets, and no waiting batches"))
 
 
-def _print(found: dict[str, Any]) -> None:
-    for one in found["sets"]:
-        write_line(f"set {one['name']}: certificates {', '.join(map(str, one['cert_ids']))}")
-    for one in found["batches"]:
-        waits = ", ".join(map(str, one["waiting_for"])) or "none"
-        problem = f"; {one['problem']}" if one["problem"] else ""
-        write_line(
-            f"batch {one['id']}, ordered {one['created_at']}: {one['state']}, missing certificates {waits}{problem}"
-        )
-    if not found["sets"] and not found["batches"]:
-        write_line("no sets, and no waiting batches")
+def _print(rows: Sequence[dict[str, Any]], none: str) -> None:
+    for row in rows:
+        write_line(_line(row))
+    if not rows:
+        write_line(none)
+
+
+def _line(row: dict[str, Any]) -> str:
+    if "name" in row:
+        return f"set {row['name']}: certificates {', '.join(map(str, row['cert_ids']))}"
+    waits = ", ".join(map(str, row["waiting_for"])) or "none"
+    problem = f"; {row['problem']}" if row["problem"] else ""
+    return f"batch {row['id']}, ordered {row['created_at']}: {row['state']}, missing certificates {waits}{problem}"
