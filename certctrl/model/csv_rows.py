@@ -9,6 +9,20 @@ from typing import Any
 
 from certctrl.text import one_line
 
+# The columns of lists that have no rows; rows of another version may have others.
+CAUSE_COLUMNS = (
+    "id", "state", "step", "reason", "what", "fix", "devices", "certificates", "since", "ends_first", "ends_first_at",
+    "example_device_id", "example_device", "example_certificate_id", "example_certificate", "example_message",
+)  # fmt: skip
+DEVICE_COLUMNS = (
+    "id", "name", "state", "since", "last_contact_at", "agent", "ends_first", "ends_first_at", "tags", "cause", "certificate",
+    "step", "reason", "message", "fix", "attempts",
+)  # fmt: skip
+CERTIFICATE_COLUMNS = (
+    "id", "name", "state", "issuer", "ends_first_at", "newest_ends_at", "devices", "newest_deployed", "newest_served",
+    "not_served", "stuck", "last_proof_at",
+)  # fmt: skip
+
 
 def flat_cause(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return a cause without nested values."""
@@ -29,12 +43,16 @@ def _flat_end(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"ends_first": first.get("certificate", ""), "ends_first_at": first.get("at", "")}
 
 
-def csv_lines(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield rows as lines of CSV, the names of their fields first; nothing if there are none."""
-    for number, row in enumerate(rows):
-        if number == 0:
+def csv_lines(rows: Iterable[Mapping[str, Any]], columns: Iterable[str] = ()) -> Iterator[str]:
+    """Yield rows as lines of CSV, the names of their fields first: ``columns`` if there are no rows."""
+    none = True
+    for row in rows:
+        if none:
             yield _line(row)
+        none = False
         yield _line(_cell(value) for value in row.values())
+    if none and (heads := tuple(columns)):
+        yield _line(heads)
 
 
 def _line(values: Iterable[str]) -> str:

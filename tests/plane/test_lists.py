@@ -1,4 +1,4 @@
-"""Every list of `cert-ctrl plane` has `--json`, a filter and pages."""
+"""Every list of `cert-ctrl plane` has `--json`, a filter and pages; none prints CSV and JSON at once."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from certctrl.cli.plane.commands import plane
 from certctrl.cli.plane.connection import OperatorCommand
 from certctrl.cli.plane.paging import ListCommand, chosen
 from certctrl.errors import ExitStatus, UsageError
+from certctrl.model.csv_rows import CAUSE_COLUMNS, CERTIFICATE_COLUMNS, DEVICE_COLUMNS
 
 PLACES = {"--after", "--after-id", "--before", "--before-id"}
 SHARED = {
@@ -75,6 +76,7 @@ def lacks(command: Any) -> list[str]:
 
 ALL = dict(commands(typer.main.get_command(plane)))
 LISTS = {name: command for name, command in ALL.items() if is_list(command)}
+WITH_CSV = [name for name, command in ALL.items() if "--csv" in options(command)]
 
 
 def test_the_lists_are_found() -> None:
@@ -83,6 +85,7 @@ def test_the_lists_are_found() -> None:
         "issuers list", "issuers rule", "operator list", "orders list", "profile history", "profile list", "rollout list",
         "together", "token list",
     }  # fmt: skip
+    assert set(WITH_CSV) >= {"audit", "causes", "certificates", "devices"}
 
 
 @pytest.mark.parametrize("name", LISTS)
@@ -95,6 +98,13 @@ def test_a_list_without_them_is_noticed() -> None:
     assert is_list(bare)
     assert lacks(bare) == ["--limit", "a place to continue at", "a filter"]
     assert not is_list(ALL["operator add"])
+
+
+@pytest.mark.parametrize("name", WITH_CSV)
+def test_csv_and_json_are_refused(cli: Cli, tmp_path: Path, name: str) -> None:
+    result = cli("plane", *name.split(), "--csv", "--json", "--data", str(tmp_path))
+    assert (result.status, result.out) == (ExitStatus.USAGE, "")
+    assert "--csv and --json are given" in result.err
 
 
 # --- which rows -------------------------------------------------------------------------------------------------------
@@ -202,6 +212,19 @@ def test_causes_are_filtered_and_paged(site: PlaneSite) -> None:
     assert site("causes", "--match", "zzzz").output.endswith("no cause fits\n")
     rows = list(csv.DictReader(StringIO(site("causes", "--match", "service-down", "--csv").output)))
     assert [row["id"] for row in rows] == [found["id"]]
+
+
+@pytest.mark.integration
+def test_csv_without_rows_has_its_header(site: PlaneSite, device: str) -> None:
+    site("issue", "lists-csv.example", "--device", device)
+    for argv, columns in (
+        (("causes", "--match", "zzzz"), CAUSE_COLUMNS),
+        (("devices", "--search", "zzzz"), DEVICE_COLUMNS),
+        (("certificates", "--search", "zzzz"), CERTIFICATE_COLUMNS),
+    ):
+        assert site(*argv, "--csv").output == ",".join(columns) + "\n"
+        if argv[0] != "causes":
+            assert site(argv[0], "--csv").output.splitlines()[0] == ",".join(columns)
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def test_a_list_that_was_falsified_under_its_revision_is_whole_again_within_a_da
         await compared(scene)
         assert problem_key(UNKNOWN) in scene.agent.problems, "it is believed at first"
         await trio.sleep(WHOLE_SECONDS)
-        await scene.until(lambda: problem_key(UNKNOWN) not in scene.agent.problems, 7200)
+        await scene.until(lambda: problem_key(UNKNOWN) not in scene.agent.problems, 25_000)
 
     play(scenario, attrs.evolve(SETTING, interval=300.0))
 

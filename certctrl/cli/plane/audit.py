@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from certctrl.cli.output import write_line
-from certctrl.cli.plane.connection import OperatorApi, call_plane, shared_options, show
+from certctrl.cli.plane.connection import OperatorApi, call_plane, show
 from certctrl.cli.plane.listing import span
 from certctrl.errors import UsageError
 from certctrl.text import one_line
@@ -52,8 +52,6 @@ def audit(
     cert-ctrl plane audit --data /var/lib/plane --what certificate.revoke
     cert-ctrl plane audit --data /var/lib/plane --limit 0 --csv > audit.csv
     """
-    if as_csv and shared_options(ctx).as_json:
-        raise UsageError("--csv and --json are given", fix="leave one of them out")
     query = {"who": who, "what": what} | {
         name: str(int(moment(text, name))) for name, text in (("since", since), ("until", until)) if text
     }

@@ -130,6 +130,13 @@ class OperatorCommand(TyperCommand):
         """Return further options of a kind of commands."""
         return []
 
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command, unless two forms of output are asked for."""
+        csv = [param.name for param in self.params if "--csv" in param.opts]
+        if any(ctx.params[name] for name in csv) and shared_options(ctx).as_json:
+            raise UsageError("--csv and --json are given", fix="leave one of them out")
+        return super().invoke(ctx)
+
 
 def _dry_run() -> TyperOption:
     def take(ctx: Any, _param: Any, value: Any) -> None:

@@ -13,7 +13,14 @@ from certctrl.cli.output import table, write_error, write_line
 from certctrl.cli.plane.connection import OperatorApi, call_plane, show
 from certctrl.cli.plane.paging import chosen
 from certctrl.errors import PlaneError, UsageError
-from certctrl.model.csv_rows import csv_lines, flat_cause, flat_device
+from certctrl.model.csv_rows import (
+    CAUSE_COLUMNS,
+    CERTIFICATE_COLUMNS,
+    DEVICE_COLUMNS,
+    csv_lines,
+    flat_cause,
+    flat_device,
+)
 from certctrl.text import counted
 
 _PAGE = 50
@@ -76,7 +83,7 @@ def causes(ctx: typer.Context, csv: Csv = False) -> None:
     answer = call_plane(ctx, lambda api: _call(api, "causes", {}))
     rows = chosen(ctx, answer["causes"], lambda row: str(row["id"]), _cause_lines)
     if csv:
-        _write_csv(flat_cause(row) for row in rows)
+        _write_csv((flat_cause(row) for row in rows), CAUSE_COLUMNS)
         return
     show(ctx, answer | {"causes": rows}, lambda: _causes(answer, rows))
 
@@ -92,7 +99,8 @@ def show_rows(
     query = {"limit": str(_PAGE)} | dict(wanted.query) | ({"tag": ",".join(tags)} if tags else {})
     if wanted.csv:
         rows = call_plane(ctx, lambda api: _all_rows(api, kind, query, fits))
-        _write_csv(flat_device(row) if kind == "devices" else row for row in rows)
+        columns = DEVICE_COLUMNS if kind == "devices" else CERTIFICATE_COLUMNS
+        _write_csv((flat_device(row) if kind == "devices" else row for row in rows), columns)
         return
     answer = call_plane(ctx, lambda api: _call(api, kind, query) if fits is None else _fitting(api, kind, query, fits))
     show(ctx, answer, lambda: _rows(kind, answer))
@@ -255,6 +263,6 @@ def _ends(row: Mapping[str, Any]) -> str:
 # --- CSV --------------------------------------------------------------------------------------------------------------
 
 
-def _write_csv(rows: Any) -> None:
-    """Print rows as CSV, with the names of their fields first; nothing if there are none."""
-    sys.stdout.writelines(csv_lines(rows))
+def _write_csv(rows: Any, columns: Sequence[str]) -> None:
+    """Print rows as CSV, with the names of their fields first."""
+    sys.stdout.writelines(csv_lines(rows, columns))

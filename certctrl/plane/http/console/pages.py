@@ -11,7 +11,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from certctrl.model.csv_rows import csv_lines, flat_cause, flat_device
+from certctrl.model.csv_rows import (
+    CAUSE_COLUMNS,
+    CERTIFICATE_COLUMNS,
+    DEVICE_COLUMNS,
+    csv_lines,
+    flat_cause,
+    flat_device,
+)
 from certctrl.plane.audit.log import Filter
 from certctrl.plane.core import Plane
 from certctrl.plane.fleet.fleet import MAX_PAGE, Query
@@ -111,7 +118,7 @@ class Console:
         """Return all causes, as ``plane causes --csv``."""
         rows = self._fleet.causes
         return await self._read(
-            lambda: csv_answer("causes", csv_lines(map(flat_cause, rows(viewer.user_id)["causes"])))
+            lambda: csv_answer("causes", csv_lines(map(flat_cause, rows(viewer.user_id)["causes"]), CAUSE_COLUMNS))
         )
 
     # --- devices --------------------------------------------------------------------------------------------------
@@ -259,7 +266,8 @@ class Console:
                 after=answer["next"],
                 limit=MAX_PAGE,
             )
-        return await self._read(lambda: csv_answer(kind, csv_lines(rows)))
+        columns = DEVICE_COLUMNS if kind == "devices" else CERTIFICATE_COLUMNS
+        return await self._read(lambda: csv_answer(kind, csv_lines(rows, columns)))
 
 
 def _query(request: Request, limit: int = _ROWS) -> Query:
