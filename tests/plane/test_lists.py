@@ -173,6 +173,36 @@ def test_lists_are_filtered_and_paged(site: PlaneSite, device: str) -> None:
 
 
 @pytest.mark.integration
+def test_other_lists_choose_rows_by_what_they_show(site: PlaneSite, tmp_path: Path) -> None:
+    items = tmp_path / "items.json"
+    items.write_text("[]")
+    for version in ("first", "second"):
+        assert (
+            site("profile", "put", "lists", str(items), "--devices", f"lists-{version}", "--note", version).status == 0
+        )
+    for name in ("lists-a", "lists-b"):
+        url = ("--kind", "webhook", "--url", "https://hooks.example/x")
+        assert site("alerts", "add", name, *url).status == 0
+        assert site("ca", "add", name, str(site.data / "ca.pem")).status == 0
+    for argv, shown, key, values in (
+        (("profile", "list"), "lists-SECOND", "name", ["lists"]),
+        (("profile", "history", "lists"), "first", "version", [1]),
+        (("profile", "history", "lists"), "lists-", "version", [2, 1]),
+        (("alerts", "list"), "lists-", "name", ["lists-a", "lists-b"]),
+        (("ca", "list"), "lists-", "name", ["lists-a", "lists-b"]),
+        (("issuers", "list"), "zzzz", "name", []),
+    ):
+        rows = site(*argv, "--match", shown, "--json").json
+        assert [row[key] for row in rows] == values, argv
+        assert site(*argv, "--match", shown, "--limit", "1", "--json").json == rows[:1]
+    rest = site("profile", "history", "lists", "--after", "2", "--json").json
+    assert [row["version"] for row in rest] == [1]
+    for name in ("lists-a", "lists-b"):
+        assert site("alerts", "remove", name, "--yes").status == 0
+    assert site("profile", "delete", "lists", "--yes").status == 0
+
+
+@pytest.mark.integration
 def test_sets_are_filtered_and_paged(site: PlaneSite) -> None:
     ids = [str(site("issue", f"lists-{name}.example", "--json").json["id"]) for name in "abcd"]
     site("together", "lists-shop", *ids[:2])
