@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from certctrl.agent.alert_watch import Kind
-from certctrl.agent.alerts import EXPIRY, REVOKED, UNASSIGNED
+from certctrl.agent.alerts import ENDED, EXPIRY, REVOKED, UNASSIGNED
 from certctrl.agent.standing import MASS, UNKNOWN
 
 ROOT = Path(__file__).parents[1]
@@ -112,7 +112,7 @@ def test_an_alert_is_posted(tmp_path: Path) -> None:
 
 def test_the_page_lists_every_kind_and_key() -> None:
     kinds = re.findall(r"^\| `([\w-]+)` \| (?:a|it|the|polling|another|more|`cert)", PAGE, re.MULTILINE)
-    assert sorted(kinds) == sorted([*Kind, *EXPIRY, REVOKED, UNASSIGNED, MASS, UNKNOWN, "breaker"])
+    assert sorted(kinds) == sorted([*Kind, *EXPIRY, REVOKED, UNASSIGNED, MASS, UNKNOWN, "breaker", ENDED])
     keys = re.findall(
         r"`(\w+)`", "\n".join(re.findall(r"^\| (`[\w`, ]+`) \| (?:string|number|list)", PAGE, re.MULTILINE))
     )

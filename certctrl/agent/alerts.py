@@ -16,6 +16,7 @@ from certctrl.model.records import CertRecord, Standing
 
 REVOKED = "revoked"
 UNASSIGNED = "unassigned"
+ENDED = "ended"
 EXPIRY = (Urgency.LATE.value, Urgency.EXPIRED.value)
 
 

@@ -28,7 +28,7 @@ import trio
 
 from certctrl.agent.acks import announce, flush_acks
 from certctrl.agent.alert_watch import alert_forever
-from certctrl.agent.alerts import raise_alert, write_or_report
+from certctrl.agent.alerts import ENDED, raise_alert, write_or_report
 from certctrl.agent.context import Agent
 from certctrl.agent.control import Operation, serve_control
 from certctrl.agent.dispatcher import Dispatcher
@@ -178,7 +178,7 @@ async def _alert_of_end(agent: Agent) -> None:
     why = ": ".join(filter(None, (stop.reason.value, stop.detail)))
     what = f"the session with the control plane has ended, so no renewal arrives: {why}"
     with trio.move_on_after(END_ALERT_SECONDS):
-        await raise_alert(agent, "ended", what, "cert-ctrl register, once this host may have certificates again")
+        await raise_alert(agent, ENDED, what, "cert-ctrl register, once this host may have certificates again")
 
 
 async def keep_tokens_fresh(agent: Agent) -> None:
