@@ -340,6 +340,16 @@ def test_withdraw_removes_files_that_a_backup_restored_in_place_of_links(
     assert other.read_bytes() == b"leaf 3 chain", "not what the agent wrote"
 
 
+def test_withdraw_goes_on_beside_a_damaged_generation(layout: ConfigDir, store: GenerationStore) -> None:
+    damaged, live = publish(store, 1), publish(store, 2)
+    (layout.generation(NAME, damaged.id) / "manifest.json").write_bytes(b"{")
+    link = layout.certs / f"{NAME}.key"
+    link.unlink()
+    link.write_bytes(b"key 2")
+    GenerationStore(layout, RealFs()).withdraw(NAME)
+    assert not link.exists() and not layout.generation(NAME, live.id).exists()
+
+
 def test_withdraw_keeps_files_at_a_name_that_was_passed_on(layout: ConfigDir, store: GenerationStore) -> None:
     publish(store, 1)
     publish(store, 2, f"{NAME}+5")
