@@ -13,6 +13,7 @@ import trio
 from trio_util import RepeatedEvent
 
 from certctrl import lean
+from certctrl.errors import CertctrlError
 from certctrl.install.deploy.record_store import RecordStore
 from certctrl.install.deploy.retry_table import RetryTable
 from certctrl.install.plan.copy_items import Indexer
@@ -108,7 +109,17 @@ class _Call:
             self.result = self.function(*self.args)
         except BaseException as error:  # raised in its caller, not in the job
             self.error = error
+            if isinstance(error, CertctrlError):  # it is no bug whose place is logged
+                _drop_traces(error)
         self.ended = True
+
+
+def _drop_traces(error: BaseException) -> None:
+    """Drop the tracebacks of an error and its causes: through their frames, they keep all calls of a job, with results."""
+    one: BaseException | None = error
+    while one is not None:
+        one.__traceback__ = None
+        one = one.__cause__ or one.__context__
 
 
 class SharedOffload:
@@ -132,14 +143,9 @@ class SharedOffload:
             async with self._lock:
                 if not call.ended:
                     await self._run_waiting()
-        error, result = call.error, call.result
-        call.error = call.result = None  # the traceback of one that failed refers to all calls of its job
-        if error is not None:
-            try:
-                raise error
-            finally:
-                del error
-        return result
+        if call.error is not None:
+            raise call.error
+        return call.result
 
     async def _run_waiting(self) -> None:
         calls, self._waiting = self._waiting, []

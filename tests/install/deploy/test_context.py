@@ -11,6 +11,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from certctrl.errors import MaterialError
 from certctrl.install.deploy.context import SharedOffload
 
 
@@ -62,22 +63,27 @@ class Key:
     """Something that must not stay in memory, such as a private key."""
 
 
-async def test_an_error_does_not_keep_the_results_of_others(autojump_clock: MockClock) -> None:
+@pytest.mark.parametrize("number", range(20))  # the order of tasks is random
+async def test_an_error_does_not_keep_the_results_of_others(autojump_clock: MockClock, number: int) -> None:
     """Found by random histories: a staging directory was in use until the next garbage collection."""
     shared_offload, errors, keys = SharedOffload(Slow()), list[Exception](), list["ref[Key]"]()
 
     def failing() -> None:
         sys._getframe(1)  # as a debugger or a traceback does
-        raise ZeroDivisionError
+        try:
+            raise ValueError
+        except ValueError:
+            raise MaterialError("it cannot be opened", reason="leaf-unreadable") from None
 
     async def fails() -> None:
         try:
             await shared_offload(failing)
-        except ZeroDivisionError as error:
+        except MaterialError as error:
             errors.append(error)
 
     async def works() -> None:
-        keys.append(ref(await shared_offload(Key)))
+        key = await shared_offload(Key)
+        keys.append(ref(key))
 
     async with trio.open_nursery() as nursery:
         for call in (works, works, fails, works):
