@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import ast
+import re
+import sys
+import tomllib
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from source_code import (
@@ -412,3 +416,23 @@ def touches_disk(text: str) -> bool:
 def test_a_start_of_a_process_is_found() -> None:
     assert all(map(starts_process, ("os.execv", "os.fork", "os.posix_spawn", "trio.run_process")))
     assert not any(map(starts_process, ("os.getpid", "proc.run", "trio.run")))
+
+
+def test_every_import_is_of_a_declared_dependency() -> None:
+    """Found in a package: the tests' own dependencies bring modules, such as click, that an installation lacks."""
+    root = Path(__file__).parents[1]
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = [one for name, each in project["optional-dependencies"].items() if name != "dev" for one in each]
+    declared = {re.split(r"[^\w.-]", one)[0].lower() for one in (*project["dependencies"], *extras)}
+    other_names = {"dns": "dnspython", "jks": "pyjks", "jwt": "pyjwt", "nacl": "pynacl"}
+    undeclared = set[str]()
+    for path in sorted((root / "certctrl").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            modules = [one.name for one in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
+            tops = {module.partition(".")[0] for module in modules} - {"certctrl"} - sys.stdlib_module_names
+            used = {other_names.get(top, top.replace("_", "-")) for top in tops}
+            undeclared |= {
+                f"{path.relative_to(root)}: {name}" for name in used - declared - {"rich"}
+            }  # typer needs rich
+    assert not undeclared

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import typer
 from typer.core import TyperOption
 
 from certctrl import lean
@@ -44,16 +45,16 @@ class ListCommand(OperatorCommand):
 
 
 def _option(flag: str, name: str, metavar: str, about: str, *, number: bool = False) -> TyperOption:
-    from click import IntRange
-
-    def take(ctx: Any, _param: Any, value: Any) -> None:
+    def take(ctx: Any, param: Any, value: Any) -> None:
+        if number and value is not None and value < 0:
+            raise typer.BadParameter(f"{value} is not in the range x>=0.", ctx=ctx, param=param)
         if value is not None:
             setattr(_page(ctx), name, value)
 
     return TyperOption(
         param_decls=[flag],
         metavar=metavar,
-        type=IntRange(min=0) if number else str,
+        type=int if number else str,
         help=about,
         expose_value=False,
         callback=take,
