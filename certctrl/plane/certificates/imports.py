@@ -277,7 +277,7 @@ class Imports:
         row = self._renewed(user_id, checked.names, cert_id)
         notes, rollout = list(checked.chain.notes), None
         if row is None and roll_out is not None:
-            what = f"There is no certificate for {', '.join(checked.names[:5])} that it renews: import it without waves"
+            what = f"There is no certificate for {', '.join(checked.names[:5])} that it renews. Import it without waves"
             raise conflict(what, "NOT_IN_USE")
         if row is None:
             row = self._table.locked(user_id, self._new(user_id, checked))

@@ -52,7 +52,7 @@ def fields_of(reply: Any) -> dict[str, Any]:
 async def test_it_says_what_is_wrong_now_and_how_messages_fare(world: World) -> None:
     browser = await signed_in(world)
     shown = text_of(await browser.get("/fleet/alerts"))
-    assert "Nothing is wrong now No channel is set up: nobody is told." in shown
+    assert "Nothing is wrong now No channel is set up, so no alert is sent." in shown
     assert "No channel yet: cert-ctrl plane alerts add" in shown and "No message yet." in shown
     ops = await channel(world)
     await channel(world, "mail")

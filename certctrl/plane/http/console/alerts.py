@@ -76,7 +76,7 @@ def alerts(found: AlertsFound, asked: Asked, viewer: Viewer, now: float) -> Html
 
 def _delivery(found: AlertsFound) -> Html:
     if not found.channels:
-        return Html("No channel is set up: nobody is told.")
+        return Html("No channel is set up, so no alert is sent.")
     dead, due = found.counts.get(DEAD, 0), found.counts.get(DUE, 0)
     if dead:
         messages = anchor(many(dead, "message"), link(ALERTS, {"state": DEAD}))
@@ -372,7 +372,7 @@ def _told(body: Mapping[str, Any]) -> Html:
         lines.append(fill("<li>and {count} more</li>", count=number(body["more"])))
     says = [(name, cut(body[name.lower()], 400)) for name in ("Severity", "Cause", "Fix") if body.get(name.lower())]
     return section(
-        "What it says",
+        "Text",
         fill('<div class="card">{facts}<ul class="do">{lines}</ul></div>', facts=facts(says), lines=joined(lines)),
         part="told",
     )

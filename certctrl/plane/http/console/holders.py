@@ -79,7 +79,7 @@ class ConsoleHolders:
         with self._visits.acting(viewer, permission, did=device_id, cid=cert_id):
             await change(viewer.user_id, device_id, cert_id)
         token = ""
-        if not own_keys:  # whose certificates are made anew when they are assigned again
+        if not own_keys:  # otherwise, another assignment makes a new certificate
             at = await self._plane.work(self._plane.certificates.assigned_at, device_id, cert_id)
             takes_back = {"do": do, "device": device_id, "certificate": cert_id, "at": at}
             token = undo.signed(viewer, self._plane.wall_now(), takes_back)

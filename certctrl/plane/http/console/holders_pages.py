@@ -52,7 +52,7 @@ def ask_revocation(row: Mapping[str, Any], viewer: Viewer, form: Mapping[str, st
         does=[
             at_ca,
             f"It is withdrawn from {used}{key}.",
-            "A host that serves it goes on until its agent has withdrawn it; what its policy keeps on disk stays there.",
+            "Hosts serve it until their agents have withdrawn it. Files that their policy keeps stay on disk.",
         ],
         undo="There is no undo, here or at any CA. cert-ctrl plane renew orders another one with the same names.",
         ask=_questions(name, form),

@@ -331,7 +331,7 @@ def new_token(
         back=link(TOKENS, {"operator": row["name"]}),
         does=[
             "The next page shows it, once. It cannot be shown again.",
-            "Whoever has it acts as this operator, with its role, until it ends or is withdrawn.",
+            "Its holder can do what its role allows, in this operator's name, until it ends or is withdrawn.",
         ],
         undo="Withdraw it at any time.",
         ask=ask,
