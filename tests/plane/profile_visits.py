@@ -47,7 +47,7 @@ async def three(world: World, *items: Any) -> None:
         await world.plane.profiles.put(1, "nginx", change)
 
 
-async def preview(browser: Browser, path: str, **values: str) -> Any:
+async def preview(browser: Browser, path: str, **values: Any) -> Any:
     """Ask for a preview with a form of the page."""
     await browser.get(path)
     return await browser.post(path, do="preview", **values)
